@@ -1,0 +1,71 @@
+// Builds the native addon with cmake-js. `node tools/native.mjs [--out FOLDER] [--sanitize LIST]`; the compiler is CXX, or cmake's choice.
+import { spawnSync } from 'node:child_process';
+import { existsSync, readFileSync, realpathSync } from 'node:fs';
+import { availableParallelism } from 'node:os';
+import { join } from 'node:path';
+import { parseArgs } from 'node:util';
+import { fileURLToPath } from 'node:url';
+import { installPackages, main, root, run, ToolError, which } from './system.mjs';
+
+const probe = `
+#include <atomic>
+#include <bit>
+#include <concepts>
+#include <span>
+template <std::integral T> T ceilPowerOfTwo(T x) { return std::bit_ceil(x); }
+int main() { std::atomic<unsigned> a{ceilPowerOfTwo(3u)}; a.notify_all(); return std::span<unsigned>().size() == a; }
+`;
+
+/** Makes sure that there is a C++20 compiler, cmake and make (or ninja); returns the compiler's path. */
+function toolchain() {
+  const wanted = process.env.CXX;
+  const compiler = () => (wanted ? [wanted] : ['c++', 'g++', 'clang++']).map(which).find(Boolean);
+  if (wanted && !compiler()) throw new ToolError(`setup: CXX is ${wanted}, which is not there`);
+  const missing = [];
+  if (!compiler()) missing.push('g++');
+  if (!which('cmake')) missing.push('cmake');
+  if (!which('ninja') && !which('make')) missing.push('make');
+  if (missing.length) installPackages(missing, 'a C++20 compiler, cmake and make are needed');
+  return compiler();
+}
+
+function checkCxx20(compiler) {
+  const { status } = spawnSync(compiler, ['-std=c++20', '-fsyntax-only', '-x', 'c++', '-'], { input: probe });
+  if (status !== 0) {
+    throw new ToolError(`setup: ${compiler} does not compile C++20, wanted g++ 11 or clang 14 or newer (choose by CXX=)`);
+  }
+}
+
+/** The variables of a build folder, or undefined if it was never configured to the end. */
+export function cmakeCache(out) {
+  const file = join(root, out, 'CMakeCache.txt');
+  if (!existsSync(file) || !['build.ninja', 'Makefile'].some((name) => existsSync(join(root, out, name)))) return undefined;
+  const entries = readFileSync(file, 'utf8').matchAll(/^(\w+):\w+=(.*)$/gm);
+  return Object.fromEntries([...entries].map(([, name, value]) => [name, value]));
+}
+
+/** A build folder is started anew if the checkout was moved or other tools or options are asked for. */
+function isStale(cache, compiler, sanitize) {
+  if (!existsSync(cache.CMAKE_CXX_COMPILER) || !existsSync(cache.CMAKE_MAKE_PROGRAM)) return true;
+  const otherCompiler = process.env.CXX && realpathSync(cache.CMAKE_CXX_COMPILER) !== realpathSync(compiler);
+  return Boolean(otherCompiler) || cache.CMAKE_HOME_DIRECTORY !== root || cache.OCTCONV_SANITIZE !== sanitize;
+}
+
+/** Builds `out`/Release/octconv.node and returns its path. Only what changed is compiled. */
+export function buildNative({ out = 'build', sanitize = '' } = {}) {
+  const compiler = toolchain();
+  const cache = cmakeCache(out);
+  const fresh = cache === undefined || isStale(cache, compiler, sanitize);
+  if (fresh) checkCxx20(compiler);
+  const args = ['node_modules/cmake-js/bin/cmake-js', fresh ? 'rebuild' : 'build', '--log-level', 'error', '--out', out];
+  args.push('--parallel', String(availableParallelism()));
+  if (fresh) args.push('--cc', compiler, '--cxx', compiler);  // cmake-js insists on both, we compile no C
+  if (fresh && sanitize) args.push(`--CDOCTCONV_SANITIZE=${sanitize}`);
+  run(process.execPath, args, { what: 'native build' });
+  return join(root, out, 'Release', 'octconv.node');
+}
+
+if (process.argv[1] === fileURLToPath(import.meta.url)) {
+  const options = { out: { type: 'string', default: 'build' }, sanitize: { type: 'string', default: '' } };
+  main(() => buildNative(parseArgs({ options }).values));
+}
