@@ -1,9 +1,8 @@
-// Builds the native addon with cmake-js. `node tools/native.mjs [--out FOLDER] [--sanitize LIST]`; the compiler is CXX, or cmake's choice.
+// Builds the native addon with cmake-js. The compiler is CXX, else the one of the last build, else the system's c++.
 import { spawnSync } from 'node:child_process';
 import { existsSync, readFileSync, realpathSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
-import { parseArgs } from 'node:util';
 import { fileURLToPath } from 'node:url';
 import { installPackages, main, root, run, ToolError, which } from './system.mjs';
 
@@ -17,12 +16,10 @@ int main() { std::atomic<unsigned> a{ceilPowerOfTwo(3u)}; a.notify_all(); return
 `;
 
 /** Makes sure that there is a C++20 compiler, cmake and make (or ninja); returns the compiler's path. */
-function toolchain() {
-  const wanted = process.env.CXX;
+function toolchain(wanted) {
   const compiler = () => (wanted ? [wanted] : ['c++', 'g++', 'clang++']).map(which).find(Boolean);
-  if (wanted && !compiler()) throw new ToolError(`setup: CXX is ${wanted}, which is not there`);
   const missing = [];
-  if (!compiler()) missing.push('g++');
+  if (!compiler()) missing.push(wanted ?? 'g++');
   if (!which('cmake')) missing.push('cmake');
   if (!which('ninja') && !which('make')) missing.push('make');
   if (missing.length) installPackages(missing, 'a C++20 compiler, cmake and make are needed');
@@ -37,7 +34,7 @@ function checkCxx20(compiler) {
 }
 
 /** The variables of a build folder, or undefined if it was never configured to the end. */
-export function cmakeCache(out) {
+function cmakeCache(out) {
   const file = join(root, out, 'CMakeCache.txt');
   if (!existsSync(file) || !['build.ninja', 'Makefile'].some((name) => existsSync(join(root, out, name)))) return undefined;
   const entries = readFileSync(file, 'utf8').matchAll(/^(\w+):\w+=(.*)$/gm);
@@ -45,17 +42,17 @@ export function cmakeCache(out) {
 }
 
 /** A build folder is started anew if the checkout was moved or other tools or options are asked for. */
-function isStale(cache, compiler, sanitize) {
+function isStale(cache, wanted, sanitize) {
   if (!existsSync(cache.CMAKE_CXX_COMPILER) || !existsSync(cache.CMAKE_MAKE_PROGRAM)) return true;
-  const otherCompiler = process.env.CXX && realpathSync(cache.CMAKE_CXX_COMPILER) !== realpathSync(compiler);
+  const otherCompiler = wanted && realpathSync(cache.CMAKE_CXX_COMPILER) !== realpathSync(which(wanted));
   return Boolean(otherCompiler) || cache.CMAKE_HOME_DIRECTORY !== root || cache.OCTCONV_SANITIZE !== sanitize;
 }
 
 /** Builds `out`/Release/octconv.node and returns its path. Only what changed is compiled. */
-export function buildNative({ out = 'build', sanitize = '' } = {}) {
-  const compiler = toolchain();
+export function buildNative({ out = 'build', sanitize = '', wanted = process.env.CXX } = {}) {
+  const compiler = toolchain(wanted);
   const cache = cmakeCache(out);
-  const fresh = cache === undefined || isStale(cache, compiler, sanitize);
+  const fresh = cache === undefined || isStale(cache, wanted, sanitize);
   if (fresh) checkCxx20(compiler);
   const args = ['node_modules/cmake-js/bin/cmake-js', fresh ? 'rebuild' : 'build', '--log-level', 'error', '--out', out];
   args.push('--parallel', String(availableParallelism()));
@@ -65,7 +62,4 @@ export function buildNative({ out = 'build', sanitize = '' } = {}) {
   return join(root, out, 'Release', 'octconv.node');
 }
 
-if (process.argv[1] === fileURLToPath(import.meta.url)) {
-  const options = { out: { type: 'string', default: 'build' }, sanitize: { type: 'string', default: '' } };
-  main(() => buildNative(parseArgs({ options }).values));
-}
+if (process.argv[1] === fileURLToPath(import.meta.url)) main(() => buildNative());

@@ -1,0 +1,23 @@
+// Adds up the reports of the stages, prints what failed and, last, the line `N passed, N failed`.
+import { existsSync, readdirSync, readFileSync } from 'node:fs';
+
+const failedStages = new Set(readFileSync('reports/failed-stages', 'utf8').split('\n').filter(Boolean));
+let passed = 0;
+let failed = 0;
+for (const file of readdirSync('reports').filter((name) => name.endsWith('.json'))) {
+  const stage = file.replace('.json', '');
+  const { stats, failures } = JSON.parse(readFileSync(`reports/${file}`, 'utf8'));
+  passed += stats.passes;
+  failed += stats.failures;
+  for (const { fullTitle, err } of failures) console.log(`${stage}: ${fullTitle}: ${err.message}`);
+  if (stats.failures > 0) failedStages.delete(stage);
+  if (stats.passes === 0) failedStages.add(stage);
+}
+for (const stage of ['test', 'asan', 'tsan', 'baseline']) {
+  if (!existsSync(`reports/${stage}.json`)) failedStages.add(stage);
+}
+for (const stage of failedStages) console.log(`${stage}: ended badly, see above`);
+failed += failedStages.size;
+if (!failedStages.has('lint')) passed++;
+console.log(`${passed} passed, ${failed} failed`);
+process.exitCode = failed > 0 ? 1 : 0;

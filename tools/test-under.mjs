@@ -1,0 +1,93 @@
+// Runs the tests in another world:
+//   node tools/test-under.mjs asan|ubsan|tsan|baseline [--fast] [mocha's own arguments]
+// asan (with ubsan), ubsan and tsan build the addon into a folder of their own and preload the runtime, since node itself is not
+// instrumented. baseline runs the ordinary build in qemu on a CPU without AVX: a wide instruction that leaked is a SIGILL there.
+// With --fast only the files below, without the tests that say @slow.
+import { mkdirSync, readdirSync, readFileSync, rmSync } from 'node:fs';
+import { join } from 'node:path';
+import { buildNative } from './native.mjs';
+import { installPackages, main, outputOf, root, run, ToolError, which } from './system.mjs';
+
+const races = join(root, 'build-tsan', 'reports');
+
+const worlds = {
+  asan: {
+    sanitize: 'address,undefined',
+    runtime: 'asan',
+    env: { ASAN_OPTIONS: 'detect_leaks=1:abort_on_error=1' },
+    fast: [],
+  },
+  ubsan: { sanitize: 'undefined', runtime: 'ubsan', env: { UBSAN_OPTIONS: 'print_stacktrace=1' }, fast: [] },
+  tsan: {
+    sanitize: 'thread',
+    runtime: 'tsan',
+    // Node's own atomics look like races, hence the reports are sorted afterwards.
+    env: { TSAN_OPTIONS: `log_path=${races}/race:exitcode=0:report_signal_unsafe=0` },
+    fast: [],
+  },
+  baseline: { fast: [] },
+};
+
+/** What to preload: the sanitizer's runtime, and the C++ library, in which it looks for the functions that it wraps. */
+function preload(runtime) {
+  return [`lib${runtime}.so`, 'libstdc++.so.6'].map((name) => outputOf('g++', [`-print-file-name=${name}`])).join(' ');
+}
+
+/** A report is ours if one of its accesses or locks is made by our code: the first frame outside the system's libraries. */
+function isOurs(report) {
+  return report.split('\n\n').some((stack) => {
+    if (/^ +Thread T/.test(stack)) return false;  // says where a thread was started
+    const frames = stack.match(/^ +#\d+ .*$/gm) ?? [];
+    return /\(octconv\.node\+/.test(frames.find((frame) => !/\((lib[\w+-]+\.so[\d.]*)\+/.test(frame)) ?? '');
+  });
+}
+
+/** The runtime read the list of libraries before node loaded the addon, so its names and lines are filled in here. */
+function withNames(report, addon) {
+  const addresses = [...new Set([...report.matchAll(/\(octconv\.node\+(0x[\da-f]+)\)/g)].map(([, address]) => address))];
+  const names = outputOf('addr2line', ['-Cfpse', addon, ...addresses])?.split('\n') ?? [];
+  const lookUp = (place, address) => names[addresses.indexOf(address)] ?? place;
+  return report.replace(/<null> <null> \(octconv\.node\+(0x[\da-f]+)\)/g, lookUp);
+}
+
+function checkRaces(addon) {
+  const logs = readdirSync(races).map((name) => readFileSync(join(races, name), 'utf8'));
+  const reports = logs.flatMap((log) => log.split(/^=+$/m)).filter((report) => report.includes('ThreadSanitizer'));
+  const ours = reports.filter(isOurs);
+  for (const report of ours) console.log(withNames(report, addon));
+  console.log(`tsan: ${ours.length} reports about octconv, ${reports.length - ours.length} about node itself`);
+  if (ours.length) throw new ToolError(`test: tsan: ${ours.length} found, 0 wanted`);
+}
+
+main(() => {
+  const [name, ...rest] = process.argv.slice(2);
+  const world = worlds[name];
+  if (!world) throw new ToolError(`test: ${name} found, ${Object.keys(worlds).join(', ')} wanted`);
+  const fast = rest.includes('--fast');
+  const given = rest.filter((argument) => argument !== '--fast');
+
+  // Not through .mocharc.json: its node-option starts a second process, which would leave the emulator.
+  const mocha = ['--import=tsx', 'node_modules/mocha/bin/mocha.js', '--no-config', '--timeout', '600000'];
+  mocha.push('--reporter', './tools/reporter.mjs');
+  if (fast) mocha.push('--grep', '@slow', '--invert');
+  mocha.push(...(given.length ? given : fast ? world.fast : ['test/**/*.test.ts']));
+
+  let command = [process.execPath, ...mocha];
+  const env = { ...process.env, ...world.env };
+  if (world.sanitize) {
+    env.OCTCONV_NATIVE = buildNative({ out: `build-${name}`, sanitize: world.sanitize, wanted: 'g++' });
+    env.LD_PRELOAD = preload(world.runtime);
+    // The shadow memory of older runtimes does not fit every random layout.
+    if (which('setarch')) command = ['setarch', '-R', ...command];
+  } else {
+    buildNative();
+    if (!which('qemu-x86_64')) installPackages(['qemu-user'], 'qemu-x86_64 is needed');
+    command = ['qemu-x86_64', '-cpu', 'Nehalem', ...command];
+  }
+  if (name === 'tsan') {
+    rmSync(races, { recursive: true, force: true });
+    mkdirSync(races, { recursive: true });
+  }
+  run(command[0], command.slice(1), { env, what: `test: ${name}` });
+  if (name === 'tsan') checkRaces(env.OCTCONV_NATIVE);
+});
