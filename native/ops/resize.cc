@@ -1,0 +1,213 @@
+// resize: pictures u8 [N,T,H,W,3] to `height` x `width`, u8, exactly as Pillow's Image.resize does: an antialiased
+// `bilinear` or `bicubic` (a = -.5) filter whose support grows with the reduction. Of the result only the window of the
+// output's size at (`top`, `left`) is computed, so that a crop costs only its own rows and columns.
+//
+// Each axis has a table of weights in 22-bit fixed point. Rows are resized first and rounded to 8 bits, then columns.
+// Networks were trained on pictures made this way, so both devices give these very bytes. (Pillow 12 takes the columns
+// first where a picture is 100 times as high as wide, Pillow 13 where the height shrinks by twice as many pixels as the
+// width; bilinear pictures then differ by at most one grey level.)
+#include "../cpu/levels.h"
+#include "../cpu/vec.h"
+
+OCTCONV_DECLARE(void resizeRow(const uint8_t* x, uint8_t* y, ptrdiff_t width, const int32_t* first, const int32_t* taps,
+                               const int32_t* weights, ptrdiff_t pitch))
+OCTCONV_DECLARE(void resizeColumns(const uint8_t* x, uint8_t* y, ptrdiff_t stride, int32_t taps,
+                                   const int32_t* weights))
+
+namespace octconv::OCTCONV_LEVEL {
+
+static constexpr int fractionBits = 22;
+
+static uint8_t toByte(int32_t sum) {
+  sum >>= fractionBits;
+  return static_cast<uint8_t>(sum < 0 ? 0 : sum > 255 ? 255 : sum);
+}
+
+// One row. Output pixel i is made of taps[i] pixels from first[i] on, its weights start at weights[i * pitch].
+void resizeRow(const uint8_t* x, uint8_t* y, ptrdiff_t width, const int32_t* first, const int32_t* taps,
+               const int32_t* weights, ptrdiff_t pitch) {
+  typedef uint8_t Bytes __attribute__((vector_size(4)));
+  typedef int32_t Ints __attribute__((vector_size(16)));
+  constexpr int32_t half = 1 << (fractionBits - 1);
+  for (ptrdiff_t i = 0; i < width; i++) {
+    const uint8_t* pixel = x + 3 * static_cast<ptrdiff_t>(first[i]);
+    const int32_t* weight = weights + i * pitch;
+    Ints sum = {half, half, half, 0};
+    // Four bytes hold a pixel and a byte of the next one. The last pixel is read on its own: it may end the picture.
+    for (int32_t k = 0; k < taps[i] - 1; k++) {
+      Bytes bytes;
+      __builtin_memcpy(&bytes, pixel + 3 * k, 4);
+      sum += __builtin_convertvector(bytes, Ints) * weight[k];
+    }
+    for (int c = 0; c < 3; c++) y[3 * i + c] = toByte(sum[c] + pixel[3 * (taps[i] - 1) + c] * weight[taps[i] - 1]);
+  }
+}
+
+// One row of `stride` bytes made of `taps` rows of as many bytes.
+void resizeColumns(const uint8_t* x, uint8_t* y, ptrdiff_t stride, int32_t taps, const int32_t* weights) {
+  constexpr ptrdiff_t block = 64;  // sums stay in registers
+  for (ptrdiff_t i = 0; i < stride; i += block) {
+    int32_t sums[block];
+    const ptrdiff_t count = stride - i < block ? stride - i : block;
+    for (ptrdiff_t j = 0; j < block; j++) sums[j] = 1 << (fractionBits - 1);
+    for (int32_t k = 0; k < taps; k++) {
+      const uint8_t* row = x + k * stride + i;
+      const int32_t weight = weights[k];
+      if (count == block)
+        for (ptrdiff_t j = 0; j < block; j++) sums[j] += row[j] * weight;
+      else
+        for (ptrdiff_t j = 0; j < count; j++) sums[j] += row[j] * weight;
+    }
+    for (ptrdiff_t j = 0; j < count; j++) y[i + j] = toByte(sums[j]);
+  }
+}
+
+}  // namespace octconv::OCTCONV_LEVEL
+
+#if OCTCONV_MAIN
+#include <algorithm>
+#include <cmath>
+
+#include "../core/op.h"
+
+namespace octconv {
+namespace {
+
+struct Filter {
+  double support;
+  double (*weight)(double distance);
+};
+
+double bilinear(double x) { return std::max(0.0, 1 - std::abs(x)); }
+double bicubic(double x) {
+  constexpr double a = -0.5;
+  x = std::abs(x);
+  if (x < 1) return ((a + 2) * x - (a + 3)) * x * x + 1;
+  if (x < 2) return (((x - 5) * x + 8) * x - 4) * a;
+  return 0;
+}
+
+Filter filterOf(const std::string& interpolation) {
+  if (interpolation == "bilinear") return {1, bilinear};
+  if (interpolation == "bicubic") return {2, bicubic};
+  fail("resize: interpolation '", interpolation, "', wanted bilinear or bicubic");
+}
+
+// Pixels [begin, begin + count) of an axis that is resized from `from` to `to` pixels.
+struct Axis {
+  std::vector<int32_t> first, taps, weights;
+  int64_t pitch;
+
+  Axis(int64_t from, int64_t to, int64_t begin, int64_t count, const Filter& filter) {
+    const double scale = static_cast<double>(from) / static_cast<double>(to), stretch = std::max(scale, 1.0);
+    const double support = filter.support * stretch;
+    pitch = static_cast<int64_t>(std::ceil(support)) * 2 + 1;
+    weights.resize(static_cast<size_t>(count * pitch));
+    std::vector<double> exact(static_cast<size_t>(pitch));
+    for (int64_t i = 0; i < count; i++) {
+      const double centre = (static_cast<double>(begin + i) + 0.5) * scale;
+      const int64_t low = std::max<int64_t>(0, static_cast<int64_t>(centre - support + 0.5));
+      const int64_t high = std::min(from, static_cast<int64_t>(centre + support + 0.5));
+      double sum = 0;
+      for (int64_t k = 0; k < high - low; k++)
+        sum += exact[k] = filter.weight((static_cast<double>(low + k) - centre + 0.5) * (1 / stretch));
+      for (int64_t k = 0; k < high - low; k++)
+        weights[i * pitch + k] = static_cast<int32_t>(std::round(exact[k] / sum * (1 << baseline::fractionBits)));
+      first.push_back(static_cast<int32_t>(low));
+      taps.push_back(static_cast<int32_t>(high - low));
+    }
+  }
+  int64_t begin() const { return first.front(); }  // the pixels that are read
+  int64_t size() const { return first.back() + taps.back() - first.front(); }
+};
+
+struct Geometry {
+  int64_t pictures, height, width, outHeight, outWidth;
+  Axis down, across;
+};
+
+Geometry geometry(const Node& node) {
+  node.want(1, 1);
+  if (node.inputs[0].dtype != DType::u8 || node.outputs[0].dtype != DType::u8)
+    fail("resize: got ", nameOf(node.inputs[0].dtype), " to ", nameOf(node.outputs[0].dtype), ", wanted u8 to u8");
+  const Shape &in = node.in(0), &out = node.out(0);
+  const int64_t height = node.attrs["height"].integer(), width = node.attrs["width"].integer();
+  const int64_t top = node.attrs.integer("top", 0), left = node.attrs.integer("left", 0);
+  constexpr int64_t most = 1 << 28;  // sizes and byte offsets stay far from overflow
+  if (in.n != out.n || in.t != out.t || in.c != 3 || out.c != 3)
+    fail("resize: ", in, " to ", out, ", wanted [N,T,H,W,3] to [N,T,h,w,3]");
+  if (std::min({in.h, in.w, out.h, out.w}) < 1 || std::max({in.h, in.w, height, width}) > most)
+    fail("resize: ", in, " to ", out, " of ", height, " x ", width, ", wanted sizes from 1 to ", most);
+  if (top < 0 || left < 0 || top > height - out.h || left > width - out.w)
+    fail("resize: a window ", out.h, " x ", out.w, " at (", top, ", ", left, ") is not inside ", height, " x ", width);
+  const Filter filter = filterOf(node.attrs["interpolation"].text());
+  return {in.n * in.t, in.h, in.w, out.h, out.w, Axis(in.h, height, top, out.h, filter),
+          Axis(in.w, width, left, out.w, filter)};
+}
+
+// Pixel i of an axis; at(p) is the value of the axis' pixel p.
+template <class At>
+uint8_t weighted(const Axis& axis, int64_t i, const At& at) {
+  int64_t sum = 1 << (baseline::fractionBits - 1);
+  for (int64_t k = 0; k < axis.taps[i]; k++) sum += int64_t{at(axis.first[i] + k)} * axis.weights[i * axis.pitch + k];
+  return static_cast<uint8_t>(std::clamp<int64_t>(sum >> baseline::fractionBits, 0, 255));
+}
+
+// x [H,W,3] to y [h,w,3] by way of rows [down.size(),w,3].
+void reference(const Geometry& g, const uint8_t* x, uint8_t* rows, uint8_t* y) {
+  const int64_t begin = g.down.begin();
+  for (int64_t r = 0; r < g.down.size(); r++)
+    for (int64_t i = 0; i < g.outWidth; i++)
+      for (int64_t c = 0; c < 3; c++)
+        rows[(r * g.outWidth + i) * 3 + c] =
+            weighted(g.across, i, [&](int64_t p) { return x[((begin + r) * g.width + p) * 3 + c]; });
+  const int64_t stride = g.outWidth * 3;
+  for (int64_t i = 0; i < g.outHeight; i++)
+    for (int64_t j = 0; j < stride; j++)
+      y[i * stride + j] = weighted(g.down, i, [&](int64_t p) { return rows[(p - begin) * stride + j]; });
+}
+
+Kernel resize(const Node& node, Device device) {
+  Geometry g = geometry(node);
+  const int64_t stride = g.outWidth * 3, rowCount = g.down.size();
+  const int64_t pictureIn = g.height * g.width * 3, pictureOut = g.outHeight * stride;
+  Kernel kernel;
+  kernel.sharedBytes = static_cast<size_t>(rowCount * stride);
+  if (device == Device::reference) {
+    kernel.run = [=, g = std::move(g)](Run& run) {
+      for (int64_t p = 0; p < g.pictures; p++)
+        reference(g, run.in<uint8_t>(0) + p * pictureIn, reinterpret_cast<uint8_t*>(run.shared),
+                  run.out<uint8_t>(0) + p * pictureOut);
+    };
+    return kernel;
+  }
+  const int64_t rowParts = pieces(rowCount, 16), outParts = pieces(g.outHeight, 16);
+  kernel.run = [=, g = std::move(g), row = OCTCONV_PICK(resizeRow),
+                columns = OCTCONV_PICK(resizeColumns)](Run& run) {
+    const Axis &down = g.down, &across = g.across;
+    uint8_t* rows = reinterpret_cast<uint8_t*>(run.shared);
+    for (int64_t p = 0; p < g.pictures; p++) {
+      const uint8_t* x = run.in<uint8_t>(0) + p * pictureIn + down.begin() * g.width * 3;
+      uint8_t* y = run.out<uint8_t>(0) + p * pictureOut;
+      run.parallel(rowParts, [&](int64_t task, char*) {
+        const auto [begin, end] = piece(rowCount, rowParts, task);
+        for (int64_t r = begin; r < end; r++)
+          row(x + r * g.width * 3, rows + r * stride, g.outWidth, across.first.data(), across.taps.data(),
+              across.weights.data(), across.pitch);
+      });
+      run.parallel(outParts, [&](int64_t task, char*) {
+        const auto [begin, end] = piece(g.outHeight, outParts, task);
+        for (int64_t i = begin; i < end; i++)
+          columns(rows + (down.first[i] - down.begin()) * stride, y + i * stride, stride, down.taps[i],
+                  down.weights.data() + i * down.pitch);
+      });
+    }
+  };
+  return kernel;
+}
+
+const Register op{"resize", resize};
+
+}  // namespace
+}  // namespace octconv
+#endif
