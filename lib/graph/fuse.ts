@@ -1,0 +1,168 @@
+/**
+ * Fusion: small passes from steps to steps, each of which takes a memory pass out of the network. After them an octave
+ * convolution with its pooling, upsampling, adds, batch normalisation, residual and activation is one step.
+ */
+import type { TensorType } from './graph.js';
+import { type Branch, type Source, type Step, type Steps, convStep } from './lower.js';
+
+/** Which step makes a value, and which steps read it. */
+class Uses {
+  readonly maker = new Map<number, Step>();
+  readonly readers = new Map<number, Step[]>();
+  /** Place of the step that makes a value; -1 for the network's inputs. */
+  readonly #place = new Map<number, number>();
+  readonly #outputs: ReadonlySet<number>;
+  constructor({ steps, outputs }: Steps) {
+    this.#outputs = new Set(outputs);
+    for (const [place, step] of steps.entries()) {
+      for (const id of step.outputs) {
+        this.maker.set(id, step);
+        this.#place.set(id, place);
+      }
+      for (const id of step.inputs) this.readers.set(id, [...(this.readers.get(id) ?? []), step]);
+    }
+  }
+  place(id: number): number {
+    return this.#place.get(id) ?? -1;
+  }
+  /** The one step that reads the value, if there is just one reader and the caller does not see the value. */
+  onlyReader(id: number): Step | undefined {
+    const readers = this.readers.get(id) ?? [];
+    return readers.length === 1 && !this.#outputs.has(id) ? readers[0] : undefined;
+  }
+  /** The convolution branch whose output the value is, if `reader` alone reads it. */
+  branchOf(id: number | undefined, reader: Step): Branch | undefined {
+    if (id === undefined || this.onlyReader(id) !== reader) return undefined;
+    return this.maker.get(id)?.branches?.find((branch) => branch.outputs[0] === id);
+  }
+}
+
+const isOpen = (branch: Branch) => branch.low === undefined && branch.high === undefined && branch.outputs.length === 1;
+
+/**
+ * Runs a rewrite over the steps in order. `rewrite` looks at one step and says which branch takes over its work, as a
+ * new branch whose output is the step's; the step itself goes.
+ */
+function absorb(given: Steps, rewrite: (step: Step, uses: Uses) => { from: number; branch: Branch } | undefined): Steps {
+  let steps = given.steps;
+  for (const { outputs } of given.steps) {
+    const uses = new Uses({ ...given, steps });
+    const step = uses.maker.get(outputs[0] ?? -1);
+    const taken = step && rewrite(step, uses);
+    if (!taken) continue;
+    steps = steps.flatMap((other) => {
+      if (other === step) return [];
+      if (!other.branches?.some((branch) => branch.outputs[0] === taken.from)) return [other];
+      return [convStep(other.name, other.branches.map((b) => (b.outputs[0] === taken.from ? taken.branch : b)))];
+    });
+  }
+  return { ...given, steps };
+}
+
+/** Batch normalisation right behind a convolution: native code folds it into the weights while it packs them. */
+export function foldBatchNorm(given: Steps): Steps {
+  return absorb(given, (step, uses) => {
+    const [from = -1] = step.inputs;
+    const branch = step.op === 'batchNorm' ? uses.branchOf(from, step) : undefined;
+    const [term, ...others] = branch?.terms ?? [];
+    if (!branch || !isOpen(branch) || !term || others.length || term.batchNorm || branch.residual !== undefined) return;
+    const { weight = '', bias = '', running_mean = '', running_var = '' } = step.params;
+    const batchNorm = { weight, bias, running_mean, running_var };
+    return { from, branch: { ...branch, terms: [{ ...term, batchNorm, eps: step.attrs.eps as number }], outputs: step.outputs } };
+  });
+}
+
+/**
+ * A sum of two convolutions (a block's last one and its projection shortcut) becomes one that accumulates over both,
+ * if all branches of the earlier one go into sums with the later one.
+ */
+export function joinShortcut(given: Steps): Steps {
+  let { steps } = given;
+  for (const later of given.steps) {
+    const uses = new Uses({ ...given, steps });
+    if (!later.branches || !steps.includes(later)) continue;
+    const sums = later.branches.map((branch) => {
+      const sum = uses.onlyReader(branch.outputs[0] ?? -1);
+      const other = sum?.op === 'add' ? sum.inputs.find((id) => id !== branch.outputs[0]) : undefined;
+      const earlier = sum && uses.branchOf(other, sum);
+      return sum && earlier && isOpen(branch) && isOpen(earlier) ? { branch, sum, earlier } : undefined;
+    });
+    const makers = new Set(sums.map((s) => s && uses.maker.get(s.earlier.outputs[0] ?? -1)));
+    const [earlier] = makers;
+    if (makers.size !== 1 || !earlier || earlier.branches?.length !== later.branches.length) continue;
+    if (steps.indexOf(earlier) > steps.indexOf(later)) continue;
+    const all = sums.flatMap((s) => s ?? []);
+    const groups = new Set(all.flatMap((s) => [...s.branch.terms, ...s.earlier.terms]).flatMap((t) => t.sources.map((x) => x.groups)));
+    if (groups.size !== 1 || all.some((s) => s.branch.residual !== undefined || s.earlier.residual !== undefined)) continue;
+    const joined = convStep(
+      earlier.name,
+      all.map((s) => ({ terms: [...s.earlier.terms, ...s.branch.terms], outputs: s.sum.outputs })),
+    );
+    const gone = new Set<Step>([earlier, ...all.map((s) => s.sum)]);
+    steps = steps.filter((step) => !gone.has(step)).map((step) => (step === later ? joined : step));
+  }
+  return { ...given, steps };
+}
+
+/** A residual sum behind a convolution: the epilogue adds what was computed before. */
+export function joinResidual(given: Steps): Steps {
+  return absorb(given, (step, uses) => {
+    if (step.op !== 'add') return;
+    const [residual = -1, from = -1] = [...step.inputs].sort((a, b) => uses.place(a) - uses.place(b));
+    const branch = uses.branchOf(from, step);
+    if (!branch || !isOpen(branch) || branch.residual !== undefined || uses.maker.get(residual) === uses.maker.get(from)) return;
+    return { from, branch: { ...branch, residual, outputs: step.outputs } };
+  });
+}
+
+/** ReLU or ReLU6 behind a convolution: the epilogue clamps. */
+export function joinActivation(given: Steps): Steps {
+  return absorb(given, (step, uses) => {
+    const [from = -1] = step.inputs;
+    const branch = step.op === 'relu' || step.op === 'relu6' ? uses.branchOf(from, step) : undefined;
+    if (!branch || !isOpen(branch)) return;
+    return { from, branch: { ...branch, low: 0, ...(step.op === 'relu6' && { high: 6 }), outputs: step.outputs } };
+  });
+}
+
+/** P(x) for a later layer is written by the step that makes x, while x is in the cache. */
+export function sinkPooling(given: Steps): Steps {
+  const values: TensorType[] = [...given.values];
+  const pooled = new Map<number, number>();
+  const uses = new Uses(given);
+  const pool = (id: number): number => {
+    const known = pooled.get(id);
+    if (known !== undefined) return known;
+    const { dtype, shape } = values[id] as TensorType;
+    const half = shape.map((size, i) => (i === shape.length - 3 || i === shape.length - 2 ? Math.ceil(size / 2) : size));
+    pooled.set(id, values.push({ dtype, shape: half }) - 1);
+    return values.length - 1;
+  };
+  const sink = (source: Source): Source => {
+    const maker = uses.maker.get(source.input);
+    const most = maker?.branches ? 2 : maker?.op === 'maxPool' ? 1 : 0;
+    let { input } = source;
+    const times = Math.min(most, source.pool);
+    for (let i = 0; i < times; i++) input = pool(input);
+    return { ...source, input, pool: source.pool - times };
+  };
+  const sunk = given.steps.map((step) =>
+    step.branches
+      ? convStep(step.name, step.branches.map((b) => ({ ...b, terms: b.terms.map((t) => ({ ...t, sources: t.sources.map(sink) })) })))
+      : step,
+  );
+  const copies = (id: number): number[] => {
+    const next = pooled.get(id);
+    return next === undefined ? [id] : [id, ...copies(next)];
+  };
+  const steps = sunk.map((step) => {
+    if (step.branches) return convStep(step.name, step.branches.map((b) => ({ ...b, outputs: copies(b.outputs[0] ?? -1) })));
+    return step.op === 'maxPool' ? { ...step, outputs: copies(step.outputs[0] ?? -1) } : step;
+  });
+  return { ...given, values, steps };
+}
+
+/** All passes, in order. */
+export function fuse(steps: Steps): Steps {
+  return [foldBatchNorm, joinShortcut, joinResidual, joinActivation, sinkPooling].reduce((s, pass) => pass(s), steps);
+}

@@ -1,0 +1,44 @@
+/** Where each value lies: one arena whose pieces are used again as soon as their last reader is done. */
+import { bytesPerElement } from '../dtype.js';
+import type { Steps } from './lower.js';
+
+export interface MemoryPlan {
+  /** Byte offset by value, for every value that a step makes and the caller does not see. */
+  readonly offsets: ReadonlyMap<number, number>;
+  readonly bytes: number;
+}
+
+const align = (bytes: number) => Math.ceil(bytes / 64) * 64;
+
+/** Largest first, each at the lowest place where it overlaps nothing that lives at the same time. */
+export function planMemory({ values, steps, inputs, outputs }: Steps): MemoryPlan {
+  const outside = new Set([...inputs, ...outputs]);
+  const lives = new Map<number, { id: number; from: number; to: number; bytes: number }>();
+  steps.forEach((step, at) => {
+    for (const id of step.outputs) {
+      const type = values[id];
+      if (!type || outside.has(id)) continue;
+      const elements = type.shape.reduce((a, b) => a * b, 1);
+      lives.set(id, { id, from: at, to: at, bytes: align(elements * bytesPerElement[type.dtype]) });
+    }
+    for (const id of step.inputs) {
+      const life = lives.get(id);
+      if (life) life.to = at;
+    }
+  });
+  const placed: { from: number; to: number; begin: number; end: number }[] = [];
+  const offsets = new Map<number, number>();
+  let bytes = 0;
+  for (const life of [...lives.values()].sort((a, b) => b.bytes - a.bytes || a.from - b.from)) {
+    let begin = 0;
+    for (const other of placed) {
+      const together = other.from <= life.to && life.from <= other.to;
+      if (together && other.end > begin && other.begin < begin + life.bytes) begin = other.end;
+    }
+    placed.push({ from: life.from, to: life.to, begin, end: begin + life.bytes });
+    placed.sort((a, b) => a.begin - b.begin);
+    offsets.set(life.id, begin);
+    bytes = Math.max(bytes, begin + life.bytes);
+  }
+  return { offsets, bytes };
+}

@@ -1,0 +1,86 @@
+/** The typed handle of the native addon. Everything that crosses the language boundary crosses it here. */
+import { createRequire } from 'node:module';
+import { fileURLToPath } from 'node:url';
+import type { DType, TypedArray } from './dtype.js';
+import { OctconvError } from './error.js';
+import type { Attrs } from './graph/graph.js';
+
+/** `cpu`: fused kernels. `reference`: the plain loops that specify them, without any fusion. */
+export type Device = 'cpu' | 'reference';
+
+declare const packedBrand: unique symbol;
+declare const planBrand: unique symbol;
+/** Parameters in the form that a kernel reads. */
+export type NativePacked = { readonly [packedBrand]: true };
+export type NativePlan = { readonly [planBrand]: true };
+
+export interface NativeParam {
+  readonly dtype: DType;
+  readonly shape: readonly number[];
+  readonly data: TypedArray;
+}
+
+export interface NativeValue {
+  readonly dtype: DType;
+  /** N T H W C */
+  readonly shape: readonly number[];
+  readonly place: 'arena' | 'input' | 'output';
+  /** Byte offset in the arena, or position among the run's inputs or outputs. */
+  readonly at: number;
+}
+
+export interface NativeStep {
+  readonly op: string;
+  readonly name: string;
+  readonly attrs: Attrs;
+  readonly inputs: readonly number[];
+  readonly outputs: readonly number[];
+  readonly packed?: NativePacked;
+}
+
+export interface NativePlanSpec {
+  readonly device: Device;
+  readonly threads: number;
+  readonly arenaBytes: number;
+  readonly values: readonly NativeValue[];
+  readonly steps: readonly NativeStep[];
+}
+
+/** See native/binding.cc. */
+export interface Native {
+  info(): { isa: string; threads: number };
+  pack(op: string, device: Device, attrs: Attrs, params: { readonly [role: string]: NativeParam }): NativePacked;
+  compile(spec: NativePlanSpec): { plan: NativePlan; runBytes: number; algorithms: string[] };
+  run(
+    plan: NativePlan,
+    inputs: readonly TypedArray[],
+    outputs: readonly TypedArray[],
+    stepMilliseconds: Float32Array | null,
+  ): { done: Promise<boolean>; cancel(): void };
+  release(held: NativePacked | NativePlan): void;
+}
+
+const require = createRequire(import.meta.url);
+const root = fileURLToPath(new URL('..', import.meta.url));
+
+function load(): { native: Native; file: string } {
+  try {
+    const file: string = process.env.OCTCONV_NATIVE || require('node-gyp-build').resolve(root);
+    return { native: require(file) as Native, file };
+  } catch (error) {
+    const why = (error as Error).message.split('\n')[0];
+    throw new OctconvError(`native: no addon could be loaded for ${process.platform}-${process.arch}: ${why}`);
+  }
+}
+
+/** The addon, and the file it was loaded from. */
+export const { native, file: nativeFile } = load();
+
+/** Runs a native call; its errors become OctconvErrors. */
+export function calling<T>(call: () => T): T {
+  try {
+    return call();
+  } catch (error) {
+    throw new OctconvError((error as Error).message);
+  }
+}

@@ -1,0 +1,68 @@
+#include "op.h"
+
+#include <cstring>
+
+namespace octconv {
+
+int64_t Param::elements() const {
+  int64_t count = 1;
+  for (const int64_t size : shape) count *= size;
+  return count;
+}
+
+static float halfToFloat(uint16_t bits) {
+  const uint32_t sign = (bits & 0x8000u) << 16, exponent = (bits >> 10) & 31, mantissa = bits & 0x3ffu;
+  float value;
+  if (exponent == 0) {
+    value = static_cast<float>(mantissa) * 0x1p-24f;  // zero and subnormal numbers
+    return sign ? -value : value;
+  }
+  const uint32_t word = sign | (exponent == 31 ? 0x7f800000u : (exponent + 112) << 23) | mantissa << 13;
+  std::memcpy(&value, &word, 4);
+  return value;
+}
+
+std::vector<float> Param::floats() const {
+  std::vector<float> out(static_cast<size_t>(elements()));
+  const auto* half = static_cast<const uint16_t*>(data);
+  switch (dtype) {
+    case DType::f32: std::memcpy(out.data(), data, out.size() * 4); break;
+    case DType::f16: for (size_t i = 0; i < out.size(); i++) out[i] = halfToFloat(half[i]); break;
+    case DType::bf16:
+      for (size_t i = 0; i < out.size(); i++) {
+        const uint32_t word = static_cast<uint32_t>(half[i]) << 16;
+        std::memcpy(&out[i], &word, 4);
+      }
+      break;
+    default: fail("parameter of type ", nameOf(dtype), ", wanted f32, f16 or bf16");
+  }
+  return out;
+}
+
+void Node::want(size_t inputCount, size_t outputCount) const {
+  if (inputs.size() != inputCount || outputs.size() != outputCount)
+    fail(op, ": '", name, "' has ", inputs.size(), " inputs and ", outputs.size(), " outputs, wanted ", inputCount, " and ", outputCount);
+}
+
+void Node::wantF32() const {
+  for (const auto* side : {&inputs, &outputs})
+    for (const TensorType& type : *side)
+      if (type.dtype != DType::f32) fail(op, ": '", name, "' has no kernel for ", nameOf(type.dtype), ", only for f32");
+}
+
+static std::map<std::string, Op>& table() {
+  static std::map<std::string, Op> ops;  // filled before main by the registrations, never changed after
+  return ops;
+}
+
+Register::Register(const char* name, decltype(Op::make) make, decltype(Op::pack) pack) {
+  table().emplace(name, Op{make, pack});
+}
+
+const Op& Register::find(const std::string& name, Device device) {
+  const auto found = table().find(name);
+  if (found == table().end()) fail(name, ": no kernel for this op on device '", nameOf(device), "'");
+  return found->second;
+}
+
+}  // namespace octconv
