@@ -133,10 +133,11 @@ Geometry geometry(const Node& node) {
   const Shape &in = node.in(0), &out = node.out(0);
   const int64_t height = node.attrs["height"].integer(), width = node.attrs["width"].integer();
   const int64_t top = node.attrs.integer("top", 0), left = node.attrs.integer("left", 0);
-  constexpr int64_t most = 1 << 28;  // sizes and byte offsets stay far from overflow
+  // Byte offsets and table indices stay far from overflow; the whole result is never held, so it may be huge.
+  constexpr int64_t most = 1 << 28, mostWhole = int64_t{1} << 48;
   if (in.n != out.n || in.t != out.t || in.c != 3 || out.c != 3)
     fail("resize: ", in, " to ", out, ", wanted [N,T,H,W,3] to [N,T,h,w,3]");
-  if (std::min({in.h, in.w, out.h, out.w}) < 1 || std::max({in.h, in.w, height, width}) > most)
+  if (std::min({in.h, in.w, out.h, out.w}) < 1 || std::max(in.h, in.w) > most || std::max(height, width) > mostWhole)
     fail("resize: ", in, " to ", out, " of ", height, " x ", width, ", wanted sizes from 1 to ", most);
   if (top < 0 || left < 0 || top > height - out.h || left > width - out.w)
     fail("resize: a window ", out.h, " x ", out.w, " at (", top, ", ", left, ") is not inside ", height, " x ", width);
