@@ -1,0 +1,70 @@
+import { arrayFor, type DType, dtypes, type TypedArray, type TypedArrayOf } from './dtype.js';
+import { OctconvError } from './error.js';
+
+export type Shape = readonly number[];
+
+/**
+ * A dense array over a typed array that it does not copy: row-major, the last axis is contiguous. Data type and rank
+ * are part of the type, sizes where they are literal: `Tensor<'f32', [1, 224, 224, 3]>`, `Tensor<'f32', [number, 10]>`.
+ *
+ * Images are [N, H, W, C], video is [N, T, H, W, C], vectors are [N, C]. `f16` and `bf16` hold raw bits.
+ */
+export class Tensor<D extends DType = DType, S extends Shape = Shape> implements Disposable {
+  readonly dtype: D;
+  readonly shape: Readonly<S>;
+  #data: TypedArrayOf<D> | undefined;
+
+  /** @throws OctconvError if a size is not a positive integer, or the elements are of another type or number. */
+  constructor(dtype: D, shape: S, data: TypedArrayOf<D>) {
+    if (!dtypes.includes(dtype)) throw new OctconvError(`tensor: data type '${dtype}', wanted one of ${dtypes.join(', ')}`);
+    const wanted = elementCount(shape);
+    const { name } = arrayFor(dtype);
+    const given = data as TypedArray | undefined;
+    if (given?.[Symbol.toStringTag] !== name) {
+      throw new OctconvError(`tensor: ${dtype} data is ${given?.[Symbol.toStringTag] ?? typeof given}, wanted a ${name}`);
+    }
+    if (given.length !== wanted) {
+      throw new OctconvError(`tensor: [${shape}] holds ${wanted} elements, got ${given.length}`);
+    }
+    this.dtype = dtype;
+    this.shape = Object.freeze([...shape]) as unknown as Readonly<S>;
+    this.#data = data;
+  }
+
+  static zeros<D extends DType, const S extends Shape>(dtype: D, shape: S): Tensor<D, S> {
+    return new Tensor(dtype, shape, new (arrayFor(dtype))(elementCount(shape)) as TypedArrayOf<D>);
+  }
+
+  /** The elements themselves, not a copy. @throws OctconvError after `dispose()`. */
+  get data(): TypedArrayOf<D> {
+    if (!this.#data) throw new OctconvError(`tensor: [${this.shape}] was disposed of`);
+    return this.#data;
+  }
+
+  get length(): number {
+    return this.data.length;
+  }
+
+  /** Lets go of the elements; `using t = ...` does it at the end of the block. */
+  dispose(): void {
+    this.#data = undefined;
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+}
+
+/** `tensor('f32', [1, 2, 2, 3], data)`: a view of `data`, without a copy. */
+export function tensor<D extends DType, const S extends Shape>(dtype: D, shape: S, data: TypedArrayOf<D>): Tensor<D, S> {
+  return new Tensor(dtype, shape, data);
+}
+
+/** @throws OctconvError if a size is not a positive integer or there are too many elements. */
+export function elementCount(shape: Shape): number {
+  const count = shape.reduce((a, b) => a * b, 1);
+  if (!shape.every((size) => Number.isInteger(size) && size > 0) || !Number.isSafeInteger(count)) {
+    throw new OctconvError(`tensor: shape [${shape}], wanted positive integers`);
+  }
+  return count;
+}
