@@ -1,4 +1,5 @@
-// Builds the native addon with cmake-js. The compiler is CXX, else the one of the last build, else the system's c++.
+// Builds the native addon with cmake-js: `node tools/native.mjs [FOLDER]`, FOLDER is build unless given. The compiler is CXX, else the
+// one of the last build, else the system's c++. OCTCONV_NATIVE=FOLDER/Release/octconv.node makes the library load it.
 import { spawnSync } from 'node:child_process';
 import { existsSync, readFileSync, realpathSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
@@ -53,7 +54,10 @@ export function buildNative({ out = 'build', sanitize = '', wanted = process.env
   const compiler = toolchain(wanted);
   const cache = cmakeCache(out);
   const fresh = cache === undefined || isStale(cache, wanted, sanitize);
-  if (fresh) checkCxx20(compiler);
+  if (fresh) {
+    checkCxx20(compiler);
+    console.log(`setup: compiling the native addon with ${compiler} into ${out}/`);
+  }
   const args = ['node_modules/cmake-js/bin/cmake-js', fresh ? 'rebuild' : 'build', '--log-level', 'error', '--out', out];
   args.push('--parallel', String(availableParallelism()));
   if (fresh) args.push('--cc', compiler, '--cxx', compiler);  // cmake-js insists on both, we compile no C
@@ -62,4 +66,4 @@ export function buildNative({ out = 'build', sanitize = '', wanted = process.env
   return join(root, out, 'Release', 'octconv.node');
 }
 
-if (process.argv[1] === fileURLToPath(import.meta.url)) main(() => buildNative());
+if (process.argv[1] === fileURLToPath(import.meta.url)) main(() => buildNative({ out: process.argv[2] }));

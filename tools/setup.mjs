@@ -23,6 +23,7 @@ function dependenciesAreInstalled() {
 
 function installDependencies() {
   if (dependenciesAreInstalled()) return;
+  console.log('setup: installing the npm packages');
   // .npmrc forbids install scripts; the variable is for an npm that is told otherwise.
   const env = { ...process.env, ONNXRUNTIME_NODE_INSTALL: 'skip' };
   run('npm', ['ci', '--ignore-scripts', '--no-audit', '--no-fund'], { env, what: 'setup: npm ci' });
