@@ -119,7 +119,7 @@ describe('input: files that are no pictures', () => {
   it('a missing file and a folder', async () => {
     const missing = join(folder, 'missing.jpg');
     expect(await failure(decodeImage(missing))).to.equal(`${missing}: no such file`);
-    expect(await failure(decodeImage(folder))).to.equal(`${folder}: is a folder, wanted a picture`);
+    expect(await failure(decodeImage(folder))).to.equal(`${folder}: a folder, wanted a file`);
   });
 
   it('bytes without a name are called a picture', async () => {
@@ -180,7 +180,7 @@ describe('input: sizes', () => {
 
   const bad: [unknown, RegExp][] = [
     [null, /^config\.json: input is null, wanted an object$/],
-    [{ width: 32 }, /^config\.json: input\.height is undefined, wanted an integer from 1 to 65536$/],
+    [{ width: 32 }, /^config\.json: input\.height is nothing, wanted an integer from 1 to 65536$/],
     [{ height: 32.5, width: 32 }, /input\.height is 32\.5/],
     [{ height: 32, width: 1e9 }, /input\.width is 1000000000/],
     [{ height: 32, width: 32, resize: 31 }, /input\.resize is 31, wanted an integer from 32/],

@@ -1,6 +1,7 @@
 import { readFile } from 'node:fs/promises';
 import sharp from 'sharp';
 import { OctconvError } from '../error.js';
+import { fileError } from '../weights/file.js';
 
 /** A decoded picture: 8-bit sRGB, [height, width, 3]. */
 export interface Picture {
@@ -41,14 +42,7 @@ async function readBytes(file: string): Promise<Uint8Array> {
   try {
     return await readFile(file);
   } catch (error) {
-    const { code, message } = error as NodeJS.ErrnoException;
-    const known: Record<string, string> = {
-      ENOENT: 'no such file',
-      ENOTDIR: 'no such file',
-      EISDIR: 'is a folder, wanted a picture',
-      EACCES: 'may not be read',
-    };
-    throw new OctconvError(`${file}: ${known[code ?? ''] ?? message}`);
+    throw fileError(file, error);
   }
 }
 

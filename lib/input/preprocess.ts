@@ -1,4 +1,4 @@
-import { OctconvError } from '../error.js';
+import { OctconvError, show } from '../error.js';
 
 /** `input` of a model folder's config.json: what becomes of a picture before the network sees it. */
 export interface InputConfig {
@@ -27,27 +27,27 @@ export function parseInput(value: unknown, file: string): InputConfig {
   const wrong = (what: string): never => {
     throw new OctconvError(`${file}: input${what}`);
   };
-  if (typeof value !== 'object' || value === null) return wrong(` is ${JSON.stringify(value)}, wanted an object`);
+  if (typeof value !== 'object' || value === null) return wrong(` is ${show(value)}, wanted an object`);
   const given = value as Record<string, unknown>;
   const size = (key: string, least: number, otherwise?: number): number => {
     const x = given[key] ?? otherwise;
     if (typeof x === 'number' && Number.isInteger(x) && x >= least && x <= 65536) return x;
-    return wrong(`.${key} is ${JSON.stringify(x)}, wanted an integer from ${least} to 65536`);
+    return wrong(`.${key} is ${show(x)}, wanted an integer from ${least} to 65536`);
   };
   const positive = (x: unknown): boolean => typeof x === 'number' && Number.isFinite(x) && x > 0;
   const colour = (key: string, fits: (x: unknown) => boolean, otherwise: number): [number, number, number] => {
     const x = given[key] ?? [otherwise, otherwise, otherwise];
     if (Array.isArray(x) && x.length === 3 && x.every(fits)) return x as [number, number, number];
-    return wrong(`.${key} is ${JSON.stringify(x)}, wanted three numbers for red, green and blue`);
+    return wrong(`.${key} is ${show(x)}, wanted three numbers for red, green and blue`);
   };
 
   const height = size('height', 1);
   const width = size('width', 1);
   const { interpolation = 'bilinear', scale = 1 / 255 } = given;
   if (interpolation !== 'bilinear' && interpolation !== 'bicubic') {
-    return wrong(`.interpolation is ${JSON.stringify(interpolation)}, wanted "bilinear" or "bicubic"`);
+    return wrong(`.interpolation is ${show(interpolation)}, wanted "bilinear" or "bicubic"`);
   }
-  if (!positive(scale)) return wrong(`.scale is ${JSON.stringify(scale)}, wanted a positive number`);
+  if (!positive(scale)) return wrong(`.scale is ${show(scale)}, wanted a positive number`);
   return {
     height,
     width,
