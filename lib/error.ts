@@ -2,3 +2,9 @@
 export class OctconvError extends Error {
   override readonly name = 'OctconvError';
 }
+
+/** A value from a file as one short line of an error: control characters escaped, long ones cut. */
+export function show(value: unknown): string {
+  const text = typeof value === 'bigint' ? String(value) : (JSON.stringify(value) ?? 'nothing');
+  return text.length > 120 ? `${text.slice(0, 117)}...` : text;
+}

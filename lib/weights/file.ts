@@ -1,0 +1,60 @@
+import { type FileHandle, open } from 'node:fs/promises';
+import { OctconvError } from '../error.js';
+
+const reasons: Readonly<Record<string, string>> = {
+  ENOENT: 'no such file',
+  ENOTDIR: 'no such file',
+  EISDIR: 'a folder, wanted a file',
+  EEXIST: 'exists and is not a folder',
+  EACCES: 'permission denied',
+  EPERM: 'permission denied',
+  EROFS: 'the file system is read-only',
+  ENOSPC: 'no space left on the device',
+};
+
+/** Errors of the file system in one line that names the file; anything else is passed on. */
+export function fileError(path: string, error: unknown): unknown {
+  const code = (error as NodeJS.ErrnoException).code;
+  if (error instanceof OctconvError || typeof code !== 'string') return error;
+  return new OctconvError(`${path}: ${reasons[code] ?? `cannot be used (${code})`}`);
+}
+
+/** A file that is read piece by piece. What lies outside of it is an error before any memory is allocated. */
+export class RandomFile {
+  private constructor(
+    readonly path: string,
+    readonly size: number,
+    readonly handle: FileHandle,
+  ) {}
+
+  static async open(path: string): Promise<RandomFile> {
+    try {
+      const handle = await open(path, 'r');
+      const stat = await handle.stat();
+      if (stat.isFile()) return new RandomFile(path, stat.size, handle);
+      await handle.close();
+      throw new OctconvError(`${path}: ${stat.isDirectory() ? 'a folder' : 'not a regular file'}, wanted a file`);
+    } catch (error) {
+      throw fileError(path, error);
+    }
+  }
+
+  /** Bytes [position, position + length) in memory of their own, so that any typed array is aligned on them. */
+  async read(position: number, length: number): Promise<Uint8Array<ArrayBuffer>> {
+    if (position < 0 || length < 0 || position + length > this.size) {
+      throw new OctconvError(`${this.path}: truncated at ${this.size} bytes, wanted ${length} bytes at ${position}`);
+    }
+    const bytes = new Uint8Array(length);
+    for (let done = 0; done < length; ) {
+      // A single read gives at most 2 GiB.
+      const { bytesRead } = await this.handle.read(bytes, done, Math.min(length - done, 2 ** 30), position + done);
+      if (bytesRead === 0) throw new OctconvError(`${this.path}: became shorter while it was read`);
+      done += bytesRead;
+    }
+    return bytes;
+  }
+
+  close(): Promise<void> {
+    return this.handle.close();
+  }
+}
