@@ -1,0 +1,126 @@
+import { mkdir, readFile, stat, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { OctconvError, show } from '../error.js';
+import { type InputConfig, parseInput } from '../input/preprocess.js';
+import { fileError } from './file.js';
+import { writeSafetensors } from './safetensors.js';
+import { openWeights, type WeightSource } from './source.js';
+
+/** What a network is built from; all but `classes` may be left out of a config.json. */
+export interface ConfigOptions {
+  /** Share of the channels in the low branch, in [0, 1). */
+  readonly alpha: number;
+  /** Channels of the stem, 64 in the papers. */
+  readonly width: number;
+  readonly classes: number;
+  /** 7x7 stride 2 and a max-pool, or 3x3 stride 1. */
+  readonly stem: 'imagenet' | 'cifar';
+}
+
+/** config.json of a model folder. */
+export interface ModelConfig {
+  readonly network: string;
+  readonly options: ConfigOptions;
+  readonly input: InputConfig;
+}
+
+export interface ModelFolder {
+  readonly config: ModelConfig;
+  /** One per class. */
+  readonly labels: readonly string[];
+  /** The open model.safetensors: close it. */
+  readonly weights: WeightSource;
+}
+
+/** Whether a path is to be read as a model folder: whether it is a folder at all. */
+export async function isModelFolder(path: string): Promise<boolean> {
+  const stats = await stat(path).catch(() => undefined);
+  return stats?.isDirectory() ?? false;
+}
+
+/** Reads config.json and labels.txt, and opens the parameters. */
+export async function readModelFolder(folder: string): Promise<ModelFolder> {
+  const configFile = join(folder, 'config.json');
+  const config = parseConfig(await readText(configFile), configFile);
+  const labelsFile = join(folder, 'labels.txt');
+  const labels = (await readText(labelsFile)).replace(/\r/g, '').replace(/\n+$/, '').split('\n');
+  checkLabels(labels, config.options.classes, labelsFile);
+  return { config, labels, weights: await openWeights(join(folder, 'model.safetensors')) };
+}
+
+/** Writes a model folder, config.json last: without it, it is none. */
+export async function writeModelFolder(
+  folder: string,
+  config: ModelConfig,
+  labels: readonly string[],
+  source: Pick<WeightSource, 'tensors' | 'read'>,
+): Promise<void> {
+  const configFile = join(folder, 'config.json');
+  const json = `${JSON.stringify(config, null, 2)}\n`;
+  parseConfig(json, configFile);
+  const labelsFile = join(folder, 'labels.txt');
+  checkLabels(labels, config.options.classes, labelsFile);
+  try {
+    await mkdir(folder, { recursive: true });
+    await writeSafetensors(join(folder, 'model.safetensors'), source);
+    await writeFile(labelsFile, `${labels.join('\n')}\n`);
+    await writeFile(configFile, json);
+  } catch (error) {
+    throw fileError(folder, error);
+  }
+}
+
+async function readText(path: string): Promise<string> {
+  try {
+    return await readFile(path, 'utf8');
+  } catch (error) {
+    throw fileError(path, error);
+  }
+}
+
+/** Checks the text of a config.json, which `file` names in errors, and fills in what was left out. */
+export function parseConfig(text: string, file: string): ModelConfig {
+  let value: unknown;
+  try {
+    value = JSON.parse(text);
+  } catch (error) {
+    throw new OctconvError(`${file}: not JSON: ${(error as Error).message.split('\n')[0]}`);
+  }
+  const config = fields(value, ['network', 'options', 'input'], '', file);
+  if (typeof config.network !== 'string' || config.network === '') {
+    throw new OctconvError(`${file}: network is ${show(config.network)}, wanted a name as "oct-resnet-50"`);
+  }
+  return { network: config.network, options: parseOptions(config.options, file), input: parseInput(config.input, file) };
+}
+
+function parseOptions(value: unknown, file: string): ConfigOptions {
+  const { alpha = 0, width = 64, classes, stem = 'imagenet' } = fields(
+    value, ['alpha', 'width', 'classes', 'stem'], 'options', file,
+  );
+  const wrong = (key: string, got: unknown, wanted: string): OctconvError =>
+    new OctconvError(`${file}: options.${key} is ${show(got)}, wanted ${wanted}`);
+  if (typeof alpha !== 'number' || !(alpha >= 0 && alpha < 1)) throw wrong('alpha', alpha, 'a number in [0, 1)');
+  const size = (key: string, x: unknown): number => {
+    if (typeof x === 'number' && Number.isInteger(x) && x >= 1 && x <= 2 ** 20) return x;
+    throw wrong(key, x, 'a positive integer');
+  };
+  if (stem !== 'imagenet' && stem !== 'cifar') throw wrong('stem', stem, '"imagenet" or "cifar"');
+  return { alpha, width: size('width', width), classes: size('classes', classes), stem };
+}
+
+/** An object that has no other fields than these: a misspelt one would silently be a default. */
+function fields(value: unknown, known: readonly string[], path: string, file: string): Record<string, unknown> {
+  if (typeof value !== 'object' || value === null || Array.isArray(value)) {
+    throw new OctconvError(`${file}: ${path || 'the file'} is ${show(value)}, wanted an object`);
+  }
+  const other = Object.keys(value).find((key) => !known.includes(key));
+  if (other === undefined) return value as Record<string, unknown>;
+  const name = path ? `${path}.${other}` : other;
+  throw new OctconvError(`${file}: unknown field ${show(name)}, wanted ${known.join(', ')}`);
+}
+
+function checkLabels(labels: readonly string[], classes: number, file: string): void {
+  if (labels.length !== classes) throw new OctconvError(`${file}: ${labels.length} labels, wanted ${classes} (classes)`);
+  const bad = labels.findIndex((label) => label.trim() === '' || label.includes('\n'));
+  if (bad !== -1) throw new OctconvError(`${file}: line ${bad + 1} is no label`);
+}
