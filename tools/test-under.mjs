@@ -80,7 +80,6 @@ main(() => {
     // The shadow memory of older runtimes does not fit every random layout.
     if (which('setarch')) command = ['setarch', '-R', ...command];
   } else {
-    buildNative();
     if (!which('qemu-x86_64')) installPackages(['qemu-user'], 'qemu-x86_64 is needed');
     command = ['qemu-x86_64', '-cpu', 'Nehalem', ...command];
   }
