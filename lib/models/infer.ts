@@ -19,7 +19,7 @@ const depths = new Map([['2,2,2,2', 26], ['3,4,6,3', 50], ['3,4,23,3', 101], ['3
 /** A ResNet's or octave ResNet's name and options, from the names and shapes of its parameters. */
 export function inferOptions(source: Source): Inferred {
   const { network, options, splits } = inspect(source);
-  return { network, options: { ...options, alpha: simplestAlpha(source, splits) } };
+  return { network, options: { alpha: simplestAlpha(source, splits), ...options } };
 }
 
 /** The same with what a user said: that stays where the weights agree with it, and is an error where they do not. */
@@ -33,7 +33,7 @@ export function resolveOptions(source: Source, given: { readonly [K in keyof Res
   }
   const { alpha = simplestAlpha(source, splits) } = given;
   if (!(alpha >= 0 && alpha < 1 && fits(alpha, splits))) throw wrong('alpha', alpha, simplestAlpha(source, splits));
-  return { network, options: { ...options, alpha } };
+  return { network, options: { alpha, ...options } };
 }
 
 /** A layer's C output channels, of which `low` are in the low branch: low = trunc(alpha C). */
