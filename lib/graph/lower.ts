@@ -107,13 +107,16 @@ function nativeForm(step: { inputs: number[]; outputs: number[]; branches: reado
  * The two formulas of the operator (paper, section 3.2; the authors' code for stride 2). P is `pool`, U is `upsample`;
  * a path is there if its weight is.
  */
-function octConvBranches(node: GraphNode): Branch[] {
+function octConvBranches(node: GraphNode, values: readonly TensorType[]): Branch[] {
   const { kernel, stride, groups } = node.attrs as { kernel: Size3; stride: number; groups: number };
   const [xH, xL] = node.inputs;
   const padding = kernel.map((size) => (size - 1) / 2);
+  const channels = (id: number) => values[id]?.shape.at(-1) ?? 0;
+  const depthwise = groups > 1 && groups === node.inputs.reduce((sum, id) => sum + channels(id), 0);
   const path = (role: string, input: number | undefined, pool: number, upsample = false): Source[] => {
     const weight = node.params[role];
-    return weight === undefined || input === undefined ? [] : [{ input, weight, kernel, padding, groups, pool, upsample }];
+    if (weight === undefined || input === undefined) return [];
+    return [{ input, weight, kernel, padding, groups: depthwise ? channels(input) : groups, pool, upsample }];
   };
   const down = stride === 2 ? 1 : 0;
   const sources = [
@@ -134,7 +137,7 @@ function convBranch(node: GraphNode): Branch {
 
 export function lower(graph: Graph): Steps {
   const steps = graph.nodes.map((node): Step => {
-    if (node.op === 'octConv') return convStep(node.name, octConvBranches(node));
+    if (node.op === 'octConv') return convStep(node.name, octConvBranches(node, graph.values));
     if (node.op === 'conv' || node.op === 'linear') return convStep(node.name, [convBranch(node)]);
     return node;
   });
