@@ -1,3 +1,4 @@
+import { createHash } from 'node:crypto';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -5,8 +6,14 @@ import { crc32 } from 'node:zlib';
 import { expect } from 'chai';
 import sharp, { type Color, type Sharp } from 'sharp';
 import { OctconvError } from '../lib/error.js';
+import { Graph } from '../lib/graph/graph.js';
+import { loadBatches } from '../lib/input/batches.js';
 import { decodeImage } from '../lib/input/image.js';
-import { parseInput, resizeGeometry } from '../lib/input/preprocess.js';
+import { defaultInput, parseInput, preprocess, resizeGeometry } from '../lib/input/preprocess.js';
+import type { Device } from '../lib/native.js';
+import { normalize, resize } from '../lib/ops.js';
+import { runGraph } from '../lib/plan.js';
+import { tensor } from '../lib/tensor.js';
 
 const cat = readFileSync(new URL('images/cat.jpg', import.meta.url));
 const plain = (width: number, height: number, background: Color, channels: 3 | 4 = 3): Sharp =>
@@ -37,7 +44,11 @@ describe('input: decoding', () => {
     ['palette PNG', () => plain(3, 2, orange).png({ palette: true }), [200, 100, 50]],
     ['CMYK JPEG', () => plain(8, 8, orange).toColourspace('cmyk').jpeg({ quality: 100 }), [200, 100, 50], 40],
     ['half transparent PNG', () => plain(3, 2, { ...orange, alpha: 0.5 }, 4).png(), [228, 178, 153], 2],
-    ['transparent black WebP', () => plain(3, 2, { r: 0, g: 0, b: 0, alpha: 0 }, 4).webp({ lossless: true }), [255, 255, 255]],
+    [
+      'transparent black WebP',
+      () => plain(3, 2, { r: 0, g: 0, b: 0, alpha: 0 }, 4).webp({ lossless: true }),
+      [255, 255, 255],
+    ],
     ['transparent grey PNG', () => plain(3, 2, { r: 0, g: 0, b: 0, alpha: 0 }, 4).greyscale().png(), [255, 255, 255]],
     ['Display P3 PNG', () => plain(3, 2, orange).withIccProfile('p3').png(), [200, 100, 50], 2],
     ['1 x 1', () => plain(1, 1, orange).png(), [200, 100, 50]],
@@ -52,7 +63,9 @@ describe('input: decoding', () => {
 
   it('an animation: the first frame', async () => {
     const frames = await Promise.all(['#c86432', '#0000ff'].map((colour) => plain(4, 4, colour).png().toBuffer()));
-    const animation = await sharp(frames, { join: { animated: true } }).webp({ lossless: true }).toBuffer();
+    const animation = await sharp(frames, { join: { animated: true } })
+      .webp({ lossless: true })
+      .toBuffer();
     const { data, height, width } = await decodeImage(animation);
     expect([height, width, ...data.subarray(0, 3)]).to.deep.equal([4, 4, 200, 100, 50]);
   });
@@ -103,7 +116,7 @@ describe('input: files that are no pictures', () => {
     ['header.jpg', () => cat.subarray(0, 300), /cannot be decoded/],
     ['truncated.png', async () => (await sharp(cat).png().toBuffer()).subarray(0, 20000), /cannot be decoded/],
     ['truncated.webp', async () => (await sharp(cat).webp().toBuffer()).subarray(0, 3000), /cannot be decoded/],
-    ['text.jpg', () => 'this is no picture\n', /is not a picture, wanted JPEG, PNG, WebP/],
+    ['text.jpg', () => 'this is no picture\n', /is not a picture, wanted JPEG, PNG or WebP/],
     ['empty.png', () => '', /is empty, wanted a picture/],
     ['bomb.png', bomb, /is too large, wanted at most 178956970 pixels/],
   ];
@@ -162,7 +175,9 @@ describe('input: sizes', () => {
   for (const [height, width, resize, [cropHeight, cropWidth], wanted] of table) {
     it(`${height} x ${width}, short side ${resize}, crop ${cropHeight} x ${cropWidth}`, () => {
       const got = resizeGeometry(height, width, { resize, height: cropHeight, width: cropWidth });
-      expect([got.height, got.width, got.top, got.left]).to.deep.equal(wanted);
+      const [wholeHeight, wholeWidth, top, left] = wanted;
+      const crop = { top, left, height: cropHeight, width: cropWidth };
+      expect(got).to.deep.equal({ height: wholeHeight, width: wholeWidth, crop });
     });
   }
 
@@ -194,4 +209,286 @@ describe('input: sizes', () => {
       expect(() => parseInput(value, 'config.json')).to.throw(OctconvError, message);
     });
   }
+});
+
+type Interpolation = 'bilinear' | 'bicubic';
+type Size = readonly [height: number, width: number];
+
+/** A picture of noise, half of it black and white only, so that bicubic overshoots. */
+function noise([height, width]: Size): Uint8Array {
+  return Uint8Array.from({ length: height * width * 3 }, (_, i) => {
+    let x = Math.imul(i + 1, 2654435761) >>> 0;
+    x = Math.imul(x ^ (x >>> 15), 2246822519) >>> 24;
+    return i % 2 ? x : x < 128 ? 0 : 255;
+  });
+}
+
+async function resized(
+  x: Uint8Array,
+  [height, width]: Size,
+  to: Size,
+  interpolation: Interpolation,
+  device: Device,
+  window: readonly [top: number, left: number, height: number, width: number] = [0, 0, ...to],
+): Promise<Uint8Array> {
+  const graph = new Graph();
+  const [top, left, cropHeight, cropWidth] = window;
+  const crop = { top, left, height: cropHeight, width: cropWidth };
+  const attrs = { height: to[0], width: to[1], crop, interpolation };
+  graph.outputs.push(resize(graph.input('u8', [1, height, width, 3]), attrs).id);
+  const [y] = await runGraph(graph, [tensor('u8', [1, height, width, 3], x)], { device });
+  return y?.data as Uint8Array;
+}
+
+/** Resizing by its definition: every output pixel is a weighted mean of all input pixels; rows, rounding, columns. */
+function definition(x: ArrayLike<number>, [height, width]: Size, to: Size, interpolation: Interpolation): number[] {
+  const filter = (distance: number): number => {
+    const d = Math.abs(distance);
+    if (interpolation === 'bilinear') return Math.max(0, 1 - d);
+    if (d >= 2) return 0;
+    return d < 1 ? 1.5 * d ** 3 - 2.5 * d ** 2 + 1 : -0.5 * d ** 3 + 2.5 * d ** 2 - 4 * d + 2;
+  };
+  const axis = (from: number, size: number) =>
+    Array.from({ length: size }, (_, i) => {
+      const scale = from / size;
+      const weights = Array.from({ length: from }, (_, p) =>
+        filter((p + 0.5 - (i + 0.5) * scale) / Math.max(1, scale)),
+      );
+      const sum = weights.reduce((a, b) => a + b);
+      return weights.map((weight) => weight / sum);
+    });
+  const mean = (weights: number[], at: (p: number) => number): number =>
+    Math.min(255, Math.max(0, Math.round(weights.reduce((sum, weight, p) => sum + weight * at(p), 0))));
+  const channels = [0, 1, 2];
+  const across = axis(width, to[1]);
+  const rows = Array.from({ length: height }, (_, y) =>
+    across.flatMap((weights) => channels.map((c) => mean(weights, (p) => x[(y * width + p) * 3 + c] as number))),
+  );
+  return axis(height, to[0]).flatMap((weights) =>
+    Array.from({ length: to[1] * 3 }, (_, j) => mean(weights, (p) => rows[p]?.[j] as number)),
+  );
+}
+
+describe('input: resize', () => {
+  const sizes: [Size, Size][] = [
+    [
+      [97, 61],
+      [32, 20],
+    ],
+    [
+      [17, 23],
+      [50, 67],
+    ],
+    [
+      [64, 48],
+      [64, 9],
+    ],
+    [
+      [64, 48],
+      [7, 48],
+    ],
+    [
+      [30, 70],
+      [45, 31],
+    ],
+    [
+      [1, 40],
+      [32, 129],
+    ],
+    [
+      [40, 1],
+      [33, 32],
+    ],
+    [
+      [1, 1],
+      [9, 9],
+    ],
+    [
+      [31, 45],
+      [1, 1],
+    ],
+    [
+      [12, 13],
+      [12, 13],
+    ],
+  ];
+  for (const [from, to] of sizes) {
+    for (const interpolation of ['bilinear', 'bicubic'] as const) {
+      it(`${from} to ${to}, ${interpolation}: the definition within one grey level`, async () => {
+        const x = noise(from);
+        const wanted = definition(x, from, to, interpolation);
+        for (const device of ['cpu', 'reference'] as const) {
+          const got = await resized(x, from, to, interpolation, device);
+          const worst = wanted.reduce((worst, value, i) => Math.max(worst, Math.abs(value - (got[i] as number))), 0);
+          expect(got.length).to.equal(wanted.length);
+          expect(worst).to.be.at.most(1);
+        }
+      });
+    }
+  }
+
+  // sha256 of what Pillow 12.3 makes of the same noise
+  const pillow: [Size, Size, Interpolation, string][] = [
+    [[97, 61], [32, 20], 'bilinear', '56e350a252eebc59'],
+    [[97, 61], [32, 20], 'bicubic', '696208f5725fffba'],
+    [[17, 23], [50, 67], 'bilinear', '0c0c23be05729b54'],
+    [[17, 23], [50, 67], 'bicubic', '89483eb38dea3474'],
+    [[300, 451], [256, 384], 'bicubic', '5ea9d3770ec43e6d'],
+  ];
+  for (const [from, to, interpolation, hash] of pillow) {
+    it(`${from} to ${to}, ${interpolation}: the bytes of Pillow`, async () => {
+      for (const device of ['cpu', 'reference'] as const) {
+        const y = await resized(noise(from), from, to, interpolation, device);
+        expect(createHash('sha256').update(y).digest('hex').slice(0, 16)).to.equal(hash);
+      }
+    });
+  }
+
+  it('a window is that part of the whole', async () => {
+    for (const device of ['cpu', 'reference'] as const) {
+      const whole = await resized(noise([40, 50]), [40, 50], [60, 30], 'bicubic', device);
+      const part = await resized(noise([40, 50]), [40, 50], [60, 30], 'bicubic', device, [11, 7, 20, 18]);
+      for (let y = 0; y < 20; y++) {
+        const row = ((y + 11) * 30 + 7) * 3;
+        expect(part.slice(y * 54, (y + 1) * 54)).to.deep.equal(whole.slice(row, row + 54));
+      }
+    }
+  });
+
+  const wrong: [string, Size, readonly [number, number, number, number], string, RegExp][] = [
+    [
+      'a window that sticks out',
+      [8, 8],
+      [1, 0, 8, 8],
+      'bilinear',
+      /^resize: a window 8 x 8 at \(1, 0\) is not inside 8 x 8/,
+    ],
+    [
+      'an unknown filter',
+      [8, 8],
+      [0, 0, 8, 8],
+      'lanczos',
+      /^resize: interpolation 'lanczos', wanted bilinear or bicubic/,
+    ],
+  ];
+  for (const [what, to, window, interpolation, message] of wrong) {
+    it(`${what} is an error`, async () => {
+      const run = resized(noise([4, 4]), [4, 4], to, interpolation as Interpolation, 'cpu', window);
+      expect(await failure(run)).to.match(message);
+    });
+  }
+});
+
+describe('input: preprocess', () => {
+  it('normalize is (x * scale - mean) / std, rounded once', async () => {
+    const x = Uint8Array.from({ length: 768 }, (_, i) => i % 256);
+    const attrs = { scale: 1 / 255, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225] } as const;
+    for (const device of ['cpu', 'reference'] as const) {
+      const graph = new Graph();
+      graph.outputs.push(normalize(graph.input('u8', [1, 16, 16, 3]), attrs).id);
+      const [y] = await runGraph(graph, [tensor('u8', [1, 16, 16, 3], x)], { device });
+      const wanted = Float32Array.from(x, (v, i) => (v * attrs.scale - attrs.mean[i % 3]!) / attrs.std[i % 3]!);
+      expect(y?.data).to.deep.equal(wanted);
+    }
+  });
+
+  it('pictures of different sizes become one batch; both devices agree to the bit', async () => {
+    const pictures = await Promise.all([decodeImage(cat), decodeImage(await plain(1, 1, '#ff0000').png().toBuffer())]);
+    const x = await preprocess(pictures, defaultInput('cifar'));
+    expect([x.dtype, ...x.shape]).to.deep.equal(['f32', 2, 32, 32, 3]);
+    expect(x.data).to.deep.equal((await preprocess(pictures, defaultInput('cifar'), { device: 'reference' })).data);
+    const pixel = (i: number): number[] =>
+      [...x.data.subarray(i * 3, i * 3 + 3)].map((v) => Math.round(v * 1000) / 1000);
+    expect([0, 31, 528, 1023].map(pixel)).to.deep.equal([
+      [0.249, -0.483, -0.493],
+      [0.583, -0.064, 0.017],
+      [0.979, 0.291, -0.133],
+      [0.884, 0.58, 0.482],
+    ]);
+    expect([1024, 2047].map(pixel)).to.deep.equal([
+      [2.059, -1.98, -1.707],
+      [2.059, -1.98, -1.707],
+    ]);
+  });
+
+  it('a picture of one row and 30,000 columns costs no more than its crop', async () => {
+    const picture = { data: new Uint8Array(90_000).fill(255), height: 1, width: 30_000 };
+    const x = await preprocess([picture], { ...defaultInput('imagenet'), mean: [0, 0, 0], std: [1, 1, 1] });
+    expect(x.data.every((value) => value === 1)).to.equal(true);
+  });
+});
+
+describe('input: batches', () => {
+  const folder = mkdtempSync(join(tmpdir(), 'octconv-batches-'));
+  after(() => rmSync(folder, { recursive: true }));
+  const input = {
+    ...defaultInput('cifar'),
+    height: 2,
+    width: 2,
+    resize: 2,
+    scale: 1,
+    mean: [0, 0, 0],
+    std: [1, 1, 1],
+  } as const;
+
+  async function files(name: string, count: number): Promise<string[]> {
+    const paths = Array.from({ length: count }, (_, i) => join(folder, `${name}${i}.png`));
+    for (const [i, path] of paths.entries()) await plain(3, 3, { r: i, g: 0, b: 0 }).png().toFile(path);
+    return paths;
+  }
+
+  it('keep the order; a file that is no picture is told and left out', async () => {
+    const paths = await files('order', 7);
+    writeFileSync(paths[3]!, 'text');
+    const seen: number[][] = [];
+    const failed: string[] = [];
+    for await (const { x, files } of loadBatches(paths, input, {
+      batch: 3,
+      failed: (error) => failed.push(error.message),
+    })) {
+      expect(x.shape).to.deep.equal([files.length, 2, 2, 3]);
+      expect(files.map((file) => paths.indexOf(file))).to.deep.equal(files.map((_, i) => x.data[i * 12]));
+      seen.push(files.map((file) => paths.indexOf(file)));
+    }
+    expect(seen).to.deep.equal([[0, 1, 2], [4, 5], [6]]);
+    expect(failed).to.deep.equal([`${paths[3]}: is not a picture, wanted JPEG, PNG or WebP`]);
+  });
+
+  it('without `failed` such a file ends the loop', async () => {
+    const all = async () => {
+      for await (const _ of loadBatches([join(folder, 'none.png')], input)) expect.fail('no batch was wanted');
+    };
+    expect(await failure(all())).to.match(/none\.png: no such file$/);
+  });
+
+  it('the next batch is read while the caller works, and no more than that', async () => {
+    const paths = await files('ahead', 6);
+    const seen: number[] = [];
+    const failed: string[] = [];
+    for await (const { files } of loadBatches(paths, input, { batch: 2, failed: (_, file) => failed.push(file) })) {
+      seen.push(files.length);
+      if (seen.length > 1) continue;
+      await new Promise((resolve) => setTimeout(resolve, 500));
+      for (const path of paths.slice(2)) rmSync(path);
+    }
+    expect(seen).to.deep.equal([2, 2]);
+    expect(failed).to.deep.equal(paths.slice(4));
+  });
+
+  it('a signal ends the loop', async () => {
+    const paths = await files('abort', 4);
+    const stop = new AbortController();
+    let batches = 0;
+    let reason: unknown;
+    try {
+      for await (const _ of loadBatches(paths, input, { batch: 1, signal: stop.signal })) {
+        batches++;
+        stop.abort('enough');
+      }
+    } catch (error) {
+      reason = error;
+    }
+    expect(reason).to.equal('enough');
+    expect(batches).to.be.at.most(2);
+  });
 });

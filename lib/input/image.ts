@@ -14,10 +14,10 @@ export interface Picture {
 export const maxPixels = 178_956_970;
 
 /**
- * Decodes JPEG, PNG, WebP and whatever else sharp reads (GIF, AVIF, TIFF, SVG). The network gets the picture as a viewer
- * shows it: EXIF orientation and an embedded colour profile are obeyed; grey, CMYK and 16-bit pictures become 8-bit sRGB;
- * transparent parts lie over white (torchvision drops the alpha channel and shows the colours hidden below it); of
- * an animation the first frame. A truncated or damaged file is an error: a picture half grey would get a label, too.
+ * Decodes JPEG, PNG, WebP and whatever else sharp reads (GIF, AVIF, TIFF, SVG). The network gets the picture as a
+ * viewer shows it: EXIF orientation and an embedded colour profile are obeyed; grey, CMYK and 16-bit pictures become
+ * 8-bit sRGB; transparent parts lie over white (torchvision drops the alpha channel, which shows whatever colours are
+ * hidden there); of an animation the first frame. A truncated file is an error: half a picture would get a label, too.
  */
 export async function decodeImage(file: string | Uint8Array): Promise<Picture> {
   const name = typeof file === 'string' ? file : 'picture';
@@ -49,7 +49,8 @@ async function readBytes(file: string): Promise<Uint8Array> {
 /** sharp's message in our words; libvips repeats itself on further lines. */
 function describe(error: Error): string {
   const [line = ''] = error.message.split('\n');
-  if (/unsupported image format/.test(line)) return 'is not a picture, wanted JPEG, PNG, WebP or another format of sharp';
+  if (/unsupported image format/.test(line))
+    return 'is not a picture, wanted JPEG, PNG or WebP';
   if (/exceeds pixel limit/.test(line)) return `is too large, wanted at most ${maxPixels} pixels`;
   return `cannot be decoded: ${line}`;
 }

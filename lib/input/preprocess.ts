@@ -1,4 +1,9 @@
 import { OctconvError, show } from '../error.js';
+import { Graph } from '../graph/graph.js';
+import { normalize, resize } from '../ops.js';
+import { type PlanOptions, type RunOptions, runGraph } from '../plan.js';
+import { type Tensor, tensor } from '../tensor.js';
+import type { Picture } from './image.js';
 
 /** `input` of a model folder's config.json: what becomes of a picture before the network sees it. */
 export interface InputConfig {
@@ -59,12 +64,11 @@ export function parseInput(value: unknown, file: string): InputConfig {
   };
 }
 
-/** The whole resized picture, and the place of the crop's upper left corner in it. */
+/** Size of the whole resized picture, and the part of it that the network sees. */
 export interface Geometry {
   readonly height: number;
   readonly width: number;
-  readonly top: number;
-  readonly left: number;
+  readonly crop: { readonly top: number; readonly left: number; readonly height: number; readonly width: number };
 }
 
 /** Sizes and crop of a picture as torchvision's Resize and CenterCrop round them. */
@@ -75,11 +79,48 @@ export function resizeGeometry(
 ): Geometry {
   const scaled = (side: number): number => Math.trunc((input.resize * side) / Math.min(height, width));
   const whole = { height: scaled(height), width: scaled(width) };
-  return { ...whole, top: middle(whole.height - input.height), left: middle(whole.width - input.width) };
+  const top = middle(whole.height - input.height);
+  const left = middle(whole.width - input.width);
+  return { ...whole, crop: { top, left, height: input.height, width: input.width } };
 }
 
 /** Half of an integer; as in Python, a tie goes to the even neighbour. */
 function middle(spare: number): number {
   const low = Math.floor(spare / 2);
   return spare % 2 === 1 && low % 2 === 1 ? low + 1 : low;
+}
+
+/** Input of a network, [N, height, width, 3]. */
+export type InputTensor = Tensor<'f32', readonly [number, number, number, 3]>;
+
+/** Resizes, crops and normalises pictures of any size, and stacks them to one batch. */
+export async function preprocess(
+  pictures: readonly Picture[],
+  input: InputConfig,
+  options: PlanOptions & RunOptions = {},
+): Promise<InputTensor> {
+  return stack(await Promise.all(pictures.map((picture) => preprocessOne(picture, input, options))), input);
+}
+
+/** One picture as [height, width, 3]. */
+export async function preprocessOne(
+  { data, height, width }: Picture,
+  input: InputConfig,
+  options: PlanOptions & RunOptions = {},
+): Promise<Float32Array> {
+  const graph = new Graph();
+  const picture = graph.input('u8', [1, height, width, 3]);
+  const { interpolation, scale, mean, std } = input;
+  const resized = resize(picture, { ...resizeGeometry(height, width, input), interpolation });
+  graph.outputs.push(normalize(resized, { scale, mean, std }).id);
+  const [y] = await runGraph(graph, [tensor('u8', [1, height, width, 3], data)], options);
+  return y?.data as Float32Array;
+}
+
+/** Pictures [height, width, 3] to one batch. */
+export function stack(pictures: readonly Float32Array[], { height, width }: InputConfig): InputTensor {
+  const size = height * width * 3;
+  const batch = new Float32Array(pictures.length * size);
+  for (const [i, picture] of pictures.entries()) batch.set(picture, i * size);
+  return tensor('f32', [pictures.length, height, width, 3], batch);
 }

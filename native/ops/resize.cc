@@ -1,6 +1,6 @@
 // resize: pictures u8 [N,T,H,W,3] to `height` x `width`, u8, exactly as Pillow's Image.resize does: an antialiased
-// `bilinear` or `bicubic` (a = -.5) filter whose support grows with the reduction. Of the result only the window of the
-// output's size at (`top`, `left`) is computed, so that a crop costs only its own rows and columns.
+// `bilinear` or `bicubic` (a = -.5) filter whose support grows with the reduction. With `crop` {top, left} only the
+// window of the output's size at this place is computed, so that a crop costs no more than its own rows and columns.
 //
 // Each axis has a table of weights in 22-bit fixed point. Rows are resized first and rounded to 8 bits, then columns.
 // Networks were trained on pictures made this way, so both devices give these very bytes. (Pillow 12 takes the columns
@@ -132,7 +132,9 @@ Geometry geometry(const Node& node) {
     fail("resize: got ", nameOf(node.inputs[0].dtype), " to ", nameOf(node.outputs[0].dtype), ", wanted u8 to u8");
   const Shape &in = node.in(0), &out = node.out(0);
   const int64_t height = node.attrs["height"].integer(), width = node.attrs["width"].integer();
-  const int64_t top = node.attrs.integer("top", 0), left = node.attrs.integer("left", 0);
+  const bool cropped = node.attrs.has("crop");
+  const int64_t top = cropped ? node.attrs["crop"]["top"].integer() : 0;
+  const int64_t left = cropped ? node.attrs["crop"]["left"].integer() : 0;
   // Byte offsets and table indices stay far from overflow; the whole result is never held, so it may be huge.
   constexpr int64_t most = 1 << 28, mostWhole = int64_t{1} << 48;
   if (in.n != out.n || in.t != out.t || in.c != 3 || out.c != 3)
