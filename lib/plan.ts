@@ -5,7 +5,7 @@ import { fuse } from './graph/fuse.js';
 import { type Graph, toNTHWC } from './graph/graph.js';
 import { lower, type Step, type Steps } from './graph/lower.js';
 import { planMemory } from './graph/memory.js';
-import { calling, type Device, type NativePacked, type NativeParam, type NativePlan, native } from './native.js';
+import { calling, type Device, type NativePacked, type NativeParam, type NativePlan, type NativeStep, native } from './native.js';
 import { Tensor } from './tensor.js';
 import type { WeightSource } from './weights/source.js';
 
@@ -63,6 +63,8 @@ export class PackedWeights {
 
 /** A compiled network for one input shape. */
 export class Plan {
+  readonly #plan: NativePlan;
+
   private constructor(
     readonly graph: Graph,
     readonly steps: readonly Step[],
@@ -70,8 +72,10 @@ export class Plan {
     readonly memory: { readonly activations: number; readonly run: number },
     /** What native code chose for each step. */
     readonly algorithms: readonly string[],
-    readonly #plan: NativePlan,
-  ) {}
+    plan: NativePlan,
+  ) {
+    this.#plan = plan;
+  }
 
   static async compile(graph: Graph, weights: PackedWeights, threads: number): Promise<Plan> {
     const lowered = stepsFor(graph, weights.device);
@@ -80,9 +84,10 @@ export class Plan {
       throw new OctconvError('plan: a network must compute each of its outputs, and give each once');
     }
     const memory = planMemory(lowered);
-    const nativeSteps = [];
-    for (const { op, name, attrs, params, inputs, outputs, ...step } of steps) {
-      const packed = Object.keys(params).length ? { packed: await weights.pack({ op, name, attrs, params, inputs, outputs, ...step }, graph.constants) } : {};
+    const nativeSteps: NativeStep[] = [];
+    for (const step of steps) {
+      const { op, name, attrs, inputs, outputs } = step;
+      const packed = Object.keys(step.params).length ? { packed: await weights.pack(step, graph.constants) } : {};
       nativeSteps.push({ op, name, attrs, inputs, outputs, ...packed });
     }
     const place = (id: number) => {

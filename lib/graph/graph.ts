@@ -33,7 +33,7 @@ export class Value<D extends DType = DType, S extends readonly number[] = readon
     readonly graph: Graph,
     readonly id: number,
     readonly dtype: D,
-    readonly shape: S,
+    readonly shape: Readonly<S>,
   ) {}
 }
 
@@ -80,7 +80,7 @@ export class Graph {
 
   value<D extends DType, const S extends readonly number[]>(dtype: D, shape: S): Value<D, S> {
     this.values.push({ dtype, shape });
-    return new Value(this, this.values.length - 1, dtype, shape);
+    return new Value<D, S>(this, this.values.length - 1, dtype, shape);
   }
 
   #param(op: string, role: string, param: Parameter | Tensor): string {
