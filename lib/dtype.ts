@@ -10,7 +10,14 @@ const arrays = {
   i32: Int32Array,
 } as const;
 
-export type TypedArrayOf<D extends DType> = InstanceType<(typeof arrays)[D]>;
+export type TypedArrayOf<D extends DType> = {
+  f32: Float32Array;
+  f16: Uint16Array;
+  bf16: Uint16Array;
+  i8: Int8Array;
+  u8: Uint8Array;
+  i32: Int32Array;
+}[D];
 export type TypedArray = TypedArrayOf<DType>;
 
 export const dtypes = Object.keys(arrays) as readonly DType[];

@@ -1,0 +1,95 @@
+/** What the ops' shape rules share. Errors start with the op's name and print shapes as [N,H,W,C]. */
+import { OctconvError } from '../error.js';
+import type { Shape } from '../tensor.js';
+
+type Shaped = { readonly shape: Shape };
+
+/** One number for every axis, or one for each: height and width of images, time, height and width of video. */
+export type Size = number | readonly [h: number, w: number] | readonly [t: number, h: number, w: number];
+
+export function wrong(op: string, what: string): never {
+  throw new OctconvError(`${op}: ${what}`);
+}
+
+export const of = ({ shape }: Shaped): string => list(shape);
+
+export const list = (sizes: readonly unknown[]): string => `[${sizes.join(',')}]`;
+
+export const same = (a: Shape, b: Shape): boolean => a.length === b.length && a.every((size, i) => size === b[i]);
+
+export const channels = ({ shape }: Shaped): number => shape.at(-1) ?? 0;
+
+export function checkRank(op: string, x: Shaped, ...ranks: readonly (2 | 4 | 5)[]): void {
+  const forms = { 2: '[N,C]', 4: '[N,H,W,C]', 5: '[N,T,H,W,C]' };
+  if (!ranks.includes(x.shape.length as 2)) wrong(op, `got ${of(x)}, wanted ${ranks.map((r) => forms[r]).join(' or ')}`);
+}
+
+/** A size as the graph holds it, [t, h, w]: images have T = 1, and nothing (`least`) happens along it. */
+export function sizes(op: string, name: string, x: Shaped, value: Size, least: 0 | 1): readonly number[] {
+  checkRank(op, x, 4, 5);
+  const axes = x.shape.length - 2;
+  const all = typeof value === 'number' ? Array<number>(axes).fill(value) : [...value];
+  if (all.length !== axes || !all.every((size) => Number.isInteger(size) && size >= least && size < 2 ** 31)) {
+    wrong(op, `${name} ${show(value)} for x ${of(x)}, wanted a number or ${axes} numbers, integers of at least ${least}`);
+  }
+  return axes === 2 ? [least, ...all] : all;
+}
+
+export const show = (size: Size | undefined): string => (typeof size === 'number' ? `${size}` : list(size ?? []));
+
+/** The extent of x along [t, h, w]. */
+export function extentOf({ shape }: Shaped): readonly number[] {
+  return shape.length === 4 ? [1, ...shape.slice(1, 3)] : shape.slice(1, 4);
+}
+
+/** The shape of x with another extent and another number of channels. */
+export function withExtent({ shape }: Shaped, extent: readonly number[], c: number): Shape {
+  return [shape[0] ?? 1, ...extent.slice(shape.length === 4 ? 1 : 0), c];
+}
+
+export interface Window {
+  readonly kernel: readonly number[];
+  readonly stride: readonly number[];
+  readonly padding: readonly number[];
+  readonly dilation?: readonly number[];
+}
+
+/** The shape that windows sliding over x give, rounded down, or up as PyTorch's ceil_mode does. */
+export function windowed(op: string, x: Shaped, window: Window, c: number, ceilMode = false): Shape {
+  const extent = extentOf(x).map((size, i) => {
+    const [kernel = 1, stride = 1, padding = 0, dilation = 1] = [window.kernel, window.stride, window.padding, window.dilation].map((w) => w?.[i]);
+    const room = size + 2 * padding - dilation * (kernel - 1) - 1;
+    if (room < 0) wrong(op, `the kernel ${list(window.kernel.slice(-2))} does not fit into x ${of(x)} with its padding`);
+    if (!ceilMode) return Math.floor(room / stride) + 1;
+    const count = Math.ceil(room / stride) + 1;
+    return (count - 1) * stride >= size + padding ? count - 1 : count;
+  });
+  return withExtent(x, extent, c);
+}
+
+/** The shape of P(x). */
+export function halved(shape: Shape): Shape {
+  return shape.map((size, i) => (i === shape.length - 3 || i === shape.length - 2 ? Math.ceil(size / 2) : size));
+}
+
+/** @throws OctconvError unless a convolution's weight [O, I / groups, ...] fits its input, which errors call `name`. */
+export function checkWeight(op: string, role: string, weight: Shaped, name: string, x: Shaped, groups: number): void {
+  const { shape } = weight;
+  const [o = 0, i = 0] = shape;
+  if (!Number.isInteger(groups) || groups < 1) wrong(op, `groups ${groups}, wanted a positive integer`);
+  if (shape.length !== x.shape.length) {
+    wrong(op, `${role} ${of(weight)}, wanted ${x.shape.length === 5 ? '[O,I,kt,kh,kw]' : '[O,I,kh,kw]'} for ${name} ${of(x)}`);
+  }
+  if (i * groups !== channels(x)) {
+    const inGroups = groups === 1 ? '' : ` in ${groups} groups`;
+    wrong(op, `${role} ${of(weight)} needs ${i * groups} input channels${inGroups}, got ${name} ${of(x)}`);
+  }
+  if (o % groups !== 0) wrong(op, `${role} ${of(weight)} has ${o} output channels, wanted a multiple of ${groups} groups`);
+}
+
+export function checkVector(op: string, role: string, vector: Shaped | undefined, length: number): void {
+  if (vector && !same(vector.shape, [length])) wrong(op, `${role} ${of(vector)}, wanted [${length}]`);
+}
+
+/** [kh, kw] or [kt, kh, kw] of a weight. */
+export const kernelOf = ({ shape }: Shaped): Size => shape.slice(2) as unknown as Size;

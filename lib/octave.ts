@@ -1,0 +1,78 @@
+import { OctconvError } from './error.js';
+import type { Shape } from './tensor.js';
+
+type Settled<R> = R extends Promise<infer T> ? Promise<Octave<T>> : Octave<R>;
+
+/**
+ * A pair of high and low frequency, of whatever it may be: tensors, channel numbers, layers. Of tensors, high is
+ * [N, H, W, Ch] (or [N, T, H, W, Ch]) and low [N, ceil(H/2), ceil(W/2), Cl]. Low is absent where Cl = 0; nobody asks,
+ * `map` and `zip` do what is right. (Drop an Octave, arXiv 1904.05049, section 3.1.)
+ */
+export class Octave<T> {
+  constructor(
+    readonly high: T,
+    readonly low?: T | undefined,
+  ) {}
+
+  /** The full height, H. */
+  get height(): T extends { readonly shape: Shape } ? number : never {
+    return this.#axis(-3);
+  }
+
+  /** The full width, W. */
+  get width(): T extends { readonly shape: Shape } ? number : never {
+    return this.#axis(-2);
+  }
+
+  #axis(at: number): never {
+    return (this.high as { readonly shape: Shape }).shape.at(at) as never;
+  }
+
+  /** `f` of each branch that is there; if `f` is asynchronous, a promise of the pair. */
+  map<R>(f: (x: T) => R): Settled<R> {
+    return pair(f(this.high), this.low === undefined ? undefined : f(this.low));
+  }
+
+  /** `f` of both highs and of both lows. @throws OctconvError if one has a low branch and the other has none. */
+  zip<U, R>(other: Octave<U>, f: (x: T, y: U) => R): Settled<R> {
+    if ((this.low === undefined) !== (other.low === undefined)) {
+      throw new OctconvError('octave: one operand has a low branch, the other has none');
+    }
+    const low = this.low === undefined || other.low === undefined ? undefined : f(this.low, other.low);
+    return pair(f(this.high, other.high), low);
+  }
+}
+
+function pair<R>(high: R, low: R | undefined): Settled<R> {
+  const settled = high instanceof Promise ? Promise.all([high, low]).then(([h, l]) => new Octave(h, l)) : new Octave(high, low);
+  return settled as Settled<R>;
+}
+
+/** What there is for each path of an octave convolution: high to high, low to high, high to low, low to low. */
+export interface Paths<T> {
+  readonly h2h: T;
+  readonly l2h?: T | undefined;
+  readonly h2l?: T | undefined;
+  readonly l2l?: T | undefined;
+}
+
+/** A path exists if and only if both of its ends do. */
+export function paths<A, B, R>(from: Octave<A>, to: Octave<B>, f: (from: A, to: B) => R): Paths<R> {
+  const path = (a: A | undefined, b: B | undefined) => (a === undefined || b === undefined ? undefined : f(a, b));
+  return {
+    h2h: f(from.high, to.high),
+    l2h: path(from.low, to.high),
+    h2l: path(from.high, to.low),
+    l2l: path(from.low, to.low),
+  };
+}
+
+/**
+ * The widths Ch and Cl of C channels: Cl = trunc(alpha C), in double precision, so that .9 of 20 is 18.
+ * @throws OctconvError unless alpha is in [0, 1).
+ */
+export function splitChannels(channels: number, alpha: number): Octave<number> {
+  if (!(alpha >= 0 && alpha < 1)) throw new OctconvError(`octave: alpha ${alpha}, wanted at least 0 and less than 1`);
+  const low = Math.trunc(alpha * channels);
+  return new Octave(channels - low, low > 0 ? low : undefined);
+}

@@ -1,0 +1,449 @@
+/**
+ * The ops. Given recorded values an op is recorded into their graph and gives values; given tensors it is recorded
+ * alone, run at once, and gives promises. Shapes are [N, C], images [N, H, W, C] and video [N, T, H, W, C]; weights are
+ * in PyTorch's layout, [O, I / groups, kh, kw] or [O, I / groups, kt, kh, kw].
+ *
+ * What does not fit does not compile where sizes are literal, and is an OctconvError otherwise: thrown while recording,
+ * a rejected promise for tensors.
+ */
+import type { DType } from './dtype.js';
+import { type Attrs, Graph, Parameter, Value } from './graph/graph.js';
+import {
+  channels,
+  checkRank,
+  checkVector,
+  checkWeight,
+  extentOf,
+  halved,
+  kernelOf,
+  list,
+  of,
+  same,
+  type Size,
+  show,
+  sizes,
+  windowed,
+  withExtent,
+  wrong,
+} from './graph/shape.js';
+import { Octave, type Paths } from './octave.js';
+import { type PlanOptions, runGraph } from './plan.js';
+import { type Channels, elementCount, type Image, type Match, type Matrix, type Shape, type Spatial, Tensor, type Video } from './tensor.js';
+
+/** What an op takes: a recorded value or a tensor. */
+export type Operand<S extends Shape = Shape, D extends DType = 'f32'> = Value<D, S> | Tensor<D, S>;
+/** What an op gives for an operand: a value, or the promise of a tensor. */
+export type Result<X, S extends Shape, D extends DType = 'f32'> = X extends Value ? Value<D, S> : Promise<Tensor<D, S>>;
+/** A layer's parameter, or a tensor as a constant. Tensors as operands need tensors. */
+export type Weight<S extends Shape = Shape> = Parameter<S> | Tensor<'f32' | 'f16' | 'bf16', S>;
+/** Where and how a call on tensors runs; says nothing to a recording. */
+export type RunAt = PlanOptions;
+export type { Size };
+
+type Kernel = readonly [o: number, i: number, h: number, w: number] | readonly [o: number, i: number, t: number, h: number, w: number];
+/** The result of what works on H and W (and T), with K channels. */
+type Windowed<S extends Shape, K extends number = Channels<S>> = S extends Image
+  ? readonly [S[0], number, number, K]
+  : S extends Video
+    ? readonly [S[0], number, number, number, K]
+    : never;
+/** An operand of the same kind and rank, of any sizes. */
+type Beside<X extends Operand> = X extends Value ? Value<'f32', Wide<X['shape']>> : Tensor<'f32', Wide<X['shape']>>;
+type Wide<S extends Shape> = { readonly [K in keyof S]: number };
+type Gate<S extends Shape> = S extends Image ? readonly [S[0], 1, 1, S[3]] : S extends Video ? readonly [S[0], 1, 1, 1, S[4]] : S;
+type Unary = <X extends Operand<Matrix | Spatial>>(x: X, run?: RunAt) => Result<X, X['shape']>;
+
+// --- Elementwise ------------------------------------------------------------------------------------------------
+
+/** max(x, 0). NaN stays NaN, here and in all the others. */
+export const relu = unary('relu');
+/** min(max(x, 0), 6) */
+export const relu6 = unary('relu6');
+/** 1 / (1 + exp(-x)) */
+export const sigmoid = unary('sigmoid');
+/** Over the channels of each position. */
+export const softmax = unary('softmax');
+
+/** x + y; both of one shape. */
+export function add<X extends Operand<Matrix | Spatial>, Y extends Beside<X>>(
+  x: X,
+  y: Y & Match<X['shape'], Y['shape'], 'both of one shape'>,
+  run?: RunAt,
+): Result<X, X['shape']> {
+  return apply('add', [x, y], {}, run, () => {
+    if (!same(x.shape, y.shape)) wrong('add', `got ${of(x)} and ${of(y)}, wanted both of one shape`);
+    return { shape: x.shape };
+  });
+}
+
+/** x * y; y of the same shape, or one number per image and channel, [N, 1, 1, C]. */
+export function mul<X extends Operand<Matrix | Spatial>, Y extends Beside<X>>(
+  x: X,
+  y: Y & (Match<X['shape'], Y['shape'], ''> | Match<Gate<X['shape']>, Y['shape'], 'the same shape, or [N, 1, 1, C]'>),
+  run?: RunAt,
+): Result<X, X['shape']> {
+  return apply('mul', [x, y], {}, run, () => {
+    const gate = x.shape.map((size, i) => (i === 0 || i === x.shape.length - 1 ? size : 1));
+    if (!same(x.shape, y.shape) && !same(gate, y.shape)) {
+      wrong('mul', `got ${of(x)} and ${of(y)}, wanted the same shape or ${list(gate)}`);
+    }
+    return { shape: x.shape };
+  });
+}
+
+/** Side by side along the channels; all other sizes must be equal. */
+export function concat<X extends Operand<Matrix | Spatial>>(
+  xs: readonly [X, ...Beside<NoInfer<X>>[]],
+  run?: RunAt,
+): Result<X, Windowed<X['shape'], number> | (X['shape'] extends Matrix ? readonly [X['shape'][0], number] : never)> {
+  return apply('concat', xs, {}, run, () => {
+    const [first] = xs;
+    const outer = first.shape.slice(0, -1);
+    const odd = xs.find((x) => !same(x.shape.slice(0, -1), outer));
+    if (odd) wrong('concat', `got ${of(first)} and ${of(odd)}, wanted equal sizes except for the channels`);
+    return { shape: [...outer, xs.reduce((sum, x) => sum + channels(x), 0)] };
+  });
+}
+
+// --- Convolutions and linear layers -----------------------------------------------------------------------------
+
+export interface ConvOptions extends RunAt {
+  /** Default 1. */
+  readonly stride?: Size;
+  /** Zeros on both sides; default 0. */
+  readonly padding?: Size;
+  /** Default 1. */
+  readonly dilation?: Size;
+  /** Default 1; C and O are divisible by it. */
+  readonly groups?: number;
+}
+
+/** [N, H, W, C] -> [N, H', W', O] with H' = floor((H + 2 padding - dilation (kh - 1) - 1) / stride) + 1. */
+export function conv<X extends Operand<Spatial>, W extends Weight<Kernel>, O extends ConvOptions = Record<never, never>>(
+  x: X,
+  params: {
+    readonly weight: W &
+      Match<X['shape']['length'], W['shape']['length'], 'a weight of the rank of x'> &
+      ('groups' extends keyof O ? unknown : Match<Channels<X['shape']>, W['shape'][1], 'input channels of the weight as x has'>);
+    readonly bias?: Weight<readonly [number]> | undefined;
+  },
+  options?: O,
+): Result<X, Windowed<X['shape'], W['shape'][0]>> {
+  const { weight, bias } = params;
+  return apply('conv', [x], { weight, bias }, options, () => {
+    const { stride = 1, padding = 0, dilation = 1, groups = 1 } = options ?? {};
+    checkWeight('conv', 'weight', weight, 'x', x, groups);
+    checkVector('conv', 'bias', bias, weight.shape[0]);
+    const attrs = {
+      kernel: sizes('conv', 'kernel', x, kernelOf(weight), 1),
+      stride: sizes('conv', 'stride', x, stride, 1),
+      padding: sizes('conv', 'padding', x, padding, 0),
+      dilation: sizes('conv', 'dilation', x, dilation, 1),
+      groups,
+    };
+    return { shape: windowed('conv', x, attrs, weight.shape[0]), attrs };
+  });
+}
+
+export interface OctConvOptions extends RunAt {
+  /** 1 (default) or 2; at 2 the operands are pooled, no convolution ever strides. */
+  readonly stride?: number;
+  /** Default 1; every width is divisible by it. The number of all channels, Ch + Cl, makes it depthwise. */
+  readonly groups?: number;
+}
+
+export interface OctConvParams extends Paths<Weight<Kernel>> {
+  readonly biasH?: Weight<readonly [number]> | undefined;
+  readonly biasL?: Weight<readonly [number]> | undefined;
+}
+
+/**
+ * Octave convolution (arXiv 1904.05049, section 3.2; stride 2 as in the authors' code) with "same" zero padding for any
+ * odd kernel. P is 2x2 average pooling, U nearest upsampling, over height and width:
+ *
+ *     stride 1:  yH = conv(xH; h2h) + U(conv(xL; l2h))     yL = conv(xL; l2l) + conv(P(xH); h2l)
+ *     stride 2:  yH = conv(P(xH); h2h) + conv(xL; l2h)     yL = conv(P(xL); l2l) + conv(P(P(xH)); h2l)
+ *
+ * The weights say what there is: without xL no l2h and l2l, without yL no h2l and l2l, and depthwise only h2h and l2l.
+ * Odd sizes: P rounds up and averages what exists, U is cropped to the high size.
+ */
+export function octConv<X extends Operand<Spatial>>(
+  x: Octave<X>,
+  params: OctConvParams,
+  options: OctConvOptions = {},
+): X extends Value ? Octave<Value<'f32', Windowed<X['shape'], number>>> : Promise<Octave<Tensor<'f32', Windowed<X['shape'], number>>>> {
+  const { h2h, l2h, h2l, l2l, biasH, biasL } = params;
+  const weights = { h2h, l2h, h2l, l2l, biasH, biasL };
+  const inputs = x.low === undefined ? [x.high] : [x.high, x.low];
+  return apply('octConv', inputs, weights, options, () => octConvRule(x, weights, options), ([high, low]) => new Octave(high, low));
+}
+
+function octConvRule(x: Octave<Operand<Spatial>>, params: OctConvParams, options: OctConvOptions): Inferred {
+  const op = 'octConv';
+  const { stride = 1, groups = 1 } = options;
+  const { h2h, h2l, l2l } = params;
+  if (stride !== 1 && stride !== 2) wrong(op, `stride ${stride}, wanted 1 or 2`);
+  if (!h2h) wrong(op, 'weight h2h is missing');
+  const kernel = sizes(op, 'kernel', x.high, kernelOf(h2h), 1);
+  if (!kernel.every((size) => size % 2 === 1)) wrong(op, `kernel ${list(kernel.slice(-2))}, wanted odd sizes`);
+  const half = halved(x.high.shape);
+  if (x.low && !same(x.low.shape.slice(0, -1), half.slice(0, -1))) {
+    wrong(op, `got xH ${of(x.high)} and xL ${of(x.low)}, wanted xL ${list([...half.slice(0, -1), channels(x.low)])}`);
+  }
+
+  const total = channels(x.high) + (x.low ? channels(x.low) : 0);
+  const depthwise = groups > 1 && groups === total;
+  const output = { h: h2h.shape[0], l: (h2l ?? l2l)?.shape[0] };
+  const inputs = { h: x.high, l: x.low };
+  for (const path of ['h2h', 'l2h', 'h2l', 'l2l'] as const) {
+    const [from, , to] = path as unknown as ['h' | 'l', string, 'h' | 'l'];
+    const input = inputs[from];
+    const weight = params[path];
+    if (!input || output[to] === undefined || (depthwise && from !== to)) {
+      if (weight) wrong(op, `got weight ${path} ${of(weight)}, wanted none: ${input ? 'depthwise' : 'there is no xL'}`);
+      continue;
+    }
+    if (!weight) return wrong(op, `weight ${path} is missing: xL and yL are there`);
+    checkWeight(op, `weight ${path}`, weight, from === 'h' ? 'xH' : 'xL', input, depthwise ? channels(input) : groups);
+    if (weight.shape[0] !== output[to] || !same(weight.shape.slice(2), h2h.shape.slice(2))) {
+      wrong(op, `weight ${path} ${of(weight)}, wanted ${list([output[to], weight.shape[1], ...h2h.shape.slice(2)])}`);
+    }
+  }
+  checkVector(op, 'biasH', params.biasH, output.h);
+  checkVector(op, 'biasL', params.biasL, output.l ?? 0);
+  const high = [...(stride === 2 ? half : x.high.shape).slice(0, -1), output.h];
+  const low = output.l === undefined ? [] : [[...halved(high).slice(0, -1), output.l]];
+  return { shape: high, more: low, attrs: { kernel, stride, groups } };
+}
+
+/** [N, C] -> [N, K] */
+export function linear<X extends Operand<Matrix>, W extends Weight<readonly [k: number, c: number]>>(
+  x: X,
+  params: {
+    readonly weight: W & Match<X['shape'][1], W['shape'][1], 'as many columns as x has'>;
+    readonly bias?: Weight<readonly [number]> | undefined;
+  },
+  run?: RunAt,
+): Result<X, readonly [X['shape'][0], W['shape'][0]]> {
+  const { weight, bias } = params;
+  return apply('linear', [x], { weight, bias }, run, () => {
+    checkRank('linear', x, 2);
+    if (weight.shape.length !== 2 || weight.shape[1] !== x.shape[1]) {
+      wrong('linear', `weight ${of(weight)}, wanted [K,${x.shape[1]}] for x ${of(x)}`);
+    }
+    checkVector('linear', 'bias', bias, weight.shape[0]);
+    return { shape: [x.shape[0], weight.shape[0]] };
+  });
+}
+
+export interface BatchNormParams {
+  readonly weight: Weight<readonly [number]>;
+  readonly bias: Weight<readonly [number]>;
+  readonly running_mean: Weight<readonly [number]>;
+  readonly running_var: Weight<readonly [number]>;
+}
+
+/** In evaluation mode, per channel: (x - running_mean) / sqrt(running_var + eps) * weight + bias. `eps` is 1e-5. */
+export function batchNorm<X extends Operand<Matrix | Spatial>>(
+  x: X,
+  params: BatchNormParams,
+  options: RunAt & { readonly eps?: number } = {},
+): Result<X, X['shape']> {
+  const { weight, bias, running_mean, running_var } = params;
+  const vectors = { weight, bias, running_mean, running_var };
+  return apply('batchNorm', [x], vectors, options, () => {
+    const { eps = 1e-5 } = options;
+    if (!(eps >= 0 && eps < Infinity)) wrong('batchNorm', `eps ${eps}, wanted at least 0`);
+    for (const [role, vector] of Object.entries(vectors)) {
+      if (!vector) wrong('batchNorm', `${role} is missing`);
+      checkVector('batchNorm', role, vector, channels(x));
+    }
+    return { shape: x.shape, attrs: { eps } };
+  });
+}
+
+// --- Pooling and resampling -------------------------------------------------------------------------------------
+
+export interface PoolOptions extends RunAt {
+  readonly kernel: Size;
+  /** Default: the kernel. */
+  readonly stride?: Size;
+  /** On both sides, at most half of the kernel; default 0. */
+  readonly padding?: Size;
+  /** Round output sizes up, as long as the last window starts inside of x or its left padding; default false. */
+  readonly ceilMode?: boolean;
+}
+
+/** Largest of each window; padding never wins, NaN does. */
+export function maxPool<X extends Operand<Spatial>>(x: X, options: PoolOptions): Result<X, Windowed<X['shape']>> {
+  return apply('maxPool', [x], {}, options, () => pooled('maxPool', x, options, {}));
+}
+
+/** Mean of each window; `countIncludePad` (default true) counts padding as zeros, otherwise the mean is over what exists. */
+export function avgPool<X extends Operand<Spatial>>(
+  x: X,
+  options: PoolOptions & { readonly countIncludePad?: boolean },
+): Result<X, Windowed<X['shape']>> {
+  const { countIncludePad = true } = options;
+  return apply('avgPool', [x], {}, options, () => pooled('avgPool', x, options, { countIncludePad }));
+}
+
+function pooled(op: string, x: Operand, options: PoolOptions, more: Attrs): Inferred {
+  const { kernel, stride = kernel, padding = 0, ceilMode = false } = options;
+  const attrs = {
+    kernel: sizes(op, 'kernel', x, kernel, 1),
+    stride: sizes(op, 'stride', x, stride, 1),
+    padding: sizes(op, 'padding', x, padding, 0),
+  };
+  if (attrs.padding.some((size, i) => 2 * size > (attrs.kernel[i] ?? 1))) {
+    wrong(op, `padding ${show(padding)}, wanted at most half of kernel ${show(kernel)}`);
+  }
+  return { shape: windowed(op, x, attrs, channels(x), ceilMode), attrs: { ...attrs, ceilMode, ...more } };
+}
+
+/** Mean over H and W (and T): [N, H, W, C] -> [N, C] */
+export function globalAvgPool<X extends Operand<Spatial>>(
+  x: X,
+  run?: RunAt,
+): Result<X, readonly [X['shape'][0], Channels<X['shape']>]> {
+  return apply('globalAvgPool', [x], {}, run, () => {
+    checkRank('globalAvgPool', x, 4, 5);
+    return { shape: [x.shape[0], channels(x)] };
+  });
+}
+
+/**
+ * Every position `scale` times along each axis. `size` crops the end, by less than one `scale`, which undoes pooling
+ * that rounded up.
+ */
+export function upsampleNearest<X extends Operand<Spatial>>(
+  x: X,
+  options: RunAt & { readonly scale: Size; readonly size?: Size },
+): Result<X, Windowed<X['shape']>> {
+  return apply('upsampleNearest', [x], {}, options, () => {
+    const op = 'upsampleNearest';
+    const scale = sizes(op, 'scale', x, options.scale, 1);
+    const extent = extentOf(x);
+    const full = extent.map((size, i) => size * (scale[i] ?? 1));
+    const size = options.size === undefined ? full : sizes(op, 'size', x, options.size, 1);
+    if (size.some((s, i) => Math.ceil(s / (scale[i] ?? 1)) !== extent[i])) {
+      wrong(op, `size ${show(options.size)}, wanted ${list(full.slice(-2))} of x ${of(x)}, or less than one scale less`);
+    }
+    return { shape: withExtent(x, size, channels(x)), attrs: { scale, size } };
+  });
+}
+
+/** `before` and `after` more positions of `value` (default 0) along H and W (and T). */
+export function pad<X extends Operand<Spatial>>(
+  x: X,
+  options: RunAt & { readonly before?: Size; readonly after?: Size; readonly value?: number },
+): Result<X, Windowed<X['shape']>> {
+  return apply('pad', [x], {}, options, () => {
+    const { value = 0 } = options;
+    const before = sizes('pad', 'before', x, options.before ?? 0, 0);
+    const after = sizes('pad', 'after', x, options.after ?? 0, 0);
+    const size = extentOf(x).map((s, i) => s + (before[i] ?? 0) + (after[i] ?? 0));
+    return { shape: withExtent(x, size, channels(x)), attrs: { before, after, value } };
+  });
+}
+
+// --- Pictures ---------------------------------------------------------------------------------------------------
+
+export interface ResizeOptions extends RunAt {
+  readonly height: number;
+  readonly width: number;
+  /** With antialiasing, exactly as Pillow does it. */
+  readonly interpolation: 'bilinear' | 'bicubic';
+  /** The part of the resized picture that is wanted; default: all of it. */
+  readonly crop?: { readonly top: number; readonly left: number; readonly height: number; readonly width: number };
+}
+
+/** Bytes [N, H, W, 3] -> bytes [N, height, width, 3], or the crop of it. */
+export function resize<X extends Operand<Spatial, 'u8'>>(x: X, options: ResizeOptions): Result<X, Windowed<X['shape']>, 'u8'> {
+  return apply('resize', [x], {}, options, () => {
+    const { height, width, interpolation, crop = { top: 0, left: 0, height, width } } = options;
+    const { top, left } = crop;
+    const [t = 1] = extentOf(x);
+    if (channels(x) !== 3) wrong('resize', `got ${of(x)}, wanted 3 channels`);
+    const integers = [height, width, top, left, crop.height, crop.width].every(Number.isInteger);
+    if (!integers || crop.height < 1 || crop.width < 1 || top < 0 || left < 0 || top + crop.height > height || left + crop.width > width) {
+      wrong('resize', `a crop of ${crop.height} x ${crop.width} at (${top}, ${left}) is not inside of ${height} x ${width}`);
+    }
+    return { shape: withExtent(x, [t, crop.height, crop.width], 3), dtype: 'u8', attrs: { height, width, interpolation, crop } };
+  });
+}
+
+/** Bytes to f32: (x * scale - mean) / std, with a mean and a std for each channel. */
+export function normalize<X extends Operand<Spatial, 'u8'>>(
+  x: X,
+  options: RunAt & { readonly scale: number; readonly mean: readonly number[]; readonly std: readonly number[] },
+): Result<X, X['shape']> {
+  return apply('normalize', [x], {}, options, () => {
+    const { scale, mean, std } = options;
+    if (mean.length !== channels(x) || std.length !== channels(x)) {
+      wrong('normalize', `mean ${list(mean)} and std ${list(std)}, wanted a number for each channel of x ${of(x)}`);
+    }
+    return { shape: x.shape, attrs: { scale, mean, std } };
+  });
+}
+
+// --- The one way through ----------------------------------------------------------------------------------------
+
+/** What a rule infers: the shape of the result (and of further ones), and the node's attributes. */
+interface Inferred {
+  readonly shape: Shape;
+  readonly more?: readonly Shape[];
+  readonly dtype?: DType;
+  readonly attrs?: Attrs;
+}
+/** All other ops take f32. */
+const takeBytes: ReadonlySet<string> = new Set(['resize', 'normalize']);
+type AnyOperand = Operand<Shape, DType>;
+type Params = { readonly [role: string]: Weight | undefined };
+
+function unary(op: string): Unary {
+  return (x, run) => apply(op, [x], {}, run, () => ({ shape: x.shape }));
+}
+
+/**
+ * Records one node, or runs it alone. `R` is what the op's signature promises: a value, or the promise of a tensor;
+ * `results` makes something else of them.
+ */
+function apply<R>(
+  op: string,
+  inputs: readonly AnyOperand[],
+  params: Params,
+  run: RunAt | undefined,
+  rule: () => Inferred,
+  results: (all: readonly AnyOperand[]) => unknown = ([first]) => first,
+): R {
+  const [first] = inputs;
+  const recorded = first instanceof Value;
+  return (recorded ? results(record(first.graph, op, inputs, params, rule)) : runAlone(op, inputs, params, run, rule).then(results)) as R;
+}
+
+async function runAlone(op: string, tensors: readonly AnyOperand[], params: Params, run: RunAt | undefined, rule: () => Inferred) {
+  for (const x of tensors) {
+    if (!(x instanceof Tensor)) wrong(op, `got ${x instanceof Value ? 'a tensor and a recorded value' : typeof x}, wanted tensors`);
+  }
+  for (const [role, weight] of Object.entries(params)) {
+    if (weight instanceof Parameter) wrong(op, `${role} is a layer's parameter, wanted a tensor as x is one`);
+  }
+  const graph = new Graph();
+  const values = record(graph, op, tensors.map((x) => graph.input(x.dtype, x.shape)), params, rule);
+  graph.outputs.push(...values.map((value) => value.id));
+  return runGraph(graph, tensors as readonly Tensor[], run);
+}
+
+function record(graph: Graph, op: string, inputs: readonly AnyOperand[], params: Params, rule: () => Inferred): Value[] {
+  const takes = takeBytes.has(op) ? 'u8' : 'f32';
+  for (const x of inputs) {
+    if (!(x instanceof Value)) wrong(op, `got a recorded value and ${x instanceof Tensor ? 'a tensor' : typeof x}, wanted recorded values`);
+    if (x.dtype !== takes) wrong(op, `got ${x.dtype} ${of(x)}, wanted ${takes}`);
+    checkRank(op, x, 2, 4, 5);
+  }
+  const { shape, more = [], dtype = 'f32', attrs = {} } = rule();
+  const types = [shape, ...more].map((s) => ({ dtype, shape: s }));
+  for (const type of types) elementCount(type.shape);
+  return graph.add(op, inputs as readonly Value[], attrs, params, types);
+}
