@@ -57,13 +57,13 @@ export interface Paths<T> {
 }
 
 /** A path exists if and only if both of its ends do. */
-export function paths<A, B, R>(from: Octave<A>, to: Octave<B>, f: (from: A, to: B) => R): Paths<R> {
-  const path = (a: A | undefined, b: B | undefined) => (a === undefined || b === undefined ? undefined : f(a, b));
+export function paths<A, B, R>(from: Octave<A>, to: Octave<B>, f: (from: A, to: B, path: keyof Paths<R>) => R): Paths<R> {
+  const path = (a: A | undefined, b: B | undefined, name: keyof Paths<R>) => (a === undefined || b === undefined ? undefined : f(a, b, name));
   return {
-    h2h: f(from.high, to.high),
-    l2h: path(from.low, to.high),
-    h2l: path(from.high, to.low),
-    l2l: path(from.low, to.low),
+    h2h: f(from.high, to.high, 'h2h'),
+    l2h: path(from.low, to.high, 'l2h'),
+    h2l: path(from.high, to.low, 'h2l'),
+    l2l: path(from.low, to.low, 'l2l'),
   };
 }
 

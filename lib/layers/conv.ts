@@ -1,0 +1,81 @@
+import { Parameter } from '../graph/graph.js';
+import { type Octave, paths, splitChannels } from '../octave.js';
+import { conv, octConv, type Size } from '../ops.js';
+import { type Feature, Module } from './module.js';
+
+type KernelShape = readonly [o: number, i: number, h: number, w: number] | readonly [o: number, i: number, t: number, h: number, w: number];
+
+export interface ConvLayerOptions {
+  /** One number for height and width, or [h, w], or [t, h, w] for video. */
+  readonly kernel: Size;
+  /** Default 1. */
+  readonly stride?: Size | undefined;
+  /** Default: half of the kernel ("same" at stride 1). */
+  readonly padding?: Size | undefined;
+  /** Default 1. */
+  readonly groups?: number | undefined;
+  /** Default false. */
+  readonly bias?: boolean | undefined;
+}
+
+/** Convolution of `from` to `to` channels: [N, H, W, from] -> [N, H', W', to]. */
+export class Conv extends Module {
+  readonly weight: Parameter<KernelShape>;
+  readonly bias: Parameter<readonly [number]> | undefined;
+  readonly #options: { readonly stride: Size; readonly padding: Size; readonly groups: number };
+
+  constructor(from: number, to: number, { kernel, stride = 1, padding, groups = 1, bias = false }: ConvLayerOptions) {
+    super();
+    const window = typeof kernel === 'number' ? ([kernel, kernel] as const) : kernel;
+    this.weight = new Parameter([to, from / groups, ...window]);
+    this.bias = bias ? new Parameter([to]) : undefined;
+    this.#options = { stride, padding: padding ?? (window.map((size) => Math.floor(size / 2)) as unknown as Size), groups };
+  }
+
+  forward(x: Feature): Feature {
+    return conv(x, { weight: this.weight, bias: this.bias }, this.#options);
+  }
+}
+
+export interface OctConvLayerOptions extends Omit<ConvLayerOptions, 'stride' | 'padding'> {
+  /** Share of the low branch among the input channels, in [0, 1). */
+  readonly alphaIn: number;
+  /** The same of the output channels. */
+  readonly alphaOut: number;
+  /** 1 (default) or 2. */
+  readonly stride?: number | undefined;
+}
+
+/**
+ * Octave convolution of `from` to `to` channels (arXiv 1904.05049, section 3.2); padding is "same". The four paths are
+ * named as in d-li14's checkpoints. A branch's bias is that of the path from the same branch, or else from the high one.
+ * `groups` equal to `from` makes it depthwise: then no path changes the branch.
+ */
+export class OctConv extends Module {
+  readonly conv_h2h: Conv;
+  readonly conv_l2h: Conv | undefined;
+  readonly conv_h2l: Conv | undefined;
+  readonly conv_l2l: Conv | undefined;
+  readonly #options: { readonly stride: number; readonly groups: number };
+
+  constructor(from: number, to: number, { kernel, alphaIn, alphaOut, stride = 1, groups = 1, bias = false }: OctConvLayerOptions) {
+    super();
+    const input = splitChannels(from, alphaIn);
+    const depthwise = groups > 1 && groups === from;
+    const { h2h, l2h, h2l, l2l } = paths(input, splitChannels(to, alphaOut), (i, o, path) => {
+      const carriesBias = path === 'h2h' || path === 'l2l' || (path === 'h2l' && input.low === undefined);
+      return new Conv(i, o, { kernel, groups: depthwise ? i : groups, bias: bias && carriesBias });
+    });
+    this.conv_h2h = h2h;
+    this.conv_l2h = depthwise ? undefined : l2h;
+    this.conv_h2l = depthwise ? undefined : h2l;
+    this.conv_l2l = l2l;
+    this.#options = { stride, groups };
+  }
+
+  forward(x: Octave<Feature>): Octave<Feature> {
+    const { conv_h2h, conv_l2h, conv_h2l, conv_l2l } = this;
+    const weights = { h2h: conv_h2h.weight, l2h: conv_l2h?.weight, h2l: conv_h2l?.weight, l2l: conv_l2l?.weight };
+    return octConv(x, { ...weights, biasH: conv_h2h.bias, biasL: (conv_l2l ?? conv_h2l)?.bias }, this.#options);
+  }
+}

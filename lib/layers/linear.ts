@@ -1,0 +1,20 @@
+import { Parameter, type Value } from '../graph/graph.js';
+import { linear } from '../ops.js';
+import type { Matrix } from '../tensor.js';
+import { Module } from './module.js';
+
+/** [N, from] -> [N, to] */
+export class Linear extends Module {
+  readonly weight: Parameter<readonly [k: number, c: number]>;
+  readonly bias: Parameter<readonly [number]> | undefined;
+
+  constructor(from: number, to: number, { bias = true }: { readonly bias?: boolean } = {}) {
+    super();
+    this.weight = new Parameter([to, from]);
+    this.bias = bias ? new Parameter([to]) : undefined;
+  }
+
+  forward(x: Value<'f32', Matrix>): Value<'f32', Matrix> {
+    return linear(x, this);
+  }
+}

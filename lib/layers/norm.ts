@@ -1,0 +1,82 @@
+import { Parameter } from '../graph/graph.js';
+import { Octave, splitChannels } from '../octave.js';
+import { batchNorm } from '../ops.js';
+import { Conv, type ConvLayerOptions, OctConv, type OctConvLayerOptions } from './conv.js';
+import { type Feature, Module } from './module.js';
+
+type Vector = Parameter<readonly [number]>;
+
+/** Batch normalisation over the channels, with the statistics of training. Behind a convolution it costs nothing. */
+export class BatchNorm extends Module {
+  readonly weight: Vector;
+  readonly bias: Vector;
+  readonly running_mean: Vector;
+  readonly running_var: Vector;
+  readonly #eps: number;
+
+  constructor(channels: number, eps = 1e-5) {
+    super();
+    const vector = (): Vector => new Parameter([channels]);
+    this.weight = vector();
+    this.bias = vector();
+    this.running_mean = vector();
+    this.running_var = vector();
+    this.#eps = eps;
+  }
+
+  forward(x: Feature): Feature {
+    return batchNorm(x, this, { eps: this.#eps });
+  }
+}
+
+/** Batch normalisation of each branch. */
+export class OctBatchNorm extends Module {
+  readonly bn_h: BatchNorm;
+  readonly bn_l: BatchNorm | undefined;
+
+  constructor(channels: number, alpha: number, eps = 1e-5) {
+    super();
+    const { high, low } = splitChannels(channels, alpha).map((width) => new BatchNorm(width, eps));
+    this.bn_h = high;
+    this.bn_l = low;
+  }
+
+  forward(x: Octave<Feature>): Octave<Feature> {
+    return new Octave(this.bn_h, this.bn_l).zip(x, (bn, branch) => bn.forward(branch));
+  }
+}
+
+/** Convolution and batch normalisation; the names are those of torchvision's shortcuts, `0` and `1`. */
+export class ConvNorm extends Module {
+  readonly 0: Conv;
+  readonly 1: BatchNorm;
+
+  constructor(from: number, to: number, options: ConvLayerOptions) {
+    super();
+    this[0] = new Conv(from, to, options);
+    this[1] = new BatchNorm(to);
+  }
+
+  forward(x: Feature): Feature {
+    return this[1].forward(this[0].forward(x));
+  }
+}
+
+/** Octave convolution and batch normalisation of each branch, named as in d-li14's checkpoints: `conv`, `bn_h`, `bn_l`. */
+export class OctConvNorm extends Module {
+  readonly conv: OctConv;
+  readonly bn_h: BatchNorm;
+  readonly bn_l: BatchNorm | undefined;
+
+  constructor(from: number, to: number, options: OctConvLayerOptions) {
+    super();
+    this.conv = new OctConv(from, to, options);
+    const { bn_h, bn_l } = new OctBatchNorm(to, options.alphaOut);
+    this.bn_h = bn_h;
+    this.bn_l = bn_l;
+  }
+
+  forward(x: Octave<Feature>): Octave<Feature> {
+    return new Octave(this.bn_h, this.bn_l).zip(this.conv.forward(x), (bn, branch) => bn.forward(branch));
+  }
+}
