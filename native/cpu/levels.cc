@@ -11,6 +11,9 @@ static bool supported(Level level) {
   if (level == Level::baseline) return true;
 #if defined(__x86_64__)
   __builtin_cpu_init();
+#if defined(OCTCONV_EMULATE_AVX512)
+  level = Level::avx2;
+#endif
   if (level == Level::avx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");

@@ -87,7 +87,7 @@ static void depthwise(const Tile& t) {
 // 6 x 2 vectors (12 sums, 2 weights, 1 input of 16 registers) reach 97 % of the measured FMA peak with AVX2; 4 x 3 the
 // same with g++ 12 but 43 % with clang 19, which moves sums around: it serves only an odd vector of channels.
 // AVX-512 has 32 registers: 6 x 4 and 8 x 3 use 28.
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) || defined(OCTCONV_EMULATE_AVX512)
 #define OCTCONV_MAX_VECTORS 4
 #define OCTCONV_MAX_PIXELS {0, 8, 8, 8, 6}
 #else
@@ -102,7 +102,7 @@ static void depthwise(const Tile& t) {
 extern const TileSet tileSet;
 const TileSet tileSet = {
   lanes, OCTCONV_MAX_VECTORS, OCTCONV_MAX_PIXELS,
-#if defined(__AVX512F__)
+#if OCTCONV_MAX_VECTORS == 4
   {{}, {nullptr, TILES_8(1)}, {nullptr, TILES_8(2)}, {nullptr, TILES_8(3)}, {nullptr, TILES_6(4)}},
 #else
   {{}, {nullptr, TILES_8(1)}, {nullptr, TILES_6(2)}, {nullptr, TILES_4(3)}, {}},

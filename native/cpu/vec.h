@@ -10,7 +10,8 @@
 
 namespace octconv::OCTCONV_LEVEL {
 
-#if defined(__AVX512F__)
+// OCTCONV_EMULATE_AVX512: 16 lanes in two AVX2 registers, so that the AVX-512 kernels can be tested without the CPU.
+#if defined(__AVX512F__) || defined(OCTCONV_EMULATE_AVX512)
 inline constexpr int lanes = 16;
 #elif defined(__AVX2__)
 inline constexpr int lanes = 8;
@@ -37,6 +38,8 @@ OCTCONV_INLINE void store(float* to, Vec x, int count) {
 OCTCONV_INLINE Vec splat(float x) {
 #if defined(__AVX512F__)  // g++ 12 builds a set1 from scalar inserts unless it is told
   return (Vec)_mm512_set1_ps(x);
+#elif defined(OCTCONV_EMULATE_AVX512)
+  return Vec{x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x};
 #elif defined(__AVX2__)
   return (Vec)_mm256_set1_ps(x);
 #else

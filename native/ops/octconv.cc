@@ -631,11 +631,12 @@ void runPrepared(const Prepared& p, const Run& run, int64_t plane) {
 // How a branch is cut into tasks; by shape and thread count only.
 void split(BranchPlan& b, int threads) {
   const Shape& y = b.main.grid;
-  int64_t inputBytes = 0;  // per output pixel
+  int64_t inputBytes = 0, weightBytes = 0;  // per output pixel; of all panels
   double flops = 0;
   for (const Sum* sum : {&b.main, &b.low})
     for (const TileSource& s : sum->sources) {
       inputBytes += s.shape.c * 4 * s.conv.stride.h * s.conv.stride.w / (s.conv.upsample ? 4 : 1);
+      weightBytes += y.c * (s.shape.c / s.conv.groups) * s.conv.taps() * 4;
       flops += 2. * static_cast<double>(sum->grid.pixels() * y.c * (s.shape.c / s.conv.groups) * s.conv.taps());
     }
   const auto cut = [&](int64_t pixels) {
@@ -651,8 +652,11 @@ void split(BranchPlan& b, int threads) {
   cut(wanted);
   if (threads == 1) return;
   const int64_t useful = std::clamp<int64_t>(static_cast<int64_t>(flops / taskFlops), 1, int64_t{tasksPerThread} * threads);
-  if (b.blocks < useful) cut(std::max(fewestPixels, std::min(wanted, y.pixels() / useful)));
-  b.panelGroups = std::clamp<int64_t>((useful + b.blocks - 1) / b.blocks, 1, static_cast<int64_t>(b.packed->panels.size()));
+  const auto groups = [&] { return std::clamp<int64_t>((useful + b.blocks - 1) / b.blocks, 1, static_cast<int64_t>(b.packed->panels.size())); };
+  // More blocks read the weights again, more panel groups the input: the larger stays whole.
+  if (b.blocks < useful && (weightBytes < inputBytes * y.pixels() || groups() * b.blocks < useful))
+    cut(std::max(fewestPixels, std::min(wanted, y.pixels() / useful)));
+  b.panelGroups = groups();
 }
 
 Kernel make(const Node& node, Device device) {

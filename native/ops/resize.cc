@@ -142,7 +142,8 @@ Geometry geometry(const Node& node) {
   if (std::min({in.h, in.w, out.h, out.w}) < 1 || std::max(in.h, in.w) > most || std::max(height, width) > mostWhole)
     fail("resize: ", in, " to ", out, " of ", height, " x ", width, ", wanted sizes from 1 to ", most);
   if (top < 0 || left < 0 || top > height - out.h || left > width - out.w)
-    fail("resize: a window ", out.h, " x ", out.w, " at (", top, ", ", left, ") is not inside ", height, " x ", width);
+    fail("resize: a crop of ", out.h, " x ", out.w, " at (", top, ", ", left, ") is not inside of ", height, " x ",
+         width);
   const Filter filter = filterOf(node.attrs["interpolation"].text());
   return {in.n * in.t, in.h, in.w, out.h, out.w, Axis(in.h, height, top, out.h, filter),
           Axis(in.w, width, left, out.w, filter)};

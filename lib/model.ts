@@ -1,0 +1,163 @@
+/** Models: a network with its weights, ready to run on a device at any input size. */
+import { OctconvError } from './error.js';
+import { Graph, type Value } from './graph/graph.js';
+import { defaultInput, type InputConfig } from './input/preprocess.js';
+import { type Module, namedParameters } from './layers/module.js';
+import { buildNetwork, type NetworkOptions } from './models/index.js';
+import { type ResolvedOptions, resolveOptions } from './models/infer.js';
+import type { Device } from './native.js';
+import { PackedWeights, Plan, type RunOptions, threadsOf } from './plan.js';
+import { Tensor } from './tensor.js';
+import type { TypedArrayOf } from './dtype.js';
+import { checkWeights } from './weights/check.js';
+import { isModelFolder, readModelFolder } from './weights/folder.js';
+import { initialize } from './weights/random.js';
+import { openWeights, type WeightSource } from './weights/source.js';
+
+export interface ModelOptions {
+  /** `auto` takes the fastest device that is there: `cpu`. Default `auto`. */
+  readonly device?: Device | 'auto' | undefined;
+  /** Type of the activations and weights inside. */
+  readonly dtype?: 'f32' | undefined;
+  /** Threads of one run; default: the cores that the process may use. */
+  readonly threads?: number | undefined;
+}
+
+/** A network is a module that takes images [N,H,W,C] and gives one value. */
+export type Network = Module & { forward(x: Value<'f32', readonly number[]>): Value };
+
+/** What a run takes: a tensor, or data with its shape. */
+export type ModelInput = Tensor<'f32'> | { readonly data: TypedArrayOf<'f32'>; readonly shape: readonly number[] };
+
+/** Plans that a model keeps, one per input shape; the oldest goes first. */
+const keptPlans = 4;
+
+export class Model {
+  readonly device: Device;
+  readonly threads: number;
+  /** How a picture becomes the input; without a model folder the usual choice for the network's stem. */
+  input: InputConfig | undefined;
+  /** Names of the classes, in index order. */
+  labels: readonly string[] | undefined;
+  /** Registered name and options of the network, if it has one. */
+  name: string | undefined;
+  options: NetworkOptions | undefined;
+
+  readonly #network: Network;
+  readonly #weights: PackedWeights;
+  readonly #plans = new Map<string, Promise<Plan>>();
+  #disposed = false;
+
+  /**
+   * A model of one's own network. Parameters are looked up in `weights` by property path (`layer1.0.conv1.weight`).
+   * @throws OctconvError if a parameter is missing, has another shape, or is left over.
+   */
+  constructor(network: Network, weights: Pick<WeightSource, 'tensors' | 'read'>, options: ModelOptions = {}) {
+    const { device = 'auto', dtype = 'f32', threads } = options;
+    if (device !== 'auto' && device !== 'cpu' && device !== 'reference') {
+      throw new OctconvError(`device '${device}': wanted auto, cpu or reference`);
+    }
+    if (dtype !== 'f32') throw new OctconvError(`dtype '${dtype}': wanted f32`);
+    this.device = device === 'auto' ? 'cpu' : device;
+    this.threads = threadsOf(threads);
+    this.#network = network;
+    checkWeights(new Map([...namedParameters(network)].map(([name, { shape }]) => [name, shape])), weights);
+    this.#weights = new PackedWeights(weights, this.device);
+  }
+
+  /** Records the network for one input shape, [N,H,W,C] or [N,T,H,W,C]. */
+  record(shape: readonly number[]): Graph {
+    const graph = new Graph();
+    namedParameters(this.#network);
+    graph.outputs.push(this.#network.forward(graph.input('f32', shape)).id);
+    return graph;
+  }
+
+  /** The compiled plan for one input shape. */
+  async plan(shape: readonly number[]): Promise<Plan> {
+    if (this.#disposed) throw new OctconvError('model: it was disposed');
+    const key = shape.join();
+    const known = this.#plans.get(key);
+    const plan = known ?? this.#compile(shape);
+    this.#plans.delete(key);
+    this.#plans.set(key, plan); // the latest is last
+    for (const [oldest] of this.#plans) {
+      if (this.#plans.size <= keptPlans) break;
+      this.#plans.delete(oldest);
+    }
+    try {
+      return await plan;
+    } catch (error) {
+      this.#plans.delete(key);
+      throw error;
+    }
+  }
+
+  async #compile(shape: readonly number[]): Promise<Plan> {
+    return Plan.compile(this.record(shape), this.#weights, this.threads);
+  }
+
+  /**
+   * Runs the network on a batch: images [N,H,W,C] to logits [N, classes]. Runs may overlap; each uses the library's
+   * own threads and leaves the event loop free. The input is read where it lies: leave it alone until the promise settles.
+   * @throws OctconvError if the shape does not fit; the signal's reason if it is aborted.
+   */
+  async run(input: ModelInput, options: RunOptions = {}): Promise<Tensor<'f32'>> {
+    options.signal?.throwIfAborted();
+    const x = input instanceof Tensor ? input : new Tensor('f32', input.shape, input.data);
+    const plan = await this.plan(x.shape);
+    const [y] = await plan.run([x], options);
+    return y as Tensor<'f32'>;
+  }
+
+  /** Gives the memory back at once; runs in flight end well. */
+  dispose(): void {
+    this.#disposed = true;
+    for (const plan of this.#plans.values()) plan.then((p) => p.dispose(), () => undefined);
+    this.#plans.clear();
+    this.#weights.dispose();
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+}
+
+/**
+ * A registered network (`oct-resnet-50`, `resnet-50`, ...) with random weights.
+ * @throws OctconvError for an unknown name or an option out of range.
+ */
+export function createModel(name: string, options: NetworkOptions & { seed?: number } = {}, modelOptions: ModelOptions = {}): Model {
+  const { seed = 0, ...networkOptions } = options;
+  const network = buildNetwork(name, networkOptions);
+  return describe(new Model(network, initialize(network, seed), modelOptions), name, networkOptions);
+}
+
+/**
+ * A model folder, or a bare weight file (.safetensors, .pth) whose network is read off its names and shapes.
+ * Every parameter is read once, packed, and let go; the file is closed when the promise settles.
+ * @throws OctconvError that names the file and what does not fit.
+ */
+export async function loadModel(
+  path: string,
+  options: ModelOptions & { network?: Partial<ResolvedOptions> } = {},
+): Promise<Model> {
+  const { network: given, ...modelOptions } = options;
+  const folder = (await isModelFolder(path)) ? await readModelFolder(path) : undefined;
+  const source = folder?.weights ?? (await openWeights(path));
+  try {
+    const { network: name, options: networkOptions } = folder?.config ?? resolveOptions(source, given ?? {});
+    const model = describe(new Model(buildNetwork(name, networkOptions), source, modelOptions), name, networkOptions);
+    if (folder) model.input = folder.config.input;
+    model.labels = folder?.labels;
+    const { height, width } = model.input ?? { height: 224, width: 224 };
+    await model.plan([1, height, width, 3]); // packs all parameters
+    return model;
+  } finally {
+    await source.close();
+  }
+}
+
+function describe(model: Model, name: string, options: NetworkOptions): Model {
+  return Object.assign(model, { name, options, input: defaultInput(options.stem) });
+}

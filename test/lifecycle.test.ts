@@ -1,0 +1,170 @@
+import { execFile } from 'node:child_process';
+import { readFile } from 'node:fs/promises';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { promisify } from 'node:util';
+import { Worker } from 'node:worker_threads';
+import { expect } from 'chai';
+import { createModel, type Model, Tensor } from '../lib/index.js';
+
+const small = { alpha: 0.5, width: 8, classes: 10, stem: 'cifar' } as const;
+const dist = new URL('../dist/index.js', import.meta.url).href;
+const exec = promisify(execFile);
+
+/** Runs a script in a process of its own, with the library's names at hand. */
+async function child(script: string, ...flags: string[]): Promise<string> {
+  const code = `import { createModel, Tensor } from ${JSON.stringify(dist)};\n${script}`;
+  const { stdout } = await exec(process.execPath, [...flags, '--input-type=module', '-e', code], { timeout: 120_000 });
+  return stdout.trim();
+}
+
+describe('lifecycle: runs', () => {
+  let model: Model;
+  const long = Tensor.zeros('f32', [24, 64, 64, 3]); // a few hundred milliseconds
+  before(() => {
+    model = createModel('oct-resnet-26', { ...small, width: 16 }, { threads: 2 });
+  });
+  after(() => model.dispose());
+
+  it('leave the event loop free', async () => {
+    await model.plan(long.shape);
+    let ticks = 0;
+    const timer = setInterval(() => ticks++, 1);
+    const start = performance.now();
+    await model.run(long);
+    clearInterval(timer);
+    const ms = performance.now() - start;
+    expect(ms).to.be.above(40);
+    expect(ticks).to.be.above(ms / 20);
+  });
+
+  it("never take libuv's threads", async () => {
+    let ended = 0;
+    const runs = Array.from({ length: 6 }, () => model.run(long).then(() => ended++));
+    await readFile(new URL(import.meta.url));
+    expect(ended).to.equal(0);
+    await Promise.all(runs);
+  });
+
+  it('stop between steps when the signal is aborted', async () => {
+    await model.run(long);
+    const controller = new AbortController();
+    const run = model.run(long, { signal: controller.signal });
+    const reason = new Error('enough');
+    setTimeout(() => controller.abort(reason), 10);
+    const start = performance.now();
+    expect(await run.catch((error) => error)).to.equal(reason);
+    const stopped = performance.now() - start;
+    const again = performance.now();
+    await model.run(long);
+    expect(stopped).to.be.below((performance.now() - again) * 0.8);
+    expect(await model.run(long, { signal: AbortSignal.abort(reason) }).catch((error) => error)).to.equal(reason);
+  });
+
+  it('may overlap, also of two models, and give what they give alone', async () => {
+    const other = createModel('oct-resnet-26', { ...small, seed: 3 }, { threads: 1 });
+    const inputs = Array.from({ length: 8 }, (_, i) => {
+      const x = Tensor.zeros('f32', [1 + (i % 3), 32, 32, 3]);
+      x.data.forEach((_, j) => { x.data[j] = Math.sin(j * (i + 1)); });
+      return x;
+    });
+    const alone = [];
+    for (const x of inputs) alone.push([...(await model.run(x)).data], [...(await other.run(x)).data]);
+    const together = await Promise.all(inputs.flatMap((x) => [model.run(x), other.run(x)]));
+    expect(together.map((y) => [...y.data])).to.deep.equal(alone);
+    other.dispose();
+  });
+
+  it('end well when the model is disposed of, after which it refuses new ones', async () => {
+    const model = createModel('oct-resnet-26', small);
+    const x = Tensor.zeros('f32', [8, 32, 32, 3]);
+    await model.plan(x.shape);
+    const run = model.run(x);
+    await Promise.resolve();
+    model.dispose();
+    expect((await run).shape).to.deep.equal([8, 10]);
+    expect(await model.run(x).catch((e) => e.message)).to.equal('model: it was disposed');
+  });
+
+  it('give the same bits for any number of threads', async () => {
+    const x = Tensor.zeros('f32', [2, 45, 37, 3]);
+    x.data.forEach((_, j) => { x.data[j] = Math.cos(j); });
+    const results = [];
+    for (const threads of [1, 2, 3, 8]) {
+      using model = createModel('oct-resnet-26', { ...small, alpha: 0.25, width: 20 }, { threads });
+      results.push([...(await model.run(x)).data]);
+    }
+    for (const result of results) expect(result).to.deep.equal(results[0]);
+  });
+});
+
+describe('lifecycle: environments', () => {
+  it('200 worker threads, 8 at a time, are terminated in mid run @slow', async function () {
+    this.timeout(240_000);
+    const code = `
+      import { parentPort } from 'node:worker_threads';
+      const { createModel, Tensor } = await import(${JSON.stringify(dist)});
+      const model = createModel('oct-resnet-26', ${JSON.stringify(small)}, { threads: 2 });
+      const x = Tensor.zeros('f32', [4, 32, 32, 3]);
+      await model.run(x);
+      parentPort.postMessage('running');
+      while (true) await Promise.all([model.run(x), model.run(x)]);`;
+    const url = new URL(`data:text/javascript,${encodeURIComponent(code)}`);
+    let started = 0;
+    const lane = async () => {
+      while (started < 200) {
+        const wait = started++ % 7;
+        const worker = new Worker(url, { execArgv: [] });
+        await new Promise((resolve, reject) => worker.once('message', resolve).once('error', reject));
+        await sleep(wait);
+        await worker.terminate();
+      }
+    };
+    await Promise.all(Array.from({ length: 8 }, lane));
+    expect(started).to.be.at.least(200);
+  });
+
+  it('a process exits in order with runs in flight', async () => {
+    const out = await child(`
+      const model = createModel('oct-resnet-26', ${JSON.stringify({ ...small, width: 16 })}, { threads: 2 });
+      const x = Tensor.zeros('f32', [16, 64, 64, 3]);
+      await model.plan(x.shape);
+      for (let i = 0; i < 4; i++) model.run(x);
+      setTimeout(() => { console.log('exit'); process.exit(0); }, 20);`);
+    expect(out).to.equal('exit');
+  });
+
+  it('a run in flight keeps the process alive, an idle model does not', async () => {
+    const out = await child(`
+      const model = createModel('oct-resnet-26', ${JSON.stringify(small)});
+      model.run(Tensor.zeros('f32', [1, 32, 32, 3])).then((y) => console.log('done', y.shape.join()));`);
+    expect(out).to.equal('done 1,10');
+  });
+
+  it('memory does not grow over 2,000 runs and 200 load and dispose cycles @slow', async function () {
+    this.timeout(240_000);
+    const out = await child(
+      `
+      const options = ${JSON.stringify(small)};
+      const x = Tensor.zeros('f32', [1, 32, 32, 3]);
+      const resident = async () => {
+        for (let i = 0; i < 4; i++) { gc(); await new Promise((resolve) => setTimeout(resolve, 20)); }
+        return process.memoryUsage().rss / 1048576;
+      };
+      const cycle = async () => { const m = createModel('oct-resnet-26', options); await m.run(x); m.dispose(); };
+      const model = createModel('oct-resnet-26', options);
+      for (let i = 0; i < 200; i++) await model.run(x);
+      const before = await resident();
+      for (let i = 0; i < 2000; i++) await model.run(x);
+      const runs = await resident() - before;
+      for (let i = 0; i < 40; i++) await cycle();
+      const middle = await resident();
+      for (let i = 0; i < 200; i++) await cycle();
+      console.log(JSON.stringify({ runs, cycles: await resident() - middle }));`,
+      '--expose-gc',
+    );
+    const { runs, cycles } = JSON.parse(out);
+    // One leaked input would be 24 MiB over the runs, one leaked set of weights 190 MiB over the cycles.
+    expect(runs).to.be.below(12);
+    expect(cycles).to.be.below(25);
+  });
+});
