@@ -344,7 +344,7 @@ describe('input: resize', () => {
     });
   }
 
-  it('a window is that part of the whole', async () => {
+  it('a crop is that part of the whole', async () => {
     for (const device of ['cpu', 'reference'] as const) {
       const whole = await resized(noise([40, 50]), [40, 50], [60, 30], 'bicubic', device);
       const part = await resized(noise([40, 50]), [40, 50], [60, 30], 'bicubic', device, [11, 7, 20, 18]);
@@ -357,11 +357,11 @@ describe('input: resize', () => {
 
   const wrong: [string, Size, readonly [number, number, number, number], string, RegExp][] = [
     [
-      'a window that sticks out',
+      'a crop that sticks out',
       [8, 8],
       [1, 0, 8, 8],
       'bilinear',
-      /^resize: a window 8 x 8 at \(1, 0\) is not inside 8 x 8/,
+      /^resize: a crop of 8 x 8 at \(1, 0\) is not inside of 8 x 8/,
     ],
     [
       'an unknown filter',

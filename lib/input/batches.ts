@@ -1,4 +1,3 @@
-import { availableParallelism } from 'node:os';
 import { OctconvError } from '../error.js';
 import type { PlanOptions, RunOptions } from '../plan.js';
 import { decodeImage, type Picture } from './image.js';
@@ -11,16 +10,19 @@ export interface Batch {
   readonly files: readonly string[];
 }
 
-export interface BatchOptions extends PlanOptions, RunOptions {
+export interface BatchOptions extends Pick<PlanOptions, 'device'>, RunOptions {
   /** Pictures per batch; default 32. */
-  readonly batch?: number;
+  readonly batch?: number | undefined;
   /** Told in order of each file that is no picture; it is left out. Without `failed` such a file ends the loop. */
-  readonly failed?: (error: OctconvError, file: string) => void;
+  readonly failed?: ((error: OctconvError, file: string) => void) | undefined;
 }
+
+/** Pictures that are decoded at a time: sharp decodes on libuv's pool, which has four threads. */
+const decoders = 4;
 
 /**
  * Reads picture files as batches for a network. While the caller works on one batch the next is read, so memory holds
- * two batches and, for each core, one decoded picture.
+ * two batches and four decoded pictures.
  */
 export async function* loadBatches(
   files: readonly string[],
@@ -38,10 +40,10 @@ export async function* loadBatches(
       for (const [i, file] of queue) {
         if (stopped) return;
         signal?.throwIfAborted();
-        loaded[i] = await loadOne(file, input, options);
+        loaded[i] = await loadOne(file, input, { ...options, threads: 1 }); // side by side already
       }
     };
-    await Promise.all(Array.from({ length: availableParallelism() }, worker));
+    await Promise.all(Array.from({ length: decoders }, worker));
     return loaded;
   };
   const startAt = (begin: number) => {
