@@ -1,0 +1,79 @@
+// batchNorm: y = (x - running_mean) / sqrt(running_var + eps) * weight + bias per channel of [N,T,H,W,C]. f32.
+//
+// In networks it is folded into the convolution before it (lib/graph/fuse.ts); this op serves where it cannot be.
+#include "../cpu/levels.h"
+#include "../cpu/vec.h"
+
+OCTCONV_DECLARE(void scaleShift(const float* x, const float* scale, const float* shift, float* y, ptrdiff_t pixels, ptrdiff_t channels))
+
+namespace octconv::OCTCONV_LEVEL {
+
+void scaleShift(const float* x, const float* scale, const float* shift, float* y, ptrdiff_t pixels, ptrdiff_t channels) {
+  for (ptrdiff_t p = 0; p < pixels; p++, x += channels, y += channels)
+    for (ptrdiff_t c = 0; c < channels; c++) y[c] = x[c] * scale[c] + shift[c];
+}
+
+}  // namespace octconv::OCTCONV_LEVEL
+
+#if OCTCONV_MAIN
+#include <cmath>
+
+#include "../core/op.h"
+
+namespace octconv {
+namespace {
+
+struct Affine : Packed {
+  std::vector<float> scale, shift;
+  std::vector<double> exactScale, exactShift;
+  size_t bytes() const override { return scale.size() * 24; }
+};
+
+std::shared_ptr<const Packed> pack(const Attr& attrs, const Params& params, Device) {
+  std::vector<float> values[4];
+  static constexpr const char* roles[] = {"weight", "bias", "running_mean", "running_var"};
+  for (int i = 0; i < 4; i++) {
+    const auto found = params.find(roles[i]);
+    if (found == params.end()) fail("batchNorm: parameter '", roles[i], "' is missing");
+    values[i] = found->second.floats();
+    if (values[i].size() != values[0].size()) fail("batchNorm: ", roles[i], " has ", values[i].size(), " elements, weight has ", values[0].size());
+  }
+  auto affine = std::make_shared<Affine>();
+  for (size_t c = 0; c < values[0].size(); c++) {
+    const double scale = values[0][c] / std::sqrt(values[3][c] + attrs.number("eps", 1e-5)), shift = values[1][c] - values[2][c] * scale;
+    affine->exactScale.push_back(scale), affine->exactShift.push_back(shift);
+    affine->scale.push_back(static_cast<float>(scale)), affine->shift.push_back(static_cast<float>(shift));
+  }
+  return affine;
+}
+
+Kernel make(const Node& node, Device device) {
+  node.want(1, 1);
+  node.wantF32();
+  const Shape s = node.in(0);
+  const auto& affine = node.weights<Affine>();
+  if (node.out(0) != s) fail("batchNorm: output ", node.out(0), " of input ", s, ", wanted the same shape");
+  if (affine.scale.size() != static_cast<size_t>(s.c)) fail("batchNorm: ", affine.scale.size(), " parameters for the ", s.c, " channels of ", s);
+  if (device == Device::reference)
+    return {[=, keep = node.packed](Run& run) {
+      const auto& a = static_cast<const Affine&>(*keep);
+      for (int64_t i = 0; i < s.elements(); i++) {
+        const size_t c = static_cast<size_t>(i % s.c);
+        run.out<float>(0)[i] = static_cast<float>(run.in<float>(0)[i] * a.exactScale[c] + a.exactShift[c]);
+      }
+    }};
+  const int64_t parts = pieces(s.pixels(), 1 + (1 << 16) / s.c);
+  return {[=, keep = node.packed, fast = OCTCONV_PICK(scaleShift)](Run& run) {
+    const auto& a = static_cast<const Affine&>(*keep);
+    run.parallel(parts, [&](int64_t task, char*) {
+      const auto [begin, end] = piece(s.pixels(), parts, task);
+      fast(run.in<float>(0) + begin * s.c, a.scale.data(), a.shift.data(), run.out<float>(0) + begin * s.c, end - begin, s.c);
+    });
+  }};
+}
+
+const Register op{"batchNorm", make, pack};
+
+}  // namespace
+}  // namespace octconv
+#endif
