@@ -1,0 +1,34 @@
+import { calling, type Device, native, nativeFile } from './native.js';
+
+export interface DeviceInfo {
+  readonly name: Device;
+  readonly about: string;
+  /** Whether `auto` means this one, and why or why not. */
+  readonly chosen: boolean;
+  readonly why: string;
+}
+
+export interface Devices {
+  readonly devices: readonly DeviceInfo[];
+  /** Instruction set of the CPU kernels: baseline, avx2 or avx512. */
+  readonly isa: string;
+  /** Threads that a run has unless told otherwise. */
+  readonly threads: number;
+  /** The native file that was loaded. */
+  readonly nativeFile: string;
+}
+
+/** What this process can compute on. @throws OctconvError if OCTCONV_ISA asks for what the CPU does not have. */
+export function devices(): Devices {
+  const { isa, threads } = calling(() => native.info());
+  const forced = process.env.OCTCONV_ISA ? 'forced by OCTCONV_ISA' : 'the widest that this CPU has';
+  return {
+    devices: [
+      { name: 'cpu', about: `fused kernels, ${isa} (${forced})`, chosen: true, why: 'the fastest device that was found' },
+      { name: 'reference', about: 'the plain loops that specify the ops', chosen: false, why: 'slow, for checking' },
+    ],
+    isa,
+    threads,
+    nativeFile,
+  };
+}

@@ -1,0 +1,23 @@
+/**
+ * octconv: octave-convolution networks, fused and native.
+ *
+ *     const model = await loadModel('models/cifar10-oct-resnet-26-a50');
+ *     const logits = await model.run(tensor('f32', [1, 32, 32, 3], data));
+ */
+export { type DeviceInfo, type Devices, devices } from './devices.js';
+export type { DType, TypedArray, TypedArrayOf } from './dtype.js';
+export { OctconvError } from './error.js';
+export { Graph, type GraphNode, Parameter, type TensorType, Value } from './graph/graph.js';
+export { countFlops, type Flops } from './flops.js';
+export type { InputConfig } from './input/preprocess.js';
+export * as layers from './layers/index.js';
+export { type Feature, Module, namedParameters } from './layers/index.js';
+export { createModel, loadModel, Model, type ModelInput, type ModelOptions, type Network } from './model.js';
+export { buildNetwork, type Classifier, type NetworkOptions, networkNames } from './models/index.js';
+export type { Device } from './native.js';
+export { Octave, type Paths, splitChannels } from './octave.js';
+export * as ops from './ops.js';
+export { type PlanOptions, runGraph, type RunOptions } from './plan.js';
+export { type Image, type Matrix, type Shape, type Spatial, Tensor, tensor, type Video } from './tensor.js';
+export { initialize } from './weights/random.js';
+export { openWeights, type WeightSource } from './weights/source.js';
