@@ -5,6 +5,7 @@ export class OctconvError extends Error {
 
 /** A value from a file as one short line of an error: control characters escaped, long ones cut. */
 export function show(value: unknown): string {
-  const text = typeof value === 'bigint' ? String(value) : (JSON.stringify(value) ?? 'nothing');
+  const plain = typeof value === 'number' || typeof value === 'bigint';
+  const text = plain ? String(value) : (JSON.stringify(value) ?? 'nothing');
   return text.length > 120 ? `${text.slice(0, 117)}...` : text;
 }

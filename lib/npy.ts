@@ -3,8 +3,8 @@ import { OctconvError, show } from './error.js';
 import { fileError, RandomFile } from './weights/file.js';
 import { elementCount } from './weights/source.js';
 
-// NumPy's array file: magic, version, header length, a Python dict as text, the elements. npyjs reads the format too, but
-// takes what is truncated, big-endian or in Fortran order for an array all the same.
+// NumPy's array file: magic, version, header length, a Python dict as text, the elements. npyjs reads the format too,
+// but takes what is truncated, big-endian or in Fortran order for an array all the same.
 
 const magic = '\x93NUMPY';
 const headerLimit = 65536;
@@ -24,7 +24,9 @@ export async function readNpy(path: string): Promise<NpyArray> {
     if (version < 1 || version > 3) throw new OctconvError(`${path}: .npy version ${version}, wanted 1 to 3`);
     const start = version === 1 ? 10 : 12;
     const length = version === 1 ? head.readUInt16LE(8) : head.readUInt32LE(8);
-    if (length > headerLimit) throw new OctconvError(`${path}: a header of ${length} bytes, wanted at most ${headerLimit}`);
+    if (length > headerLimit) {
+      throw new OctconvError(`${path}: a header of ${length} bytes, wanted at most ${headerLimit}`);
+    }
     const header = Buffer.from(await file.read(start, length)).toString('latin1');
 
     const descr = /['"]descr['"]\s*:\s*(?:['"]([^'"]*)['"]|\[)/.exec(header);
@@ -37,6 +39,7 @@ export async function readNpy(path: string): Promise<NpyArray> {
     const shape = sizes.split(',').filter((size) => size.trim() !== '').map(Number);
 
     const bytes = elementCount(shape) * 4;
+    if (!Number.isSafeInteger(bytes)) throw new OctconvError(`${path}: shape ${show(shape)} is impossible`);
     const got = file.size - start - length;
     if (got !== bytes) throw new OctconvError(`${path}: ${got} bytes of data, wanted ${bytes} for ${show(shape)}`);
     return { shape, data: new Float32Array((await file.read(start + length, bytes)).buffer) };

@@ -17,9 +17,12 @@ export const str = (text: string): string => {
 export const int = (value: number): string => `\x8a\x08${le(value, 8)}`;
 export const tuple = (...items: string[]): string => `(${items.join('')}t`;
 export const global = (module: string, name: string): string => `c${module}\n${name}\n`;
-export const call = (module: string, name: string, ...args: string[]): string => `${global(module, name)}${tuple(...args)}R`;
+export const call = (module: string, name: string, ...args: string[]): string =>
+  `${global(module, name)}${tuple(...args)}R`;
 export const dict = (entries: Record<string, string>): string =>
-  `}(${Object.entries(entries).map(([key, value]) => str(key) + value).join('')}u`;
+  `}(${Object.entries(entries)
+    .map(([key, value]) => str(key) + value)
+    .join('')}u`;
 export const pickle = (value: string): string => `\x80\x02${value}.`;
 
 export interface TensorSpec {
@@ -33,7 +36,12 @@ export interface TensorSpec {
   part?: string;
 }
 
-export function storage({ type = 'FloatStorage', key = '0', elements, part = '' }: Omit<TensorSpec, 'size' | 'stride'>): string {
+export function storage({
+  type = 'FloatStorage',
+  key = '0',
+  elements,
+  part = '',
+}: Omit<TensorSpec, 'size' | 'stride'>): string {
   return `${tuple(str('storage'), global('torch', type), str(key), str('cpu'), int(elements), part)}Q`;
 }
 
@@ -88,7 +96,12 @@ export function pth(stateDict: string, storages: Record<string, Buffer>): Buffer
 }
 
 /** The form before PyTorch 1.6. */
-export function legacyPth(stateDict: string, keys: string[], tail: Buffer, system = dict({ little_endian: '\x88' })): Buffer {
+export function legacyPth(
+  stateDict: string,
+  keys: string[],
+  tail: Buffer,
+  system = dict({ little_endian: '\x88' }),
+): Buffer {
   const head = pickle('\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19') + pickle('M\xe9\x03') + pickle(system);
   const list = `](${keys.map(str).join('')}e`;
   return Buffer.concat([Buffer.from(head + pickle(stateDict) + pickle(list), 'latin1'), tail]);

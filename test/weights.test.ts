@@ -14,7 +14,12 @@ import { call, counted, dict, floats, int, legacyPth, pth, str, tensor, tuple } 
 
 const golden = fileURLToPath(new URL('golden/', import.meta.url));
 const torchNames: Record<string, DType> = {
-  float32: 'f32', float16: 'f16', bfloat16: 'bf16', int8: 'i8', uint8: 'u8', int32: 'i32',
+  float32: 'f32',
+  float16: 'f16',
+  bfloat16: 'bf16',
+  int8: 'i8',
+  uint8: 'u8',
+  int32: 'i32',
 };
 
 /** Every tensor as dtype, shape and hexadecimal bits, in file order. */
@@ -41,11 +46,17 @@ describe('weights', () => {
   }
 
   describe('.pth', () => {
-    interface Expected { [set: string]: Record<string, { dtype: string; shape: number[]; bytes: string }> }
+    interface Expected {
+      [set: string]: Record<string, { dtype: string; shape: number[]; bytes: string }>;
+    }
     const files: [string, string][] = [
-      ['module.pth', 'module'], ['module-deflated.pth', 'module'], ['module-legacy.pth', 'module'],
+      ['module.pth', 'module'],
+      ['module-deflated.pth', 'module'],
+      ['module-legacy.pth', 'module'],
       ['checkpoint.pth', 'module'],
-      ['views.pth', 'views'], ['views-legacy.pth', 'views'], ['views-protocol4.pth', 'views'],
+      ['views.pth', 'views'],
+      ['views-legacy.pth', 'views'],
+      ['views-protocol4.pth', 'views'],
     ];
     for (const [file, set] of files) {
       it(`reads ${file} as PyTorch does`, async () => {
@@ -58,7 +69,9 @@ describe('weights', () => {
     }
 
     it('reads every golden and trained network', async function () {
-      const paths = ['golden', 'weights'].flatMap((name) => fileURLToPath(new URL(`../../shared/${name}/`, import.meta.url)));
+      const paths = ['golden', 'weights'].flatMap((name) =>
+        fileURLToPath(new URL(`../../shared/${name}/`, import.meta.url)),
+      );
       if (!paths.every(existsSync)) {
         console.log('      skipped: ../shared is not here');
         this.skip();
@@ -86,16 +99,26 @@ describe('weights', () => {
     });
 
     it('refuses what is not f32, f16, bf16, i8, u8 or i32', async () => {
-      await rejects(openWeights(join(golden, 'pth/double.pth')), /"double" is a torch\.DoubleStorage, wanted torch\.Float/);
+      await rejects(
+        openWeights(join(golden, 'pth/double.pth')),
+        /"double" is a torch\.DoubleStorage, wanted torch\.Float/,
+      );
     });
 
     it('refuses a tensor with more elements than its storage', async () => {
-      await rejects(openWeights(join(golden, 'pth/expanded.pth')), /"expanded" \[5\] with strides \[0\] at 0 lies outside/);
+      await rejects(
+        openWeights(join(golden, 'pth/expanded.pth')),
+        /"expanded" \[5\] with strides \[0\] at 0 lies outside/,
+      );
     });
 
     it('reads a part of a legacy storage', async () => {
       const part = tuple(str('view'), int(1), int(2));
-      const bytes = legacyPth(dict({ w: tensor({ elements: 4, size: [2], stride: [1], part }) }), ['0'], counted(4, floats(1, 2, 3, 4)));
+      const bytes = legacyPth(
+        dict({ w: tensor({ elements: 4, size: [2], stride: [1], part }) }),
+        ['0'],
+        counted(4, floats(1, 2, 3, 4)),
+      );
       const source = await openWeights(await save('part.pth', bytes));
       expect(await source.read('w')).to.deep.equal(new Float32Array([2, 3]));
       await source.close();
@@ -103,7 +126,10 @@ describe('weights', () => {
 
     it('reads a legacy file whose pickles are longer than the first look', async () => {
       const many = Object.fromEntries(
-        Array.from({ length: 1000 }, (_, i) => [`layer${i}.weight`, tensor({ elements: 4, offset: i % 4, size: [1], stride: [1] })]),
+        Array.from({ length: 1000 }, (_, i) => [
+          `layer${i}.weight`,
+          tensor({ elements: 4, offset: i % 4, size: [1], stride: [1] }),
+        ]),
       );
       const bytes = legacyPth(dict(many), ['0'], counted(4, floats(1, 2, 3, 4)));
       expect(bytes.length).to.be.above(2 * 2 ** 16);
@@ -118,8 +144,13 @@ describe('weights', () => {
       const sized = plain.replace(tuple(int(2)), size).replace(tuple(int(1)), tuple(int(2), int(1)));
       const parameter = call('torch._utils', '_rebuild_parameter', plain, '\x88', call('collections', 'OrderedDict'));
       const pairs = call('collections', 'OrderedDict', `](${tuple(str('a'), sized)}]${str('b')}a${parameter}ae`);
-      const source = await openWeights(await save('pairs.pth', pth(`${pairs}${dict({ _metadata: 'N' })}b`, { 0: floats(5, 6) })));
-      expect([...source.tensors].map(([name, { shape }]) => [name, shape])).to.deep.equal([['a', [1, 2]], ['b', [2]]]);
+      const source = await openWeights(
+        await save('pairs.pth', pth(`${pairs}${dict({ _metadata: 'N' })}b`, { 0: floats(5, 6) })),
+      );
+      expect([...source.tensors].map(([name, { shape }]) => [name, shape])).to.deep.equal([
+        ['a', [1, 2]],
+        ['b', [2]],
+      ]);
       await source.close();
     });
 
@@ -166,7 +197,10 @@ describe('weights', () => {
       expect(length % 8).to.equal(0);
       const header = JSON.parse(bytes.toString('utf8', 8, 8 + length));
       expect(header.__metadata__).to.deep.equal({ format: 'pt' });
-      for (const { dtype, data_offsets: [begin] } of [header.weight, header.half, header.scalar, header.byte]) {
+      for (const {
+        dtype,
+        data_offsets: [begin],
+      } of [header.weight, header.half, header.scalar, header.byte]) {
         expect(begin % { F32: 4, F16: 2, I32: 4, U8: 1 }[dtype as 'F32']).to.equal(0);
       }
     });
@@ -183,7 +217,10 @@ describe('weights', () => {
       const path = await save('old.safetensors', Buffer.from('old'));
       const before = await readdir(folder);
       const source = {
-        tensors: new Map<string, MemoryTensor>([...tensors, ['late', { dtype: 'u8', shape: [1], data: new Uint8Array(1) }]]),
+        tensors: new Map<string, MemoryTensor>([
+          ...tensors,
+          ['late', { dtype: 'u8', shape: [1], data: new Uint8Array(1) }],
+        ]),
         async read(name: string) {
           if (name === 'late') throw new OctconvError('late: gone');
           return tensors.get(name)!.data;
@@ -195,7 +232,10 @@ describe('weights', () => {
     });
 
     it('says where it could not write', async () => {
-      await rejects(writeSafetensors(join(folder, 'none/x.safetensors'), memoryWeights(tensors)), /none\/x\.safetensors: no such file/);
+      await rejects(
+        writeSafetensors(join(folder, 'none/x.safetensors'), memoryWeights(tensors)),
+        /none\/x\.safetensors: no such file/,
+      );
     });
   });
 
@@ -203,13 +243,19 @@ describe('weights', () => {
     await rejects(openWeights(join(folder, 'nothing')), /nothing: no such file$/);
     await rejects(openWeights(folder), /: a folder, wanted a file$/);
     for (const text of ['', 'PK', 'Hello, this is a text file.', '{"a": 1}']) {
-      await rejects(openWeights(await save('text.pth', Buffer.from(text))), /text\.pth: (not a weight file|damaged zip)/);
+      await rejects(
+        openWeights(await save('text.pth', Buffer.from(text))),
+        /text\.pth: (not a weight file|damaged zip)/,
+      );
     }
   });
 
   it('asks memory for data that fits', async () => {
     const wrong = (data: MemoryTensor['data']) => new Map([['w', { dtype: 'f32' as const, shape: [2], data }]]);
-    expect(() => memoryWeights(wrong(new Float32Array(3)))).to.throw(OctconvError, 'tensor "w" is a Float32Array of 3, wanted f32 [2]');
+    expect(() => memoryWeights(wrong(new Float32Array(3)))).to.throw(
+      OctconvError,
+      'tensor "w" is a Float32Array of 3, wanted f32 [2]',
+    );
     expect(() => memoryWeights(wrong(new Int32Array(2)))).to.throw(OctconvError, 'a Int32Array of 2, wanted f32 [2]');
     await rejects(memoryWeights(new Map()).read('w'), /no tensor "w"/);
   });
@@ -218,23 +264,45 @@ describe('weights', () => {
     const info = (shape: number[]) => ({ dtype: 'f32' as const, shape });
 
     it('accepts what fits, with and without num_batches_tracked', () => {
-      const expected = new Map([['a', [2, 3]], ['bn.num_batches_tracked', []]]);
+      const expected = new Map([
+        ['a', [2, 3]],
+        ['bn.num_batches_tracked', []],
+      ]);
       checkWeights(expected, { tensors: new Map([['a', info([2, 3])]]) });
-      checkWeights(new Map([['a', [2, 3]]]), { tensors: new Map([['a', info([2, 3])], ['bn.num_batches_tracked', info([])]]) });
+      checkWeights(new Map([['a', [2, 3]]]), {
+        tensors: new Map([
+          ['a', info([2, 3])],
+          ['bn.num_batches_tracked', info([])],
+        ]),
+      });
     });
 
     it('names all that is missing, extra or of another shape in one error', () => {
-      const expected = new Map([['same', [1]], ['gone', [2, 3]], ['bent', [4, 5]], ['flat', [4]]]);
-      const tensors = new Map([['same', info([1])], ['bent', info([5, 4])], ['flat', info([4, 1])], ['new', info([6])]]);
+      const expected = new Map([
+        ['same', [1]],
+        ['gone', [2, 3]],
+        ['bent', [4, 5]],
+        ['flat', [4]],
+      ]);
+      const tensors = new Map([
+        ['same', info([1])],
+        ['bent', info([5, 4])],
+        ['flat', info([4, 1])],
+        ['new', info([6])],
+      ]);
       expect(() => checkWeights(expected, { name: 'x.pth', tensors })).to.throw(
         OctconvError,
-        /^x\.pth: the parameters do not fit the network: missing "gone" \[2,3\]; "bent" is \[5,4\], wanted \[4,5\]; "flat" is \[4,1\], wanted \[4\]; extra "new" \[6\]$/,
+        'x.pth: the parameters do not fit the network: missing "gone" [2,3]; "bent" is [5,4], wanted [4,5]; ' +
+          '"flat" is [4,1], wanted [4]; extra "new" [6]',
       );
     });
 
     it('names the first ten and counts the rest', () => {
       const expected = new Map(Array.from({ length: 23 }, (_, i) => [`p${i}`, [1]]));
-      expect(() => checkWeights(expected, { tensors: new Map() })).to.throw(OctconvError, /missing "p9" \[1\]; and 13 more$/);
+      expect(() => checkWeights(expected, { tensors: new Map() })).to.throw(
+        OctconvError,
+        /missing "p9" \[1\]; and 13 more$/,
+      );
       const ten = new Map([...expected].slice(0, 10));
       expect(() => checkWeights(ten, { tensors: new Map() })).to.throw(OctconvError, /missing "p9" \[1\]$/);
     });
@@ -242,7 +310,10 @@ describe('weights', () => {
 });
 
 async function rejects(promise: Promise<unknown>, message: RegExp): Promise<void> {
-  const error = await promise.then(() => undefined, (e: unknown) => e);
+  const error = await promise.then(
+    () => undefined,
+    (e: unknown) => e,
+  );
   expect(error).to.be.instanceOf(OctconvError);
   expect((error as Error).message).to.match(message);
 }

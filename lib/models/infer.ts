@@ -1,14 +1,14 @@
 import { OctconvError, show } from '../error.js';
-import type { ConfigOptions } from '../weights/folder.js';
 import type { WeightSource } from '../weights/source.js';
+import type { ResolvedNetworkOptions } from './options.js';
 
 export interface Inferred {
   readonly network: string;
-  readonly options: ConfigOptions;
+  readonly options: ResolvedNetworkOptions;
 }
 
 /** All that can be said of a network: what `resolveOptions` is given any part of. */
-export interface ResolvedOptions extends ConfigOptions {
+export interface ResolvedOptions extends ResolvedNetworkOptions {
   readonly network: string;
 }
 
@@ -23,7 +23,10 @@ export function inferOptions(source: Source): Inferred {
 }
 
 /** The same with what a user said: that stays where the weights agree with it, and is an error where they do not. */
-export function resolveOptions(source: Source, given: { readonly [K in keyof ResolvedOptions]?: ResolvedOptions[K] | undefined }): Inferred {
+export function resolveOptions(
+  source: Source,
+  given: { readonly [K in keyof ResolvedOptions]?: ResolvedOptions[K] | undefined },
+): Inferred {
   const { network, options, splits } = inspect(source);
   const wrong = (key: string, asked: unknown, found: unknown): OctconvError =>
     new OctconvError(`${where(source)}: ${key} ${show(asked)} was asked for, the weights have ${show(found)}`);
@@ -47,12 +50,12 @@ function where(source: Source): string {
   return source.name ?? 'weights';
 }
 
-function inspect(source: Source): { network: string; options: Omit<ConfigOptions, 'alpha'>; splits: Split[] } {
+function inspect(source: Source): { network: string; options: Omit<ResolvedNetworkOptions, 'alpha'>; splits: Split[] } {
   const { tensors } = source;
   const fail = (what: string): OctconvError => new OctconvError(`${where(source)}: ${what}`);
   const shape = (name: string, rank: number): readonly number[] => {
     const found = tensors.get(name)?.shape;
-    if (!found) throw fail(`no '${name}', wanted the names of a ResNet or an octave ResNet (d-li14's or torchvision's)`);
+    if (!found) throw fail(`no '${name}', wanted a ResNet (torchvision's names) or an octave ResNet (d-li14's)`);
     if (found.length !== rank) throw fail(`'${name}' has shape ${show(found)}, wanted ${rank} sizes`);
     return found;
   };
@@ -71,7 +74,8 @@ function inspect(source: Source): { network: string; options: Omit<ConfigOptions
   }
   const counts = blocks.map((block) => block.size);
   const depth = depths.get(counts.join());
-  if (!depth) throw fail(`blocks per layer are ${show(counts)}, wanted ${[...depths.keys()].map((c) => `[${c}]`).join(' or ')}`);
+  const possible = [...depths.keys()].map((key) => `[${key}]`).join(' or ');
+  if (!depth) throw fail(`blocks per layer are ${show(counts)}, wanted ${possible}`);
 
   // An octave network at alpha 0 has one branch, yet the octave operator: its names say so.
   const octave = tensors.has('layer1.0.conv1.conv.conv_h2h.weight');

@@ -2,25 +2,15 @@ import { mkdir, readFile, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { OctconvError, show } from '../error.js';
 import { type InputConfig, parseInput } from '../input/preprocess.js';
+import { checkOptions, type NetworkOptions, type ResolvedNetworkOptions } from '../models/options.js';
 import { fileError } from './file.js';
 import { writeSafetensors } from './safetensors.js';
 import { openWeights, type WeightSource } from './source.js';
 
-/** What a network is built from; all but `classes` may be left out of a config.json. */
-export interface ConfigOptions {
-  /** Share of the channels in the low branch, in [0, 1). */
-  readonly alpha: number;
-  /** Channels of the stem, 64 in the papers. */
-  readonly width: number;
-  readonly classes: number;
-  /** 7x7 stride 2 and a max-pool, or 3x3 stride 1. */
-  readonly stem: 'imagenet' | 'cifar';
-}
-
 /** config.json of a model folder. */
 export interface ModelConfig {
   readonly network: string;
-  readonly options: ConfigOptions;
+  readonly options: ResolvedNetworkOptions;
   readonly input: InputConfig;
 }
 
@@ -90,22 +80,24 @@ export function parseConfig(text: string, file: string): ModelConfig {
   if (typeof config.network !== 'string' || config.network === '') {
     throw new OctconvError(`${file}: network is ${show(config.network)}, wanted a name as "oct-resnet-50"`);
   }
-  return { network: config.network, options: parseOptions(config.options, file), input: parseInput(config.input, file) };
+  return {
+    network: config.network,
+    options: parseOptions(config.options, config.network, file),
+    input: parseInput(config.input, file),
+  };
 }
 
-function parseOptions(value: unknown, file: string): ConfigOptions {
-  const { alpha = 0, width = 64, classes, stem = 'imagenet' } = fields(
-    value, ['alpha', 'width', 'classes', 'stem'], 'options', file,
-  );
-  const wrong = (key: string, got: unknown, wanted: string): OctconvError =>
-    new OctconvError(`${file}: options.${key} is ${show(got)}, wanted ${wanted}`);
-  if (typeof alpha !== 'number' || !(alpha >= 0 && alpha < 1)) throw wrong('alpha', alpha, 'a number in [0, 1)');
-  const size = (key: string, x: unknown): number => {
-    if (typeof x === 'number' && Number.isInteger(x) && x >= 1 && x <= 2 ** 20) return x;
-    throw wrong(key, x, 'a positive integer');
-  };
-  if (stem !== 'imagenet' && stem !== 'cifar') throw wrong('stem', stem, '"imagenet" or "cifar"');
-  return { alpha, width: size('width', width), classes: size('classes', classes), stem };
+function parseOptions(value: unknown, network: string, file: string): ResolvedNetworkOptions {
+  const given = fields(value, ['alpha', 'width', 'classes', 'stem'], 'options', file);
+  const { alpha = 0 } = given;
+  if (typeof alpha !== 'number' || !(alpha >= 0 && alpha < 1)) {
+    throw new OctconvError(`${file}: options.alpha is ${show(alpha)}, wanted a number in [0, 1)`);
+  }
+  try {
+    return checkOptions('options', given as NetworkOptions, network.startsWith('oct-'));
+  } catch (error) {
+    throw new OctconvError(`${file}: ${(error as Error).message}`);
+  }
 }
 
 /** An object that has no other fields than these: a misspelt one would silently be a default. */
@@ -120,7 +112,9 @@ function fields(value: unknown, known: readonly string[], path: string, file: st
 }
 
 function checkLabels(labels: readonly string[], classes: number, file: string): void {
-  if (labels.length !== classes) throw new OctconvError(`${file}: ${labels.length} labels, wanted ${classes} (classes)`);
+  if (labels.length !== classes) {
+    throw new OctconvError(`${file}: ${labels.length} labels, wanted ${classes} (classes)`);
+  }
   const bad = labels.findIndex((label) => label.trim() === '' || label.includes('\n'));
   if (bad !== -1) throw new OctconvError(`${file}: line ${bad + 1} is no label`);
 }

@@ -28,7 +28,8 @@ export class TensorCall {
 }
 
 export type PickleValue =
-  | null | boolean | number | bigint | string | Tuple | PickleValue[] | Map<PickleValue, PickleValue> | Global | Persistent | TensorCall;
+  | null | boolean | number | bigint | string
+  | Tuple | PickleValue[] | Map<PickleValue, PickleValue> | Global | Persistent | TensorCall;
 
 type Reduce = (args: readonly PickleValue[]) => PickleValue | undefined;
 
@@ -46,7 +47,7 @@ const reductions = new Map<string, Reduce>(Object.entries<Reduce>({
   },
   'torch._utils._rebuild_tensor': (args) => (args.length === 4 ? new TensorCall(args) : undefined),
   // storage, offset, size, stride, requires_grad, backward_hooks[, metadata]
-  'torch._utils._rebuild_tensor_v2': (args) => (args.length === 6 || args.length === 7 ? new TensorCall(args) : undefined),
+  'torch._utils._rebuild_tensor_v2': (args) => ([6, 7].includes(args.length) ? new TensorCall(args) : undefined),
   'torch._utils._rebuild_parameter': ([tensor]) => (tensor instanceof TensorCall ? tensor : undefined),
   'torch.Size': ([sizes]) => (sizes instanceof Tuple ? sizes : undefined),
 }));

@@ -2,12 +2,14 @@ import yauzl from 'yauzl';
 import { bytesPerElement, type DType, type TypedArray } from '../dtype.js';
 import { OctconvError, show } from '../error.js';
 import type { RandomFile } from './file.js';
-import { Global, Persistent, PickleTruncated, type PickleValue, readPickle, storageTypes, TensorCall, Tuple } from './pickle.js';
+import {
+  Global, Persistent, PickleTruncated, type PickleValue, readPickle, storageTypes, TensorCall, Tuple,
+} from './pickle.js';
 import { asElements, elementCount, isCounter, missingTensor, type TensorInfo, type WeightSource } from './source.js';
 
-// torch.save writes a pickle of the state dict, in which a tensor is `_rebuild_tensor_v2(storage, offset, size, stride)`
-// and a storage is a persistent id ('storage', torch.FloatStorage, key, device, elements). Since PyTorch 1.6 the file is
-// a zip of NAME/data.pkl and NAME/data/KEY; before, it is five pickles in a row, then the storages.
+// torch.save writes a pickle of the state dict: a tensor is `_rebuild_tensor_v2(storage, offset, size, stride)`, a
+// storage is a persistent id ('storage', torch.FloatStorage, key, device, elements). Since PyTorch 1.6 the file is a
+// zip of NAME/data.pkl and NAME/data/KEY; before, it is five pickles in a row, then the storages.
 
 /** A state dict has some 100 bytes of pickle per tensor. */
 const pickleLimit = 8 * 2 ** 20;
@@ -48,7 +50,7 @@ export async function readZipPth(file: RandomFile): Promise<WeightSource> {
     const entries = await listEntries(file, zip);
     const pickles = [...entries.keys()].filter((name) => /^[^/]+\/data\.pkl$/.test(name));
     if (pickles.length !== 1) {
-      throw new OctconvError(`${file.path}: ${pickles.length} entries NAME/data.pkl in the zip, wanted one: no PyTorch file`);
+      throw new OctconvError(`${file.path}: ${pickles.length} entries NAME/data.pkl in the zip, wanted one`);
     }
     const pickle = pickles[0] as string;
     const root = pickle.slice(0, -'data.pkl'.length);
@@ -147,7 +149,9 @@ export async function readLegacyPth(file: RandomFile): Promise<WeightSource> {
   let at = end;
   for (const key of keys) {
     const storage = typeof key === 'string' ? known.get(key) : undefined;
-    if (!storage || places.has(storage.key)) throw new OctconvError(`${file.path}: storage ${show(key)} is unknown or twice`);
+    if (!storage || places.has(storage.key)) {
+      throw new OctconvError(`${file.path}: storage ${show(key)} is unknown or twice`);
+    }
     const count = Number(new DataView((await file.read(at, 8)).buffer).getBigInt64(0, true));
     const bytes = count * storage.elementBytes;
     if (count < 0 || at + 8 + bytes > file.size) {
@@ -276,7 +280,8 @@ function parseTensor(path: string, name: string, { args }: TensorCall, storages:
   const extent = count === 0 ? 0 : sizes.reduce((sum, n, i) => sum + (n - 1) * strides[i]!, 1);
   // More elements than the storage has (strides of 0) would let a small file ask for any amount of memory.
   if (!(count <= storage.elements) || !(start + extent <= storage.elements)) {
-    throw wrong(`${show(sizes)} with strides ${show(strides)} at ${start} lies outside its storage of ${storage.elements}`);
+    const view = `${show(sizes)} with strides ${show(strides)} at ${start}`;
+    throw wrong(`${view} lies outside its storage of ${storage.elements}`);
   }
   return { dtype, shape: sizes, strides, storage: storage.key, offset: storage.offset + start, extent };
 }

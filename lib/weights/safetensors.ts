@@ -7,15 +7,13 @@ import { fileError, type RandomFile } from './file.js';
 import { asElements, elementCount, isCounter, missingTensor, type TensorInfo, type WeightSource } from './source.js';
 
 // The format: u64 header length, a JSON header { name: { dtype, shape, data_offsets: [begin, end] }, ... } that may be
-// padded with spaces, then the tensors without holes, little-endian, row-major. The offsets count from the header's end.
+// padded with spaces, then the tensors without holes, little-endian, row-major. Offsets count from the header's end.
 
 /** 70,000 tensors' worth; the official reader's 100 MB would let a hostile header parse to gigabytes of objects. */
 const headerLimit = 8 * 2 ** 20;
 
 /** A data type is called the same in the file, in capitals: F32, BF16, I8. */
 const byFileName = new Map<unknown, DType>(dtypes.map((dtype) => [dtype.toUpperCase(), dtype]));
-/** What `num_batches_tracked` and other counters are made of: known so that the layout can be checked. */
-const otherSizes = new Map<unknown, number>([['I64', 8], ['U64', 8], ['F64', 8], ['U32', 4], ['I16', 2], ['U16', 2], ['BOOL', 1]]);
 
 interface Place extends TensorInfo {
   readonly begin: number;
@@ -64,16 +62,18 @@ function parseHeader(path: string, bytes: Uint8Array, dataSize: number): Map<str
     }
     const { dtype: fileName, shape, data_offsets: offsets } = isObject(value) ? value : {};
     const dtype = byFileName.get(fileName);
-    const elementBytes = dtype ? bytesPerElement[dtype] : otherSizes.get(fileName);
-    if (elementBytes === undefined || (!dtype && !isCounter(name))) {
+    // Counters are left out later; their place is part of the layout all the same.
+    const elementBytes = dtype ? bytesPerElement[dtype] : fileName === 'I64' && isCounter(name) ? 8 : undefined;
+    if (elementBytes === undefined) {
       throw wrong(`tensor ${show(name)} has dtype ${show(fileName)}, wanted ${[...byFileName.keys()].join(', ')}`);
     }
     if (!isNumbers(shape)) throw wrong(`tensor ${show(name)} has shape ${show(shape)}, wanted a list of sizes`);
     const size = elementCount(shape) * elementBytes;
-    if (!Number.isSafeInteger(size)) throw wrong(`tensor ${show(name)} has shape ${show(shape)}, which is no possible size`);
+    if (!Number.isSafeInteger(size)) throw wrong(`tensor ${show(name)} has the impossible shape ${show(shape)}`);
     const [begin, end, more] = isNumbers(offsets) ? offsets : [];
     if (begin === undefined || end === undefined || more !== undefined || end - begin !== size) {
-      throw wrong(`tensor ${show(name)} ${fileName} ${show(shape)} has data_offsets ${show(offsets)}, wanted ${size} bytes`);
+      const got = `data_offsets ${show(offsets)}`;
+      throw wrong(`tensor ${show(name)} ${fileName} ${show(shape)} has ${got}, wanted ${size} bytes`);
     }
     places.push({ name, dtype, shape, begin, end });
   }

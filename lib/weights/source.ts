@@ -44,7 +44,7 @@ export function isCounter(name: string): boolean {
 /** The number of elements, or NaN where a size or the product is no exact integer. */
 export function elementCount(shape: readonly number[]): number {
   let count = 1;
-  // A zero makes the product small again, so every size has to be exact by itself, and so has the product of the others.
+  // A zero makes the product small again: every size and the product of the others have to be exact all the same.
   for (const size of shape) {
     if (!Number.isSafeInteger(size) || size < 0) return Number.NaN;
     if (size !== 0) count *= size;

@@ -1,0 +1,159 @@
+import { expect } from 'chai';
+import { cp, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { existsSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { OctconvError } from '../lib/error.js';
+import { isModelFolder, type ModelConfig, readModelFolder, writeModelFolder } from '../lib/weights/folder.js';
+import { memoryWeights } from '../lib/weights/memory.js';
+import { openWeights } from '../lib/weights/source.js';
+
+const models = fileURLToPath(new URL('../models/', import.meta.url));
+const config: ModelConfig = {
+  network: 'oct-resnet-26',
+  options: { alpha: 0.25, width: 8, classes: 3, stem: 'cifar' },
+  input: { height: 32, width: 24, resize: 40, interpolation: 'bicubic', scale: 1, mean: [1, 2, 3], std: [4, 5, 6] },
+};
+const labels = ['cat', 'dog', 'Österreich 1'];
+const weights = memoryWeights(new Map([['w', { dtype: 'f32' as const, shape: [2], data: new Float32Array([1, 2]) }]]));
+
+describe('model folders', () => {
+  let folder: string;
+  before(async () => {
+    folder = join(await mkdtemp(join(tmpdir(), 'octconv-folder-')), 'new/model');
+    await writeModelFolder(folder, config, labels, weights);
+  });
+  after(() => rm(join(folder, '../..'), { recursive: true }));
+
+  it('are read as they were written', async () => {
+    const model = await readModelFolder(folder);
+    expect(model.config).to.deep.equal(config);
+    expect(model.labels).to.deep.equal(labels);
+    expect(await model.weights.read('w')).to.deep.equal(new Float32Array([1, 2]));
+    await model.weights.close();
+    expect(await readdir(folder)).to.have.members(['config.json', 'labels.txt', 'model.safetensors']);
+  });
+
+  it('are told from files', async () => {
+    expect(await isModelFolder(folder)).to.equal(true);
+    expect(await isModelFolder(join(folder, 'config.json'))).to.equal(false);
+    expect(await isModelFolder(join(folder, 'nothing'))).to.equal(false);
+  });
+
+  for (const [name, alpha, tensors] of [
+    ['cifar10-oct-resnet-26-a50', 0.5, 292],
+    ['cifar10-oct-resnet-26-a0', 0, 147],
+  ] as const) {
+    it(`ships ${name}, to the bit`, async () => {
+      const model = await readModelFolder(join(models, name));
+      expect(model.config.network).to.equal('oct-resnet-26');
+      expect(model.config.options).to.deep.equal({ alpha, width: 16, classes: 10, stem: 'cifar' });
+      expect(model.config.input).to.deep.equal({
+        height: 32,
+        width: 32,
+        resize: 32,
+        interpolation: 'bilinear',
+        scale: 1 / 255,
+        mean: [0.4914, 0.4822, 0.4465],
+        std: [0.247, 0.2435, 0.2616],
+      });
+      expect(model.labels.join(' ')).to.equal('airplane automobile bird cat deer dog frog horse ship truck');
+      expect(model.weights.tensors.size).to.equal(tensors);
+      const trained = fileURLToPath(new URL(`../../shared/weights/${name}.pth`, import.meta.url));
+      if (existsSync(trained)) {
+        const source = await openWeights(trained);
+        for (const key of source.tensors.keys())
+          expect(await model.weights.read(key)).to.deep.equal(await source.read(key));
+        await source.close();
+      } else console.log('      not compared with the training: ../shared is not here');
+      await model.weights.close();
+    });
+  }
+
+  it('name the file and the field that is wrong', async () => {
+    const copy = `${folder}-copy`;
+    await cp(folder, copy, { recursive: true });
+    const path = join(copy, 'config.json');
+    const text = await readFile(path, 'utf8');
+    const change = (key: string, value: unknown) => {
+      const changed = JSON.parse(text);
+      const [outer, inner] = key.split('.') as [string, string?];
+      if (inner === undefined) changed[outer] = value;
+      else changed[outer][inner] = value;
+      return JSON.stringify(changed);
+    };
+    const cases: [string, RegExp][] = [
+      ['', /not JSON/],
+      ['[]', /the file is \[\], wanted an object$/],
+      ['{"network": "x"', /not JSON/],
+      [change('network', 26), /network is 26/],
+      [change('network', undefined), /network is nothing/],
+      [change('weights', 'x'), /unknown field "weights", wanted network, options, input/],
+      [change('options', undefined), /options is nothing, wanted an object/],
+      [change('options.depth', 26), /unknown field "options\.depth"/],
+      [change('options.alpha', 1), /options\.alpha is 1, wanted a number in \[0, 1\)/],
+      [change('options.alpha', '.5'), /options\.alpha is "\.5"/],
+      [change('options.alpha', null), /options\.alpha is null/],
+      [change('options.width', 0), /options: width 0/],
+      [change('options.classes', 2.5), /options: classes 2\.5/],
+      [change('options.stem', 'deep'), /options: stem "deep"/],
+      [change('input', 224), /input is 224, wanted an object/],
+      [change('input.height', 0), /input\.height is 0/],
+      [change('input.mean', [1, 2]), /input\.mean is \[1,2\]/],
+      [change('input.std', [1, 1, 0]), /input\.std is \[1,1,0\]/],
+      [change('input.interpolation', 'nearest'), /input\.interpolation is "nearest"/],
+      [change('options.classes', 4), /labels\.txt: 3 labels, wanted 4 \(classes\)$/],
+    ];
+    for (const [changed, message] of cases) {
+      await writeFile(path, changed);
+      const error = await failure(readModelFolder(copy));
+      expect(error).to.match(message);
+      expect(error.startsWith(join(copy, /labels/.test(error) ? 'labels.txt: ' : 'config.json: '))).to.equal(true);
+    }
+    await writeFile(path, text);
+  });
+
+  it('name what is missing', async () => {
+    for (const file of ['model.safetensors', 'labels.txt', 'config.json']) {
+      const copy = `${folder}-without`;
+      await rm(copy, { recursive: true, force: true });
+      await cp(folder, copy, { recursive: true });
+      await rm(join(copy, file));
+      expect(await failure(readModelFolder(copy))).to.equal(`${join(copy, file)}: no such file`);
+    }
+  });
+
+  it('take labels with Windows line ends and none that is empty', async () => {
+    const copy = `${folder}-labels`;
+    await cp(folder, copy, { recursive: true });
+    await writeFile(join(copy, 'labels.txt'), 'a\r\nb\r\nc');
+    const model = await readModelFolder(copy);
+    expect(model.labels).to.deep.equal(['a', 'b', 'c']);
+    await model.weights.close();
+    await writeFile(join(copy, 'labels.txt'), 'a\n\nc\n');
+    expect(await failure(readModelFolder(copy))).to.match(/labels\.txt: line 2 is no label$/);
+  });
+
+  it('are not written where something is wrong', async () => {
+    const path = `${folder}-bad`;
+    expect(await failure(writeModelFolder(path, config, ['one'], weights))).to.match(/labels\.txt: 1 labels, wanted 3/);
+    const options = { ...config.options, alpha: 2 };
+    expect(await failure(writeModelFolder(path, { ...config, options }, labels, weights))).to.match(
+      /options\.alpha is 2/,
+    );
+    expect(existsSync(path)).to.equal(false);
+    expect(await failure(writeModelFolder(join(folder, 'config.json'), config, labels, weights))).to.match(
+      /config\.json: exists/,
+    );
+  });
+});
+
+async function failure(promise: Promise<unknown>): Promise<string> {
+  const error = await promise.then(
+    () => undefined,
+    (e: unknown) => e,
+  );
+  expect(error).to.be.instanceOf(OctconvError);
+  return (error as Error).message;
+}

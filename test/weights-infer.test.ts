@@ -1,0 +1,141 @@
+import { expect } from 'chai';
+import { existsSync } from 'node:fs';
+import { fileURLToPath } from 'node:url';
+import { OctconvError } from '../lib/error.js';
+import { namedParameters } from '../lib/layers/index.js';
+import { buildNetwork, networkNames } from '../lib/models/index.js';
+import { inferOptions, resolveOptions } from '../lib/models/infer.js';
+import { openWeights, type TensorInfo } from '../lib/weights/source.js';
+
+type Options = Parameters<typeof buildNetwork>[1];
+
+/** The tensors that a network's weights would have. */
+function weights(network: string, options: Options): { tensors: Map<string, TensorInfo> } {
+  const tensors = new Map<string, TensorInfo>();
+  for (const [name, { shape }] of namedParameters(buildNetwork(network, options)))
+    tensors.set(name, { dtype: 'f32', shape });
+  return { tensors };
+}
+
+describe('options read off the weights', () => {
+  for (const network of networkNames) {
+    it(`finds ${network} again`, () => {
+      const alpha = network.startsWith('oct-') ? 0.25 : 0;
+      for (const options of [
+        { alpha, width: 64, classes: 1000, stem: 'imagenet' as const },
+        { alpha, width: 8, classes: 1, stem: 'cifar' as const },
+      ]) {
+        expect(inferOptions(weights(network, options))).to.deep.equal({ network, options });
+      }
+    });
+  }
+
+  it('finds the alpha that a person would have written', () => {
+    for (const alpha of [0, 0.125, 0.25, 0.375, 0.5, 0.75, 0.875, 0.1, 0.2, 0.3, 0.6, 0.7, 0.9, 0.05, 0.95, 0.99]) {
+      expect(inferOptions(weights('oct-resnet-26', { alpha, width: 16 })).options.alpha, `${alpha}`).to.equal(alpha);
+    }
+  });
+
+  it('finds an alpha that gives the same network where there is no simple one', () => {
+    for (const [alpha, width] of [
+      [1 / 3, 64],
+      [2 / 3, 48],
+      [Math.SQRT1_2, 20],
+      [0.9, 5],
+      [0.03, 1],
+      [0.999, 64],
+      [1 / 49, 49],
+    ] as const) {
+      const made = weights('oct-resnet-26', { alpha, width });
+      const { options } = inferOptions(made);
+      expect(weights('oct-resnet-26', options).tensors).to.deep.equal(made.tensors);
+    }
+  });
+
+  it('reads the golden and trained networks', async function () {
+    const files: [string, string, number, number, string][] = [
+      ['golden/oct-resnet-26-w16-a50', 'oct-resnet-26', 0.5, 16, 'imagenet'],
+      ['golden/oct-resnet-26-w8-a25-cifar', 'oct-resnet-26', 0.25, 8, 'cifar'],
+      ['golden/oct-resnet-50-w8-a12-odd', 'oct-resnet-50', 0.125, 8, 'imagenet'],
+      ['golden/resnet-26-w16', 'resnet-26', 0, 16, 'imagenet'],
+      ['weights/cifar10-oct-resnet-26-a50', 'oct-resnet-26', 0.5, 16, 'cifar'],
+      ['weights/cifar10-oct-resnet-26-a0', 'oct-resnet-26', 0, 16, 'cifar'],
+    ];
+    for (const [file, network, alpha, width, stem] of files) {
+      const path = fileURLToPath(new URL(`../../shared/${file}.pth`, import.meta.url));
+      if (!existsSync(path)) {
+        console.log('      skipped: ../shared is not here');
+        this.skip();
+      }
+      const source = await openWeights(path);
+      const found = inferOptions(source);
+      expect(found).to.deep.include({ network });
+      expect(found.options).to.include({ alpha, width, stem, classes: file.includes('odd') ? 7 : 10 });
+      const names = [...namedParameters(buildNetwork(found.network, found.options))].map(([name]) => name);
+      expect(names).to.have.members([...source.tensors.keys()]);
+      await source.close();
+    }
+  });
+
+  it('takes what a user says where it fits, and names the contradiction where not', () => {
+    const source = { name: 'x.pth', ...weights('oct-resnet-50', { alpha: 0.5, width: 8, classes: 7, stem: 'cifar' }) };
+    const { options } = inferOptions(source);
+    expect(resolveOptions(source, {})).to.deep.equal({ network: 'oct-resnet-50', options });
+    const all = { network: 'oct-resnet-50', alpha: 0.5, width: 8, classes: 7, stem: 'cifar' as const };
+    expect(resolveOptions(source, all)).to.deep.equal({ network: 'oct-resnet-50', options });
+    expect(resolveOptions(source, { alpha: 0.501 }).options.alpha).to.equal(0.501); // the same widths
+    const wrong: [Parameters<typeof resolveOptions>[1], string][] = [
+      [{ network: 'oct-resnet-26' }, 'network "oct-resnet-26" was asked for, the weights have "oct-resnet-50"'],
+      [{ network: 'resnet-50' }, 'network "resnet-50" was asked for, the weights have "oct-resnet-50"'],
+      [{ width: 64 }, 'width 64 was asked for, the weights have 8'],
+      [{ classes: 10 }, 'classes 10 was asked for, the weights have 7'],
+      [{ stem: 'imagenet' }, 'stem "imagenet" was asked for, the weights have "cifar"'],
+      [{ alpha: 0.25 }, 'alpha 0.25 was asked for, the weights have 0.5'],
+      [{ alpha: 0 }, 'alpha 0 was asked for, the weights have 0.5'],
+      [{ alpha: Number.NaN }, 'alpha NaN was asked for'],
+    ];
+    for (const [given, message] of wrong)
+      expect(() => resolveOptions(source, given)).to.throw(OctconvError, `x.pth: ${message}`);
+    const plain = weights('resnet-26', { width: 8 });
+    expect(() => resolveOptions(plain, { alpha: 0.5 })).to.throw(
+      OctconvError,
+      'alpha 0.5 was asked for, the weights have 0',
+    );
+    const merged = weights('oct-resnet-26', { width: 8, alpha: 0 });
+    expect(() => resolveOptions(merged, { alpha: 0.5 })).to.throw(
+      OctconvError,
+      'alpha 0.5 was asked for, the weights have 0',
+    );
+  });
+
+  it('names what it cannot read', () => {
+    const change = (edit: (tensors: Map<string, TensorInfo>) => void) => {
+      const source = weights('oct-resnet-26', { alpha: 0.5, width: 8 });
+      edit(source.tensors);
+      return source;
+    };
+    const info = (...shape: number[]): TensorInfo => ({ dtype: 'f32', shape });
+    const cases: [(tensors: Map<string, TensorInfo>) => void, RegExp][] = [
+      [(t) => t.clear(), /^weights: no 'conv1\.weight', wanted a ResNet/],
+      [(t) => t.delete('fc.weight'), /no 'fc\.weight'/],
+      [(t) => t.set('conv1.weight', info(8, 3, 5, 5)), /'conv1\.weight' is 5x5, wanted 7x7/],
+      [(t) => t.set('conv1.weight', info(8, 3, 5, 7, 7)), /'conv1\.weight' has shape \[8,3,5,7,7\], wanted 4 sizes/],
+      [
+        (t) => t.set('layer2.2.conv1.conv.conv_h2h.weight', info(1, 1, 1, 1)),
+        /blocks per layer are \[2,3,2,2\], wanted \[2,2,2,2\] or/,
+      ],
+      [(t) => t.delete('layer1.0.conv1.conv.conv_h2h.weight'), /no 'layer1\.0\.conv3\.weight'/],
+      [
+        (t) => t.set('layer2.0.conv1.conv.conv_h2l.weight', info(2, 16, 1, 1)),
+        /no alpha gives every layer its low channels/,
+      ],
+    ];
+    for (const [edit, message] of cases) expect(() => inferOptions(change(edit))).to.throw(OctconvError, message);
+  });
+
+  it('does not take basic blocks for bottlenecks', () => {
+    const { tensors } = weights('resnet-26', { width: 64 }); // [2,2,2,2], as ResNet-18
+    for (const name of [...tensors.keys()]) if (/\.(conv|bn)3\./.test(name)) tensors.delete(name);
+    expect(() => inferOptions({ tensors })).to.throw(OctconvError, "no 'layer1.0.conv3.weight'");
+  });
+});
