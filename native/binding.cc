@@ -63,10 +63,10 @@ class Environment {
 };
 
 struct Job {
-  Job(Napi::Env env, std::shared_ptr<Plan> plan) : plan(std::move(plan)), promise(Napi::Promise::Deferred::New(env)) {}
+  explicit Job(std::shared_ptr<Plan> plan) : plan(std::move(plan)) {}
   std::shared_ptr<Plan> plan;
   Plan::Request request;
-  Napi::Promise::Deferred promise;
+  napi_deferred promise = nullptr;
   Napi::ObjectReference arrays;  // the typed arrays that the run reads and writes
   bool completed = false;
   std::string error;
@@ -79,8 +79,16 @@ void Environment::finish(Napi::Env env, Napi::Function, Environment* self, Job* 
     return;
   }
   self->ended(env, raw);
-  if (job->error.empty()) job->promise.Resolve(Napi::Boolean::New(env, job->completed));
-  else job->promise.Reject(Napi::Error::New(env, job->error).Value());
+  // Plain Node-API without its statuses: in a worker that is being terminated every call fails, and none may throw.
+  napi_value value = nullptr, text = nullptr;
+  if (job->error.empty()) {
+    napi_get_boolean(env, job->completed, &value);
+    napi_resolve_deferred(env, job->promise, value);
+  } else {
+    napi_create_string_utf8(env, job->error.data(), job->error.size(), &text);
+    napi_create_error(env, nullptr, text, &value);
+    napi_reject_deferred(env, job->promise, value);
+  }
 }
 
 void Environment::shutDown() {
@@ -266,7 +274,7 @@ Napi::Value run(const Napi::CallbackInfo& call) {
   const Napi::Env env = call.Env();
   auto plan = Held<Plan>::unwrap(call[0], "a plan")->object;
   if (!plan) fail("plan: it was disposed");
-  auto job = std::make_unique<Job>(env, std::move(plan));
+  auto job = std::make_unique<Job>(std::move(plan));
   auto arrays = Napi::Array::New(env);
   const auto take = [&](const Napi::Value& list, size_t count, const char* what, auto wanted) {
     std::vector<void*> addresses;
@@ -291,12 +299,14 @@ Napi::Value run(const Napi::CallbackInfo& call) {
   job->arrays = Napi::Persistent(arrays.As<Napi::Object>());
 
   auto* environment = env.GetInstanceData<Environment>();
-  Job* raw = job.release();
   auto result = Napi::Object::New(env);
-  result.Set("done", raw->promise.Promise());
   // The job may be gone when cancel is called, so the flag is shared.
-  auto cancelled = raw->request.cancelled;
+  const auto cancelled = job->request.cancelled;
   result.Set("cancel", Napi::Function::New(env, [cancelled](const Napi::CallbackInfo&) { cancelled->store(true); }));
+  napi_value done = nullptr;
+  if (napi_create_promise(env, &job->promise, &done) != napi_ok) fail("plan: no promise could be made");
+  result.Set("done", done);
+  Job* raw = job.release();
   environment->start(env, raw);
   try {
     pool::submit(raw->plan->spec.threads, [environment, raw](Gang& gang) {
