@@ -8,19 +8,19 @@ type Settled<R> = R extends Promise<infer T> ? Promise<Octave<T>> : Octave<R>;
  * [N, H, W, Ch] (or [N, T, H, W, Ch]) and low [N, ceil(H/2), ceil(W/2), Cl]. Low is absent where Cl = 0; nobody asks,
  * `map` and `zip` do what is right. (Drop an Octave, arXiv 1904.05049, section 3.1.)
  */
-export class Octave<T> {
+export class Octave<H, L = H> {
   constructor(
-    readonly high: T,
-    readonly low?: T | undefined,
+    readonly high: H,
+    readonly low?: L | undefined,
   ) {}
 
   /** The full height, H. */
-  get height(): T extends { readonly shape: Shape } ? number : never {
+  get height(): H extends { readonly shape: Shape } ? number : never {
     return this.#axis(-3);
   }
 
   /** The full width, W. */
-  get width(): T extends { readonly shape: Shape } ? number : never {
+  get width(): H extends { readonly shape: Shape } ? number : never {
     return this.#axis(-2);
   }
 
@@ -29,12 +29,12 @@ export class Octave<T> {
   }
 
   /** `f` of each branch that is there; if `f` is asynchronous, a promise of the pair. */
-  map<R>(f: (x: T) => R): Settled<R> {
+  map<R>(f: (x: H | L) => R): Settled<R> {
     return pair(f(this.high), this.low === undefined ? undefined : f(this.low));
   }
 
   /** `f` of both highs and of both lows. @throws OctconvError if one has a low branch and the other has none. */
-  zip<U, R>(other: Octave<U>, f: (x: T, y: U) => R): Settled<R> {
+  zip<H2, L2, R>(other: Octave<H2, L2>, f: (x: H | L, y: H2 | L2) => R): Settled<R> {
     if ((this.low === undefined) !== (other.low === undefined)) {
       throw new OctconvError('octave: one operand has a low branch, the other has none');
     }

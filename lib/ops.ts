@@ -167,8 +167,8 @@ export interface OctConvParams extends Paths<Weight<Kernel>> {
  * The weights say what there is: without xL no l2h and l2l, without yL no h2l and l2l, and depthwise only h2h and l2l.
  * Odd sizes: P rounds up and averages what exists, U is cropped to the high size.
  */
-export function octConv<X extends Operand<Spatial>>(
-  x: Octave<X>,
+export function octConv<X extends Operand<Spatial>, L extends Beside<X>>(
+  x: Octave<X, L>,
   params: OctConvParams,
   options: OctConvOptions = {},
 ): X extends Value ? Octave<Value<'f32', Windowed<X['shape'], number>>> : Promise<Octave<Tensor<'f32', Windowed<X['shape'], number>>>> {
@@ -178,42 +178,41 @@ export function octConv<X extends Operand<Spatial>>(
   return apply('octConv', inputs, weights, options, () => octConvRule(x, weights, options), ([high, low]) => new Octave(high, low));
 }
 
-function octConvRule(x: Octave<Operand<Spatial>>, params: OctConvParams, options: OctConvOptions): Inferred {
+function octConvRule({ high: xH, low: xL }: Octave<Operand>, params: OctConvParams, options: OctConvOptions): Inferred {
   const op = 'octConv';
   const { stride = 1, groups = 1 } = options;
-  const { h2h, h2l, l2l } = params;
   if (stride !== 1 && stride !== 2) wrong(op, `stride ${stride}, wanted 1 or 2`);
-  if (!h2h) wrong(op, 'weight h2h is missing');
-  const kernel = sizes(op, 'kernel', x.high, kernelOf(h2h), 1);
-  if (!kernel.every((size) => size % 2 === 1)) wrong(op, `kernel ${list(kernel.slice(-2))}, wanted odd sizes`);
-  const half = halved(x.high.shape);
-  if (x.low && !same(x.low.shape.slice(0, -1), half.slice(0, -1))) {
-    wrong(op, `got xH ${of(x.high)} and xL ${of(x.low)}, wanted xL ${list([...half.slice(0, -1), channels(x.low)])}`);
+  if (!params.h2h) wrong(op, 'weight h2h is missing');
+  const kernel = sizes(op, 'kernel', xH, kernelOf(params.h2h), 1);
+  if (!kernel.every((size) => size % 2 === 1)) wrong(op, `kernel ${list(kernelOf(params.h2h) as Shape)}, wanted odd sizes`);
+  const half = halved(xH.shape);
+  if (xL && !same(xL.shape.slice(0, -1), half.slice(0, -1))) {
+    wrong(op, `got xH ${of(xH)} and xL ${of(xL)}, wanted xL ${list([...half.slice(0, -1), channels(xL)])}`);
   }
 
-  const total = channels(x.high) + (x.low ? channels(x.low) : 0);
-  const depthwise = groups > 1 && groups === total;
-  const output = { h: h2h.shape[0], l: (h2l ?? l2l)?.shape[0] };
-  const inputs = { h: x.high, l: x.low };
-  for (const path of ['h2h', 'l2h', 'h2l', 'l2l'] as const) {
-    const [from, , to] = path as unknown as ['h' | 'l', string, 'h' | 'l'];
-    const input = inputs[from];
-    const weight = params[path];
-    if (!input || output[to] === undefined || (depthwise && from !== to)) {
-      if (weight) wrong(op, `got weight ${path} ${of(weight)}, wanted none: ${input ? 'depthwise' : 'there is no xL'}`);
+  const depthwise = groups > 1 && groups === channels(xH) + (xL ? channels(xL) : 0);
+  const high = params.h2h.shape[0];
+  const low = (params.h2l ?? params.l2l)?.shape[0];
+  const paths = { h2h: ['xH', xH, 'yH', high], l2h: ['xL', xL, 'yH', high], h2l: ['xH', xH, 'yL', low], l2l: ['xL', xL, 'yL', low] } as const;
+  for (const [path, [from, input, to, width]] of Object.entries(paths)) {
+    const weight = params[path as keyof typeof paths];
+    const crosses = depthwise && path !== 'h2h' && path !== 'l2l';
+    if (!input || width === undefined || crosses) {
+      if (weight) wrong(op, `got weight ${path} ${of(weight)}, wanted none: ${crosses ? 'it is depthwise' : `there is no ${from}`}`);
       continue;
     }
-    if (!weight) return wrong(op, `weight ${path} is missing: xL and yL are there`);
-    checkWeight(op, `weight ${path}`, weight, from === 'h' ? 'xH' : 'xL', input, depthwise ? channels(input) : groups);
-    if (weight.shape[0] !== output[to] || !same(weight.shape.slice(2), h2h.shape.slice(2))) {
-      wrong(op, `weight ${path} ${of(weight)}, wanted ${list([output[to], weight.shape[1], ...h2h.shape.slice(2)])}`);
-    }
+    if (!weight) return wrong(op, `weight ${path} is missing: ${from} and ${to} are there`);
+    checkWeight(op, `weight ${path}`, weight, from, input, depthwise ? channels(input) : groups);
+    const shape = [width, weight.shape[1], ...params.h2h.shape.slice(2)] as Shape;
+    if (!same(weight.shape, shape)) wrong(op, `weight ${path} ${of(weight)}, wanted ${list(shape)}`);
   }
-  checkVector(op, 'biasH', params.biasH, output.h);
-  checkVector(op, 'biasL', params.biasL, output.l ?? 0);
-  const high = [...(stride === 2 ? half : x.high.shape).slice(0, -1), output.h];
-  const low = output.l === undefined ? [] : [[...halved(high).slice(0, -1), output.l]];
-  return { shape: high, more: low, attrs: { kernel, stride, groups } };
+  checkVector(op, 'biasH', params.biasH, high);
+  if (low === undefined && params.biasL) wrong(op, `biasL ${of(params.biasL)}, wanted none: there is no yL`);
+  checkVector(op, 'biasL', params.biasL, low ?? 0);
+
+  const yH = [...(stride === 2 ? half : xH.shape).slice(0, -1), high];
+  const yL = low === undefined ? [] : [[...halved(yH).slice(0, -1), low]];
+  return { shape: yH, more: yL, attrs: { kernel, stride, groups } };
 }
 
 /** [N, C] -> [N, K] */

@@ -38,7 +38,7 @@ export class Value<D extends DType = DType, S extends readonly number[] = readon
 }
 
 /** A learned tensor of a layer, in PyTorch's layout. Its name is its property path in the network. */
-export class Parameter<S extends readonly number[] = readonly number[]> {
+export class Parameter<const S extends readonly number[] = readonly number[]> {
   name = '';
   constructor(readonly shape: S) {}
 }
