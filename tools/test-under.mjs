@@ -8,21 +8,24 @@ import { join } from 'node:path';
 import { buildNative } from './native.mjs';
 import { installPackages, main, outputOf, root, run, ToolError, which } from './system.mjs';
 
-const races = join(root, 'build-tsan', 'reports');
+const reportFolder = join(root, 'reports', 'sanitizer');
+
+// Node's own atomics look like races, and it leaves its heap behind when it exits: reports go to files and are sorted afterwards. An
+// error other than a race or a leak ends the process.
+const options = `log_path=${reportFolder}/report:stack_trace_format='    #%n %f %S %M'`;
 
 const worlds = {
   asan: {
     sanitize: 'address,undefined',
     runtime: 'asan',
-    env: { ASAN_OPTIONS: 'detect_leaks=1:abort_on_error=1' },
+    env: { ASAN_OPTIONS: `${options}:abort_on_error=1`, LSAN_OPTIONS: 'exitcode=0', UBSAN_OPTIONS: 'print_stacktrace=1' },
     fast: [],
   },
-  ubsan: { sanitize: 'undefined', runtime: 'ubsan', env: { UBSAN_OPTIONS: 'print_stacktrace=1' }, fast: [] },
+  ubsan: { sanitize: 'undefined', runtime: 'ubsan', env: { UBSAN_OPTIONS: `${options}:print_stacktrace=1` }, fast: [] },
   tsan: {
     sanitize: 'thread',
     runtime: 'tsan',
-    // Node's own atomics look like races, hence the reports are sorted afterwards.
-    env: { TSAN_OPTIONS: `log_path=${races}/race:exitcode=0:report_signal_unsafe=0` },
+    env: { TSAN_OPTIONS: `${options}:exitcode=0:report_signal_unsafe=0` },
     fast: [],
   },
   baseline: { fast: [] },
@@ -33,13 +36,18 @@ function preload(runtime) {
   return [`lib${runtime}.so`, 'libstdc++.so.6'].map((name) => outputOf('g++', [`-print-file-name=${name}`])).join(' ');
 }
 
-/** A report is ours if one of its accesses or locks is made by our code: the first frame outside the system's libraries. */
-function isOurs(report) {
-  return report.split('\n\n').some((stack) => {
-    if (/^ +Thread T/.test(stack)) return false;  // says where a thread was started
-    const frames = stack.match(/^ +#\d+ .*$/gm) ?? [];
-    return /\(octconv\.node\+/.test(frames.find((frame) => !/\((lib[\w+-]+\.so[\d.]*)\+/.test(frame)) ?? '');
-  });
+/** Whether our code made the access, the lock or the allocation of a stack: the first frame outside the system's libraries. */
+function isOurs(stack) {
+  if (/^ +Thread T/.test(stack)) return false; // says where a thread was started
+  const frames = stack.match(/^ +#\d+ .*$/gm) ?? [];
+  return /\(octconv\.node\+/.test(frames.find((frame) => !/\(lib[\w+-]+\.so[\d.]*\+/.test(frame)) ?? '');
+}
+
+/** The races, leaks and errors that a log tells about, without those of node itself. */
+function findings(log) {
+  if (log.includes('WARNING: ThreadSanitizer')) return log.split(/^=+$/m).filter((race) => race.split('\n\n').some(isOurs));
+  if (log.includes('ERROR: LeakSanitizer')) return log.split('\n\n').filter(isOurs);
+  return [log];
 }
 
 /** The runtime read the list of libraries before node loaded the addon, so its names and lines are filled in here. */
@@ -50,13 +58,11 @@ function withNames(report, addon) {
   return report.replace(/<null> <null> \(octconv\.node\+(0x[\da-f]+)\)/g, lookUp);
 }
 
-function checkRaces(addon) {
-  const logs = readdirSync(races).map((name) => readFileSync(join(races, name), 'utf8'));
-  const reports = logs.flatMap((log) => log.split(/^=+$/m)).filter((report) => report.includes('ThreadSanitizer'));
-  const ours = reports.filter(isOurs);
-  for (const report of ours) console.log(withNames(report, addon));
-  console.log(`tsan: ${ours.length} reports about octconv, ${reports.length - ours.length} about node itself`);
-  if (ours.length) throw new ToolError(`test: tsan: ${ours.length} found, 0 wanted`);
+function checkReports(name, addon) {
+  const logs = readdirSync(reportFolder).map((file) => readFileSync(join(reportFolder, file), 'utf8'));
+  const found = logs.flatMap(findings);
+  for (const report of found) console.log(withNames(report, addon));
+  if (found.length) throw new ToolError(`test: ${name}: ${found.length} reports about octconv`);
 }
 
 main(() => {
@@ -83,10 +89,11 @@ main(() => {
     if (!which('qemu-x86_64')) installPackages(['qemu-user'], 'qemu-x86_64 is needed');
     command = ['qemu-x86_64', '-cpu', 'Nehalem', ...command];
   }
-  if (name === 'tsan') {
-    rmSync(races, { recursive: true, force: true });
-    mkdirSync(races, { recursive: true });
+  rmSync(reportFolder, { recursive: true, force: true });
+  mkdirSync(reportFolder, { recursive: true });
+  try {
+    run(command[0], command.slice(1), { env, what: `test: ${name}` });
+  } finally {
+    checkReports(name, env.OCTCONV_NATIVE);
   }
-  run(command[0], command.slice(1), { env, what: `test: ${name}` });
-  if (name === 'tsan') checkRaces(env.OCTCONV_NATIVE);
 });
