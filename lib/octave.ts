@@ -38,8 +38,8 @@ export class Octave<H, L = H> {
     if ((this.low === undefined) !== (other.low === undefined)) {
       throw new OctconvError('octave: one operand has a low branch, the other has none');
     }
-    const low = this.low === undefined || other.low === undefined ? undefined : f(this.low, other.low);
-    return pair(f(this.high, other.high), low);
+    const high = f(this.high, other.high);
+    return pair(high, this.low === undefined || other.low === undefined ? undefined : f(this.low, other.low));
   }
 }
 

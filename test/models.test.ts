@@ -1,0 +1,198 @@
+import { existsSync } from 'node:fs';
+import { fileURLToPath } from 'node:url';
+import { expect } from 'chai';
+import {
+  buildNetwork,
+  countFlops,
+  type Feature,
+  type Flops,
+  Graph,
+  layers,
+  Module,
+  namedParameters,
+  type NetworkOptions,
+  networkNames,
+  Octave,
+  OctconvError,
+  openWeights,
+  ops,
+} from '../lib/index.js';
+import { checkWeights } from '../lib/weights/check.js';
+
+function record(network: { forward(x: Feature): { id: number } } & Module, size = 224): Graph {
+  const graph = new Graph();
+  namedParameters(network);
+  graph.outputs.push(network.forward(graph.input('f32', [1, size, size, 3])).id);
+  return graph;
+}
+const giga = (count: number) => (count / 1e9).toFixed(3);
+const shapesOf = (name: string, options?: NetworkOptions) =>
+  new Map([...namedParameters(buildNetwork(name, options))].map(([key, { shape }]) => [key, shape]));
+
+describe('models: cost at 224 px', () => {
+  // Multiply-adds of the plain network and at alpha .125, .25, .5, .75 in G; parameters.
+  const table = {
+    26: ['2.342', '2.087', '1.858', '1.480', '1.208', 15_995_176],
+    50: ['4.089', '3.565', '3.104', '2.367', '1.880', 25_557_032],
+    101: ['7.801', '6.625', '5.598', '3.991', '2.982', 44_549_160],
+    152: ['11.514', '9.685', '8.092', '5.615', '4.084', 60_192_808],
+  } as const;
+  for (const [depth, row] of Object.entries(table)) {
+    it(`ResNet-${depth} and Oct-ResNet-${depth}`, () => {
+      const octave = [0.125, 0.25, 0.5, 0.75].map((alpha) => buildNetwork(`oct-resnet-${depth}`, { alpha }));
+      const costs = [buildNetwork(`resnet-${depth}`), ...octave].map((network) => countFlops(record(network)));
+      expect(costs.map((cost) => giga(cost.multiplyAdds))).to.deep.equal(row.slice(0, 5));
+      for (const cost of costs) expect(cost.parameters).to.equal(row[5]);
+      expect(giga(countFlops(record(buildNetwork(`oct-resnet-${depth}`, { alpha: 0 }))).multiplyAdds)).to.equal(row[0]);
+    });
+  }
+});
+
+describe("models: the authors' count", () => {
+  // Their ResNet-50 for the ablations: BN and ReLU before each convolution, the paper's table 1.
+  class Unit extends Module<Octave<Feature>, Octave<Feature>> {
+    readonly bn: layers.OctBatchNorm;
+    constructor(from: number, alphaIn: number, readonly conv: Module<Octave<Feature>, Octave<Feature>>) {
+      super();
+      this.bn = new layers.OctBatchNorm(from, alphaIn);
+    }
+    forward(x: Octave<Feature>) {
+      return this.conv.forward(this.bn.forward(x).map((branch) => ops.relu(branch)));
+    }
+  }
+  class Strided extends Module<Octave<Feature>, Octave<Feature>> {
+    readonly conv: layers.Conv;
+    constructor(from: number, to: number, kernel: number) {
+      super();
+      this.conv = new layers.Conv(from, to, { kernel, stride: 2 });
+    }
+    forward(x: Octave<Feature>) {
+      return new Octave(this.conv.forward(x.high));
+    }
+  }
+  class PreActivation extends Module {
+    readonly conv1 = new layers.Conv(3, 64, { kernel: 7, stride: 2 });
+    readonly bn1 = new layers.BatchNorm(64);
+    readonly tail = new layers.BatchNorm(2048);
+    readonly fc = new layers.Linear(2048, 1000);
+    readonly blocks: { branch: Unit[]; shortcut: Unit[] }[] = [];
+    readonly parts: Unit[];
+    constructor(alpha: number) {
+      super();
+      const unit = (from: number, to: number, kernel: number, stride: number, alphaIn: number, alphaOut: number) => {
+        const plain = alpha === 0 && stride === 2; // the plain network strides, the octave ones pool
+        return new Unit(from, alphaIn, plain ? new Strided(from, to, kernel) : new layers.OctConv(from, to, { kernel, stride, alphaIn, alphaOut }));
+      };
+      const alphas = [0, alpha, alpha, alpha, 0] as const;
+      [3, 4, 6, 3].forEach((count, stage) => {
+        for (let i = 0; i < count; i++) {
+          const width = 64 * 2 ** stage;
+          const from = i > 0 ? 4 * width : stage > 0 ? 2 * width : 64;
+          const out = alphas[stage + 1] ?? 0;
+          const [into, stride] = i > 0 ? [out, 1] : [alphas[stage] ?? 0, stage > 0 ? 2 : 1];
+          const branch = [unit(from, width, 1, 1, into, out), unit(width, width, 3, stride, out, out), unit(width, 4 * width, 1, 1, out, out)];
+          this.blocks.push({ branch, shortcut: i > 0 ? [] : [unit(from, 4 * width, 1, stride, into, out)] });
+        }
+      });
+      this.parts = this.blocks.flatMap(({ branch, shortcut }) => [...branch, ...shortcut]);
+    }
+    forward(x: Feature) {
+      const through = (units: Unit[], y: Octave<Feature>) => units.reduce((z, unit) => unit.forward(z), y);
+      const stem = ops.relu(this.bn1.forward(this.conv1.forward(x)));
+      let y = new Octave<Feature>(ops.maxPool(stem, { kernel: 3, stride: 2, padding: 1 }));
+      for (const { branch, shortcut } of this.blocks) y = through(branch, y).zip(through(shortcut, y), (a, b) => ops.add(a, b));
+      return this.fc.forward(ops.globalAvgPool(ops.relu(this.tail.forward(y.high))));
+    }
+  }
+
+  it('is that of their table', () => {
+    const counts = [0, 0.125, 0.25, 0.5, 0.75].map((alpha): Flops => countFlops(record(new PreActivation(alpha))));
+    const table = [4.103, 3.587, 3.123, 2.383, 1.891];
+    counts.forEach(({ authors }, i) => expect(authors / 1e9).to.be.closeTo(table[i]!, 0.0006));
+    expect(counts.map(({ parameters }) => (parameters / 1e6).toFixed(2))).to.deep.equal(Array(5).fill('25.55'));
+  });
+});
+
+describe('models: parameters', () => {
+  it("Oct-ResNet-50 has the 654 keys of d-li14's checkpoint, its counters included", () => {
+    const shapes = shapesOf('oct-resnet-50');
+    const counters = [...shapes.keys()].filter((name) => name.endsWith('running_mean')).length;
+    expect(shapes.size + counters).to.equal(654);
+    expect(shapes.get('layer1.0.conv2.conv.conv_l2h.weight')).to.deep.equal([32, 32, 3, 3]);
+    expect(shapes.get('layer4.0.downsample.0.conv.conv_l2h.weight')).to.deep.equal([2048, 512, 1, 1]);
+    expect(shapes.get('layer4.2.conv3.bn_h.running_var')).to.deep.equal([2048]);
+    expect(shapes.get('fc.weight')).to.deep.equal([1000, 2048]);
+    const paths = (layer: string) => [...shapes.keys()].filter((name) => name.startsWith(layer)).map((name) => /conv_(...)\./.exec(name)?.[1]).filter(Boolean);
+    expect(paths('layer1.0.conv1')).to.deep.equal(['h2h', 'h2l']);
+    expect(paths('layer1.0.downsample.0')).to.deep.equal(['h2h', 'h2l']);
+    expect(paths('layer2.0.downsample.0')).to.deep.equal(['h2h', 'l2h', 'h2l', 'l2l']);
+    expect(paths('layer4.0.conv1')).to.deep.equal(['h2h', 'l2h']);
+    expect(paths('layer4.0.conv2')).to.deep.equal(['h2h']);
+    expect(shapes.has('layer4.0.conv1.bn_l.weight')).to.equal(false);
+  });
+
+  it("ResNet-50 has torchvision's names", () => {
+    const shapes = shapesOf('resnet-50');
+    expect([...shapes.keys()].slice(0, 2)).to.deep.equal(['conv1.weight', 'bn1.weight']);
+    expect(shapes.get('layer1.0.downsample.0.weight')).to.deep.equal([256, 64, 1, 1]);
+    expect(shapes.get('layer1.0.downsample.1.running_mean')).to.deep.equal([256]);
+    expect(shapes.get('layer3.5.conv2.weight')).to.deep.equal([256, 256, 3, 3]);
+    expect(shapes.size).to.equal(267);
+  });
+
+  const files: [file: string, network: string, options: NetworkOptions][] = [
+    ['weights/cifar10-oct-resnet-26-a0.pth', 'oct-resnet-26', { alpha: 0, width: 16, classes: 10, stem: 'cifar' }],
+    ['weights/cifar10-oct-resnet-26-a50.pth', 'oct-resnet-26', { alpha: 0.5, width: 16, classes: 10, stem: 'cifar' }],
+    ['golden/oct-resnet-50-w8-a12-odd.pth', 'oct-resnet-50', { alpha: 0.125, width: 8, classes: 7 }],
+    ['golden/resnet-26-w16.pth', 'resnet-26', { width: 16, classes: 10 }],
+  ];
+  for (const [file, network, options] of files) {
+    it(`${network} is what ${file} holds`, async function () {
+      const path = fileURLToPath(new URL(`../../shared/${file}`, import.meta.url));
+      if (!existsSync(path)) this.skip();
+      const source = await openWeights(path);
+      try {
+        checkWeights(shapesOf(network, options), source);
+      } finally {
+        await source.close();
+      }
+    });
+  }
+});
+
+describe('models: structure', () => {
+  it('records at every size, odd ones too', () => {
+    for (const name of networkNames) {
+      const graph = record(buildNetwork(name, { width: 8, classes: 5 }), 75);
+      expect(graph.values[graph.outputs[0]!]?.shape).to.deep.equal([1, 5]);
+    }
+  });
+
+  it('the cifar stem keeps the size', () => {
+    const graph = record(buildNetwork('oct-resnet-26', { width: 16, stem: 'cifar' }), 32);
+    expect(graph.nodes.some(({ op }) => op === 'maxPool')).to.equal(false);
+    expect(graph.values[graph.nodes[0]!.outputs[0]!]?.shape).to.deep.equal([1, 32, 32, 16]);
+    expect(shapesOf('oct-resnet-26', { width: 16, stem: 'cifar' }).get('conv1.weight')).to.deep.equal([16, 3, 3, 3]);
+  });
+
+  it('octave at alpha 0 pools where the plain network strides', () => {
+    const strides = (name: string) => record(buildNetwork(name, { width: 8, ...(name.startsWith('oct') && { alpha: 0 }) })).nodes.filter(({ op, attrs }) => op === 'conv' && String(attrs.stride) === '1,2,2').length;
+    expect(strides('resnet-26')).to.equal(7); // the stem, and the 3x3 and the shortcut of three blocks
+    expect(strides('oct-resnet-26')).to.equal(1);
+  });
+
+  it('names and options out of range are errors', () => {
+    const cases: [name: string, options: object, message: string][] = [
+      ['resnet-18', {}, "network 'resnet-18', wanted one of resnet-26, "],
+      ['constructor', {}, "network 'constructor', wanted one of"],
+      ['oct-resnet-50', { alpha: 1 }, 'octave: alpha 1, wanted at least 0 and less than 1'],
+      ['oct-resnet-50', { alpha: -0.1 }, 'octave: alpha -0.1, wanted'],
+      ['resnet-50', { alpha: 0.5 }, 'resnet-50: alpha 0.5, but only the octave networks have one'],
+      ['resnet-50', { width: 0 }, 'resnet-50: width 0, wanted an integer from 1 to 65536'],
+      ['resnet-50', { classes: 2.5 }, 'resnet-50: classes 2.5, wanted'],
+      ['resnet-50', { stem: 'mnist' }, 'resnet-50: stem "mnist", wanted imagenet or cifar'],
+      ['resnet-50', { widht: 8 }, "resnet-50: option 'widht', wanted alpha, width, classes or stem"],
+    ];
+    for (const [name, options, message] of cases) expect(() => buildNetwork(name, options)).to.throw(OctconvError, message);
+  });
+});
