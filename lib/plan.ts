@@ -32,21 +32,23 @@ export function stepsFor(graph: Graph, device: Device): Steps {
  * network is never twice in memory.
  */
 export class PackedWeights {
-  readonly #packed = new Map<string, NativePacked>();
+  readonly #packed = new Map<string, Promise<NativePacked>>();
   constructor(
     readonly source: Pick<WeightSource, 'tensors' | 'read'>,
     readonly device: Device,
   ) {}
 
-  async pack(step: Step, constants: Graph['constants']): Promise<NativePacked> {
+  pack(step: Step, constants: Graph['constants']): Promise<NativePacked> {
     const key = JSON.stringify([step.op, step.attrs, step.params]);
-    const known = this.#packed.get(key);
-    if (known) return known;
-    const params: Record<string, NativeParam> = {};
-    for (const [role, name] of Object.entries(step.params)) params[role] = constants.get(name) ?? (await this.#read(step, name));
-    const packed = calling(() => native.pack(step.op, this.device, step.attrs, params));
+    const packed = this.#packed.get(key) ?? this.#pack(step, constants);
     this.#packed.set(key, packed);
     return packed;
+  }
+
+  async #pack(step: Step, constants: Graph['constants']): Promise<NativePacked> {
+    const params: Record<string, NativeParam> = {};
+    for (const [role, name] of Object.entries(step.params)) params[role] = constants.get(name) ?? (await this.#read(step, name));
+    return calling(() => native.pack(step.op, this.device, step.attrs, params));
   }
 
   async #read(step: Step, name: string): Promise<NativeParam> {
@@ -56,7 +58,7 @@ export class PackedWeights {
   }
 
   dispose(): void {
-    for (const packed of this.#packed.values()) native.release(packed);
+    for (const packing of this.#packed.values()) packing.then((packed) => native.release(packed), () => undefined);
     this.#packed.clear();
   }
 }

@@ -2,11 +2,12 @@
 #pragma once
 #include <cstddef>
 #include <cstdlib>
-#include <new>
 #include <utility>
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
+
+#include "error.h"
 
 namespace octconv {
 
@@ -17,7 +18,7 @@ class Memory {
     if (bytes == 0) return;
     const size_t page = bytes >= hugePage ? hugePage : 64;
     data_ = static_cast<char*>(std::aligned_alloc(page, (bytes + page - 1) / page * page));
-    if (!data_) throw std::bad_alloc();
+    if (!data_) fail("memory: ", bytes, " bytes could not be had");
 #if defined(__linux__)
     if (page == hugePage) madvise(data_, bytes, MADV_HUGEPAGE);
 #endif
