@@ -24,7 +24,12 @@ export function devices(): Devices {
   const forced = process.env.OCTCONV_ISA ? 'forced by OCTCONV_ISA' : 'the widest that this CPU has';
   return {
     devices: [
-      { name: 'cpu', about: `fused kernels, ${isa} (${forced})`, chosen: true, why: 'the fastest device that was found' },
+      {
+        name: 'cpu',
+        about: `fused kernels, ${isa} (${forced})`,
+        chosen: true,
+        why: 'the fastest device that was found',
+      },
       { name: 'reference', about: 'the plain loops that specify the ops', chosen: false, why: 'slow, for checking' },
     ],
     isa,

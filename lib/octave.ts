@@ -44,7 +44,8 @@ export class Octave<H, L = H> {
 }
 
 function pair<R>(high: R, low: R | undefined): Settled<R> {
-  const settled = high instanceof Promise ? Promise.all([high, low]).then(([h, l]) => new Octave(h, l)) : new Octave(high, low);
+  const settled =
+    high instanceof Promise ? Promise.all([high, low]).then(([h, l]) => new Octave(h, l)) : new Octave(high, low);
   return settled as Settled<R>;
 }
 
@@ -57,8 +58,13 @@ export interface Paths<T> {
 }
 
 /** A path exists if and only if both of its ends do. */
-export function paths<A, B, R>(from: Octave<A>, to: Octave<B>, f: (from: A, to: B, path: keyof Paths<R>) => R): Paths<R> {
-  const path = (a: A | undefined, b: B | undefined, name: keyof Paths<R>) => (a === undefined || b === undefined ? undefined : f(a, b, name));
+export function paths<A, B, R>(
+  from: Octave<A>,
+  to: Octave<B>,
+  f: (from: A, to: B, path: keyof Paths<R>) => R,
+): Paths<R> {
+  const path = (a: A | undefined, b: B | undefined, name: keyof Paths<R>) =>
+    a === undefined || b === undefined ? undefined : f(a, b, name);
   return {
     h2h: f(from.high, to.high, 'h2h'),
     l2h: path(from.low, to.high, 'l2h'),

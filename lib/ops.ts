@@ -10,6 +10,7 @@ import type { DType } from './dtype.js';
 import { type Attrs, Graph, Parameter, Value } from './graph/graph.js';
 import {
   channels,
+  check,
   checkRank,
   checkVector,
   checkWeight,
@@ -28,7 +29,17 @@ import {
 } from './graph/shape.js';
 import { Octave, type Paths } from './octave.js';
 import { type PlanOptions, runGraph } from './plan.js';
-import { type Channels, elementCount, type Image, type Match, type Matrix, type Shape, type Spatial, Tensor, type Video } from './tensor.js';
+import {
+  type Channels,
+  elementCount,
+  type Image,
+  type Match,
+  type Matrix,
+  type Shape,
+  type Spatial,
+  Tensor,
+  type Video,
+} from './tensor.js';
 
 /** What an op takes: a recorded value or a tensor. */
 export type Operand<S extends Shape = Shape, D extends DType = 'f32'> = Value<D, S> | Tensor<D, S>;
@@ -40,7 +51,9 @@ export type Weight<S extends Shape = Shape> = Parameter<S> | Tensor<'f32' | 'f16
 export type RunAt = PlanOptions;
 export type { Size };
 
-type Kernel = readonly [o: number, i: number, h: number, w: number] | readonly [o: number, i: number, t: number, h: number, w: number];
+type Kernel =
+  | readonly [o: number, i: number, h: number, w: number]
+  | readonly [o: number, i: number, t: number, h: number, w: number];
 /** The result of what works on H and W (and T), with K channels. */
 type Windowed<S extends Shape, K extends number = Channels<S>> = S extends Image
   ? readonly [S[0], number, number, K]
@@ -50,7 +63,11 @@ type Windowed<S extends Shape, K extends number = Channels<S>> = S extends Image
 /** An operand of the same kind and rank, of any sizes. */
 type Beside<X extends Operand> = X extends Value ? Value<'f32', Wide<X['shape']>> : Tensor<'f32', Wide<X['shape']>>;
 type Wide<S extends Shape> = { readonly [K in keyof S]: number };
-type Gate<S extends Shape> = S extends Image ? readonly [S[0], 1, 1, S[3]] : S extends Video ? readonly [S[0], 1, 1, 1, S[4]] : S;
+type Gate<S extends Shape> = S extends Image
+  ? readonly [S[0], 1, 1, S[3]]
+  : S extends Video
+    ? readonly [S[0], 1, 1, 1, S[4]]
+    : S;
 type Unary = <X extends Operand<Matrix | Spatial>>(x: X, run?: RunAt) => Result<X, X['shape']>;
 
 // --- Elementwise ------------------------------------------------------------------------------------------------
@@ -71,7 +88,7 @@ export function add<X extends Operand<Matrix | Spatial>, Y extends Beside<X>>(
   run?: RunAt,
 ): Result<X, X['shape']> {
   return apply('add', [x, y], {}, run, () => {
-    if (!same(x.shape, y.shape)) wrong('add', `got ${of(x)} and ${of(y)}, wanted both of one shape`);
+    check('add', same(x.shape, y.shape), `got ${of(x)} and ${of(y)}, wanted both of one shape`);
     return { shape: x.shape };
   });
 }
@@ -84,9 +101,8 @@ export function mul<X extends Operand<Matrix | Spatial>, Y extends Beside<X>>(
 ): Result<X, X['shape']> {
   return apply('mul', [x, y], {}, run, () => {
     const gate = x.shape.map((size, i) => (i === 0 || i === x.shape.length - 1 ? size : 1));
-    if (!same(x.shape, y.shape) && !same(gate, y.shape)) {
-      wrong('mul', `got ${of(x)} and ${of(y)}, wanted the same shape or ${list(gate)}`);
-    }
+    const fine = same(x.shape, y.shape) || same(gate, y.shape);
+    check('mul', fine, `got ${of(x)} and ${of(y)}, wanted the same shape or ${list(gate)}`);
     return { shape: x.shape };
   });
 }
@@ -119,12 +135,18 @@ export interface ConvOptions extends RunAt {
 }
 
 /** [N, H, W, C] -> [N, H', W', O] with H' = floor((H + 2 padding - dilation (kh - 1) - 1) / stride) + 1. */
-export function conv<X extends Operand<Spatial>, W extends Weight<Kernel>, O extends ConvOptions = Record<never, never>>(
+export function conv<
+  X extends Operand<Spatial>,
+  W extends Weight<Kernel>,
+  O extends ConvOptions = Record<never, never>,
+>(
   x: X,
   params: {
     readonly weight: W &
       Match<X['shape']['length'], W['shape']['length'], 'a weight of the rank of x'> &
-      ('groups' extends keyof O ? unknown : Match<Channels<X['shape']>, W['shape'][1], 'input channels of the weight as x has'>);
+      ('groups' extends keyof O
+        ? unknown
+        : Match<Channels<X['shape']>, W['shape'][1], 'input channels of the weight as x has'>);
     readonly bias?: Weight<readonly [number]> | undefined;
   },
   options?: O,
@@ -132,6 +154,7 @@ export function conv<X extends Operand<Spatial>, W extends Weight<Kernel>, O ext
   const { weight, bias } = params;
   return apply('conv', [x], { weight, bias }, options, () => {
     const { stride = 1, padding = 0, dilation = 1, groups = 1 } = options ?? {};
+    check('conv', weight !== undefined, 'weight is missing');
     checkWeight('conv', 'weight', weight, 'x', x, groups);
     checkVector('conv', 'bias', bias, weight.shape[0]);
     const attrs = {
@@ -171,46 +194,54 @@ export function octConv<X extends Operand<Spatial>, L extends Beside<X>>(
   x: Octave<X, L>,
   params: OctConvParams,
   options: OctConvOptions = {},
-): X extends Value ? Octave<Value<'f32', Windowed<X['shape'], number>>> : Promise<Octave<Tensor<'f32', Windowed<X['shape'], number>>>> {
+): X extends Value
+  ? Octave<Value<'f32', Windowed<X['shape'], number>>>
+  : Promise<Octave<Tensor<'f32', Windowed<X['shape'], number>>>> {
   const { h2h, l2h, h2l, l2l, biasH, biasL } = params;
   const weights = { h2h, l2h, h2l, l2l, biasH, biasL };
   const inputs = x.low === undefined ? [x.high] : [x.high, x.low];
-  return apply('octConv', inputs, weights, options, () => octConvRule(x, weights, options), ([high, low]) => new Octave(high, low));
+  const rule = () => octConvRule(x, weights, options);
+  return apply('octConv', inputs, weights, options, rule, ([high, low]) => new Octave(high, low));
 }
 
 function octConvRule({ high: xH, low: xL }: Octave<Operand>, params: OctConvParams, options: OctConvOptions): Inferred {
   const op = 'octConv';
   const { stride = 1, groups = 1 } = options;
-  if (stride !== 1 && stride !== 2) wrong(op, `stride ${stride}, wanted 1 or 2`);
-  if (!params.h2h) wrong(op, 'weight h2h is missing');
-  const kernel = sizes(op, 'kernel', xH, kernelOf(params.h2h), 1);
-  if (!kernel.every((size) => size % 2 === 1)) wrong(op, `kernel ${list(kernelOf(params.h2h) as Shape)}, wanted odd sizes`);
-  const half = halved(xH.shape);
-  if (xL && !same(xL.shape.slice(0, -1), half.slice(0, -1))) {
-    wrong(op, `got xH ${of(xH)} and xL ${of(xL)}, wanted xL ${list([...half.slice(0, -1), channels(xL)])}`);
+  check(op, stride === 1 || stride === 2, `stride ${stride}, wanted 1 or 2`);
+  check(op, params.h2h !== undefined, 'weight h2h is missing');
+  const window = params.h2h.shape.slice(2);
+  const odd = window.every((size) => size % 2 === 1);
+  check(op, odd, `kernel ${list(window)}, wanted odd sizes`);
+  const half = halved(xH.shape).slice(0, -1);
+  if (xL) {
+    const fine = same(xL.shape.slice(0, -1), half);
+    check(op, fine, `got xH ${of(xH)} and xL ${of(xL)}, wanted xL ${list([...half, channels(xL)])}`);
   }
 
   const depthwise = groups > 1 && groups === channels(xH) + (xL ? channels(xL) : 0);
   const high = params.h2h.shape[0];
   const low = (params.h2l ?? params.l2l)?.shape[0];
-  const paths = { h2h: ['xH', xH, 'yH', high], l2h: ['xL', xL, 'yH', high], h2l: ['xH', xH, 'yL', low], l2l: ['xL', xL, 'yL', low] } as const;
-  for (const [path, [from, input, to, width]] of Object.entries(paths)) {
-    const weight = params[path as keyof typeof paths];
+  for (const path of ['h2h', 'l2h', 'h2l', 'l2l'] as const) {
+    const weight = params[path];
+    const [from, input] = path.startsWith('h') ? (['xH', xH] as const) : (['xL', xL] as const);
+    const [to, width] = path.endsWith('h') ? (['yH', high] as const) : (['yL', low] as const);
     const crosses = depthwise && path !== 'h2h' && path !== 'l2l';
     if (!input || width === undefined || crosses) {
-      if (weight) wrong(op, `got weight ${path} ${of(weight)}, wanted none: ${crosses ? 'it is depthwise' : `there is no ${from}`}`);
+      const why = crosses ? 'it is depthwise' : `there is no ${from}`;
+      if (weight) wrong(op, `got weight ${path} ${of(weight)}, wanted none: ${why}`);
       continue;
     }
-    if (!weight) return wrong(op, `weight ${path} is missing: ${from} and ${to} are there`);
+    check(op, weight !== undefined, `weight ${path} is missing: ${from} and ${to} are there`);
     checkWeight(op, `weight ${path}`, weight, from, input, depthwise ? channels(input) : groups);
-    const shape = [width, weight.shape[1], ...params.h2h.shape.slice(2)] as Shape;
-    if (!same(weight.shape, shape)) wrong(op, `weight ${path} ${of(weight)}, wanted ${list(shape)}`);
+    const shape = [width, weight.shape[1], ...window];
+    check(op, same(weight.shape, shape), `weight ${path} ${of(weight)}, wanted ${list(shape)}`);
   }
   checkVector(op, 'biasH', params.biasH, high);
   if (low === undefined && params.biasL) wrong(op, `biasL ${of(params.biasL)}, wanted none: there is no yL`);
   checkVector(op, 'biasL', params.biasL, low ?? 0);
 
-  const yH = [...(stride === 2 ? half : xH.shape).slice(0, -1), high];
+  const kernel = sizes(op, 'kernel', xH, kernelOf(params.h2h), 1);
+  const yH = [...(stride === 2 ? half : xH.shape.slice(0, -1)), high];
   const yL = low === undefined ? [] : [[...halved(yH).slice(0, -1), low]];
   return { shape: yH, more: yL, attrs: { kernel, stride, groups } };
 }
@@ -227,9 +258,9 @@ export function linear<X extends Operand<Matrix>, W extends Weight<readonly [k: 
   const { weight, bias } = params;
   return apply('linear', [x], { weight, bias }, run, () => {
     checkRank('linear', x, 2);
-    if (weight.shape.length !== 2 || weight.shape[1] !== x.shape[1]) {
-      wrong('linear', `weight ${of(weight)}, wanted [K,${x.shape[1]}] for x ${of(x)}`);
-    }
+    check('linear', weight !== undefined, 'weight is missing');
+    const fine = weight.shape.length === 2 && weight.shape[1] === x.shape[1];
+    check('linear', fine, `weight ${of(weight)}, wanted [K,${x.shape[1]}] for x ${of(x)}`);
     checkVector('linear', 'bias', bias, weight.shape[0]);
     return { shape: [x.shape[0], weight.shape[0]] };
   });
@@ -252,9 +283,9 @@ export function batchNorm<X extends Operand<Matrix | Spatial>>(
   const vectors = { weight, bias, running_mean, running_var };
   return apply('batchNorm', [x], vectors, options, () => {
     const { eps = 1e-5 } = options;
-    if (!(eps >= 0 && eps < Infinity)) wrong('batchNorm', `eps ${eps}, wanted at least 0`);
+    check('batchNorm', eps >= 0 && eps < Infinity, `eps ${eps}, wanted at least 0`);
     for (const [role, vector] of Object.entries(vectors)) {
-      if (!vector) wrong('batchNorm', `${role} is missing`);
+      check('batchNorm', vector !== undefined, `${role} is missing`);
       checkVector('batchNorm', role, vector, channels(x));
     }
     return { shape: x.shape, attrs: { eps } };
@@ -278,7 +309,7 @@ export function maxPool<X extends Operand<Spatial>>(x: X, options: PoolOptions):
   return apply('maxPool', [x], {}, options, () => pooled('maxPool', x, options, {}));
 }
 
-/** Mean of each window; `countIncludePad` (default true) counts padding as zeros, otherwise the mean is over what exists. */
+/** Mean of each window; `countIncludePad` (default true) counts padding as zeros, else the mean is over what exists. */
 export function avgPool<X extends Operand<Spatial>>(
   x: X,
   options: PoolOptions & { readonly countIncludePad?: boolean },
@@ -294,9 +325,8 @@ function pooled(op: string, x: Operand, options: PoolOptions, more: Attrs): Infe
     stride: sizes(op, 'stride', x, stride, 1),
     padding: sizes(op, 'padding', x, padding, 0),
   };
-  if (attrs.padding.some((size, i) => 2 * size > (attrs.kernel[i] ?? 1))) {
-    wrong(op, `padding ${show(padding)}, wanted at most half of kernel ${show(kernel)}`);
-  }
+  const fine = attrs.padding.every((size, i) => 2 * size <= (attrs.kernel[i] ?? 1));
+  check(op, fine, `padding ${show(padding)}, wanted at most half of kernel ${show(kernel)}`);
   return { shape: windowed(op, x, attrs, channels(x), ceilMode), attrs: { ...attrs, ceilMode, ...more } };
 }
 
@@ -325,9 +355,9 @@ export function upsampleNearest<X extends Operand<Spatial>>(
     const extent = extentOf(x);
     const full = extent.map((size, i) => size * (scale[i] ?? 1));
     const size = options.size === undefined ? full : sizes(op, 'size', x, options.size, 1);
-    if (size.some((s, i) => Math.ceil(s / (scale[i] ?? 1)) !== extent[i])) {
-      wrong(op, `size ${show(options.size)}, wanted ${list(full.slice(-2))} of x ${of(x)}, or less than one scale less`);
-    }
+    const fine = size.every((s, i) => Math.ceil(s / (scale[i] ?? 1)) === extent[i]);
+    const wanted = `${list(full.slice(-2))} of x ${of(x)}, or less than one scale less`;
+    check(op, fine, `size ${show(options.size)}, wanted ${wanted}`);
     return { shape: withExtent(x, size, channels(x)), attrs: { scale, size } };
   });
 }
@@ -358,17 +388,21 @@ export interface ResizeOptions extends RunAt {
 }
 
 /** Bytes [N, H, W, 3] -> bytes [N, height, width, 3], or the crop of it. */
-export function resize<X extends Operand<Spatial, 'u8'>>(x: X, options: ResizeOptions): Result<X, Windowed<X['shape']>, 'u8'> {
+export function resize<X extends Operand<Spatial, 'u8'>>(
+  x: X,
+  options: ResizeOptions,
+): Result<X, Windowed<X['shape']>, 'u8'> {
   return apply('resize', [x], {}, options, () => {
     const { height, width, interpolation, crop = { top: 0, left: 0, height, width } } = options;
-    const { top, left } = crop;
     const [t = 1] = extentOf(x);
-    if (channels(x) !== 3) wrong('resize', `got ${of(x)}, wanted 3 channels`);
-    const integers = [height, width, top, left, crop.height, crop.width].every(Number.isInteger);
-    if (!integers || crop.height < 1 || crop.width < 1 || top < 0 || left < 0 || top + crop.height > height || left + crop.width > width) {
-      wrong('resize', `a crop of ${crop.height} x ${crop.width} at (${top}, ${left}) is not inside of ${height} x ${width}`);
-    }
-    return { shape: withExtent(x, [t, crop.height, crop.width], 3), dtype: 'u8', attrs: { height, width, interpolation, crop } };
+    check('resize', channels(x) === 3, `got ${of(x)}, wanted 3 channels`);
+    const inside = (begin: number, size: number, all: number) =>
+      [begin, size, all].every(Number.isInteger) && begin >= 0 && size >= 1 && begin + size <= all;
+    const fine = inside(crop.top, crop.height, height) && inside(crop.left, crop.width, width);
+    const place = `${crop.height} x ${crop.width} at (${crop.top}, ${crop.left})`;
+    check('resize', fine, `a crop of ${place} is not inside of ${height} x ${width}`);
+    const shape = withExtent(x, [t, crop.height, crop.width], 3);
+    return { shape, dtype: 'u8', attrs: { height, width, interpolation, crop } };
   });
 }
 
@@ -379,9 +413,8 @@ export function normalize<X extends Operand<Spatial, 'u8'>>(
 ): Result<X, X['shape']> {
   return apply('normalize', [x], {}, options, () => {
     const { scale, mean, std } = options;
-    if (mean.length !== channels(x) || std.length !== channels(x)) {
-      wrong('normalize', `mean ${list(mean)} and std ${list(std)}, wanted a number for each channel of x ${of(x)}`);
-    }
+    const fine = mean.length === channels(x) && std.length === channels(x);
+    check('normalize', fine, `mean ${list(mean)} and std ${list(std)}, wanted a number per channel of x ${of(x)}`);
     return { shape: x.shape, attrs: { scale, mean, std } };
   });
 }
@@ -417,32 +450,48 @@ function apply<R>(
   results: (all: readonly AnyOperand[]) => unknown = ([first]) => first,
 ): R {
   const [first] = inputs;
-  const recorded = first instanceof Value;
-  return (recorded ? results(record(first.graph, op, inputs, params, rule)) : runAlone(op, inputs, params, run, rule).then(results)) as R;
+  if (first instanceof Value) return results(record(first.graph, op, inputs, params, rule)) as R;
+  return runAlone(op, inputs, params, rule, run).then(results) as R;
 }
 
-async function runAlone(op: string, tensors: readonly AnyOperand[], params: Params, run: RunAt | undefined, rule: () => Inferred) {
-  for (const x of tensors) {
-    if (!(x instanceof Tensor)) wrong(op, `got ${x instanceof Value ? 'a tensor and a recorded value' : typeof x}, wanted tensors`);
-  }
+async function runAlone(
+  op: string,
+  tensors: readonly AnyOperand[],
+  params: Params,
+  rule: () => Inferred,
+  run: RunAt | undefined,
+): Promise<Tensor[]> {
+  for (const x of tensors) check(op, x instanceof Tensor, `got ${kindOf(x)}, wanted only tensors`);
   for (const [role, weight] of Object.entries(params)) {
-    if (weight instanceof Parameter) wrong(op, `${role} is a layer's parameter, wanted a tensor as x is one`);
+    check(op, !(weight instanceof Parameter), `${role} is a layer's parameter, wanted a tensor as x is one`);
   }
   const graph = new Graph();
-  const values = record(graph, op, tensors.map((x) => graph.input(x.dtype, x.shape)), params, rule);
-  graph.outputs.push(...values.map((value) => value.id));
+  const values = tensors.map((x) => graph.input(x.dtype, x.shape));
+  graph.outputs.push(...record(graph, op, values, params, rule).map((value) => value.id));
   return runGraph(graph, tensors as readonly Tensor[], run);
 }
 
-function record(graph: Graph, op: string, inputs: readonly AnyOperand[], params: Params, rule: () => Inferred): Value[] {
+function record(
+  graph: Graph,
+  op: string,
+  inputs: readonly AnyOperand[],
+  params: Params,
+  rule: () => Inferred,
+): Value[] {
   const takes = takeBytes.has(op) ? 'u8' : 'f32';
   for (const x of inputs) {
-    if (!(x instanceof Value)) wrong(op, `got a recorded value and ${x instanceof Tensor ? 'a tensor' : typeof x}, wanted recorded values`);
-    if (x.dtype !== takes) wrong(op, `got ${x.dtype} ${of(x)}, wanted ${takes}`);
+    check(op, x instanceof Value, `got ${kindOf(x)}, wanted only recorded values`);
+    check(op, x.dtype === takes, `got ${x.dtype} ${of(x)}, wanted ${takes}`);
     checkRank(op, x, 2, 4, 5);
+  }
+  for (const [role, weight] of Object.entries(params)) {
+    const fine = weight === undefined || weight instanceof Parameter || weight instanceof Tensor;
+    check(op, fine, `${role} is of type ${typeof weight}, wanted a parameter or a tensor`);
   }
   const { shape, more = [], dtype = 'f32', attrs = {} } = rule();
   const types = [shape, ...more].map((s) => ({ dtype, shape: s }));
   for (const type of types) elementCount(type.shape);
   return graph.add(op, inputs as readonly Value[], attrs, params, types);
 }
+
+const kindOf = (x: unknown) => (x instanceof Value ? 'a recorded value' : x instanceof Tensor ? 'a tensor' : typeof x);

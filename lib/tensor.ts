@@ -30,16 +30,15 @@ export class Tensor<D extends DType = DType, S extends Shape = Shape> implements
 
   /** @throws OctconvError if a size is not a positive integer, or the elements are of another type or number. */
   constructor(dtype: D, shape: S, data: TypedArrayOf<D>) {
-    if (!dtypes.includes(dtype)) throw new OctconvError(`tensor: data type '${dtype}', wanted one of ${dtypes.join(', ')}`);
-    const wanted = elementCount(shape);
+    const check = (fine: boolean, what: string) => {
+      if (!fine) throw new OctconvError(`tensor: ${what}`);
+    };
+    check(dtypes.includes(dtype), `data type '${dtype}', wanted one of ${dtypes.join(', ')}`);
     const { name } = arrayFor(dtype);
-    const given = data as TypedArray | undefined;
-    if (given?.[Symbol.toStringTag] !== name) {
-      throw new OctconvError(`tensor: ${dtype} data is ${given?.[Symbol.toStringTag] ?? typeof given}, wanted a ${name}`);
-    }
-    if (given.length !== wanted) {
-      throw new OctconvError(`tensor: [${shape}] holds ${wanted} elements, got ${given.length}`);
-    }
+    const given = (data as TypedArray | undefined)?.[Symbol.toStringTag]; // a Buffer is a Uint8Array too
+    check(given === name, `${dtype} data is ${given ?? typeof data}, wanted a ${name}`);
+    const wanted = elementCount(shape);
+    check(data.length === wanted, `[${shape}] holds ${wanted} elements, got ${data.length}`);
     this.dtype = dtype;
     this.shape = Object.freeze([...shape]) as unknown as Readonly<S>;
     this.#data = data;
@@ -70,7 +69,11 @@ export class Tensor<D extends DType = DType, S extends Shape = Shape> implements
 }
 
 /** `tensor('f32', [1, 2, 2, 3], data)`: a view of `data`, without a copy. */
-export function tensor<D extends DType, const S extends Shape>(dtype: D, shape: S, data: TypedArrayOf<D>): Tensor<D, S> {
+export function tensor<D extends DType, const S extends Shape>(
+  dtype: D,
+  shape: S,
+  data: TypedArrayOf<D>,
+): Tensor<D, S> {
   return new Tensor(dtype, shape, data);
 }
 

@@ -1,7 +1,19 @@
 import { expect } from 'chai';
-import { type Feature, Graph, initialize, layers, Module, namedParameters, Octave, OctconvError, ops, Parameter } from '../lib/index.js';
+import {
+  type Feature,
+  Graph,
+  initialize,
+  layers,
+  Module,
+  namedParameters,
+  Octave,
+  OctconvError,
+  ops,
+  Parameter,
+} from '../lib/index.js';
 
-const shapesOf = (module: Module) => Object.fromEntries([...namedParameters(module)].map(([name, { shape }]) => [name, shape]));
+const shapesOf = (module: Module) =>
+  Object.fromEntries([...namedParameters(module)].map(([name, { shape }]) => [name, shape]));
 
 describe('layers: parameters by property path', () => {
   it('modules, arrays, what is absent, and fields that are none', () => {
@@ -49,13 +61,19 @@ describe('layers: parameters by property path', () => {
       'conv_h2l.weight': [6, 8, 3, 3],
       'conv_h2l.bias': [6],
     });
-    expect(Object.keys(names(8, 12, { alphaOut: 0, bias: false }))).to.deep.equal(['conv_h2h.weight', 'conv_l2h.weight']);
+    expect(Object.keys(names(8, 12, { alphaOut: 0, bias: false }))).to.deep.equal([
+      'conv_h2h.weight',
+      'conv_l2h.weight',
+    ]);
     expect(Object.keys(names(3, 3, { alphaIn: 0.25, alphaOut: 0.25, bias: false }))).to.deep.equal(['conv_h2h.weight']); // trunc(.75)
     expect(names(8, 8, { alphaIn: 0.25, alphaOut: 0.25, groups: 8, bias: false })).to.deep.equal({
       'conv_h2h.weight': [6, 1, 3, 3],
       'conv_l2l.weight': [2, 1, 3, 3],
     });
-    expect(() => names(8, 8, { alphaOut: 1 })).to.throw(OctconvError, 'octave: alpha 1, wanted at least 0 and less than 1');
+    expect(() => names(8, 8, { alphaOut: 1 })).to.throw(
+      OctconvError,
+      'octave: alpha 1, wanted at least 0 and less than 1',
+    );
   });
 });
 
@@ -76,11 +94,23 @@ describe('layers: recording', () => {
     namedParameters(net);
     expect(net.forward(graph.input('f32', [2, 9, 8, 3])).shape).to.deep.equal([2, 10]);
     expect(graph.nodes.map(({ op, name }) => `${op} ${name}`)).to.deep.equal([
-      'conv stem', 'relu relu1', 'octConv split.conv', 'batchNorm split.bn_h', 'batchNorm split.bn_l', 'relu relu5', 'relu relu6',
-      'octConv merge', 'globalAvgPool globalAvgPool8', 'linear fc',
+      'conv stem',
+      'relu relu1',
+      'octConv split.conv',
+      'batchNorm split.bn_h',
+      'batchNorm split.bn_l',
+      'relu relu5',
+      'relu relu6',
+      'octConv merge',
+      'globalAvgPool globalAvgPool8',
+      'linear fc',
     ]);
     const { params, outputs, attrs } = graph.nodes[7]!;
-    expect(params).to.deep.equal({ h2h: 'merge.conv_h2h.weight', l2h: 'merge.conv_l2h.weight', biasH: 'merge.conv_h2h.bias' });
+    expect(params).to.deep.equal({
+      h2h: 'merge.conv_h2h.weight',
+      l2h: 'merge.conv_l2h.weight',
+      biasH: 'merge.conv_h2h.bias',
+    });
     expect(outputs.map((id) => graph.values[id]?.shape)).to.deep.equal([[2, 5, 4, 8]]);
     expect(attrs).to.deep.equal({ kernel: [1, 1, 1], stride: 2, groups: 1 });
     expect([...graph.params.keys()].sort()).to.deep.equal([...namedParameters(net).keys()].sort());
@@ -100,7 +130,12 @@ describe('layers: random parameters', () => {
     const [mean, variance] = moments(await source.read('conv.conv_h2h.weight'));
     expect(mean).to.be.closeTo(0, 1e-3);
     expect(variance * 256 * 9).to.be.closeTo(2, 0.05); // both paths into the branch together have 256 inputs
-    for (const [name, around] of [['weight', 0.75], ['bias', 0], ['running_mean', 0], ['running_var', 1]] as const) {
+    for (const [name, around] of [
+      ['weight', 0.75],
+      ['bias', 0],
+      ['running_mean', 0],
+      ['running_var', 1],
+    ] as const) {
       const data = await source.read(`bn_h.${name}`);
       expect(moments(data)[0]).to.be.closeTo(around, 0.06);
       expect(moments(data)[1]).to.be.above(0.001);
@@ -112,6 +147,8 @@ describe('layers: random parameters', () => {
     const read = (seed: number, name = 'conv.conv_h2h.weight') => initialize(block, seed).read(name);
     expect(await read(3)).to.deep.equal(await read(3));
     expect(await read(3)).to.not.deep.equal(await read(4));
-    expect((await read(3, 'bn_h.bias')).slice(0, 8)).to.not.deep.equal((await read(3, 'bn_h.running_mean')).slice(0, 8));
+    expect((await read(3, 'bn_h.bias')).slice(0, 8)).to.not.deep.equal(
+      (await read(3, 'bn_h.running_mean')).slice(0, 8),
+    );
   });
 });

@@ -1,5 +1,15 @@
 import { expect } from 'chai';
-import { Graph, Octave, OctconvError, ops, Parameter, splitChannels, Tensor, tensor, type Value } from '../lib/index.js';
+import {
+  Graph,
+  Octave,
+  OctconvError,
+  ops,
+  Parameter,
+  splitChannels,
+  Tensor,
+  tensor,
+  type Value,
+} from '../lib/index.js';
 import { paths } from '../lib/octave.js';
 
 /** The message of the OctconvError that a call throws or rejects with. */
@@ -31,15 +41,23 @@ describe('tensor', () => {
   });
 
   it('takes only data that fits', async () => {
-    expect(await problem(() => tensor('f32', [2, 3], new Float32Array(5)))).to.equal('tensor: [2,3] holds 6 elements, got 5');
-    expect(await problem(() => tensor('f32', [2, 0], new Float32Array(0)))).to.equal('tensor: shape [2,0], wanted positive integers');
+    expect(await problem(() => tensor('f32', [2, 3], new Float32Array(5)))).to.equal(
+      'tensor: [2,3] holds 6 elements, got 5',
+    );
+    expect(await problem(() => tensor('f32', [2, 0], new Float32Array(0)))).to.equal(
+      'tensor: shape [2,0], wanted positive integers',
+    );
     expect(await problem(() => tensor('f32', [2, 1.5], new Float32Array(3)))).to.match(/positive integers/);
     expect(await problem(() => Tensor.zeros('u8', [2 ** 31, 2 ** 31]))).to.match(/positive integers/);
     expect(await problem(() => tensor('bf16', [3], new Uint8Array(3) as never))).to.equal(
       'tensor: bf16 data is Uint8Array, wanted a Uint16Array',
     );
-    expect(await problem(() => tensor('f32', [3], undefined as never))).to.match(/data is undefined, wanted a Float32Array/);
-    expect(await problem(() => tensor('f64' as never, [3], new Float32Array(3) as never))).to.match(/^tensor: data type 'f64', wanted one of/);
+    expect(await problem(() => tensor('f32', [3], undefined as never))).to.match(
+      /data is undefined, wanted a Float32Array/,
+    );
+    expect(await problem(() => tensor('f64' as never, [3], new Float32Array(3) as never))).to.match(
+      /^tensor: data type 'f64', wanted one of/,
+    );
     expect(tensor('u8', [3], Buffer.from([1, 2, 3])).length).to.equal(3);
   });
 });
@@ -56,7 +74,9 @@ describe('octave', () => {
     expect(of(64, 0)).to.deep.equal([64, undefined]);
     expect(of(3, 0.25)).to.deep.equal([3, undefined]); // trunc(.75) = 0: there is no low branch
     for (const alpha of [1, 1.5, -0.1, Number.NaN]) {
-      expect(await problem(() => splitChannels(64, alpha))).to.equal(`octave: alpha ${alpha}, wanted at least 0 and less than 1`);
+      expect(await problem(() => splitChannels(64, alpha))).to.equal(
+        `octave: alpha ${alpha}, wanted at least 0 and less than 1`,
+      );
     }
   });
 
@@ -87,11 +107,21 @@ describe('ops: shapes', () => {
 
   it('conv', () => {
     expect(ops.conv(x, { weight: zeros([5, 12, 3, 3]) }).shape).to.deep.equal([2, 6, 4, 5]);
-    expect(ops.conv(x, { weight: zeros([5, 12, 3, 1]) }, { stride: [2, 1], padding: [1, 0], dilation: [2, 1] }).shape).to.deep.equal([2, 3, 6, 5]);
-    expect(attrs()).to.deep.equal({ kernel: [1, 3, 1], stride: [1, 2, 1], padding: [0, 1, 0], dilation: [1, 2, 1], groups: 1 });
+    expect(
+      ops.conv(x, { weight: zeros([5, 12, 3, 1]) }, { stride: [2, 1], padding: [1, 0], dilation: [2, 1] }).shape,
+    ).to.deep.equal([2, 3, 6, 5]);
+    expect(attrs()).to.deep.equal({
+      kernel: [1, 3, 1],
+      stride: [1, 2, 1],
+      padding: [0, 1, 0],
+      dilation: [1, 2, 1],
+      groups: 1,
+    });
     expect(ops.conv(x, { weight: zeros([8, 3, 1, 1]) }, { groups: 4 }).shape).to.deep.equal([2, 8, 6, 8]);
     const video = input([1, 5, 8, 6, 3]);
-    expect(ops.conv(video, { weight: zeros([4, 3, 3, 1, 1]) }, { stride: [1, 2, 2] }).shape).to.deep.equal([1, 3, 4, 3, 4]);
+    expect(ops.conv(video, { weight: zeros([4, 3, 3, 1, 1]) }, { stride: [1, 2, 2] }).shape).to.deep.equal([
+      1, 3, 4, 3, 4,
+    ]);
     expect(attrs()).to.deep.include({ kernel: [3, 1, 1], stride: [1, 2, 2], padding: [0, 0, 0] });
   });
 
@@ -100,14 +130,26 @@ describe('ops: shapes', () => {
     const pair = new Octave(input([1, 7, 9, 6]), input([1, 4, 5, 2]));
     const to = (i: number, o: number) => zeros([o, i, 3, 3]);
     const all = { h2h: to(6, 5), l2h: to(2, 5), h2l: to(6, 3), l2l: to(2, 3) };
-    expect(shapes(ops.octConv(pair, all))).to.deep.equal([[1, 7, 9, 5], [1, 4, 5, 3]]);
+    expect(shapes(ops.octConv(pair, all))).to.deep.equal([
+      [1, 7, 9, 5],
+      [1, 4, 5, 3],
+    ]);
     expect(attrs()).to.deep.equal({ kernel: [1, 3, 3], stride: 1, groups: 1 });
-    expect(shapes(ops.octConv(pair, all, { stride: 2 }))).to.deep.equal([[1, 4, 5, 5], [1, 2, 3, 3]]);
+    expect(shapes(ops.octConv(pair, all, { stride: 2 }))).to.deep.equal([
+      [1, 4, 5, 5],
+      [1, 2, 3, 3],
+    ]);
     const { h2h, l2h, h2l } = all;
     expect(shapes(ops.octConv(pair, { h2h, l2h }, { stride: 2 }))).to.deep.equal([[1, 4, 5, 5], undefined]);
-    expect(shapes(ops.octConv(new Octave(pair.high), { h2h, h2l }))).to.deep.equal([[1, 7, 9, 5], [1, 4, 5, 3]]);
+    expect(shapes(ops.octConv(new Octave(pair.high), { h2h, h2l }))).to.deep.equal([
+      [1, 7, 9, 5],
+      [1, 4, 5, 3],
+    ]);
     const depthwise = { h2h: zeros([6, 1, 3, 3]), l2l: zeros([2, 1, 3, 3]) };
-    expect(shapes(ops.octConv(pair, depthwise, { groups: 8 }))).to.deep.equal([[1, 7, 9, 6], [1, 4, 5, 2]]);
+    expect(shapes(ops.octConv(pair, depthwise, { groups: 8 }))).to.deep.equal([
+      [1, 7, 9, 6],
+      [1, 4, 5, 2],
+    ]);
   });
 
   it('pooling, ceil mode as in PyTorch', () => {
@@ -142,50 +184,125 @@ describe('ops: shapes', () => {
     const cases: [call: () => unknown, message: string][] = [
       [() => ops.relu(input([1, 2, 3]) as never), 'relu: got [1,2,3], wanted [N,C] or [N,H,W,C] or [N,T,H,W,C]'],
       [() => ops.relu(graph.input('i8', [1, 3]) as never), 'relu: got i8 [1,3], wanted f32'],
-      [() => ops.relu(7 as never), 'relu: got number, wanted tensors'],
+      [() => ops.relu(7 as never), 'relu: got number, wanted only tensors'],
       [() => ops.add(x, input([2, 8, 6, 1]) as never), 'add: got [2,8,6,12] and [2,8,6,1], wanted both of one shape'],
-      [() => ops.add(x, zeros([2, 8, 6, 12]) as never), 'add: got a recorded value and a tensor, wanted recorded values'],
-      [() => ops.add(zeros([2, 12]), input([2, 12]) as never), 'add: got a tensor and a recorded value, wanted tensors'],
+      [() => ops.add(x, zeros([2, 8, 6, 12]) as never), 'add: got a tensor, wanted only recorded values'],
+      [() => ops.add(zeros([2, 12]), input([2, 12]) as never), 'add: got a recorded value, wanted only tensors'],
       [() => ops.add(x, new Graph().input('f32', x.shape)), 'add: an input was recorded in another graph'],
-      [() => ops.mul(x, input([1, 1, 1, 12]) as never), 'mul: got [2,8,6,12] and [1,1,1,12], wanted the same shape or [2,1,1,12]'],
-      [() => ops.concat([x, input([2, 8, 5, 1])]), 'concat: got [2,8,6,12] and [2,8,5,1], wanted equal sizes except for the channels'],
-      [() => ops.conv(x, { weight: weight(5, 4, 3, 3) as never }), 'conv: weight [5,4,3,3] needs 4 input channels, got x [2,8,6,12]'],
-      [() => ops.conv(x, { weight: weight(5, 4, 3, 3) }, { groups: 3 }), 'conv: weight [5,4,3,3] has 5 output channels, wanted a multiple of 3 groups'],
-      [() => ops.conv(x, { weight: weight(6, 4, 3, 3) }, { groups: 2 }), 'conv: weight [6,4,3,3] needs 8 input channels in 2 groups, got x [2,8,6,12]'],
-      [() => ops.conv(x, { weight: weight(6, 12, 3, 3) }, { groups: 0.5 }), 'conv: groups 0.5, wanted a positive integer'],
-      [() => ops.conv(x, { weight: zeros([5, 12, 3]) as never }), 'conv: weight [5,12,3], wanted [O,I,kh,kw] for x [2,8,6,12]'],
-      [() => ops.conv(x, { weight: weight(5, 12, 9, 3) }), 'conv: the kernel [9,3] does not fit into x [2,8,6,12] with its padding'],
+      [
+        () => ops.mul(x, input([1, 1, 1, 12]) as never),
+        'mul: got [2,8,6,12] and [1,1,1,12], wanted the same shape or [2,1,1,12]',
+      ],
+      [
+        () => ops.concat([x, input([2, 8, 5, 1])]),
+        'concat: got [2,8,6,12] and [2,8,5,1], wanted equal sizes except for the channels',
+      ],
+      [() => ops.conv(x, {} as never), 'conv: weight is missing'],
+      [() => ops.conv(x, { weight: [1] as never }), 'conv: weight is of type object, wanted a parameter or a tensor'],
+      [
+        () => ops.conv(x, { weight: weight(5, 4, 3, 3) as never }),
+        'conv: weight [5,4,3,3] needs 4 input channels, got x [2,8,6,12]',
+      ],
+      [
+        () => ops.conv(x, { weight: weight(5, 4, 3, 3) }, { groups: 3 }),
+        'conv: weight [5,4,3,3] has 5 output channels, wanted a multiple of 3 groups',
+      ],
+      [
+        () => ops.conv(x, { weight: weight(6, 4, 3, 3) }, { groups: 2 }),
+        'conv: weight [6,4,3,3] needs 8 input channels in 2 groups, got x [2,8,6,12]',
+      ],
+      [
+        () => ops.conv(x, { weight: weight(6, 12, 3, 3) }, { groups: 0.5 }),
+        'conv: groups 0.5, wanted a positive integer',
+      ],
+      [
+        () => ops.conv(x, { weight: zeros([5, 12, 3]) as never }),
+        'conv: weight [5,12,3], wanted [O,I,kh,kw] for x [2,8,6,12]',
+      ],
+      [
+        () => ops.conv(x, { weight: weight(5, 12, 9, 3) }),
+        'conv: the kernel [9,3] does not fit into x [2,8,6,12] with its padding',
+      ],
       [() => ops.conv(x, { weight: weight(5, 12, 3, 3), bias: vector }), 'conv: bias [12], wanted [5]'],
-      [() => ops.conv(x, { weight: weight(5, 12, 3, 3) }, { stride: 0 }), 'conv: stride 0 for x [2,8,6,12], wanted a number or 2 numbers, integers of at least 1'],
-      [() => ops.conv(x, { weight: weight(5, 12, 3, 3) }, { padding: [0, 1, 1] }), 'conv: padding [0,1,1] for x [2,8,6,12], wanted a number or 2 numbers, integers of at least 0'],
-      [() => ops.octConv(pair, { h2h: weight(64, 48, 3, 3) }), 'octConv: weight h2h [64,48,3,3] needs 48 input channels, got xH [8,56,56,32]'],
+      [
+        () => ops.conv(x, { weight: weight(5, 12, 3, 3) }, { stride: 0 }),
+        'conv: stride 0 for x [2,8,6,12], wanted a number or 2 numbers, integers of at least 1',
+      ],
+      [
+        () => ops.conv(x, { weight: weight(5, 12, 3, 3) }, { padding: [0, 1, 1] }),
+        'conv: padding [0,1,1] for x [2,8,6,12], wanted a number or 2 numbers, integers of at least 0',
+      ],
+      [
+        () => ops.octConv(pair, { h2h: weight(64, 48, 3, 3) }),
+        'octConv: weight h2h [64,48,3,3] needs 48 input channels, got xH [8,56,56,32]',
+      ],
       [() => ops.octConv(pair, { h2h: weight(64, 32, 3, 3) }), 'octConv: weight l2h is missing: xL and yH are there'],
       [() => ops.octConv(pair, {} as never), 'octConv: weight h2h is missing'],
-      [() => ops.octConv(new Octave(high), { h2h: weight(8, 32, 1, 1), l2h: weight(8, 16, 1, 1) }), 'octConv: got weight l2h [8,16,1,1], wanted none: there is no xL'],
-      [() => ops.octConv(pair, { h2h: weight(32, 1, 3, 3), l2l: weight(16, 1, 3, 3), h2l: weight(16, 1, 3, 3) }, { groups: 48 }), 'octConv: got weight h2l [16,1,3,3], wanted none: it is depthwise'],
+      [
+        () => ops.octConv(new Octave(high), { h2h: weight(8, 32, 1, 1), l2h: weight(8, 16, 1, 1) }),
+        'octConv: got weight l2h [8,16,1,1], wanted none: there is no xL',
+      ],
+      [
+        () =>
+          ops.octConv(
+            pair,
+            { h2h: weight(32, 1, 3, 3), l2l: weight(16, 1, 3, 3), h2l: weight(16, 1, 3, 3) },
+            { groups: 48 },
+          ),
+        'octConv: got weight h2l [16,1,3,3], wanted none: it is depthwise',
+      ],
       [() => ops.octConv(new Octave(high), { h2h: weight(8, 32, 2, 2) }), 'octConv: kernel [2,2], wanted odd sizes'],
-      [() => ops.octConv(new Octave(high), { h2h: weight(8, 32, 1, 1) }, { stride: 3 }), 'octConv: stride 3, wanted 1 or 2'],
-      [() => ops.octConv(new Octave(high), { h2h: weight(8, 32, 1, 1), biasL: vector }), 'octConv: biasL [12], wanted none: there is no yL'],
-      [() => ops.octConv(new Octave(high, input([8, 27, 28, 16])), { h2h: weight(8, 32, 1, 1) }), 'octConv: got xH [8,56,56,32] and xL [8,27,28,16], wanted xL [8,28,28,16]'],
-      [() => ops.octConv(pair, { h2h: weight(8, 32, 3, 3), l2h: weight(8, 16, 1, 1) }), 'octConv: weight l2h [8,16,1,1], wanted [8,16,3,3]'],
-      [() => ops.linear(input([3, 12]), { weight: zeros([10, 11]) as never }), 'linear: weight [10,11], wanted [K,12] for x [3,12]'],
+      [
+        () => ops.octConv(new Octave(high), { h2h: weight(8, 32, 1, 1) }, { stride: 3 }),
+        'octConv: stride 3, wanted 1 or 2',
+      ],
+      [
+        () => ops.octConv(new Octave(high), { h2h: weight(8, 32, 1, 1), biasL: vector }),
+        'octConv: biasL [12], wanted none: there is no yL',
+      ],
+      [
+        () => ops.octConv(new Octave(high, input([8, 27, 28, 16])), { h2h: weight(8, 32, 1, 1) }),
+        'octConv: got xH [8,56,56,32] and xL [8,27,28,16], wanted xL [8,28,28,16]',
+      ],
+      [
+        () => ops.octConv(pair, { h2h: weight(8, 32, 3, 3), l2h: weight(8, 16, 1, 1) }),
+        'octConv: weight l2h [8,16,1,1], wanted [8,16,3,3]',
+      ],
+      [
+        () => ops.linear(input([3, 12]), { weight: zeros([10, 11]) as never }),
+        'linear: weight [10,11], wanted [K,12] for x [3,12]',
+      ],
       [() => ops.linear(x as never, { weight: zeros([10, 12]) as never }), 'linear: got [2,8,6,12], wanted [N,C]'],
       [() => ops.batchNorm(x, norm), 'batchNorm: running_var [11], wanted [12]'],
       [() => ops.batchNorm(x, { ...norm, running_var: undefined as never }), 'batchNorm: running_var is missing'],
       [() => ops.maxPool(x, { kernel: 2, padding: 2 }), 'maxPool: padding 2, wanted at most half of kernel 2'],
-      [() => ops.avgPool(x, { kernel: 9 }), 'avgPool: the kernel [9,9] does not fit into x [2,8,6,12] with its padding'],
+      [
+        () => ops.avgPool(x, { kernel: 9 }),
+        'avgPool: the kernel [9,9] does not fit into x [2,8,6,12] with its padding',
+      ],
       [() => ops.globalAvgPool(input([1, 3]) as never), 'globalAvgPool: got [1,3], wanted [N,H,W,C] or [N,T,H,W,C]'],
-      [() => ops.upsampleNearest(x, { scale: 2, size: [14, 12] }), 'upsampleNearest: size [14,12], wanted [16,12] of x [2,8,6,12], or less than one scale less'],
+      [
+        () => ops.upsampleNearest(x, { scale: 2, size: [14, 12] }),
+        'upsampleNearest: size [14,12], wanted [16,12] of x [2,8,6,12], or less than one scale less',
+      ],
       [() => ops.relu(Tensor.zeros('u8', [1, 3]) as never), 'relu: got u8 [1,3], wanted f32'],
-      [() => ops.conv(zeros([1, 4, 4, 3]), { weight: new Parameter([4, 3, 1, 1]) }), "conv: weight is a layer's parameter, wanted a tensor as x is one"],
-      [() => ops.conv(x, { weight: new Parameter([4, 12, 1, 1]) }), "conv: the parameter 'weight' has no name: record it through a model"],
+      [
+        () => ops.conv(zeros([1, 4, 4, 3]), { weight: new Parameter([4, 3, 1, 1]) }),
+        "conv: weight is a layer's parameter, wanted a tensor as x is one",
+      ],
+      [
+        () => ops.conv(x, { weight: new Parameter([4, 12, 1, 1]) }),
+        "conv: the parameter 'weight' has no name: record it through a model",
+      ],
     ];
     for (const [call, message] of cases) expect(await problem(call)).to.equal(message);
   });
 
   it('a call on tensors rejects, it does not throw', async () => {
     const promise = ops.add(zeros([2, 3]), zeros([2, 4]) as never);
-    expect(await promise.catch((error: Error) => error.message)).to.equal('add: got [2,3] and [2,4], wanted both of one shape');
+    expect(await promise.catch((error: Error) => error.message)).to.equal(
+      'add: got [2,3] and [2,4], wanted both of one shape',
+    );
   });
 });
 
@@ -203,7 +320,10 @@ describe('ops: on tensors', () => {
 
     it(`octConv gives the pair on ${device}`, async () => {
       const one = tensor('f32', [1, 1, 1, 1], Float32Array.of(1));
-      const x = new Octave(tensor('f32', [1, 2, 3, 1], Float32Array.of(1, 2, 3, 4, 5, 6)), tensor('f32', [1, 1, 2, 1], Float32Array.of(10, 20)));
+      const x = new Octave(
+        tensor('f32', [1, 2, 3, 1], Float32Array.of(1, 2, 3, 4, 5, 6)),
+        tensor('f32', [1, 1, 2, 1], Float32Array.of(10, 20)),
+      );
       const y = await ops.octConv(x, { h2h: one, l2h: one, h2l: one, l2l: one }, { device });
       expect([...y.high.data]).to.deep.equal([11, 12, 23, 14, 15, 26]); // U(xL) cropped to 3 columns
       expect([...(y.low?.data ?? [])]).to.deep.equal([13, 24.5]); // P averages 2 x 2, then 2 x 1

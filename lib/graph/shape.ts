@@ -11,6 +11,10 @@ export function wrong(op: string, what: string): never {
   throw new OctconvError(`${op}: ${what}`);
 }
 
+export function check(op: string, fine: boolean, what: string): asserts fine {
+  if (!fine) wrong(op, what);
+}
+
 export const of = ({ shape }: Shaped): string => list(shape);
 
 export const list = (sizes: readonly unknown[]): string => `[${sizes.join(',')}]`;
@@ -21,7 +25,8 @@ export const channels = ({ shape }: Shaped): number => shape.at(-1) ?? 0;
 
 export function checkRank(op: string, x: Shaped, ...ranks: readonly (2 | 4 | 5)[]): void {
   const forms = { 2: '[N,C]', 4: '[N,H,W,C]', 5: '[N,T,H,W,C]' };
-  if (!ranks.includes(x.shape.length as 2)) wrong(op, `got ${of(x)}, wanted ${ranks.map((r) => forms[r]).join(' or ')}`);
+  const fine = ranks.includes(x.shape.length as 2);
+  check(op, fine, `got ${of(x)}, wanted ${ranks.map((rank) => forms[rank]).join(' or ')}`);
 }
 
 /** A size as the graph holds it, [t, h, w]: images have T = 1, and nothing (`least`) happens along it. */
@@ -29,9 +34,9 @@ export function sizes(op: string, name: string, x: Shaped, value: Size, least: 0
   checkRank(op, x, 4, 5);
   const axes = x.shape.length - 2;
   const all = typeof value === 'number' ? Array<number>(axes).fill(value) : [...value];
-  if (all.length !== axes || !all.every((size) => Number.isInteger(size) && size >= least && size < 2 ** 31)) {
-    wrong(op, `${name} ${show(value)} for x ${of(x)}, wanted a number or ${axes} numbers, integers of at least ${least}`);
-  }
+  const fine = all.length === axes && all.every((size) => Number.isInteger(size) && size >= least && size < 2 ** 31);
+  const wanted = `wanted a number or ${axes} numbers, integers of at least ${least}`;
+  check(op, fine, `${name} ${show(value)} for x ${of(x)}, ${wanted}`);
   return axes === 2 ? [least, ...all] : all;
 }
 
@@ -57,9 +62,11 @@ export interface Window {
 /** The shape that windows sliding over x give, rounded down, or up as PyTorch's ceil_mode does. */
 export function windowed(op: string, x: Shaped, window: Window, c: number, ceilMode = false): Shape {
   const extent = extentOf(x).map((size, i) => {
-    const [kernel = 1, stride = 1, padding = 0, dilation = 1] = [window.kernel, window.stride, window.padding, window.dilation].map((w) => w?.[i]);
-    const room = size + 2 * padding - dilation * (kernel - 1) - 1;
-    if (room < 0) wrong(op, `the kernel ${list(window.kernel.slice(-2))} does not fit into x ${of(x)} with its padding`);
+    const kernel = window.kernel[i] ?? 1;
+    const stride = window.stride[i] ?? 1;
+    const padding = window.padding[i] ?? 0;
+    const room = size + 2 * padding - (window.dilation?.[i] ?? 1) * (kernel - 1) - 1;
+    check(op, room >= 0, `the kernel ${list(window.kernel.slice(-2))} does not fit into x ${of(x)} with its padding`);
     if (!ceilMode) return Math.floor(room / stride) + 1;
     const count = Math.ceil(room / stride) + 1;
     return (count - 1) * stride >= size + padding ? count - 1 : count;
@@ -76,19 +83,16 @@ export function halved(shape: Shape): Shape {
 export function checkWeight(op: string, role: string, weight: Shaped, name: string, x: Shaped, groups: number): void {
   const { shape } = weight;
   const [o = 0, i = 0] = shape;
-  if (!Number.isInteger(groups) || groups < 1) wrong(op, `groups ${groups}, wanted a positive integer`);
-  if (shape.length !== x.shape.length) {
-    wrong(op, `${role} ${of(weight)}, wanted ${x.shape.length === 5 ? '[O,I,kt,kh,kw]' : '[O,I,kh,kw]'} for ${name} ${of(x)}`);
-  }
-  if (i * groups !== channels(x)) {
-    const inGroups = groups === 1 ? '' : ` in ${groups} groups`;
-    wrong(op, `${role} ${of(weight)} needs ${i * groups} input channels${inGroups}, got ${name} ${of(x)}`);
-  }
-  if (o % groups !== 0) wrong(op, `${role} ${of(weight)} has ${o} output channels, wanted a multiple of ${groups} groups`);
+  check(op, Number.isInteger(groups) && groups >= 1, `groups ${groups}, wanted a positive integer`);
+  const form = x.shape.length === 5 ? '[O,I,kt,kh,kw]' : '[O,I,kh,kw]';
+  check(op, shape.length === x.shape.length, `${role} ${of(weight)}, wanted ${form} for ${name} ${of(x)}`);
+  const inputs = `${i * groups} input channels${groups === 1 ? '' : ` in ${groups} groups`}`;
+  check(op, i * groups === channels(x), `${role} ${of(weight)} needs ${inputs}, got ${name} ${of(x)}`);
+  check(op, o % groups === 0, `${role} ${of(weight)} has ${o} output channels, wanted a multiple of ${groups} groups`);
 }
 
 export function checkVector(op: string, role: string, vector: Shaped | undefined, length: number): void {
-  if (vector && !same(vector.shape, [length])) wrong(op, `${role} ${of(vector)}, wanted [${length}]`);
+  if (vector) check(op, same(vector.shape, [length]), `${role} ${of(vector)}, wanted [${length}]`);
 }
 
 /** [kh, kw] or [kt, kh, kw] of a weight. */

@@ -3,7 +3,9 @@ import { type Octave, paths, splitChannels } from '../octave.js';
 import { conv, octConv, type Size } from '../ops.js';
 import { type Feature, Module } from './module.js';
 
-type KernelShape = readonly [o: number, i: number, h: number, w: number] | readonly [o: number, i: number, t: number, h: number, w: number];
+type KernelShape =
+  | readonly [o: number, i: number, h: number, w: number]
+  | readonly [o: number, i: number, t: number, h: number, w: number];
 
 export interface ConvLayerOptions {
   /** One number for height and width, or [h, w], or [t, h, w] for video. */
@@ -29,7 +31,11 @@ export class Conv extends Module {
     const window = typeof kernel === 'number' ? ([kernel, kernel] as const) : kernel;
     this.weight = new Parameter([to, from / groups, ...window]);
     this.bias = bias ? new Parameter([to]) : undefined;
-    this.#options = { stride, padding: padding ?? (window.map((size) => Math.floor(size / 2)) as unknown as Size), groups };
+    this.#options = {
+      stride,
+      padding: padding ?? (window.map((size) => Math.floor(size / 2)) as unknown as Size),
+      groups,
+    };
   }
 
   forward(x: Feature): Feature {
@@ -48,7 +54,7 @@ export interface OctConvLayerOptions extends Omit<ConvLayerOptions, 'stride' | '
 
 /**
  * Octave convolution of `from` to `to` channels (arXiv 1904.05049, section 3.2); padding is "same". The four paths are
- * named as in d-li14's checkpoints. A branch's bias is that of the path from the same branch, or else from the high one.
+ * named as in d-li14's checkpoints. A branch's bias is that of the path from the same branch, else from the high one.
  * `groups` equal to `from` makes it depthwise: then no path changes the branch.
  */
 export class OctConv extends Module {
@@ -58,7 +64,11 @@ export class OctConv extends Module {
   readonly conv_l2l: Conv | undefined;
   readonly #options: { readonly stride: number; readonly groups: number };
 
-  constructor(from: number, to: number, { kernel, alphaIn, alphaOut, stride = 1, groups = 1, bias = false }: OctConvLayerOptions) {
+  constructor(
+    from: number,
+    to: number,
+    { kernel, alphaIn, alphaOut, stride = 1, groups = 1, bias = false }: OctConvLayerOptions,
+  ) {
     super();
     const input = splitChannels(from, alphaIn);
     const depthwise = groups > 1 && groups === from;

@@ -62,7 +62,7 @@ export class ConvNorm extends Module {
   }
 }
 
-/** Octave convolution and batch normalisation of each branch, named as in d-li14's checkpoints: `conv`, `bn_h`, `bn_l`. */
+/** Octave convolution and batch normalisation of each branch, with the names of d-li14's checkpoints. */
 export class OctConvNorm extends Module {
   readonly conv: OctConv;
   readonly bn_h: BatchNorm;

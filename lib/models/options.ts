@@ -23,7 +23,8 @@ export function checkOptions(name: string, given: NetworkOptions, octave: boolea
   const [unknown] = Object.keys(others);
   if (unknown !== undefined) wrong(`option '${unknown}', wanted alpha, width, classes or stem`);
   for (const [key, value] of Object.entries({ width, classes })) {
-    if (!(Number.isInteger(value) && value >= 1 && value <= 65536)) wrong(`${key} ${show(value)}, wanted an integer from 1 to 65536`);
+    const fine = Number.isInteger(value) && value >= 1 && value <= 65536;
+    if (!fine) wrong(`${key} ${show(value)}, wanted an integer from 1 to 65536`);
   }
   if (stem !== 'imagenet' && stem !== 'cifar') wrong(`stem ${show(stem)}, wanted imagenet or cifar`);
   if (!octave && alpha !== 0) wrong(`alpha ${show(alpha)}, but only the octave networks have one`);

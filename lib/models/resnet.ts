@@ -121,7 +121,8 @@ class ResNet<F> extends Module {
       Array.from({ length: blocks[index - 1] ?? 0 }, (_, i) => {
         const inner = width * 2 ** (index - 1);
         const from = i > 0 ? inner * expansion : index > 1 ? (inner / 2) * expansion : width;
-        return family.block({ from, width: inner, stride: i === 0 && index > 1 ? 2 : 1, projected: i === 0, layer: index });
+        const stride = i === 0 && index > 1 ? 2 : 1;
+        return family.block({ from, width: inner, stride, projected: i === 0, layer: index });
       });
     this.layer1 = layer(1);
     this.layer2 = layer(2);

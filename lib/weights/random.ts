@@ -27,11 +27,12 @@ export function initialize(network: Module, seed = 0): WeightSource {
 }
 
 /** Centre of a uniform distribution, and how far it reaches to both sides; its variance is reach^2 / 3. */
-function rangeOf({ name, shape }: Parameter, all: ReadonlyMap<string, Parameter>): readonly [center: number, reach: number] {
+function rangeOf({ name, shape }: Parameter, all: ReadonlyMap<string, Parameter>): [center: number, reach: number] {
   if (shape.length > 1) {
     // The two paths into a branch are added, so they share the variance.
-    const into = ['h', 'l'].map((from) => all.get(name.replace(/conv_[hl](2[hl]\.weight)$/, `conv_${from}$1`)));
-    const inputs = [...new Set(into)].reduce((sum, weight) => sum + (weight ? elementCount(weight.shape.slice(1)) : 0), 0);
+    const paths = new Set(['h', 'l'].map((from) => name.replace(/conv_[hl](2[hl]\.weight)$/, `conv_${from}$1`)));
+    const shapes = [...paths].map((path) => all.get(path)?.shape ?? []);
+    const inputs = shapes.reduce((sum, [o, ...rest]) => sum + (o ? elementCount(rest) : 0), 0);
     return [0, Math.sqrt(6 / inputs)];
   }
   if (name.endsWith('running_var')) return [1, 0.25];
