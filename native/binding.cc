@@ -147,12 +147,22 @@ Bytes bytesOf(Napi::Env env, const Napi::Value& value) {
   napi_typedarray_type type;
   size_t length = 0;
   void* data = nullptr;
-  if (napi_get_typedarray_info(env, value, &type, &length, &data, nullptr, nullptr) != napi_ok) fail("wanted a typed array");
+  if (napi_get_typedarray_info(env, value, &type, &length, &data, nullptr, nullptr) != napi_ok)
+    fail("wanted a typed array");
   switch (type) {
-    case napi_int8_array: case napi_uint8_array: case napi_uint8_clamped_array: return {data, length};
-    case napi_int16_array: case napi_uint16_array: return {data, length * 2};
-    case napi_int32_array: case napi_uint32_array: case napi_float32_array: return {data, length * 4};
-    default: fail("typed arrays of this type hold no tensor");
+    case napi_int8_array:
+    case napi_uint8_array:
+    case napi_uint8_clamped_array:
+      return {data, length};
+    case napi_int16_array:
+    case napi_uint16_array:
+      return {data, length * 2};
+    case napi_int32_array:
+    case napi_uint32_array:
+    case napi_float32_array:
+      return {data, length * 4};
+    default:
+      fail("typed arrays of this type hold no tensor");
   }
 }
 
@@ -190,8 +200,10 @@ struct Held {
   }
   static const napi_type_tag tag;
 };
-template <> const napi_type_tag Held<const Packed>::tag = {0x6f6374636f6e7601, 1};
-template <> const napi_type_tag Held<Plan>::tag = {0x6f6374636f6e7602, 1};
+template <>
+const napi_type_tag Held<const Packed>::tag = {0x6f6374636f6e7601, 1};
+template <>
+const napi_type_tag Held<Plan>::tag = {0x6f6374636f6e7602, 1};
 
 // --- The functions ----------------------------------------------------------------------------------------------
 
@@ -215,7 +227,8 @@ Napi::Value packParams(const Napi::CallbackInfo& call) {
     for (uint32_t d = 0; d < shape.Length(); d++) param.shape.push_back(shape.Get(d).ToNumber().Int64Value());
     const Bytes bytes = bytesOf(call.Env(), item.Get("data"));
     if (param.elements() < 0 || static_cast<size_t>(param.elements()) * octconv::bytesOf(param.dtype) != bytes.size)
-      fail(name, ": parameter '", roles.Get(i).ToString().Utf8Value(), "' has ", bytes.size, " bytes, its shape wants another size");
+      fail(name, ": parameter '", roles.Get(i).ToString().Utf8Value(), "' has ", bytes.size,
+           " bytes, its shape wants another size");
     param.data = bytes.data;
     params.emplace(roles.Get(i).ToString(), std::move(param));
   }
@@ -239,10 +252,12 @@ Napi::Value compile(const Napi::CallbackInfo& call) {
     int64_t sizes[5], elements = 1;
     for (uint32_t d = 0; d < 5; d++) {
       sizes[d] = shape.Get(d).ToNumber().Int64Value();
-      if (sizes[d] < 1 || sizes[d] > int64_t{1} << 31 || (elements *= sizes[d]) > int64_t{1} << 40) fail("plan: value ", i, " has an impossible shape");
+      if (sizes[d] < 1 || sizes[d] > int64_t{1} << 31 || (elements *= sizes[d]) > int64_t{1} << 40)
+        fail("plan: value ", i, " has an impossible shape");
     }
     const std::string place = item.Get("place").ToString();
-    PlanSpec::Value value{{dtypeOf(item.Get("dtype")), {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]}}, PlanSpec::Place::arena,
+    PlanSpec::Value value{{dtypeOf(item.Get("dtype")), {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]}},
+                          PlanSpec::Place::arena,
                           static_cast<size_t>(item.Get("at").ToNumber().Int64Value())};
     if (place == "input") value.place = PlanSpec::Place::input, spec.inputs = std::max(spec.inputs, value.at + 1);
     if (place == "output") value.place = PlanSpec::Place::output, spec.outputs = std::max(spec.outputs, value.at + 1);
@@ -256,7 +271,8 @@ Napi::Value compile(const Napi::CallbackInfo& call) {
     step.node.attrs = attrOf(item.Get("attrs"));
     step.inputs = indices(item.Get("inputs"));
     step.outputs = indices(item.Get("outputs"));
-    if (item.Has("packed")) step.node.packed = Held<const Packed>::unwrap(item.Get("packed"), "packed parameters")->object;
+    if (item.Has("packed"))
+      step.node.packed = Held<const Packed>::unwrap(item.Get("packed"), "packed parameters")->object;
     spec.steps.push_back(std::move(step));
   }
   auto plan = std::make_shared<Plan>(std::move(spec));
@@ -312,9 +328,7 @@ Napi::Value run(const Napi::CallbackInfo& call) {
     pool::submit(raw->plan->spec.threads, [environment, raw](Gang& gang) {
       try {
         raw->completed = raw->plan->run(raw->request, gang);
-      } catch (const std::exception& error) {
-        raw->error = error.what();
-      }
+      } catch (const std::exception& error) { raw->error = error.what(); }
       environment->report(raw);
     });
   } catch (const std::exception& error) {  // no thread could be started
@@ -325,8 +339,10 @@ Napi::Value run(const Napi::CallbackInfo& call) {
 }
 
 void release(const Napi::CallbackInfo& call) {
-  if (call[0].As<Napi::External<Held<Plan>>>().CheckTypeTag(&Held<Plan>::tag)) Held<Plan>::unwrap(call[0], "a plan")->free(call.Env());
-  else Held<const Packed>::unwrap(call[0], "a plan or packed parameters")->free(call.Env());
+  if (call[0].As<Napi::External<Held<Plan>>>().CheckTypeTag(&Held<Plan>::tag))
+    Held<Plan>::unwrap(call[0], "a plan")->free(call.Env());
+  else
+    Held<const Packed>::unwrap(call[0], "a plan or packed parameters")->free(call.Env());
 }
 
 Napi::Object init(Napi::Env env, Napi::Object exports) {

@@ -1,4 +1,5 @@
-// Named attributes of an op, as plain data: what a JavaScript object of numbers, booleans, strings, arrays and objects holds.
+// Named attributes of an op, as plain data: what a JavaScript object of numbers, booleans, strings, arrays and objects
+// holds.
 #pragma once
 #include <map>
 #include <string>
@@ -31,7 +32,9 @@ class Attr {
     return found->second;
   }
   double number(const std::string& key, double otherwise) const { return has(key) ? (*this)[key].number() : otherwise; }
-  int64_t integer(const std::string& key, int64_t otherwise) const { return has(key) ? (*this)[key].integer() : otherwise; }
+  int64_t integer(const std::string& key, int64_t otherwise) const {
+    return has(key) ? (*this)[key].integer() : otherwise;
+  }
   bool flag(const std::string& key) const { return has(key) && (*this)[key].as<bool>("a boolean"); }
 
  private:

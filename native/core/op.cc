@@ -26,22 +26,28 @@ std::vector<float> Param::floats() const {
   std::vector<float> out(static_cast<size_t>(elements()));
   const auto* half = static_cast<const uint16_t*>(data);
   switch (dtype) {
-    case DType::f32: std::memcpy(out.data(), data, out.size() * 4); break;
-    case DType::f16: for (size_t i = 0; i < out.size(); i++) out[i] = halfToFloat(half[i]); break;
+    case DType::f32:
+      std::memcpy(out.data(), data, out.size() * 4);
+      break;
+    case DType::f16:
+      for (size_t i = 0; i < out.size(); i++) out[i] = halfToFloat(half[i]);
+      break;
     case DType::bf16:
       for (size_t i = 0; i < out.size(); i++) {
         const uint32_t word = static_cast<uint32_t>(half[i]) << 16;
         std::memcpy(&out[i], &word, 4);
       }
       break;
-    default: fail("parameter of type ", nameOf(dtype), ", wanted f32, f16 or bf16");
+    default:
+      fail("parameter of type ", nameOf(dtype), ", wanted f32, f16 or bf16");
   }
   return out;
 }
 
 void Node::want(size_t inputCount, size_t outputCount) const {
   if (inputs.size() != inputCount || outputs.size() != outputCount)
-    fail(op, ": '", name, "' has ", inputs.size(), " inputs and ", outputs.size(), " outputs, wanted ", inputCount, " and ", outputCount);
+    fail(op, ": '", name, "' has ", inputs.size(), " inputs and ", outputs.size(), " outputs, wanted ", inputCount,
+         " and ", outputCount);
 }
 
 void Node::wantF32() const {

@@ -47,8 +47,8 @@ struct Node {
     if (!held) fail(op, ": the weights of '", name, "' were not packed for this op");
     return *held;
   }
-  void want(size_t inputCount, size_t outputCount) const;               // counts of inputs and outputs
-  void wantF32() const;                                                 // every input and output is f32
+  void want(size_t inputCount, size_t outputCount) const;  // counts of inputs and outputs
+  void wantF32() const;                                    // every input and output is f32
   const Shape& in(size_t i) const { return inputs.at(i).shape; }
   const Shape& out(size_t i) const { return outputs.at(i).shape; }
 };
@@ -61,9 +61,13 @@ class Run {
   int threads = 1;
 
   template <class T>
-  const T* in(size_t i) const { return static_cast<const T*>(inputs[i]); }
+  const T* in(size_t i) const {
+    return static_cast<const T*>(inputs[i]);
+  }
   template <class T>
-  T* out(size_t i) const { return static_cast<T*>(outputs[i]); }
+  T* out(size_t i) const {
+    return static_cast<T*>(outputs[i]);
+  }
 
   // Calls body(task, scratch) for task = 0 .. tasks-1 on this run's threads; scratch has Kernel::threadBytes bytes.
   // Which thread takes which task is open, so a result must not depend on it.
@@ -80,7 +84,7 @@ class Run {
 struct Kernel {
   std::function<void(Run&)> run;
   size_t sharedBytes = 0, threadBytes = 0;  // scratch, see Run
-  std::string algorithm = {};  // what `info --graph` shows
+  std::string algorithm = {};               // what `info --graph` shows
 };
 
 struct Op {
@@ -96,8 +100,12 @@ class Register {
 };
 
 // Splits [0, count) into pieces of about equal size that a thread takes as one task.
-inline int64_t pieces(int64_t count, int64_t smallest) { return std::max<int64_t>(1, count / std::max<int64_t>(1, smallest)); }
-struct Range { int64_t begin, end; };
+inline int64_t pieces(int64_t count, int64_t smallest) {
+  return std::max<int64_t>(1, count / std::max<int64_t>(1, smallest));
+}
+struct Range {
+  int64_t begin, end;
+};
 inline Range piece(int64_t count, int64_t parts, int64_t i) { return {count * i / parts, count * (i + 1) / parts}; }
 
 }  // namespace octconv

@@ -6,19 +6,24 @@
 namespace octconv {
 
 void Run::parallel(int64_t tasks, const Body& body) {
-  gang->parallel(tasks, [&](int64_t task, int slot) { body(task, scratch + static_cast<size_t>(slot) * scratchStride); });
+  gang->parallel(tasks,
+                 [&](int64_t task, int slot) { body(task, scratch + static_cast<size_t>(slot) * scratchStride); });
 }
 
 static PlanSpec checked(PlanSpec spec) {
   if (spec.threads < 1 || spec.threads > 1024) fail("plan: threads must be 1 to 1024, got ", spec.threads);
   for (const PlanSpec::Value& value : spec.values) {
-    const size_t limit = value.place == PlanSpec::Place::arena ? spec.arenaBytes : value.place == PlanSpec::Place::input ? spec.inputs : spec.outputs;
+    const size_t limit = value.place == PlanSpec::Place::arena   ? spec.arenaBytes
+                         : value.place == PlanSpec::Place::input ? spec.inputs
+                                                                 : spec.outputs;
     const size_t need = value.place == PlanSpec::Place::arena ? value.type.bytes() : 1;
-    if (value.at > limit || need > limit - value.at) fail("plan: a value ", value.type.shape, " at ", value.at, " does not fit into ", limit);
+    if (value.at > limit || need > limit - value.at)
+      fail("plan: a value ", value.type.shape, " at ", value.at, " does not fit into ", limit);
   }
   for (PlanSpec::Step& step : spec.steps) {
     step.node.threads = spec.threads;
-    for (const auto& [ids, types] : {std::pair{&step.inputs, &step.node.inputs}, std::pair{&step.outputs, &step.node.outputs}})
+    for (const auto& [ids, types] :
+         {std::pair{&step.inputs, &step.node.inputs}, std::pair{&step.outputs, &step.node.outputs}})
       for (const size_t id : *ids) types->push_back(spec.values.at(id).type);
   }
   return spec;
@@ -56,9 +61,12 @@ bool Plan::run(Request& request, Gang& gang) {
   const auto address = [&](size_t id) -> void* {
     const PlanSpec::Value& value = spec.values[id];
     switch (value.place) {
-      case PlanSpec::Place::input: return request.inputs[value.at];
-      case PlanSpec::Place::output: return request.outputs[value.at];
-      default: return block.data() + value.at;
+      case PlanSpec::Place::input:
+        return request.inputs[value.at];
+      case PlanSpec::Place::output:
+        return request.outputs[value.at];
+      default:
+        return block.data() + value.at;
     }
   };
   Run run;

@@ -58,8 +58,10 @@ void Gang::parallel(int64_t tasks, const Body& run) {
     if (sleepers.load() > 0) generation.notify_all();
     work(0);
     for (int waited = 0; done.load(std::memory_order_acquire) != count; waited++) {
-      if (waited < spins) pause();
-      else std::this_thread::yield();
+      if (waited < spins)
+        pause();
+      else
+        std::this_thread::yield();
     }
   }
 }
@@ -113,7 +115,10 @@ class Pool {
   }
 
  private:
-  struct Job { int threads; std::function<void(Gang&)> run; };
+  struct Job {
+    int threads;
+    std::function<void(Gang&)> run;
+  };
 
   void work() {
     std::unique_lock lock(mutex);
@@ -152,7 +157,8 @@ class Pool {
   std::pair<std::shared_ptr<Gang>, int> openSlot() const {
     for (const auto& gang : gangs) {
       const auto free = std::find(gang->taken.begin(), gang->taken.end(), false);
-      if (!gang->closed.load() && free != gang->taken.end()) return {gang, static_cast<int>(free - gang->taken.begin())};
+      if (!gang->closed.load() && free != gang->taken.end())
+        return {gang, static_cast<int>(free - gang->taken.begin())};
     }
     return {nullptr, 0};
   }
@@ -169,7 +175,10 @@ class Pool {
 namespace pool {
 
 // Never destroyed by the end of the process: threads must not be joined by a static destructor.
-static std::mutex& guard() { static auto* mutex = new std::mutex; return *mutex; }
+static std::mutex& guard() {
+  static auto* mutex = new std::mutex;
+  return *mutex;
+}
 static Pool* instance = nullptr;
 static int environments = 0;
 

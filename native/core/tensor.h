@@ -11,9 +11,15 @@ enum class DType { f32, f16, bf16, i8, u8, i32 };
 
 inline constexpr size_t bytesOf(DType dtype) {
   switch (dtype) {
-    case DType::f32: case DType::i32: return 4;
-    case DType::f16: case DType::bf16: return 2;
-    case DType::i8: case DType::u8: return 1;
+    case DType::f32:
+    case DType::i32:
+      return 4;
+    case DType::f16:
+    case DType::bf16:
+      return 2;
+    case DType::i8:
+    case DType::u8:
+      return 1;
   }
   return 0;
 }

@@ -11,7 +11,8 @@ OCTCONV_INLINE Vec mean(const float* a, ptrdiff_t right, ptrdiff_t down, Vec sha
   return right || down ? (at(a) + at(a + right + down)) * share : at(a);
 }
 
-void halveRows(const float* in, ptrdiff_t inPitch, int64_t rows, int64_t width, float* out, ptrdiff_t outPitch, int channels) {
+void halveRows(const float* in, ptrdiff_t inPitch, int64_t rows, int64_t width, float* out, ptrdiff_t outPitch,
+               int channels) {
   for (int64_t y = 0; y < rows; y += 2)
     for (int64_t x = 0; x < width; x += 2, out += outPitch) {
       const float* a = in + (y * width + x) * inPitch;

@@ -18,14 +18,25 @@ Level level();
 
 // OCTCONV_PICK(name): octconv::<level>::name of the level in use.
 #if defined(__x86_64__)
-#define OCTCONV_PICK(name) \
+#define OCTCONV_PICK(name)                                                   \
   (::octconv::level() == ::octconv::Level::avx512 ? &::octconv::avx512::name \
-   : ::octconv::level() == ::octconv::Level::avx2 ? &::octconv::avx2::name \
+   : ::octconv::level() == ::octconv::Level::avx2 ? &::octconv::avx2::name   \
                                                   : &::octconv::baseline::name)
 // OCTCONV_DECLARE(int f(int)): declares f in every level's namespace.
-#define OCTCONV_DECLARE(...) \
-  namespace octconv::baseline { __VA_ARGS__; } namespace octconv::avx2 { __VA_ARGS__; } namespace octconv::avx512 { __VA_ARGS__; }
+#define OCTCONV_DECLARE(...)    \
+  namespace octconv::baseline { \
+  __VA_ARGS__;                  \
+  }                             \
+  namespace octconv::avx2 {     \
+  __VA_ARGS__;                  \
+  }                             \
+  namespace octconv::avx512 {   \
+  __VA_ARGS__;                  \
+  }
 #else
 #define OCTCONV_PICK(name) (&::octconv::baseline::name)
-#define OCTCONV_DECLARE(...) namespace octconv::baseline { __VA_ARGS__; }
+#define OCTCONV_DECLARE(...)    \
+  namespace octconv::baseline { \
+  __VA_ARGS__;                  \
+  }
 #endif

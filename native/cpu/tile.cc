@@ -1,5 +1,6 @@
-#include "levels.h"
 #include "tile.h"
+
+#include "levels.h"
 #include "vec.h"
 
 OCTCONV_DECLARE(extern const TileSet tileSet)
@@ -101,13 +102,15 @@ static void depthwise(const Tile& t) {
 
 extern const TileSet tileSet;
 const TileSet tileSet = {
-  lanes, OCTCONV_MAX_VECTORS, OCTCONV_MAX_PIXELS,
+    lanes,
+    OCTCONV_MAX_VECTORS,
+    OCTCONV_MAX_PIXELS,
 #if OCTCONV_MAX_VECTORS == 4
-  {{}, {nullptr, TILES_8(1)}, {nullptr, TILES_8(2)}, {nullptr, TILES_8(3)}, {nullptr, TILES_6(4)}},
+    {{}, {nullptr, TILES_8(1)}, {nullptr, TILES_8(2)}, {nullptr, TILES_8(3)}, {nullptr, TILES_6(4)}},
 #else
-  {{}, {nullptr, TILES_8(1)}, {nullptr, TILES_6(2)}, {nullptr, TILES_4(3)}, {}},
+    {{}, {nullptr, TILES_8(1)}, {nullptr, TILES_6(2)}, {nullptr, TILES_4(3)}, {}},
 #endif
-  {{}, {nullptr, depthwise<1>, depthwise<2>, depthwise<3>, depthwise<4>}},
+    {{}, {nullptr, depthwise<1>, depthwise<2>, depthwise<3>, depthwise<4>}},
 };
 
 }  // namespace octconv::OCTCONV_LEVEL

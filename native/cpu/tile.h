@@ -20,7 +20,7 @@ struct Tile {
   const float* const* rows;  // [tap][pixel], `rowStride` pointers from tap to tap
   ptrdiff_t rowStride;
   const Segment* segments;
-  int64_t segmentCount;
+  size_t segmentCount;
   const float* weights;       // packed: [tap][channel][V * lanes]; depthwise: [tap][V * lanes]
   const float* bias;          // V * lanes
   const float* const* start;  // per pixel the V * lanes sums to begin with (the upsampled low product), or null
@@ -36,9 +36,9 @@ using TileFunction = void (*)(const Tile&);
 // The tiles of one instruction set.
 struct TileSet {
   int lanes, maxVectors;
-  int maxPixels[5];               // by vectors
-  TileFunction tiles[5][9];       // [vectors][pixels]
-  TileFunction depthwise[2][5];   // [vectors][pixels], one vector
+  int maxPixels[5];              // by vectors
+  TileFunction tiles[5][9];      // [vectors][pixels]
+  TileFunction depthwise[2][5];  // [vectors][pixels], one vector
 };
 
 }  // namespace octconv

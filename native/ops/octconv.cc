@@ -15,12 +15,11 @@
 // upsample }], bias?, batchNorm?, eps? }], residual?, low?, high?, outputs: [y, P(y)?, P(P(y))?] }, where `input`,
 // `residual` and `outputs` are positions in the node's inputs and outputs; `weight`, `bias` and `batchNorm` are roles
 // of parameters. Weights are OIHW or OITHW. f32.
-#include "../core/op.h"
-
 #include <cmath>
 #include <optional>
 
 #include "../core/memory.h"
+#include "../core/op.h"
 #include "../cpu/halve.h"
 #include "../cpu/levels.h"
 #include "../cpu/tile.h"
@@ -68,12 +67,17 @@ Size3 sizeOf(const Attr& attr, const char* key, int64_t otherwise) {
 std::vector<Branch> branchesOf(const Attr& attrs) {
   std::vector<Branch> branches;
   for (const Attr& b : attrs["branches"].list()) {
-    Branch branch{{}, {}, static_cast<float>(b.number("low", -INFINITY)), static_cast<float>(b.number("high", INFINITY)), {}};
+    Branch branch{
+        {}, {}, static_cast<float>(b.number("low", -INFINITY)), static_cast<float>(b.number("high", INFINITY)), {}};
     for (const Attr& t : b["terms"].list()) {
-      Term term{{}, t.has("bias") ? t["bias"].text() : "", t.has("batchNorm") ? t["batchNorm"].text() : "", t.number("eps", 1e-5)};
+      Term term{{},
+                t.has("bias") ? t["bias"].text() : "",
+                t.has("batchNorm") ? t["batchNorm"].text() : "",
+                t.number("eps", 1e-5)};
       for (const Attr& s : t["sources"].list())
-        term.sources.push_back({static_cast<size_t>(s["input"].integer()), s["weight"].text(), Size3(s["kernel"]), sizeOf(s, "stride", 1),
-                                sizeOf(s, "padding", 0), sizeOf(s, "dilation", 1), s.integer("groups", 1), s.integer("pool", 0), s.flag("upsample")});
+        term.sources.push_back({static_cast<size_t>(s["input"].integer()), s["weight"].text(), Size3(s["kernel"]),
+                                sizeOf(s, "stride", 1), sizeOf(s, "padding", 0), sizeOf(s, "dilation", 1),
+                                s.integer("groups", 1), s.integer("pool", 0), s.flag("upsample")});
       branch.terms.push_back(std::move(term));
     }
     if (b.has("residual")) branch.residual = static_cast<size_t>(b["residual"].integer());
@@ -93,29 +97,35 @@ Shape convolved(const Shape& x, const Source& s, int64_t channels) {
     const int64_t span = in + 2 * padding - dilation * (kernel - 1) - 1;
     return span < 0 ? 0 : span / stride + 1;
   };
-  return {x.n, size(x.t, s.kernel.t, s.stride.t, s.padding.t, s.dilation.t), size(x.h, s.kernel.h, s.stride.h, s.padding.h, s.dilation.h),
+  return {x.n, size(x.t, s.kernel.t, s.stride.t, s.padding.t, s.dilation.t),
+          size(x.h, s.kernel.h, s.stride.h, s.padding.h, s.dilation.h),
           size(x.w, s.kernel.w, s.stride.w, s.padding.w, s.dilation.w), channels};
 }
 
 void check(const Node& node, const std::vector<Branch>& branches) {
   node.wantF32();
   for (const Branch& branch : branches) {
-    if (branch.outputs.empty() || branch.outputs.size() > 3) fail("octConv: a branch has 1 to 3 outputs, got ", branch.outputs.size());
+    if (branch.outputs.empty() || branch.outputs.size() > 3)
+      fail("octConv: a branch has 1 to 3 outputs, got ", branch.outputs.size());
     const Shape y = node.out(branch.outputs[0]);
     branch.eachSource([&](const Source& s) {
       const Shape x = halved(node.in(s.input), s.pool), got = convolved(x, s, y.c);
       for (const Size3& size : {s.kernel, s.stride, s.dilation})
         if (size.t < 1 || size.h < 1 || size.w < 1) fail("octConv: kernel, stride and dilation must be positive");
-      if (s.padding.t < 0 || s.padding.h < 0 || s.padding.w < 0 || s.pool < 0 || s.pool > 2) fail("octConv: padding or pool out of range");
+      if (s.padding.t < 0 || s.padding.h < 0 || s.padding.w < 0 || s.pool < 0 || s.pool > 2)
+        fail("octConv: padding or pool out of range");
       if (s.groups < 1 || x.c % s.groups || y.c % s.groups || s.groups != branch.groups())
-        fail("octConv: ", s.groups, " groups do not divide ", x.c, " input and ", y.c, " output channels of '", node.name, "'");
+        fail("octConv: ", s.groups, " groups do not divide ", x.c, " input and ", y.c, " output channels of '",
+             node.name, "'");
       if (got != (s.upsample ? halved(y) : y))
-        fail("octConv: '", node.name, "' makes ", got, " of input ", node.in(s.input), ", wanted ", s.upsample ? halved(y) : y);
+        fail("octConv: '", node.name, "' makes ", got, " of input ", node.in(s.input), ", wanted ",
+             s.upsample ? halved(y) : y);
     });
-    if (branch.residual && node.in(*branch.residual) != y) fail("octConv: residual ", node.in(*branch.residual), " must be ", y);
+    if (branch.residual && node.in(*branch.residual) != y)
+      fail("octConv: residual ", node.in(*branch.residual), " must be ", y);
     for (size_t k = 1; k < branch.outputs.size(); k++)
-      if (node.out(branch.outputs[k]) != halved(y, static_cast<int64_t>(k)))
-        fail("octConv: pooled output ", node.out(branch.outputs[k]), " must be ", halved(y, static_cast<int64_t>(k)));
+      if (node.out(branch.outputs[k]) != halved(y, k))
+        fail("octConv: pooled output ", node.out(branch.outputs[k]), " must be ", halved(y, k));
   }
 }
 
@@ -142,14 +152,16 @@ struct Affine {
 };
 
 Affine affineOf(const Term& term, const Params& params, int64_t channels) {
-  Affine affine{std::vector<double>(static_cast<size_t>(channels), 1), std::vector<double>(static_cast<size_t>(channels), 0)};
+  Affine affine{std::vector<double>(channels, 1), std::vector<double>(channels, 0)};
   if (!term.bias.empty()) {
     const auto bias = vectorOf(params, term.bias, channels);
     std::copy(bias.begin(), bias.end(), affine.shift.begin());
   }
   if (term.batchNorm.empty()) return affine;
-  const auto gamma = vectorOf(params, term.batchNorm + ".weight", channels), beta = vectorOf(params, term.batchNorm + ".bias", channels);
-  const auto mean = vectorOf(params, term.batchNorm + ".running_mean", channels), var = vectorOf(params, term.batchNorm + ".running_var", channels);
+  const auto gamma = vectorOf(params, term.batchNorm + ".weight", channels),
+             beta = vectorOf(params, term.batchNorm + ".bias", channels);
+  const auto mean = vectorOf(params, term.batchNorm + ".running_mean", channels),
+             var = vectorOf(params, term.batchNorm + ".running_var", channels);
   for (size_t c = 0; c < affine.scale.size(); c++) {
     affine.scale[c] = gamma[c] / std::sqrt(var[c] + term.eps);
     affine.shift[c] = (affine.shift[c] - mean[c]) * affine.scale[c] + beta[c];
@@ -161,8 +173,10 @@ Affine affineOf(const Term& term, const Params& params, int64_t channels) {
 std::vector<float> weightOf(const Source& source, const Params& params, int64_t outputs) {
   const Param& param = paramOf(params, source.weight);
   const auto& shape = param.shape;
-  const bool fits = shape.size() >= 2 && shape[0] == outputs && shape[1] > 0 && param.elements() == outputs * shape[1] * source.taps();
-  if (!fits) fail("octConv: ", source.weight, " does not have ", outputs, " output channels and ", source.taps(), " taps");
+  const bool fits = shape.size() >= 2 && shape[0] == outputs && shape[1] > 0 &&
+                    param.elements() == outputs * shape[1] * source.taps();
+  if (!fits)
+    fail("octConv: ", source.weight, " does not have ", outputs, " output channels and ", source.taps(), " taps");
   return param.floats();
 }
 
@@ -188,7 +202,7 @@ std::vector<float> pooled(const float* x, Shape shape, int64_t times) {
   std::vector<float> in(x, x + shape.elements());
   for (; times > 0; times--) {
     const Shape s = halved(shape);
-    std::vector<float> out(static_cast<size_t>(s.elements()));
+    std::vector<float> out(s.elements());
     for (int64_t r = 0; r < s.rows(); r++)
       for (int64_t xo = 0; xo < s.w; xo++)
         for (int64_t c = 0; c < s.c; c++) {
@@ -196,8 +210,8 @@ std::vector<float> pooled(const float* x, Shape shape, int64_t times) {
           int count = 0;
           for (int64_t y = r % s.h * 2; y < std::min(shape.h, r % s.h * 2 + 2); y++)
             for (int64_t xi = xo * 2; xi < std::min(shape.w, xo * 2 + 2); xi++, count++)
-              sum += in[static_cast<size_t>(((r / s.h * shape.h + y) * shape.w + xi) * s.c + c)];
-          out[static_cast<size_t>((r * s.w + xo) * s.c + c)] = static_cast<float>(sum / count);
+              sum += in[((r / s.h * shape.h + y) * shape.w + xi) * s.c + c];
+          out[(r * s.w + xo) * s.c + c] = static_cast<float>(sum / count);
         }
     in = std::move(out);
     shape = s;
@@ -211,7 +225,7 @@ void reference(const Node& node, const std::vector<Branch>& branches, Run& run) 
     const Branch& branch = branches[b];
     const Shape ys = node.out(branch.outputs[0]);
     float* y = run.out<float>(branch.outputs[0]);
-    std::vector<double> total(static_cast<size_t>(ys.elements()), 0);
+    std::vector<double> total(ys.elements(), 0);
     for (size_t t = 0; t < branch.terms.size(); t++) {
       const Term& term = branch.terms[t];
       const Affine& affine = plain.branches[b][t].affine;
@@ -237,21 +251,21 @@ void reference(const Node& node, const std::vector<Branch>& branches, Run& run) 
                     if (ti < 0 || ti >= xs.t || yi < 0 || yi >= xs.h || xi < 0 || xi >= xs.w) continue;
                     const int64_t tap = (kt * s.kernel.h + ky) * s.kernel.w + kx;
                     for (int64_t c = 0; c < inGroup; c++)
-                      acc += static_cast<double>(x[static_cast<size_t>((((n * xs.t + ti) * xs.h + yi) * xs.w + xi) * xs.c + first + c)]) *
-                             w[static_cast<size_t>((o * inGroup + c) * s.taps() + tap)];
+                      acc += static_cast<double>(x[(((n * xs.t + ti) * xs.h + yi) * xs.w + xi) * xs.c + first + c]) *
+                             w[(o * inGroup + c) * s.taps() + tap];
                   }
-              sum[static_cast<size_t>((row * ys.w + column) * ys.c + o)] += acc;
+              sum[(row * ys.w + column) * ys.c + o] += acc;
             }
         });
       }
-      for (size_t i = 0; i < sum.size(); i++) total[i] += affine.scale[i % static_cast<size_t>(ys.c)] * sum[i] + affine.shift[i % static_cast<size_t>(ys.c)];
+      for (size_t i = 0; i < sum.size(); i++) total[i] += affine.scale[i % ys.c] * sum[i] + affine.shift[i % ys.c];
     }
     for (size_t i = 0; i < total.size(); i++) {
       const double x = total[i] + (branch.residual ? run.in<float>(*branch.residual)[i] : 0.);
       y[i] = static_cast<float>(x < branch.low ? branch.low : x > branch.high ? branch.high : x);
     }
     for (size_t k = 1; k < branch.outputs.size(); k++) {
-      const std::vector<float> small = pooled(y, ys, static_cast<int64_t>(k));
+      const std::vector<float> small = pooled(y, ys, k);
       std::copy(small.begin(), small.end(), run.out<float>(branch.outputs[k]));
     }
   }
@@ -280,7 +294,7 @@ struct PackedWeights : Packed {
   struct PerBranch {
     bool depthwise;
     std::vector<Panel> panels;
-    size_t bias;             // offset of maxVectors * lanes floats per panel
+    size_t bias;                        // offset of maxVectors * lanes floats per panel
     int64_t mainProducts, lowProducts;  // per output channel
   };
   std::vector<PerBranch> branches;
@@ -297,7 +311,9 @@ std::vector<Panel> panelsOf(int64_t channels, int64_t groups, bool depthwise) {
   std::vector<Panel> panels;
   for (int64_t g = 0; g < (depthwise ? 1 : groups); g++) {
     const int64_t inGroup = depthwise ? channels : channels / groups, vectors = (inGroup + set.lanes - 1) / set.lanes;
-    const int64_t count = depthwise ? vectors : set.maxVectors == 3 ? std::max<int64_t>(1, vectors / 2) : (vectors + set.maxVectors - 1) / set.maxVectors;
+    const int64_t count = depthwise             ? vectors
+                          : set.maxVectors == 3 ? std::max<int64_t>(1, vectors / 2)
+                                                : (vectors + set.maxVectors - 1) / set.maxVectors;
     for (int64_t i = 0; i < count; i++) {
       const auto [first, last] = piece(vectors, count, i);
       const int64_t begin = first * set.lanes;
@@ -328,19 +344,21 @@ std::shared_ptr<const Packed> pack(const Attr& attrs, const Params& params, Devi
   size_t floats = 0;
   for (const Branch& branch : branches) {
     const int64_t channels = outputChannels(branch, params), groups = branch.groups();
-    if (channels < 1 || groups < 1 || channels % groups) fail("octConv: ", groups, " groups do not divide ", channels, " output channels");
+    if (channels < 1 || groups < 1 || channels % groups)
+      fail("octConv: ", groups, " groups do not divide ", channels, " output channels");
     bool depthwise = groups > 1 && groups == channels;
-    size_t mainProducts = 0, lowProducts = 0;
+    int64_t mainProducts = 0, lowProducts = 0;
     branch.eachSource([&](const Source& s) {
       const Param& weight = paramOf(params, s.weight);
-      if (weight.shape.size() < 2) fail("octConv: ", s.weight, " has rank ", weight.shape.size(), ", wanted OIHW or OITHW");
-      (s.upsample ? lowProducts : mainProducts) += static_cast<size_t>(weight.shape[1] * s.taps());
+      if (weight.shape.size() < 2)
+        fail("octConv: ", s.weight, " has rank ", weight.shape.size(), ", wanted OIHW or OITHW");
+      (s.upsample ? lowProducts : mainProducts) += weight.shape[1] * s.taps();
       depthwise = depthwise && weight.shape[1] == 1 && !s.upsample;
     });
-    PackedWeights::PerBranch per{depthwise, panelsOf(channels, groups, depthwise), floats, static_cast<int64_t>(mainProducts), static_cast<int64_t>(lowProducts)};
-    floats += per.panels.size() * static_cast<size_t>(set.maxVectors * set.lanes);
+    PackedWeights::PerBranch per{depthwise, panelsOf(channels, groups, depthwise), floats, mainProducts, lowProducts};
+    floats += per.panels.size() * set.maxVectors * set.lanes;
     for (Panel& panel : per.panels) {
-      const size_t width = static_cast<size_t>(panel.vectors * set.lanes);
+      const size_t width = panel.vectors * set.lanes;
       panel.weights = floats, floats += mainProducts * width;
       panel.low = floats, floats += lowProducts * width;
     }
@@ -360,8 +378,8 @@ std::shared_ptr<const Packed> pack(const Attr& attrs, const Params& params, Devi
       const Affine affine = affineOf(term, params, channels);
       for (size_t p = 0; p < per.panels.size(); p++)
         for (int64_t c = 0; c < per.panels[p].channels; c++)
-          memory[per.bias + p * static_cast<size_t>(set.maxVectors * set.lanes) + static_cast<size_t>(c)] +=
-              static_cast<float>(affine.shift[static_cast<size_t>(per.panels[p].begin + c)]);
+          memory[per.bias + p * set.maxVectors * set.lanes + c] +=
+              static_cast<float>(affine.shift[per.panels[p].begin + c]);
       for (const Source& source : term.sources) {
         const std::vector<float> w = weightOf(source, params, channels);
         const int64_t inGroup = static_cast<int64_t>(w.size()) / channels / source.taps();
@@ -371,12 +389,13 @@ std::shared_ptr<const Packed> pack(const Attr& attrs, const Params& params, Devi
           size_t& at = source.upsample ? nextLow[p] : next[p];
           for (int64_t c = 0; c < panel.channels; c++) {
             const int64_t o = panel.begin + c;
-            const float scale = static_cast<float>(affine.scale[static_cast<size_t>(o)]);
+            const float scale = static_cast<float>(affine.scale[o]);
             float* to = memory + at + c;
             for (int64_t tap = 0; tap < source.taps(); tap++)
-              for (int64_t i = 0; i < inGroup; i++, to += width) *to = w[static_cast<size_t>((o * inGroup + i) * source.taps() + tap)] * scale;
+              for (int64_t i = 0; i < inGroup; i++, to += width)
+                *to = w[(o * inGroup + i) * source.taps() + tap] * scale;
           }
-          at += static_cast<size_t>(source.taps() * inGroup * width);
+          at += source.taps() * inGroup * width;
         }
       }
     }
@@ -426,10 +445,10 @@ struct FastPlan {
   std::vector<float> zeros;  // what a tap outside reads
 };
 
-constexpr int64_t fewChannels = 16;             // below this an input under a wide kernel is copied with its padding
-constexpr int64_t blockBytes = 192 << 10;       // input bytes of a block: a good part of the L2 cache
-constexpr int64_t fewestPixels = 48;            // of a block: a panel's weights are read once per block
-constexpr double taskFlops = 2e6;               // about 20 us: less is not worth another thread
+constexpr int64_t fewChannels = 16;        // below this an input under a wide kernel is copied with its padding
+constexpr int64_t blockBytes = 192 << 10;  // input bytes of a block: a good part of the L2 cache
+constexpr int64_t fewestPixels = 48;       // of a block: a panel's weights are read once per block
+constexpr double taskFlops = 2e6;          // about 20 us: less is not worth another thread
 constexpr int64_t tasksPerThread = 6;
 
 int prepare(FastPlan& plan, const Node& node, const Source& s, bool pad, Layout& layout) {
@@ -440,9 +459,9 @@ int prepare(FastPlan& plan, const Node& node, const Source& s, bool pad, Layout&
   }
   const Shape from = node.in(s.input);
   Shape shape = halved(from, s.pool);
-  const size_t middle = s.pool == 2 ? layout.add(static_cast<size_t>(halved(from).elements()) * 4) : 0;
+  const size_t middle = s.pool == 2 ? layout.add(halved(from).elements() * 4) : 0;
   shape.h += 2 * padding.h, shape.w += 2 * padding.w;
-  plan.prepared.push_back({s.input, s.pool, padding, from, shape, layout.add(static_cast<size_t>(shape.elements()) * 4), middle});
+  plan.prepared.push_back({s.input, s.pool, padding, from, shape, layout.add(shape.elements() * 4), middle});
   return static_cast<int>(plan.prepared.size()) - 1;
 }
 
@@ -450,18 +469,18 @@ Sum sumOf(FastPlan& plan, const Node& node, const Branch& branch, bool low, Layo
   Sum sum;
   const Shape y = node.out(branch.outputs[0]);
   sum.grid = low ? halved(y) : y;
-  sum.segments.resize(static_cast<size_t>(branch.groups()));
+  sum.segments.resize(branch.groups());
   branch.eachSource([&](const Source& s) {
     if (s.upsample != low) return;
     const Shape x = halved(node.in(s.input), s.pool);
     const bool rowTaps = x.c < fewChannels && s.kernel.w > 1 && s.groups == 1 && s.dilation.w == 1 && s.pool == 0;
     const int prepared = rowTaps || s.pool > 0 ? prepare(plan, node, s, rowTaps, layout) : -1;
-    const TileSource source{s, prepared, prepared < 0 ? x : plan.prepared[static_cast<size_t>(prepared)].shape, rowTaps};
+    const TileSource source{s, prepared, prepared < 0 ? x : plan.prepared[prepared].shape, rowTaps};
     const int64_t channels = rowTaps ? s.kernel.w * x.c : x.c / s.groups;
-    for (size_t g = 0; g < sum.segments.size(); g++) sum.segments[g].push_back({source.taps(), channels, static_cast<int64_t>(g) * channels});
+    for (int64_t g = 0; g < branch.groups(); g++) sum.segments[g].push_back({source.taps(), channels, g * channels});
     sum.taps += source.taps();
     sum.sources.push_back(source);
-    plan.zeros.resize(std::max(plan.zeros.size(), static_cast<size_t>(std::max(x.c, channels))), 0.f);
+    plan.zeros.resize(std::max<size_t>(plan.zeros.size(), std::max(x.c, channels)), 0.f);
   });
   return sum;
 }
@@ -474,9 +493,11 @@ void pointTo(const FastPlan& plan, const Sum& sum, const Run& run, int64_t first
   for (const TileSource& source : sum.sources) {
     const Source& s = source.conv;
     const Shape& x = source.shape;
-    const float* base = source.prepared < 0 ? run.in<float>(s.input)
-                                            : reinterpret_cast<const float*>(run.shared + plan.prepared[static_cast<size_t>(source.prepared)].offset);
-    const int64_t columns = source.rowTaps ? 1 : s.kernel.w, padH = source.rowTaps ? 0 : s.padding.h, padW = source.rowTaps ? 0 : s.padding.w;
+    const float* base = source.prepared < 0
+                            ? run.in<float>(s.input)
+                            : reinterpret_cast<const float*>(run.shared + plan.prepared[source.prepared].offset);
+    const int64_t columns = source.rowTaps ? 1 : s.kernel.w, padH = source.rowTaps ? 0 : s.padding.h,
+                  padW = source.rowTaps ? 0 : s.padding.w;
     int64_t row = first / grid.w, column = first % grid.w;
     for (int64_t p = 0; p < count; row++, column = 0) {
       const int64_t n = row / (grid.t * grid.h), t = row / grid.h % grid.t, y = row % grid.h;
@@ -525,28 +546,32 @@ struct Scratch {  // offsets in a thread's scratch
 
 Scratch scratchOf(const BranchPlan& b) {
   const Shape& y = b.main.grid;
-  const size_t pixels = static_cast<size_t>(b.planes * b.rows * y.w);
-  const size_t lowPixels = b.low.taps ? static_cast<size_t>(b.planes * half(b.rows) * half(y.w)) : 0;
+  const int64_t pixels = b.planes * b.rows * y.w;
+  const int64_t lowPixels = b.low.taps ? b.planes * half(b.rows) * half(y.w) : 0;
   Layout layout;
   Scratch s{};
-  s.rows = layout.add(pixels * static_cast<size_t>(b.main.taps) * sizeof(void*));
-  s.lowRows = layout.add(lowPixels * static_cast<size_t>(b.low.taps) * sizeof(void*));
+  s.rows = layout.add(pixels * b.main.taps * sizeof(void*));
+  s.lowRows = layout.add(lowPixels * b.low.taps * sizeof(void*));
   s.start = layout.add(pixels * sizeof(void*));
-  s.low = layout.add(lowPixels * static_cast<size_t>(tiles().maxVectors * tiles().lanes) * 4);
+  s.low = layout.add(lowPixels * tiles().maxVectors * tiles().lanes * 4);
   s.size = layout.size();
   return s;
 }
 
-void halveBlock(const Run& run, const BranchPlan& b, const Node& node, int64_t row, int64_t rowEnd, const Panel& panel) {
+void halveBlock(const Run& run, const BranchPlan& b, const Node& node, int64_t row, int64_t rowEnd,
+                const Panel& panel) {
   const auto halve = OCTCONV_PICK(halveRows);
   for (size_t k = 1; k < b.spec.outputs.size(); k++) {
     const Shape from = node.out(b.spec.outputs[k - 1]), to = node.out(b.spec.outputs[k]);
     const int64_t scale = int64_t{1} << (k - 1);
     for (int64_t r = row; r < rowEnd;) {  // plane by plane
-      const int64_t plane = r / b.main.grid.h, y = r % b.main.grid.h, end = std::min(rowEnd - plane * b.main.grid.h, b.main.grid.h);
+      const int64_t plane = r / b.main.grid.h, y = r % b.main.grid.h,
+                    end = std::min(rowEnd - plane * b.main.grid.h, b.main.grid.h);
       const int64_t first = y / scale, last = (end + scale - 1) / scale;
-      halve(run.out<float>(b.spec.outputs[k - 1]) + (plane * from.h + first) * from.w * from.c + panel.begin, from.c, last - first, from.w,
-            run.out<float>(b.spec.outputs[k]) + (plane * to.h + first / 2) * to.w * to.c + panel.begin, to.c, static_cast<int>(panel.channels));
+      halve(run.out<float>(b.spec.outputs[k - 1]) + (plane * from.h + first) * from.w * from.c + panel.begin, from.c,
+            last - first, from.w,
+            run.out<float>(b.spec.outputs[k]) + (plane * to.h + first / 2) * to.w * to.c + panel.begin, to.c,
+            static_cast<int>(panel.channels));
       r = plane * b.main.grid.h + end;
     }
   }
@@ -560,7 +585,8 @@ void runTask(const FastPlan& plan, const Node& node, const BranchPlan& b, int64_
   const int64_t row = plane * y.h + block % b.rowBlocks * b.rows;
   const int64_t rowEnd = std::min(row + b.planes * b.rows, std::min((plane + b.planes) * y.h, y.rows()));
   const int64_t first = row * y.w, count = rowEnd * y.w - first;
-  const auto [panelBegin, panelEnd] = piece(static_cast<int64_t>(b.packed->panels.size()), b.panelGroups, task % b.panelGroups);
+  const auto [panelBegin, panelEnd] =
+      piece(static_cast<int64_t>(b.packed->panels.size()), b.panelGroups, task % b.panelGroups);
 
   auto** rows = reinterpret_cast<const float**>(memory + at.rows);
   auto** lowRows = reinterpret_cast<const float**>(memory + at.lowRows);
@@ -576,30 +602,49 @@ void runTask(const FastPlan& plan, const Node& node, const BranchPlan& b, int64_
     lowCount = (lowRow(rowEnd - 1) + 1) * l.w - lowFirst;
     pointTo(plan, b.low, run, lowFirst, lowFirst + lowCount, lowRows);
     for (int64_t r = row; r < rowEnd; r++)
-      for (int64_t x = 0; x < y.w; x++) start[(r - row) * y.w + x] = low + (lowRow(r) * l.w + x / 2 - lowFirst) * lowPitch;
+      for (int64_t x = 0; x < y.w; x++)
+        start[(r - row) * y.w + x] = low + (lowRow(r) * l.w + x / 2 - lowFirst) * lowPitch;
   }
 
   float* out = run.out<float>(b.spec.outputs[0]);
   const float* residual = b.spec.residual ? run.in<float>(*b.spec.residual) : nullptr;
   for (int64_t i = panelBegin; i < panelEnd; i++) {
-    const Panel& panel = b.packed->panels[static_cast<size_t>(i)];
-    const size_t group = static_cast<size_t>(panel.group);
+    const Panel& panel = b.packed->panels[i];
     const ptrdiff_t corner = first * y.c + panel.begin;
-    std::vector<Segment> shifted;  // a depthwise panel starts at its own channel
-    const std::vector<Segment>* segments = &b.main.segments[group];
-    if (b.packed->depthwise) {
-      shifted = *segments;
-      for (Segment& s : shifted) s.offset = panel.begin;
-      segments = &shifted;
-    }
+    std::vector<Segment> segments = b.main.segments[panel.group];
+    if (b.packed->depthwise)  // a panel starts at its own channel
+      for (Segment& s : segments) s.offset = panel.begin;
     if (b.low.taps) {
-      const auto& lowSegments = b.low.segments[group];
-      runTiles({lowRows, lowCount, lowSegments.data(), static_cast<int64_t>(lowSegments.size()), plan.weights->at(panel.low), plan.zeros.data(), nullptr, nullptr,
-                low, lowPitch, panel.vectors * set.lanes, -INFINITY, INFINITY}, panel, false, lowCount);
+      const auto& lowSegments = b.low.segments[panel.group];
+      const Tile tile{.rows = lowRows,
+                      .rowStride = lowCount,
+                      .segments = lowSegments.data(),
+                      .segmentCount = lowSegments.size(),
+                      .weights = plan.weights->at(panel.low),
+                      .bias = plan.zeros.data(),
+                      .start = nullptr,
+                      .residual = nullptr,
+                      .out = low,
+                      .pitch = lowPitch,
+                      .channels = panel.vectors * set.lanes,
+                      .low = -INFINITY,
+                      .high = INFINITY};
+      runTiles(tile, panel, false, lowCount);
     }
-    runTiles({rows, count, segments->data(), static_cast<int64_t>(segments->size()), plan.weights->at(panel.weights),
-              plan.weights->at(b.packed->bias + static_cast<size_t>(i * lowPitch)), b.low.taps ? start : nullptr, residual ? residual + corner : nullptr,
-              out + corner, y.c, panel.channels, b.spec.low, b.spec.high}, panel, b.packed->depthwise, count);
+    const Tile tile{.rows = rows,
+                    .rowStride = count,
+                    .segments = segments.data(),
+                    .segmentCount = segments.size(),
+                    .weights = plan.weights->at(panel.weights),
+                    .bias = plan.weights->at(b.packed->bias + i * lowPitch),
+                    .start = b.low.taps ? start : nullptr,
+                    .residual = residual ? residual + corner : nullptr,
+                    .out = out + corner,
+                    .pitch = y.c,
+                    .channels = panel.channels,
+                    .low = b.spec.low,
+                    .high = b.spec.high};
+    runTiles(tile, panel, b.packed->depthwise, count);
     halveBlock(run, b, node, row, rowEnd, panel);
   }
 }
@@ -651,8 +696,11 @@ void split(BranchPlan& b, int threads) {
   const int64_t wanted = std::max(fewestPixels, blockBytes / std::max<int64_t>(1, inputBytes));
   cut(wanted);
   if (threads == 1) return;
-  const int64_t useful = std::clamp<int64_t>(static_cast<int64_t>(flops / taskFlops), 1, int64_t{tasksPerThread} * threads);
-  const auto groups = [&] { return std::clamp<int64_t>((useful + b.blocks - 1) / b.blocks, 1, static_cast<int64_t>(b.packed->panels.size())); };
+  const int64_t useful =
+      std::clamp<int64_t>(static_cast<int64_t>(flops / taskFlops), 1, int64_t{tasksPerThread} * threads);
+  const auto groups = [&] {
+    return std::clamp<int64_t>((useful + b.blocks - 1) / b.blocks, 1, static_cast<int64_t>(b.packed->panels.size()));
+  };
   // More blocks read the weights again, more panel groups the input: the larger stays whole.
   if (b.blocks < useful && (weightBytes < inputBytes * y.pixels() || groups() * b.blocks < useful))
     cut(std::max(fewestPixels, std::min(wanted, y.pixels() / useful)));
@@ -672,7 +720,9 @@ Kernel make(const Node& node, Device device) {
         for (size_t i = 0; i < branches[b].terms[t].sources.size(); i++) {
           const Source& s = branches[b].terms[t].sources[i];
           const int64_t c = node.out(branches[b].outputs[0]).c * (node.in(s.input).c / s.groups) * s.taps();
-          if (plain.branches[b][t].sources.size() <= i || static_cast<int64_t>(plain.branches[b][t].sources[i].size()) != c) unfit();
+          if (plain.branches[b][t].sources.size() <= i ||
+              static_cast<int64_t>(plain.branches[b][t].sources[i].size()) != c)
+            unfit();
         }
     }
     return {[=](Run& run) { reference(node, branches, run); }};
@@ -680,14 +730,15 @@ Kernel make(const Node& node, Device device) {
 
   auto plan = std::make_shared<FastPlan>();
   plan->weights = &node.weights<PackedWeights>();
-  plan->zeros.resize(static_cast<size_t>(tiles().maxVectors * tiles().lanes), 0.f);
+  plan->zeros.resize(tiles().maxVectors * tiles().lanes, 0.f);
   if (plan->weights->branches.size() != branches.size()) unfit();
   Layout shared;
   size_t threadBytes = 0;
   std::ostringstream text;
   for (size_t i = 0; i < branches.size(); i++) {
     const PackedWeights::PerBranch& packed = plan->weights->branches[i];
-    BranchPlan b{branches[i], &packed, sumOf(*plan, node, branches[i], false, shared), sumOf(*plan, node, branches[i], true, shared)};
+    BranchPlan b{branches[i], &packed, sumOf(*plan, node, branches[i], false, shared),
+                 sumOf(*plan, node, branches[i], true, shared)};
     const auto products = [](const Sum& sum) {
       int64_t count = 0;
       for (const Segment& s : sum.segments[0]) count += s.taps * s.length;
@@ -698,27 +749,29 @@ Kernel make(const Node& node, Device device) {
     split(b, node.threads);
     threadBytes = std::max(threadBytes, scratchOf(b).size);
     const int64_t vectors = packed.panels[0].vectors;
-    text << (i ? ", " : "") << (packed.depthwise ? "depthwise " : "tile ") << (packed.depthwise ? 4 : tiles().maxPixels[vectors]) << 'x' << vectors * tiles().lanes
-         << ' ' << b.blocks << " blocks x " << b.panelGroups;
+    text << (i ? ", " : "") << (packed.depthwise ? "depthwise " : "tile ")
+         << (packed.depthwise ? 4 : tiles().maxPixels[vectors]) << 'x' << vectors * tiles().lanes << ' ' << b.blocks
+         << " blocks x " << b.panelGroups;
     plan->branches.push_back(std::move(b));
   }
   return {[plan, node](Run& run) {
-    int64_t planes = 0, tasks = 0;
-    for (const Prepared& p : plan->prepared) planes += p.from.n * p.from.t;
-    run.parallel(planes, [&](int64_t task, char*) {
-      for (const Prepared& p : plan->prepared) {
-        if (task < p.from.n * p.from.t) return runPrepared(p, run, task);
-        task -= p.from.n * p.from.t;
-      }
-    });
-    for (const BranchPlan& b : plan->branches) tasks += b.tasks();
-    run.parallel(tasks, [&](int64_t task, char* scratch) {
-      for (const BranchPlan& b : plan->branches) {
-        if (task < b.tasks()) return runTask(*plan, node, b, task, run, scratch);
-        task -= b.tasks();
-      }
-    });
-  }, shared.size(), threadBytes, text.str()};
+            int64_t planes = 0, tasks = 0;
+            for (const Prepared& p : plan->prepared) planes += p.from.n * p.from.t;
+            run.parallel(planes, [&](int64_t task, char*) {
+              for (const Prepared& p : plan->prepared) {
+                if (task < p.from.n * p.from.t) return runPrepared(p, run, task);
+                task -= p.from.n * p.from.t;
+              }
+            });
+            for (const BranchPlan& b : plan->branches) tasks += b.tasks();
+            run.parallel(tasks, [&](int64_t task, char* scratch) {
+              for (const BranchPlan& b : plan->branches) {
+                if (task < b.tasks()) return runTask(*plan, node, b, task, run, scratch);
+                task -= b.tasks();
+              }
+            });
+          },
+          shared.size(), threadBytes, text.str()};
 }
 
 const Register op{"octConv", make, pack};
