@@ -1,3 +1,4 @@
+/// <reference lib="esnext.disposable" preserve="true" />
 /**
  * octconv: octave-convolution networks, fused and native.
  *
