@@ -152,7 +152,7 @@ export class Plan {
   }
 }
 
-export function threadsOf(threads = native.info().threads): number {
+export function threadsOf(threads = calling(() => native.info()).threads): number {
   if (Number.isInteger(threads) && threads >= 1 && threads <= 1024) return threads;
   throw new OctconvError(`threads: ${threads}, wanted an integer from 1 to 1024`);
 }
