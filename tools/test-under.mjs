@@ -19,16 +19,16 @@ const worlds = {
     sanitize: 'address,undefined',
     runtime: 'asan',
     env: { ASAN_OPTIONS: `${options}:abort_on_error=1`, LSAN_OPTIONS: 'exitcode=0', UBSAN_OPTIONS: 'print_stacktrace=1' },
-    fast: [],
+    fast: ['golden', 'input', 'lifecycle'],
   },
-  ubsan: { sanitize: 'undefined', runtime: 'ubsan', env: { UBSAN_OPTIONS: `${options}:print_stacktrace=1` }, fast: [] },
+  ubsan: { sanitize: 'undefined', runtime: 'ubsan', env: { UBSAN_OPTIONS: `${options}:print_stacktrace=1` }, fast: ['golden', 'input'] },
   tsan: {
     sanitize: 'thread',
     runtime: 'tsan',
     env: { TSAN_OPTIONS: `${options}:exitcode=0:report_signal_unsafe=0` },
-    fast: [],
+    fast: ['golden', 'lifecycle'],
   },
-  baseline: { fast: [] },
+  baseline: { fast: ['golden', 'input'] },
 };
 
 /** What to preload: the sanitizer's runtime, and the C++ library, in which it looks for the functions that it wraps. */
@@ -76,7 +76,7 @@ main(() => {
   const mocha = ['--import=tsx', 'node_modules/mocha/bin/mocha.js', '--no-config', '--timeout', '600000'];
   mocha.push('--reporter', './tools/reporter.mjs');
   if (fast) mocha.push('--grep', '@slow', '--invert');
-  mocha.push(...(given.length ? given : fast ? world.fast : ['test/**/*.test.ts']));
+  mocha.push(...(given.length ? given : fast ? world.fast.map((file) => `test/${file}.test.ts`) : ['test/**/*.test.ts']));
 
   let command = [process.execPath, ...mocha];
   const env = { ...process.env, ...world.env };

@@ -1,0 +1,83 @@
+// What npm packs works for somebody else: installed into an empty folder with no install script, from its prebuild.
+import { expect } from 'chai';
+import { execFileSync } from 'node:child_process';
+import { copyFileSync, mkdtempSync, readdirSync, readFileSync, realpathSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+
+const root = fileURLToPath(new URL('..', import.meta.url));
+
+// npm tells its children about the package that it runs for, and they would install into that one.
+const env = Object.fromEntries(Object.entries(process.env).filter(([name]) => !/^(npm_|OCTCONV_|NODE_OPTIONS$)/.test(name)));
+
+describe('package @slow', function () {
+  this.timeout(600_000);
+  let folder: string;
+  const inFolder = (program: string, ...args: string[]) =>
+    execFileSync(program, args, { cwd: folder, env, encoding: 'utf8', stdio: ['ignore', 'pipe', 'pipe'] });
+  const installed = (...path: string[]) => join(folder, 'node_modules/octconv', ...path);
+
+  before(() => {
+    folder = realpathSync(mkdtempSync(join(tmpdir(), 'octconv-package-')));
+    execFileSync('npm', ['pack', '--ignore-scripts=false', '--pack-destination', folder], { cwd: root, env, stdio: 'pipe' });
+    writeFileSync(join(folder, 'package.json'), JSON.stringify({ name: 'consumer', private: true, type: 'module' }));
+    const tarball = readdirSync(folder).find((name) => name.endsWith('.tgz'))!;
+    inFolder('npm', 'install', `./${tarball}`, '--ignore-scripts', '--prefer-offline', '--no-audit', '--no-fund');
+    copyFileSync(join(root, 'test/images/cat.jpg'), join(folder, 'cat.jpg'));
+  });
+  after(() => rmSync(folder, { recursive: true, force: true }));
+
+  it('holds the compiled library, the prebuild and the models, and no sources', () => {
+    expect(readdirSync(installed())).to.have.members(['LICENSE', 'README.md', 'dist', 'models', 'package.json', 'prebuilds']);
+    expect(readdirSync(installed('prebuilds'))).to.deep.equal([`linux-${process.arch}`]);
+    const dist = readdirSync(installed('dist'), { recursive: true, encoding: 'utf8' });
+    expect(dist.filter((file) => file.includes('.') && !/\.(js|d\.ts)$/.test(file))).to.be.empty;
+  });
+
+  it('installs only what it needs to run', () => {
+    const { devDependencies } = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8'));
+    const present = Object.keys(JSON.parse(readFileSync(join(folder, 'node_modules/.package-lock.json'), 'utf8')).packages);
+    for (const name of Object.keys(devDependencies)) expect(present).to.not.include(`node_modules/${name}`);
+  });
+
+  it('classifies a photograph from the command line', () => {
+    expect(inFolder('npx', '--no-install', 'octconv', 'classify', 'cat.jpg')).to.match(/cat/);
+    const answer = JSON.parse(inFolder('npx', '--no-install', 'octconv', 'classify', 'cat.jpg', '--json'));
+    expect(JSON.stringify(answer)).to.include('"cat"');
+  });
+
+  it('loads the prebuild', () => {
+    expect(inFolder('npx', '--no-install', 'octconv', 'devices')).to.include(installed('prebuilds'));
+  });
+
+  it('type-checks and runs a small strict consumer', () => {
+    writeFileSync(
+      join(folder, 'consumer.ts'),
+      `import { createModel, ops, Tensor, tensor } from 'octconv';
+
+       using model = createModel('oct-resnet-26', { alpha: 0.5, width: 8, classes: 10, stem: 'cifar', seed: 1 }, { threads: 1 });
+       const y = await model.run(Tensor.zeros('f32', [1, 32, 32, 3]));
+       const shape: readonly number[] = y.shape;
+       console.log(shape.join('x'));
+       const z: Tensor<'f32', readonly [2, 3]> = await ops.relu(tensor('f32', [2, 3], new Float32Array([-1, 0, 1, -2, 0, 2])));
+       console.log(z.data.join());
+       // @ts-expect-error a network is called by its name
+       export const wrong = () => createModel(26);
+      `.replace(/^ {7}/gm, ''),
+    );
+    writeFileSync(
+      join(folder, 'tsconfig.json'),
+      JSON.stringify({
+        compilerOptions: {
+          target: 'es2023', lib: ['es2023', 'esnext.disposable'], module: 'nodenext', types: ['node'],
+          strict: true, exactOptionalPropertyTypes: true, noUncheckedIndexedAccess: true, skipLibCheck: false,
+        },
+        files: ['consumer.ts'],
+      }),
+    );
+    symlinkSync(join(root, 'node_modules/@types'), join(folder, 'node_modules/@types'));
+    inFolder(process.execPath, join(root, 'node_modules/typescript/bin/tsc'));
+    expect(inFolder(process.execPath, 'consumer.js')).to.equal('1x10\n0,0,1,0,0,2\n');
+  });
+});
