@@ -1,0 +1,266 @@
+/**
+ * ONNX export of a graph as it was recorded, before any fusion, so that any other runtime can check a network and be
+ * compared with ours. NHWC becomes ONNX's NCHW: input `input` [N, C, H, W], output `logits`; N is dynamic.
+ *
+ * The messages are those of onnx.proto3 (ONNX 1.12, operator set 17); @bufbuild/protobuf writes them.
+ */
+import { BinaryWriter, WireType } from '@bufbuild/protobuf/wire';
+import type { DType, TypedArray } from '../dtype.js';
+import { OctconvError } from '../error.js';
+import type { Attrs, Graph, GraphNode } from './graph.js';
+
+/** How a parameter is read: raw elements in PyTorch's layout. */
+export type ReadParam = (name: string) => Promise<{ dtype: DType; shape: readonly number[]; data: TypedArray }>;
+
+type OnnxAttrs = { readonly [name: string]: number | string | readonly number[] };
+type Sizes = readonly number[];
+
+const elementTypes: Record<DType, number> = { f32: 1, u8: 2, i8: 3, i32: 6, f16: 10, bf16: 16 };
+const int64 = 7;
+const float = 1;
+
+/** @throws OctconvError for video, and for ops on pictures' bytes. */
+export async function toOnnx(graph: Graph, read: ReadParam): Promise<Uint8Array> {
+  const out = new Exporter(graph);
+  for (const node of graph.nodes) out.node(node);
+  for (const name of graph.params.keys()) {
+    const { dtype, shape, data } = graph.constants.get(name) ?? (await read(name));
+    out.param(name, dtype, shape, data);
+  }
+  return out.finish();
+}
+
+class Exporter {
+  readonly #nodes: BinaryWriter[] = [];
+  /** Casts of parameters to f32 stand before all other nodes. */
+  readonly #casts: BinaryWriter[] = [];
+  readonly #initializers: BinaryWriter[] = [];
+  readonly #names = new Map<number, string>();
+  readonly #pooled = new Map<string, string>();
+  #count = 0;
+
+  constructor(readonly graph: Graph) {
+    graph.inputs.forEach((id, i) => this.#names.set(id, `input${i || ''}`));
+    graph.outputs.forEach((id, i) => this.#names.set(id, i ? `output${i}` : 'logits'));
+  }
+
+  // --- Ops --------------------------------------------------------------------------------------------------------
+
+  node(node: GraphNode): void {
+    const inputs = node.inputs.map((id) => this.#name(id));
+    const [x = ''] = inputs;
+    const [y = ''] = node.outputs.map((id) => this.#name(id));
+    const { attrs, params } = node;
+    const put = (type: string, from: readonly string[], attributes: OnnxAttrs = {}) => this.#put(type, from, attributes, y);
+    const plain: { readonly [op: string]: string } = { relu: 'Relu', sigmoid: 'Sigmoid', add: 'Add', mul: 'Mul' };
+    switch (node.op) {
+      case 'conv':
+        put('Conv', [x, params.weight, params.bias].flatMap((name) => name ?? []), window(attrs));
+        break;
+      case 'octConv':
+        this.#octConv(node);
+        break;
+      case 'linear':
+        put('Gemm', [x, params.weight, params.bias].flatMap((name) => name ?? []), { transB: 1 });
+        break;
+      case 'batchNorm': {
+        const { weight = '', bias = '', running_mean = '', running_var = '' } = params;
+        put('BatchNormalization', [x, weight, bias, running_mean, running_var], { epsilon: real(attrs.eps as number) });
+        break;
+      }
+      case 'relu6':
+        put('Clip', [x, this.#constant([0]), this.#constant([6])]);
+        break;
+      case 'softmax':
+        put('Softmax', [x], { axis: 1 });
+        break;
+      case 'concat':
+        put('Concat', inputs, { axis: 1 });
+        break;
+      case 'maxPool':
+        put('MaxPool', [x], { ...window(attrs), ceil_mode: attrs.ceilMode ? 1 : 0 });
+        break;
+      case 'avgPool': {
+        const count_include_pad = attrs.countIncludePad ? 1 : 0;
+        put('AveragePool', [x], { ...window(attrs), ceil_mode: attrs.ceilMode ? 1 : 0, count_include_pad });
+        break;
+      }
+      case 'globalAvgPool':
+        put('Flatten', [this.#put('GlobalAveragePool', [x])]);
+        break;
+      case 'upsampleNearest':
+        this.#upsample(x, (attrs.scale as Sizes).slice(1), this.#extent(node.inputs[0]), this.#extent(node.outputs[0]), y);
+        break;
+      case 'pad': {
+        const [before, after] = [attrs.before as Sizes, attrs.after as Sizes];
+        const pads = [0, 0, ...before.slice(1), 0, 0, ...after.slice(1)];
+        put('Pad', [x, this.#constant(pads, 'i64'), this.#constant([attrs.value as number], 'f32', [])]);
+        break;
+      }
+      default: {
+        const type = plain[node.op];
+        if (!type) throw new OctconvError(`onnx: op '${node.op}' of '${node.name}' cannot be exported`);
+        put(type, inputs);
+      }
+    }
+  }
+
+  /** The definition, part by part: see `octConv` in lib/ops.ts. */
+  #octConv({ inputs: [xH, xL], outputs: [yH, yL], attrs, params }: GraphNode): void {
+    const { kernel, stride, groups } = attrs as { kernel: Sizes; stride: number; groups: number };
+    const channels = (id: number | undefined) => this.graph.values[id ?? -1]?.shape.at(-1) ?? 0;
+    const depthwise = groups > 1 && groups === channels(xH) + channels(xL);
+    const one = kernel.map(() => 1);
+    const path = (role: string, from: number | undefined, pool: number, bias?: string): string | undefined => {
+      const weight = params[role];
+      if (weight === undefined || from === undefined) return undefined;
+      let x = this.#name(from);
+      for (let i = 0; i < pool; i++) x = this.#pool(x);
+      const padding = kernel.map((size) => (size - 1) / 2);
+      const group = depthwise ? channels(from) : groups;
+      return this.#put('Conv', bias ? [x, weight, bias] : [x, weight], window({ kernel, stride: one, padding, groups: group }));
+    };
+    const sum = (a: string | undefined, b: string | undefined, y: number) => {
+      const parts = [a, b].flatMap((name) => name ?? []);
+      this.#put(parts.length === 2 ? 'Add' : 'Identity', parts, {}, this.#name(y));
+    };
+    const down = stride === 2 ? 1 : 0;
+    const lowToHigh = path('l2h', xL, 0);
+    const up = stride === 1 && lowToHigh ? this.#upsample(lowToHigh, [2, 2], this.#extent(xL), this.#extent(yH)) : lowToHigh;
+    if (yH !== undefined) sum(path('h2h', xH, down, params.biasH), up, yH);
+    if (yL !== undefined) {
+      const lowBias = params.l2l ? params.biasL : undefined;
+      sum(path('l2l', xL, down, lowBias), path('h2l', xH, down + 1, params.l2l ? undefined : params.biasL), yL);
+    }
+  }
+
+  /** P(x), once for all that read it. */
+  #pool(x: string): string {
+    const known = this.#pooled.get(x);
+    const attrs = { kernel_shape: [2, 2], strides: [2, 2], ceil_mode: 1, count_include_pad: 0 };
+    const y = known ?? this.#put('AveragePool', [x], attrs);
+    this.#pooled.set(x, y);
+    return y;
+  }
+
+  /** Nearest upsampling, cropped to the size that is wanted. */
+  #upsample(x: string, scale: Sizes, from: Sizes, to: Sizes, y = this.#fresh()): string {
+    const whole = from.every((size, i) => size * (scale[i] ?? 1) === to[i]);
+    const attrs = { mode: 'nearest', nearest_mode: 'floor', coordinate_transformation_mode: 'asymmetric' };
+    const up = this.#put('Resize', [x, '', this.#constant([1, 1, ...scale])], attrs, whole ? y : this.#fresh());
+    if (whole) return y;
+    const [starts, axes] = [this.#constant([0, 0], 'i64'), this.#constant([2, 3], 'i64')];
+    return this.#put('Slice', [up, starts, this.#constant(to, 'i64'), axes], {}, y);
+  }
+
+  // --- Messages ---------------------------------------------------------------------------------------------------
+
+  /** NodeProto */
+  #put(type: string, inputs: readonly string[], attrs: OnnxAttrs = {}, output = this.#fresh(), to = this.#nodes): string {
+    const node = new BinaryWriter();
+    for (const name of inputs) node.tag(1, WireType.LengthDelimited).string(name);
+    node.tag(2, WireType.LengthDelimited).string(output);
+    node.tag(4, WireType.LengthDelimited).string(type);
+    for (const [name, value] of Object.entries(attrs)) message(node, 5, attribute(name, value));
+    to.push(node);
+    return output;
+  }
+
+  /** TensorProto of a parameter, and a cast if it is not f32. */
+  param(name: string, dtype: DType, shape: Sizes, data: TypedArray): void {
+    const stored = dtype === 'f32' ? name : `${name}.${dtype}`;
+    this.#initializer(stored, elementTypes[dtype], shape, new Uint8Array(data.buffer, data.byteOffset, data.byteLength));
+    if (stored !== name) this.#put('Cast', [stored], { to: float }, name, this.#casts);
+  }
+
+  #constant(values: Sizes, type: 'f32' | 'i64' = 'f32', shape: Sizes = values.length === 1 ? [] : [values.length]): string {
+    const name = this.#fresh('constant');
+    const data = type === 'f32' ? Float32Array.from(values) : BigInt64Array.from(values, BigInt);
+    this.#initializer(name, type === 'f32' ? float : int64, shape, new Uint8Array(data.buffer));
+    return name;
+  }
+
+  #initializer(name: string, type: number, shape: Sizes, bytes: Uint8Array): void {
+    const tensor = new BinaryWriter();
+    for (const size of shape) tensor.tag(1, WireType.Varint).int64(size);
+    tensor.tag(2, WireType.Varint).int32(type);
+    tensor.tag(8, WireType.LengthDelimited).string(name);
+    tensor.tag(9, WireType.LengthDelimited).bytes(bytes);
+    this.#initializers.push(tensor);
+  }
+
+  /** ValueInfoProto, batch size symbolic. */
+  #valueInfo(id: number): BinaryWriter {
+    const { dtype, shape } = this.graph.values[id] ?? { dtype: 'f32' as const, shape: [] };
+    const [, ...rest] = shape.length === 4 ? [shape[0], shape[3], shape[1], shape[2]] : shape;
+    const dimensions = new BinaryWriter();
+    message(dimensions, 1, new BinaryWriter().tag(2, WireType.LengthDelimited).string('N'));
+    for (const size of rest) message(dimensions, 1, new BinaryWriter().tag(1, WireType.Varint).int64(size ?? 0));
+    const tensor = message(new BinaryWriter().tag(1, WireType.Varint).int32(elementTypes[dtype]), 2, dimensions);
+    return message(named(this.#name(id)), 2, message(new BinaryWriter(), 1, tensor));
+  }
+
+  /** ModelProto */
+  finish(): Uint8Array {
+    const graph = new BinaryWriter();
+    for (const node of [...this.#casts, ...this.#nodes]) message(graph, 1, node);
+    graph.tag(2, WireType.LengthDelimited).string('octconv');
+    for (const tensor of this.#initializers) message(graph, 5, tensor);
+    for (const id of this.graph.inputs) message(graph, 11, this.#valueInfo(id));
+    for (const id of this.graph.outputs) message(graph, 12, this.#valueInfo(id));
+    const model = new BinaryWriter().tag(1, WireType.Varint).int64(8);
+    model.tag(2, WireType.LengthDelimited).string('octconv');
+    message(model, 7, graph);
+    return message(model, 8, new BinaryWriter().tag(2, WireType.Varint).int64(17)).finish();
+  }
+
+  #fresh(kind = 'value'): string {
+    return `${kind}.${this.#count++}`;
+  }
+
+  #name(id: number): string {
+    const { shape = [] } = this.graph.values[id] ?? {};
+    if (shape.length === 5) throw new OctconvError(`onnx: got [${shape}], only images [N,H,W,C] can be exported`);
+    const name = this.#names.get(id) ?? this.#fresh();
+    this.#names.set(id, name);
+    return name;
+  }
+
+  #extent(id: number | undefined): Sizes {
+    return this.graph.values[id ?? -1]?.shape.slice(1, 3) ?? [];
+  }
+}
+
+/** Kernel, stride, padding, dilation and groups in ONNX's words; our sizes are [t, h, w]. */
+function window({ kernel, stride, padding, dilation, groups }: Attrs): OnnxAttrs {
+  const image = (sizes: unknown) => (sizes as Sizes).slice(1);
+  return {
+    kernel_shape: image(kernel),
+    strides: image(stride),
+    pads: [...image(padding), ...image(padding)],
+    ...(dilation !== undefined && { dilations: image(dilation) }),
+    ...(groups !== undefined && { group: groups as number }),
+  };
+}
+
+/** Marks a number as a FLOAT attribute; all others are INTs. */
+const real = (value: number) => `float:${value}`;
+
+/** AttributeProto */
+function attribute(name: string, value: number | string | Sizes): BinaryWriter {
+  const out = named(name);
+  const type = (kind: number) => out.tag(20, WireType.Varint).int32(kind);
+  if (typeof value === 'number') return type(2).tag(3, WireType.Varint).int64(value);
+  if (typeof value !== 'string') {
+    for (const x of value) out.tag(8, WireType.Varint).int64(x);
+    return type(7);
+  }
+  if (value.startsWith('float:')) return type(1).tag(2, WireType.Bit32).float(Number(value.slice(6)));
+  return type(3).tag(4, WireType.LengthDelimited).string(value);
+}
+
+const named = (name: string) => new BinaryWriter().tag(1, WireType.LengthDelimited).string(name);
+
+function message(to: BinaryWriter, field: number, inner: BinaryWriter): BinaryWriter {
+  return to.tag(field, WireType.LengthDelimited).bytes(inner.finish());
+}
