@@ -446,7 +446,7 @@ struct FastPlan {
 };
 
 constexpr int64_t fewChannels = 16;        // below this an input under a wide kernel is copied with its padding
-constexpr int64_t blockBytes = 192 << 10;  // input bytes of a block: a good part of the L2 cache
+constexpr int64_t blockBytes = 256 << 10;  // input bytes of a block: a good part of the L2 cache
 constexpr int64_t fewestPixels = 48;       // of a block: a panel's weights are read once per block
 constexpr double taskFlops = 2e6;          // about 20 us: less is not worth another thread
 constexpr int64_t tasksPerThread = 6;
