@@ -5,12 +5,16 @@
  *     const model = await loadModel('models/cifar10-oct-resnet-26-a50');
  *     const logits = await model.run(tensor('f32', [1, 32, 32, 3], data));
  */
+export { type Classified, classify, type ClassifyOptions, type Guess } from './classify.js';
 export { type DeviceInfo, type Devices, devices } from './devices.js';
 export type { DType, TypedArray, TypedArrayOf } from './dtype.js';
 export { OctconvError } from './error.js';
 export { Graph, type GraphNode, Parameter, type TensorType, Value } from './graph/graph.js';
 export { countFlops, type Flops } from './flops.js';
-export type { InputConfig } from './input/preprocess.js';
+export { type Batch, type BatchOptions, loadBatches } from './input/batches.js';
+export { decodeImage, type Picture } from './input/image.js';
+export { defaultInput, type InputConfig, preprocess } from './input/preprocess.js';
+export { toOnnx } from './graph/onnx.js';
 export * as layers from './layers/index.js';
 export { type Feature, Module, namedParameters } from './layers/index.js';
 export { createModel, loadModel, Model, type ModelInput, type ModelOptions, type Network } from './model.js';

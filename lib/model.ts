@@ -29,6 +29,14 @@ export type Network = Module & { forward(x: Value<'f32', readonly number[]>): Va
 /** What a run takes: a tensor, or data with its shape. */
 export type ModelInput = Tensor<'f32'> | { readonly data: TypedArrayOf<'f32'>; readonly shape: readonly number[] };
 
+/** A network as a graph, for one input shape, [N,H,W,C] or [N,T,H,W,C]. */
+export function record(network: Network, shape: readonly number[]): Graph {
+  const graph = new Graph();
+  namedParameters(network);
+  graph.outputs.push(network.forward(graph.input('f32', shape)).id);
+  return graph;
+}
+
 /** Plans that a model keeps, one per input shape; the oldest goes first. */
 const keptPlans = 4;
 
@@ -67,10 +75,7 @@ export class Model {
 
   /** Records the network for one input shape, [N,H,W,C] or [N,T,H,W,C]. */
   record(shape: readonly number[]): Graph {
-    const graph = new Graph();
-    namedParameters(this.#network);
-    graph.outputs.push(this.#network.forward(graph.input('f32', shape)).id);
-    return graph;
+    return record(this.#network, shape);
   }
 
   /** The compiled plan for one input shape. */

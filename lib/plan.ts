@@ -2,7 +2,7 @@
 import { arrayFor } from './dtype.js';
 import { OctconvError } from './error.js';
 import { fuse } from './graph/fuse.js';
-import { type Graph, toNTHWC } from './graph/graph.js';
+import { type Graph, type TensorType, toNTHWC } from './graph/graph.js';
 import { lower, type Step, type Steps } from './graph/lower.js';
 import { planMemory } from './graph/memory.js';
 import { calling, type Device, type NativePacked, type NativeParam, type NativePlan, type NativeStep, native } from './native.js';
@@ -68,8 +68,11 @@ export class Plan {
   readonly #plan: NativePlan;
 
   private constructor(
+    /** As recorded. */
     readonly graph: Graph,
+    /** What runs, after fusion on `cpu`, and the tensors between. */
     readonly steps: readonly Step[],
+    readonly values: readonly TensorType[],
     /** Bytes of activations, and of activations and scratch, of one run. */
     readonly memory: { readonly activations: number; readonly run: number },
     /** What native code chose for each step. */
@@ -111,7 +114,7 @@ export class Plan {
         steps: nativeSteps,
       }),
     );
-    return new Plan(graph, steps, { activations: memory.bytes, run: runBytes }, algorithms, plan);
+    return new Plan(graph, steps, values, { activations: memory.bytes, run: runBytes }, algorithms, plan);
   }
 
   /**

@@ -3,6 +3,7 @@ import type { InferenceSession } from 'onnxruntime-node';
 import { OctconvError } from '../error.js';
 import type { Graph } from '../graph/graph.js';
 import { type ReadParam, toOnnx } from '../graph/onnx.js';
+import { toNCHW } from '../layout.js';
 import type { Tensor } from '../tensor.js';
 
 export interface Peer {
@@ -32,7 +33,8 @@ export async function openPeer(graph: Graph, read: ReadParam, inputs: readonly T
   const session = await ort.InferenceSession.create(await toOnnx(graph, read), options);
   const feeds = Object.fromEntries(
     session.inputNames.map((name, i) => {
-      const { shape, data } = toNCHW(inputs[i] as Tensor<'f32'>);
+      const input = inputs[i] as Tensor<'f32'>;
+      const { shape, data } = input.shape.length === 4 ? toNCHW(input) : input;
       return [name, new ort.Tensor('float32', data, shape)];
     }),
   );
@@ -41,16 +43,4 @@ export async function openPeer(graph: Graph, read: ReadParam, inputs: readonly T
     run: async () => (await session.run(feeds, [output]))[output]?.data as Float32Array,
     close: () => session.release(),
   };
-}
-
-/** Moves the channels to where ONNX wants them. */
-export function toNCHW({ shape, data }: Tensor<'f32'>): { shape: number[]; data: Float32Array } {
-  const [n = 1, h = 1, w = 1, c = 1] = shape;
-  if (shape.length !== 4) return { shape: [...shape], data };
-  const moved = new Float32Array(data.length);
-  for (let from = 0, p = 0; p < n * h * w; p++) {
-    const to = Math.floor(p / (h * w)) * c * h * w + (p % (h * w));
-    for (let i = 0; i < c; i++) moved[to + i * h * w] = data[from++] as number;
-  }
-  return { shape: [n, c, h, w], data: moved };
 }

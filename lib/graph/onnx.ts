@@ -12,8 +12,10 @@ import type { Attrs, Graph, GraphNode } from './graph.js';
 /** How a parameter is read: raw elements in PyTorch's layout. */
 export type ReadParam = (name: string) => Promise<{ dtype: DType; shape: readonly number[]; data: TypedArray }>;
 
-type OnnxAttrs = { readonly [name: string]: number | string | readonly number[] };
 type Sizes = readonly number[];
+/** Numbers are INT attributes unless they are marked as FLOAT. */
+type OnnxAttr = number | { readonly float: number } | string | Sizes;
+type OnnxAttrs = { readonly [name: string]: OnnxAttr };
 
 const elementTypes: Record<DType, number> = { f32: 1, u8: 2, i8: 3, i32: 6, f16: 10, bf16: 16 };
 const int64 = 7;
@@ -37,16 +39,19 @@ class Exporter {
   readonly #initializers: BinaryWriter[] = [];
   readonly #names = new Map<number, string>();
   readonly #pooled = new Map<string, string>();
+  /** Layer whose node is being written; what is made up is called after it. */
+  #layer = '';
   #count = 0;
 
   constructor(readonly graph: Graph) {
-    graph.inputs.forEach((id, i) => this.#names.set(id, `input${i || ''}`));
-    graph.outputs.forEach((id, i) => this.#names.set(id, i ? `output${i}` : 'logits'));
+    for (const [i, id] of graph.inputs.entries()) this.#names.set(id, i ? `input${i}` : 'input');
+    for (const [i, id] of graph.outputs.entries()) this.#names.set(id, i ? `logits${i}` : 'logits');
   }
 
   // --- Ops --------------------------------------------------------------------------------------------------------
 
   node(node: GraphNode): void {
+    this.#layer = node.name;
     const inputs = node.inputs.map((id) => this.#name(id));
     const [x = ''] = inputs;
     const [y = ''] = node.outputs.map((id) => this.#name(id));
@@ -65,7 +70,7 @@ class Exporter {
         break;
       case 'batchNorm': {
         const { weight = '', bias = '', running_mean = '', running_var = '' } = params;
-        put('BatchNormalization', [x, weight, bias, running_mean, running_var], { epsilon: real(attrs.eps as number) });
+        put('BatchNormalization', [x, weight, bias, running_mean, running_var], { epsilon: { float: attrs.eps as number } });
         break;
       }
       case 'relu6':
@@ -214,8 +219,9 @@ class Exporter {
     return message(model, 8, new BinaryWriter().tag(2, WireType.Varint).int64(17)).finish();
   }
 
+  /** The slash keeps it apart from the parameters' names. */
   #fresh(kind = 'value'): string {
-    return `${kind}.${this.#count++}`;
+    return `/${this.#layer}/${kind}.${this.#count++}`;
   }
 
   #name(id: number): string {
@@ -243,20 +249,15 @@ function window({ kernel, stride, padding, dilation, groups }: Attrs): OnnxAttrs
   };
 }
 
-/** Marks a number as a FLOAT attribute; all others are INTs. */
-const real = (value: number) => `float:${value}`;
-
 /** AttributeProto */
-function attribute(name: string, value: number | string | Sizes): BinaryWriter {
+function attribute(name: string, value: OnnxAttr): BinaryWriter {
   const out = named(name);
   const type = (kind: number) => out.tag(20, WireType.Varint).int32(kind);
   if (typeof value === 'number') return type(2).tag(3, WireType.Varint).int64(value);
-  if (typeof value !== 'string') {
-    for (const x of value) out.tag(8, WireType.Varint).int64(x);
-    return type(7);
-  }
-  if (value.startsWith('float:')) return type(1).tag(2, WireType.Bit32).float(Number(value.slice(6)));
-  return type(3).tag(4, WireType.LengthDelimited).string(value);
+  if (typeof value === 'string') return type(3).tag(4, WireType.LengthDelimited).string(value);
+  if ('float' in value) return type(1).tag(2, WireType.Bit32).float(value.float);
+  for (const x of value) out.tag(8, WireType.Varint).int64(x);
+  return type(7);
 }
 
 const named = (name: string) => new BinaryWriter().tag(1, WireType.LengthDelimited).string(name);

@@ -1,0 +1,65 @@
+/** What `npm run demo` shows: photographs classified, then the claim of the paper on this machine. */
+import { readdir } from 'node:fs/promises';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import type { Command } from 'commander';
+import { interleave, pairedRatio, type Times } from '../bench/measure.js';
+import { classify } from '../classify.js';
+import { OctconvError } from '../error.js';
+import { createModel, loadModel } from '../model.js';
+import { Tensor } from '../tensor.js';
+import { describe } from './classify.js';
+import { deviceLine, print, progressLine, shippedModel, style } from './common.js';
+
+const photographs = fileURLToPath(new URL('../../test/images', import.meta.url));
+
+/** Photographs of none of the ten classes. */
+const strangers = ['coffee.jpg', 'astronaut.jpg', 'rocket.jpg'];
+
+export function demoCommand(program: Command): void {
+  program
+    .command('demo', { hidden: true })
+    .description('photographs from JPEG to label, and octave against plain convolution')
+    .option('--rounds <n>', 'of the comparison', Number, 10)
+    .action(run);
+}
+
+async function run({ rounds }: { rounds: number }): Promise<void> {
+  const files = await readdir(photographs).catch(() => {
+    throw new OctconvError('demo: it shows the photographs of a checkout, which are not in the package');
+  });
+  const pictures = files.filter((file) => file.endsWith('.jpg')).sort((a, b) => strangers.indexOf(a) - strangers.indexOf(b));
+  {
+    using model = await loadModel(shippedModel);
+    print(style('bold', `An octave network (${model.name}, alpha ${model.options?.alpha}, trained on CIFAR-10's 32 x 32 pictures) looks at photographs`));
+    print(style('dim', `It knows ten things: ${model.labels?.join(', ')}. ${deviceLine(model)}.\n`));
+    for (const file of pictures) {
+      for await (const result of classify(model, [join(photographs, file)])) {
+        print(describe({ ...result, file }));
+        if (strangers.includes(file)) {
+          print(style('yellow', `  ${file.replace('.jpg', '')} is none of the ten: the network has no word for it, and names the nearest all the same.`));
+        }
+        print('');
+      }
+    }
+  }
+  await compare(rounds);
+}
+
+async function compare(rounds: number): Promise<void> {
+  const line = progressLine();
+  using plain = createModel('resnet-50');
+  using octave = createModel('oct-resnet-50', { alpha: 0.5 });
+  print(style('bold', 'The claim: octave convolution does the work of a plain one in less time'));
+  print(style('dim', `ResNet-50 at 224 x 224, random weights, ${deviceLine(plain)}, ${rounds} interleaved rounds\n`));
+  const x = Tensor.zeros('f32', [1, 224, 224, 3]);
+  x.data.fill(0.5);
+  const subjects = [plain, octave].map((model) => () => model.run(x));
+  const [a, b] = (await interleave(subjects, rounds, (round) => line.show(`round ${round} of ${rounds}`))) as [Times, Times];
+  line.clear();
+  const bar = (ms: number) => style('cyan', '█'.repeat(Math.round((40 * ms) / Math.max(a.median, b.median))));
+  for (const [name, { min, median }] of [['ResNet-50', a], ['Oct-ResNet-50, alpha .5', b]] as const) {
+    print(`  ${name.padEnd(24)}${min.toFixed(1).padStart(7)} ms least ${median.toFixed(1).padStart(7)} ms median  ${bar(median)}`);
+  }
+  print(`\n  The octave network takes ${style('bold', `${(100 * pairedRatio(b, a)).toFixed(0)} %`)} of the plain one's time. Against onnxruntime: octconv bench models`);
+}

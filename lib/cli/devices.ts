@@ -1,0 +1,20 @@
+import type { Command } from 'commander';
+import { devices } from '../devices.js';
+import { print, printJson, style } from './common.js';
+
+export function devicesCommand(program: Command): void {
+  program
+    .command('devices')
+    .description('what this machine can compute on, what is chosen and why, and which native file was loaded')
+    .option('--json', 'print one JSON object')
+    .action(run);
+}
+
+function run({ json }: { json?: boolean }): void {
+  const found = devices();
+  if (json) return printJson(found);
+  for (const { name, about, chosen, why } of found.devices) {
+    print(`${chosen ? style('green', '*') : ' '} ${style('bold', name.padEnd(10))} ${about}; ${chosen ? 'chosen: ' : ''}${why}`);
+  }
+  print(`  instruction set ${found.isa}, ${found.threads} threads, native file ${found.nativeFile}`);
+}
