@@ -36,7 +36,8 @@ class Exporter {
   readonly #nodes: BinaryWriter[] = [];
   /** Casts of parameters to f32 stand before all other nodes. */
   readonly #casts: BinaryWriter[] = [];
-  readonly #initializers: BinaryWriter[] = [];
+  /** Pieces of the file: parameters are copied once, into the whole. */
+  readonly #initializers: Uint8Array[] = [];
   readonly #names = new Map<number, string>();
   readonly #pooled = new Map<string, string>();
   /** Layer whose node is being written; what is made up is called after it. */
@@ -190,8 +191,8 @@ class Exporter {
     for (const size of shape) tensor.tag(1, WireType.Varint).int64(size);
     tensor.tag(2, WireType.Varint).int32(type);
     tensor.tag(8, WireType.LengthDelimited).string(name);
-    tensor.tag(9, WireType.LengthDelimited).bytes(bytes);
-    this.#initializers.push(tensor);
+    const head = tensor.tag(9, WireType.LengthDelimited).uint32(bytes.length).finish();
+    this.#initializers.push(lengthOf(new BinaryWriter(), 5, [head, bytes]).finish(), head, bytes);
   }
 
   /** ValueInfoProto, batch size symbolic. */
@@ -207,16 +208,17 @@ class Exporter {
 
   /** ModelProto */
   finish(): Uint8Array {
-    const graph = new BinaryWriter();
-    for (const node of [...this.#casts, ...this.#nodes]) message(graph, 1, node);
-    graph.tag(2, WireType.LengthDelimited).string('octconv');
-    for (const tensor of this.#initializers) message(graph, 5, tensor);
-    for (const id of this.graph.inputs) message(graph, 11, this.#valueInfo(id));
-    for (const id of this.graph.outputs) message(graph, 12, this.#valueInfo(id));
-    const model = new BinaryWriter().tag(1, WireType.Varint).int64(8);
+    const nodes = new BinaryWriter();
+    for (const node of [...this.#casts, ...this.#nodes]) message(nodes, 1, node);
+    nodes.tag(2, WireType.LengthDelimited).string('octconv');
+    const ends = new BinaryWriter();
+    for (const id of this.graph.inputs) message(ends, 11, this.#valueInfo(id));
+    for (const id of this.graph.outputs) message(ends, 12, this.#valueInfo(id));
+    const graph = [nodes.finish(), ...this.#initializers, ends.finish()];
+    const model = new BinaryWriter().tag(1, WireType.Varint).int64(8); // IR version
     model.tag(2, WireType.LengthDelimited).string('octconv');
-    message(model, 7, graph);
-    return message(model, 8, new BinaryWriter().tag(2, WireType.Varint).int64(17)).finish();
+    message(model, 8, new BinaryWriter().tag(2, WireType.Varint).int64(17)); // operator set
+    return Buffer.concat([lengthOf(model, 7, graph).finish(), ...graph]);
   }
 
   /** The slash keeps it apart from the parameters' names. */
@@ -264,4 +266,9 @@ const named = (name: string) => new BinaryWriter().tag(1, WireType.LengthDelimit
 
 function message(to: BinaryWriter, field: number, inner: BinaryWriter): BinaryWriter {
   return to.tag(field, WireType.LengthDelimited).bytes(inner.finish());
+}
+
+/** Begins a message that consists of these pieces. */
+function lengthOf(to: BinaryWriter, field: number, pieces: readonly Uint8Array[]): BinaryWriter {
+  return to.tag(field, WireType.LengthDelimited).uint32(pieces.reduce((sum, piece) => sum + piece.length, 0));
 }
