@@ -58,6 +58,7 @@ export interface Native {
     stepMilliseconds: Float32Array | null,
   ): { done: Promise<boolean>; cancel(): void };
   release(held: NativePacked | NativePlan): void;
+  peak(threads: number): number;
 }
 
 const require = createRequire(import.meta.url);

@@ -5,16 +5,19 @@
 //   compile(plan)                                -> { plan, runBytes, algorithms }
 //   run(plan, inputs, outputs, stepTimes | null) -> { done: Promise<boolean>, cancel() }; `done` is false if cancelled
 //   release(packed | plan)                       gives its memory back before the garbage collector does
+//   peak(threads)                                measured GFLOP/s of fused multiply-adds; waits for it, some 0.1 s at most
 //
 // Typed arrays are used where they lie, without a copy; they are kept alive until the run has ended.
 #include <napi.h>
 
 #include <condition_variable>
+#include <future>
 #include <mutex>
 #include <unordered_set>
 
 #include "core/plan.h"
 #include "cpu/levels.h"
+#include "cpu/peak.h"
 
 namespace octconv {
 namespace {
@@ -345,6 +348,12 @@ void release(const Napi::CallbackInfo& call) {
     Held<const Packed>::unwrap(call[0], "a plan or packed parameters")->free(call.Env());
 }
 
+Napi::Value peak(const Napi::CallbackInfo& call) {
+  const auto gflops = std::make_shared<std::promise<double>>();
+  pool::submit(call[0].ToNumber(), [gflops](Gang& gang) { gflops->set_value(measurePeak(gang)); });
+  return Napi::Number::New(call.Env(), gflops->get_future().get());
+}
+
 Napi::Object init(Napi::Env env, Napi::Object exports) {
   env.SetInstanceData(new Environment(env));
   exports.Set("info", Napi::Function::New(env, info));
@@ -352,6 +361,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("compile", Napi::Function::New(env, compile));
   exports.Set("run", Napi::Function::New(env, run));
   exports.Set("release", Napi::Function::New(env, release));
+  exports.Set("peak", Napi::Function::New(env, peak));
   return exports;
 }
 

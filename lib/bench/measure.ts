@@ -2,8 +2,7 @@
 import { cpus } from 'node:os';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { devices } from '../devices.js';
-import { Graph } from '../graph/graph.js';
-import { PackedWeights, Plan } from '../plan.js';
+import { calling, native } from '../native.js';
 import { Tensor } from '../tensor.js';
 
 export interface Times {
@@ -44,21 +43,8 @@ export async function interleave(
   return all.map((ms) => ({ rounds: ms, min: Math.min(...ms), median: median(ms) }));
 }
 
-/** Measured GFLOP/s of nothing but fused multiply-adds (native/ops/peak.cc), the best of seven tries. */
-export async function measurePeak(threads: number): Promise<number> {
-  const graph = new Graph();
-  graph.outputs.push(...graph.add('peak', [], {}, {}, [{ dtype: 'f32', shape: [1, 1] }]).map((value) => value.id));
-  const weights = new PackedWeights({ tensors: new Map(), read: () => Promise.reject(new Error()) }, 'cpu');
-  const plan = await Plan.compile(graph, weights, threads);
-  let best = 0;
-  for (let i = 0; i < 7; i++) {
-    const stepMilliseconds = new Float32Array(1);
-    const [gflop] = await plan.run([], { stepMilliseconds });
-    best = Math.max(best, ((gflop?.data[0] as number) / (stepMilliseconds[0] as number)) * 1e3);
-  }
-  plan.dispose();
-  return best;
-}
+/** Measured GFLOP/s of nothing but fused multiply-adds (native/cpu/peak.cc). */
+export const measurePeak = (threads: number): number => calling(() => native.peak(threads));
 
 export interface Machine {
   readonly cpu: string;

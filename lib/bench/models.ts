@@ -67,7 +67,7 @@ export async function benchModels(options: BenchModelsOptions): Promise<ModelsRe
   const peak: Record<number, number> = {};
   const rows: ModelRow[] = [];
   for (const count of threads) {
-    peak[count] = await measurePeak(count);
+    peak[count] = measurePeak(count);
     const subjects: Subject[] = [];
     for (const net of nets) {
       progress?.(`${count} threads: opening ${net.name} ${net.options.alpha ?? ''}`);

@@ -59,7 +59,7 @@ export interface OpsResult {
 
 export async function benchOps(options: BenchOpsOptions): Promise<OpsResult> {
   const { network: name, options: networkOptions, size, batch, threads, rounds, progress } = options;
-  const peak = await measurePeak(threads);
+  const peak = measurePeak(threads);
   const network = buildNetwork(name, networkOptions);
   using model = new Model(network, initialize(network), { threads });
   const x = fill(Tensor.zeros('f32', [batch, size, size, 3]));

@@ -1,0 +1,17 @@
+// The machine's peak, which the benches compare with: nothing but fused multiply-adds.
+#pragma once
+#include <stdint.h>
+
+#include "levels.h"
+
+// `rounds` rounds of 12 fused multiply-adds of one vector each; gives the FLOPs that this was.
+OCTCONV_DECLARE(double multiplyAdd(int64_t rounds))
+
+namespace octconv {
+
+class Gang;
+
+// GFLOP/s of all threads of the gang together, with the instruction set in use: the best of 64 tries of about 1 ms.
+double measurePeak(Gang& gang);
+
+}  // namespace octconv
