@@ -13,8 +13,8 @@ export function chart(result: ModelsResult, threads: number): string {
   const text = (at: [number, number], content: string, more = '') => `<text x="${at[0].toFixed(1)}" y="${at[1].toFixed(1)}" ${more}>${content}</text>`;
   const ticks = (limit: number) => Array.from({ length: 6 }, (_, i) => (limit * i) / 5);
   const grid = [
-    ...ticks(most.x).map((t) => `<path d="M${x(t)} ${y(0)}V${y(most.y)}"/>` + text([x(t), y(0) + 18], label(t), 'text-anchor="middle"')),
-    ...ticks(most.y).map((t) => `<path d="M${x(0)} ${y(t)}H${x(most.x)}"/>` + text([x(0) - 8, y(t) + 4], label(t), 'text-anchor="end"')),
+    ...ticks(most.x).map((t) => `<path d="M${x(t)} ${y(0)}V${y(most.y)}"/>${text([x(t), y(0) + 18], label(t), 'text-anchor="middle"')}`),
+    ...ticks(most.y).map((t) => `<path d="M${x(0)} ${y(t)}H${x(most.x)}"/>${text([x(0) - 8, y(t) + 4], label(t), 'text-anchor="end"')}`),
   ];
   const curve = (name: 'ours' | 'onnxruntime', time: (row: ModelRow) => number) => {
     const octave = rows.filter((row) => row.alpha !== undefined);
@@ -27,7 +27,7 @@ export function chart(result: ModelsResult, threads: number): string {
   const alphas = rows.filter((row) => row.alpha !== undefined).map((row) => text([x(row.gmadds), y(row.ours.median) + 20], `α ${row.alpha}`, 'text-anchor="middle" fill="#555"'));
   const legend = (['ours', 'onnxruntime'] as const).map((name, i) => {
     const at = size.top + 24 * i;
-    return `<circle cx="${size.width - 134}" cy="${at - 4}" r="5" fill="${colours[name]}"/>` + text([size.width - 122, at], name === 'ours' ? 'octconv' : name);
+    return `<circle cx="${size.width - 134}" cy="${at - 4}" r="5" fill="${colours[name]}"/>${text([size.width - 122, at], name === 'ours' ? 'octconv' : name)}`;
   });
   return `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${size.width} ${size.height}" font-family="sans-serif" font-size="13">
 <rect width="100%" height="100%" fill="white"/>

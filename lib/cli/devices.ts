@@ -12,7 +12,10 @@ export function devicesCommand(program: Command): void {
 
 function run({ json }: { json?: boolean }): void {
   const found = devices();
-  if (json) return printJson(found);
+  if (json) {
+    printJson(found);
+    return;
+  }
   for (const { name, about, chosen, why } of found.devices) {
     print(`${chosen ? style('green', '*') : ' '} ${style('bold', name.padEnd(10))} ${about}; ${chosen ? 'chosen: ' : ''}${why}`);
   }

@@ -1,0 +1,238 @@
+/**
+ * The one table of op cases, for tests and benches: sizes around the tiles and vector widths (1, N-1, N, N+1, 3N+2 for
+ * 4, 8 and 16 lanes), odd channels, odd sizes. A case is an op, what it takes, and how it is recorded by lib/ops.ts.
+ */
+import { Graph, type Value } from '../lib/graph/graph.js';
+import { Octave } from '../lib/octave.js';
+import * as ops from '../lib/ops.js';
+import { Tensor } from '../lib/tensor.js';
+
+export interface Case {
+  readonly op: keyof typeof ops;
+  readonly title: string;
+  readonly inputs: readonly (readonly number[])[];
+  readonly dtype?: 'f32' | 'u8';
+  /** Products or sums that one output element takes at most; the tolerance grows with it. */
+  readonly terms: number;
+  // biome-ignore lint/suspicious/noExplicitAny: the rows are data, lib/ops.ts checks them
+  readonly record: (xs: any[]) => unknown;
+}
+
+/** Deterministic numbers in about -1 .. 1, without zeros. */
+export function numbers(length: number, seed: number): Float32Array<ArrayBuffer> {
+  const data = new Float32Array(length);
+  let state = (seed * 2654435761 + 12345) >>> 0;
+  for (let i = 0; i < length; i++) {
+    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
+    data[i] = state / 2 ** 31 - 1 + 1e-6;
+  }
+  return data;
+}
+
+let seeds = 0;
+const weight = (...shape: number[]) => new Tensor('f32', shape, numbers(shape.reduce((a, b) => a * b, 1), ++seeds)) as never;
+/** Variances must be positive. */
+const positive = (n: number) => new Tensor('f32', [n], numbers(n, ++seeds).map((x) => 1.5 + x)) as never;
+
+const small = [1, 2, 5, 6, 3] as const; // a video
+const widths = [1, 3, 4, 5, 7, 8, 9, 14, 15, 16, 17, 26, 50];
+
+const unary = (op: Case['op'], call: (x: Value<'f32', readonly [number, number]>) => unknown): Case[] =>
+  widths.flatMap((c) => [
+    { op, title: `2x3x5x${c}`, inputs: [[2, 3, 5, c]], terms: c, record: ([x]) => call(x) },
+    { op, title: `3x${c}`, inputs: [[3, c]], terms: c, record: ([x]) => call(x) },
+  ]);
+
+interface ConvRow {
+  x: readonly number[];
+  to: number;
+  kernel: readonly number[];
+  options?: { stride?: number; padding?: number; dilation?: number; groups?: number };
+  bias?: boolean;
+}
+
+const conv = ({ x, to, kernel, options = {}, bias = false }: ConvRow): Case => {
+  const inputs = (x.at(-1) ?? 0) / (options.groups ?? 1);
+  const w = weight(to, inputs, ...kernel);
+  const b = bias ? weight(to) : undefined;
+  const title = `${x.join('x')} -> ${to}, ${kernel.join('x')} ${JSON.stringify(options)}${bias ? ' bias' : ''}`;
+  const terms = inputs * kernel.reduce((p, q) => p * q, 1);
+  return { op: 'conv', title, inputs: [x], terms, record: ([v]) => ops.conv(v, { weight: w, bias: b }, options as never) };
+};
+
+const convs: Case[] = [
+  ...widths.map((c) => conv({ x: [1, 5, 7, 9], to: c, kernel: [1, 1] })),
+  ...widths.map((c) => conv({ x: [2, 4, 5, c], to: 18, kernel: [3, 3], options: { padding: 1 }, bias: true })),
+  ...[1, 2, 5, 6, 7, 8, 9, 13, 49].map((w) => conv({ x: [1, 1, w, 20], to: 70, kernel: [1, 1] })), // around the tiles' pixels
+  ...[5, 7].map((k) => conv({ x: [1, 13, 11, 3], to: 33, kernel: [k, k], options: { padding: (k - 1) / 2, stride: 2 } })),
+  conv({ x: [2, 9, 9, 17], to: 8, kernel: [3, 3], options: { stride: 2, padding: 1 } }),
+  conv({ x: [1, 10, 11, 6], to: 9, kernel: [3, 3], options: { stride: 3 } }),
+  conv({ x: [1, 9, 12, 6], to: 9, kernel: [3, 3], options: { dilation: 2, padding: 2 } }),
+  conv({ x: [1, 9, 12, 20], to: 9, kernel: [1, 3] }),
+  conv({ x: [1, 9, 12, 20], to: 9, kernel: [2, 2], options: { stride: 2 } }),
+  conv({ x: [1, 3, 3, 5], to: 4, kernel: [5, 5], options: { padding: 4 } }), // more padding than image
+  conv({ x: [2, 6, 5, 12], to: 18, kernel: [3, 3], options: { padding: 1, groups: 3 }, bias: true }),
+  conv({ x: [1, 6, 5, 40], to: 40, kernel: [3, 3], options: { padding: 1, groups: 4 } }),
+  ...widths.map((c) => conv({ x: [1, 6, 5, c], to: c, kernel: [3, 3], options: { padding: 1, groups: c, stride: 2 }, bias: true })),
+  conv({ x: [1, 6, 5, 7], to: 21, kernel: [3, 3], options: { padding: 1, groups: 7 } }), // three outputs a channel
+  conv({ x: [1, 4, 6, 5, 10], to: 19, kernel: [3, 1, 1], options: { padding: 1 } }),
+  conv({ x: [2, 5, 6, 7, 3], to: 8, kernel: [5, 7, 7], options: { padding: 3, stride: 2 } }),
+];
+
+interface OctRow {
+  n?: number;
+  h: number;
+  w: number;
+  from: readonly [high: number, low: number];
+  to: readonly [high: number, low: number];
+  kernel?: number;
+  stride?: 1 | 2;
+  groups?: number;
+  bias?: boolean;
+  depthwise?: boolean;
+}
+
+const octConv = ({ n = 1, h, w, from: [ih, il], to: [oh, ol], kernel: k = 3, stride = 1, groups = 1, bias = false, depthwise = false }: OctRow): Case => {
+  const path = (o: number, i: number, crosses: boolean) =>
+    o && i && !(depthwise && crosses) ? weight(o, depthwise ? 1 : i / groups, k, k) : undefined;
+  const params = {
+    h2h: path(oh, ih, false) as never,
+    l2h: path(oh, il, true),
+    h2l: path(ol, ih, true),
+    l2l: path(ol, il, false),
+    ...(bias && { biasH: weight(oh), ...(ol && { biasL: weight(ol) }) }),
+  };
+  const options = { stride, groups: depthwise ? ih + il : groups };
+  return {
+    op: 'octConv',
+    title: `${n}x${h}x${w}, ${ih}+${il} -> ${oh}+${ol}, ${k}x${k} ${JSON.stringify(options)}${bias ? ' bias' : ''}`,
+    inputs: [[n, h, w, ih], ...(il ? [[n, Math.ceil(h / 2), Math.ceil(w / 2), il]] : [])],
+    terms: depthwise ? k * k : (2 * (ih + il) * k * k) / groups,
+    record: ([high, low]) => {
+      const y = ops.octConv(new Octave(high, low), params, options) as unknown as Octave<Value>;
+      return y.low === undefined ? [y.high] : [y.high, y.low];
+    },
+  };
+};
+
+const octConvs: Case[] = [
+  // every alpha in and out
+  ...([[20, 0], [13, 7], [3, 17]] as const).flatMap((from) =>
+    ([[20, 0], [13, 7], [3, 17]] as const).flatMap((to) => [
+      octConv({ h: 8, w: 10, from, to }),
+      octConv({ h: 9, w: 7, from, to, kernel: 1, bias: true }),
+      octConv({ n: 2, h: 7, w: 5, from, to, stride: 2 }),
+      octConv({ h: 11, w: 13, from, to, stride: 2, kernel: 1 }),
+    ]),
+  ),
+  ...widths.map((c) => octConv({ h: 6, w: 6, from: [c, c], to: [c, c] })),
+  ...[1, 2, 3, 4, 5].flatMap((h) => [1, 2, 3].map((w) => octConv({ h, w, from: [5, 3], to: [6, 4] }))),
+  ...[1, 2, 3, 4, 5].map((h) => octConv({ h, w: 3, from: [5, 3], to: [6, 4], stride: 2 })),
+  octConv({ h: 12, w: 12, from: [8, 4], to: [4, 8], kernel: 5 }),
+  octConv({ h: 16, w: 14, from: [64, 64], to: [64, 64] }),
+  octConv({ n: 3, h: 7, w: 7, from: [24, 40], to: [36, 20], kernel: 7 }),
+  octConv({ h: 8, w: 9, from: [8, 4], to: [12, 8], groups: 4, bias: true }),
+  octConv({ h: 8, w: 9, from: [8, 4], to: [12, 8], groups: 4, stride: 2 }),
+  octConv({ h: 9, w: 10, from: [13, 5], to: [13, 5], depthwise: true, bias: true }),
+  octConv({ h: 9, w: 10, from: [13, 5], to: [13, 5], depthwise: true, stride: 2 }),
+];
+
+const linear = (n: number, c: number, k: number, bias = true): Case => {
+  const params = { weight: weight(k, c), ...(bias && { bias: weight(k) }) };
+  return { op: 'linear', title: `${n}x${c} -> ${k}`, inputs: [[n, c]], terms: c, record: ([x]) => ops.linear(x, params as never) };
+};
+
+const batchNorm = (c: number): Case => {
+  const params = { weight: weight(c), bias: weight(c), running_mean: weight(c), running_var: positive(c) };
+  return { op: 'batchNorm', title: `2x3x4x${c}`, inputs: [[2, 3, 4, c]], terms: 3, record: ([x]) => ops.batchNorm(x, params) };
+};
+
+const pools = (op: 'maxPool' | 'avgPool', call: typeof ops.avgPool): Case[] => {
+  const row = (x: readonly number[], options: Record<string, unknown>): Case => ({
+    op,
+    title: `${x.join('x')} ${JSON.stringify(options)}`,
+    inputs: [x],
+    terms: 64,
+    record: ([v]) => call(v, options as never),
+  });
+  const counted = op === 'avgPool' ? [{ countIncludePad: true }, { countIncludePad: false }] : [{}];
+  return counted.flatMap((more) => [
+    ...widths.map((c) => row([1, 7, 9, c], { kernel: 3, stride: 2, padding: 1, ...more })),
+    row([2, 8, 8, 5], { kernel: 2, ...more }),
+    row([1, 7, 5, 5], { kernel: 2, ceilMode: true, ...more }),
+    row([1, 7, 5, 5], { kernel: 3, stride: 2, padding: 1, ceilMode: true, ...more }),
+    row([1, 5, 5, 3], { kernel: 2, stride: 3, padding: 1, ceilMode: true, ...more }), // the last window would start in the padding
+    row([1, 9, 9, 3], { kernel: [3, 1], stride: [1, 2], ...more }),
+    row([1, 4, 5, 6, 3], { kernel: [2, 1, 1], ...more }),
+    row([1, 1, 1, 3], { kernel: 2, padding: 1, ...more }),
+  ]);
+};
+
+const pictures: Case[] = [
+  ...(['bilinear', 'bicubic'] as const).flatMap((interpolation) =>
+    ([[5, 7, 11, 4], [40, 30, 8, 9], [1, 1, 6, 5], [9, 33, 9, 12]] as const).map(
+      ([h, w, height, width]): Case => ({
+        op: 'resize',
+        title: `${interpolation} ${h}x${w} -> ${height}x${width}`,
+        inputs: [[1, h, w, 3]],
+        dtype: 'u8',
+        terms: 1,
+        record: ([x]) => ops.resize(x, { height, width, interpolation }) as never,
+      }),
+    ),
+  ),
+  {
+    op: 'normalize',
+    title: '2x3x5x3',
+    inputs: [[2, 3, 5, 3]],
+    dtype: 'u8',
+    terms: 3,
+    record: ([x]) => ops.normalize(x, { scale: 1 / 255, mean: [0.4, 0.5, 0.6], std: [0.2, 0.3, 0.4] }),
+  },
+];
+
+export const cases: readonly Case[] = [
+  ...unary('relu', ops.relu),
+  ...unary('relu6', ops.relu6),
+  ...unary('sigmoid', ops.sigmoid),
+  ...unary('softmax', ops.softmax),
+  ...widths.map((c): Case => ({ op: 'add', title: `2x3x5x${c}`, inputs: [[2, 3, 5, c], [2, 3, 5, c]], terms: 2, record: ([x, y]) => ops.add(x, y) })),
+  ...widths.map((c): Case => ({ op: 'mul', title: `2x3x5x${c}`, inputs: [[2, 3, 5, c], [2, 3, 5, c]], terms: 2, record: ([x, y]) => ops.mul(x, y) })),
+  ...widths.map((c): Case => ({ op: 'mul', title: `2x3x5x${c} by 2x1x1x${c}`, inputs: [[2, 3, 5, c], [2, 1, 1, c]], terms: 2, record: ([x, y]) => ops.mul(x, y) })),
+  ...widths.map((c): Case => ({ op: 'concat', title: `5 + ${c} + 2`, inputs: [[2, 3, 4, 5], [2, 3, 4, c], [2, 3, 4, 2]], terms: 1, record: (xs) => ops.concat(xs as never) })),
+  ...convs,
+  ...octConvs,
+  ...widths.map((c) => linear(3, c, 17)),
+  ...widths.map((k) => linear(1, 33, k, false)),
+  linear(65, 100, 1000),
+  ...widths.map(batchNorm),
+  ...pools('maxPool', ops.maxPool),
+  ...pools('avgPool', ops.avgPool),
+  ...widths.map((c): Case => ({ op: 'globalAvgPool', title: `2x5x3x${c}`, inputs: [[2, 5, 3, c]], terms: 15, record: ([x]) => ops.globalAvgPool(x) })),
+  { op: 'globalAvgPool', title: '1x7x7x200', inputs: [[1, 7, 7, 200]], terms: 49, record: ([x]) => ops.globalAvgPool(x) },
+  { op: 'globalAvgPool', title: 'video', inputs: [small], terms: 60, record: ([x]) => ops.globalAvgPool(x) },
+  ...([{ scale: 2 }, { scale: [3, 2] }, { scale: 2, size: [9, 7] }] as const).map((options): Case => ({
+    op: 'upsampleNearest',
+    title: JSON.stringify(options),
+    inputs: [[2, 5, 4, 7]],
+    terms: 1,
+    record: ([x]) => ops.upsampleNearest(x, options as never),
+  })),
+  { op: 'upsampleNearest', title: 'video', inputs: [small], terms: 1, record: ([x]) => ops.upsampleNearest(x, { scale: [1, 2, 2] } as never) },
+  ...([{ before: 1, after: 2 }, { before: [0, 3], value: -1.5 }, { after: 1 }] as const).map((options): Case => ({
+    op: 'pad',
+    title: JSON.stringify(options),
+    inputs: [[2, 3, 4, 5]],
+    terms: 1,
+    record: ([x]) => ops.pad(x, options as never),
+  })),
+  ...pictures,
+];
+
+/** A case as a graph of its own. */
+export function graphOf({ inputs, dtype = 'f32', record }: Case): Graph {
+  const graph = new Graph();
+  const y = record(inputs.map((shape) => graph.input(dtype, shape))) as Value | Value[];
+  graph.outputs.push(...[y].flat().map((value) => value.id));
+  return graph;
+}
