@@ -1,0 +1,312 @@
+/** The command line as a user meets it: what it prints, where, and with which exit code. */
+import { spawnSync } from 'node:child_process';
+import { copyFileSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { expect } from 'chai';
+import sharp from 'sharp';
+import { readNpy, writeNpy } from '../lib/npy.js';
+
+const root = fileURLToPath(new URL('..', import.meta.url));
+const cat = join(root, 'test/images/cat.jpg');
+const shipped = join(root, 'models/cifar10-oct-resnet-26-a50');
+const golden = join(root, 'test/golden');
+const checkpoint = join(golden, 'oct-resnet-26-w8-a25-cifar');
+
+let folder: string;
+const inFolder = (name: string) => join(folder, name);
+
+function octconv(...args: string[]) {
+  const { status, stdout, stderr } = spawnSync(process.execPath, [join(root, 'dist/cli.js'), ...args], { encoding: 'utf8', cwd: folder });
+  return { code: status, stdout, stderr };
+}
+
+/** One line on stderr, no stack, nothing on stdout. */
+function expectError(result: ReturnType<typeof octconv>, code: number, text: string | RegExp): void {
+  expect(result.stderr).to.match(/^octconv: [^\n]+\n$/);
+  if (typeof text === 'string') expect(result.stderr).to.contain(text);
+  else expect(result.stderr).to.match(text);
+  expect(result.stderr).to.not.match(/ at .*:\d+/);
+  expect(result.stdout).to.equal('');
+  expect(result.code).to.equal(code);
+}
+
+describe('command line', function () {
+  this.timeout(60_000);
+  before(() => {
+    folder = mkdtempSync(join(tmpdir(), 'octconv-cli-'));
+  });
+  after(() => rmSync(folder, { recursive: true, force: true }));
+
+  describe('classify', () => {
+    it('shows five guesses, the time, the device and the instruction set', () => {
+      const { code, stdout, stderr } = octconv('classify', cat);
+      expect(code, stderr).to.equal(0);
+      expect(stdout).to.match(/cat\.jpg {2}[\d.]+ ms\n {2}cat +90\.6 %.*\n {2}dog +6\.2 %.*\n {2}frog +0\.8 %/);
+      expect(stdout).to.match(/[\d.]+ ms per picture in the network, cpu (baseline|avx2|avx512), \d+ threads?\n$/);
+      expect(stdout).to.not.contain('\x1b');
+    });
+
+    it('prints one JSON object and nothing else', () => {
+      const { code, stdout, stderr } = octconv('classify', cat, '--json', '--top', '2', '--device', 'reference', '--threads', '1');
+      expect([code, stderr]).to.deep.equal([0, '']);
+      const { results, device, threads } = JSON.parse(stdout);
+      expect([device, threads]).to.deep.equal(['reference', 1]);
+      expect(results[0].top.map((guess: { label: string }) => guess.label)).to.deep.equal(['cat', 'dog']);
+      expect(results[0].top[0].probability).to.be.closeTo(0.906, 0.001);
+    });
+
+    it('reports bad pictures, classifies the others, and ends with 1', () => {
+      writeFileSync(inFolder('text.jpg'), 'this is no picture');
+      writeFileSync(inFolder('empty.png'), '');
+      writeFileSync(inFolder('short.jpg'), readFileSync(cat).subarray(0, 9000));
+      const { code, stdout, stderr } = octconv('classify', 'text.jpg', cat, 'empty.png', 'short.jpg', 'missing.jpg', cat);
+      expect(code).to.equal(1);
+      expect(stdout.match(/90\.6 %/g)).to.have.length(2);
+      const lines = stderr.trim().split('\n');
+      expect(lines.map((line) => line.split(': ')[1])).to.deep.equal(['text.jpg', 'empty.png', 'short.jpg', 'missing.jpg']);
+      for (const line of lines) expect(line).to.match(/^octconv: \S+: .+/);
+    });
+
+    it('takes pictures of every kind', async () => {
+      const picture = sharp(cat).resize(40, 30);
+      const kinds: Record<string, sharp.Sharp> = {
+        'grey.png': picture.clone().greyscale(),
+        'cmyk.jpg': picture.clone().toColourspace('cmyk').jpeg(),
+        'deep.png': picture.clone().toColourspace('rgb16').png(),
+        'glass.png': picture.clone().ensureAlpha(0.5).png(),
+        'web.webp': picture.clone().webp(),
+        'dot.png': sharp({ create: { width: 1, height: 1, channels: 3, background: 'red' } }).png(),
+      };
+      for (const [name, image] of Object.entries(kinds)) await image.toFile(inFolder(name));
+      const { code, stdout, stderr } = octconv('classify', '--json', ...Object.keys(kinds));
+      expect([code, stderr]).to.deep.equal([0, '']);
+      expect(JSON.parse(stdout).results).to.have.length(6);
+    });
+
+    it('obeys the EXIF orientation', async () => {
+      await sharp(cat).rotate(90).withMetadata({ orientation: 8 }).toFile(inFolder('turned.jpg'));
+      const { stdout } = octconv('classify', 'turned.jpg', '--json');
+      expect(JSON.parse(stdout).results[0].top[0].label).to.equal('cat');
+    });
+
+    it('ends with 1 for a missing model, with 2 without a picture', () => {
+      expectError(octconv('classify', cat, '--model', 'nowhere'), 1, 'nowhere: no such file');
+      expectError(octconv('classify'), 2, "missing required argument 'picture'");
+      expectError(octconv('classify', cat, '--device', 'gpu'), 2, 'Allowed choices are auto, cpu, reference');
+      expectError(octconv('classify', cat, '--threads', '0'), 2, 'wanted an integer of at least 1');
+      expectError(octconv('classify', cat, '--what'), 2, "unknown option '--what'");
+    });
+  });
+
+  describe('run', () => {
+    const compare = async (file: string) => {
+      const [got, wanted] = [await readNpy(inFolder(file)), await readNpy(`${checkpoint}.y.npy`)];
+      expect(got.shape).to.deep.equal(wanted.shape);
+      const largest = Math.max(...wanted.data.map(Math.abs));
+      for (const [i, y] of wanted.data.entries()) expect(got.data[i]).to.be.closeTo(y, 1e-4 * largest);
+    };
+
+    it('reads every option off the weights', async () => {
+      const { code, stdout, stderr } = octconv('run', '--weights', `${checkpoint}.pth`, '--input', `${checkpoint}.x.npy`, '--output', 'y.npy', '--json');
+      expect([code, stderr]).to.deep.equal([0, '']);
+      const { network, options } = JSON.parse(stdout);
+      expect(network).to.equal('oct-resnet-26');
+      expect(options).to.deep.equal({ alpha: 0.25, width: 8, classes: 10, stem: 'cifar' });
+      await compare('y.npy');
+    });
+
+    it('takes options that agree, on the reference too', async () => {
+      const flags = ['--network', 'oct-resnet-26', '--alpha', '.25', '--width', '8', '--classes', '10', '--stem', 'cifar', '--device', 'reference'];
+      const { code, stderr } = octconv('run', ...flags, '--weights', `${checkpoint}.pth`, '--input', `${checkpoint}.x.npy`, '--output', 'y2.npy');
+      expect(code, stderr).to.equal(0);
+      await compare('y2.npy');
+    });
+
+    it('takes NCHW', async () => {
+      const { shape, data } = await readNpy(`${checkpoint}.x.npy`);
+      const [n = 0, h = 0, w = 0, c = 0] = shape;
+      const moved = data.map((_, i) => {
+        const [x, y, channel, image] = [i % w, Math.floor(i / w) % h, Math.floor(i / w / h) % c, Math.floor(i / w / h / c)];
+        return data[((image * h + y) * w + x) * c + channel] as number;
+      });
+      await writeNpy(inFolder('nchw.npy'), [n, c, h, w], moved);
+      const { code, stderr } = octconv('run', '--layout', 'nchw', '--weights', `${checkpoint}.pth`, '--input', 'nchw.npy', '--output', 'y3.npy');
+      expect(code, stderr).to.equal(0);
+      await compare('y3.npy');
+    });
+
+    it('gives the same logits for a converted folder', async () => {
+      expect(octconv('convert', `${checkpoint}.pth`, 'folder').code).to.equal(0);
+      const { code, stderr } = octconv('run', '--model', 'folder', '--input', `${checkpoint}.x.npy`, '--output', 'y4.npy');
+      expect(code, stderr).to.equal(0);
+      await compare('y4.npy');
+    });
+
+    it('has random weights by seed', async () => {
+      const run = (seed: string, file: string) =>
+        octconv('run', '--network', 'resnet-26', '--width', '8', '--classes', '5', '--seed', seed, '--input', `${checkpoint}.x.npy`, '--output', file);
+      for (const [seed, file] of [['1', 'a.npy'], ['1', 'b.npy'], ['2', 'c.npy']] as const) expect(run(seed, file).code).to.equal(0);
+      const [a, b, c] = [await readNpy(inFolder('a.npy')), await readNpy(inFolder('b.npy')), await readNpy(inFolder('c.npy'))];
+      expect(a.data).to.deep.equal(b.data);
+      expect(a.data).to.not.deep.equal(c.data);
+    });
+
+    it('names what contradicts', () => {
+      const run = (...flags: string[]) => octconv('run', '--weights', `${checkpoint}.pth`, '--input', `${checkpoint}.x.npy`, '--output', 'z.npy', ...flags);
+      expectError(run('--alpha', '.5'), 1, 'alpha 0.5 was asked for, the weights have 0.25');
+      expectError(run('--classes', '7'), 1, 'classes 7 was asked for, the weights have 10');
+      expectError(run('--network', 'resnet-26'), 1, /network "?resnet-26"? was asked for/);
+      expectError(run('--model', shipped), 2, '--model says it all');
+      expectError(octconv('run', '--network', 'oct-resnet-26', '--alpha', '1', '--input', `${checkpoint}.x.npy`, '--output', 'z.npy'), 1, 'alpha 1');
+      expectError(octconv('run', '--input', `${checkpoint}.x.npy`, '--output', 'z.npy'), 2, 'one of --network, --weights and --model');
+      expectError(run('--layout', 'chwn'), 2, 'Allowed choices are nhwc, nchw');
+      expect(existsSync(inFolder('z.npy'))).to.equal(false);
+    });
+
+    it('refuses inputs that are no images, and files that cannot be', async () => {
+      await writeNpy(inFolder('flat.npy'), [2, 3], new Float32Array(6));
+      await writeNpy(inFolder('deep.npy'), [1, 8, 8, 4], new Float32Array(256));
+      const run = (input: string, output = 'z.npy') => octconv('run', '--model', shipped, '--input', input, '--output', output);
+      expectError(run('flat.npy'), 1, 'flat.npy: shape [2,3], wanted [N,H,W,C]');
+      expectError(run('deep.npy'), 1, 'needs 3 input channels, got x [1,8,8,4]');
+      expectError(run('nothing.npy'), 1, 'nothing.npy: no such file');
+      expectError(run(cat), 1, 'not a .npy file');
+      expectError(run(`${checkpoint}.x.npy`, 'no/where/y.npy'), 1, 'no/where/y.npy');
+    });
+  });
+
+  describe('eval', () => {
+    it('counts what is right, by the names of the folders', () => {
+      for (const name of ['cat', 'dog']) {
+        mkdirSync(inFolder(`data/${name}`), { recursive: true });
+        copyFileSync(cat, inFolder(`data/${name}/picture.jpg`));
+      }
+      const { code, stdout, stderr } = octconv('eval', '--model', shipped, '--data', 'data', '--json');
+      expect([code, stderr]).to.deep.equal([0, '']);
+      expect(JSON.parse(stdout)).to.include({ pictures: 2, failed: 0, top1: 1, top5: 2 });
+      expect(octconv('eval', '--model', shipped, '--data', 'data').stdout).to.match(/^top-1 1 of 2, 50\.0 %\ntop-5 2 of 2, 100\.0 %\n/);
+    });
+
+    it('goes on after a bad picture and ends with 1', () => {
+      writeFileSync(inFolder('data/cat/z.jpg'), 'text');
+      const { code, stdout, stderr } = octconv('eval', '--model', shipped, '--data', 'data', '--json');
+      expect(code).to.equal(1);
+      expect(stderr).to.contain('z.jpg');
+      expect(JSON.parse(stdout)).to.include({ pictures: 2, failed: 1 });
+    });
+
+    it('refuses folders that are no labels, and no folders at all', () => {
+      mkdirSync(inFolder('other/unicorn'), { recursive: true });
+      mkdirSync(inFolder('bare'), { recursive: true });
+      expectError(octconv('eval', '--model', shipped, '--data', 'other'), 1, "'unicorn' is no label of the model");
+      expectError(octconv('eval', '--model', shipped, '--data', 'bare'), 1, 'no pictures');
+      expectError(octconv('eval', '--model', shipped, '--data', 'nowhere'), 1, 'nowhere: no such file');
+    });
+
+    const archive = join(root, '../shared/cifar10/test.tar.xz');
+    const recorded = { a50: [8790, 9942], a0: [8823, 9950] } as const;
+    for (const [name, [top1, top5]] of Object.entries(recorded)) {
+      it(`CIFAR-10's 10,000 test pictures on ${name}: ${top1} right, ${top5} among five @slow`, function () {
+        this.timeout(300_000);
+        if (!existsSync(archive)) return this.skip(); // the pictures are not ours to ship
+        if (!existsSync(inFolder('test'))) spawnSync('tar', ['-xJf', archive, '-C', folder]);
+        const { code, stdout, stderr } = octconv('eval', '--model', join(root, `models/cifar10-oct-resnet-26-${name}`), '--data', 'test', '--json');
+        expect([code, stderr]).to.deep.equal([0, '']);
+        const result = JSON.parse(stdout);
+        expect(result.pictures).to.equal(10_000);
+        expect(result.top1).to.be.closeTo(top1, 3);
+        expect(result.top5).to.be.closeTo(top5, 3);
+      });
+    }
+  });
+
+  describe('info', () => {
+    it('knows the numbers of the paper', () => {
+      const { code, stdout, stderr } = octconv('info', 'oct-resnet-50', '--alpha', '.5', '--json');
+      expect([code, stderr]).to.deep.equal([0, '']);
+      const { parameters, multiplyAdds, steps } = JSON.parse(stdout);
+      expect(parameters).to.equal(25_557_032);
+      expect((multiplyAdds / 1e9).toFixed(3)).to.equal('2.367');
+      expect(steps).to.be.at.most(58);
+    });
+
+    it('shows a model folder and a weight file, and the graph before and after', () => {
+      for (const target of [shipped, `${checkpoint}.pth`]) {
+        const { code, stdout, stderr } = octconv('info', target, '--graph', '--size', '32');
+        expect(code, stderr).to.equal(0);
+        expect(stdout).to.match(/^oct-resnet-26 alpha/);
+        expect(stdout).to.match(/\nrecorded\n[^]*batchNorm[^]*\nafter fusion\n(?![^]*batchNorm)[^]*octConv/);
+      }
+      expectError(octconv('info', 'resnet-51'), 1, 'resnet-51: no such file, and no network');
+    });
+
+    for (const alpha of ['0', '.125', '.25', '.5', '.75', '.9']) {
+      it(`Oct-ResNet-50 is at most 58 steps at alpha ${alpha}`, () => {
+        const { stdout } = octconv('info', 'oct-resnet-50', '--alpha', alpha, '--width', '16', '--json');
+        expect(JSON.parse(stdout).steps).to.be.at.most(58);
+      });
+    }
+  });
+
+  describe('the others', () => {
+    it('convert refuses what is no checkpoint', () => {
+      writeFileSync(inFolder('bad.pth'), 'not a checkpoint');
+      expectError(octconv('convert', 'bad.pth', 'out'), 1, 'bad.pth: not a weight file');
+      expectError(octconv('convert', 'missing.pth', 'out'), 1, 'missing.pth: no such file');
+      writeFileSync(inFolder('few.txt'), 'a\nb\n');
+      expectError(octconv('convert', `${checkpoint}.pth`, 'out', '--labels', 'few.txt'), 1, /2 .*10/);
+      expect(existsSync(inFolder('out/config.json'))).to.equal(false);
+    });
+
+    it('export writes ONNX', () => {
+      const { code, stdout, stderr } = octconv('export', '--onnx', 'net.onnx', '--network', 'oct-resnet-26', '--width', '8', '--size', '64');
+      expect(code, stderr).to.equal(0);
+      expect(stdout).to.match(/net\.onnx: oct-resnet-26, input \[N,3,64,64\]/);
+      expect(existsSync(inFolder('net.onnx'))).to.equal(true);
+    });
+
+    it('devices says what was chosen, why, and which file was loaded', () => {
+      const { code, stdout } = octconv('devices');
+      expect(code).to.equal(0);
+      expect(stdout).to.match(/^\* cpu +fused kernels, (baseline|avx2|avx512) \(.+\); chosen: /);
+      expect(stdout).to.match(/native file \S+\.node\n$/);
+      expect(JSON.parse(octconv('devices', '--json').stdout).devices).to.have.length(2);
+    });
+
+    it('an instruction set that is not there is an error in one line', () => {
+      const env = { ...process.env, OCTCONV_ISA: 'mmx' };
+      const { status, stderr } = spawnSync(process.execPath, [join(root, 'dist/cli.js'), 'devices'], { encoding: 'utf8', env });
+      expect(status).to.equal(1);
+      expect(stderr).to.equal("octconv: OCTCONV_ISA: 'mmx' is unknown, wanted baseline, avx2 or avx512\n");
+    });
+
+    it('help and version end with 0, an unknown command with 2', () => {
+      expect(octconv('--help').code).to.equal(0);
+      expect(octconv('run', '--help').stdout).to.contain('--layout');
+      expect(octconv('--version').stdout).to.match(/^\d+\.\d+\.\d+\n$/);
+      expectError(octconv('frobnicate'), 2, "unknown command 'frobnicate'");
+    });
+
+    it('a reader that has seen enough is no error', () => {
+      const script = `"${process.execPath}" "${join(root, 'dist/cli.js')}" info oct-resnet-50 --width 8 --graph | head -n 1; echo "\${PIPESTATUS[0]}"`;
+      const { stdout, stderr } = spawnSync('bash', ['-c', script], { encoding: 'utf8' });
+      expect(stderr).to.equal('');
+      expect(stdout).to.match(/\n0\n$/);
+    });
+
+    it('bench models and ops: checked, timed, kept as JSON and chart', function () {
+      this.timeout(120_000);
+      const common = ['--size', '48', '--rounds', '1'];
+      const models = octconv('bench', 'models', '--network', 'resnet-26', '--alphas', '.5', '--threads', '1', ...common, '--out', 'r.json', '--chart', 'c.svg');
+      expect([models.code, models.stderr]).to.deep.equal([0, '']);
+      expect(models.stdout).to.match(/\noct-resnet-26 +0\.5 +1 /);
+      expect(JSON.parse(readFileSync(inFolder('r.json'), 'utf8')).rows).to.have.length(2);
+      expect(readFileSync(inFolder('c.svg'), 'utf8')).to.match(/^<svg /);
+      const ops = octconv('bench', 'ops', '--network', 'oct-resnet-26', ...common, '--json');
+      expect([ops.code, ops.stderr]).to.deep.equal([0, '']);
+      expect(JSON.parse(ops.stdout).steps.length).to.equal(28);
+    });
+  });
+});
