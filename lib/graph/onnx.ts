@@ -13,6 +13,7 @@ import type { Attrs, Graph, GraphNode } from './graph.js';
 export type ReadParam = (name: string) => Promise<{ dtype: DType; shape: readonly number[]; data: TypedArray }>;
 
 type Sizes = readonly number[];
+type Names = readonly string[];
 /** Numbers are INT attributes unless they are marked as FLOAT. */
 type OnnxAttr = number | { readonly float: number } | string | Sizes;
 type OnnxAttrs = { readonly [name: string]: OnnxAttr };
@@ -57,7 +58,7 @@ class Exporter {
     const [x = ''] = inputs;
     const [y = ''] = node.outputs.map((id) => this.#name(id));
     const { attrs, params } = node;
-    const put = (type: string, from: readonly string[], attributes: OnnxAttrs = {}) => this.#put(type, from, attributes, y);
+    const put = (type: string, from: Names, more: OnnxAttrs = {}) => this.#put(type, from, more, y);
     const plain: { readonly [op: string]: string } = { relu: 'Relu', sigmoid: 'Sigmoid', add: 'Add', mul: 'Mul' };
     switch (node.op) {
       case 'conv':
@@ -71,7 +72,8 @@ class Exporter {
         break;
       case 'batchNorm': {
         const { weight = '', bias = '', running_mean = '', running_var = '' } = params;
-        put('BatchNormalization', [x, weight, bias, running_mean, running_var], { epsilon: { float: attrs.eps as number } });
+        const epsilon = { float: attrs.eps as number };
+        put('BatchNormalization', [x, weight, bias, running_mean, running_var], { epsilon });
         break;
       }
       case 'relu6':
@@ -84,25 +86,26 @@ class Exporter {
         put('Concat', inputs, { axis: 1 });
         break;
       case 'maxPool':
-        put('MaxPool', [x], { ...window(attrs), ceil_mode: attrs.ceilMode ? 1 : 0 });
+        put('MaxPool', [x], this.#fitted(node));
         break;
       case 'avgPool': {
-        const count_include_pad = attrs.countIncludePad ? 1 : 0;
-        put('AveragePool', [x], { ...window(attrs), ceil_mode: attrs.ceilMode ? 1 : 0, count_include_pad });
+        // Counted padding is data; what lies beyond it never counts.
+        const padding = attrs.countIncludePad ? image(attrs.padding) : [0, 0];
+        const counted = padding.some(Boolean) ? this.#pad(x, padding, padding, 0) : x;
+        put('AveragePool', [counted], { ...this.#fitted(node, padding), count_include_pad: 0 });
         break;
       }
       case 'globalAvgPool':
         put('Flatten', [this.#put('GlobalAveragePool', [x])]);
         break;
-      case 'upsampleNearest':
-        this.#upsample(x, (attrs.scale as Sizes).slice(1), this.#extent(node.inputs[0]), this.#extent(node.outputs[0]), y);
-        break;
-      case 'pad': {
-        const [before, after] = [attrs.before as Sizes, attrs.after as Sizes];
-        const pads = [0, 0, ...before.slice(1), 0, 0, ...after.slice(1)];
-        put('Pad', [x, this.#constant(pads, 'i64'), this.#constant([attrs.value as number], 'f32', [])]);
+      case 'upsampleNearest': {
+        const [from, to] = [this.#extent(node.inputs[0]), this.#extent(node.outputs[0])];
+        this.#upsample(x, image(attrs.scale), from, to, y);
         break;
       }
+      case 'pad':
+        this.#pad(x, image(attrs.before), image(attrs.after), attrs.value as number, y);
+        break;
       default: {
         const type = plain[node.op];
         if (!type) throw new OctconvError(`onnx: op '${node.op}' of '${node.name}' cannot be exported`);
@@ -121,10 +124,14 @@ class Exporter {
       const weight = params[role];
       if (weight === undefined || from === undefined) return undefined;
       let x = this.#name(from);
-      for (let i = 0; i < pool; i++) x = this.#pool(x);
+      let size = this.#extent(from);
+      for (let i = 0; i < pool; i++) {
+        x = this.#pool(x, size);
+        size = size.map((s) => Math.ceil(s / 2));
+      }
       const padding = kernel.map((size) => (size - 1) / 2);
-      const group = depthwise ? channels(from) : groups;
-      return this.#put('Conv', bias ? [x, weight, bias] : [x, weight], window({ kernel, stride: one, padding, groups: group }));
+      const attrs = window({ kernel, stride: one, padding, groups: depthwise ? channels(from) : groups });
+      return this.#put('Conv', bias ? [x, weight, bias] : [x, weight], attrs);
     };
     const sum = (a: string | undefined, b: string | undefined, y: number) => {
       const parts = [a, b].flatMap((name) => name ?? []);
@@ -132,7 +139,8 @@ class Exporter {
     };
     const down = stride === 2 ? 1 : 0;
     const lowToHigh = path('l2h', xL, 0);
-    const up = stride === 1 && lowToHigh ? this.#upsample(lowToHigh, [2, 2], this.#extent(xL), this.#extent(yH)) : lowToHigh;
+    const [from, to] = [this.#extent(xL), this.#extent(yH)];
+    const up = stride === 1 && lowToHigh ? this.#upsample(lowToHigh, [2, 2], from, to) : lowToHigh;
     if (yH !== undefined) sum(path('h2h', xH, down, params.biasH), up, yH);
     if (yL !== undefined) {
       const lowBias = params.l2l ? params.biasL : undefined;
@@ -140,13 +148,34 @@ class Exporter {
     }
   }
 
-  /** P(x), once for all that read it. */
-  #pool(x: string): string {
-    const known = this.#pooled.get(x);
-    const attrs = { kernel_shape: [2, 2], strides: [2, 2], ceil_mode: 1, count_include_pad: 0 };
-    const y = known ?? this.#put('AveragePool', [x], attrs);
+  /** P(x), once for all that read it. Padding does not count, so the border is the mean of what exists. */
+  #pool(x: string, size: Sizes): string {
+    const pads = [0, 0, ...size.map((s) => s % 2)];
+    const attrs = { kernel_shape: [2, 2], strides: [2, 2], pads, count_include_pad: 0 };
+    const y = this.#pooled.get(x) ?? this.#put('AveragePool', [x], attrs);
     this.#pooled.set(x, y);
     return y;
+  }
+
+  /**
+   * The window of a pooling, padded at the end for just as many positions as it has: runtimes differ in what
+   * `ceil_mode` makes of windows that start in the padding. `done` is how much of the padding x has already.
+   */
+  #fitted({ attrs, inputs, outputs }: GraphNode, done: Sizes = [0, 0]): OnnxAttrs {
+    const { kernel_shape, strides, pads } = window(attrs) as { [name: string]: Sizes };
+    const [x, y] = [this.#extent(inputs[0]), this.#extent(outputs[0])];
+    const at = (sizes: Sizes | undefined, i: number) => sizes?.[i] ?? 0;
+    const begin = [0, 1].map((i) => at(pads, i) - at(done, i));
+    const end = [0, 1].map((i) => {
+      const reach = (at(y, i) - 1) * at(strides, i) + at(kernel_shape, i);
+      return Math.max(0, reach - at(begin, i) - at(x, i) - 2 * at(done, i));
+    });
+    return { kernel_shape, strides, pads: [...begin, ...end] } as OnnxAttrs;
+  }
+
+  #pad(x: string, before: Sizes, after: Sizes, value: number, y = this.#fresh()): string {
+    const pads = this.#constant([0, 0, ...before, 0, 0, ...after], 'i64');
+    return this.#put('Pad', [x, pads, this.#constant([value])], {}, y);
   }
 
   /** Nearest upsampling, cropped to the size that is wanted. */
@@ -162,7 +191,7 @@ class Exporter {
   // --- Messages ---------------------------------------------------------------------------------------------------
 
   /** NodeProto */
-  #put(type: string, inputs: readonly string[], attrs: OnnxAttrs = {}, output = this.#fresh(), to = this.#nodes): string {
+  #put(type: string, inputs: Names, attrs: OnnxAttrs = {}, output = this.#fresh(), to = this.#nodes): string {
     const node = new BinaryWriter();
     for (const name of inputs) node.tag(1, WireType.LengthDelimited).string(name);
     node.tag(2, WireType.LengthDelimited).string(output);
@@ -175,11 +204,14 @@ class Exporter {
   /** TensorProto of a parameter, and a cast if it is not f32. */
   param(name: string, dtype: DType, shape: Sizes, data: TypedArray): void {
     const stored = dtype === 'f32' ? name : `${name}.${dtype}`;
-    this.#initializer(stored, elementTypes[dtype], shape, new Uint8Array(data.buffer, data.byteOffset, data.byteLength));
+    const bytes = new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
+    this.#initializer(stored, elementTypes[dtype], shape, bytes);
     if (stored !== name) this.#put('Cast', [stored], { to: float }, name, this.#casts);
   }
 
-  #constant(values: Sizes, type: 'f32' | 'i64' = 'f32', shape: Sizes = values.length === 1 ? [] : [values.length]): string {
+  /** One value is a scalar, more are a vector. */
+  #constant(values: Sizes, type: 'f32' | 'i64' = 'f32'): string {
+    const shape = values.length === 1 ? [] : [values.length];
     const name = this.#fresh('constant');
     const data = type === 'f32' ? Float32Array.from(values) : BigInt64Array.from(values, BigInt);
     this.#initializer(name, type === 'f32' ? float : int64, shape, new Uint8Array(data.buffer));
@@ -239,9 +271,11 @@ class Exporter {
   }
 }
 
-/** Kernel, stride, padding, dilation and groups in ONNX's words; our sizes are [t, h, w]. */
+/** Our sizes are [t, h, w]. */
+const image = (sizes: unknown): Sizes => (sizes as Sizes).slice(1);
+
+/** Kernel, stride, padding, dilation and groups in ONNX's words. */
 function window({ kernel, stride, padding, dilation, groups }: Attrs): OnnxAttrs {
-  const image = (sizes: unknown) => (sizes as Sizes).slice(1);
   return {
     kernel_shape: image(kernel),
     strides: image(stride),
