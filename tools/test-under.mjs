@@ -19,16 +19,16 @@ const worlds = {
     sanitize: 'address,undefined',
     runtime: 'asan',
     env: { ASAN_OPTIONS: `${options}:abort_on_error=1`, LSAN_OPTIONS: 'exitcode=0', UBSAN_OPTIONS: 'print_stacktrace=1' },
-    fast: ['golden', 'input', 'lifecycle'],
+    fast: ['golden', 'input', 'lifecycle', 'ops'],
   },
-  ubsan: { sanitize: 'undefined', runtime: 'ubsan', env: { UBSAN_OPTIONS: `${options}:print_stacktrace=1` }, fast: ['golden', 'input'] },
+  ubsan: { sanitize: 'undefined', runtime: 'ubsan', env: { UBSAN_OPTIONS: `${options}:print_stacktrace=1` }, fast: ['golden', 'input', 'ops'] },
   tsan: {
     sanitize: 'thread',
     runtime: 'tsan',
     env: { TSAN_OPTIONS: `${options}:exitcode=0:report_signal_unsafe=0` },
     fast: ['golden', 'lifecycle'],
   },
-  baseline: { fast: ['golden', 'input'] },
+  baseline: { fast: ['golden', 'input', 'ops'] },
 };
 
 /** What to preload: the sanitizer's runtime, and the C++ library, in which it looks for the functions that it wraps. */
