@@ -4,11 +4,13 @@
 #include "../cpu/levels.h"
 #include "../cpu/vec.h"
 
-OCTCONV_DECLARE(void scaleShift(const float* x, const float* scale, const float* shift, float* y, ptrdiff_t pixels, ptrdiff_t channels))
+OCTCONV_DECLARE(void scaleShift(const float* x, const float* scale, const float* shift, float* y, ptrdiff_t pixels,
+                                ptrdiff_t channels))
 
 namespace octconv::OCTCONV_LEVEL {
 
-void scaleShift(const float* x, const float* scale, const float* shift, float* y, ptrdiff_t pixels, ptrdiff_t channels) {
+void scaleShift(const float* x, const float* scale, const float* shift, float* y, ptrdiff_t pixels,
+                ptrdiff_t channels) {
   for (ptrdiff_t p = 0; p < pixels; p++, x += channels, y += channels)
     for (ptrdiff_t c = 0; c < channels; c++) y[c] = x[c] * scale[c] + shift[c];
 }
@@ -36,11 +38,13 @@ std::shared_ptr<const Packed> pack(const Attr& attrs, const Params& params, Devi
     const auto found = params.find(roles[i]);
     if (found == params.end()) fail("batchNorm: parameter '", roles[i], "' is missing");
     values[i] = found->second.floats();
-    if (values[i].size() != values[0].size()) fail("batchNorm: ", roles[i], " has ", values[i].size(), " elements, weight has ", values[0].size());
+    if (values[i].size() != values[0].size())
+      fail("batchNorm: ", roles[i], " has ", values[i].size(), " elements, weight has ", values[0].size());
   }
   auto affine = std::make_shared<Affine>();
   for (size_t c = 0; c < values[0].size(); c++) {
-    const double scale = values[0][c] / std::sqrt(values[3][c] + attrs.number("eps", 1e-5)), shift = values[1][c] - values[2][c] * scale;
+    const double scale = values[0][c] / std::sqrt(values[3][c] + attrs.number("eps", 1e-5)),
+                 shift = values[1][c] - values[2][c] * scale;
     affine->exactScale.push_back(scale), affine->exactShift.push_back(shift);
     affine->scale.push_back(static_cast<float>(scale)), affine->shift.push_back(static_cast<float>(shift));
   }
@@ -53,7 +57,8 @@ Kernel make(const Node& node, Device device) {
   const Shape s = node.in(0);
   const auto& affine = node.weights<Affine>();
   if (node.out(0) != s) fail("batchNorm: output ", node.out(0), " of input ", s, ", wanted the same shape");
-  if (affine.scale.size() != static_cast<size_t>(s.c)) fail("batchNorm: ", affine.scale.size(), " parameters for the ", s.c, " channels of ", s);
+  if (affine.scale.size() != static_cast<size_t>(s.c))
+    fail("batchNorm: ", affine.scale.size(), " parameters for the ", s.c, " channels of ", s);
   if (device == Device::reference)
     return {[=, keep = node.packed](Run& run) {
       const auto& a = static_cast<const Affine&>(*keep);
@@ -67,7 +72,8 @@ Kernel make(const Node& node, Device device) {
     const auto& a = static_cast<const Affine&>(*keep);
     run.parallel(parts, [&](int64_t task, char*) {
       const auto [begin, end] = piece(s.pixels(), parts, task);
-      fast(run.in<float>(0) + begin * s.c, a.scale.data(), a.shift.data(), run.out<float>(0) + begin * s.c, end - begin, s.c);
+      fast(run.in<float>(0) + begin * s.c, a.scale.data(), a.shift.data(), run.out<float>(0) + begin * s.c, end - begin,
+           s.c);
     });
   }};
 }

@@ -2,7 +2,8 @@
 //
 // Attributes as in PyTorch: kernel, stride, padding [t,h,w], ceilMode (the last window must start inside the input or
 // its left padding), countIncludePad (avgPool). Padding never wins a maximum, a NaN does. maxPool may have a second
-// output, P of the first (2x2 average, stride 2), for the octave convolution behind it: the rows are still in the cache.
+// output, P of the first (2x2 average, stride 2), for the octave convolution behind it: the rows are still in the
+// cache.
 #include "../cpu/halve.h"
 #include "../cpu/levels.h"
 #include "../cpu/vec.h"
@@ -61,9 +62,14 @@ struct Reach {
 
 Window windowOf(const Node& node, bool average) {
   const Attr& a = node.attrs;
-  const Window w{Size3(a["kernel"]), Size3(a["stride"]), Size3(a["padding"]), a.flag("ceilMode"), a.flag("countIncludePad"), average};
-  for (const auto& [k, s, p] : {std::array{w.kernel.t, w.stride.t, w.padding.t}, std::array{w.kernel.h, w.stride.h, w.padding.h}, std::array{w.kernel.w, w.stride.w, w.padding.w}})
-    if (k < 1 || s < 1 || p < 0 || 2 * p > k) fail(node.op, ": kernel ", k, ", stride ", s, ", padding ", p, ", wanted positive sizes and a padding of at most half the kernel");
+  const Window w{Size3(a["kernel"]), Size3(a["stride"]),        Size3(a["padding"]),
+                 a.flag("ceilMode"), a.flag("countIncludePad"), average};
+  for (const auto& [k, s, p] :
+       {std::array{w.kernel.t, w.stride.t, w.padding.t}, std::array{w.kernel.h, w.stride.h, w.padding.h},
+        std::array{w.kernel.w, w.stride.w, w.padding.w}})
+    if (k < 1 || s < 1 || p < 0 || 2 * p > k)
+      fail(node.op, ": kernel ", k, ", stride ", s, ", padding ", p,
+           ", wanted positive sizes and a padding of at most half the kernel");
   return w;
 }
 
@@ -71,16 +77,20 @@ void check(const Node& node, const Window& w) {
   node.want(1, !w.average && node.outputs.size() == 2 ? 2 : 1);
   node.wantF32();
   const Shape x = node.in(0);
-  const Shape y{x.n, pooledSize(x.t, w.kernel.t, w.stride.t, w.padding.t, w.ceilMode), pooledSize(x.h, w.kernel.h, w.stride.h, w.padding.h, w.ceilMode),
+  const Shape y{x.n, pooledSize(x.t, w.kernel.t, w.stride.t, w.padding.t, w.ceilMode),
+                pooledSize(x.h, w.kernel.h, w.stride.h, w.padding.h, w.ceilMode),
                 pooledSize(x.w, w.kernel.w, w.stride.w, w.padding.w, w.ceilMode), x.c};
   if (node.out(0) != y) fail(node.op, ": output ", node.out(0), " of input ", x, ", wanted ", y);
-  if (node.outputs.size() == 2 && node.out(1) != Shape{y.n, y.t, half(y.h), half(y.w), y.c}) fail(node.op, ": pooled output ", node.out(1), " must be half of ", y);
+  if (node.outputs.size() == 2 && node.out(1) != Shape{y.n, y.t, half(y.h), half(y.w), y.c})
+    fail(node.op, ": pooled output ", node.out(1), " must be half of ", y);
 }
 
 // Visits the inputs of output pixel (n, t, y, x): visit(address of its channels); gives the number that counts.
 template <class F>
-int64_t eachInput(const float* in, const Shape& s, const Window& w, int64_t n, int64_t t, int64_t y, int64_t x, F&& visit) {
-  const Reach rt(t, s.t, w.kernel.t, w.stride.t, w.padding.t, w.countIncludePad), rh(y, s.h, w.kernel.h, w.stride.h, w.padding.h, w.countIncludePad),
+int64_t eachInput(const float* in, const Shape& s, const Window& w, int64_t n, int64_t t, int64_t y, int64_t x,
+                  F&& visit) {
+  const Reach rt(t, s.t, w.kernel.t, w.stride.t, w.padding.t, w.countIncludePad),
+      rh(y, s.h, w.kernel.h, w.stride.h, w.padding.h, w.countIncludePad),
       rw(x, s.w, w.kernel.w, w.stride.w, w.padding.w, w.countIncludePad);
   for (int64_t ti = rt.begin; ti < rt.end; ti++)
     for (int64_t yi = rh.begin; yi < rh.end; yi++)
@@ -94,10 +104,11 @@ void referencePool(const Node& node, const Window& w, Run& run) {
     for (int64_t c = 0; c < o.c; c++) {
       double sum = 0;
       float largest = -INFINITY;
-      const int64_t count = eachInput(run.in<float>(0), s, w, p / (o.w * o.h * o.t), p / (o.w * o.h) % o.t, p / o.w % o.h, p % o.w, [&](const float* x) {
-        sum += x[c];
-        if (x[c] > largest || std::isnan(x[c])) largest = x[c];
-      });
+      const int64_t count = eachInput(run.in<float>(0), s, w, p / (o.w * o.h * o.t), p / (o.w * o.h) % o.t,
+                                      p / o.w % o.h, p % o.w, [&](const float* x) {
+                                        sum += x[c];
+                                        if (x[c] > largest || std::isnan(x[c])) largest = x[c];
+                                      });
       run.out<float>(0)[p * o.c + c] = w.average ? static_cast<float>(sum / static_cast<double>(count)) : largest;
     }
   if (node.outputs.size() < 2) return;
@@ -107,7 +118,8 @@ void referencePool(const Node& node, const Window& w, Run& run) {
       double sum = 0;
       int count = 0;
       for (int64_t y = p / l.w % l.h * 2; y < std::min(o.h, p / l.w % l.h * 2 + 2); y++)
-        for (int64_t x = p % l.w * 2; x < std::min(o.w, p % l.w * 2 + 2); x++, count++) sum += run.out<float>(0)[((p / (l.w * l.h) * o.h + y) * o.w + x) * o.c + c];
+        for (int64_t x = p % l.w * 2; x < std::min(o.w, p % l.w * 2 + 2); x++, count++)
+          sum += run.out<float>(0)[((p / (l.w * l.h) * o.h + y) * o.w + x) * o.c + c];
       run.out<float>(1)[p * l.c + c] = static_cast<float>(sum / count);
     }
 }
@@ -119,18 +131,23 @@ Kernel pool(const Node& node, Device device, bool average) {
   const Shape s = node.in(0), o = node.out(0);
   const bool halves = node.outputs.size() == 2;
   const int64_t rows = halves ? 2 : 1, pairs = (o.h + rows - 1) / rows;  // a task: a row, or the two that P needs
-  return {[=, combine = average ? OCTCONV_PICK(addInto) : OCTCONV_PICK(maxInto), scale = OCTCONV_PICK(scaleBy), halve = OCTCONV_PICK(halveRows)](Run& run) {
+  return {[=, combine = average ? OCTCONV_PICK(addInto) : OCTCONV_PICK(maxInto), scale = OCTCONV_PICK(scaleBy),
+           halve = OCTCONV_PICK(halveRows)](Run& run) {
     run.parallel(o.n * o.t * pairs, [&](int64_t task, char*) {
-      const int64_t plane = task / pairs, n = plane / o.t, t = plane % o.t, first = task % pairs * rows, last = std::min(first + rows, o.h);
+      const int64_t plane = task / pairs, n = plane / o.t, t = plane % o.t, first = task % pairs * rows,
+                    last = std::min(first + rows, o.h);
       float* y = run.out<float>(0) + (plane * o.h + first) * o.w * o.c;
       float* to = y;
       for (int64_t row = first; row < last; row++)
         for (int64_t x = 0; x < o.w; x++, to += o.c) {
           std::fill(to, to + o.c, average ? 0.f : -INFINITY);
-          const int64_t count = eachInput(run.in<float>(0), s, w, n, t, row, x, [&](const float* from) { combine(to, from, o.c); });
+          const int64_t count =
+              eachInput(run.in<float>(0), s, w, n, t, row, x, [&](const float* from) { combine(to, from, o.c); });
           if (average) scale(to, 1 / static_cast<float>(count), o.c);
         }
-      if (halves) halve(y, o.c, last - first, o.w, run.out<float>(1) + (plane * half(o.h) + first / 2) * half(o.w) * o.c, o.c, static_cast<int>(o.c));
+      if (halves)
+        halve(y, o.c, last - first, o.w, run.out<float>(1) + (plane * half(o.h) + first / 2) * half(o.w) * o.c, o.c,
+              static_cast<int>(o.c));
     });
   }};
 }
@@ -143,7 +160,8 @@ Kernel globalAvgPool(const Node& node, Device) {
   node.want(1, 1);
   node.wantF32();
   const Shape s = node.in(0);
-  if (node.out(0) != Shape{s.n, 1, 1, 1, s.c}) fail("globalAvgPool: output ", node.out(0), " of input ", s, ", wanted ", Shape{s.n, 1, 1, 1, s.c});
+  if (node.out(0) != Shape{s.n, 1, 1, 1, s.c})
+    fail("globalAvgPool: output ", node.out(0), " of input ", s, ", wanted ", Shape{s.n, 1, 1, 1, s.c});
   const int64_t parts = pieces(s.c, 64);
   return {[=](Run& run) {
     run.parallel(s.n * parts, [&](int64_t task, char*) {
@@ -152,7 +170,8 @@ Kernel globalAvgPool(const Node& node, Device) {
       double sums[128] = {};
       for (int64_t p = 0; p < pixels; p++)
         for (int64_t c = begin; c < end; c++) sums[c - begin] += run.in<float>(0)[(n * pixels + p) * s.c + c];
-      for (int64_t c = begin; c < end; c++) run.out<float>(0)[n * s.c + c] = static_cast<float>(sums[c - begin] / static_cast<double>(pixels));
+      for (int64_t c = begin; c < end; c++)
+        run.out<float>(0)[n * s.c + c] = static_cast<float>(sums[c - begin] / static_cast<double>(pixels));
     });
   }};
 }

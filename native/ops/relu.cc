@@ -10,7 +10,8 @@ void clampAll(const float* x, float* y, ptrdiff_t count, float low, float high) 
   const Vec lowest = splat(low), highest = splat(high);
   ptrdiff_t i = 0;
   for (; i + lanes <= count; i += lanes) store(y + i, clamp(load(x + i), lowest, highest));
-  if (i < count) store(y + i, clamp(load(x + i, static_cast<int>(count - i)), lowest, highest), static_cast<int>(count - i));
+  if (i < count)
+    store(y + i, clamp(load(x + i, static_cast<int>(count - i)), lowest, highest), static_cast<int>(count - i));
 }
 
 }  // namespace octconv::OCTCONV_LEVEL
@@ -25,7 +26,8 @@ namespace octconv {
 static void check(const Node& node) {
   node.want(1, 1);
   node.wantF32();
-  if (node.in(0) != node.out(0)) fail(node.op, ": input ", node.in(0), " and output ", node.out(0), " must have one shape");
+  if (node.in(0) != node.out(0))
+    fail(node.op, ": input ", node.in(0), " and output ", node.out(0), " must have one shape");
 }
 
 // low and high as in clamp; a NaN is neither below nor above.

@@ -145,7 +145,12 @@ Geometry geometry(const Node& node) {
     fail("resize: a crop of ", out.h, " x ", out.w, " at (", top, ", ", left, ") is not inside of ", height, " x ",
          width);
   const Filter filter = filterOf(node.attrs["interpolation"].text());
-  return {in.n * in.t, in.h, in.w, out.h, out.w, Axis(in.h, height, top, out.h, filter),
+  return {in.n * in.t,
+          in.h,
+          in.w,
+          out.h,
+          out.w,
+          Axis(in.h, height, top, out.h, filter),
           Axis(in.w, width, left, out.w, filter)};
 }
 
@@ -186,8 +191,7 @@ Kernel resize(const Node& node, Device device) {
     return kernel;
   }
   const int64_t rowParts = pieces(rowCount, 16), outParts = pieces(g.outHeight, 16);
-  kernel.run = [=, g = std::move(g), row = OCTCONV_PICK(resizeRow),
-                columns = OCTCONV_PICK(resizeColumns)](Run& run) {
+  kernel.run = [=, g = std::move(g), row = OCTCONV_PICK(resizeRow), columns = OCTCONV_PICK(resizeColumns)](Run& run) {
     const Axis &down = g.down, &across = g.across;
     uint8_t* rows = reinterpret_cast<uint8_t*>(run.shared);
     for (int64_t p = 0; p < g.pictures; p++) {

@@ -1,4 +1,5 @@
-// softmax: exp(x - max) / sum over the channels of each pixel of [N,T,H,W,C]. f32, sums in double; a NaN makes its pixel NaN.
+// softmax: exp(x - max) / sum over the channels of each pixel of [N,T,H,W,C]. f32, sums in double; a NaN makes its
+// pixel NaN.
 //
 // One loop for both devices: exp dominates, and a network has one small softmax at its end, if any.
 #include <algorithm>

@@ -1,4 +1,5 @@
-// add: x + y of one shape. mul: x * y of one shape, or y [N,1,1,1,C] for x [N,T,H,W,C] (the gate of squeeze-and-excitation). f32.
+// add: x + y of one shape. mul: x * y of one shape, or y [N,1,1,1,C] for x [N,T,H,W,C] (the gate of
+// squeeze-and-excitation). f32.
 #include "../cpu/levels.h"
 #include "../cpu/vec.h"
 
@@ -31,12 +32,14 @@ Kernel make(const Node& node, bool multiply, Loop loop) {
   node.wantF32();
   const Shape x = node.in(0), y = node.in(1);
   const bool gate = multiply && y == Shape{x.n, 1, 1, 1, x.c} && y != x;
-  if ((x != y && !gate) || node.out(0) != x) fail(node.op, ": inputs ", x, " and ", y, ", output ", node.out(0), ", wanted one shape");
+  if ((x != y && !gate) || node.out(0) != x)
+    fail(node.op, ": inputs ", x, " and ", y, ", output ", node.out(0), ", wanted one shape");
   if (gate) {
     const int64_t pixels = x.t * x.h * x.w;
     return {[=](Run& run) {
       run.parallel(x.n, [&](int64_t n, char*) {
-        for (int64_t p = n * pixels; p < (n + 1) * pixels; p++) loop(run.in<float>(0) + p * x.c, run.in<float>(1) + n * x.c, run.out<float>(0) + p * x.c, x.c);
+        for (int64_t p = n * pixels; p < (n + 1) * pixels; p++)
+          loop(run.in<float>(0) + p * x.c, run.in<float>(1) + n * x.c, run.out<float>(0) + p * x.c, x.c);
       });
     }};
   }
@@ -50,8 +53,12 @@ Kernel make(const Node& node, bool multiply, Loop loop) {
 }
 
 // The reference of one addition or product is the baseline's loop: there is nothing to order or round differently.
-Kernel add(const Node& node, Device device) { return make(node, false, device == Device::reference ? &baseline::addAll : OCTCONV_PICK(addAll)); }
-Kernel mul(const Node& node, Device device) { return make(node, true, device == Device::reference ? &baseline::mulAll : OCTCONV_PICK(mulAll)); }
+Kernel add(const Node& node, Device device) {
+  return make(node, false, device == Device::reference ? &baseline::addAll : OCTCONV_PICK(addAll));
+}
+Kernel mul(const Node& node, Device device) {
+  return make(node, true, device == Device::reference ? &baseline::mulAll : OCTCONV_PICK(mulAll));
+}
 
 const Register ops[] = {{"add", add}, {"mul", mul}};
 

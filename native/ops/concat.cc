@@ -1,0 +1,39 @@
+// concat: inputs [N,T,H,W,Ci] side by side along the channels -> [N,T,H,W,sum of Ci]. f32; only moves data, the same
+// for every device.
+#include <algorithm>
+
+#include "../core/op.h"
+
+namespace octconv {
+namespace {
+
+Kernel make(const Node& node, Device) {
+  node.want(std::max<size_t>(node.inputs.size(), 1), 1);
+  node.wantF32();
+  const Shape o = node.out(0);
+  int64_t channels = 0;
+  for (size_t i = 0; i < node.inputs.size(); i++) {
+    Shape wanted = o;
+    wanted.c = node.in(i).c;
+    if (node.in(i) != wanted) fail("concat: input ", i, " is ", node.in(i), ", wanted ", wanted);
+    channels += node.in(i).c;
+  }
+  if (channels != o.c) fail("concat: output ", o, " of inputs with ", channels, " channels");
+  const int64_t parts = pieces(o.pixels(), 1 + (1 << 16) / o.c);
+  return {[=](Run& run) {
+    run.parallel(parts, [&](int64_t task, char*) {
+      const auto [begin, end] = piece(o.pixels(), parts, task);
+      float* to = run.out<float>(0) + begin * o.c;
+      for (int64_t p = begin; p < end; p++)
+        for (size_t i = 0; i < node.inputs.size(); i++) {
+          const int64_t c = node.in(i).c;
+          to = std::copy_n(run.in<float>(i) + p * c, c, to);
+        }
+    });
+  }};
+}
+
+const Register op{"concat", make};
+
+}  // namespace
+}  // namespace octconv

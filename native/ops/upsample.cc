@@ -1,0 +1,31 @@
+// upsampleNearest: every position `scale` [t,h,w] times; the output may be cropped by less than one scale, which undoes
+// a pooling that rounded up. f32; only moves data, the same for every device.
+#include <algorithm>
+
+#include "../core/op.h"
+
+namespace octconv {
+namespace {
+
+Kernel make(const Node& node, Device) {
+  node.want(1, 1);
+  node.wantF32();
+  const Size3 scale(node.attrs["scale"]);
+  const Shape s = node.in(0), o = node.out(0);
+  const auto fits = [](int64_t in, int64_t out, int64_t by) { return by > 0 && (out + by - 1) / by == in; };
+  if (o.n != s.n || o.c != s.c || !fits(s.t, o.t, scale.t) || !fits(s.h, o.h, scale.h) || !fits(s.w, o.w, scale.w))
+    fail("upsampleNearest: output ", o, " of input ", s, " does not fit the scale");
+  return {[=](Run& run) {
+    run.parallel(o.rows(), [&](int64_t row, char*) {
+      const int64_t n = row / (o.t * o.h), t = row / o.h % o.t / scale.t, y = row % o.h / scale.h;
+      const float* from = run.in<float>(0) + ((n * s.t + t) * s.h + y) * s.w * s.c;
+      float* to = run.out<float>(0) + row * o.w * o.c;
+      for (int64_t x = 0; x < o.w; x++) to = std::copy_n(from + x / scale.w * s.c, s.c, to);
+    });
+  }};
+}
+
+const Register op{"upsampleNearest", make};
+
+}  // namespace
+}  // namespace octconv
