@@ -43,17 +43,19 @@ function cmakeCache(out) {
 }
 
 /** A build folder is started anew if the checkout was moved or other tools or options are asked for. */
-function isStale(cache, wanted, sanitize) {
+function isStale(cache, wanted, defines) {
   if (!existsSync(cache.CMAKE_CXX_COMPILER) || !existsSync(cache.CMAKE_MAKE_PROGRAM)) return true;
   const otherCompiler = wanted && realpathSync(cache.CMAKE_CXX_COMPILER) !== realpathSync(which(wanted));
-  return Boolean(otherCompiler) || cache.CMAKE_HOME_DIRECTORY !== root || cache.OCTCONV_SANITIZE !== sanitize;
+  const otherOptions = Object.entries(defines).some(([name, value]) => cache[name] !== value);
+  return Boolean(otherCompiler) || cache.CMAKE_HOME_DIRECTORY !== root || otherOptions;
 }
 
-/** Builds `out`/Release/octconv.node and returns its path. Only what changed is compiled. */
-export function buildNative({ out = 'build', sanitize = '', wanted = process.env.CXX } = {}) {
+/** Builds `out`/Release/octconv.node and returns its path. Only what changed is compiled. `options` are those of CMakeLists.txt. */
+export function buildNative({ out = 'build', options = {}, wanted = process.env.CXX } = {}) {
+  const defines = { OCTCONV_SANITIZE: '', OCTCONV_EMULATE_AVX512: 'OFF', ...options };
   const compiler = toolchain(wanted);
   const cache = cmakeCache(out);
-  const fresh = cache === undefined || isStale(cache, wanted, sanitize);
+  const fresh = cache === undefined || isStale(cache, wanted, defines);
   if (fresh) {
     checkCxx20(compiler);
     console.log(`setup: compiling the native addon with ${compiler} into ${out}/`);
@@ -61,7 +63,7 @@ export function buildNative({ out = 'build', sanitize = '', wanted = process.env
   const args = ['node_modules/cmake-js/bin/cmake-js', fresh ? 'rebuild' : 'build', '--log-level', 'error', '--out', out];
   args.push('--parallel', String(availableParallelism()));
   if (fresh) args.push('--cc', compiler, '--cxx', compiler);  // cmake-js insists on both, we compile no C
-  if (fresh && sanitize) args.push(`--CDOCTCONV_SANITIZE=${sanitize}`);
+  if (fresh) args.push(...Object.entries(options).map(([name, value]) => `--CD${name}=${value}`));
   run(process.execPath, args, { what: 'native build' });
   return join(root, out, 'Release', 'octconv.node');
 }

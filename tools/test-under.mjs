@@ -1,7 +1,8 @@
 // Runs the tests in another world:
-//   node tools/test-under.mjs asan|ubsan|tsan|baseline [--fast] [mocha's own arguments]
+//   node tools/test-under.mjs asan|ubsan|tsan|baseline|avx512 [--fast] [mocha's own arguments]
 // asan (with ubsan), ubsan and tsan build the addon into a folder of their own and preload the runtime, since node itself is not
 // instrumented. baseline runs the ordinary build in qemu on a CPU without AVX: a wide instruction that leaked is a SIGILL there.
+// avx512 runs the kernels of AVX-512 in two AVX2 registers each, on CPUs that lack it.
 // With --fast only the files below, without the tests that say @slow.
 import { mkdirSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
@@ -28,6 +29,7 @@ const worlds = {
     env: { TSAN_OPTIONS: `${options}:exitcode=0:report_signal_unsafe=0` },
     fast: ['golden', 'lifecycle'],
   },
+  avx512: { env: { OCTCONV_ISA: 'avx512' }, fast: ['golden', 'ops'] },
   baseline: { fast: ['golden', 'input', 'ops'] },
 };
 
@@ -81,10 +83,12 @@ main(() => {
   let command = [process.execPath, ...mocha];
   const env = { ...process.env, ...world.env };
   if (world.sanitize) {
-    env.OCTCONV_NATIVE = buildNative({ out: `build-${name}`, sanitize: world.sanitize, wanted: 'g++' });
+    env.OCTCONV_NATIVE = buildNative({ out: `build-${name}`, options: { OCTCONV_SANITIZE: world.sanitize }, wanted: 'g++' });
     env.LD_PRELOAD = preload(world.runtime);
     // The shadow memory of older runtimes does not fit every random layout.
     if (which('setarch')) command = ['setarch', '-R', ...command];
+  } else if (name === 'avx512') {
+    env.OCTCONV_NATIVE = buildNative({ out: 'build-avx512', options: { OCTCONV_EMULATE_AVX512: 'ON' } });
   } else {
     if (!which('qemu-x86_64')) installPackages(['qemu-user'], 'qemu-x86_64 is needed');
     command = ['qemu-x86_64', '-cpu', 'Nehalem', ...command];
