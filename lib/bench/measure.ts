@@ -7,9 +7,13 @@ import type { Tensor } from '../tensor.js';
 
 export interface Times {
   /** Milliseconds of every round. */
-  readonly rounds: number[];
+  readonly rounds: readonly number[];
   readonly min: number;
   readonly median: number;
+}
+
+export function timesOf(rounds: readonly number[]): Times {
+  return { rounds, min: Math.min(...rounds), median: median(rounds) };
 }
 
 export function median(values: readonly number[]): number {
@@ -19,28 +23,39 @@ export function median(values: readonly number[]): number {
 }
 
 /** The ratio round by round, then the median: slow phases of a shared machine hit both sides of a round. */
-export const pairedRatio = (ours: Times, theirs: Times) => median(ours.rounds.map((ms, i) => ms / (theirs.rounds[i] ?? NaN)));
+export function pairedRatio(ours: Times, theirs: Times): number {
+  return median(ours.rounds.map((ms, i) => ms / (theirs.rounds[i] ?? NaN)));
+}
 
 /** onnxruntime's threads spin for a while after a run, ours for some microseconds: without a rest the next one pays. */
 const rest = 30;
 
-/** Runs all subjects once per round, in turn, after one warm-up round that does not count. */
+/**
+ * Runs all subjects in turn, round by round, after one round that warms up and does not count. What takes less than
+ * `least` milliseconds is run again and again for so long, and its mean is the round's.
+ */
 export async function interleave(
   subjects: readonly (() => Promise<unknown>)[],
   rounds: number,
   progress?: (round: number) => void,
+  least = 0,
 ): Promise<Times[]> {
   const all: number[][] = subjects.map(() => []);
-  for (let round = -1; round < rounds; round++) {
-    progress?.(round + 1);
+  for (let round = 0; round <= rounds; round++) {
+    progress?.(round);
     for (const [i, run] of subjects.entries()) {
       await sleep(rest);
+      let [runs, ms] = [0, 0];
       const start = performance.now();
-      await run();
-      if (round >= 0) all[i]?.push(performance.now() - start);
+      do {
+        await run();
+        runs++;
+        ms = performance.now() - start;
+      } while (ms < least);
+      if (round > 0) all[i]?.push(ms / runs);
     }
   }
-  return all.map((ms) => ({ rounds: ms, min: Math.min(...ms), median: median(ms) }));
+  return all.map(timesOf);
 }
 
 /** Measured GFLOP/s of nothing but fused multiply-adds (native/cpu/peak.cc). */
@@ -54,12 +69,17 @@ export interface Machine {
 }
 
 export function machine(): Machine {
-  return { cpu: cpus()[0]?.model.trim() ?? 'unknown', cores: cpus().length, isa: devices().isa, node: process.versions.node };
+  const all = cpus();
+  return { cpu: all[0]?.model.trim() ?? 'unknown', cores: all.length, isa: devices().isa, node: process.versions.node };
 }
 
-/** Numbers without structure, so that nothing is zero or denormal by chance. */
+/** Numbers in -1 .. 1 without structure, so that nothing cancels out or is zero. */
 export function fill<T extends Tensor<'f32'>>(x: T): T {
-  for (let i = 0; i < x.data.length; i++) x.data[i] = Math.sin(i * 12.9898) * 1.5;
+  let state = x.data.length;
+  for (let i = 0; i < x.data.length; i++) {
+    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
+    x.data[i] = state / 2 ** 31 - 1;
+  }
   return x;
 }
 

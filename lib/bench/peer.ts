@@ -4,30 +4,44 @@ import { OctconvError } from '../error.js';
 import type { Graph } from '../graph/graph.js';
 import { type ReadParam, toOnnx } from '../graph/onnx.js';
 import { toNCHW } from '../layout.js';
-import type { Tensor } from '../tensor.js';
+import { Tensor } from '../tensor.js';
 
 export interface Peer {
   /** Runs once; gives the first output, [N, C] or NCHW. */
-  run(): Promise<Float32Array>;
+  run(): Promise<Tensor<'f32'>>;
   close(): Promise<void>;
 }
 
+/** It is a development dependency: the package works without it. */
 async function onnxruntime() {
   try {
     return await import('onnxruntime-node');
-  } catch {
-    throw new OctconvError('bench: onnxruntime-node is not installed, which the benches compare with (npm install onnxruntime-node)');
+  } catch (error) {
+    const why = (error as Error).message.split('\n')[0];
+    throw new OctconvError(`bench: it compares with onnxruntime-node (npm install onnxruntime-node): ${why}`);
   }
 }
 
-/** Its best settings: all graph optimisations, the same number of threads. */
-export async function openPeer(graph: Graph, read: ReadParam, inputs: readonly Tensor<'f32'>[], threads: number): Promise<Peer> {
+/** @throws OctconvError if there is no onnxruntime-node: before anything is measured. */
+export async function peerVersion(): Promise<string> {
+  const { env } = await onnxruntime();
+  return env.versions.node ?? env.versions.common;
+}
+
+/** Its best settings: all optimisations, the batch size known, as many threads as we have. */
+export async function openPeer(
+  graph: Graph,
+  read: ReadParam,
+  inputs: readonly Tensor<'f32'>[],
+  threads: number,
+): Promise<Peer> {
   const ort = await onnxruntime();
   const options: InferenceSession.SessionOptions = {
     graphOptimizationLevel: 'all',
     executionMode: 'sequential',
     intraOpNumThreads: threads,
     interOpNumThreads: 1,
+    freeDimensionOverrides: { N: inputs[0]?.shape[0] ?? 1 },
     logSeverityLevel: 3,
   };
   const session = await ort.InferenceSession.create(await toOnnx(graph, read), options);
@@ -38,9 +52,12 @@ export async function openPeer(graph: Graph, read: ReadParam, inputs: readonly T
       return [name, new ort.Tensor('float32', data, shape)];
     }),
   );
-  const [output = ''] = session.outputNames;
+  const [name = ''] = session.outputNames;
   return {
-    run: async () => (await session.run(feeds, [output]))[output]?.data as Float32Array,
+    async run() {
+      const { [name]: y } = await session.run(feeds, [name]);
+      return new Tensor('f32', y?.dims ?? [], y?.data as Float32Array);
+    },
     close: () => session.release(),
   };
 }

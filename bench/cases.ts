@@ -1,0 +1,11 @@
+// The rows of the op table (test/cases.ts) beside onnxruntime: node --import=tsx bench/cases.ts [OP] [THREADS] [ROUNDS]
+import { measurePeak } from '../lib/bench/measure.js';
+import { opLines, timeOps } from '../lib/bench/ops.js';
+import { cases, graphOf } from '../test/cases.js';
+
+const [only, threads = 1, rounds = 5] = process.argv.slice(2).map((given, i) => (i ? Number(given) : given));
+// Pictures of bytes and video are not exported.
+const rows = cases
+  .filter(({ op, dtype, inputs }) => (only === undefined || op === only) && dtype !== 'u8' && inputs.every((x) => x.length < 5))
+  .map((row) => ({ op: row.op, title: row.title, graph: graphOf(row), count: 1 }));
+console.log(opLines(await timeOps(rows, Number(threads), Number(rounds), 'cpu'), measurePeak(Number(threads))));
