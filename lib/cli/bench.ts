@@ -6,10 +6,11 @@ import { benchModels, modelsTable } from '../bench/models.js';
 import { benchOps, opsTable } from '../bench/ops.js';
 import { devices } from '../devices.js';
 import { fileError } from '../weights/file.js';
-import { integer, listOf, number, print, printJson, progressLine } from './common.js';
+import { type DeviceOptions, deviceOption, integer, listOf, number } from './common.js';
+import { print, printJson, progressLine } from './output.js';
 
 export function benchCommand(program: Command): void {
-  const bench = program.command('bench').description('checked first, then timed against onnxruntime-node, round by round');
+  const bench = program.command('bench').description('timed against onnxruntime-node, round by round, checked first');
   common(bench.command('models'))
     .description('whole networks, plain and octave at several alphas')
     .option('--network <name>', 'the plain network; its octave forms are added', 'resnet-50')
@@ -29,6 +30,7 @@ function common(command: Command): Command {
   return command
     .option('--size <pixels>', 'height and width of the input', integer(1), 224)
     .option('--batch <n>', 'images per run', integer(1), 1)
+    .addOption(deviceOption())
     .option('--rounds <n>', 'interleaved rounds', integer(1), 20)
     .option('--out <file>', 'keep the result as JSON')
     .option('--json', 'print one JSON object');
@@ -37,12 +39,15 @@ function common(command: Command): Command {
 interface Common {
   size: number;
   batch: number;
+  device: DeviceOptions['device'];
   rounds: number;
   out?: string;
   json?: boolean;
 }
 
-async function models(options: Common & { network: string; alphas: number[]; threads?: number[]; chart?: string }): Promise<void> {
+type ModelsOptions = Common & { network: string; alphas: number[]; threads?: number[]; chart?: string };
+
+async function models(options: ModelsOptions): Promise<void> {
   const line = progressLine();
   const { threads = [...new Set([1, devices().threads])] } = options;
   const result = await benchModels({ ...options, threads, progress: line.show });
@@ -51,7 +56,9 @@ async function models(options: Common & { network: string; alphas: number[]; thr
   await report(options, result, modelsTable(result));
 }
 
-async function ops({ alpha, ...options }: Common & { network: string; alpha?: number; threads: number }): Promise<void> {
+type OpsOptions = Common & { network: string; alpha?: number; threads: number };
+
+async function ops({ alpha, ...options }: OpsOptions): Promise<void> {
   const line = progressLine();
   const result = await benchOps({ ...options, options: alpha === undefined ? {} : { alpha }, progress: line.show });
   line.clear();

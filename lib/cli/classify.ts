@@ -1,8 +1,8 @@
 import type { Command } from 'commander';
 import { type Classified, classify } from '../classify.js';
-import { devices } from '../devices.js';
 import { loadModel } from '../model.js';
-import { type DeviceOptions, deviceLine, integer, modelOptions, percent, print, printError, printJson, shippedModel, style, withDevice } from './common.js';
+import { deviceLine, type DeviceOptions, integer, modelOptions, placeOf, shippedModel, withDevice } from './common.js';
+import { percent, print, printError, printJson, style } from './output.js';
 
 export function classifyCommand(program: Command): void {
   withDevice(program.command('classify <picture...>'))
@@ -28,9 +28,7 @@ async function run(files: string[], options: DeviceOptions & { model?: string; t
     if (!json) print(describe(result));
   }
   if (json) {
-    const { device, threads, name: network, labels } = model;
-    const isa = device === 'cpu' ? devices().isa : undefined;
-    printJson({ network, classes: labels?.length, device, isa, threads, results, failures });
+    printJson({ network: model.name, options: model.options, ...placeOf(model), results, failures });
   } else if (results.length) {
     const mean = results.reduce((sum, r) => sum + r.milliseconds, 0) / results.length;
     print(style('dim', `${mean.toFixed(2)} ms per picture in the network, ${deviceLine(model)}`));
@@ -44,5 +42,6 @@ export function describe({ file, top, milliseconds }: Classified): string {
     const text = `  ${label.padEnd(widest)}  ${percent(probability).padStart(7)}  `;
     return style(i ? 'reset' : 'bold', text) + style('cyan', '█'.repeat(Math.round(probability * 30)));
   });
-  return [`${style('bold', file)}  ${style('dim', `${milliseconds.toFixed(2)} ms`)}`, ...lines].map((line) => line.trimEnd()).join('\n');
+  const title = `${style('bold', file)}  ${style('dim', `${milliseconds.toFixed(2)} ms`)}`;
+  return [title, ...lines].map((line) => line.trimEnd()).join('\n');
 }

@@ -1,22 +1,20 @@
-/** What the commands share: options, output, and where a network comes from. */
-import { styleText } from 'node:util';
+/** What the commands share: their options, and where a network comes from. */
 import { fileURLToPath } from 'node:url';
 import { type Command, InvalidArgumentError, Option } from 'commander';
 import { devices } from '../devices.js';
 import { defaultInput, type InputConfig } from '../input/preprocess.js';
+import { namedParameters } from '../layers/index.js';
 import { createModel, loadModel, type Model, type ModelOptions, type Network } from '../model.js';
 import { buildNetwork, type NetworkOptions } from '../models/index.js';
 import { type ResolvedOptions, resolveOptions } from '../models/infer.js';
 import { checkWeights } from '../weights/check.js';
-import { namedParameters } from '../layers/index.js';
 import { isModelFolder, readModelFolder } from '../weights/folder.js';
 import { initialize } from '../weights/random.js';
 import { openWeights, type WeightSource } from '../weights/source.js';
+import { UsageError } from './output.js';
 
 /** The network that `classify` and `demo` use unless told otherwise. */
 export const shippedModel = fileURLToPath(new URL('../../models/cifar10-oct-resnet-26-a50', import.meta.url));
-
-// --- Options ------------------------------------------------------------------------------------------------------
 
 export function integer(least: number) {
   return (text: string): number => {
@@ -37,18 +35,18 @@ export function listOf<T>(one: (text: string) => T) {
   return (text: string): T[] => text.split(',').map(one);
 }
 
-/** A command was used in a way that its options allow but that makes no sense: exit code 2. */
-export class UsageError extends Error {}
-
 export interface DeviceOptions {
   device: 'auto' | 'cpu' | 'reference';
   threads?: number;
   json?: boolean;
 }
 
+export const deviceOption = (): Option =>
+  new Option('--device <name>', 'what computes').choices(['auto', 'cpu', 'reference']).default('auto');
+
 export function withDevice(command: Command): Command {
   return command
-    .addOption(new Option('--device <name>', 'what computes').choices(['auto', 'cpu', 'reference']).default('auto'))
+    .addOption(deviceOption())
     .option('--threads <n>', 'threads of a run (default: all cores)', integer(1))
     .option('--json', 'print one JSON object');
 }
@@ -76,7 +74,7 @@ export function withNetwork(command: Command): Command {
   return withShape(command.option('--network <name>', 'a registered network, e.g. oct-resnet-50'))
     .option('--weights <file>', '.pth or .safetensors; what is not given is read off it')
     .option('--model <dir>', 'a model folder')
-    .option('--seed <n>', 'of random weights, without --weights (default: 0)', integer(0));
+    .option('--seed <n>', 'of random weights, where there are no others (default: 0)', integer(0));
 }
 
 const shapeOf = ({ alpha, width, classes, stem }: NetworkFlags): NetworkOptions => ({
@@ -87,12 +85,11 @@ const shapeOf = ({ alpha, width, classes, stem }: NetworkFlags): NetworkOptions 
 });
 
 function checkFlags(flags: NetworkFlags): void {
-  const { network, weights, model, seed } = flags;
+  const { network, weights, model } = flags;
   if (!network && !weights && !model) throw new UsageError('one of --network, --weights and --model is needed');
   if (model && (network || weights || Object.keys(shapeOf(flags)).length)) {
-    throw new UsageError('--model says it all: it goes without --network, --weights, --alpha, --width, --classes and --stem');
+    throw new UsageError('--model says it all: no --network, --weights, --alpha, --width, --classes, --stem beside it');
   }
-  if (seed !== undefined && (model || weights)) throw new UsageError('--seed is for random weights: it goes without --weights and --model');
 }
 
 /** A model from --model, --weights or --network. */
@@ -101,9 +98,15 @@ export async function modelFrom(flags: NetworkFlags, options: ModelOptions): Pro
   const { network, weights, model, seed = 0 } = flags;
   if (model) return loadModel(model, options);
   const shape = shapeOf(flags);
-  if (weights) return loadModel(weights, { ...options, network: { ...shape, ...(network && { network }) } as Partial<ResolvedOptions> });
+  if (weights) {
+    const given = { ...shape, ...(network && { network }) } as Partial<ResolvedOptions>;
+    return loadModel(weights, { ...options, network: given });
+  }
   return createModel(network ?? '', { ...shape, seed }, options);
 }
+
+export const parameterShapes = (network: Network): Map<string, readonly number[]> =>
+  new Map([...namedParameters(network)].map(([name, { shape }]) => [name, shape]));
 
 export interface OpenNetwork {
   readonly name: string;
@@ -124,48 +127,22 @@ export async function networkFrom(flags: NetworkFlags): Promise<OpenNetwork> {
   }
   const folder = model && (await isModelFolder(model)) ? await readModelFolder(model) : undefined;
   const source = folder?.weights ?? (await openWeights(model ?? weights ?? ''));
-  const config = folder?.config ?? resolveOptions(source, { ...shape, ...(name && { network: name }) });
-  const network = buildNetwork(config.network, config.options);
-  checkWeights(new Map([...namedParameters(network)].map(([key, { shape }]) => [key, shape])), source);
-  return { name: config.network, options: config.options, network, source, input: folder?.config.input ?? defaultInput(config.options.stem) };
+  const given = { ...shape, ...(name && { network: name }) };
+  const { network: found, options } = folder?.config ?? resolveOptions(source, given);
+  const network = buildNetwork(found, options);
+  checkWeights(parameterShapes(network), source);
+  return { name: found, options, network, source, input: folder?.config.input ?? defaultInput(options.stem) };
 }
 
 export const modelOptions = ({ device, threads }: DeviceOptions): ModelOptions => ({ device, threads });
 
-// --- Output -------------------------------------------------------------------------------------------------------
-
-export function print(text: string): void {
-  process.stdout.write(`${text}\n`);
-}
-
-export function printJson(value: unknown): void {
-  print(JSON.stringify(value));
-}
-
-export function printError(message: string): void {
-  process.stderr.write(`octconv: ${message}\n`);
-}
-
-const coloured = Boolean(process.stdout.isTTY) && !process.env.NO_COLOR;
-
-/** Colour on a terminal only. */
-export function style(format: Parameters<typeof styleText>[0], text: string): string {
-  return coloured ? styleText(format, text) : text;
-}
-
-/** A line on a terminal's stderr that the next one replaces. */
-export function progressLine(): { show(text: string): void; clear(): void } {
-  if (!process.stderr.isTTY) return { show() {}, clear() {} };
-  return {
-    show: (text) => process.stderr.write(`\r\x1b[2K${text}`),
-    clear: () => process.stderr.write('\r\x1b[2K'),
-  };
+/** What a model runs on; the reference has no instruction set. */
+export function placeOf({ device, threads }: Model): { device: string; isa?: string; threads: number } {
+  return { device, ...(device === 'cpu' && { isa: devices().isa }), threads };
 }
 
 /** `cpu avx2, 2 threads` */
-export function deviceLine({ device, threads }: Model): string {
-  return `${device}${device === 'cpu' ? ` ${devices().isa}` : ''}, ${threads} thread${threads === 1 ? '' : 's'}`;
+export function deviceLine(model: Model): string {
+  const { device, isa, threads } = placeOf(model);
+  return `${device}${isa ? ` ${isa}` : ''}, ${threads} thread${threads === 1 ? '' : 's'}`;
 }
-
-export const count = (n: number): string => n.toLocaleString('en-US');
-export const percent = (share: number): string => `${(100 * share).toFixed(1)} %`;

@@ -9,7 +9,8 @@ import { OctconvError } from '../error.js';
 import { createModel, loadModel } from '../model.js';
 import { Tensor } from '../tensor.js';
 import { describe } from './classify.js';
-import { deviceLine, print, progressLine, shippedModel, style } from './common.js';
+import { deviceLine, integer, shippedModel } from './common.js';
+import { print, progressLine, style } from './output.js';
 
 const photographs = fileURLToPath(new URL('../../test/images', import.meta.url));
 
@@ -20,7 +21,7 @@ export function demoCommand(program: Command): void {
   program
     .command('demo', { hidden: true })
     .description('photographs from JPEG to label, and octave against plain convolution')
-    .option('--rounds <n>', 'of the comparison', Number, 10)
+    .option('--rounds <n>', 'of the comparison', integer(1), 10)
     .action(run);
 }
 
@@ -28,16 +29,19 @@ async function run({ rounds }: { rounds: number }): Promise<void> {
   const files = await readdir(photographs).catch(() => {
     throw new OctconvError('demo: it shows the photographs of a checkout, which are not in the package');
   });
-  const pictures = files.filter((file) => file.endsWith('.jpg')).sort((a, b) => strangers.indexOf(a) - strangers.indexOf(b));
+  const pictures = files.filter((file) => file.endsWith('.jpg'));
+  pictures.sort((a, b) => strangers.indexOf(a) - strangers.indexOf(b));
   {
     using model = await loadModel(shippedModel);
-    print(style('bold', `An octave network (${model.name}, alpha ${model.options?.alpha}, trained on CIFAR-10's 32 x 32 pictures) looks at photographs`));
-    print(style('dim', `It knows ten things: ${model.labels?.join(', ')}. ${deviceLine(model)}.\n`));
+    print(style('bold', `An octave network, ${model.name} at alpha ${model.options?.alpha}, looks at photographs`));
+    print(style('dim', `It was trained on CIFAR-10, 32 x 32, and knows ten things: ${model.labels?.join(', ')}.`));
+    print(style('dim', `Device ${deviceLine(model)}.\n`));
     for (const file of pictures) {
       for await (const result of classify(model, [join(photographs, file)])) {
         print(describe({ ...result, file }));
         if (strangers.includes(file)) {
-          print(style('yellow', `  ${file.replace('.jpg', '')} is none of the ten: the network has no word for it, and names the nearest all the same.`));
+          const what = file.replace('.jpg', '');
+          print(style('yellow', `  ${what} is none of the ten: the network knows nothing else, names the nearest.`));
         }
         print('');
       }
@@ -55,11 +59,14 @@ async function compare(rounds: number): Promise<void> {
   const x = Tensor.zeros('f32', [1, 224, 224, 3]);
   x.data.fill(0.5);
   const subjects = [plain, octave].map((model) => () => model.run(x));
-  const [a, b] = (await interleave(subjects, rounds, (round) => line.show(`round ${round} of ${rounds}`))) as [Times, Times];
+  const progress = (round: number) => line.show(`round ${round} of ${rounds}`);
+  const [a, b] = (await interleave(subjects, rounds, progress)) as [Times, Times];
   line.clear();
   const bar = (ms: number) => style('cyan', '█'.repeat(Math.round((40 * ms) / Math.max(a.median, b.median))));
   for (const [name, { min, median }] of [['ResNet-50', a], ['Oct-ResNet-50, alpha .5', b]] as const) {
-    print(`  ${name.padEnd(24)}${min.toFixed(1).padStart(7)} ms least ${median.toFixed(1).padStart(7)} ms median  ${bar(median)}`);
+    const [least, middle] = [min, median].map((ms) => ms.toFixed(1).padStart(7));
+    print(`  ${name.padEnd(24)}${least} ms least${middle} ms median  ${bar(median)}`);
   }
-  print(`\n  The octave network takes ${style('bold', `${(100 * pairedRatio(b, a)).toFixed(0)} %`)} of the plain one's time. Against onnxruntime: octconv bench models`);
+  const ratio = style('bold', `${(100 * pairedRatio(b, a)).toFixed(0)} %`);
+  print(`\n  The octave network takes ${ratio} of the plain one's time. Against onnxruntime: octconv bench models`);
 }

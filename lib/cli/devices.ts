@@ -1,6 +1,6 @@
 import type { Command } from 'commander';
 import { devices } from '../devices.js';
-import { print, printJson, style } from './common.js';
+import { print, printJson, style } from './output.js';
 
 export function devicesCommand(program: Command): void {
   program
@@ -17,7 +17,8 @@ function run({ json }: { json?: boolean }): void {
     return;
   }
   for (const { name, about, chosen, why } of found.devices) {
-    print(`${chosen ? style('green', '*') : ' '} ${style('bold', name.padEnd(10))} ${about}; ${chosen ? 'chosen: ' : ''}${why}`);
+    const mark = chosen ? style('green', '*') : ' ';
+    print(`${mark} ${style('bold', name.padEnd(10))} ${about}; ${chosen ? 'chosen: ' : ''}${why}`);
   }
   print(`  instruction set ${found.isa}, ${found.threads} threads, native file ${found.nativeFile}`);
 }

@@ -3,11 +3,11 @@ import { basename, dirname, join } from 'node:path';
 import { SingleBar } from 'cli-progress';
 import type { Command } from 'commander';
 import { classify } from '../classify.js';
-import { devices } from '../devices.js';
 import { OctconvError } from '../error.js';
 import { loadModel } from '../model.js';
 import { fileError } from '../weights/file.js';
-import { count, type DeviceOptions, deviceLine, integer, modelOptions, percent, print, printError, printJson, withDevice } from './common.js';
+import { deviceLine, type DeviceOptions, integer, modelOptions, placeOf, withDevice } from './common.js';
+import { count, percent, print, printError, printJson } from './output.js';
 
 export function evalCommand(program: Command): void {
   withDevice(program.command('eval'))
@@ -24,7 +24,8 @@ async function run(options: DeviceOptions & { model: string; data: string; batch
   if (!labels) throw new OctconvError(`${options.model}: no labels, wanted a model folder`);
   const files = await picturesOf(options.data, labels);
 
-  const bar = process.stderr.isTTY && !options.json ? new SingleBar({ format: '{bar} {value}/{total} pictures, {eta_formatted} left, top-1 {top1}', stream: process.stderr }) : undefined;
+  const format = '{bar} {value}/{total} pictures, {eta_formatted} left, top-1 {top1}';
+  const bar = process.stderr.isTTY && !options.json ? new SingleBar({ format, stream: process.stderr }) : undefined;
   const interrupted = () => {
     bar?.stop();
     process.exit(130);
@@ -33,6 +34,7 @@ async function run(options: DeviceOptions & { model: string; data: string; batch
   let [seen, top1, top5, bad, milliseconds] = [0, 0, 0, 0, 0];
   const failed = (error: Error) => {
     bad++;
+    if (bar) process.stderr.write('\r\x1b[2K'); // the bar comes back with the next picture
     printError(error.message);
     process.exitCode = 1;
   };
@@ -52,10 +54,9 @@ async function run(options: DeviceOptions & { model: string; data: string; batch
     process.off('SIGINT', interrupted);
   }
   if (seen === 0) throw new OctconvError(`${options.data}: none of ${count(files.length)} pictures could be read`);
-  const { device, threads } = model;
   if (options.json) {
-    const isa = device === 'cpu' ? devices().isa : undefined;
-    printJson({ pictures: seen, failed: bad, top1, top5, millisecondsPerPicture: milliseconds / seen, device, isa, threads });
+    const millisecondsPerPicture = milliseconds / seen;
+    printJson({ pictures: seen, failed: bad, top1, top5, millisecondsPerPicture, ...placeOf(model) });
   } else {
     print(`top-1 ${count(top1)} of ${count(seen)}, ${percent(top1 / seen)}`);
     print(`top-5 ${count(top5)} of ${count(seen)}, ${percent(top5 / seen)}`);
@@ -74,7 +75,10 @@ async function picturesOf(folder: string, labels: readonly string[]): Promise<st
   };
   const classes = (await list(folder)).filter((entry) => entry.isDirectory());
   const unknown = classes.find(({ name }) => !labels.includes(name));
-  if (unknown) throw new OctconvError(`${join(folder, unknown.name)}: '${unknown.name}' is no label of the model (${labels.slice(0, 10).join(', ')}${labels.length > 10 ? ', ...' : ''})`);
+  if (unknown) {
+    const known = `${labels.slice(0, 10).join(', ')}${labels.length > 10 ? ', ...' : ''}`;
+    throw new OctconvError(`${join(folder, unknown.name)}: '${unknown.name}' is no label of the model (${known})`);
+  }
   const files: string[] = [];
   for (const { name } of classes) {
     for (const entry of await list(join(folder, name))) if (entry.isFile()) files.push(join(folder, name, entry.name));

@@ -1,9 +1,8 @@
 /** convert and export: from one kind of file to another. */
 import { readFile, writeFile } from 'node:fs/promises';
-import type { Command } from 'commander';
+import { type Command, InvalidArgumentError, Option } from 'commander';
 import { toOnnx } from '../graph/onnx.js';
 import { defaultInput } from '../input/preprocess.js';
-import { namedParameters } from '../layers/index.js';
 import { record } from '../model.js';
 import { buildNetwork } from '../models/index.js';
 import { inferOptions } from '../models/infer.js';
@@ -11,27 +10,51 @@ import { checkWeights } from '../weights/check.js';
 import { fileError } from '../weights/file.js';
 import { writeModelFolder } from '../weights/folder.js';
 import { openWeights, type WeightSource } from '../weights/source.js';
-import { count, integer, type NetworkFlags, networkFrom, print, withNetwork } from './common.js';
+import { integer, listOf, type NetworkFlags, networkFrom, number, parameterShapes, withNetwork } from './common.js';
+import { count, print } from './output.js';
 
 export function convertCommand(program: Command): void {
   program
     .command('convert <file> <dir>')
     .description('makes a model folder of a PyTorch checkpoint (.pth) or .safetensors file')
     .option('--labels <file>', 'names of the classes, one per line (default: class 0, class 1, ...)')
-    .option('--size <pixels>', 'height and width of the input (default: the usual for the stem)', integer(1))
+    .option('--size <pixels>', 'height and width of the input, as trained', integer(1))
+    .option('--resize <pixels>', 'short side of a picture before the crop to --size', integer(1))
+    .addOption(new Option('--interpolation <kind>', 'of the resize').choices(['bilinear', 'bicubic']))
+    .option('--mean <r,g,b>', 'subtracted from 0 .. 1', colour)
+    .option('--std <r,g,b>', 'divides', colour)
+    .addHelpText('after', '\nThe input is otherwise as usual for ImageNet, with a 3x3 stem as usual for CIFAR-10.')
     .action(convert);
 }
 
-async function convert(file: string, folder: string, { labels, size }: { labels?: string; size?: number }): Promise<void> {
+function colour(text: string): number[] {
+  const values = listOf(number)(text);
+  if (values.length === 3) return values;
+  throw new InvalidArgumentError('wanted three numbers with commas between them.');
+}
+
+interface ConvertOptions {
+  labels?: string;
+  size?: number;
+  resize?: number;
+  interpolation?: 'bilinear' | 'bicubic';
+  mean?: [number, number, number];
+  std?: [number, number, number];
+}
+
+async function convert(file: string, folder: string, { labels, size, ...given }: ConvertOptions): Promise<void> {
   const source = await openWeights(file);
   try {
     const { network, options } = inferOptions(source);
-    checkWeights(new Map([...namedParameters(buildNetwork(network, options))].map(([name, { shape }]) => [name, shape])), source);
+    checkWeights(parameterShapes(buildNetwork(network, options)), source);
     const usual = defaultInput(options.stem);
-    const input = size ? { ...usual, height: size, width: size, resize: Math.max(size, usual.resize) } : usual;
+    const sizes = size ? { height: size, width: size, resize: Math.max(size, usual.resize) } : {};
+    const input = { ...usual, ...sizes, ...given };
     const names = labels ? await lines(labels) : Array.from({ length: options.classes }, (_, i) => `class ${i}`);
     await writeModelFolder(folder, { network, options, input }, names, source);
-    print(`${folder}: ${network}, alpha ${options.alpha}, width ${options.width}, ${options.classes} classes, ${count(source.tensors.size)} tensors`);
+    const { alpha, width, classes } = options;
+    const tensors = count(source.tensors.size);
+    print(`${folder}: ${network}, alpha ${alpha}, width ${width}, ${classes} classes, ${tensors} tensors`);
   } finally {
     await source.close();
   }

@@ -2,10 +2,11 @@ import { stat } from 'node:fs/promises';
 import type { Command } from 'commander';
 import { OctconvError } from '../error.js';
 import { countFlops } from '../flops.js';
-import type { TensorType } from '../graph/graph.js';
+import type { GraphNode, TensorType } from '../graph/graph.js';
 import type { Model } from '../model.js';
 import { networkNames } from '../models/index.js';
-import { count, integer, modelFrom, type NetworkFlags, print, printJson, style, withShape } from './common.js';
+import { integer, modelFrom, type NetworkFlags, withShape } from './common.js';
+import { count, print, printJson, style } from './output.js';
 
 export function infoCommand(program: Command): void {
   withShape(program.command('info <network>'))
@@ -29,16 +30,19 @@ async function run(target: string, options: Options): Promise<void> {
   const flops = countFlops(graph);
   const layers: Record<string, number> = {};
   for (const { op } of graph.nodes) layers[op] = (layers[op] ?? 0) + 1;
-  const before = graph.nodes.map(({ op, name, inputs, outputs }) => ({ name, op, shapes: shapes(graph.values, inputs, outputs) }));
-  const after = plan.steps.map(({ op, name, inputs, outputs }, i) => ({ name, op, shapes: shapes(plan.values, inputs, outputs), algorithm: plan.algorithms[i] }));
+  const before = graph.nodes.map((node) => describe(node, graph.values));
+  const after = plan.steps.map((step, i) => describe(step, plan.values, plan.algorithms[i]));
   const { name: network, options: networkOptions } = model;
   if (json) {
     const steps = details ? { graph: before, plan: after } : {};
-    printJson({ network, options: networkOptions, input: [batch, height, width, 3], layers, ...flops, steps: plan.steps.length, memory: plan.memory, ...steps });
+    const input = [batch, height, width, 3];
+    const fused = { steps: plan.steps.length, memory: plan.memory };
+    printJson({ network, options: networkOptions, input, layers, ...flops, ...fused, ...steps });
     return;
   }
   const mega = (bytes: number) => `${(bytes / 1048576).toFixed(1)} MiB`;
-  print(style('bold', `${network} ${Object.entries(networkOptions ?? {}).map(([key, value]) => `${key} ${value}`).join(', ')}`.trim()));
+  const given = Object.entries(networkOptions ?? {}).map(([key, value]) => `${key} ${value}`);
+  print(style('bold', `${network} ${given.join(', ')}`.trim()));
   const facts = {
     input: `[${batch}, ${height}, ${width}, 3]`,
     layers: Object.entries(layers).map(([op, n]) => `${n} ${op}`).join(', '),
@@ -55,20 +59,23 @@ async function run(target: string, options: Options): Promise<void> {
     const names = Math.max(...steps.map((step) => step.name.length));
     const ops = Math.max(...steps.map((step) => step.op.length));
     for (const step of steps) {
-      const algorithm = 'algorithm' in step && step.algorithm ? style('dim', `  ${step.algorithm}`) : '';
+      const algorithm = step.algorithm ? style('dim', `  ${step.algorithm}`) : '';
       print(`  ${step.name.padEnd(names)}  ${step.op.padEnd(ops)}  ${step.shapes}${algorithm}`);
     }
   }
 }
 
-const shapes = (values: readonly TensorType[], inputs: readonly number[], outputs: readonly number[]) => {
+type Step = Pick<GraphNode, 'name' | 'op' | 'inputs' | 'outputs'>;
+
+function describe({ name, op, inputs, outputs }: Step, values: readonly TensorType[], algorithm?: string) {
   const list = (ids: readonly number[]) => ids.map((id) => values[id]?.shape.join('x')).join(' + ');
-  return `${list(inputs)} -> ${list(outputs)}`;
-};
+  return { name, op, shapes: `${list(inputs)} -> ${list(outputs)}`, algorithm };
+}
 
 async function open(target: string, flags: NetworkFlags, threads: number | undefined): Promise<Model> {
   if (networkNames.includes(target)) return modelFrom({ ...flags, network: target }, { threads });
   const found = await stat(target).catch(() => undefined);
   if (!found) throw new OctconvError(`${target}: no such file, and no network: those are ${networkNames.join(', ')}`);
-  return found.isDirectory() ? modelFrom({ ...flags, model: target }, { threads }) : modelFrom({ ...flags, weights: target }, { threads });
+  const source = found.isDirectory() ? { model: target } : { weights: target };
+  return modelFrom({ ...flags, ...source }, { threads });
 }

@@ -1,10 +1,19 @@
 import { type Command, Option } from 'commander';
-import { devices } from '../devices.js';
 import { OctconvError } from '../error.js';
 import { toNHWC } from '../layout.js';
 import { readNpy, writeNpy } from '../npy.js';
 import { Tensor } from '../tensor.js';
-import { type DeviceOptions, deviceLine, modelFrom, modelOptions, type NetworkFlags, print, printJson, withDevice, withNetwork } from './common.js';
+import {
+  deviceLine,
+  type DeviceOptions,
+  modelFrom,
+  modelOptions,
+  type NetworkFlags,
+  placeOf,
+  withDevice,
+  withNetwork,
+} from './common.js';
+import { print, printJson } from './output.js';
 
 export function runCommand(program: Command): void {
   withDevice(withNetwork(program.command('run')))
@@ -20,7 +29,10 @@ type Options = DeviceOptions & NetworkFlags & { input: string; output: string; l
 async function run(options: Options): Promise<void> {
   using model = await modelFrom(options, modelOptions(options));
   const { shape, data } = await readNpy(options.input);
-  if (shape.length !== 4) throw new OctconvError(`${options.input}: shape [${shape}], wanted ${options.layout === 'nchw' ? '[N,C,H,W]' : '[N,H,W,C]'}`);
+  if (shape.length !== 4) {
+    const wanted = options.layout === 'nchw' ? '[N,C,H,W]' : '[N,H,W,C]';
+    throw new OctconvError(`${options.input}: shape [${shape}], wanted ${wanted}`);
+  }
   const given = new Tensor('f32', shape, data);
   const x = options.layout === 'nchw' ? toNHWC(given) : given;
   await model.plan(x.shape);
@@ -28,10 +40,11 @@ async function run(options: Options): Promise<void> {
   const y = await model.run(x);
   const milliseconds = performance.now() - start;
   await writeNpy(options.output, y.shape, y.data);
-  const { name: network, options: networkOptions, device, threads } = model;
   if (options.json) {
-    const isa = device === 'cpu' ? devices().isa : undefined;
-    printJson({ network, options: networkOptions, input: x.shape, output: y.shape, file: options.output, milliseconds, device, isa, threads });
+    const { name: network, options: networkOptions } = model;
+    const shapes = { input: x.shape, output: y.shape };
+    const result = { network, options: networkOptions, ...shapes, file: options.output, milliseconds };
+    printJson({ ...result, ...placeOf(model) });
   } else {
     print(`${options.output}: logits [${y.shape}], ${milliseconds.toFixed(2)} ms, ${deviceLine(model)}`);
   }
