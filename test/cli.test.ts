@@ -1,5 +1,6 @@
 /** The command line as a user meets it: what it prints, where, and with which exit code. */
-import { spawnSync } from 'node:child_process';
+import { spawn, spawnSync } from 'node:child_process';
+import { once } from 'node:events';
 import { copyFileSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -17,10 +18,28 @@ const checkpoint = join(golden, 'oct-resnet-26-w8-a25-cifar');
 let folder: string;
 const inFolder = (name: string) => join(folder, name);
 
+const cli = join(root, 'dist/cli.js');
+const words = (text: string) => text.split(' ');
+
 function octconv(...args: string[]) {
-  const { status, stdout, stderr } = spawnSync(process.execPath, [join(root, 'dist/cli.js'), ...args], { encoding: 'utf8', cwd: folder });
+  return octconvWith({}, ...args);
+}
+
+function octconvWith(variables: NodeJS.ProcessEnv, ...args: string[]) {
+  const env = { ...process.env, ...variables };
+  const options = { encoding: 'utf8', cwd: folder, env } as const;
+  const { status, stdout, stderr } = spawnSync(process.execPath, [cli, ...args], options);
   return { code: status, stdout, stderr };
 }
+
+/** The same on a terminal: what it shows there. */
+function onTerminal(variables: NodeJS.ProcessEnv, ...args: string[]): string {
+  const { NO_COLOR: _, FORCE_COLOR: __, ...others } = process.env;
+  const env = { ...others, TERM: 'xterm', ...variables };
+  const command = [process.execPath, cli, ...args].map((arg) => `'${arg}'`).join(' ');
+  return spawnSync('script', ['-qec', command, '/dev/null'], { encoding: 'utf8', cwd: folder, env }).stdout;
+}
+const noTerminal = Boolean(spawnSync('script', ['--version']).error);
 
 /** One line on stderr, no stack, nothing on stdout. */
 function expectError(result: ReturnType<typeof octconv>, code: number, text: string | RegExp): void {
@@ -49,7 +68,8 @@ describe('command line', function () {
     });
 
     it('prints one JSON object and nothing else', () => {
-      const { code, stdout, stderr } = octconv('classify', cat, '--json', '--top', '2', '--device', 'reference', '--threads', '1');
+      const flags = words('--json --top 2 --device reference --threads 1');
+      const { code, stdout, stderr } = octconv('classify', cat, ...flags);
       expect([code, stderr]).to.deep.equal([0, '']);
       const { results, device, threads } = JSON.parse(stdout);
       expect([device, threads]).to.deep.equal(['reference', 1]);
@@ -61,12 +81,29 @@ describe('command line', function () {
       writeFileSync(inFolder('text.jpg'), 'this is no picture');
       writeFileSync(inFolder('empty.png'), '');
       writeFileSync(inFolder('short.jpg'), readFileSync(cat).subarray(0, 9000));
-      const { code, stdout, stderr } = octconv('classify', 'text.jpg', cat, 'empty.png', 'short.jpg', 'missing.jpg', cat);
+      const bad = ['text.jpg', 'empty.png', 'short.jpg', 'missing.jpg'];
+      const { code, stdout, stderr } = octconv('classify', cat, ...bad, cat);
       expect(code).to.equal(1);
       expect(stdout.match(/90\.6 %/g)).to.have.length(2);
       const lines = stderr.trim().split('\n');
-      expect(lines.map((line) => line.split(': ')[1])).to.deep.equal(['text.jpg', 'empty.png', 'short.jpg', 'missing.jpg']);
+      expect(lines.map((line) => line.split(': ')[1])).to.deep.equal(bad);
       for (const line of lines) expect(line).to.match(/^octconv: \S+: .+/);
+    });
+
+    it('prints one JSON object of what was and what was not a picture', () => {
+      writeFileSync(inFolder('text.jpg'), 'this is no picture');
+      const { code, stdout, stderr } = octconv('classify', 'text.jpg', cat, '--json');
+      expect(code).to.equal(1);
+      expect(stderr).to.match(/^octconv: text\.jpg: [^\n]+\n$/);
+      const { results, failures } = JSON.parse(stdout);
+      expect([results.length, failures.length, failures[0].file]).to.deep.equal([1, 1, 'text.jpg']);
+    });
+
+    it('has colours on a terminal, unless NO_COLOR is set', function () {
+      if (noTerminal) return this.skip();
+      const bold = '\x1b[1m';
+      expect(onTerminal({}, 'classify', cat)).to.contain(bold + cat);
+      expect(onTerminal({ NO_COLOR: '1' }, 'classify', cat)).to.contain(cat).and.not.contain('\x1b');
     });
 
     it('takes pictures of every kind', async () => {
@@ -101,6 +138,9 @@ describe('command line', function () {
   });
 
   describe('run', () => {
+    const weights = ['--weights', `${checkpoint}.pth`];
+    const input = ['--input', `${checkpoint}.x.npy`];
+
     const compare = async (file: string) => {
       const [got, wanted] = [await readNpy(inFolder(file)), await readNpy(`${checkpoint}.y.npy`)];
       expect(got.shape).to.deep.equal(wanted.shape);
@@ -109,7 +149,7 @@ describe('command line', function () {
     };
 
     it('reads every option off the weights', async () => {
-      const { code, stdout, stderr } = octconv('run', '--weights', `${checkpoint}.pth`, '--input', `${checkpoint}.x.npy`, '--output', 'y.npy', '--json');
+      const { code, stdout, stderr } = octconv('run', ...weights, ...input, '--output', 'y.npy', '--json');
       expect([code, stderr]).to.deep.equal([0, '']);
       const { network, options } = JSON.parse(stdout);
       expect(network).to.equal('oct-resnet-26');
@@ -118,8 +158,8 @@ describe('command line', function () {
     });
 
     it('takes options that agree, on the reference too', async () => {
-      const flags = ['--network', 'oct-resnet-26', '--alpha', '.25', '--width', '8', '--classes', '10', '--stem', 'cifar', '--device', 'reference'];
-      const { code, stderr } = octconv('run', ...flags, '--weights', `${checkpoint}.pth`, '--input', `${checkpoint}.x.npy`, '--output', 'y2.npy');
+      const flags = words('--network oct-resnet-26 --alpha .25 --width 8 --classes 10 --stem cifar --device reference');
+      const { code, stderr } = octconv('run', ...flags, ...weights, ...input, '--output', 'y2.npy');
       expect(code, stderr).to.equal(0);
       await compare('y2.npy');
     });
@@ -128,39 +168,43 @@ describe('command line', function () {
       const { shape, data } = await readNpy(`${checkpoint}.x.npy`);
       const [n = 0, h = 0, w = 0, c = 0] = shape;
       const moved = data.map((_, i) => {
-        const [x, y, channel, image] = [i % w, Math.floor(i / w) % h, Math.floor(i / w / h) % c, Math.floor(i / w / h / c)];
-        return data[((image * h + y) * w + x) * c + channel] as number;
+        const [pixel, channel, image] = [i % (h * w), Math.floor(i / (h * w)) % c, Math.floor(i / (h * w * c))];
+        return data[(image * h * w + pixel) * c + channel] as number;
       });
       await writeNpy(inFolder('nchw.npy'), [n, c, h, w], moved);
-      const { code, stderr } = octconv('run', '--layout', 'nchw', '--weights', `${checkpoint}.pth`, '--input', 'nchw.npy', '--output', 'y3.npy');
+      const { code, stderr } = octconv('run', ...weights, ...words('--layout nchw --input nchw.npy --output y3.npy'));
       expect(code, stderr).to.equal(0);
       await compare('y3.npy');
     });
 
     it('gives the same logits for a converted folder', async () => {
       expect(octconv('convert', `${checkpoint}.pth`, 'folder').code).to.equal(0);
-      const { code, stderr } = octconv('run', '--model', 'folder', '--input', `${checkpoint}.x.npy`, '--output', 'y4.npy');
+      const { code, stderr } = octconv('run', ...input, ...words('--model folder --output y4.npy'));
       expect(code, stderr).to.equal(0);
       await compare('y4.npy');
     });
 
     it('has random weights by seed', async () => {
       const run = (seed: string, file: string) =>
-        octconv('run', '--network', 'resnet-26', '--width', '8', '--classes', '5', '--seed', seed, '--input', `${checkpoint}.x.npy`, '--output', file);
-      for (const [seed, file] of [['1', 'a.npy'], ['1', 'b.npy'], ['2', 'c.npy']] as const) expect(run(seed, file).code).to.equal(0);
-      const [a, b, c] = [await readNpy(inFolder('a.npy')), await readNpy(inFolder('b.npy')), await readNpy(inFolder('c.npy'))];
+        octconv('run', ...words('--network resnet-26 --width 8 --classes 5 --seed'), seed, ...input, '--output', file);
+      const logits = async (seed: string, file: string) => {
+        expect(run(seed, file).code).to.equal(0);
+        return readNpy(inFolder(file));
+      };
+      const [a, b, c] = [await logits('1', 'a.npy'), await logits('1', 'b.npy'), await logits('2', 'c.npy')];
       expect(a.data).to.deep.equal(b.data);
       expect(a.data).to.not.deep.equal(c.data);
     });
 
     it('names what contradicts', () => {
-      const run = (...flags: string[]) => octconv('run', '--weights', `${checkpoint}.pth`, '--input', `${checkpoint}.x.npy`, '--output', 'z.npy', ...flags);
+      const bare = (...flags: string[]) => octconv('run', ...input, '--output', 'z.npy', ...flags);
+      const run = (...flags: string[]) => bare(...weights, ...flags);
       expectError(run('--alpha', '.5'), 1, 'alpha 0.5 was asked for, the weights have 0.25');
       expectError(run('--classes', '7'), 1, 'classes 7 was asked for, the weights have 10');
       expectError(run('--network', 'resnet-26'), 1, /network "?resnet-26"? was asked for/);
       expectError(run('--model', shipped), 2, '--model says it all');
-      expectError(octconv('run', '--network', 'oct-resnet-26', '--alpha', '1', '--input', `${checkpoint}.x.npy`, '--output', 'z.npy'), 1, 'alpha 1');
-      expectError(octconv('run', '--input', `${checkpoint}.x.npy`, '--output', 'z.npy'), 2, 'one of --network, --weights and --model');
+      expectError(bare('--network', 'oct-resnet-26', '--alpha', '1'), 1, 'alpha 1');
+      expectError(bare(), 2, 'one of --network, --weights and --model');
       expectError(run('--layout', 'chwn'), 2, 'Allowed choices are nhwc, nchw');
       expect(existsSync(inFolder('z.npy'))).to.equal(false);
     });
@@ -168,7 +212,7 @@ describe('command line', function () {
     it('refuses inputs that are no images, and files that cannot be', async () => {
       await writeNpy(inFolder('flat.npy'), [2, 3], new Float32Array(6));
       await writeNpy(inFolder('deep.npy'), [1, 8, 8, 4], new Float32Array(256));
-      const run = (input: string, output = 'z.npy') => octconv('run', '--model', shipped, '--input', input, '--output', output);
+      const run = (from: string, to = 'z.npy') => octconv('run', '--model', shipped, '--input', from, '--output', to);
       expectError(run('flat.npy'), 1, 'flat.npy: shape [2,3], wanted [N,H,W,C]');
       expectError(run('deep.npy'), 1, 'needs 3 input channels, got x [1,8,8,4]');
       expectError(run('nothing.npy'), 1, 'nothing.npy: no such file');
@@ -178,23 +222,34 @@ describe('command line', function () {
   });
 
   describe('eval', () => {
-    it('counts what is right, by the names of the folders', () => {
-      for (const name of ['cat', 'dog']) {
-        mkdirSync(inFolder(`data/${name}`), { recursive: true });
-        copyFileSync(cat, inFolder(`data/${name}/picture.jpg`));
+    before(() => {
+      for (const name of ['data/cat', 'data/dog', 'spoilt/cat', 'spoilt/dog']) {
+        mkdirSync(inFolder(name), { recursive: true });
+        copyFileSync(cat, inFolder(`${name}/picture.jpg`));
       }
+      writeFileSync(inFolder('spoilt/cat/z.jpg'), 'text');
+    });
+
+    it('counts what is right, by the names of the folders', () => {
       const { code, stdout, stderr } = octconv('eval', '--model', shipped, '--data', 'data', '--json');
       expect([code, stderr]).to.deep.equal([0, '']);
       expect(JSON.parse(stdout)).to.include({ pictures: 2, failed: 0, top1: 1, top5: 2 });
-      expect(octconv('eval', '--model', shipped, '--data', 'data').stdout).to.match(/^top-1 1 of 2, 50\.0 %\ntop-5 2 of 2, 100\.0 %\n/);
+      const shown = octconv('eval', '--model', shipped, '--data', 'data').stdout;
+      expect(shown).to.match(/^top-1 1 of 2, 50\.0 %\ntop-5 2 of 2, 100\.0 %\n/);
     });
 
     it('goes on after a bad picture and ends with 1', () => {
-      writeFileSync(inFolder('data/cat/z.jpg'), 'text');
-      const { code, stdout, stderr } = octconv('eval', '--model', shipped, '--data', 'data', '--json');
+      const { code, stdout, stderr } = octconv('eval', '--model', shipped, '--data', 'spoilt', '--json');
       expect(code).to.equal(1);
       expect(stderr).to.contain('z.jpg');
       expect(JSON.parse(stdout)).to.include({ pictures: 2, failed: 1 });
+    });
+
+    it('has a progress bar on a terminal, which errors leave alone', function () {
+      if (noTerminal) return this.skip();
+      const shown = onTerminal({}, 'eval', '--model', shipped, '--data', 'spoilt');
+      const clearLine = '\r\x1b[2K';
+      expect(shown).to.contain('2/3 pictures').and.contain(`${clearLine}octconv: spoilt/cat/z.jpg: `);
     });
 
     it('refuses folders that are no labels, and no folders at all', () => {
@@ -210,9 +265,13 @@ describe('command line', function () {
     for (const [name, [top1, top5]] of Object.entries(recorded)) {
       it(`CIFAR-10's 10,000 test pictures on ${name}: ${top1} right, ${top5} among five @slow`, function () {
         this.timeout(300_000);
-        if (!existsSync(archive)) return this.skip(); // the pictures are not ours to ship
+        if (!existsSync(archive)) {
+          console.log(`      skipped: CIFAR-10's pictures are not here`);
+          this.skip();
+        }
         if (!existsSync(inFolder('test'))) spawnSync('tar', ['-xJf', archive, '-C', folder]);
-        const { code, stdout, stderr } = octconv('eval', '--model', join(root, `models/cifar10-oct-resnet-26-${name}`), '--data', 'test', '--json');
+        const model = join(root, `models/cifar10-oct-resnet-26-${name}`);
+        const { code, stdout, stderr } = octconv('eval', '--model', model, '--data', 'test', '--json');
         expect([code, stderr]).to.deep.equal([0, '']);
         const result = JSON.parse(stdout);
         expect(result.pictures).to.equal(10_000);
@@ -237,7 +296,9 @@ describe('command line', function () {
         const { code, stdout, stderr } = octconv('info', target, '--graph', '--size', '32');
         expect(code, stderr).to.equal(0);
         expect(stdout).to.match(/^oct-resnet-26 alpha/);
-        expect(stdout).to.match(/\nrecorded\n[\s\S]*batchNorm[\s\S]*\nafter fusion\n(?![\s\S]*batchNorm)[\s\S]*octConv/);
+        const [, recorded, fused] = stdout.split(/\nrecorded\n|\nafter fusion\n/);
+        expect(recorded).to.contain('batchNorm');
+        expect(fused).to.contain('octConv').and.not.contain('batchNorm');
       }
       expectError(octconv('info', 'resnet-51'), 1, 'resnet-51: no such file, and no network');
     });
@@ -260,8 +321,23 @@ describe('command line', function () {
       expect(existsSync(inFolder('out/config.json'))).to.equal(false);
     });
 
+    it('convert takes labels, and how pictures become the input', () => {
+      writeFileSync(inFolder('ten.txt'), 'abcdefghij'.split('').join('\r\n'));
+      const input = words('--size 48 --resize 64 --interpolation bicubic --mean .1,.2,.3 --std 1,2,3');
+      expect(octconv('convert', `${checkpoint}.pth`, 'tuned', '--labels', 'ten.txt', ...input).code).to.equal(0);
+      const config = JSON.parse(readFileSync(inFolder('tuned/config.json'), 'utf8'));
+      expect(config.options).to.deep.equal({ alpha: 0.25, width: 8, classes: 10, stem: 'cifar' });
+      expect(config.input).to.include({ height: 48, width: 48, resize: 64, interpolation: 'bicubic' });
+      expect(config.input).to.deep.include({ mean: [0.1, 0.2, 0.3], std: [1, 2, 3] });
+      const { top } = JSON.parse(octconv('classify', cat, '--model', 'tuned', '--json').stdout).results[0];
+      expect(top.map(({ label }: { label: string }) => label).join('')).to.match(/^[a-j]{5}$/);
+      expectError(octconv('convert', 'x', 'y', '--mean', '1,2'), 2, 'wanted three numbers');
+      expectError(octconv('convert', `${checkpoint}.pth`, 'y', '--std', '1,0,1'), 1, 'input.std');
+    });
+
     it('export writes ONNX', () => {
-      const { code, stdout, stderr } = octconv('export', '--onnx', 'net.onnx', '--network', 'oct-resnet-26', '--width', '8', '--size', '64');
+      const flags = words('--onnx net.onnx --network oct-resnet-26 --width 8 --size 64');
+      const { code, stdout, stderr } = octconv('export', ...flags);
       expect(code, stderr).to.equal(0);
       expect(stdout).to.match(/net\.onnx: oct-resnet-26, input \[N,3,64,64\]/);
       expect(existsSync(inFolder('net.onnx'))).to.equal(true);
@@ -276,10 +352,34 @@ describe('command line', function () {
     });
 
     it('an instruction set that is not there is an error in one line', () => {
-      const env = { ...process.env, OCTCONV_ISA: 'mmx' };
-      const { status, stderr } = spawnSync(process.execPath, [join(root, 'dist/cli.js'), 'devices'], { encoding: 'utf8', env });
-      expect(status).to.equal(1);
-      expect(stderr).to.equal("octconv: OCTCONV_ISA: 'mmx' is unknown, wanted baseline, avx2 or avx512\n");
+      expectError(octconvWith({ OCTCONV_ISA: 'mmx' }, 'devices'), 1, "OCTCONV_ISA: 'mmx' is unknown, wanted baseline");
+    });
+
+    it('so is an addon that cannot be loaded', () => {
+      const none = octconvWith({ OCTCONV_NATIVE: inFolder('none.node') }, 'classify', cat);
+      expectError(none, 1, /^octconv: native: no addon could be loaded for \S+: Cannot find module/);
+    });
+
+    it('demo shows the cat, the strangers and the comparison', () => {
+      const { code, stdout, stderr } = octconv('demo', '--rounds', '1');
+      expect([code, stderr]).to.deep.equal([0, '']);
+      expect(stdout).to.match(/cat\.jpg .*\n {2}cat +90\.6 %/);
+      expect(stdout).to.contain('coffee is none of the ten');
+      for (const network of [/\n {2}ResNet-50 +[\d.]+ ms/, /\n {2}Oct-ResNet-50, alpha \.5 +[\d.]+ ms/]) {
+        expect(stdout).to.match(network);
+      }
+      expect(stdout).to.match(/ takes \d+ % of the plain one's time/);
+    });
+
+    it('an interrupt ends it at once and without a word', async () => {
+      const child = spawn(process.execPath, [cli, 'demo', '--rounds', '100000'], { stdio: ['ignore', 'pipe', 'pipe'] });
+      const ended = once(child, 'exit');
+      const errors: Buffer[] = [];
+      child.stderr.on('data', (chunk) => errors.push(chunk));
+      for await (const chunk of child.stdout) if (String(chunk).includes('interleaved rounds')) break;
+      child.kill('SIGINT');
+      expect((await ended)[1]).to.equal('SIGINT');
+      expect(Buffer.concat(errors).toString()).to.equal('');
     });
 
     it('help and version end with 0, an unknown command with 2', () => {
@@ -290,7 +390,8 @@ describe('command line', function () {
     });
 
     it('a reader that has seen enough is no error', () => {
-      const script = `"${process.execPath}" "${join(root, 'dist/cli.js')}" info oct-resnet-50 --width 8 --graph | head -n 1; echo "\${PIPESTATUS[0]}"`;
+      const info = `"${process.execPath}" "${cli}" info oct-resnet-50 --width 8 --graph`;
+      const script = `${info} | head -n 1; echo "\${PIPESTATUS[0]}"`;
       const { stdout, stderr } = spawnSync('bash', ['-c', script], { encoding: 'utf8' });
       expect(stderr).to.equal('');
       expect(stdout).to.match(/\n0\n$/);
@@ -298,13 +399,14 @@ describe('command line', function () {
 
     it('bench models and ops: checked, timed, kept as JSON and chart', function () {
       this.timeout(120_000);
-      const common = ['--size', '48', '--rounds', '1'];
-      const models = octconv('bench', 'models', '--network', 'resnet-26', '--alphas', '.5', '--threads', '1', ...common, '--out', 'r.json', '--chart', 'c.svg');
+      const common = words('--size 48 --rounds 1 --device cpu');
+      const networks = words('models --network resnet-26 --alphas .5 --threads 1 --out r.json --chart c.svg');
+      const models = octconv('bench', ...networks, ...common);
       expect([models.code, models.stderr]).to.deep.equal([0, '']);
       expect(models.stdout).to.match(/\noct-resnet-26 +0\.5 +1 /);
       expect(JSON.parse(readFileSync(inFolder('r.json'), 'utf8')).rows).to.have.length(2);
       expect(readFileSync(inFolder('c.svg'), 'utf8')).to.match(/^<svg /);
-      const ops = octconv('bench', 'ops', '--network', 'oct-resnet-26', ...common, '--json');
+      const ops = octconv('bench', 'ops', '--network', 'oct-resnet-26', '--json', ...common);
       expect([ops.code, ops.stderr]).to.deep.equal([0, '']);
       expect(JSON.parse(ops.stdout).steps.length).to.equal(28);
     });

@@ -25,7 +25,8 @@ describe('README', function () {
         expect(stdout, stderr).to.match(pattern);
         const options = { extends: join(root, 'tsconfig.json'), files: [file], include: [] };
         writeFileSync(join(folder, 'tsconfig.json'), JSON.stringify(options));
-        const types = spawnSync(process.execPath, [join(root, 'node_modules/typescript/bin/tsc'), '--noEmit', '-p', folder], { encoding: 'utf8' });
+        const tsc = join(root, 'node_modules/typescript/bin/tsc');
+        const types = spawnSync(process.execPath, [tsc, '--noEmit', '-p', folder], { encoding: 'utf8' });
         expect(types.status, types.stdout).to.equal(0);
       } finally {
         rmSync(folder, { recursive: true, force: true });
