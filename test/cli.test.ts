@@ -364,8 +364,8 @@ describe('command line', function () {
       const { code, stdout, stderr } = octconv('demo', '--rounds', '1');
       expect([code, stderr]).to.deep.equal([0, '']);
       expect(stdout).to.match(/cat\.jpg .*\n {2}cat +90\.6 %/);
-      expect(stdout).to.contain('coffee is none of the ten');
-      for (const network of [/\n {2}ResNet-50 +[\d.]+ ms/, /\n {2}Oct-ResNet-50, alpha \.5 +[\d.]+ ms/]) {
+      expect(stdout).to.contain('coffee is none of the ten, and the network knows nothing else');
+      for (const network of [/\n {2}ResNet-50 +min +[\d.]+ ms/, /\n {2}Oct-ResNet-50, alpha \.5 +min +[\d.]+ ms/]) {
         expect(stdout).to.match(network);
       }
       expect(stdout).to.match(/ takes \d+ % of the plain one's time/);

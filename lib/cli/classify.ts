@@ -37,7 +37,7 @@ async function run(files: string[], options: DeviceOptions & { model?: string; t
 
 /** The file and its guesses, with a bar for each probability. */
 export function describe({ file, top, milliseconds }: Classified): string {
-  const widest = Math.max(...top.map(({ label }) => label.length));
+  const widest = Math.max(10, ...top.map(({ label }) => label.length));
   const lines = top.map(({ label, probability }, i) => {
     const text = `  ${label.padEnd(widest)}  ${percent(probability).padStart(7)}  `;
     return style(i ? 'reset' : 'bold', text) + style('cyan', '█'.repeat(Math.round(probability * 30)));

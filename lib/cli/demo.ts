@@ -34,14 +34,14 @@ async function run({ rounds }: { rounds: number }): Promise<void> {
   {
     using model = await loadModel(shippedModel);
     print(style('bold', `An octave network, ${model.name} at alpha ${model.options?.alpha}, looks at photographs`));
-    print(style('dim', `It was trained on CIFAR-10, 32 x 32, and knows ten things: ${model.labels?.join(', ')}.`));
-    print(style('dim', `Device ${deviceLine(model)}.\n`));
+    print(style('dim', `Trained on the 32 x 32 pictures of CIFAR-10; device ${deviceLine(model)}.`));
+    print(style('dim', `It knows ${model.labels?.join(', ')}.\n`));
     for (const file of pictures) {
       for await (const result of classify(model, [join(photographs, file)])) {
         print(describe({ ...result, file }));
         if (strangers.includes(file)) {
           const what = file.replace('.jpg', '');
-          print(style('yellow', `  ${what} is none of the ten: the network knows nothing else, names the nearest.`));
+          print(style('yellow', `  ${what} is none of the ten, and the network knows nothing else.`));
         }
         print('');
       }
@@ -55,18 +55,19 @@ async function compare(rounds: number): Promise<void> {
   using plain = createModel('resnet-50');
   using octave = createModel('oct-resnet-50', { alpha: 0.5 });
   print(style('bold', 'The claim: octave convolution does the work of a plain one in less time'));
-  print(style('dim', `ResNet-50 at 224 x 224, random weights, ${deviceLine(plain)}, ${rounds} interleaved rounds\n`));
+  print(style('dim', `224 x 224, random weights, ${deviceLine(plain)}, ${rounds} interleaved rounds\n`));
   const x = Tensor.zeros('f32', [1, 224, 224, 3]);
   x.data.fill(0.5);
   const subjects = [plain, octave].map((model) => () => model.run(x));
   const progress = (round: number) => line.show(`round ${round} of ${rounds}`);
   const [a, b] = (await interleave(subjects, rounds, progress)) as [Times, Times];
   line.clear();
-  const bar = (ms: number) => style('cyan', '█'.repeat(Math.round((40 * ms) / Math.max(a.median, b.median))));
+  const bar = (ms: number) => style('cyan', '█'.repeat(Math.round((20 * ms) / Math.max(a.median, b.median))));
   for (const [name, { min, median }] of [['ResNet-50', a], ['Oct-ResNet-50, alpha .5', b]] as const) {
     const [least, middle] = [min, median].map((ms) => ms.toFixed(1).padStart(7));
-    print(`  ${name.padEnd(24)}${least} ms least${middle} ms median  ${bar(median)}`);
+    print(`  ${name.padEnd(23)} min${least} ms, median${middle} ms  ${bar(median)}`);
   }
   const ratio = style('bold', `${(100 * pairedRatio(b, a)).toFixed(0)} %`);
-  print(`\n  The octave network takes ${ratio} of the plain one's time. Against onnxruntime: octconv bench models`);
+  print(`\n  The octave network takes ${ratio} of the plain one's time.`);
+  print(style('dim', '  Compared with onnxruntime: node dist/cli.js bench models'));
 }

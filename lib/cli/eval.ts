@@ -25,7 +25,8 @@ async function run(options: DeviceOptions & { model: string; data: string; batch
   const files = await picturesOf(options.data, labels);
 
   const format = '{bar} {value}/{total} pictures, {eta_formatted} left, top-1 {top1}';
-  const bar = process.stderr.isTTY && !options.json ? new SingleBar({ format, stream: process.stderr }) : undefined;
+  const shown = process.stderr.isTTY && !options.json;
+  const bar = shown ? new SingleBar({ format, stream: process.stderr, etaBuffer: 1000 }) : undefined;
   const interrupted = () => {
     bar?.stop();
     process.exit(130);
