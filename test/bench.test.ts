@@ -1,6 +1,8 @@
 /** The benches do what they say; how fast anything is, is not tested. */
 import { spawnSync } from 'node:child_process';
+import { once } from 'node:events';
 import { fileURLToPath } from 'node:url';
+import { Worker } from 'node:worker_threads';
 import { expect } from 'chai';
 import sharp from 'sharp';
 import { chart } from '../lib/bench/chart.js';
@@ -49,6 +51,19 @@ describe('bench', () => {
     const times = await interleave([subject('a'), subject('b')], 2);
     expect(order.join('')).to.equal('ababab');
     expect(times.map(({ rounds }) => rounds.length)).to.deep.equal([2, 2]);
+  });
+
+  it('a run waits for threads that are still busy after the last one', async () => {
+    const busy = 150;
+    const spin = `const end = performance.now() + ${busy}; while (performance.now() < end);`;
+    let [started, waited] = [0, 0];
+    const spinning = async () => {
+      const worker = new Worker(spin, { eval: true });
+      await once(worker, 'online');
+      started = performance.now();
+    };
+    await interleave([spinning, async () => void (waited = performance.now() - started)], 1);
+    expect(waited).to.be.above(busy);
   });
 
   it('short ones are repeated', async () => {

@@ -27,8 +27,19 @@ export function pairedRatio(ours: Times, theirs: Times): number {
   return median(ours.rounds.map((ms, i) => ms / (theirs.rounds[i] ?? NaN)));
 }
 
-/** onnxruntime's threads spin for a while after a run, ours for some microseconds: without a rest the next one pays. */
-const rest = 30;
+/**
+ * Rests until nothing of this process runs any more. onnxruntime's threads go on spinning after a run, for 47 ms where
+ * this was measured: with a rest of 30 ms the next run, which was always ours, still shared the cores with them.
+ */
+async function settle(rest = 30, slice = 10, atMost = 1000): Promise<void> {
+  await sleep(rest);
+  for (let waited = 0; waited < atMost; waited += slice) {
+    const before = process.cpuUsage();
+    await sleep(slice);
+    const { user, system } = process.cpuUsage(before);
+    if (user + system < 0.1 * 1e3 * slice) return; // microseconds
+  }
+}
 
 /**
  * Runs all subjects in turn, round by round, after one round that warms up and does not count. What takes less than
@@ -44,7 +55,7 @@ export async function interleave(
   for (let round = 0; round <= rounds; round++) {
     progress?.(round);
     for (const [i, run] of subjects.entries()) {
-      await sleep(rest);
+      await settle();
       let [runs, ms] = [0, 0];
       const start = performance.now();
       do {
