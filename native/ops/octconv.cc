@@ -685,11 +685,12 @@ void split(BranchPlan& b, int threads) {
       flops += 2. * static_cast<double>(sum->grid.pixels() * y.c * (s.shape.c / s.conv.groups) * s.conv.taps());
     }
   const auto cut = [&](int64_t pixels) {
-    // Row pairs that share a low row or a pooled row stay together.
+    // Row pairs that share a low row or a pooled row stay together. Blocks are of nearly equal size: one with the last
+    // few rows would read all weights for them.
     const int64_t align = int64_t{1} << std::max<size_t>(b.spec.outputs.size() - 1, b.low.taps ? 1 : 0);
-    const int64_t rows = std::max(align, pixels / y.w / align * align);
-    b.rows = std::min(rows, y.h);
-    b.planes = rows < y.h ? 1 : std::clamp<int64_t>(pixels / (y.h * y.w), 1, y.n * y.t);
+    const int64_t plane = y.h * y.w, count = std::max<int64_t>(1, (plane + pixels / 2) / pixels);
+    b.planes = std::clamp<int64_t>(pixels / plane, 1, y.n * y.t);
+    b.rows = std::min(y.h, ((y.h + count - 1) / count + align - 1) / align * align);
     b.rowBlocks = (y.h + b.rows - 1) / b.rows;
     b.blocks = (y.n * y.t + b.planes - 1) / b.planes * b.rowBlocks;
   };
