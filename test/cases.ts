@@ -36,12 +36,24 @@ const positive = (n: number) => new Tensor('f32', [n], numbers(n, ++seeds).map((
 
 const small = [1, 2, 5, 6, 3] as const; // a video
 const widths = [1, 3, 4, 5, 7, 8, 9, 14, 15, 16, 17, 26, 50];
+const large = [2, 40, 51, 33] as const; // several tasks of the elementwise ops
 
-const unary = (op: Case['op'], call: (x: Value<'f32', readonly [number, number]>) => unknown): Case[] =>
-  widths.flatMap((c) => [
-    { op, title: `2x3x5x${c}`, inputs: [[2, 3, 5, c]], terms: c, record: ([x]) => call(x) },
-    { op, title: `3x${c}`, inputs: [[3, c]], terms: c, record: ([x]) => call(x) },
-  ]);
+const unary = (op: Case['op'], call: (x: Value<'f32', readonly [number, number]>) => unknown, tasks: readonly number[] = large): Case[] =>
+  [...widths.flatMap((c) => [[2, 3, 5, c], [3, c]]), small, tasks].map((x) => ({
+    op,
+    title: x.join('x'),
+    inputs: [x],
+    terms: x.at(-1) ?? 1,
+    record: ([v]) => call(v),
+  }));
+
+const binary = (op: 'add' | 'mul', x: readonly number[], y: readonly number[] = x): Case => ({
+  op,
+  title: `${x.join('x')} by ${y.join('x')}`,
+  inputs: [x, y],
+  terms: 2,
+  record: ([a, b]) => (op === 'add' ? ops.add : ops.mul)(a, b),
+});
 
 interface ConvRow {
   x: readonly number[];
@@ -77,6 +89,10 @@ const convs: Case[] = [
   conv({ x: [1, 6, 5, 7], to: 21, kernel: [3, 3], options: { padding: 1, groups: 7 } }), // three outputs a channel
   conv({ x: [1, 4, 6, 5, 10], to: 19, kernel: [3, 1, 1], options: { padding: 1 } }),
   conv({ x: [2, 5, 6, 7, 3], to: 8, kernel: [5, 7, 7], options: { padding: 3, stride: 2 } }),
+  // several blocks of rows, of images
+  conv({ x: [1, 56, 56, 32], to: 24, kernel: [3, 3], options: { padding: 1 } }),
+  conv({ x: [1, 61, 67, 3], to: 20, kernel: [7, 7], options: { padding: 3, stride: 2 } }),
+  conv({ x: [9, 7, 7, 512], to: 20, kernel: [1, 1] }),
 ];
 
 interface OctRow {
@@ -130,6 +146,10 @@ const octConvs: Case[] = [
   ...[1, 2, 3, 4, 5].map((h) => octConv({ h, w: 3, from: [5, 3], to: [6, 4], stride: 2 })),
   octConv({ h: 12, w: 12, from: [8, 4], to: [4, 8], kernel: 5 }),
   octConv({ h: 16, w: 14, from: [64, 64], to: [64, 64] }),
+  // several blocks of rows, of images
+  octConv({ h: 41, w: 37, from: [64, 64], to: [12, 7] }),
+  octConv({ h: 83, w: 73, from: [64, 64], to: [24, 40], kernel: 1, stride: 2 }),
+  octConv({ n: 7, h: 7, w: 7, from: [256, 256], to: [20, 9], kernel: 1 }),
   octConv({ n: 3, h: 7, w: 7, from: [24, 40], to: [36, 20], kernel: 7 }),
   octConv({ h: 8, w: 9, from: [8, 4], to: [12, 8], groups: 4, bias: true }),
   octConv({ h: 8, w: 9, from: [8, 4], to: [12, 8], groups: 4, stride: 2 }),
@@ -142,10 +162,19 @@ const linear = (n: number, c: number, k: number, bias = true): Case => {
   return { op: 'linear', title: `${n}x${c} -> ${k}`, inputs: [[n, c]], terms: c, record: ([x]) => ops.linear(x, params as never) };
 };
 
-const batchNorm = (c: number): Case => {
+const batchNorm = (x: readonly number[]): Case => {
+  const c = x.at(-1) ?? 1;
   const params = { weight: weight(c), bias: weight(c), running_mean: weight(c), running_var: positive(c) };
-  return { op: 'batchNorm', title: `2x3x4x${c}`, inputs: [[2, 3, 4, c]], terms: 3, record: ([x]) => ops.batchNorm(x, params) };
+  return { op: 'batchNorm', title: x.join('x'), inputs: [x], terms: 3, record: ([v]) => ops.batchNorm(v, params) };
 };
+
+const concat = (outer: readonly number[], ...channels: number[]): Case => ({
+  op: 'concat',
+  title: `${outer.join('x')}x(${channels.join(' + ')})`,
+  inputs: channels.map((c) => [...outer, c]),
+  terms: 1,
+  record: (xs) => ops.concat(xs as never),
+});
 
 const pools = (op: 'maxPool' | 'avgPool', call: typeof ops.avgPool): Case[] => {
   const row = (x: readonly number[], options: Record<string, unknown>): Case => ({
@@ -181,31 +210,35 @@ const pictures: Case[] = [
       }),
     ),
   ),
-  {
-    op: 'normalize',
-    title: '2x3x5x3',
-    inputs: [[2, 3, 5, 3]],
-    dtype: 'u8',
-    terms: 3,
-    record: ([x]) => ops.normalize(x, { scale: 1 / 255, mean: [0.4, 0.5, 0.6], std: [0.2, 0.3, 0.4] }),
-  },
+  ...[[2, 3, 5, 3], [1, 2, 4, 5, 3], [1, 180, 200, 3]].map(
+    (x): Case => ({
+      op: 'normalize',
+      title: x.join('x'),
+      inputs: [x],
+      dtype: 'u8',
+      terms: 3,
+      record: ([v]) => ops.normalize(v, { scale: 1 / 255, mean: [0.4, 0.5, 0.6], std: [0.2, 0.3, 0.4] }),
+    }),
+  ),
 ];
 
 export const cases: readonly Case[] = [
   ...unary('relu', ops.relu),
   ...unary('relu6', ops.relu6),
   ...unary('sigmoid', ops.sigmoid),
-  ...unary('softmax', ops.softmax),
-  ...widths.map((c): Case => ({ op: 'add', title: `2x3x5x${c}`, inputs: [[2, 3, 5, c], [2, 3, 5, c]], terms: 2, record: ([x, y]) => ops.add(x, y) })),
-  ...widths.map((c): Case => ({ op: 'mul', title: `2x3x5x${c}`, inputs: [[2, 3, 5, c], [2, 3, 5, c]], terms: 2, record: ([x, y]) => ops.mul(x, y) })),
-  ...widths.map((c): Case => ({ op: 'mul', title: `2x3x5x${c} by 2x1x1x${c}`, inputs: [[2, 3, 5, c], [2, 1, 1, c]], terms: 2, record: ([x, y]) => ops.mul(x, y) })),
-  ...widths.map((c): Case => ({ op: 'concat', title: `5 + ${c} + 2`, inputs: [[2, 3, 4, 5], [2, 3, 4, c], [2, 3, 4, 2]], terms: 1, record: (xs) => ops.concat(xs as never) })),
+  ...unary('softmax', ops.softmax, [2, 20, 23, 9]),
+  ...widths.map((c) => binary('add', [2, 3, 5, c])),
+  ...widths.flatMap((c) => [binary('mul', [2, 3, 5, c]), binary('mul', [2, 3, 5, c], [2, 1, 1, c])]),
+  binary('mul', small, [1, 1, 1, 1, 3]),
+  ...[binary('add', large), binary('mul', large), binary('mul', large, [2, 1, 1, 33])],
+  ...widths.map((c) => concat([2, 3, 4], 5, c, 2)),
+  ...[concat([3], 4, 1), concat([1, 2, 2, 3], 7, 9), concat([2, 40, 51], 5, 30)],
   ...convs,
   ...octConvs,
   ...widths.map((c) => linear(3, c, 17)),
   ...widths.map((k) => linear(1, 33, k, false)),
   linear(65, 100, 1000),
-  ...widths.map(batchNorm),
+  ...[...widths.map((c) => [2, 3, 4, c]), [3, 5], small, large].map(batchNorm),
   ...pools('maxPool', ops.maxPool),
   ...pools('avgPool', ops.avgPool),
   ...widths.map((c): Case => ({ op: 'globalAvgPool', title: `2x5x3x${c}`, inputs: [[2, 5, 3, c]], terms: 15, record: ([x]) => ops.globalAvgPool(x) })),
