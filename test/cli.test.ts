@@ -313,6 +313,7 @@ describe('command line', function () {
 
   describe('the others', () => {
     it('convert refuses what is no checkpoint', () => {
+      expectError(octconv('convert', `${checkpoint}.pth`, '/proc/octconv'), 1, '/proc/octconv'); // mkdir -p never ends there
       writeFileSync(inFolder('bad.pth'), 'not a checkpoint');
       expectError(octconv('convert', 'bad.pth', 'out'), 1, 'bad.pth: not a weight file');
       expectError(octconv('convert', 'missing.pth', 'out'), 1, 'missing.pth: no such file');

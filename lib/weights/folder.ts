@@ -1,5 +1,5 @@
 import { mkdir, readFile, stat, writeFile } from 'node:fs/promises';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { OctconvError, show } from '../error.js';
 import { type InputConfig, parseInput } from '../input/preprocess.js';
 import { checkOptions, type NetworkOptions, type ResolvedNetworkOptions } from '../models/options.js';
@@ -51,7 +51,7 @@ export async function writeModelFolder(
   const labelsFile = join(folder, 'labels.txt');
   checkLabels(labels, config.options.classes, labelsFile);
   try {
-    await mkdir(folder, { recursive: true });
+    await makeFolder(folder);
     await writeSafetensors(join(folder, 'model.safetensors'), source);
     await writeFile(labelsFile, `${labels.join('\n')}\n`);
     await writeFile(configFile, json);
@@ -117,4 +117,17 @@ function checkLabels(labels: readonly string[], classes: number, file: string): 
   }
   const bad = labels.findIndex((label) => label.trim() === '' || label.includes('\n'));
   if (bad !== -1) throw new OctconvError(`${file}: line ${bad + 1} is no label`);
+}
+
+/** mkdir's own `recursive` never ends where a folder cannot be made in one that is there, as in /proc. */
+async function makeFolder(path: string): Promise<void> {
+  try {
+    await mkdir(path);
+  } catch (error) {
+    const exists = async (folder: string) => (await stat(folder).catch(() => undefined))?.isDirectory() ?? false;
+    if (await exists(path)) return;
+    if ((error as NodeJS.ErrnoException).code !== 'ENOENT' || (await exists(dirname(path)))) throw error;
+    await makeFolder(dirname(path));
+    await mkdir(path);
+  }
 }
