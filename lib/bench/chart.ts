@@ -49,7 +49,6 @@ export function chart(result: ModelsResult, threads: number): string {
   return [
     `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} ${height}" font-family="sans-serif" font-size="13">`,
     `<title>${title}</title>`,
-    `<title>${title}</title>`,
     '<rect width="100%" height="100%" fill="white"/>',
     `<g font-size="15" font-weight="bold">${text(plot.left, 26, title)}</g>`,
     text(plot.left, plot.top - 12, 'ms per image, median', 'start'),
