@@ -27,7 +27,7 @@ function octconv(...args: string[]) {
 
 function octconvWith(variables: NodeJS.ProcessEnv, ...args: string[]) {
   const env = { ...process.env, ...variables };
-  const options = { encoding: 'utf8', cwd: folder, env } as const;
+  const options = { encoding: 'utf8', cwd: folder, env, timeout: 300_000 } as const; // an endless loop is a failure
   const { status, stdout, stderr } = spawnSync(process.execPath, [cli, ...args], options);
   return { code: status, stdout, stderr };
 }
@@ -97,6 +97,12 @@ describe('command line', function () {
       expect(stderr).to.match(/^octconv: text\.jpg: [^\n]+\n$/);
       const { results, failures } = JSON.parse(stdout);
       expect([results.length, failures.length, failures[0].file]).to.deep.equal([1, 1, 'text.jpg']);
+    });
+
+    it('says a name of control characters in one line, and gives the terminal none of them', () => {
+      expectError(octconv('classify', 'two\nlines\x1b[2J.jpg'), 1, 'octconv: two lines [2J.jpg: no such file');
+      copyFileSync(cat, inFolder('red\x1b[31m.jpg'));
+      expect(octconv('classify', 'red\x1b[31m.jpg').stdout).to.match(/^red \[31m\.jpg {2}/);
     });
 
     it('has colours on a terminal, unless NO_COLOR is set', function () {
@@ -291,6 +297,11 @@ describe('command line', function () {
       expect(steps).to.be.at.most(58);
     });
 
+    it('shows the options that were left out', () => {
+      const { options } = JSON.parse(octconv('info', 'oct-resnet-26', '--width', '8', '--json').stdout);
+      expect(options).to.deep.equal({ alpha: 0.5, width: 8, classes: 1000, stem: 'imagenet' });
+    });
+
     it('shows a model folder and a weight file, and the graph before and after', () => {
       for (const target of [shipped, `${checkpoint}.pth`]) {
         const { code, stdout, stderr } = octconv('info', target, '--graph', '--size', '32');
@@ -396,6 +407,14 @@ describe('command line', function () {
       const { stdout, stderr } = spawnSync('bash', ['-c', script], { encoding: 'utf8' });
       expect(stderr).to.equal('');
       expect(stdout).to.match(/\n0\n$/);
+    });
+
+    it('bench says before it measures that a file has no place', () => {
+      writeFileSync(inFolder('file'), '');
+      for (const flags of [words('models --out file/r.json'), words('models --chart /proc/no/c.svg')]) {
+        expectError(octconv('bench', ...flags), 1, flags[2] as string);
+      }
+      expectError(octconv('bench', ...words('ops --out /proc/no/r.json')), 1, '/proc/no/r.json');
     });
 
     it('bench models and ops: checked, timed, kept as JSON and chart', function () {

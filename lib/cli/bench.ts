@@ -1,4 +1,4 @@
-import { mkdir, writeFile } from 'node:fs/promises';
+import { writeFile } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import type { Command } from 'commander';
 import { chart } from '../bench/chart.js';
@@ -6,6 +6,7 @@ import { benchModels, modelsTable } from '../bench/models.js';
 import { benchOps, opsTable } from '../bench/ops.js';
 import { devices } from '../devices.js';
 import { fileError } from '../weights/file.js';
+import { makeFolder } from '../weights/folder.js';
 import { type DeviceOptions, deviceOption, integer, listOf, number } from './common.js';
 import { print, printJson, progressLine } from './output.js';
 
@@ -48,6 +49,7 @@ interface Common {
 type ModelsOptions = Common & { network: string; alphas: number[]; threads?: number[]; chart?: string };
 
 async function models(options: ModelsOptions): Promise<void> {
+  await prepare(options.out, options.chart);
   const line = progressLine();
   const { threads = [...new Set([1, devices().threads])] } = options;
   const result = await benchModels({ ...options, threads, progress: line.show });
@@ -59,6 +61,7 @@ async function models(options: ModelsOptions): Promise<void> {
 type OpsOptions = Common & { network: string; alpha?: number; threads: number };
 
 async function ops({ alpha, ...options }: OpsOptions): Promise<void> {
+  await prepare(options.out);
   const line = progressLine();
   const result = await benchOps({ ...options, options: alpha === undefined ? {} : { alpha }, progress: line.show });
   line.clear();
@@ -71,11 +74,18 @@ async function report({ out, json }: Common, result: object, table: string): Pro
   else print(table);
 }
 
-async function write(file: string, text: string): Promise<void> {
-  try {
-    await mkdir(dirname(file), { recursive: true });
-    await writeFile(file, text);
-  } catch (error) {
-    throw fileError(file, error);
+/** Minutes of measuring are not lost to a folder that cannot be made. */
+async function prepare(...files: (string | undefined)[]): Promise<void> {
+  for (const file of files) {
+    if (file === undefined) continue;
+    await makeFolder(dirname(file)).catch((error) => {
+      throw fileError(file, error);
+    });
   }
+}
+
+async function write(file: string, text: string): Promise<void> {
+  await writeFile(file, text).catch((error) => {
+    throw fileError(file, error);
+  });
 }

@@ -2,7 +2,7 @@ import type { Command } from 'commander';
 import { type Classified, classify } from '../classify.js';
 import { loadModel } from '../model.js';
 import { deviceLine, type DeviceOptions, integer, modelOptions, placeOf, shippedModel, withDevice } from './common.js';
-import { percent, print, printError, printJson, style } from './output.js';
+import { percent, print, printable, printError, printJson, style } from './output.js';
 
 export function classifyCommand(program: Command): void {
   withDevice(program.command('classify <picture...>'))
@@ -42,6 +42,6 @@ export function describe({ file, top, milliseconds }: Classified): string {
     const text = `  ${label.padEnd(widest)}  ${percent(probability).padStart(7)}  `;
     return style(i ? 'reset' : 'bold', text) + style('cyan', '█'.repeat(Math.round(probability * 30)));
   });
-  const title = `${style('bold', file)}  ${style('dim', `${milliseconds.toFixed(2)} ms`)}`;
+  const title = `${style('bold', printable(file))}  ${style('dim', `${milliseconds.toFixed(2)} ms`)}`;
   return [title, ...lines].map((line) => line.trimEnd()).join('\n');
 }

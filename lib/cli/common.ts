@@ -7,6 +7,7 @@ import { namedParameters } from '../layers/index.js';
 import { createModel, loadModel, type Model, type ModelOptions, type Network } from '../model.js';
 import { buildNetwork, type NetworkOptions } from '../models/index.js';
 import { type ResolvedOptions, resolveOptions } from '../models/infer.js';
+import { checkOptions } from '../models/options.js';
 import { checkWeights } from '../weights/check.js';
 import { isModelFolder, readModelFolder } from '../weights/folder.js';
 import { initialize } from '../weights/random.js';
@@ -102,7 +103,10 @@ export async function modelFrom(flags: NetworkFlags, options: ModelOptions): Pro
     const given = { ...shape, ...(network && { network }) } as Partial<ResolvedOptions>;
     return loadModel(weights, { ...options, network: given });
   }
-  return createModel(network ?? '', { ...shape, seed }, options);
+  const created = createModel(network ?? '', { ...shape, seed }, options);
+  const name = created.name ?? '';
+  created.options = checkOptions(name, shape, name.startsWith('oct-')); // what was left out is shown, too
+  return created;
 }
 
 export const parameterShapes = (network: Network): Map<string, readonly number[]> =>

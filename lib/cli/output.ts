@@ -12,10 +12,13 @@ export function printJson(value: unknown): void {
   print(JSON.stringify(value));
 }
 
-/** One line, whatever the message. */
+/** One line, whatever the message; nothing in a file's name reaches the terminal as a command. */
 export function printError(message: string): void {
-  process.stderr.write(`octconv: ${message.split('\n')[0]}\n`);
+  process.stderr.write(`octconv: ${printable(message)}\n`);
 }
+
+/** Control characters become spaces. */
+export const printable = (text: string): string => text.replace(/\p{Cc}+/gu, ' ');
 
 const coloured = Boolean(process.stdout.isTTY) && !process.env.NO_COLOR;
 

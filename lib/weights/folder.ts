@@ -120,7 +120,7 @@ function checkLabels(labels: readonly string[], classes: number, file: string): 
 }
 
 /** mkdir's own `recursive` never ends where a folder cannot be made in one that is there, as in /proc. */
-async function makeFolder(path: string): Promise<void> {
+export async function makeFolder(path: string): Promise<void> {
   try {
     await mkdir(path);
   } catch (error) {
