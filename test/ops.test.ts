@@ -224,7 +224,7 @@ describe('ops: fused forms', () => {
   };
 
   it('150 random octave blocks: fused as recorded', async function () {
-    this.timeout(60_000);
+    this.timeout(600_000); // an emulated CPU is slow
     const met = new Set<string>();
     const meet = (form: string, when: boolean) => when && met.add(form);
     for (let seed = 1; seed <= 150; seed++) {
@@ -402,7 +402,7 @@ describe('ops: native code trusts no plan', () => {
 });
 
 describe('ops: every other instruction set', function () {
-  this.timeout(300_000);
+  this.timeout(600_000);
   if (process.env.OCTCONV_ISA) return; // this is such a run
   for (const isa of ['baseline', 'avx2', 'avx512'].filter((isa) => isa !== native.info().isa)) {
     it(`the whole table on ${isa}`, function () {
