@@ -45,8 +45,8 @@ const isOpen = (branch: Branch) => branch.low === undefined && branch.high === u
  */
 function absorb(given: Steps, rewrite: (step: Step, uses: Uses) => { from: number; branch: Branch } | undefined): Steps {
   let steps = given.steps;
+  let uses = new Uses(given);
   for (const { outputs } of given.steps) {
-    const uses = new Uses({ ...given, steps });
     const step = uses.maker.get(outputs[0] ?? -1);
     const taken = step && rewrite(step, uses);
     if (!taken) continue;
@@ -55,6 +55,7 @@ function absorb(given: Steps, rewrite: (step: Step, uses: Uses) => { from: numbe
       if (!other.branches?.some((branch) => branch.outputs[0] === taken.from)) return [other];
       return [convStep(other.name, other.branches.map((b) => (b.outputs[0] === taken.from ? taken.branch : b)))];
     });
+    uses = new Uses({ ...given, steps });
   }
   return { ...given, steps };
 }
@@ -78,8 +79,8 @@ export function foldBatchNorm(given: Steps): Steps {
  */
 export function joinShortcut(given: Steps): Steps {
   let { steps } = given;
+  let uses = new Uses(given);
   for (const later of given.steps) {
-    const uses = new Uses({ ...given, steps });
     if (!later.branches || !steps.includes(later)) continue;
     const sums = later.branches.map((branch) => {
       const sum = uses.onlyReader(branch.outputs[0] ?? -1);
@@ -100,6 +101,7 @@ export function joinShortcut(given: Steps): Steps {
     );
     const gone = new Set<Step>([earlier, ...all.map((s) => s.sum)]);
     steps = steps.filter((step) => !gone.has(step)).map((step) => (step === later ? joined : step));
+    uses = new Uses({ ...given, steps });
   }
   return { ...given, steps };
 }
