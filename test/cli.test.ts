@@ -1,7 +1,8 @@
 /** The command line as a user meets it: what it prints, where, and with which exit code. */
 import { spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
-import { copyFileSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { copyFileSync, existsSync, mkdirSync, mkdtempSync, readFileSync } from 'node:fs';
+import { rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -34,7 +35,7 @@ function octconvWith(variables: NodeJS.ProcessEnv, ...args: string[]) {
 
 /** The same on a terminal: what it shows there. */
 function onTerminal(variables: NodeJS.ProcessEnv, ...args: string[]): string {
-  const { NO_COLOR: _, FORCE_COLOR: __, ...others } = process.env;
+  const { NO_COLOR: _, FORCE_COLOR: __, CI: ___, ...others } = process.env; // Node shows no colours in CI
   const env = { ...others, TERM: 'xterm', ...variables };
   const command = [process.execPath, cli, ...args].map((arg) => `'${arg}'`).join(' ');
   return spawnSync('script', ['-qec', command, '/dev/null'], { encoding: 'utf8', cwd: folder, env }).stdout;
@@ -244,6 +245,16 @@ describe('command line', function () {
       expect(shown).to.match(/^top-1 1 of 2, 50\.0 %\ntop-5 2 of 2, 100\.0 %\n/);
     });
 
+    it('follows links, of pictures and of folders, and leaves hidden files out', () => {
+      mkdirSync(inFolder('linked/cat'), { recursive: true });
+      symlinkSync(cat, inFolder('linked/cat/link.jpg'));
+      symlinkSync(inFolder('data/dog'), inFolder('linked/dog'));
+      writeFileSync(inFolder('linked/cat/.DS_Store'), 'text');
+      const { code, stdout, stderr } = octconv('eval', '--model', shipped, '--data', 'linked', '--json');
+      expect([code, stderr]).to.deep.equal([0, '']);
+      expect(JSON.parse(stdout)).to.include({ pictures: 2, failed: 0, top1: 1 });
+    });
+
     it('goes on after a bad picture and ends with 1', () => {
       const { code, stdout, stderr } = octconv('eval', '--model', shipped, '--data', 'spoilt', '--json');
       expect(code).to.equal(1);
@@ -324,7 +335,8 @@ describe('command line', function () {
 
   describe('the others', () => {
     it('convert refuses what is no checkpoint', () => {
-      expectError(octconv('convert', `${checkpoint}.pth`, '/proc/octconv'), 1, '/proc/octconv'); // mkdir -p never ends there
+      // where mkdir -p never ends
+      expectError(octconv('convert', `${checkpoint}.pth`, '/proc/octconv'), 1, '/proc/octconv');
       writeFileSync(inFolder('bad.pth'), 'not a checkpoint');
       expectError(octconv('convert', 'bad.pth', 'out'), 1, 'bad.pth: not a weight file');
       expectError(octconv('convert', 'missing.pth', 'out'), 1, 'missing.pth: no such file');

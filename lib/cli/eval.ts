@@ -1,4 +1,5 @@
-import { readdir } from 'node:fs/promises';
+import type { Dirent } from 'node:fs';
+import { readdir, stat } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { SingleBar } from 'cli-progress';
 import type { Command } from 'commander';
@@ -65,24 +66,32 @@ async function run(options: DeviceOptions & { model: string; data: string; batch
   }
 }
 
-/** Every file of every class folder, in order. */
+/** Every file of every class folder, in order; links are followed, hidden files are none. */
 async function picturesOf(folder: string, labels: readonly string[]): Promise<string[]> {
   const list = async (path: string) => {
     try {
-      return (await readdir(path, { withFileTypes: true })).sort((a, b) => (a.name < b.name ? -1 : 1));
+      const entries = await readdir(path, { withFileTypes: true });
+      return entries.filter(({ name }) => !name.startsWith('.')).sort((a, b) => (a.name < b.name ? -1 : 1));
     } catch (error) {
       throw fileError(path, error);
     }
   };
-  const classes = (await list(folder)).filter((entry) => entry.isDirectory());
-  const unknown = classes.find(({ name }) => !labels.includes(name));
-  if (unknown) {
+  const isFolder = async (entry: Dirent) =>
+    entry.isSymbolicLink()
+      ? ((await stat(join(entry.parentPath, entry.name)).catch(() => undefined))?.isDirectory() ?? false)
+      : entry.isDirectory();
+  const classes: string[] = [];
+  for (const entry of await list(folder)) if (await isFolder(entry)) classes.push(entry.name);
+  const unknown = classes.find((name) => !labels.includes(name));
+  if (unknown !== undefined) {
     const known = `${labels.slice(0, 10).join(', ')}${labels.length > 10 ? ', ...' : ''}`;
-    throw new OctconvError(`${join(folder, unknown.name)}: '${unknown.name}' is no label of the model (${known})`);
+    throw new OctconvError(`${join(folder, unknown)}: '${unknown}' is no label of the model (${known})`);
   }
   const files: string[] = [];
-  for (const { name } of classes) {
-    for (const entry of await list(join(folder, name))) if (entry.isFile()) files.push(join(folder, name, entry.name));
+  for (const name of classes) {
+    for (const entry of await list(join(folder, name))) {
+      if (!(await isFolder(entry))) files.push(join(folder, name, entry.name));
+    }
   }
   if (files.length === 0) throw new OctconvError(`${folder}: no pictures, wanted one folder per class`);
   return files;
