@@ -194,6 +194,9 @@ const pools = (op: 'maxPool' | 'avgPool', call: typeof ops.avgPool): Case[] => {
     row([1, 9, 9, 3], { kernel: [3, 1], stride: [1, 2], ...more }),
     row([1, 4, 5, 6, 3], { kernel: [2, 1, 1], ...more }),
     row([1, 1, 1, 3], { kernel: 2, padding: 1, ...more }),
+    // larger than what is there, padding included
+    row([2, 1, 5, 3], { kernel: 2, ceilMode: true, ...more }),
+    row([1, 1, 3, 3], { kernel: 4, padding: 1, ceilMode: true, ...more }),
   ]);
 };
 
@@ -230,7 +233,7 @@ export const cases: readonly Case[] = [
   ...widths.map((c) => binary('add', [2, 3, 5, c])),
   ...widths.flatMap((c) => [binary('mul', [2, 3, 5, c]), binary('mul', [2, 3, 5, c], [2, 1, 1, c])]),
   binary('mul', small, [1, 1, 1, 1, 3]),
-  ...[binary('add', large), binary('mul', large), binary('mul', large, [2, 1, 1, 33])],
+  ...[binary('add', large), binary('mul', large), binary('mul', large, [2, 1, 1, 33]), binary('mul', [1, 70, 51, 33], [1, 1, 1, 33])],
   ...widths.map((c) => concat([2, 3, 4], 5, c, 2)),
   ...[concat([3], 4, 1), concat([1, 2, 2, 3], 7, 9), concat([2, 40, 51], 5, 30)],
   ...convs,

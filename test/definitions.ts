@@ -1,7 +1,11 @@
-/** The ops whose kernel is its own reference, once more by definition: one element of the result, in doubles. */
+/**
+ * The ops whose kernel is its own reference or shares its loops over windows, once more by definition: one element of
+ * the result, in doubles.
+ */
 import { type Graph, toNTHWC } from '../lib/graph/graph.js';
 
 type Position = readonly [n: number, t: number, h: number, w: number, c: number];
+type Axes = readonly [t: number, h: number, w: number];
 
 /** An input: its element at a position. */
 export class Input {
@@ -24,7 +28,33 @@ const zip = (a: Position, b: readonly number[], f: (x: number, y: number) => num
 type Attrs = Readonly<Record<string, unknown>>;
 type Definition = (p: Position, x: Input, others: readonly Input[], attrs: Attrs) => number;
 
+/** The elements under the window at p, and how many positions of the input with its padding lie under it. */
+function windowAt([n, t, h, w, c]: Position, x: Input, attrs: Attrs): { values: number[]; padded: number } {
+  const [kernel, stride, padding] = [attrs.kernel, attrs.stride, attrs.padding] as Axes[];
+  const [, ...extent] = x.sizes;
+  const inside = (at: Axes, border?: Axes) =>
+    at.every((o, axis) => o >= -(border?.[axis] ?? 0) && o < (extent[axis] as number) + (border?.[axis] ?? 0));
+  const [t0, h0, w0] = [t, h, w].map((o, axis) => o * (stride?.[axis] as number) - (padding?.[axis] as number)) as unknown as Axes;
+  const values: number[] = [];
+  let padded = 0;
+  for (const i of Array(kernel?.[0]).keys()) {
+    for (const j of Array(kernel?.[1]).keys()) {
+      for (const k of Array(kernel?.[2]).keys()) {
+        const at: Axes = [t0 + i, h0 + j, w0 + k];
+        if (inside(at, padding)) padded++;
+        if (inside(at)) values.push(x.at([n, ...at, c]));
+      }
+    }
+  }
+  return { values, padded };
+}
+
 const definitions: Readonly<Record<string, Definition>> = {
+  maxPool: (p, x, _, attrs) => Math.max(...windowAt(p, x, attrs).values),
+  avgPool: (p, x, _, attrs) => {
+    const { values, padded } = windowAt(p, x, attrs);
+    return values.reduce((a, b) => a + b) / (attrs.countIncludePad ? padded : values.length);
+  },
   sigmoid: (p, x) => 1 / (1 + Math.exp(-x.at(p))),
   softmax: ([n, t, h, w, c], x) => {
     const all = Array.from({ length: x.sizes[4] }, (_, k) => Math.exp(x.at([n, t, h, w, k])));

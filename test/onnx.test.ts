@@ -159,6 +159,12 @@ describe('onnx: ops', () => {
     }
   });
 
+  it('poolings whose only window is larger than the image', async () => {
+    const window = { kernel: [12, 2], stride: [12, 2], padding: [1, 0], ceilMode: true } as const;
+    await check(graphOn((x) => ops.maxPool(x, window)));
+    for (const countIncludePad of [false, true]) await check(graphOn((x) => ops.avgPool(x, { ...window, countIncludePad })));
+  });
+
   it('video and pictures of bytes are refused', async () => {
     const graph = new Graph();
     graph.outputs.push(ops.relu(graph.input('f32', [1, 2, 8, 8, 3])).id);

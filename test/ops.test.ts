@@ -289,6 +289,16 @@ describe('ops: the reference itself', () => {
     expect(await pool({ kernel: 2, padding: 1, countIncludePad: false })).to.deep.equal([1, 2.5, 5.5, 7]);
   });
 
+  it('ceil mode: a window may stick out by less than one stride, as in PyTorch', async () => {
+    const x = of([1, 1, 3, 1], 1, 2, 9);
+    expect(await list(ops.avgPool(x, { ...device, kernel: 2, ceilMode: true } as never))).to.deep.equal([1.5, 9]);
+    expect(await list(ops.maxPool(x, { ...device, kernel: 2, ceilMode: true } as never))).to.deep.equal([2, 9]);
+    const options = { ...device, kernel: 4, padding: 1, ceilMode: true };
+    expect(await list(ops.avgPool(of([1, 1, 1, 1], 18), options as never))).to.deep.equal([2]); // 3 x 3 are counted
+    const refused = ops.maxPool(x, { ...device, kernel: 3, stride: 2, ceilMode: true } as never);
+    expect(await list(refused).catch(String)).to.include('maxPool: the kernel [3,3] does not fit into x [1,1,3,1]');
+  });
+
   for (const op of definedOps) {
     it(`${op} as defined`, async () => {
       for (const row of cases.filter((c) => c.op === op)) {

@@ -65,11 +65,11 @@ export function windowed(op: string, x: Shaped, window: Window, c: number, ceilM
     const kernel = window.kernel[i] ?? 1;
     const stride = window.stride[i] ?? 1;
     const padding = window.padding[i] ?? 0;
-    const room = size + 2 * padding - (window.dilation?.[i] ?? 1) * (kernel - 1) - 1;
+    const beyond = ceilMode ? stride - 1 : 0; // how far a window may stick out
+    const room = size + 2 * padding - (window.dilation?.[i] ?? 1) * (kernel - 1) - 1 + beyond;
     check(op, room >= 0, `the kernel ${list(window.kernel.slice(-2))} does not fit into x ${of(x)} with its padding`);
-    if (!ceilMode) return Math.floor(room / stride) + 1;
-    const count = Math.ceil(room / stride) + 1;
-    return (count - 1) * stride >= size + padding ? count - 1 : count;
+    const count = Math.floor(room / stride) + 1;
+    return ceilMode && (count - 1) * stride >= size + padding ? count - 1 : count;
   });
   return withExtent(x, extent, c);
 }

@@ -26,7 +26,7 @@ namespace {
 
 using Loop = void (*)(const float*, const float*, float*, ptrdiff_t);
 
-// By image where y is a gate, otherwise by pieces of the whole.
+// By pieces of the whole, which end at pixels where y is a gate.
 Kernel make(const Node& node, bool multiply, Loop loop) {
   node.want(2, 1);
   node.wantF32();
@@ -35,11 +35,12 @@ Kernel make(const Node& node, bool multiply, Loop loop) {
   if ((x != y && !gate) || node.out(0) != x)
     fail(node.op, ": inputs ", x, " and ", y, ", output ", node.out(0), ", wanted one shape");
   if (gate) {
-    const int64_t pixels = x.t * x.h * x.w;
+    const int64_t image = x.t * x.h * x.w, parts = pieces(x.pixels(), 1 + (1 << 16) / x.c);
     return {[=](Run& run) {
-      run.parallel(x.n, [&](int64_t n, char*) {
-        for (int64_t p = n * pixels; p < (n + 1) * pixels; p++)
-          loop(run.in<float>(0) + p * x.c, run.in<float>(1) + n * x.c, run.out<float>(0) + p * x.c, x.c);
+      run.parallel(parts, [&](int64_t task, char*) {
+        const auto [begin, end] = piece(x.pixels(), parts, task);
+        for (int64_t p = begin; p < end; p++)
+          loop(run.in<float>(0) + p * x.c, run.in<float>(1) + p / image * x.c, run.out<float>(0) + p * x.c, x.c);
       });
     }};
   }

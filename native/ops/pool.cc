@@ -44,9 +44,9 @@ struct Window {
 
 // Output size along one axis, PyTorch's rule.
 int64_t pooledSize(int64_t in, int64_t kernel, int64_t stride, int64_t padding, bool ceilMode) {
-  const int64_t span = in + 2 * padding - kernel;
-  if (span < 0) return 0;
-  const int64_t size = (span + (ceilMode ? stride - 1 : 0)) / stride + 1;
+  const int64_t room = in + 2 * padding - kernel + (ceilMode ? stride - 1 : 0);  // in ceil mode a window may stick out
+  if (room < 0) return 0;
+  const int64_t size = room / stride + 1;
   return ceilMode && (size - 1) * stride >= in + padding ? size - 1 : size;
 }
 
