@@ -2,9 +2,10 @@
 import { OctconvError } from './error.js';
 import { Graph, type Value } from './graph/graph.js';
 import { defaultInput, type InputConfig } from './input/preprocess.js';
-import { type Module, namedParameters } from './layers/module.js';
-import { buildNetwork, type NetworkOptions } from './models/index.js';
+import { type Module, namedParameters, parameterShapes } from './layers/module.js';
+import { buildNetwork, type NetworkOptions, resolveNetworkOptions } from './models/index.js';
 import { type ResolvedOptions, resolveOptions } from './models/infer.js';
+import type { ResolvedNetworkOptions } from './models/options.js';
 import type { Device } from './native.js';
 import { PackedWeights, Plan, type RunOptions, threadsOf } from './plan.js';
 import { Tensor } from './tensor.js';
@@ -69,7 +70,7 @@ export class Model {
     this.device = device === 'auto' ? 'cpu' : device;
     this.threads = threadsOf(threads);
     this.#network = network;
-    checkWeights(new Map([...namedParameters(network)].map(([name, { shape }]) => [name, shape])), weights);
+    checkWeights(parameterShapes(network), weights);
     this.#weights = new PackedWeights(weights, this.device);
   }
 
@@ -132,15 +133,53 @@ export class Model {
  * A registered network (`oct-resnet-50`, `resnet-50`, ...) with random weights.
  * @throws OctconvError for an unknown name or an option out of range.
  */
-export function createModel(name: string, options: NetworkOptions & { seed?: number } = {}, modelOptions: ModelOptions = {}): Model {
-  const { seed = 0, ...networkOptions } = options;
-  const network = buildNetwork(name, networkOptions);
-  return describe(new Model(network, initialize(network, seed), modelOptions), name, networkOptions);
+export function createModel(
+  name: string,
+  options: NetworkOptions & { seed?: number } = {},
+  modelOptions: ModelOptions = {},
+): Model {
+  const { seed = 0, ...given } = options;
+  const network = buildNetwork(name, given);
+  const model = new Model(network, initialize(network, seed), modelOptions);
+  const networkOptions = resolveNetworkOptions(name, given);
+  return Object.assign(model, { name, options: networkOptions, input: defaultInput(networkOptions.stem) });
+}
+
+/** A registered network whose parameters lie in a file. */
+export interface NetworkFile {
+  readonly name: string;
+  readonly options: ResolvedNetworkOptions;
+  readonly network: Network;
+  /** Close it. */
+  readonly source: WeightSource;
+  readonly input: InputConfig;
+  /** Only a model folder has them. */
+  readonly labels: readonly string[] | undefined;
 }
 
 /**
- * A model folder, or a bare weight file (.safetensors, .pth) whose network is read off its names and shapes.
- * Every parameter is read once, packed, and let go; the file is closed when the promise settles.
+ * Opens a model folder, or a bare weight file (.safetensors, .pth) whose network is read off its names and shapes;
+ * `given` must agree with them.
+ * @throws OctconvError that names the file and what does not fit.
+ */
+export async function openNetwork(path: string, given: Partial<ResolvedOptions> = {}): Promise<NetworkFile> {
+  const folder = (await isModelFolder(path)) ? await readModelFolder(path) : undefined;
+  const source = folder?.weights ?? (await openWeights(path));
+  try {
+    const { network: name, options } = folder?.config ?? resolveOptions(source, given);
+    const network = buildNetwork(name, options);
+    checkWeights(parameterShapes(network), source);
+    const input = folder?.config.input ?? defaultInput(options.stem);
+    return { name, options, network, source, input, labels: folder?.labels };
+  } catch (error) {
+    await source.close();
+    throw error;
+  }
+}
+
+/**
+ * A model of what `openNetwork` opens. Every parameter is read once, packed, and let go; the file is closed when the
+ * promise settles.
  * @throws OctconvError that names the file and what does not fit.
  */
 export async function loadModel(
@@ -148,21 +187,12 @@ export async function loadModel(
   options: ModelOptions & { network?: Partial<ResolvedOptions> } = {},
 ): Promise<Model> {
   const { network: given, ...modelOptions } = options;
-  const folder = (await isModelFolder(path)) ? await readModelFolder(path) : undefined;
-  const source = folder?.weights ?? (await openWeights(path));
+  const { network, source, ...described } = await openNetwork(path, given);
   try {
-    const { network: name, options: networkOptions } = folder?.config ?? resolveOptions(source, given ?? {});
-    const model = describe(new Model(buildNetwork(name, networkOptions), source, modelOptions), name, networkOptions);
-    if (folder) model.input = folder.config.input;
-    model.labels = folder?.labels;
-    const { height, width } = model.input ?? { height: 224, width: 224 };
-    await model.plan([1, height, width, 3]); // packs all parameters
+    const model = Object.assign(new Model(network, source, modelOptions), described);
+    await model.plan([1, described.input.height, described.input.width, 3]); // packs all parameters
     return model;
   } finally {
     await source.close();
   }
-}
-
-function describe(model: Model, name: string, options: NetworkOptions): Model {
-  return Object.assign(model, { name, options, input: defaultInput(options.stem) });
 }

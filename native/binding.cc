@@ -5,7 +5,8 @@
 //   compile(plan)                                -> { plan, runBytes, algorithms }
 //   run(plan, inputs, outputs, stepTimes | null) -> { done: Promise<boolean>, cancel() }; `done` is false if cancelled
 //   release(packed | plan)                       gives its memory back before the garbage collector does
-//   peak(threads)                                measured GFLOP/s of fused multiply-adds; waits for it, some 0.1 s at most
+//   peak(threads)                                measured GFLOP/s of fused multiply-adds; waits for it, some 0.1 s at
+//   most
 //
 // Typed arrays are used where they lie, without a copy; they are kept alive until the run has ended.
 #include <napi.h>
@@ -252,11 +253,12 @@ Napi::Value compile(const Napi::CallbackInfo& call) {
   for (uint32_t i = 0; i < values.Length(); i++) {
     const auto item = values.Get(i).As<Napi::Object>();
     const auto shape = item.Get("shape").As<Napi::Array>();
+    constexpr int64_t most = int64_t{1} << 40;
     int64_t sizes[5], elements = 1;
     for (uint32_t d = 0; d < 5; d++) {
       sizes[d] = shape.Get(d).ToNumber().Int64Value();
-      if (sizes[d] < 1 || sizes[d] > int64_t{1} << 31 || (elements *= sizes[d]) > int64_t{1} << 40)
-        fail("plan: value ", i, " has an impossible shape");
+      if (sizes[d] < 1 || sizes[d] > most / elements) fail("plan: value ", i, " has an impossible shape");
+      elements *= sizes[d];
     }
     const std::string place = item.Get("place").ToString();
     PlanSpec::Value value{{dtypeOf(item.Get("dtype")), {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]}},

@@ -400,6 +400,14 @@ describe('ops: native code trusts no plan', () => {
         refusal('octConv', [x], [[1, 1, 5, 6, 5]], branches({}), true),
       ],
     ];
+    const huge = [2 ** 31, 2 ** 9, 2 ** 24, 1, 1]; // 2^64 elements
+    table.push(
+      ['plan: value 0 has an impossible shape', refusal('relu', [huge], [huge])],
+      ["octConv: 'a.b' has no input 7, only 1", refusal('octConv', [x], [x], branches({ input: 7 }), true)],
+      ["octConv: 'a.b' has no output 3, only 1", refusal('octConv', [x], [x], branches({}, { outputs: [3] }), true)],
+      ['attribute nan must be an integer', refusal('octConv', [x], [x], branches({ groups: Number.NaN }), true)],
+      ['attribute 1e+300 must be an integer', refusal('octConv', [x], [x], branches({ pool: 1e300 }), true)],
+    );
     for (const [wanted, refused] of table) for (const message of refused) expect(message).to.include(wanted);
   });
 

@@ -3,6 +3,7 @@ import { cpus } from 'node:os';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { devices } from '../devices.js';
 import { calling, native } from '../native.js';
+import { threadsOf } from '../plan.js';
 import type { Tensor } from '../tensor.js';
 
 export interface Times {
@@ -70,7 +71,7 @@ export async function interleave(
 }
 
 /** Measured GFLOP/s of nothing but fused multiply-adds (native/cpu/peak.cc). */
-export const measurePeak = (threads: number): number => calling(() => native.peak(threads));
+export const measurePeak = (threads: number): number => calling(() => native.peak(threadsOf(threads)));
 
 export interface Machine {
   readonly cpu: string;

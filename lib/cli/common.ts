@@ -2,16 +2,11 @@
 import { fileURLToPath } from 'node:url';
 import { type Command, InvalidArgumentError, Option } from 'commander';
 import { devices } from '../devices.js';
-import { defaultInput, type InputConfig } from '../input/preprocess.js';
-import { namedParameters } from '../layers/index.js';
-import { createModel, loadModel, type Model, type ModelOptions, type Network } from '../model.js';
+import { defaultInput } from '../input/preprocess.js';
+import { createModel, loadModel, type Model, type ModelOptions, type NetworkFile, openNetwork } from '../model.js';
 import { buildNetwork, type NetworkOptions } from '../models/index.js';
-import { type ResolvedOptions, resolveOptions } from '../models/infer.js';
-import { checkOptions } from '../models/options.js';
-import { checkWeights } from '../weights/check.js';
-import { isModelFolder, readModelFolder } from '../weights/folder.js';
+import type { ResolvedOptions } from '../models/infer.js';
 import { initialize } from '../weights/random.js';
-import { openWeights, type WeightSource } from '../weights/source.js';
 import { UsageError } from './output.js';
 
 /** The network that `classify` and `demo` use unless told otherwise. */
@@ -85,6 +80,10 @@ const shapeOf = ({ alpha, width, classes, stem }: NetworkFlags): NetworkOptions 
   ...(stem !== undefined && { stem }),
 });
 
+/** What must agree with a weight file. */
+const givenTo = (flags: NetworkFlags): Partial<ResolvedOptions> =>
+  ({ ...shapeOf(flags), ...(flags.network && { network: flags.network }) }) as Partial<ResolvedOptions>;
+
 function checkFlags(flags: NetworkFlags): void {
   const { network, weights, model } = flags;
   if (!network && !weights && !model) throw new UsageError('one of --network, --weights and --model is needed');
@@ -99,43 +98,19 @@ export async function modelFrom(flags: NetworkFlags, options: ModelOptions): Pro
   const { network, weights, model, seed = 0 } = flags;
   if (model) return loadModel(model, options);
   const shape = shapeOf(flags);
-  if (weights) {
-    const given = { ...shape, ...(network && { network }) } as Partial<ResolvedOptions>;
-    return loadModel(weights, { ...options, network: given });
-  }
-  const created = createModel(network ?? '', { ...shape, seed }, options);
-  const name = created.name ?? '';
-  created.options = checkOptions(name, shape, name.startsWith('oct-')); // what was left out is shown, too
-  return created;
-}
-
-export const parameterShapes = (network: Network): Map<string, readonly number[]> =>
-  new Map([...namedParameters(network)].map(([name, { shape }]) => [name, shape]));
-
-export interface OpenNetwork {
-  readonly name: string;
-  readonly options: NetworkOptions;
-  readonly network: Network;
-  readonly source: WeightSource;
-  readonly input: InputConfig;
+  if (weights) return loadModel(weights, { ...options, network: givenTo(flags) });
+  return createModel(network ?? '', { ...shape, seed }, options);
 }
 
 /** The same without a device: the network and where its parameters come from. Close the source. */
-export async function networkFrom(flags: NetworkFlags): Promise<OpenNetwork> {
+export async function networkFrom(flags: NetworkFlags): Promise<Omit<NetworkFile, 'labels' | 'options'>> {
   checkFlags(flags);
   const { network: name = '', weights, model, seed = 0 } = flags;
   const shape = shapeOf(flags);
-  if (!model && !weights) {
-    const network = buildNetwork(name, shape);
-    return { name, options: shape, network, source: initialize(network, seed), input: defaultInput(shape.stem) };
-  }
-  const folder = model && (await isModelFolder(model)) ? await readModelFolder(model) : undefined;
-  const source = folder?.weights ?? (await openWeights(model ?? weights ?? ''));
-  const given = { ...shape, ...(name && { network: name }) };
-  const { network: found, options } = folder?.config ?? resolveOptions(source, given);
-  const network = buildNetwork(found, options);
-  checkWeights(parameterShapes(network), source);
-  return { name: found, options, network, source, input: folder?.config.input ?? defaultInput(options.stem) };
+  const file = model ?? weights;
+  if (file !== undefined) return openNetwork(file, givenTo(flags));
+  const network = buildNetwork(name, shape);
+  return { name, network, source: initialize(network, seed), input: defaultInput(shape.stem) };
 }
 
 export const modelOptions = ({ device, threads }: DeviceOptions): ModelOptions => ({ device, threads });

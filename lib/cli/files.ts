@@ -2,15 +2,11 @@
 import { readFile, writeFile } from 'node:fs/promises';
 import { type Command, InvalidArgumentError, Option } from 'commander';
 import { toOnnx } from '../graph/onnx.js';
-import { defaultInput } from '../input/preprocess.js';
-import { record } from '../model.js';
-import { buildNetwork } from '../models/index.js';
-import { inferOptions } from '../models/infer.js';
-import { checkWeights } from '../weights/check.js';
+import { openNetwork, record } from '../model.js';
 import { fileError } from '../weights/file.js';
 import { writeModelFolder } from '../weights/folder.js';
-import { openWeights, type WeightSource } from '../weights/source.js';
-import { integer, listOf, type NetworkFlags, networkFrom, number, parameterShapes, withNetwork } from './common.js';
+import type { WeightSource } from '../weights/source.js';
+import { integer, listOf, type NetworkFlags, networkFrom, number, withNetwork } from './common.js';
 import { count, print } from './output.js';
 
 export function convertCommand(program: Command): void {
@@ -43,14 +39,12 @@ interface ConvertOptions {
 }
 
 async function convert(file: string, folder: string, { labels, size, ...given }: ConvertOptions): Promise<void> {
-  const source = await openWeights(file);
+  const { name: network, options, source, input: usual, labels: known } = await openNetwork(file);
   try {
-    const { network, options } = inferOptions(source);
-    checkWeights(parameterShapes(buildNetwork(network, options)), source);
-    const usual = defaultInput(options.stem);
     const sizes = size ? { height: size, width: size, resize: Math.max(size, usual.resize) } : {};
     const input = { ...usual, ...sizes, ...given };
-    const names = labels ? await lines(labels) : Array.from({ length: options.classes }, (_, i) => `class ${i}`);
+    const unnamed = () => Array.from({ length: options.classes }, (_, i) => `class ${i}`);
+    const names = labels ? await lines(labels) : (known ?? unnamed());
     await writeModelFolder(folder, { network, options, input }, names, source);
     const { alpha, width, classes } = options;
     const tensors = count(source.tensors.size);

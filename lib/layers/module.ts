@@ -30,3 +30,8 @@ export function namedParameters(module: Module): Map<string, Parameter> {
   walk(module, '');
   return found;
 }
+
+/** What a weight file must hold for a network. */
+export function parameterShapes(module: Module): Map<string, readonly number[]> {
+  return new Map([...namedParameters(module)].map(([name, { shape }]) => [name, shape]));
+}

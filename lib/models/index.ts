@@ -28,5 +28,10 @@ export const networkNames: readonly string[] = Object.keys(networks);
 export function buildNetwork(name: string, options: NetworkOptions = {}): Classifier {
   const build = Object.hasOwn(networks, name) ? networks[name] : undefined;
   if (!build) throw new OctconvError(`network '${name}', wanted one of ${networkNames.join(', ')}`);
-  return build(checkOptions(name, options, name.startsWith('oct-')));
+  return build(resolveNetworkOptions(name, options));
+}
+
+/** The options with what was left out. @throws OctconvError for one that is out of range. */
+export function resolveNetworkOptions(name: string, options: NetworkOptions): ResolvedNetworkOptions {
+  return checkOptions(name, options, name.startsWith('oct-'));
 }

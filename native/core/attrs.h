@@ -1,6 +1,7 @@
 // Named attributes of an op, as plain data: what a JavaScript object of numbers, booleans, strings, arrays and objects
 // holds.
 #pragma once
+#include <cmath>
 #include <map>
 #include <string>
 #include <variant>
@@ -21,7 +22,7 @@ class Attr {
   const List& list() const { return as<List>("a list"); }
   int64_t integer() const {
     const double x = number();
-    if (x != static_cast<double>(static_cast<int64_t>(x))) fail("attribute ", x, " must be an integer");
+    if (!(std::abs(x) <= 0x1p53) || x != std::trunc(x)) fail("attribute ", x, " must be an integer");
     return static_cast<int64_t>(x);
   }
 

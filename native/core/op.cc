@@ -50,6 +50,14 @@ void Node::want(size_t inputCount, size_t outputCount) const {
          " and ", outputCount);
 }
 
+static const Shape& shapeAt(const Node& node, const std::vector<TensorType>& types, size_t i, const char* side) {
+  if (i >= types.size()) fail(node.op, ": '", node.name, "' has no ", side, ' ', i, ", only ", types.size());
+  return types[i].shape;
+}
+
+const Shape& Node::in(size_t i) const { return shapeAt(*this, inputs, i, "input"); }
+const Shape& Node::out(size_t i) const { return shapeAt(*this, outputs, i, "output"); }
+
 void Node::wantF32() const {
   for (const auto* side : {&inputs, &outputs})
     for (const TensorType& type : *side)

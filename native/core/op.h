@@ -49,8 +49,8 @@ struct Node {
   }
   void want(size_t inputCount, size_t outputCount) const;  // counts of inputs and outputs
   void wantF32() const;                                    // every input and output is f32
-  const Shape& in(size_t i) const { return inputs.at(i).shape; }
-  const Shape& out(size_t i) const { return outputs.at(i).shape; }
+  const Shape& in(size_t i) const;
+  const Shape& out(size_t i) const;
 };
 
 // What a kernel sees while it runs: the addresses of this run, scratch memory, and the threads.
@@ -58,7 +58,6 @@ class Run {
  public:
   std::vector<void*> inputs, outputs;
   char* shared = nullptr;  // Kernel::sharedBytes, for all threads of the step
-  int threads = 1;
 
   template <class T>
   const T* in(size_t i) const {

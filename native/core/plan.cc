@@ -24,7 +24,11 @@ static PlanSpec checked(PlanSpec spec) {
     step.node.threads = spec.threads;
     for (const auto& [ids, types] :
          {std::pair{&step.inputs, &step.node.inputs}, std::pair{&step.outputs, &step.node.outputs}})
-      for (const size_t id : *ids) types->push_back(spec.values.at(id).type);
+      for (const size_t id : *ids) {
+        if (id >= spec.values.size())
+          fail("plan: '", step.node.name, "' refers to value ", id, " of ", spec.values.size());
+        types->push_back(spec.values[id].type);
+      }
   }
   return spec;
 }
@@ -71,7 +75,6 @@ bool Plan::run(Request& request, Gang& gang) {
   };
   Run run;
   run.gang = &gang;
-  run.threads = gang.threads;
   run.shared = block.data() + sharedAt;
   run.scratch = block.data() + scratchAt;
   run.scratchStride = scratchStride;

@@ -110,7 +110,7 @@ const TileSet tileSet = {
 #else
     {{}, {nullptr, TILES_8(1)}, {nullptr, TILES_6(2)}, {nullptr, TILES_4(3)}, {}},
 #endif
-    {{}, {nullptr, depthwise<1>, depthwise<2>, depthwise<3>, depthwise<4>}},
+    {nullptr, depthwise<1>, depthwise<2>, depthwise<3>, depthwise<4>},
 };
 
 }  // namespace octconv::OCTCONV_LEVEL

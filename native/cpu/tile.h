@@ -36,9 +36,9 @@ using TileFunction = void (*)(const Tile&);
 // The tiles of one instruction set.
 struct TileSet {
   int lanes, maxVectors;
-  int maxPixels[5];              // by vectors
-  TileFunction tiles[5][9];      // [vectors][pixels]
-  TileFunction depthwise[2][5];  // [vectors][pixels], one vector
+  int maxPixels[5];           // by vectors
+  TileFunction tiles[5][9];   // [vectors][pixels]
+  TileFunction depthwise[5];  // [pixels], one vector
 };
 
 }  // namespace octconv

@@ -286,8 +286,8 @@ void reference(const Node& node, const std::vector<Branch>& branches, Run& run) 
 // 7x7 over RGB), which is copied with its padding so that a row of taps is one tap of kernel.w * C channels.
 
 struct Panel {
-  int64_t begin, channels, vectors, group;
-  size_t weights, low;  // offsets into the packed floats: main sources, upsampled sources
+  int64_t begin, channels, vectors, group;  // group: of the first channel
+  size_t weights, low;                      // offsets into the packed floats: main sources, upsampled sources
 };
 
 struct PackedWeights : Packed {
@@ -317,7 +317,8 @@ std::vector<Panel> panelsOf(int64_t channels, int64_t groups, bool depthwise) {
     for (int64_t i = 0; i < count; i++) {
       const auto [first, last] = piece(vectors, count, i);
       const int64_t begin = first * set.lanes;
-      panels.push_back({g * inGroup + begin, std::min(inGroup, last * set.lanes) - begin, last - first, g, 0, 0});
+      panels.push_back({g * inGroup + begin, std::min(inGroup, last * set.lanes) - begin, last - first,
+                        depthwise ? begin : g, 0, 0});
     }
   }
   return panels;
@@ -528,7 +529,7 @@ void pointTo(const FastPlan& plan, const Sum& sum, const Run& run, int64_t first
 void runTiles(Tile tile, const Panel& panel, bool depthwise, int64_t count) {
   const TileSet& set = tiles();
   const int64_t most = depthwise ? 4 : set.maxPixels[panel.vectors], parts = (count + most - 1) / most;
-  const auto& functions = depthwise ? set.depthwise[1] : set.tiles[panel.vectors];
+  const TileFunction* functions = depthwise ? set.depthwise : set.tiles[panel.vectors];
   const Tile base = tile;
   for (int64_t i = 0; i < parts; i++) {
     const auto [begin, end] = piece(count, parts, i);
@@ -611,9 +612,7 @@ void runTask(const FastPlan& plan, const Node& node, const BranchPlan& b, int64_
   for (int64_t i = panelBegin; i < panelEnd; i++) {
     const Panel& panel = b.packed->panels[i];
     const ptrdiff_t corner = first * y.c + panel.begin;
-    std::vector<Segment> segments = b.main.segments[panel.group];
-    if (b.packed->depthwise)  // a panel starts at its own channel
-      for (Segment& s : segments) s.offset = panel.begin;
+    const std::vector<Segment>& segments = b.main.segments[panel.group];
     if (b.low.taps) {
       const auto& lowSegments = b.low.segments[panel.group];
       const Tile tile{.rows = lowRows,
