@@ -1,6 +1,6 @@
 /** Models: a network with its weights, ready to run on a device at any input size. */
 import { OctconvError } from './error.js';
-import { Graph, type Value } from './graph/graph.js';
+import { type ComputeType, Graph, type Value } from './graph/graph.js';
 import { defaultInput, type InputConfig } from './input/preprocess.js';
 import { type Module, namedParameters, parameterShapes } from './layers/module.js';
 import { buildNetwork, type NetworkOptions, resolveNetworkOptions } from './models/index.js';
@@ -18,8 +18,11 @@ import { openWeights, type WeightSource } from './weights/source.js';
 export interface ModelOptions {
   /** `auto` takes the fastest device that is there: `cpu`. Default `auto`. */
   readonly device?: Device | 'auto' | undefined;
-  /** Type of the activations and weights inside. */
-  readonly dtype?: 'f32' | undefined;
+  /**
+   * What the convolutions multiply; inputs and outputs are f32 always. `i8` (u8 activations, i8 weights) wants quantized
+   * weights, and is their default; otherwise the default is `f32`.
+   */
+  readonly dtype?: ComputeType | undefined;
   /** Threads of one run; default: the cores that the process may use. */
   readonly threads?: number | undefined;
 }
@@ -43,6 +46,7 @@ const keptPlans = 4;
 
 export class Model {
   readonly device: Device;
+  readonly dtype: ComputeType;
   readonly threads: number;
   /** How a picture becomes the input; without a model folder the usual choice for the network's stem. */
   input: InputConfig | undefined;
@@ -62,16 +66,24 @@ export class Model {
    * @throws OctconvError if a parameter is missing, has another shape, or is left over.
    */
   constructor(network: Network, weights: Pick<WeightSource, 'tensors' | 'read'>, options: ModelOptions = {}) {
-    const { device = 'auto', dtype = 'f32', threads } = options;
+    const { tensors } = weights;
+    const quantized = [...tensors.values()].some((tensor) => tensor.dtype === 'i8');
+    const { device = 'auto', dtype = quantized ? 'i8' : 'f32', threads } = options;
     if (device !== 'auto' && device !== 'cpu' && device !== 'reference') {
       throw new OctconvError(`device '${device}': wanted auto, cpu or reference`);
     }
-    if (dtype !== 'f32') throw new OctconvError(`dtype '${dtype}': wanted f32`);
+    if (dtype !== 'f32' && dtype !== 'bf16' && dtype !== 'i8') {
+      throw new OctconvError(`dtype '${dtype}': wanted f32, bf16 or i8`);
+    }
+    if (dtype === 'i8' && !quantized) {
+      throw new OctconvError(`dtype 'i8': wanted quantized weights, as 'octconv quantize' makes them`);
+    }
     this.device = device === 'auto' ? 'cpu' : device;
+    this.dtype = dtype;
     this.threads = threadsOf(threads);
     this.#network = network;
     checkWeights(parameterShapes(network), weights);
-    this.#weights = new PackedWeights(weights, this.device);
+    this.#weights = new PackedWeights(weights, this.device, dtype);
   }
 
   /** Records the network for one input shape, [N,H,W,C] or [N,T,H,W,C]. */

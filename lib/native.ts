@@ -24,6 +24,8 @@ export interface NativeValue {
   readonly dtype: DType;
   /** N T H W C */
   readonly shape: readonly number[];
+  readonly scale?: number | undefined;
+  readonly zero?: number | undefined;
   readonly place: 'arena' | 'input' | 'output';
   /** Byte offset in the arena, or position among the run's inputs or outputs. */
   readonly at: number;

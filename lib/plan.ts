@@ -2,9 +2,10 @@
 import { arrayFor } from './dtype.js';
 import { OctconvError } from './error.js';
 import { fuse } from './graph/fuse.js';
-import { type Graph, type TensorType, toNTHWC } from './graph/graph.js';
+import { type ComputeType, type Graph, type TensorType, toNTHWC } from './graph/graph.js';
 import { lower, type Step, type Steps } from './graph/lower.js';
 import { planMemory } from './graph/memory.js';
+import { assignTypes, type InputType, type Quantized } from './graph/types.js';
 import { calling, type Device, type NativePacked, type NativeParam, type NativePlan, type NativeStep, native } from './native.js';
 import { Tensor } from './tensor.js';
 import type { WeightSource } from './weights/source.js';
@@ -22,9 +23,9 @@ export interface PlanOptions {
 }
 
 /** The steps that a device runs: `reference` runs the graph as recorded, `cpu` after fusion. */
-export function stepsFor(graph: Graph, device: Device): Steps {
-  const steps = lower(graph);
-  return device === 'reference' ? steps : fuse(steps);
+export function stepsFor(graph: Graph, device: Device, compute: ComputeType = 'f32', quantized: Quantized = new Map()): Steps {
+  const types = (steps: Steps) => assignTypes(steps, compute, quantized);
+  return device === 'reference' ? types(lower(graph)) : fuse(lower(graph), types);
 }
 
 /**
@@ -33,10 +34,18 @@ export function stepsFor(graph: Graph, device: Device): Steps {
  */
 export class PackedWeights {
   readonly #packed = new Map<string, Promise<NativePacked>>();
+  #quantized: Promise<Quantized> | undefined;
   constructor(
     readonly source: Pick<WeightSource, 'tensors' | 'read'>,
     readonly device: Device,
+    readonly compute: ComputeType = 'f32',
   ) {}
+
+  /** The layers whose weights are i8, and how they see their inputs. */
+  quantized(): Promise<Quantized> {
+    this.#quantized ??= readQuantized(this.source);
+    return this.#quantized;
+  }
 
   pack(step: Step, constants: Graph['constants']): Promise<NativePacked> {
     const key = JSON.stringify([step.op, step.attrs, step.params]);
@@ -63,6 +72,19 @@ export class PackedWeights {
   }
 }
 
+async function readQuantized(source: Pick<WeightSource, 'tensors' | 'read'>): Promise<Quantized> {
+  const quantized = new Map<string, InputType>();
+  for (const [name, { dtype }] of source.tensors) {
+    if (dtype !== 'i8') continue;
+    const layer = name.replace(/weight$/, '');
+    const [scale] = await source.read(`${layer}input_scale`);
+    const [zero] = await source.read(`${layer}input_zero_point`);
+    if (scale === undefined || zero === undefined) throw new OctconvError(`${name}: its input has no scale or zero point`);
+    quantized.set(name, { scale, zero });
+  }
+  return quantized;
+}
+
 /** A compiled network for one input shape. */
 export class Plan {
   readonly #plan: NativePlan;
@@ -83,7 +105,7 @@ export class Plan {
   }
 
   static async compile(graph: Graph, weights: PackedWeights, threads: number): Promise<Plan> {
-    const lowered = stepsFor(graph, weights.device);
+    const lowered = stepsFor(graph, weights.device, weights.compute, await weights.quantized());
     const { steps, values, inputs, outputs } = lowered;
     if (new Set([...inputs, ...outputs]).size !== inputs.length + outputs.length) {
       throw new OctconvError('plan: a network must compute each of its outputs, and give each once');
@@ -106,10 +128,10 @@ export class Plan {
       native.compile({
         device: weights.device,
         threads,
-        arenaBytes: memory.bytes,
+        arenaBytes: Math.max(1, memory.bytes),
         // A value that fusion left without a maker takes no memory.
-        values: values.map(({ dtype, shape }, id) =>
-          made.has(id) ? { dtype, shape: toNTHWC(shape), ...place(id) } : { dtype: 'u8', shape: [1, 1, 1, 1, 1], place: 'arena', at: 0 },
+        values: values.map(({ shape, ...type }, id) =>
+          made.has(id) ? { ...type, shape: toNTHWC(shape), ...place(id) } : { dtype: 'u8', shape: [1, 1, 1, 1, 1], place: 'arena', at: 0 },
         ),
         steps: nativeSteps,
       }),

@@ -261,9 +261,10 @@ Napi::Value compile(const Napi::CallbackInfo& call) {
       elements *= sizes[d];
     }
     const std::string place = item.Get("place").ToString();
-    PlanSpec::Value value{{dtypeOf(item.Get("dtype")), {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]}},
-                          PlanSpec::Place::arena,
-                          static_cast<size_t>(item.Get("at").ToNumber().Int64Value())};
+    TensorType type{dtypeOf(item.Get("dtype")), {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]}};
+    if (item.Get("scale").IsNumber()) type.scale = item.Get("scale").ToNumber().FloatValue();
+    if (item.Get("zero").IsNumber()) type.zero = item.Get("zero").ToNumber().Int32Value();
+    PlanSpec::Value value{type, PlanSpec::Place::arena, static_cast<size_t>(item.Get("at").ToNumber().Int64Value())};
     if (place == "input") value.place = PlanSpec::Place::input, spec.inputs = std::max(spec.inputs, value.at + 1);
     if (place == "output") value.place = PlanSpec::Place::output, spec.outputs = std::max(spec.outputs, value.at + 1);
     spec.values.push_back(value);

@@ -2,11 +2,12 @@
 import { spawnSync } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
 import { expect } from 'chai';
-import { arrayFor, type TypedArray } from '../lib/dtype.js';
+import { arrayFor, type DType, type TypedArray } from '../lib/dtype.js';
 import { fuse } from '../lib/graph/fuse.js';
-import { Graph, Parameter, toNTHWC, type Value } from '../lib/graph/graph.js';
+import { type ComputeType, Graph, Parameter, toNTHWC, type Value } from '../lib/graph/graph.js';
 import { lower, type Steps } from '../lib/graph/lower.js';
 import { planMemory } from '../lib/graph/memory.js';
+import { assignTypes, type InputType, weightScaleOf } from '../lib/graph/types.js';
 import { type Device, native, type NativePlanSpec } from '../lib/native.js';
 import { Octave } from '../lib/octave.js';
 import * as ops from '../lib/ops.js';
@@ -19,12 +20,15 @@ const guard = 37; // odd, so that starts are not aligned
 const guardValue = 77;
 
 interface Compiled extends ReturnType<typeof native.compile> {
-  outputs: { dtype: 'f32' | 'u8'; count: number }[];
+  outputs: { dtype: DType; count: number }[];
 }
 
 /** Compiles by hand, without lib/plan.ts, so that inputs and outputs may lie anywhere. */
 function compile(graph: Graph, device: Device, threads: number, read: (name: string) => Tensor): Compiled {
-  const lowered: Steps = stepsFor(graph, device);
+  return compileSteps(stepsFor(graph, device), device, threads, (name) => graph.constants.get(name) ?? read(name));
+}
+
+function compileSteps(lowered: Steps, device: Device, threads: number, read: (name: string) => Tensor): Compiled {
   const { steps, values, inputs, outputs } = lowered;
   const memory = planMemory(lowered);
   const made = new Set([...inputs, ...steps.flatMap((step) => step.outputs)]);
@@ -35,18 +39,18 @@ function compile(graph: Graph, device: Device, threads: number, read: (name: str
   const spec: NativePlanSpec = {
     device,
     threads,
-    arenaBytes: memory.bytes,
-    values: values.map(({ dtype, shape }, id) =>
-      made.has(id) ? { dtype, shape: toNTHWC(shape), ...place(id) } : { dtype: 'u8', shape: [1, 1, 1, 1, 1], place: 'arena', at: 0 },
+    arenaBytes: Math.max(1, memory.bytes),
+    values: values.map(({ shape, ...type }, id) =>
+      made.has(id) ? { ...type, shape: toNTHWC(shape), ...place(id) } : { dtype: 'u8', shape: [1, 1, 1, 1, 1], place: 'arena', at: 0 },
     ),
     steps: steps.map(({ op, name, attrs, inputs, outputs, params }) => ({
       ...{ op, name, attrs, inputs, outputs },
       ...(Object.keys(params).length && {
-        packed: native.pack(op, device, attrs, Object.fromEntries(Object.entries(params).map(([role, p]) => [role, graph.constants.get(p) ?? read(p)]))),
+        packed: native.pack(op, device, attrs, Object.fromEntries(Object.entries(params).map(([role, p]) => [role, read(p)]))),
       }),
     })),
   };
-  const types = outputs.map((id) => ({ dtype: values[id]?.dtype as 'f32' | 'u8', count: values[id]?.shape.reduce((a, b) => a * b, 1) ?? 0 }));
+  const types = outputs.map((id) => ({ dtype: values[id]?.dtype as DType, count: values[id]?.shape.reduce((a, b) => a * b, 1) ?? 0 }));
   return { ...native.compile(spec), outputs: types };
 }
 
@@ -152,77 +156,77 @@ describe('ops: the table', () => {
   }
 });
 
-describe('ops: fused forms', () => {
-  /** A random block: convolutions, normalisation, activation, residual or projection, then a consumer that pools. */
-  function block(seed: number): { graph: Graph; whole: boolean } {
-    let state = seed;
-    const pick = <T>(...options: T[]): T => {
-      state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
-      return options[Math.floor((state / 2 ** 32) * options.length)] as T;
-    };
-    const whole = seed % 3 !== 0; // in the others something stands in the way of fusion
-    const video = seed % 5 === 0;
-    const graph = new Graph();
-    let names = 0;
-    const param = (...shape: number[]) => Object.assign(new Parameter(shape), { name: `p${names++}.weight` }) as never;
-    const norm = (x: Value) => {
-      const c = x.shape.at(-1) as number;
-      const variance = Object.assign(new Parameter([c]), { name: `p${names++}.running_var` }) as never;
-      return ops.batchNorm(x as never, { weight: param(c), bias: param(c), running_mean: param(c), running_var: variance }) as Value;
-    };
-    const widthsOf = (x: Octave<Value>) => [x.high.shape.at(-1) as number, (x.low?.shape.at(-1) as number) ?? 0] as const;
-    /** groups: a number, or all channels (depthwise). */
-    const conv = (x: Octave<Value>, [oh, ol]: readonly [number, number], k: number, stride: 1 | 2, groups = 1): Octave<Value> => {
-      const [ih, il] = widthsOf(x);
-      const window = video ? [pick(1, 3), k, k] : [k, k];
-      const depthwise = groups > 1 && groups === ih + il;
-      const weight = (o: number, i: number, crosses = false) =>
-        o && i && !(depthwise && crosses) ? param(o, depthwise ? 1 : i / groups, ...window) : undefined;
-      const bias = pick(true, false);
-      const params = {
-        h2h: weight(oh, ih) as never,
-        l2h: weight(oh, il, true),
-        h2l: weight(ol, ih, true),
-        l2l: weight(ol, il),
-        ...(bias && { biasH: param(oh), ...(ol && { biasL: param(ol) }) }),
-      };
-      return ops.octConv(x as never, params, { stride, groups }) as unknown as Octave<Value>;
-    };
-    const act = (v: Value) => pick(ops.relu, ops.relu6)(v as never) as Value;
-
-    const size = [pick(1, 2), ...(video ? [pick(1, 2, 5)] : []), pick(5, 8, 9, 13, 20), pick(4, 7, 8, 11, 33), pick(3, 8, 17)];
-    const input = graph.input('f32', size) as Value;
-    const window = { kernel: video ? [1, 3, 3] : 3, stride: video ? [1, 2, 2] : 2, padding: video ? [0, 1, 1] : 1 };
-    const entered = pick(true, false) ? (ops.maxPool(input as never, window as never) as Value) : input;
-    const [high, low] = [pick(1, 5, 8, 17, 33), pick(0, 3, 8, 20)];
-    const x = conv(new Octave(entered), [high, low], pick(1, 3), 1).map((v) => act(norm(v)));
-    const stride = pick(1, 2) as 1 | 2;
-    const even = [pick(4, 8, 16, 70), low && pick(2, 8)] as const;
-    const raw = conv(x, even, pick(1, 3, 5), stride);
-    if (!whole && pick(true, false)) graph.outputs.push(raw.high.id);
-    let inner = raw.map((v) => act(norm(v)));
-    const groups = pick(1, 2, even[0] + even[1]);
-    if (groups > 1) inner = conv(inner, even, 3, 1, groups).map((v) => act(norm(v)));
-    const last = conv(inner, [high, low], pick(1, 3), 1).map((v) => norm(v));
-    const shortcut = stride === 2 || pick(true, false) ? conv(x, [high, low], 1, stride).map((v) => norm(v)) : x;
-    let y = last.zip(shortcut, (a, b) => act(ops.add(a as never, b as never) as Value));
-    if (!whole) {
-      const gate = y.high.shape.map((size, i, all) => (i === 0 || i === all.length - 1 ? size : 1));
-      y = new Octave(ops.mul(y.high as never, graph.input('f32', gate) as never) as Value, y.low);
-    }
-    const end = conv(y, [6, 3], pick(1, 3), pick(1, 2) as 1 | 2);
-    graph.outputs.push(end.high.id, end.low?.id as number);
-    return { graph, whole };
-  }
-
-  const parameters = (graph: Graph) => (name: string) => {
-    const shape = graph.params.get(name) ?? [];
-    const fan = shape.slice(1).reduce((a, b) => a * b, 1);
-    const data = numbers(shape.reduce((a, b) => a * b, 1), name.length * 31 + Number(name.match(/\d+/)?.[0]));
-    const scale = shape.length > 1 ? 2 / Math.sqrt(fan) : 1;
-    return new Tensor('f32', shape, data.map((v) => (name.endsWith('running_var') ? 1.5 + v : v * scale)));
+/** A random block: convolutions, normalisation, activation, residual or projection, then a consumer that pools. */
+function block(seed: number): { graph: Graph; whole: boolean } {
+  let state = seed;
+  const pick = <T>(...options: T[]): T => {
+    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
+    return options[Math.floor((state / 2 ** 32) * options.length)] as T;
   };
+  const whole = seed % 3 !== 0; // in the others something stands in the way of fusion
+  const video = seed % 5 === 0;
+  const graph = new Graph();
+  let names = 0;
+  const param = (...shape: number[]) => Object.assign(new Parameter(shape), { name: `p${names++}.weight` }) as never;
+  const norm = (x: Value) => {
+    const c = x.shape.at(-1) as number;
+    const variance = Object.assign(new Parameter([c]), { name: `p${names++}.running_var` }) as never;
+    return ops.batchNorm(x as never, { weight: param(c), bias: param(c), running_mean: param(c), running_var: variance }) as Value;
+  };
+  const widthsOf = (x: Octave<Value>) => [x.high.shape.at(-1) as number, (x.low?.shape.at(-1) as number) ?? 0] as const;
+  /** groups: a number, or all channels (depthwise). */
+  const conv = (x: Octave<Value>, [oh, ol]: readonly [number, number], k: number, stride: 1 | 2, groups = 1): Octave<Value> => {
+    const [ih, il] = widthsOf(x);
+    const window = video ? [pick(1, 3), k, k] : [k, k];
+    const depthwise = groups > 1 && groups === ih + il;
+    const weight = (o: number, i: number, crosses = false) =>
+      o && i && !(depthwise && crosses) ? param(o, depthwise ? 1 : i / groups, ...window) : undefined;
+    const bias = pick(true, false);
+    const params = {
+      h2h: weight(oh, ih) as never,
+      l2h: weight(oh, il, true),
+      h2l: weight(ol, ih, true),
+      l2l: weight(ol, il),
+      ...(bias && { biasH: param(oh), ...(ol && { biasL: param(ol) }) }),
+    };
+    return ops.octConv(x as never, params, { stride, groups }) as unknown as Octave<Value>;
+  };
+  const act = (v: Value) => pick(ops.relu, ops.relu6)(v as never) as Value;
 
+  const size = [pick(1, 2), ...(video ? [pick(1, 2, 5)] : []), pick(5, 8, 9, 13, 20), pick(4, 7, 8, 11, 33), pick(3, 8, 17)];
+  const input = graph.input('f32', size) as Value;
+  const window = { kernel: video ? [1, 3, 3] : 3, stride: video ? [1, 2, 2] : 2, padding: video ? [0, 1, 1] : 1 };
+  const entered = pick(true, false) ? (ops.maxPool(input as never, window as never) as Value) : input;
+  const [high, low] = [pick(1, 5, 8, 17, 33), pick(0, 3, 8, 20)];
+  const x = conv(new Octave(entered), [high, low], pick(1, 3), 1).map((v) => act(norm(v)));
+  const stride = pick(1, 2) as 1 | 2;
+  const even = [pick(4, 8, 16, 70), low && pick(2, 8)] as const;
+  const raw = conv(x, even, pick(1, 3, 5), stride);
+  if (!whole && pick(true, false)) graph.outputs.push(raw.high.id);
+  let inner = raw.map((v) => act(norm(v)));
+  const groups = pick(1, 2, even[0] + even[1]);
+  if (groups > 1) inner = conv(inner, even, 3, 1, groups).map((v) => act(norm(v)));
+  const last = conv(inner, [high, low], pick(1, 3), 1).map((v) => norm(v));
+  const shortcut = stride === 2 || pick(true, false) ? conv(x, [high, low], 1, stride).map((v) => norm(v)) : x;
+  let y = last.zip(shortcut, (a, b) => act(ops.add(a as never, b as never) as Value));
+  if (!whole) {
+    const gate = y.high.shape.map((size, i, all) => (i === 0 || i === all.length - 1 ? size : 1));
+    y = new Octave(ops.mul(y.high as never, graph.input('f32', gate) as never) as Value, y.low);
+  }
+  const end = conv(y, [6, 3], pick(1, 3), pick(1, 2) as 1 | 2);
+  graph.outputs.push(end.high.id, end.low?.id as number);
+  return { graph, whole };
+}
+
+const parameters = (graph: Graph) => (name: string) => {
+  const shape = graph.params.get(name) ?? [];
+  const fan = shape.slice(1).reduce((a, b) => a * b, 1);
+  const data = numbers(shape.reduce((a, b) => a * b, 1), name.length * 31 + Number(name.match(/\d+/)?.[0]));
+  const scale = shape.length > 1 ? 2 / Math.sqrt(fan) : 1;
+  return new Tensor('f32', shape, data.map((v) => (name.endsWith('running_var') ? 1.5 + v : v * scale)));
+};
+
+describe('ops: fused forms', () => {
   it('150 random octave blocks: fused as recorded', async function () {
     this.timeout(600_000); // an emulated CPU is slow
     const met = new Set<string>();
@@ -252,6 +256,90 @@ describe('ops: fused forms', () => {
     }
     expect(met.size, [...met].join(', ')).to.equal(12);
   });
+});
+
+describe('ops: bf16 and i8', () => {
+  const conv = new Set<string>(['conv', 'octConv', 'linear', 'maxPool', 'globalAvgPool']);
+
+  /** Any parameter, and how every convolution sees its input: i8 weights whose scales fit together, bf16 the same as f32. */
+  function typed(graph: Graph, compute: ComputeType, read: (name: string) => Tensor) {
+    const f32 = (name: string) => graph.constants.get(name) ?? read(name);
+    const plain = (types?: (steps: Steps) => Steps) => fuse(lower(graph), types);
+    if (compute === 'bf16') return { read: f32, steps: plain((steps) => assignTypes(steps, compute, new Map())) };
+
+    const inputs = new Map<string, InputType>();
+    for (const { branches = [] } of lower(graph).steps) {
+      for (const source of branches.flatMap((b) => b.terms.flatMap((t) => t.sources))) {
+        const clamped = graph.nodes.some(({ op, outputs }) => op.startsWith('relu') && outputs[0] === source.input);
+        inputs.set(source.weight, { scale: Math.fround(0.02 + 0.001 * (source.input % 7)), zero: clamped ? 0 : 120 + (source.input % 5) });
+      }
+    }
+    const made = new Map<string, Tensor>();
+    for (const branch of plain().steps.flatMap((step) => step.branches ?? [])) {
+      for (const { sources, batchNorm, eps = 1e-5 } of branch.terms) {
+        const affine = batchNorm && [f32(batchNorm.weight).data, f32(batchNorm.running_var).data];
+        for (const { weight } of sources) {
+          const { shape, data } = f32(weight);
+          const scales = Float32Array.from({ length: shape[0] ?? 0 }, (_, o) => {
+            const factor = affine ? (affine[0]?.[o] ?? 0) / Math.sqrt((affine[1]?.[o] ?? 0) + eps) : 1;
+            return (1e-3 + 1e-4 * (o % 5)) / ((inputs.get(weight)?.scale ?? 0) * Math.abs(factor));
+          });
+          made.set(weight, new Tensor('i8', shape, Int8Array.from(data as Float32Array, (x) => Math.max(-127, Math.min(127, x * 127)))));
+          made.set(weightScaleOf(weight), new Tensor('f32', [scales.length], scales));
+        }
+      }
+    }
+    return { read: (name: string) => made.get(name) ?? f32(name), steps: plain((steps) => assignTypes(steps, compute, inputs)) };
+  }
+
+  /** Every step alone, on what the reference made of the steps before it. */
+  async function checkTyped(graph: Graph, compute: ComputeType, read: (name: string) => Tensor, meet: (what: string) => void): Promise<void> {
+    const { steps, read: param } = typed(graph, compute, read);
+    const arrays = new Map<number, TypedArray>();
+    inputsOf({ inputs: graph.inputs.map((id) => graph.values[id]?.shape ?? []) }).forEach((x, i) => {
+      arrays.set(graph.inputs[i] ?? -1, x);
+    });
+    for (const step of steps.steps) {
+      const single = { ...steps, steps: [step], inputs: step.inputs, outputs: step.outputs };
+      const given = step.inputs.map((id) => arrays.get(id) as TypedArray);
+      const wanted = await runGuarded(compileSteps(single, 'reference', 1, param), given);
+      const got = await runGuarded(compileSteps(single, 'cpu', 1, param), given);
+      const more = await runGuarded(compileSteps(single, 'cpu', 3, param), given);
+      expect(sameBits(more, got), `${step.name}: 3 threads give other bits than one`).to.equal(true);
+      step.outputs.forEach((id, i) => {
+        const [a, b, dtype] = [got[i] as TypedArray, wanted[i] as TypedArray, steps.values[id]?.dtype as string];
+        meet(`${step.op} ${step.inputs.map((x) => steps.values[x]?.dtype)[0]} -> ${dtype}`);
+        if (dtype === 'f32') return compare(a, b, 2000);
+        // A sum that lies between two elements may be rounded either way, a mean of such elements too.
+        let off = 0;
+        for (const [j, x] of b.entries()) if (a[j] !== x) off += Math.abs((a[j] as number) - x) === 1 ? 1 : Infinity;
+        expect(off, `${step.name}: ${off} of ${b.length} ${dtype} differ`).to.be.at.most(1 + b.length / 50);
+      });
+      step.outputs.forEach((id, i) => {
+        arrays.set(id, wanted[i] as TypedArray);
+      });
+    }
+  }
+
+  for (const compute of ['bf16', 'i8'] as const) {
+    for (const op of conv) {
+      const rows = cases.filter((c) => c.op === op);
+      it(`${compute}: ${op}, ${rows.length} rows`, async () => {
+        for (const row of rows) await naming(`${op} ${row.title}`, checkTyped(graphOf(row), compute, noParams, () => undefined));
+      });
+    }
+
+    it(`${compute}: random octave blocks, step by step`, async function () {
+      this.timeout(600_000);
+      const met = new Set<string>();
+      for (let seed = 1; seed <= 150; seed += 2) {
+        const { graph } = block(seed);
+        await naming(`seed ${seed}`, checkTyped(graph, compute, parameters(graph), (what) => met.add(what)));
+      }
+      const kept = compute === 'bf16' ? 'bf16' : 'u8';
+      expect([...met]).to.include.members([`octConv f32 -> ${kept}`, `octConv ${kept} -> ${kept}`, `octConv ${kept} -> f32`, `maxPool ${kept} -> ${kept}`].slice(0, 3));
+    });
+  }
 });
 
 describe('ops: the reference itself', () => {

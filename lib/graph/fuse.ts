@@ -135,9 +135,9 @@ export function sinkPooling(given: Steps): Steps {
   const pool = (id: number): number => {
     const known = pooled.get(id);
     if (known !== undefined) return known;
-    const { dtype, shape } = values[id] as TensorType;
+    const { shape, ...type } = values[id] as TensorType;
     const half = shape.map((size, i) => (i === shape.length - 3 || i === shape.length - 2 ? Math.ceil(size / 2) : size));
-    pooled.set(id, values.push({ dtype, shape: half }) - 1);
+    pooled.set(id, values.push({ ...type, shape: half }) - 1);
     return values.length - 1;
   };
   const sink = (source: Source): Source => {
@@ -164,7 +164,7 @@ export function sinkPooling(given: Steps): Steps {
   return { ...given, values, steps };
 }
 
-/** All passes, in order. */
-export function fuse(steps: Steps): Steps {
-  return [foldBatchNorm, joinShortcut, joinResidual, joinActivation, sinkPooling].reduce((s, pass) => pass(s), steps);
+/** All passes, in order; `types` are given to what is left of the values, before pooled copies are added. */
+export function fuse(steps: Steps, types: (steps: Steps) => Steps = (same) => same): Steps {
+  return [foldBatchNorm, joinShortcut, joinResidual, joinActivation, types, sinkPooling].reduce((s, pass) => pass(s), steps);
 }

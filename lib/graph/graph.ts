@@ -10,10 +10,16 @@ import type { Tensor } from '../tensor.js';
 export type Attr = number | boolean | string | readonly Attr[] | { readonly [key: string]: Attr | undefined };
 export type Attrs = { readonly [key: string]: Attr | undefined };
 
+/** What convolutions multiply: activations and weights of f32, bf16, or u8 and i8. */
+export type ComputeType = 'f32' | 'bf16' | 'i8';
+
 /** Shapes are [N, C], [N, H, W, C] or [N, T, H, W, C]. */
 export interface TensorType {
   readonly dtype: DType;
   readonly shape: readonly number[];
+  /** Elements q of u8 inside of a network stand for scale * (q - zero). */
+  readonly scale?: number | undefined;
+  readonly zero?: number | undefined;
 }
 
 /** One step. `inputs` and `outputs` index `Graph.values`; `params` maps a role ('weight') to a parameter's name. */

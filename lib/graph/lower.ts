@@ -2,7 +2,7 @@
  * Lowering: convolutions and linear layers become the one form that native code runs, an output branch as a sum over
  * sources (native/ops/octconv.cc). All other ops stay as they were recorded.
  */
-import type { Attrs, Graph, GraphNode, TensorType } from './graph.js';
+import type { Attrs, ComputeType, Graph, GraphNode, TensorType } from './graph.js';
 
 type Size3 = readonly number[];
 
@@ -21,6 +21,11 @@ export interface Source {
   readonly pool: number;
   /** Whether U (2x nearest upsampling) is applied to the product. */
   readonly upsample: boolean;
+  /** Name of the scales of a weight of i8. */
+  readonly weightScale?: string;
+  /** Where i8 is multiplied: the input as u8. */
+  readonly scale?: number;
+  readonly zero?: number;
 }
 
 export interface BatchNormParams {
@@ -46,6 +51,8 @@ export interface Branch {
   readonly high?: number;
   /** y, and where a later layer reads them P(y) and P(P(y)). */
   readonly outputs: readonly number[];
+  /** What its products are of; default f32. */
+  readonly compute?: ComputeType;
 }
 
 /** A step: a recorded node, or a convolution in branch form. */
@@ -93,11 +100,11 @@ function nativeForm(step: { inputs: number[]; outputs: number[]; branches: reado
       eps: term.eps,
       bias: term.bias === undefined ? undefined : role('b', term.bias),
       batchNorm: term.batchNorm && norm(term.batchNorm),
-      sources: term.sources.map((source) => ({
-        ...source,
-        input: step.inputs.indexOf(source.input),
-        weight: role('w', source.weight),
-      })),
+      sources: term.sources.map(({ weightScale, ...source }) => {
+        const weight = role('w', source.weight);
+        if (weightScale !== undefined) params[`${weight}.scale`] = weightScale;
+        return { ...source, input: step.inputs.indexOf(source.input), weight };
+      }),
     })),
   }));
   return { attrs: { branches } satisfies Attrs, params };

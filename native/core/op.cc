@@ -38,8 +38,11 @@ std::vector<float> Param::floats() const {
         std::memcpy(&out[i], &word, 4);
       }
       break;
+    case DType::i8:
+      for (size_t i = 0; i < out.size(); i++) out[i] = static_cast<const int8_t*>(data)[i];
+      break;
     default:
-      fail("parameter of type ", nameOf(dtype), ", wanted f32, f16 or bf16");
+      fail("parameter of type ", nameOf(dtype), ", wanted f32, f16, bf16 or i8");
   }
   return out;
 }
@@ -62,6 +65,18 @@ void Node::wantF32() const {
   for (const auto* side : {&inputs, &outputs})
     for (const TensorType& type : *side)
       if (type.dtype != DType::f32) fail(op, ": '", name, "' has no kernel for ", nameOf(type.dtype), ", only for f32");
+}
+
+void Node::wantOneType() const {
+  const TensorType& first = inputs.at(0);
+  for (const auto* side : {&inputs, &outputs})
+    for (const TensorType& type : *side) {
+      if (type.dtype != DType::f32 && type.dtype != DType::bf16 && type.dtype != DType::u8)
+        fail(op, ": '", name, "' has no kernel for ", nameOf(type.dtype), ", only for f32, bf16 and u8");
+      if (type.dtype != first.dtype || type.scale != first.scale || type.zero != first.zero)
+        fail(op, ": '", name, "' has ", nameOf(first.dtype), " and ", nameOf(type.dtype),
+             ", wanted one type and scale");
+    }
 }
 
 static std::map<std::string, Op>& table() {

@@ -23,7 +23,7 @@ struct Param {
   const void* data = nullptr;
 
   int64_t elements() const;
-  std::vector<float> floats() const;  // f32, f16 or bf16 as f32
+  std::vector<float> floats() const;  // f32, f16, bf16 or i8 as f32
 };
 using Params = std::map<std::string, Param>;
 
@@ -49,6 +49,7 @@ struct Node {
   }
   void want(size_t inputCount, size_t outputCount) const;  // counts of inputs and outputs
   void wantF32() const;                                    // every input and output is f32
+  void wantOneType() const;                                // all are f32, or bf16, or u8 of one scale
   const Shape& in(size_t i) const;
   const Shape& out(size_t i) const;
 };

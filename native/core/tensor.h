@@ -1,13 +1,15 @@
 // Data types, shapes and views. Every activation is N T H W C (T = 1 for images); a rank-2 [N, C] is N 1 1 1 C.
 #pragma once
 #include <array>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <ostream>
 
-namespace octconv {
+#include "element.h"
 
-enum class DType { f32, f16, bf16, i8, u8, i32 };
+namespace octconv {
 
 inline constexpr size_t bytesOf(DType dtype) {
   switch (dtype) {
@@ -42,11 +44,52 @@ inline std::ostream& operator<<(std::ostream& out, const Shape& s) {
   return out << '[' << s.n << ',' << s.t << ',' << s.h << ',' << s.w << ',' << s.c << ']';
 }
 
+// Elements q of u8 stand for scale * (q - zero); those of other types for themselves.
 struct TensorType {
   DType dtype = DType::f32;
   Shape shape;
+  float scale = 1;
+  int zero = 0;
   size_t bytes() const { return static_cast<size_t>(shape.elements()) * bytesOf(dtype); }
 };
+
+inline float floatOf(BFloat16 x) {
+  const uint32_t word = static_cast<uint32_t>(x.bits) << 16;
+  float value;
+  std::memcpy(&value, &word, 4);
+  return value;
+}
+// To the nearest, to even between two; a NaN stays one.
+inline BFloat16 bfloat16Of(float x) {
+  uint32_t word;
+  std::memcpy(&word, &x, 4);
+  if (std::isnan(x)) return {0x7fc0};
+  return {static_cast<uint16_t>((word + 0x7fff + (word >> 16 & 1)) >> 16)};
+}
+
+// Element i as a number, what it stands for, and back, rounded to the nearest: the slow way, for references. f32, bf16
+// and u8.
+inline float elementAt(const void* data, DType dtype, int64_t i) {
+  if (dtype == DType::bf16) return floatOf(static_cast<const BFloat16*>(data)[i]);
+  if (dtype == DType::u8) return static_cast<const uint8_t*>(data)[i];
+  return static_cast<const float*>(data)[i];
+}
+inline float valueOf(float element, const TensorType& type) {
+  return type.dtype == DType::u8 ? type.scale * (element - static_cast<float>(type.zero)) : element;
+}
+inline float valueAt(const void* data, const TensorType& type, int64_t i) {
+  return valueOf(elementAt(data, type.dtype, i), type);
+}
+inline void setValue(void* data, const TensorType& type, int64_t i, float x) {
+  if (type.dtype == DType::bf16) {
+    static_cast<BFloat16*>(data)[i] = bfloat16Of(x);
+  } else if (type.dtype == DType::u8) {
+    const float q = x / type.scale + static_cast<float>(type.zero);
+    static_cast<uint8_t*>(data)[i] = static_cast<uint8_t>(q > 0 ? std::nearbyint(q < 255 ? q : 255) : 0);
+  } else {
+    static_cast<float*>(data)[i] = x;
+  }
+}
 
 // Height and width of P(x): 2x2 average pooling, stride 2, ceil mode.
 inline int64_t half(int64_t size) { return (size + 1) / 2; }

@@ -14,9 +14,13 @@ static bool supported(Level level) {
 #if defined(OCTCONV_EMULATE_AVX512)
   level = Level::avx2;
 #endif
-  if (level == Level::avx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
+  bool all = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (level >= Level::avx512)
+    all = all && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (level >= Level::avx512vnni) all = all && __builtin_cpu_supports("avx512vnni");
+  if (level >= Level::avx512bf16) all = all && __builtin_cpu_supports("avx512bf16");
+  return all;
 #else
   return false;
 #endif
@@ -24,12 +28,12 @@ static bool supported(Level level) {
 
 static Level choose() {
   const char* forced = std::getenv("OCTCONV_ISA");
-  for (const Level level : {Level::avx512, Level::avx2, Level::baseline}) {
+  for (const Level level : {Level::avx512bf16, Level::avx512vnni, Level::avx512, Level::avx2, Level::baseline}) {
     if (forced && *forced ? std::string(forced) != levelNames[static_cast<int>(level)] : !supported(level)) continue;
     if (!supported(level)) fail("OCTCONV_ISA: '", forced, "' is not supported by this CPU");
     return level;
   }
-  fail("OCTCONV_ISA: '", forced, "' is unknown, wanted baseline, avx2 or avx512");
+  fail("OCTCONV_ISA: '", forced, "' is unknown, wanted baseline, avx2, avx512, avx512vnni or avx512bf16");
 }
 
 Level level() {

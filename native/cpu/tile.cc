@@ -1,116 +1,321 @@
 #include "tile.h"
 
-#include "levels.h"
 #include "vec.h"
-
-OCTCONV_DECLARE(extern const TileSet tileSet)
 
 namespace octconv::OCTCONV_LEVEL {
 
-// Bias or start, then the sum in `acc`, then residual, clamp and store.
-template <int M, int V>
-OCTCONV_INLINE void begin(const Tile& t, Vec (&acc)[M][V]) {
+// AVX-512 has 32 registers: 6 x 4 and 8 x 3 sums leave enough for weights and inputs. Of the 16 of AVX2, 12 are sums.
+#if defined(__AVX512F__) || defined(OCTCONV_EMULATE_AVX512)
+inline constexpr bool manyRegisters = true;
+#else
+inline constexpr bool manyRegisters = false;
+#endif
+
+// --- Products of words ------------------------------------------------------------------------------------------
+//
+// A type says what a sum is, and how one word of each of M pixels is multiplied with V vectors of weights.
+
+OCTCONV_INLINE Bits loadBits(const char* from) { return reinterpret_cast<const Anywhere<Bits>*>(from)->value; }
+OCTCONV_INLINE Bits splatWord(const char* from) {
+  return splatBits(reinterpret_cast<const Anywhere<uint32_t>*>(from)->value);
+}
+
+// One step of a type whose weights are one word per channel and that has a dot product of words.
+template <class Type>
+struct ByWords {
+  static constexpr int wordBytes = 4;
+  template <int M, int V, class Sum>
+  OCTCONV_INLINE void step(Sum (&acc)[M][V], const char* const (&a)[M], ptrdiff_t at, const char* w) {
+    Bits b[V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) b[v] = loadBits(w + v * 4 * lanes);
+#pragma GCC unroll 16
+    for (int m = 0; m < M; m++) {
+      const Bits x = splatWord(a[m] + at);
+#pragma GCC unroll 4
+      for (int v = 0; v < V; v++) acc[m][v] = Type::dot(acc[m][v], x, b[v]);
+    }
+  }
+};
+
+struct F32 : ByWords<F32> {
+  using Sum = Vec;
+  using Element = float;
+  static constexpr DType dtype = DType::f32;  // of activations
+  static constexpr Words words = Words::f32;
+  // 6 x 2 reaches 97 % of the measured FMA peak with AVX2; 4 x 3 the same with g++ 12 but 43 % with clang 19, which
+  // moves sums around: it serves only an odd vector of channels.
+  static constexpr TileShape shape = manyRegisters ? TileShape{4, 4, {0, 8, 8, 8, 6}} : TileShape{2, 3, {0, 8, 6, 4}};
+  OCTCONV_INLINE Sum dot(Sum sum, Bits x, Bits w) { return sum + (Vec)x * (Vec)w; }
+};
+
+// The two bf16 of a word as f32.
+OCTCONV_INLINE Vec even(Bits x) { return (Vec)(x << 16); }
+OCTCONV_INLINE Vec odd(Bits x) { return (Vec)(x & 0xffff0000u); }
+
+#if defined(__AVX512BF16__) || defined(OCTCONV_EMULATE_BF16)
+struct BF16 : ByWords<BF16> {
+  using Sum = Vec;
+  using Element = BFloat16;
+  static constexpr DType dtype = DType::bf16;  // of activations
+  static constexpr Words words = Words::bf16;
+  static constexpr TileShape shape = F32::shape;
+  OCTCONV_INLINE Sum dot(Sum sum, Bits x, Bits w) {
+#if defined(__AVX512BF16__)
+    return (Sum)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)w);
+#else
+    return sum + odd(x) * odd(w) + even(x) * even(w);
+#endif
+  }
+};
+#else
+// Weights stay f32 in memory: to widen them too took more registers than there are, 34 instead of 47 GMAdd/s (f32: 49).
+// The more vectors, the less taking apart for a product: 4 x 3 makes 47, 4 x 2 42, 6 x 2 34.
+struct BF16 {
+  using Sum = Vec;
+  using Element = BFloat16;
+  static constexpr DType dtype = DType::bf16;  // of activations
+  static constexpr Words words = Words::bf16AsF32;
+  static constexpr TileShape shape = manyRegisters ? TileShape{4, 4, {0, 8, 8, 8, 6}} : TileShape{3, 3, {0, 8, 4, 4}};
+  static constexpr int wordBytes = 8;
+  template <int M, int V, class Half>
+  OCTCONV_INLINE void half(Sum (&acc)[M][V], const char* const (&a)[M], ptrdiff_t at, const char* w, Half&& half) {
+    Vec b[V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) b[v] = (Vec)loadBits(w + v * 4 * lanes);
+#pragma GCC unroll 16
+    for (int m = 0; m < M; m++) {
+      const Vec x = half(splatWord(a[m] + at));
+#pragma GCC unroll 4
+      for (int v = 0; v < V; v++) acc[m][v] += x * b[v];
+    }
+    asm volatile("" ::: "memory");  // or g++ keeps the words of the other half in registers that it does not have
+  }
+  template <int M, int V>
+  OCTCONV_INLINE void step(Sum (&acc)[M][V], const char* const (&a)[M], ptrdiff_t at, const char* w) {
+    half<M, V>(acc, a, at, w, even);
+    half<M, V>(acc, a, at, w + V * 4 * lanes, odd);
+  }
+};
+#endif
+
+#if defined(__AVX512VNNI__) || defined(OCTCONV_EMULATE_VNNI)
+struct I8 : ByWords<I8> {
+  using Sum = IntVec;
+  using Element = uint8_t;
+  static constexpr DType dtype = DType::u8;  // of activations
+  static constexpr Words words = Words::u8;
+  static constexpr TileShape shape = F32::shape;
+  OCTCONV_INLINE Sum dot(Sum sum, Bits x, Bits w) {
+#if defined(__AVX512VNNI__)
+    return (Sum)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)x, (__m512i)w);
+#else
+    for (int i = 0; i < 4; i++) sum += (Sum)(x >> 8 * i & 255) * ((Sum)(w << (24 - 8 * i)) >> 24);
+    return sum;
+#endif
+  }
+};
+#else
+// Without a dot product of bytes: pairs of 16 bits, whose sums are exact. (Pairs of u8 by i8 would be 97 GMAdd/s
+// instead of 77, f32 49, but saturate. Activations widened in memory: 80.) 3 x 4 makes 77, 4 x 3 71, 6 x 2 68.
+OCTCONV_INLINE IntVec pairs(Bits x, Bits w) {
+#if defined(__AVX512BW__)
+  return (IntVec)_mm512_madd_epi16((__m512i)x, (__m512i)w);
+#elif defined(OCTCONV_EMULATE_AVX512)
+  union Both {
+    Bits bits;
+    __m256i part[2];
+  } a{x}, b{w};
+  for (int i = 0; i < 2; i++) a.part[i] = _mm256_madd_epi16(a.part[i], b.part[i]);
+  return (IntVec)a.bits;
+#elif defined(__AVX2__)
+  return (IntVec)_mm256_madd_epi16((__m256i)x, (__m256i)w);
+#else
+  return ((IntVec)(x << 16) >> 16) * ((IntVec)(w << 16) >> 16) + ((IntVec)x >> 16) * ((IntVec)w >> 16);
+#endif
+}
+
+struct I8 {
+  using Sum = IntVec;
+  using Element = uint8_t;
+  static constexpr DType dtype = DType::u8;  // of activations
+  static constexpr Words words = Words::u8AsI16;
+  static constexpr TileShape shape =
+      manyRegisters ? TileShape{4, 4, {0, 8, 8, 6, 4}} : TileShape{4, 4, {0, 8, 4, 4, 3}};
+  static constexpr int wordBytes = 8;
+  template <int M, int V>
+  OCTCONV_INLINE void step(Sum (&acc)[M][V], const char* const (&a)[M], ptrdiff_t at, const char* w) {
+    Bits b0[V], b1[V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) b0[v] = loadBits(w + v * 4 * lanes), b1[v] = loadBits(w + (V + v) * 4 * lanes);
+#pragma GCC unroll 16
+    for (int m = 0; m < M; m++) {
+      const Bits x = splatWord(a[m] + at), x0 = x & 0x00ff00ff, x1 = x >> 8 & 0x00ff00ff;
+#pragma GCC unroll 4
+      for (int v = 0; v < V; v++) acc[m][v] += pairs(x0, b0[v]);
+#pragma GCC unroll 4
+      for (int v = 0; v < V; v++) acc[m][v] += pairs(x1, b1[v]);
+    }
+  }
+};
+#endif
+
+// --- Before and after the sum -----------------------------------------------------------------------------------
+
+OCTCONV_INLINE Vec asFloat(Vec x) { return x; }
+OCTCONV_INLINE Vec asFloat(IntVec x) { return __builtin_convertvector(x, Vec); }
+
+// Integer sums get their scale and bias at the end, others begin with the bias.
+template <class Sum, int M, int V>
+OCTCONV_INLINE void begin(const Tile& t, Sum (&acc)[M][V]) {
 #pragma GCC unroll 16
   for (int m = 0; m < M; m++)
 #pragma GCC unroll 4
     for (int v = 0; v < V; v++) {
-      acc[m][v] = load(t.bias + v * lanes);
-      if (t.start) acc[m][v] += load(t.start[m] + v * lanes);
+      acc[m][v] = t.raw || t.scale ? Sum{} : (Sum)load(t.bias + v * lanes);
+      if (t.start) acc[m][v] += (Sum)loadBits(t.start[m] + v * 4 * lanes);
     }
 }
 
-template <int M, int V>
-OCTCONV_INLINE void finish(const Tile& t, Vec (&acc)[M][V]) {
-  const Vec low = splat(t.low), high = splat(t.high);
+// Residual, clamp and store of one vector, of which `count` lanes are wanted.
+template <class Residual, class Out>
+OCTCONV_INLINE void finishVector(const Tile& t, Vec y, ptrdiff_t at, int count) {
+  const auto& r = t.residual;
+  if (r.data) {
+    const auto* from = static_cast<const Residual*>(r.data) + at;
+    const Vec x = count == lanes ? load(from) : load(from, count);
+    y += sizeof(Residual) == 1 ? (x - static_cast<float>(r.zero)) * r.scale : x;
+  }
+  y = clamp(y, splat(t.low), splat(t.high));
+  if (sizeof(Out) == 1) y = y * t.stepsPerUnit + static_cast<float>(t.out.zero);
+  auto* to = static_cast<Out*>(t.out.data) + at;
+  count == lanes ? store(to, y) : store(to, y, count);
+}
+
+template <class Residual, class Out>
+static void finishMixed(const Tile& t, const Vec* y, int pixels, int vectors) {
+  for (int m = 0; m < pixels; m++)
+    for (int v = 0; v * lanes < t.channels; v++) {
+      const ptrdiff_t left = t.channels - v * lanes;
+      finishVector<Residual, Out>(t, y[m * vectors + v], m * t.pitch + v * lanes,
+                                  left < lanes ? static_cast<int>(left) : lanes);
+    }
+}
+
+// The general case, out of line: any types, any number of channels.
+__attribute__((noinline)) static void finishAny(const Tile& t, const Vec* y, int pixels, int vectors) {
+  const auto into = [&](auto residual) {
+    using Residual = decltype(residual);
+    if (t.out.dtype == DType::u8)
+      finishMixed<Residual, uint8_t>(t, y, pixels, vectors);
+    else if (t.out.dtype == DType::bf16)
+      finishMixed<Residual, BFloat16>(t, y, pixels, vectors);
+    else
+      finishMixed<Residual, float>(t, y, pixels, vectors);
+  };
+  if (t.residual.dtype == DType::u8)
+    into(uint8_t{});
+  else if (t.residual.dtype == DType::bf16)
+    into(BFloat16{});
+  else
+    into(float{});
+}
+
+template <class Type, class Sum, int M, int V>
+OCTCONV_INLINE void finish(const Tile& t, const Sum (&acc)[M][V]) {
+  if (t.raw) {
 #pragma GCC unroll 16
-  for (int m = 0; m < M; m++)
+    for (int m = 0; m < M; m++)
 #pragma GCC unroll 4
-    for (int v = 0; v < V; v++) {
-      const ptrdiff_t at = m * t.pitch + v * lanes, left = t.channels - v * lanes;
-      if (left >= lanes) {
-        if (t.residual) acc[m][v] += load(t.residual + at);
-        store(t.out + at, clamp(acc[m][v], low, high));
-      } else if (left > 0) {
-        const int count = static_cast<int>(left);
-        if (t.residual) acc[m][v] += load(t.residual + at, count);
-        store(t.out + at, clamp(acc[m][v], low, high), count);
-      }
+      for (int v = 0; v < V; v++) store(static_cast<float*>(t.out.data) + m * t.pitch + v * lanes, (Vec)acc[m][v]);
+    return;
+  }
+  Vec y[M][V];
+#pragma GCC unroll 4
+  for (int v = 0; v < V; v++)
+#pragma GCC unroll 16
+    for (int m = 0; m < M; m++) {
+      y[m][v] = asFloat(acc[m][v]);
+      if (t.scale) y[m][v] = y[m][v] * load(t.scale + v * lanes) + load(t.bias + v * lanes);
     }
+  // Inside of a network: whole vectors, residual and output of the tile's own type.
+  if (t.channels == V * lanes && t.out.dtype == Type::dtype && (!t.residual.data || t.residual.dtype == Type::dtype)) {
+#pragma GCC unroll 16
+    for (int m = 0; m < M; m++)
+#pragma GCC unroll 4
+      for (int v = 0; v < V; v++)
+        finishVector<typename Type::Element, typename Type::Element>(t, y[m][v], m * t.pitch + v * lanes, lanes);
+  } else {
+    Vec copy[M][V];  // whose address is known; y stays in registers
+    __builtin_memcpy(copy, y, sizeof y);
+    finishAny(t, &copy[0][0], M, V);
+  }
 }
 
-template <int M, int V>
+// --- The tiles --------------------------------------------------------------------------------------------------
+
+template <class Type, int M, int V>
 static void tile(const Tile& t) {
-  Vec acc[M][V];
-  begin<M, V>(t, acc);
-  const float* w = t.weights;
-  const float* const* rows = t.rows;
+  typename Type::Sum acc[M][V];
+  begin<typename Type::Sum, M, V>(t, acc);
+  constexpr int step = V * lanes * Type::wordBytes;
+  const char* w = t.weights;
+  const char* const* rows = t.rows;
   for (const Segment* s = t.segments; s < t.segments + t.segmentCount; s++) {
     for (int64_t tap = 0; tap < s->taps; tap++, rows += t.rowStride) {
-      const float* a[M];
+      const char* a[M];
 #pragma GCC unroll 16
-      for (int m = 0; m < M; m++) a[m] = rows[m] + s->offset + s->length;
-      for (ptrdiff_t k = -s->length; k < 0; k++, w += V * lanes) {
+      for (int m = 0; m < M; m++) a[m] = rows[m] + s->offset + s->bytes;
+      for (ptrdiff_t at = -s->bytes; at < 0; at += 4, w += step) {
         // 32 steps ahead: the 7x7 layers, whose weights come from memory, gain 10 %, the others nothing.
-        for (int v = 0; v < V * lanes; v += 16) __builtin_prefetch(w + 32 * V * lanes + v);
-        Vec b[V];
-#pragma GCC unroll 4
-        for (int v = 0; v < V; v++) b[v] = load(w + v * lanes);
-#pragma GCC unroll 16
-        for (int m = 0; m < M; m++) {
-          const Vec x = splat(a[m][k]);
-#pragma GCC unroll 4
-          for (int v = 0; v < V; v++) acc[m][v] += x * b[v];
-        }
+        for (int line = 0; line < step; line += 64) __builtin_prefetch(w + 32 * step + line);
+        Type::template step<M, V>(acc, a, at, w);
       }
     }
   }
-  finish<M, V>(t, acc);
+  finish<Type, typename Type::Sum, M, V>(t, acc);
 }
 
-// Every channel is its own group: input vectors instead of splats.
-template <int M>
+// Every channel is its own group: input vectors instead of splats. Sums are f32, exact for u8 (25 taps are 20 bits).
+template <class Type, int M>
 static void depthwise(const Tile& t) {
+  using Element = typename Type::Element;
   Vec acc[M][1];
-  begin<M, 1>(t, acc);
-  const float* w = t.weights;
-  const float* const* rows = t.rows;
+  begin<Vec, M, 1>(t, acc);
+  const auto* w = reinterpret_cast<const float*>(t.weights);
+  const char* const* rows = t.rows;
   const bool whole = t.channels >= lanes;
   for (const Segment* s = t.segments; s < t.segments + t.segmentCount; s++)
     for (int64_t tap = 0; tap < s->taps; tap++, rows += t.rowStride, w += lanes)
 #pragma GCC unroll 16
       for (int m = 0; m < M; m++) {
-        const float* a = rows[m] + s->offset;
+        const auto* a = reinterpret_cast<const Element*>(rows[m] + s->offset);
         acc[m][0] += (whole ? load(a) : load(a, static_cast<int>(t.channels))) * load(w);
       }
-  finish<M, 1>(t, acc);
+  finish<Type, Vec, M, 1>(t, acc);
 }
 
-// 6 x 2 vectors (12 sums, 2 weights, 1 input of 16 registers) reach 97 % of the measured FMA peak with AVX2; 4 x 3 the
-// same with g++ 12 but 43 % with clang 19, which moves sums around: it serves only an odd vector of channels.
-// AVX-512 has 32 registers: 6 x 4 and 8 x 3 use 28.
-#if defined(__AVX512F__) || defined(OCTCONV_EMULATE_AVX512)
-#define OCTCONV_MAX_VECTORS 4
-#define OCTCONV_MAX_PIXELS {0, 8, 8, 8, 6}
-#else
-#define OCTCONV_MAX_VECTORS 3
-#define OCTCONV_MAX_PIXELS {0, 8, 6, 4, 0}
-#endif
+template <class Type, int V, int M>
+static constexpr void fill(TileSet& set) {
+  if constexpr (V > 0 && M == 0) {
+    fill<Type, V - 1, Type::shape.maxPixels[V - 1]>(set);
+  } else if constexpr (V > 0) {
+    set.tiles[V][M] = tile<Type, M, V>;
+    fill<Type, V, M - 1>(set);
+  }
+}
 
-#define TILES_4(V) tile<1, V>, tile<2, V>, tile<3, V>, tile<4, V>
-#define TILES_6(V) TILES_4(V), tile<5, V>, tile<6, V>
-#define TILES_8(V) TILES_6(V), tile<7, V>, tile<8, V>
+template <class Type>
+static constexpr TileSet setOf() {
+  constexpr TileShape shape = Type::shape;
+  TileSet set{Type::words, lanes, shape, {}, {}};
+  fill<Type, shape.maxVectors, shape.maxPixels[shape.maxVectors]>(set);
+  set.depthwise[1] = depthwise<Type, 1>, set.depthwise[2] = depthwise<Type, 2>;
+  set.depthwise[3] = depthwise<Type, 3>, set.depthwise[4] = depthwise<Type, 4>;
+  return set;
+}
 
-extern const TileSet tileSet;
-const TileSet tileSet = {
-    lanes,
-    OCTCONV_MAX_VECTORS,
-    OCTCONV_MAX_PIXELS,
-#if OCTCONV_MAX_VECTORS == 4
-    {{}, {nullptr, TILES_8(1)}, {nullptr, TILES_8(2)}, {nullptr, TILES_8(3)}, {nullptr, TILES_6(4)}},
-#else
-    {{}, {nullptr, TILES_8(1)}, {nullptr, TILES_6(2)}, {nullptr, TILES_4(3)}, {}},
-#endif
-    {nullptr, depthwise<1>, depthwise<2>, depthwise<3>, depthwise<4>},
-};
+extern const TileSet tileSets[3];
+constinit const TileSet tileSets[3] = {setOf<F32>(), setOf<BF16>(), setOf<I8>()};
 
 }  // namespace octconv::OCTCONV_LEVEL

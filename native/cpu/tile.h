@@ -2,30 +2,39 @@
 //
 // A convolution reads its input through row pointers (XNNPACK's indirection): for every tap and pixel the address of
 // the input channels that the tap multiplies, or of zeros where the tap falls outside. Stride, padding, dilation, odd
-// borders and sums over several sources are then all the same loop over `taps x length` products.
+// borders and sums over several sources are then all the same loop.
+//
+// The loop goes over WORDS of 32 bits of input: one f32, two bf16 or four u8. A word of each pixel is spread over a
+// vector, and multiplied with a word of each output channel into its 32-bit sum. So one skeleton serves all data types,
+// as do the dot products that some CPUs have: two bf16 or four bytes to a lane.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
+
+#include "rows.h"
 
 namespace octconv {
 
 // A run of taps that read equally many channels.
 struct Segment {
   int64_t taps;
-  ptrdiff_t length;  // channels a tap multiplies
-  ptrdiff_t offset;  // first channel of the group
+  ptrdiff_t bytes;   // whole words of channels a tap multiplies; depthwise: not used
+  ptrdiff_t offset;  // of the group's first channel, in bytes
 };
 
 struct Tile {
-  const float* const* rows;  // [tap][pixel], `rowStride` pointers from tap to tap
+  const char* const* rows;  // [tap][pixel], `rowStride` pointers from tap to tap
   ptrdiff_t rowStride;
   const Segment* segments;
   size_t segmentCount;
-  const float* weights;       // packed: [tap][channel][V * lanes]; depthwise: [tap][V * lanes]
-  const float* bias;          // V * lanes
-  const float* const* start;  // per pixel the V * lanes sums to begin with (the upsampled low product), or null
-  const float* residual;      // added before the clamp, `pitch` floats from pixel to pixel, or null
-  float* out;
+  const char* weights;       // packed: [tap][word][V * lanes]; depthwise: f32 [tap][V * lanes]
+  const float* scale;        // V * lanes: what a sum of integers is worth, or null
+  const float* bias;         // V * lanes
+  const char* const* start;  // per pixel the V * lanes sums to begin with (the upsampled low product), or null
+  bool raw;                  // the sums themselves are stored, 32 bits each: no bias, nothing of what follows
+  Elements residual;         // added before the clamp, `pitch` elements from pixel to pixel, or null
+  Elements out;
+  float stepsPerUnit;  // 1 / out.scale
   ptrdiff_t pitch;
   ptrdiff_t channels;  // how many of the V * lanes are stored
   float low, high;     // clamp: relu, relu6 or the infinities
@@ -33,12 +42,30 @@ struct Tile {
 
 using TileFunction = void (*)(const Tile&);
 
-// The tiles of one instruction set.
+// How weights are packed for a tile, per word of input and output channel.
+enum class Words {
+  f32,        // 1 f32
+  bf16,       // 2 bf16, for a dot product
+  bf16AsF32,  // 2 f32 that are bf16: [even or odd element][channel]
+  u8,         // 4 i8, for a dot product
+  u8AsI16     // 4 i16: [even or odd elements][channel][2]
+};
+
+struct TileShape {
+  int bestVectors, maxVectors;
+  int maxPixels[5];  // by vectors
+};
+
+// The tiles of one instruction set and data type.
 struct TileSet {
-  int lanes, maxVectors;
-  int maxPixels[5];           // by vectors
+  Words words;
+  int lanes;
+  TileShape shape;
   TileFunction tiles[5][9];   // [vectors][pixels]
   TileFunction depthwise[5];  // [pixels], one vector
 };
 
 }  // namespace octconv
+
+// f32, bf16 and i8.
+OCTCONV_DECLARE(extern const TileSet tileSets[3])

@@ -1,10 +1,13 @@
-// One vector of f32 of the level that this file is compiled for. Includes no standard header but the compiler's own.
+// One vector of f32, or of i32, of the level that this file is compiled for, and how f32, bf16 and u8 elements get in
+// and out of it. Includes no standard header but the compiler's own.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif
+
+#include "../core/element.h"
 
 #define OCTCONV_INLINE static inline __attribute__((always_inline))
 
@@ -20,19 +23,54 @@ inline constexpr int lanes = 4;
 #endif
 
 typedef float Vec __attribute__((vector_size(4 * lanes)));
-typedef float VecAnywhere __attribute__((vector_size(4 * lanes), aligned(4), may_alias));
+typedef int32_t IntVec __attribute__((vector_size(4 * lanes)));
+typedef uint32_t Bits __attribute__((vector_size(4 * lanes)));
+typedef uint16_t Halves __attribute__((vector_size(2 * lanes)));
+typedef uint8_t Bytes __attribute__((vector_size(lanes)));
 
-OCTCONV_INLINE Vec load(const float* from) { return *reinterpret_cast<const VecAnywhere*>(from); }
-OCTCONV_INLINE void store(float* to, Vec x) { *reinterpret_cast<VecAnywhere*>(to) = x; }
+template <class V>
+struct Anywhere {  // a vector at any address
+  V value;
+} __attribute__((packed, may_alias));
+
+OCTCONV_INLINE Vec load(const float* from) { return reinterpret_cast<const Anywhere<Vec>*>(from)->value; }
+OCTCONV_INLINE Vec load(const BFloat16* from) {
+  const Halves x = reinterpret_cast<const Anywhere<Halves>*>(from)->value;
+  return (Vec)(__builtin_convertvector(x, Bits) << 16);
+}
+OCTCONV_INLINE Vec load(const uint8_t* from) {
+  const Bytes x = reinterpret_cast<const Anywhere<Bytes>*>(from)->value;
+  return __builtin_convertvector(__builtin_convertvector(x, IntVec), Vec);
+}
+
+// Rounds to the nearest, to even between two. A NaN stays one.
+OCTCONV_INLINE Halves halves(Vec x) {
+  const Bits bits = (Bits)x, rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  return __builtin_convertvector(((Bits)(x == x) & rounded) | ((Bits)(x != x) & 0x7fc0), Halves);
+}
+// To 0 .. 255, to even between two; NaN becomes 0.
+OCTCONV_INLINE Bytes bytes(Vec x) {
+  x = x > 0 ? x : Vec{};
+  x = x < 255 ? x : Vec{} + 255;
+  return __builtin_convertvector((Bits)(x + 0x1.8p23f) & 255, Bytes);
+}
+
+OCTCONV_INLINE void store(float* to, Vec x) { reinterpret_cast<Anywhere<Vec>*>(to)->value = x; }
+OCTCONV_INLINE void store(BFloat16* to, Vec x) { reinterpret_cast<Anywhere<Halves>*>(to)->value = halves(x); }
+OCTCONV_INLINE void store(uint8_t* to, Vec x) { reinterpret_cast<Anywhere<Bytes>*>(to)->value = bytes(x); }
 
 // The first `count` lanes; the others are zero or stay as they are in memory.
-OCTCONV_INLINE Vec load(const float* from, int count) {
-  Vec x = {};
-  for (int i = 0; i < count; i++) x[i] = from[i];
-  return x;
+template <class T>
+OCTCONV_INLINE Vec load(const T* from, int count) {
+  T some[lanes] = {};
+  for (int i = 0; i < count; i++) some[i] = from[i];
+  return load(some);
 }
-OCTCONV_INLINE void store(float* to, Vec x, int count) {
-  for (int i = 0; i < count; i++) to[i] = x[i];
+template <class T>
+OCTCONV_INLINE void store(T* to, Vec x, int count) {
+  T all[lanes];
+  store(all, x);
+  for (int i = 0; i < count; i++) to[i] = all[i];
 }
 
 OCTCONV_INLINE Vec splat(float x) {
@@ -44,6 +82,17 @@ OCTCONV_INLINE Vec splat(float x) {
   return (Vec)_mm256_set1_ps(x);
 #else
   return Vec{x, x, x, x};
+#endif
+}
+OCTCONV_INLINE Bits splatBits(uint32_t x) {
+#if defined(__AVX512F__)
+  return (Bits)_mm512_set1_epi32(static_cast<int>(x));
+#elif defined(OCTCONV_EMULATE_AVX512)
+  return Bits{x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x};
+#elif defined(__AVX2__)
+  return (Bits)_mm256_set1_epi32(static_cast<int>(x));
+#else
+  return Bits{x, x, x, x};
 #endif
 }
 

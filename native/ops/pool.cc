@@ -3,20 +3,31 @@
 // Attributes as in PyTorch: kernel, stride, padding [t,h,w], ceilMode (the last window must start inside the input or
 // its left padding), countIncludePad (avgPool). Padding never wins a maximum, a NaN does. maxPool may have a second
 // output, P of the first (2x2 average, stride 2), for the octave convolution behind it: the rows are still in the
-// cache.
-#include "../cpu/halve.h"
+// cache. maxPool takes bf16 and u8 too, and gives the same type; globalAvgPool gives f32 of any of them.
 #include "../cpu/levels.h"
+#include "../cpu/rows.h"
 #include "../cpu/vec.h"
 
-OCTCONV_DECLARE(void maxInto(float* y, const float* x, ptrdiff_t count))
+OCTCONV_DECLARE(void maxInto(DType dtype, void* y, const void* x, ptrdiff_t count))
 OCTCONV_DECLARE(void addInto(float* y, const float* x, ptrdiff_t count))
 OCTCONV_DECLARE(void scaleBy(float* y, float factor, ptrdiff_t count))
 
 namespace octconv::OCTCONV_LEVEL {
 
 // y = x where x is larger or a NaN; a NaN in y stays.
-void maxInto(float* y, const float* x, ptrdiff_t count) {
-  for (ptrdiff_t i = 0; i < count; i++) y[i] = y[i] >= x[i] || y[i] != y[i] ? y[i] : x[i];
+template <class T>
+static void larger(T* y, const T* x, ptrdiff_t count) {
+  const auto pick = [](Vec a, Vec b) { return a >= b || a != a ? a : b; };
+  ptrdiff_t i = 0;
+  for (; i + lanes <= count; i += lanes) store(y + i, pick(load(y + i), load(x + i)));
+  const int left = static_cast<int>(count - i);
+  if (left) store(y + i, pick(load(y + i, left), load(x + i, left)), left);
+}
+
+void maxInto(DType dtype, void* y, const void* x, ptrdiff_t count) {
+  if (dtype == DType::f32) larger(static_cast<float*>(y), static_cast<const float*>(x), count);
+  if (dtype == DType::bf16) larger(static_cast<BFloat16*>(y), static_cast<const BFloat16*>(x), count);
+  if (dtype == DType::u8) larger(static_cast<uint8_t*>(y), static_cast<const uint8_t*>(x), count);
 }
 
 void addInto(float* y, const float* x, ptrdiff_t count) {
@@ -75,7 +86,10 @@ Window windowOf(const Node& node, bool average) {
 
 void check(const Node& node, const Window& w) {
   node.want(1, !w.average && node.outputs.size() == 2 ? 2 : 1);
-  node.wantF32();
+  if (w.average)
+    node.wantF32();
+  else
+    node.wantOneType();
   const Shape x = node.in(0);
   const Shape y{x.n, pooledSize(x.t, w.kernel.t, w.stride.t, w.padding.t, w.ceilMode),
                 pooledSize(x.h, w.kernel.h, w.stride.h, w.padding.h, w.ceilMode),
@@ -85,16 +99,15 @@ void check(const Node& node, const Window& w) {
     fail(node.op, ": pooled output ", node.out(1), " must be half of ", y);
 }
 
-// Visits the inputs of output pixel (n, t, y, x): visit(address of its channels); gives the number that counts.
+// Visits the inputs of output pixel (n, t, y, x): visit(offset of its channels); gives the number that counts.
 template <class F>
-int64_t eachInput(const float* in, const Shape& s, const Window& w, int64_t n, int64_t t, int64_t y, int64_t x,
-                  F&& visit) {
+int64_t eachInput(const Shape& s, const Window& w, int64_t n, int64_t t, int64_t y, int64_t x, F&& visit) {
   const Reach rt(t, s.t, w.kernel.t, w.stride.t, w.padding.t, w.countIncludePad),
       rh(y, s.h, w.kernel.h, w.stride.h, w.padding.h, w.countIncludePad),
       rw(x, s.w, w.kernel.w, w.stride.w, w.padding.w, w.countIncludePad);
   for (int64_t ti = rt.begin; ti < rt.end; ti++)
     for (int64_t yi = rh.begin; yi < rh.end; yi++)
-      for (int64_t xi = rw.begin; xi < rw.end; xi++) visit(in + (((n * s.t + ti) * s.h + yi) * s.w + xi) * s.c);
+      for (int64_t xi = rw.begin; xi < rw.end; xi++) visit((((n * s.t + ti) * s.h + yi) * s.w + xi) * s.c);
   return rt.counted * rh.counted * rw.counted;
 }
 
@@ -104,12 +117,14 @@ void referencePool(const Node& node, const Window& w, Run& run) {
     for (int64_t c = 0; c < o.c; c++) {
       double sum = 0;
       float largest = -INFINITY;
-      const int64_t count = eachInput(run.in<float>(0), s, w, p / (o.w * o.h * o.t), p / (o.w * o.h) % o.t,
-                                      p / o.w % o.h, p % o.w, [&](const float* x) {
-                                        sum += x[c];
-                                        if (x[c] > largest || std::isnan(x[c])) largest = x[c];
-                                      });
-      run.out<float>(0)[p * o.c + c] = w.average ? static_cast<float>(sum / static_cast<double>(count)) : largest;
+      const int64_t count =
+          eachInput(s, w, p / (o.w * o.h * o.t), p / (o.w * o.h) % o.t, p / o.w % o.h, p % o.w, [&](int64_t at) {
+            const float x = valueAt(run.inputs[0], node.inputs[0], at + c);
+            sum += x;
+            if (x > largest || std::isnan(x)) largest = x;
+          });
+      setValue(run.outputs[0], node.outputs[0], p * o.c + c,
+               w.average ? static_cast<float>(sum / static_cast<double>(count)) : largest);
     }
   if (node.outputs.size() < 2) return;
   const Shape l = node.out(1);
@@ -119,9 +134,14 @@ void referencePool(const Node& node, const Window& w, Run& run) {
       int count = 0;
       for (int64_t y = p / l.w % l.h * 2; y < std::min(o.h, p / l.w % l.h * 2 + 2); y++)
         for (int64_t x = p % l.w * 2; x < std::min(o.w, p % l.w * 2 + 2); x++, count++)
-          sum += run.out<float>(0)[((p / (l.w * l.h) * o.h + y) * o.w + x) * o.c + c];
-      run.out<float>(1)[p * l.c + c] = static_cast<float>(sum / count);
+          sum += valueAt(run.outputs[0], node.outputs[0], ((p / (l.w * l.h) * o.h + y) * o.w + x) * o.c + c);
+      setValue(run.outputs[1], node.outputs[1], p * l.c + c, static_cast<float>(sum / count));
     }
+}
+
+// A window that lies in the padding alone.
+void setLowest(void* y, const TensorType& type) {
+  for (int64_t c = 0; c < type.shape.c; c++) setValue(y, type, c, -INFINITY);
 }
 
 Kernel pool(const Node& node, Device device, bool average) {
@@ -129,25 +149,44 @@ Kernel pool(const Node& node, Device device, bool average) {
   check(node, w);
   if (device == Device::reference) return {[=](Run& run) { referencePool(node, w, run); }};
   const Shape s = node.in(0), o = node.out(0);
+  if (average)
+    return {[=, add = OCTCONV_PICK(addInto), scale = OCTCONV_PICK(scaleBy)](Run& run) {
+      run.parallel(o.n * o.t * o.h, [&](int64_t row, char*) {
+        float* to = run.out<float>(0) + row * o.w * o.c;
+        for (int64_t x = 0; x < o.w; x++, to += o.c) {
+          std::fill(to, to + o.c, 0.f);
+          const int64_t count = eachInput(s, w, row / (o.h * o.t), row / o.h % o.t, row % o.h, x,
+                                          [&](int64_t at) { add(to, run.in<float>(0) + at, o.c); });
+          scale(to, 1 / static_cast<float>(count), o.c);
+        }
+      });
+    }};
   const bool halves = node.outputs.size() == 2;
   const int64_t rows = halves ? 2 : 1, pairs = (o.h + rows - 1) / rows;  // a task: a row, or the two that P needs
-  return {[=, combine = average ? OCTCONV_PICK(addInto) : OCTCONV_PICK(maxInto), scale = OCTCONV_PICK(scaleBy),
-           halve = OCTCONV_PICK(halveRows)](Run& run) {
+  const DType dtype = node.outputs[0].dtype;
+  const auto bytes = static_cast<int64_t>(bytesOf(dtype));
+  return {[=, combine = OCTCONV_PICK(maxInto), halve = OCTCONV_PICK(halveRows)](Run& run) {
     run.parallel(o.n * o.t * pairs, [&](int64_t task, char*) {
       const int64_t plane = task / pairs, n = plane / o.t, t = plane % o.t, first = task % pairs * rows,
                     last = std::min(first + rows, o.h);
-      float* y = run.out<float>(0) + (plane * o.h + first) * o.w * o.c;
-      float* to = y;
+      char* y = run.out<char>(0) + (plane * o.h + first) * o.w * o.c * bytes;
+      char* to = y;
       for (int64_t row = first; row < last; row++)
-        for (int64_t x = 0; x < o.w; x++, to += o.c) {
-          std::fill(to, to + o.c, average ? 0.f : -INFINITY);
-          const int64_t count =
-              eachInput(run.in<float>(0), s, w, n, t, row, x, [&](const float* from) { combine(to, from, o.c); });
-          if (average) scale(to, 1 / static_cast<float>(count), o.c);
+        for (int64_t x = 0; x < o.w; x++, to += o.c * bytes) {
+          bool any = false;
+          eachInput(s, w, n, t, row, x, [&](int64_t at) {
+            const char* from = run.in<char>(0) + at * bytes;
+            if (any)
+              combine(dtype, to, from, o.c);
+            else
+              std::copy(from, from + o.c * bytes, to);
+            any = true;
+          });
+          if (!any) setLowest(to, node.outputs[0]);
         }
       if (halves)
-        halve(y, o.c, last - first, o.w, run.out<float>(1) + (plane * half(o.h) + first / 2) * half(o.w) * o.c, o.c,
-              static_cast<int>(o.c));
+        halve(dtype, y, o.c, last - first, o.w,
+              run.out<char>(1) + (plane * half(o.h) + first / 2) * half(o.w) * o.c * bytes, o.c, static_cast<int>(o.c));
     });
   }};
 }
@@ -158,18 +197,21 @@ Kernel avgPool(const Node& node, Device device) { return pool(node, device, true
 // Sums in double, pixel by pixel: the input is read once and small, so the reference is the kernel.
 Kernel globalAvgPool(const Node& node, Device) {
   node.want(1, 1);
-  node.wantF32();
+  const TensorType& type = node.inputs[0];
+  if (node.outputs[0].dtype != DType::f32)
+    fail("globalAvgPool: output ", nameOf(node.outputs[0].dtype), ", wanted f32");
   const Shape s = node.in(0);
   if (node.out(0) != Shape{s.n, 1, 1, 1, s.c})
     fail("globalAvgPool: output ", node.out(0), " of input ", s, ", wanted ", Shape{s.n, 1, 1, 1, s.c});
   const int64_t parts = pieces(s.c, 64);
-  return {[=](Run& run) {
+  return {[=, type = TensorType(type)](Run& run) {
     run.parallel(s.n * parts, [&](int64_t task, char*) {
       const auto [begin, end] = piece(s.c, parts, task % parts);
       const int64_t n = task / parts, pixels = s.t * s.h * s.w;
       double sums[128] = {};
       for (int64_t p = 0; p < pixels; p++)
-        for (int64_t c = begin; c < end; c++) sums[c - begin] += run.in<float>(0)[(n * pixels + p) * s.c + c];
+        for (int64_t c = begin; c < end; c++)
+          sums[c - begin] += valueAt(run.inputs[0], type, (n * pixels + p) * s.c + c);
       for (int64_t c = begin; c < end; c++)
         run.out<float>(0)[n * s.c + c] = static_cast<float>(sums[c - begin] / static_cast<double>(pixels));
     });

@@ -1,0 +1,28 @@
+// Passes over rows of pixels, for each type of elements: P, and conversion from one type to another.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+#include "../core/element.h"
+#include "levels.h"
+
+namespace octconv {
+
+// Elements somewhere, and what they stand for: value = scale * (q - zero).
+struct Elements {
+  void* data;
+  DType dtype;  // f32, bf16 or u8
+  float scale = 1;
+  int zero = 0;
+};
+
+}  // namespace octconv
+
+// P(x) of a piece of a plane: 2x2 average pooling, stride 2, ceil mode, borders averaged over what exists.
+// in: rows x width pixels, `inPitch` elements from pixel to pixel; out: half(rows) x half(width) pixels, `outPitch`
+// elements apart; `channels` of each. A mean is ((a + b) + (c + d)) / 4 or (a + b) / 2 in f32, rounded to the nearest
+// element, so that it is the same for any cut.
+OCTCONV_DECLARE(void halveRows(DType dtype, const void* in, ptrdiff_t inPitch, int64_t rows, int64_t width, void* out,
+                               ptrdiff_t outPitch, int channels))
+// The same numbers as elements of another type.
+OCTCONV_DECLARE(void convertElements(const Elements& from, const Elements& to, ptrdiff_t count))
