@@ -46,13 +46,28 @@ OCTCONV_INLINE Vec load(const uint8_t* from) {
 // Rounds to the nearest, to even between two. A NaN stays one.
 OCTCONV_INLINE Halves halves(Vec x) {
   const Bits bits = (Bits)x, rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-  return __builtin_convertvector(((Bits)(x == x) & rounded) | ((Bits)(x != x) & 0x7fc0), Halves);
+  const Bits all = ((Bits)(x == x) & rounded) | ((Bits)(x != x) & 0x7fc0);
+#if defined(__AVX2__) && !defined(__AVX512F__) && !defined(OCTCONV_EMULATE_AVX512)  // g++ 12 shuffles more
+  const auto both = (__m256i)all;
+  return (Halves)_mm_packus_epi32(_mm256_castsi256_si128(both), _mm256_extracti128_si256(both, 1));
+#else
+  return __builtin_convertvector(all, Halves);
+#endif
 }
 // To 0 .. 255, to even between two; NaN becomes 0.
 OCTCONV_INLINE Bytes bytes(Vec x) {
+#if defined(__AVX512F__)
+  const __m512i q = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_set1_ps(255), (__m512)x));
+  return (Bytes)_mm512_cvtusepi32_epi8(_mm512_max_epi32(q, _mm512_setzero_si512()));
+#elif defined(__AVX2__) && !defined(OCTCONV_EMULATE_AVX512)
+  const __m256i q = _mm256_cvtps_epi32(_mm256_min_ps(_mm256_set1_ps(255), (__m256)x));
+  const __m128i shorts = _mm_packs_epi32(_mm256_castsi256_si128(q), _mm256_extracti128_si256(q, 1));
+  return (Bytes)_mm_cvtsi128_si64(_mm_packus_epi16(shorts, shorts));
+#else
   x = x > 0 ? x : Vec{};
   x = x < 255 ? x : Vec{} + 255;
   return __builtin_convertvector((Bits)(x + 0x1.8p23f) & 255, Bytes);
+#endif
 }
 
 OCTCONV_INLINE void store(float* to, Vec x) { reinterpret_cast<Anywhere<Vec>*>(to)->value = x; }

@@ -27,7 +27,10 @@ static void larger(T* y, const T* x, ptrdiff_t count) {
 void maxInto(DType dtype, void* y, const void* x, ptrdiff_t count) {
   if (dtype == DType::f32) larger(static_cast<float*>(y), static_cast<const float*>(x), count);
   if (dtype == DType::bf16) larger(static_cast<BFloat16*>(y), static_cast<const BFloat16*>(x), count);
-  if (dtype == DType::u8) larger(static_cast<uint8_t*>(y), static_cast<const uint8_t*>(x), count);
+  if (dtype != DType::u8) return;
+  auto* to = static_cast<uint8_t*>(y);
+  const auto* from = static_cast<const uint8_t*>(x);
+  for (ptrdiff_t i = 0; i < count; i++) to[i] = to[i] >= from[i] ? to[i] : from[i];
 }
 
 void addInto(float* y, const float* x, ptrdiff_t count) {
