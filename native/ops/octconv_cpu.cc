@@ -78,9 +78,7 @@ std::vector<Panel> panelsOf(const TileSet& set, int64_t channels, int64_t groups
   std::vector<Panel> panels;
   for (int64_t g = 0; g < (depthwise ? 1 : groups); g++) {
     const int64_t inGroup = depthwise ? channels : channels / groups, vectors = (inGroup + set.lanes - 1) / set.lanes;
-    const int64_t count = depthwise     ? vectors
-                          : best < most ? std::max<int64_t>(1, vectors / best)
-                                        : (vectors + most - 1) / most;
+    const int64_t count = depthwise ? vectors : std::max((vectors + most - 1) / most, vectors / best);
     for (int64_t i = 0; i < count; i++) {
       const auto [first, last] = piece(vectors, count, i);
       const int64_t begin = first * set.lanes;
