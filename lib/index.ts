@@ -23,6 +23,7 @@ export type { Device } from './native.js';
 export { Octave, type Paths, splitChannels } from './octave.js';
 export * as ops from './ops.js';
 export { type PlanOptions, runGraph, type RunOptions } from './plan.js';
+export { quantize, type QuantizeOptions } from './quantize.js';
 export { type Image, type Matrix, type Shape, type Spatial, Tensor, tensor, type Video } from './tensor.js';
 export { initialize } from './weights/random.js';
 export { openWeights, type WeightSource } from './weights/source.js';

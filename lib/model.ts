@@ -41,6 +41,13 @@ export function record(network: Network, shape: readonly number[]): Graph {
   return graph;
 }
 
+/**
+ * Weight files of models, open as long as their model: a plan for another input size may want weights for another
+ * algorithm.
+ */
+const files = new WeakMap<Model, WeightSource>();
+const forgotten = new FinalizationRegistry<WeightSource>((source) => void source.close());
+
 /** Plans that a model keeps, one per input shape; the oldest goes first. */
 const keptPlans = 4;
 
@@ -134,6 +141,9 @@ export class Model {
     for (const plan of this.#plans.values()) plan.then((p) => p.dispose(), () => undefined);
     this.#plans.clear();
     this.#weights.dispose();
+    forgotten.unregister(this);
+    files.get(this)?.close();
+    files.delete(this);
   }
 
   [Symbol.dispose](): void {
@@ -190,8 +200,8 @@ export async function openNetwork(path: string, given: Partial<ResolvedOptions> 
 }
 
 /**
- * A model of what `openNetwork` opens. Every parameter is read once, packed, and let go; the file is closed when the
- * promise settles.
+ * A model of what `openNetwork` opens. Parameters are read one by one, packed, and let go; the file stays open until the
+ * model is disposed of.
  * @throws OctconvError that names the file and what does not fit.
  */
 export async function loadModel(
@@ -203,8 +213,11 @@ export async function loadModel(
   try {
     const model = Object.assign(new Model(network, source, modelOptions), described);
     await model.plan([1, described.input.height, described.input.width, 3]); // packs all parameters
+    files.set(model, source);
+    forgotten.register(model, source, model);
     return model;
-  } finally {
+  } catch (error) {
     await source.close();
+    throw error;
   }
 }

@@ -1,6 +1,7 @@
 /** From a recorded graph to a native plan, and its runs. */
 import { arrayFor } from './dtype.js';
 import { OctconvError } from './error.js';
+import { chooseAlgorithms } from './graph/algorithm.js';
 import { fuse } from './graph/fuse.js';
 import { type ComputeType, type Graph, type TensorType, toNTHWC } from './graph/graph.js';
 import { lower, type Step, type Steps } from './graph/lower.js';
@@ -25,7 +26,7 @@ export interface PlanOptions {
 /** The steps that a device runs: `reference` runs the graph as recorded, `cpu` after fusion. */
 export function stepsFor(graph: Graph, device: Device, compute: ComputeType = 'f32', quantized: Quantized = new Map()): Steps {
   const types = (steps: Steps) => assignTypes(steps, compute, quantized);
-  return device === 'reference' ? types(lower(graph)) : fuse(lower(graph), types);
+  return device === 'reference' ? types(lower(graph)) : chooseAlgorithms(fuse(lower(graph), types));
 }
 
 /**

@@ -1,14 +1,37 @@
 /** The export, judged by onnxruntime: what it computes from the file is what we compute from the graph. */
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { BinaryReader, WireType } from '@bufbuild/protobuf/wire';
 import { expect } from 'chai';
 import * as ort from 'onnxruntime-node';
-import { buildNetwork, createModel, Graph, networkNames, ops, Tensor, tensor, type Value } from '../lib/index.js';
-import { type ReadParam, toOnnx } from '../lib/graph/onnx.js';
+import { angularError } from '../lib/bench/measure.js';
+import { probe } from '../lib/bench/peer.js';
+import {
+  buildNetwork,
+  createModel,
+  type Feature,
+  Graph,
+  layers,
+  Model,
+  Module,
+  type Network,
+  networkNames,
+  Octave,
+  ops,
+  Tensor,
+  tensor,
+  type Value,
+  type WeightSource,
+} from '../lib/index.js';
+import { type OnnxOptions, type ReadParam, readerOf, toOnnx } from '../lib/graph/onnx.js';
 import { namedParameters } from '../lib/layers/index.js';
 import { toNCHW, toNHWC } from '../lib/layout.js';
 import { record } from '../lib/model.js';
 import { runGraph } from '../lib/plan.js';
+import { quantize } from '../lib/quantize.js';
 import { elementCount } from '../lib/tensor.js';
+import { type MemoryTensor, memoryWeights } from '../lib/weights/memory.js';
 import { initialize } from '../lib/weights/random.js';
 import { cases, graphOf, numbers } from './cases.js';
 
@@ -50,10 +73,7 @@ const none: ReadParam = (name) => Promise.reject(new Error(`${name} is read, yet
 describe('onnx: networks', () => {
   const randomWeights = (name: string, alpha: number | undefined) => {
     const network = buildNetwork(name, { width: 8, classes: 5, alpha });
-    const weights = initialize(network);
-    const shapeOf = (key: string) => weights.tensors.get(key)?.shape ?? [];
-    const read: ReadParam = async (key) => ({ dtype: 'f32', shape: shapeOf(key), data: await weights.read(key) });
-    return { network, read };
+    return { network, read: readerOf(initialize(network)) };
   };
   for (const name of networkNames) {
     // At alpha .1 the first layers have no low branch: .1 x 8 channels are none.
@@ -87,11 +107,135 @@ describe('onnx: networks', () => {
     expect(opset).to.equal(17);
     expect(count('BatchNormalization')).to.equal(having('running_mean'));
     expect(count('Conv')).to.equal([...parameters.values()].filter(({ shape }) => shape.length === 4).length);
-    const types = 'Add AveragePool BatchNormalization Conv Flatten Gemm GlobalAveragePool Identity MaxPool Relu Resize';
+    const types = 'Add AveragePool BatchNormalization Conv Flatten Gemm GlobalAveragePool MaxPool Relu Resize';
     expect([...new Set(nodes)].sort().join(' ')).to.equal(types);
     for (const [key, { shape }] of parameters) expect(initializers.get(key), key).to.deep.equal(shape);
     expect([input, output]).to.deep.equal([['N', 3, 64, 64], ['N', 5]]);
   });
+});
+
+// --- Quantised networks -------------------------------------------------------------------------------------------
+
+function cosine(a: F32, b: F32): number {
+  expect(a.shape).to.deep.equal(b.shape);
+  return 1 - angularError(a.data, b.data);
+}
+const topOf = ({ data }: F32) => data.indexOf(Math.max(...data));
+
+/** What the levels stand for, in some layers or in all. */
+async function dequantized(source: WeightSource, layers = /^/): Promise<WeightSource> {
+  const tensors = new Map<string, MemoryTensor>();
+  for (const [name, { dtype, shape }] of source.tensors) {
+    const data = await source.read(name);
+    const whole = !layers.test(name);
+    if (!whole && /\.(weight_scale|input_scale|input_zero_point)$/.test(name)) continue;
+    if (whole || dtype !== 'i8') {
+      tensors.set(name, { dtype, shape, data });
+      continue;
+    }
+    const scales = await source.read(name.replace(/weight$/, 'weight_scale'));
+    const each = data.length / scales.length;
+    const floats = Float32Array.from(data, (q, i) => q * (scales[Math.floor(i / each)] ?? NaN));
+    tensors.set(name, { dtype: 'f32', shape, data: floats });
+  }
+  return memoryWeights(tensors);
+}
+
+/** Octave convolutions with biases: to two branches, at stride 2, depthwise, and to one. */
+class Biased extends Module {
+  readonly split = new layers.OctConv(3, 24, { kernel: 3, alphaIn: 0, alphaOut: 0.5, bias: true });
+  readonly down = new layers.OctConv(24, 32, { kernel: 3, stride: 2, alphaIn: 0.5, alphaOut: 0.25, bias: true });
+  readonly each = new layers.OctConv(32, 32, { kernel: 3, groups: 32, alphaIn: 0.25, alphaOut: 0.25, bias: true });
+  readonly merge = new layers.OctConv(32, 48, { kernel: 1, alphaIn: 0.25, alphaOut: 0, bias: true });
+  readonly fc = new layers.Linear(48, 7);
+  forward(x: Feature) {
+    const rectified = (y: Octave<Feature>) => y.map((branch) => ops.relu(branch));
+    const y = rectified(this.split.forward(new Octave(x)));
+    const z = rectified(this.each.forward(rectified(this.down.forward(y))));
+    return this.fc.forward(ops.globalAvgPool(ops.relu(this.merge.forward(z).high)));
+  }
+}
+
+describe('onnx: quantised networks', () => {
+  const resnet = (name: string, alpha?: number) => buildNetwork(name, { width: 16, classes: 50, alpha });
+  /** In onnxruntime node by node, beside our f32 with what the levels stand for. */
+  const check = async (network: Network, x: F32, source: WeightSource, options: OnnxOptions = {}) => {
+    const session = await open(await toOnnx(record(network, x.shape), readerOf(source), options));
+    const [logits] = await run(session, [x]);
+    await session.release();
+    using model = new Model(network, await dequantized(source));
+    const wanted = await model.run(x);
+    expect(cosine(logits as F32, wanted)).to.be.above(0.999);
+    expect(topOf(logits as F32)).to.equal(topOf(wanted));
+  };
+  const input = (h: number, w: number) => new Tensor('f32', [1, h, w, 3], numbers(h * w * 3, 1));
+
+  for (const [title, network] of [
+    ['resnet-26', resnet('resnet-26')],
+    ['oct-resnet-26', resnet('oct-resnet-26', 0.5)],
+    ['oct-resnet-26, without a low branch at first', resnet('oct-resnet-26', 0.05)],
+    ['biases', new Biased()],
+  ] as const) {
+    it(`${title}, sums in f32 and in i8`, async function () {
+      this.timeout(20_000);
+      for (const x of [input(64, 64), input(75, 53)]) {
+        const source = await quantize(network, initialize(network), [x]);
+        await check(network, x, source);
+        await check(network, x, source, { ranges: await probe(record(network, x.shape), readerOf(source), [x]) });
+      }
+    });
+  }
+
+  it('factors of batch normalisation may be negative, zero or next to it', async () => {
+    const network = resnet('oct-resnet-26', 0.5);
+    const random = initialize(network);
+    const factors = [1, -1, 0, 1e-12, 0.5];
+    const source: WeightSource = {
+      ...random,
+      async read(name) {
+        const data = (await random.read(name)) as Float32Array;
+        if (!/(bn\d?|bn_[hl]|1)\.weight$/.test(name)) return data;
+        return data.map((value, i) => value * (factors[i % factors.length] ?? 1));
+      },
+    };
+    await check(network, input(64, 64), await quantize(network, source, [input(64, 64)]));
+  });
+
+  it('layers that are not quantised stay as they are', async () => {
+    const network = resnet('oct-resnet-26', 0.5);
+    const x = input(64, 64);
+    const all = await quantize(network, initialize(network), [x]);
+    const source = await dequantized(all, /^conv1|^fc|layer2.*l2h|layer1.*h2l/);
+    await check(network, x, source);
+    const { nodes } = decode(await toOnnx(record(network, x.shape), readerOf(source)));
+    expect(nodes).to.include('BatchNormalization');
+  });
+
+  for (const [name, alpha] of [['resnet-26', undefined], ['oct-resnet-26', 0.5]] as const) {
+    it(`${name}: onnxruntime finds what it has in int8`, async function () {
+      this.timeout(20_000);
+      const network = resnet(name, alpha);
+      const x = input(64, 64);
+      const graph = record(network, x.shape);
+      const read = readerOf(await quantize(network, initialize(network), [x]));
+      const bytes = await toOnnx(graph, read, { ranges: await probe(graph, read, [x]) });
+      const folder = mkdtempSync(join(tmpdir(), 'octconv-'));
+      try {
+        const file = join(folder, 'optimized.onnx');
+        const options = { graphOptimizationLevel: 'all', optimizedModelFilePath: file, logSeverityLevel: 3 } as const;
+        await (await ort.InferenceSession.create(bytes, options)).release();
+        const count = (type: string) => nodes.filter((node) => node === type).length;
+        const { nodes } = decode(readFileSync(file));
+        expect(count('QLinearConv')).to.equal([...graph.params.values()].filter(({ length }) => length === 4).length);
+        expect(nodes).to.include.members(['QLinearAdd', 'QGemm']);
+        expect(nodes.filter((node) => /^(Fused)?Conv$|^Gemm$|Norm/.test(node))).to.deep.equal([]);
+        // The picture; the last sum, which no convolution reads, and what becomes of it.
+        expect([count('QuantizeLinear'), count('DequantizeLinear')]).to.deep.equal([2, 2]);
+      } finally {
+        rmSync(folder, { recursive: true });
+      }
+    });
+  }
 });
 
 // --- Ops ----------------------------------------------------------------------------------------------------------

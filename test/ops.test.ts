@@ -3,9 +3,10 @@ import { spawnSync } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
 import { expect } from 'chai';
 import { arrayFor, type DType, type TypedArray } from '../lib/dtype.js';
+import { fitsWinograd } from '../lib/graph/algorithm.js';
 import { fuse } from '../lib/graph/fuse.js';
 import { type ComputeType, Graph, Parameter, toNTHWC, type Value } from '../lib/graph/graph.js';
-import { lower, type Steps } from '../lib/graph/lower.js';
+import { convStep, lower, type Steps } from '../lib/graph/lower.js';
 import { planMemory } from '../lib/graph/memory.js';
 import { assignTypes, type InputType, weightScaleOf } from '../lib/graph/types.js';
 import { type Device, native, type NativePlanSpec } from '../lib/native.js';
@@ -111,9 +112,11 @@ const sameBits = (a: readonly TypedArray[], b: readonly TypedArray[]) =>
   a.length === b.length && bits(a).every((x, i) => x.equals(bits(b)[i] as Buffer));
 
 /** `cpu` against `reference`, with one thread and with more, with a NaN in the inputs, and without it again; what it chose. */
-async function checkGraph(graph: Graph, inputs: readonly TypedArray[], terms: number, read: (name: string) => Tensor): Promise<string[]> {
+async function checkGraph(graph: Graph, inputs: readonly TypedArray[], given: number, read: (name: string) => Tensor): Promise<string[]> {
   const reference = compile(graph, 'reference', 1, read);
   const cpu = compile(graph, 'cpu', 1, read);
+  const winograd = cpu.algorithms.some((text) => text.includes('winograd')); // errs more, and spreads over a tile what is not finite
+  const terms = winograd ? 16 * given : given;
   const wanted = await runGuarded(reference, inputs);
   const got = await runGuarded(cpu, inputs);
   for (const [i, y] of got.entries()) compare(y, wanted[i] as TypedArray, terms);
@@ -126,7 +129,10 @@ async function checkGraph(graph: Graph, inputs: readonly TypedArray[], terms: nu
   if (inputs.every((x) => x instanceof Float32Array)) {
     const bad = poisoned(inputs);
     const wanted = await runGuarded(reference, bad);
-    for (const [i, y] of (await runGuarded(cpu, bad)).entries()) compare(y, wanted[i] as TypedArray, terms);
+    for (const [i, y] of (await runGuarded(cpu, bad)).entries()) {
+      if (winograd) expect(wanted[i]?.every((x, j) => Number.isFinite(x) || !Number.isFinite(y[j]))).to.equal(true);
+      else compare(y, wanted[i] as TypedArray, terms);
+    }
   }
   expect(sameBits(await runGuarded(cpu, inputs), got), 'a second run gives other bits').to.equal(true);
   return algorithms;
@@ -256,6 +262,53 @@ describe('ops: fused forms', () => {
     }
     expect(met.size, [...met].join(', ')).to.equal(12);
   });
+});
+
+describe("ops: Winograd's algorithm", () => {
+  const forced = (steps: Steps, winograd: 2 | 4): Steps => ({
+    ...steps,
+    steps: steps.steps.map((step) =>
+      step.branches?.every((branch) => fitsWinograd(branch, steps))
+        ? convStep(step.name, step.branches.map((branch) => ({ ...branch, winograd })))
+        : step,
+    ),
+  });
+
+  /** Against the reference on the same steps; any thread count to the bit. */
+  async function checkWinograd(graph: Graph, winograd: 2 | 4, read: (name: string) => Tensor): Promise<boolean> {
+    const steps = forced(fuse(lower(graph)), winograd);
+    if (!steps.steps.some(({ branches }) => branches?.some((branch) => branch.winograd))) return false;
+    const inputs = inputsOf({ inputs: graph.inputs.map((id) => graph.values[id]?.shape ?? []) });
+    const param = (name: string) => graph.constants.get(name) ?? read(name);
+    const wanted = await runGuarded(compileSteps(steps, 'reference', 1, param), inputs);
+    const got = await runGuarded(compileSteps(steps, 'cpu', 1, param), inputs);
+    // The constants of F(4x4) are up to 5 and 8 twice over: its errors are some ten times those of direct sums.
+    for (const [i, y] of got.entries()) compare(y, wanted[i] as TypedArray, winograd === 4 ? 400_000 : 10_000);
+    for (const threads of [2, 3]) {
+      expect(sameBits(await runGuarded(compileSteps(steps, 'cpu', threads, param), inputs), got), `${threads} threads`).to.equal(true);
+    }
+    return true;
+  }
+
+  for (const winograd of [2, 4] as const) {
+    it(`F(${winograd}x${winograd}, 3x3): the table's 3x3 convolutions`, async () => {
+      let count = 0;
+      for (const row of cases.filter(({ op }) => op === 'conv' || op === 'octConv')) {
+        if (await naming(`${row.op} ${row.title}`, checkWinograd(graphOf(row), winograd, noParams))) count++;
+      }
+      expect(count).to.be.greaterThan(60);
+    });
+
+    it(`F(${winograd}x${winograd}, 3x3): random octave blocks`, async function () {
+      this.timeout(600_000);
+      let count = 0;
+      for (let seed = 1; seed <= 150; seed++) {
+        const { graph } = block(seed);
+        if (await naming(`seed ${seed}`, checkWinograd(graph, winograd, parameters(graph)))) count++;
+      }
+      expect(count).to.be.greaterThan(50);
+    });
+  }
 });
 
 describe('ops: bf16 and i8', () => {

@@ -67,7 +67,7 @@ async function run(options: DeviceOptions & { model: string; data: string; batch
 }
 
 /** Every file of every class folder, in order; links are followed, hidden files are none. */
-async function picturesOf(folder: string, labels: readonly string[]): Promise<string[]> {
+export async function picturesOf(folder: string, labels: readonly string[]): Promise<string[]> {
   const list = async (path: string) => {
     try {
       const entries = await readdir(path, { withFileTypes: true });

@@ -9,6 +9,7 @@ import { evalCommand } from './eval.js';
 import { convertCommand, exportCommand } from './files.js';
 import { infoCommand } from './info.js';
 import { printError } from './output.js';
+import { quantizeCommand } from './quantize.js';
 import { runCommand } from './run.js';
 
 const { version, description } = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8'));
@@ -27,6 +28,7 @@ evalCommand(program);
 infoCommand(program);
 convertCommand(program);
 exportCommand(program);
+quantizeCommand(program);
 devicesCommand(program);
 benchCommand(program);
 demoCommand(program);

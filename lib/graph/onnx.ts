@@ -2,15 +2,43 @@
  * ONNX export of a graph as it was recorded, before any fusion, so that any other runtime can check a network and be
  * compared with ours. NHWC becomes ONNX's NCHW: input `input` [N, C, H, W], output `logits`; N is dynamic.
  *
+ * Quantised weights are written the way int8 runtimes recognise: DequantizeLinear behind the weight, QuantizeLinear and
+ * DequantizeLinear behind each value that such a layer reads. Batch normalisation behind such a layer goes into its
+ * scales, since no runtime would fold it there.
+ *
  * The messages are those of onnx.proto3 (ONNX 1.12, operator set 17); @bufbuild/protobuf writes them.
  */
 import { BinaryWriter, WireType } from '@bufbuild/protobuf/wire';
-import type { DType, TypedArray } from '../dtype.js';
+import { arrayFor, type DType, type TypedArray } from '../dtype.js';
 import { OctconvError } from '../error.js';
+import type { WeightSource } from '../weights/source.js';
 import type { Attrs, Graph, GraphNode } from './graph.js';
 
-/** How a parameter is read: raw elements in PyTorch's layout. */
-export type ReadParam = (name: string) => Promise<{ dtype: DType; shape: readonly number[]; data: TypedArray }>;
+interface Param {
+  readonly dtype: DType;
+  readonly shape: readonly number[];
+  readonly data: TypedArray;
+}
+
+/** How a parameter is read: raw elements in PyTorch's layout. Of an i8 weight the scales are read too. */
+export type ReadParam = (name: string) => Promise<Param>;
+
+export const readerOf =
+  (source: Pick<WeightSource, 'tensors' | 'read'>): ReadParam =>
+  async (name) => {
+    const { dtype = 'f32', shape = [] } = source.tensors.get(name) ?? {};
+    return { dtype, shape, data: await source.read(name) };
+  };
+
+/** Least and largest value of activations, by their names in the file. */
+export type Ranges = ReadonlyMap<string, readonly [least: number, most: number]>;
+
+/** Quantised weights know the ranges of what their layers read, but not of the sums between: those stay f32 without. */
+export interface OnnxOptions {
+  readonly ranges?: Ranges | undefined;
+  /** Makes outputs of all activations whose ranges could be given. */
+  readonly probe?: boolean;
+}
 
 type Sizes = readonly number[];
 type Names = readonly string[];
@@ -23,38 +51,127 @@ const int64 = 7;
 const float = 1;
 
 /** @throws OctconvError for video, and for ops on pictures' bytes. */
-export async function toOnnx(graph: Graph, read: ReadParam): Promise<Uint8Array> {
-  const out = new Exporter(graph);
-  for (const node of graph.nodes) out.node(node);
+export async function toOnnx(graph: Graph, read: ReadParam, options: OnnxOptions = {}): Promise<Uint8Array> {
+  const params = new Map<string, Param>();
+  const quantized = new Map<string, Quantization>();
   for (const name of graph.params.keys()) {
-    const { dtype, shape, data } = graph.constants.get(name) ?? (await read(name));
-    out.param(name, dtype, shape, data);
+    const given = graph.constants.get(name);
+    const param = given ?? (await read(name));
+    params.set(name, param);
+    if (!given && param.dtype === 'i8') quantized.set(name, await quantizationOf(name, read));
   }
+  const out = new Exporter(graph, params, quantized, options);
+  for (const node of graph.nodes) out.node(node);
   return out.finish();
 }
 
+// --- Quantisation -------------------------------------------------------------------------------------------------
+
+/** x = scale (q - zeroPoint), q a byte */
+interface Grid {
+  readonly scale: number;
+  readonly zeroPoint: number;
+}
+
+/** w = scales[o] q, and the grid of what is convolved with it. */
+interface Quantization {
+  readonly scales: TypedArray;
+  readonly grid: Grid;
+}
+
+async function quantizationOf(weight: string, read: ReadParam): Promise<Quantization> {
+  const data = async (kind: string) => (await read(weight.replace(/weight$/, kind))).data;
+  const [scale = 1] = await data('input_scale');
+  const [zeroPoint = 0] = await data('input_zero_point');
+  return { scales: await data('weight_scale'), grid: { scale, zeroPoint } };
+}
+
+/** Zero is on it: padding. */
+function gridOf(least: number, most: number): Grid {
+  const low = Math.min(least, 0);
+  const scale = (Math.max(most, 0) - low) / 255 || 1;
+  return { scale, zeroPoint: Math.round(-low / scale) };
+}
+
+// --- Export -------------------------------------------------------------------------------------------------------
+
 class Exporter {
   readonly #nodes: BinaryWriter[] = [];
-  /** Casts of parameters to f32 stand before all other nodes. */
-  readonly #casts: BinaryWriter[] = [];
   /** Pieces of the file: parameters are copied once, into the whole. */
   readonly #initializers: Uint8Array[] = [];
   readonly #names = new Map<number, string>();
+  readonly #written = new Set<string>();
   readonly #pooled = new Map<string, string>();
+  /** Values that lie on a grid, and under which name they are read there. */
+  readonly #grids = new Map<number, Grid>();
+  readonly #onGrid = new Map<number, string>();
+  readonly #gridNames = new Map<Grid, Names>();
+  /** Batch normalisations that go into the layer before them, by the value between the two. */
+  readonly #norms = new Map<number, GraphNode>();
+  readonly #summands = new Set<number>();
+  readonly #probed: string[] = [];
   /** Layer whose node is being written; what is made up is called after it. */
   #layer = '';
   #count = 0;
 
-  constructor(readonly graph: Graph) {
+  constructor(
+    readonly graph: Graph,
+    readonly params: ReadonlyMap<string, Param>,
+    readonly quantized: ReadonlyMap<string, Quantization>,
+    readonly options: OnnxOptions,
+  ) {
     for (const [i, id] of graph.inputs.entries()) this.#names.set(id, i ? `input${i}` : 'input');
     for (const [i, id] of graph.outputs.entries()) this.#names.set(id, i ? `logits${i}` : 'logits');
+    for (const node of graph.nodes) for (const id of node.op === 'add' ? node.inputs : []) this.#summands.add(id);
+    this.#placeGrids();
+    this.#findNorms();
+    for (const id of graph.inputs) this.#settle(id);
+  }
+
+  #placeGrids(): void {
+    for (const { inputs, params } of this.graph.nodes) {
+      for (const [role, name] of Object.entries(params)) {
+        const grid = this.quantized.get(name)?.grid;
+        if (!grid) continue;
+        const [x = -1, low = -1] = inputs;
+        const id = role.startsWith('l2') ? low : x;
+        const known = this.#grids.get(id) ?? grid;
+        if (known.scale !== grid.scale || known.zeroPoint !== grid.zeroPoint) {
+          throw new OctconvError(`onnx: '${name}' reads what another layer reads with another input scale`);
+        }
+        this.#grids.set(id, known);
+      }
+    }
+  }
+
+  #findNorms(): void {
+    const { nodes } = this.graph;
+    /** Whether the weights of all that is summed up in a value are quantised. */
+    const fold = new Map<number, boolean>();
+    for (const { op, outputs, params } of nodes) {
+      for (const [i, id] of op === 'conv' || op === 'octConv' ? outputs.entries() : []) {
+        const weights = Object.keys(params).filter((role) => role === 'weight' || role.endsWith(i ? '2l' : '2h'));
+        fold.set(id, weights.every((role) => this.quantized.has(params[role] ?? '')));
+      }
+    }
+    const read = [...nodes.flatMap(({ inputs }) => inputs), ...this.graph.outputs];
+    for (const node of nodes) {
+      const [x = -1] = node.inputs;
+      const alone = read.indexOf(x) === read.lastIndexOf(x);
+      if (node.op === 'batchNorm' && fold.get(x) && alone) this.#norms.set(x, node);
+    }
   }
 
   // --- Ops --------------------------------------------------------------------------------------------------------
 
   node(node: GraphNode): void {
     this.#layer = node.name;
-    const inputs = node.inputs.map((id) => this.#name(id));
+    if (this.#norms.get(node.inputs[0] ?? -1) !== node) this.#op(node);
+    for (const id of node.outputs) this.#settle(id);
+  }
+
+  #op(node: GraphNode): void {
+    const inputs = node.inputs.map((id) => this.#read(id));
     const [x = ''] = inputs;
     const [y = ''] = node.outputs.map((id) => this.#name(id));
     const { attrs, params } = node;
@@ -62,18 +179,18 @@ class Exporter {
     const plain: { readonly [op: string]: string } = { relu: 'Relu', sigmoid: 'Sigmoid', add: 'Add', mul: 'Mul' };
     switch (node.op) {
       case 'conv':
-        put('Conv', [x, params.weight, params.bias].flatMap((name) => name ?? []), window(attrs));
+        this.#weighted('Conv', x, { ...params, norm: this.#norms.get(node.outputs[0] ?? -1) }, window(attrs), y);
         break;
       case 'octConv':
         this.#octConv(node);
         break;
       case 'linear':
-        put('Gemm', [x, params.weight, params.bias].flatMap((name) => name ?? []), { transB: 1 });
+        this.#weighted('Gemm', x, params, { transB: 1 }, y);
         break;
       case 'batchNorm': {
         const { weight = '', bias = '', running_mean = '', running_var = '' } = params;
-        const epsilon = { float: attrs.eps as number };
-        put('BatchNormalization', [x, weight, bias, running_mean, running_var], { epsilon });
+        const all = [weight, bias, running_mean, running_var].map((name) => this.#param(name));
+        put('BatchNormalization', [x, ...all], { epsilon: { float: attrs.eps as number } });
         break;
       }
       case 'relu6':
@@ -119,42 +236,125 @@ class Exporter {
     const { kernel, stride, groups } = attrs as { kernel: Sizes; stride: number; groups: number };
     const channels = (id: number | undefined) => this.graph.values[id ?? -1]?.shape.at(-1) ?? 0;
     const depthwise = groups > 1 && groups === channels(xH) + channels(xL);
-    const one = kernel.map(() => 1);
-    const path = (role: string, from: number | undefined, pool: number, bias?: string): string | undefined => {
-      const weight = params[role];
-      if (weight === undefined || from === undefined) return undefined;
-      let x = this.#name(from);
-      let size = this.#extent(from);
-      for (let i = 0; i < pool; i++) {
-        x = this.#pool(x, size);
-        size = size.map((s) => Math.ceil(s / 2));
-      }
-      const padding = kernel.map((size) => (size - 1) / 2);
-      const attrs = window({ kernel, stride: one, padding, groups: depthwise ? channels(from) : groups });
-      return this.#put('Conv', bias ? [x, weight, bias] : [x, weight], attrs);
-    };
-    const sum = (a: string | undefined, b: string | undefined, y: number) => {
-      const parts = [a, b].flatMap((name) => name ?? []);
-      this.#put(parts.length === 2 ? 'Add' : 'Identity', parts, {}, this.#name(y));
+    const padding = kernel.map((size) => (size - 1) / 2);
+    type Path = readonly [role: string, from: number | undefined, pools: number];
+    const branch = (y: number | undefined, bias: string | undefined, ...paths: readonly Path[]) => {
+      if (y === undefined) return;
+      const norm = this.#norms.get(y);
+      const there = paths.flatMap(([role, from, pools]) => {
+        const weight = params[role];
+        return weight === undefined || from === undefined ? [] : { role, weight, from, pools };
+      });
+      const parts = there.map(({ role, weight, from, pools }, i) => {
+        let x = this.#read(from);
+        let size = this.#extent(from);
+        for (let pool = 0; pool < pools; pool++) {
+          x = this.#pool(x, size, this.#grids.get(from));
+          size = size.map((s) => Math.ceil(s / 2));
+        }
+        const one = kernel.map(() => 1);
+        const attrs = window({ kernel, stride: one, padding, groups: depthwise ? channels(from) : groups });
+        const layer = { weight, norm, ...(i === 0 ? { bias } : { bare: true }) };
+        const name = there.length === 1 ? this.#name(y) : `/${this.#layer}/${role}.${y}`;
+        const part = this.#weighted('Conv', x, layer, attrs, name);
+        if (there.length === 1) return part;
+        const grid = this.#sumGrid(part);
+        const rounded = this.#quantize(part, grid);
+        const up = role === 'l2h' && stride === 1;
+        return up ? this.#quantize(this.#upsample(rounded, [2, 2], size, this.#extent(y)), grid) : rounded;
+      });
+      if (parts.length > 1) this.#put('Add', parts, {}, this.#name(y));
     };
     const down = stride === 2 ? 1 : 0;
-    const lowToHigh = path('l2h', xL, 0);
-    const [from, to] = [this.#extent(xL), this.#extent(yH)];
-    const up = stride === 1 && lowToHigh ? this.#upsample(lowToHigh, [2, 2], from, to) : lowToHigh;
-    if (yH !== undefined) sum(path('h2h', xH, down, params.biasH), up, yH);
-    if (yL !== undefined) {
-      const lowBias = params.l2l ? params.biasL : undefined;
-      sum(path('l2l', xL, down, lowBias), path('h2l', xH, down + 1, params.l2l ? undefined : params.biasL), yL);
+    branch(yH, params.biasH, ['h2h', xH, down], ['l2h', xL, 0]);
+    branch(yL, params.biasL, ['l2l', xL, down], ['h2l', xH, down + 1]);
+  }
+
+  /**
+   * A convolution or a linear layer, with its bias and the batch normalisation behind it. Where several are summed up,
+   * all but one are `bare`: without the constants of the sum.
+   */
+  #weighted(type: 'Conv' | 'Gemm', x: string, layer: Layer, attrs: OnnxAttrs, y: string): string {
+    const { weight = '', bias } = layer;
+    const quantization = this.quantized.get(weight);
+    const params = quantization
+      ? this.#quantizedParams(layer, quantization)
+      : [weight, bias].flatMap((name) => (name === undefined ? [] : this.#param(name)));
+    return this.#put(type, [x, ...params], attrs, y);
+  }
+
+  #quantizedParams({ weight = '', bias, norm, bare }: Layer, { scales, grid }: Quantization): Names {
+    const { data: levels = new Int8Array(), shape = [] } = this.params.get(weight) ?? {};
+    const read = (name: string | undefined) => this.params.get(name ?? '')?.data;
+    const [offset, gamma, beta] = [bias, norm?.params.weight, norm?.params.bias].map(read);
+    const [mean, variance] = [norm?.params.running_mean, norm?.params.running_var].map(read);
+    const epsilon = (norm?.attrs.eps as number | undefined) ?? 0;
+    const constant = !bare && (bias !== undefined || norm !== undefined);
+
+    const outputs = scales.length;
+    const each = levels.length / outputs;
+    const folded = { levels: new Int8Array(levels.length), scales: new Float32Array(outputs) };
+    const constants = { levels: new Int32Array(outputs), scales: new Float32Array(outputs) };
+    for (let o = 0; o < outputs; o++) {
+      const factor = (gamma?.[o] ?? 1) / Math.sqrt((variance?.[o] ?? 1) + epsilon);
+      const shift = constant ? (beta?.[o] ?? 0) + factor * ((offset?.[o] ?? 0) - (mean?.[o] ?? 0)) : 0;
+      // Scales are positive, so a negative factor turns the levels round. The constant has to fit into 32 bits, on a
+      // grid that the weight determines: a channel that is next to nothing but a constant gets a wider one.
+      const wanted = factor * (scales[o] ?? 0);
+      const scale = Math.fround(Math.max(Math.abs(wanted), Math.abs(shift) / (grid.scale * 2 ** 30))) || 1;
+      for (let i = o * each; i < (o + 1) * each; i++) {
+        folded.levels[i] = Math.round((levels[i] ?? 0) * (wanted / scale));
+      }
+      folded.scales[o] = scale;
+      constants.scales[o] = scale * grid.scale;
+      constants.levels[o] = Math.round(shift / (scale * grid.scale));
     }
+    const dequantized = (kind: string, dtype: 'i8' | 'i32', dims: Sizes, from: typeof folded | typeof constants) => {
+      const q = this.#tensor(kind, dtype, dims, from.levels);
+      const scale = this.#tensor('scale', 'f32', [outputs], from.scales);
+      // onnxruntime makes a zero point that it refuses if there is none.
+      const zero = this.#tensor('zero', dtype, [outputs], new (arrayFor(dtype))(outputs));
+      return this.#put('DequantizeLinear', [q, scale, zero], { axis: 0 });
+    };
+    const w = dequantized('weight', 'i8', shape, folded);
+    return constant ? [w, dequantized('bias', 'i32', [outputs], constants)] : [w];
   }
 
   /** P(x), once for all that read it. Padding does not count, so the border is the mean of what exists. */
-  #pool(x: string, size: Sizes): string {
+  #pool(x: string, size: Sizes, grid: Grid | undefined): string {
     const pads = [0, 0, ...size.map((s) => s % 2)];
     const attrs = { kernel_shape: [2, 2], strides: [2, 2], pads, count_include_pad: 0 };
-    const y = this.#pooled.get(x) ?? this.#put('AveragePool', [x], attrs);
+    const y = this.#pooled.get(x) ?? this.#quantize(this.#put('AveragePool', [x], attrs), grid);
     this.#pooled.set(x, y);
     return y;
+  }
+
+  // --- Grids ------------------------------------------------------------------------------------------------------
+
+  /** A value that is there becomes what its readers read. */
+  #settle(id: number): void {
+    const name = this.#name(id);
+    const grid = this.#grids.get(id) ?? (this.#summands.has(id) ? this.#sumGrid(name) : undefined);
+    this.#onGrid.set(id, this.#quantize(name, grid));
+  }
+
+  /** Grid of a sum or of a part of one, if the caller knows its range. */
+  #sumGrid(name: string): Grid | undefined {
+    if (this.quantized.size === 0) return undefined;
+    if (this.options.probe) this.#probed.push(name);
+    const range = this.options.ranges?.get(name);
+    return range && gridOf(...range);
+  }
+
+  /** Rounded to a grid; as it is without one. */
+  #quantize(x: string, grid: Grid | undefined): string {
+    if (!grid) return x;
+    const names = this.#gridNames.get(grid) ?? [
+      this.#tensor('scale', 'f32', [], Float32Array.of(grid.scale)),
+      this.#tensor('zero', 'u8', [], Uint8Array.of(grid.zeroPoint)),
+    ];
+    this.#gridNames.set(grid, names);
+    return this.#put('DequantizeLinear', [this.#put('QuantizeLinear', [x, ...names]), ...names]);
   }
 
   /**
@@ -191,61 +391,69 @@ class Exporter {
   // --- Messages ---------------------------------------------------------------------------------------------------
 
   /** NodeProto */
-  #put(type: string, inputs: Names, attrs: OnnxAttrs = {}, output = this.#fresh(), to = this.#nodes): string {
+  #put(type: string, inputs: Names, attrs: OnnxAttrs = {}, output = this.#fresh()): string {
     const node = new BinaryWriter();
     for (const name of inputs) node.tag(1, WireType.LengthDelimited).string(name);
     node.tag(2, WireType.LengthDelimited).string(output);
     node.tag(4, WireType.LengthDelimited).string(type);
     for (const [name, value] of Object.entries(attrs)) message(node, 5, attribute(name, value));
-    to.push(node);
+    this.#nodes.push(node);
     return output;
   }
 
-  /** TensorProto of a parameter, and a cast if it is not f32. */
-  param(name: string, dtype: DType, shape: Sizes, data: TypedArray): void {
+  /** A parameter under its own name, written by the first that reads it; a cast if it is not f32. */
+  #param(name: string): string {
+    const param = this.params.get(name);
+    if (!param || this.#written.has(name)) return name;
+    this.#written.add(name);
+    const { dtype, shape, data } = param;
     const stored = dtype === 'f32' ? name : `${name}.${dtype}`;
-    const bytes = new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
-    this.#initializer(stored, elementTypes[dtype], shape, bytes);
-    if (stored !== name) this.#put('Cast', [stored], { to: float }, name, this.#casts);
+    this.#initializer(stored, elementTypes[dtype], shape, data);
+    return stored === name ? name : this.#put('Cast', [stored], { to: float }, name);
+  }
+
+  #tensor(kind: string, dtype: DType, shape: Sizes, data: TypedArray): string {
+    return this.#initializer(this.#fresh(kind), elementTypes[dtype], shape, data);
   }
 
   /** One value is a scalar, more are a vector. */
   #constant(values: Sizes, type: 'f32' | 'i64' = 'f32'): string {
     const shape = values.length === 1 ? [] : [values.length];
-    const name = this.#fresh('constant');
     const data = type === 'f32' ? Float32Array.from(values) : BigInt64Array.from(values, BigInt);
-    this.#initializer(name, type === 'f32' ? float : int64, shape, new Uint8Array(data.buffer));
-    return name;
+    return this.#initializer(this.#fresh('constant'), type === 'f32' ? float : int64, shape, data);
   }
 
-  #initializer(name: string, type: number, shape: Sizes, bytes: Uint8Array): void {
+  /** TensorProto */
+  #initializer(name: string, type: number, shape: Sizes, data: ArrayBufferView): string {
+    const bytes = new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
     const tensor = new BinaryWriter();
     for (const size of shape) tensor.tag(1, WireType.Varint).int64(size);
     tensor.tag(2, WireType.Varint).int32(type);
     tensor.tag(8, WireType.LengthDelimited).string(name);
     const head = tensor.tag(9, WireType.LengthDelimited).uint32(bytes.length).finish();
     this.#initializers.push(lengthOf(new BinaryWriter(), 5, [head, bytes]).finish(), head, bytes);
+    return name;
   }
 
-  /** ValueInfoProto, batch size symbolic. */
+  /** Batch size symbolic. */
   #valueInfo(id: number): BinaryWriter {
     const { dtype, shape } = this.graph.values[id] ?? { dtype: 'f32' as const, shape: [] };
     const [, ...rest] = shape.length === 4 ? [shape[0], shape[3], shape[1], shape[2]] : shape;
     const dimensions = new BinaryWriter();
     message(dimensions, 1, new BinaryWriter().tag(2, WireType.LengthDelimited).string('N'));
     for (const size of rest) message(dimensions, 1, new BinaryWriter().tag(1, WireType.Varint).int64(size ?? 0));
-    const tensor = message(new BinaryWriter().tag(1, WireType.Varint).int32(elementTypes[dtype]), 2, dimensions);
-    return message(named(this.#name(id)), 2, message(new BinaryWriter(), 1, tensor));
+    return valueInfo(this.#name(id), dtype, dimensions);
   }
 
   /** ModelProto */
   finish(): Uint8Array {
     const nodes = new BinaryWriter();
-    for (const node of [...this.#casts, ...this.#nodes]) message(nodes, 1, node);
+    for (const node of this.#nodes) message(nodes, 1, node);
     nodes.tag(2, WireType.LengthDelimited).string('octconv');
     const ends = new BinaryWriter();
     for (const id of this.graph.inputs) message(ends, 11, this.#valueInfo(id));
     for (const id of this.graph.outputs) message(ends, 12, this.#valueInfo(id));
+    for (const name of this.#probed) message(ends, 12, valueInfo(name, 'f32'));
     const graph = [nodes.finish(), ...this.#initializers, ends.finish()];
     const model = new BinaryWriter().tag(1, WireType.Varint).int64(8); // IR version
     model.tag(2, WireType.LengthDelimited).string('octconv');
@@ -254,21 +462,35 @@ class Exporter {
   }
 
   /** The slash keeps it apart from the parameters' names. */
-  #fresh(kind = 'value'): string {
+  #fresh(kind = 'part'): string {
     return `/${this.#layer}/${kind}.${this.#count++}`;
   }
 
   #name(id: number): string {
     const { shape = [] } = this.graph.values[id] ?? {};
     if (shape.length === 5) throw new OctconvError(`onnx: got [${shape}], only images [N,H,W,C] can be exported`);
-    const name = this.#names.get(id) ?? this.#fresh();
+    const norm = this.#norms.get(id);
+    if (norm) return this.#name(norm.outputs[0] ?? -1);
+    const name = this.#names.get(id) ?? `/${this.#layer}/value.${id}`;
     this.#names.set(id, name);
     return name;
+  }
+
+  /** The name under which a value is read. */
+  #read(id: number): string {
+    return this.#onGrid.get(id) ?? this.#name(id);
   }
 
   #extent(id: number | undefined): Sizes {
     return this.graph.values[id ?? -1]?.shape.slice(1, 3) ?? [];
   }
+}
+
+interface Layer {
+  readonly weight?: string | undefined;
+  readonly bias?: string | undefined;
+  readonly norm?: GraphNode | undefined;
+  readonly bare?: boolean;
 }
 
 /** Our sizes are [t, h, w]. */
@@ -294,6 +516,13 @@ function attribute(name: string, value: OnnxAttr): BinaryWriter {
   if ('float' in value) return type(1).tag(2, WireType.Bit32).float(value.float);
   for (const x of value) out.tag(8, WireType.Varint).int64(x);
   return type(7);
+}
+
+/** ValueInfoProto */
+function valueInfo(name: string, dtype: DType, dimensions?: BinaryWriter): BinaryWriter {
+  const tensor = new BinaryWriter().tag(1, WireType.Varint).int32(elementTypes[dtype]);
+  if (dimensions) message(tensor, 2, dimensions);
+  return message(named(name), 2, message(new BinaryWriter(), 1, tensor));
 }
 
 const named = (name: string) => new BinaryWriter().tag(1, WireType.LengthDelimited).string(name);

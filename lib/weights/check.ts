@@ -1,25 +1,32 @@
 import { OctconvError, show } from '../error.js';
-import { isCounter, type WeightSource } from './source.js';
+import { besideI8, isCounter, type TensorInfo, type WeightSource } from './source.js';
 
 /**
  * Compares a source with the parameters that a network expects: what is missing, extra or wrongly shaped becomes one
- * error that names the first ten and counts the rest. `num_batches_tracked` is optional.
+ * error that names the first ten and counts the rest. `num_batches_tracked` is optional; weights of i8 have their scales
+ * beside them.
  */
 export function checkWeights(
   expected: ReadonlyMap<string, readonly number[]>,
   source: Pick<WeightSource, 'name' | 'tensors'>,
 ): void {
-  const problems: string[] = [];
+  const wanted = new Map<string, Partial<TensorInfo> & Pick<TensorInfo, 'shape'>>();
   for (const [name, shape] of expected) {
-    const got = source.tensors.get(name)?.shape;
+    wanted.set(name, { shape });
+    if (source.tensors.get(name)?.dtype !== 'i8') continue;
+    for (const { name: beside, ...info } of Object.values(besideI8(name, shape[0] ?? 0))) wanted.set(beside, info);
+  }
+  const problems: string[] = [];
+  for (const [name, { dtype, shape }] of wanted) {
+    const got = source.tensors.get(name);
     if (!got) {
       if (!isCounter(name)) problems.push(`missing ${show(name)} ${show(shape)}`);
-    } else if (got.length !== shape.length || got.some((size, i) => size !== shape[i])) {
-      problems.push(`${show(name)} is ${show(got)}, wanted ${show(shape)}`);
-    }
+    } else if (got.shape.length !== shape.length || got.shape.some((size, i) => size !== shape[i])) {
+      problems.push(`${show(name)} is ${show(got.shape)}, wanted ${show(shape)}`);
+    } else if (dtype && got.dtype !== dtype) problems.push(`${show(name)} is ${got.dtype}, wanted ${dtype}`);
   }
   for (const [name, { shape }] of source.tensors) {
-    if (!expected.has(name) && !isCounter(name)) problems.push(`extra ${show(name)} ${show(shape)}`);
+    if (!wanted.has(name) && !isCounter(name)) problems.push(`extra ${show(name)} ${show(shape)}`);
   }
   if (problems.length === 0) return;
   const rest = problems.length - 10;

@@ -20,6 +20,20 @@ export interface WeightSource {
   close(): Promise<void>;
 }
 
+/**
+ * What lies beside a weight `X.weight` of i8, by name: w = q * X.weight_scale[o], and its layer reads u8,
+ * x = X.input_scale * (q - X.input_zero_point).
+ */
+export function besideI8(weight: string, channels: number): { readonly [Kind in I8Kind]: TensorInfo & { name: string } } {
+  const layer = weight.replace(/weight$/, '');
+  return {
+    weightScale: { name: `${layer}weight_scale`, dtype: 'f32', shape: [channels] },
+    inputScale: { name: `${layer}input_scale`, dtype: 'f32', shape: [1] },
+    inputZeroPoint: { name: `${layer}input_zero_point`, dtype: 'u8', shape: [1] },
+  };
+}
+type I8Kind = 'weightScale' | 'inputScale' | 'inputZeroPoint';
+
 /** Opens a .safetensors or a .pth file (zip, or the pickles before PyTorch 1.6), told apart by content. */
 export async function openWeights(path: string): Promise<WeightSource> {
   const file = await RandomFile.open(path);

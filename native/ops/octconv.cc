@@ -13,14 +13,16 @@
 //
 // attrs.branches: list of { terms: [{ sources: [{ input, weight, kernel, stride, padding, dilation, groups, pool,
 // upsample, scale?, zero? }], bias?, batchNorm?, eps? }], residual?, low?, high?, outputs: [y, P(y)?, P(P(y))?],
-// compute? }, where `input`, `residual` and `outputs` are positions in the node's inputs and outputs; `weight`, `bias`
-// and `batchNorm` are roles of parameters. Weights are OIHW or OITHW.
+// compute?, winograd? }, where `input`, `residual` and `outputs` are positions in the node's inputs and outputs;
+// `weight`, `bias` and `batchNorm` are roles of parameters. Weights are OIHW or OITHW.
 //
 // compute: 'f32' (default), 'bf16' or 'i8', what a branch multiplies. Its inputs become bf16, or u8 by the sources'
 // scale and zero (x = scale * (q - zero)), unless they are so already; sums are f32 or i32, what follows is f32, and y
 // is stored as the type of its value says, f32, bf16 or u8. P(x) has the type of x. An i8 weight has a parameter
 // <role>.scale, a number per output channel: w = scale * q. For i8 scale * weight scale * batch norm scale must be the
 // same for all sources of an output channel, since they go into one sum of integers.
+//
+// winograd: 2 or 4 where the CPU is to compute 3x3 convolutions of f32 by Winograd's algorithm (octconv_winograd.cc).
 #include "octconv.h"
 
 #include <cmath>
@@ -42,9 +44,13 @@ static Compute computeOf(const Attr& branch) {
 std::vector<Branch> branchesOf(const Attr& attrs) {
   std::vector<Branch> branches;
   for (const Attr& b : attrs["branches"].list()) {
-    Branch branch{
-        {}, {},          static_cast<float>(b.number("low", -INFINITY)), static_cast<float>(b.number("high", INFINITY)),
-        {}, computeOf(b)};
+    Branch branch{{},
+                  {},
+                  static_cast<float>(b.number("low", -INFINITY)),
+                  static_cast<float>(b.number("high", INFINITY)),
+                  {},
+                  computeOf(b),
+                  b.integer("winograd", 0)};
     for (const Attr& t : b["terms"].list()) {
       Term term{{},
                 t.has("bias") ? t["bias"].text() : "",
@@ -79,6 +85,21 @@ static Shape convolved(const Shape& x, const Source& s, int64_t channels) {
           size(x.w, s.kernel.w, s.stride.w, s.padding.w, s.dilation.w), channels};
 }
 
+static void checkWinograd(const Node& node, const Branch& branch) {
+  const auto wrong = [&](const char* what) { fail("octConv: winograd of '", node.name, "' ", what); };
+  if (branch.winograd == 0) return;
+  if (branch.winograd != 2 && branch.winograd != 4) wrong("must be 2 or 4");
+  branch.eachSource([&](const Source& s) {
+    const Size3 one(1, 1, 1);
+    if (s.kernel != Size3(1, 3, 3) || s.padding != Size3(0, 1, 1) || s.stride != one || s.dilation != one ||
+        s.groups > 1)
+      wrong("wants 3x3 convolutions of stride 1 and padding 1, without dilation or groups");
+  });
+  const bool residual = branch.residual && node.inputs.at(*branch.residual).dtype != DType::f32;
+  if (branch.compute != Compute::f32 || residual || node.outputs.at(branch.outputs[0]).dtype != DType::f32)
+    wrong("wants f32");
+}
+
 static void check(const Node& node, const std::vector<Branch>& branches) {
   for (const auto* side : {&node.inputs, &node.outputs})
     for (const TensorType& type : *side) {
@@ -91,6 +112,7 @@ static void check(const Node& node, const std::vector<Branch>& branches) {
     if (branch.outputs.empty() || branch.outputs.size() > 3)
       fail("octConv: a branch has 1 to 3 outputs, got ", branch.outputs.size());
     const Shape y = node.out(branch.outputs[0]);
+    checkWinograd(node, branch);
     branch.eachSource([&](const Source& s) {
       const Shape x = halved(node.in(s.input), s.pool), got = convolved(x, s, y.c);
       for (const Size3& size : {s.kernel, s.stride, s.dilation})

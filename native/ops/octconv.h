@@ -36,6 +36,7 @@ struct Branch {
   float low, high;
   std::vector<size_t> outputs;
   Compute compute;
+  int64_t winograd;  // 2 or 4: by Winograd's F(2 x 2, 3 x 3) or F(4 x 4, 3 x 3); 0: directly
 
   template <class F>
   void eachSource(F&& visit) const {

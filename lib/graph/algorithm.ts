@@ -1,0 +1,43 @@
+/** Which algorithm computes a branch on the CPU: a function of shape and data type. */
+import { toNTHWC } from './graph.js';
+import { type Branch, convStep, type Steps } from './lower.js';
+
+/** Whether Winograd's algorithm can do it. */
+export function fitsWinograd({ terms, residual, outputs, compute = 'f32' }: Branch, { values }: Steps): boolean {
+  const f32 = [outputs[0], residual].every((id) => id === undefined || values[id]?.dtype === 'f32');
+  const plain = terms.flatMap(({ sources }) => sources).every(
+    ({ kernel, stride = [1], padding, dilation = [1], groups }) =>
+      String(kernel) === '1,3,3' && String(padding) === '0,1,1' && groups === 1 && [...stride, ...dilation].every((n) => n === 1),
+  );
+  return f32 && plain && compute === 'f32';
+}
+
+/**
+ * F(4x4) takes 36 products for 16 outputs instead of 144, F(2x2) 16 for 4 instead of 36, but both have weights of their
+ * own for each position, 4 and 1.8 times as many, which are read for one output per tile. So the coarsest grid of a
+ * branch must have some tiles. Milliseconds of Oct-ResNet-50's 3x3 layers at alpha .5, one AVX2 thread, direct / F(2x2) /
+ * F(4x4): 56 px 1.18 / .84 / .60, 28 px 1.12 / .71 / .59, 14 px 1.17 / .91 / 1.00, 7 px 2.72 / 2.2 / 3.0. With 8 channels
+ * the transforms take longer than what they save, with 16 they pay.
+ */
+function winogradOf(branch: Branch, steps: Steps): 2 | 4 | undefined {
+  if (!fitsWinograd(branch, steps)) return undefined;
+  const shape = (id: number | undefined) => toNTHWC(steps.values[id ?? -1]?.shape ?? []);
+  const sources = branch.terms.flatMap((term) => term.sources);
+  const [n, t, h, w, c] = shape(branch.outputs[0]);
+  if (Math.min(c, ...sources.map(({ input }) => shape(input)[4])) < 16) return undefined;
+  const coarse = sources.some(({ upsample }) => upsample) ? 2 : 1;
+  const tiles = (size: number) => n * t * Math.ceil(h / coarse / size) * Math.ceil(w / coarse / size);
+  return tiles(4) >= 8 ? 4 : tiles(2) >= 4 ? 2 : undefined;
+}
+
+export function chooseAlgorithms(given: Steps): Steps {
+  const steps = given.steps.map((step) => {
+    if (!step.branches) return step;
+    const branches = step.branches.map((branch) => {
+      const winograd = winogradOf(branch, given);
+      return winograd ? { ...branch, winograd } : branch;
+    });
+    return convStep(step.name, branches);
+  });
+  return { ...given, steps };
+}

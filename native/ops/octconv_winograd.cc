@@ -1,0 +1,198 @@
+// 3x3 convolutions of f32 by Winograd's algorithm (cpu/winograd.h), inside of the same fused step.
+//
+// A task transforms the inputs of a block of tiles (all sources of the sum, channel after channel), multiplies each of
+// the (O + 2)^2 positions with its weights by the register tiles, a tile of outputs being a pixel there, and transforms
+// the sums to outputs, which start from the upsampled low product T and get bias, residual and clamp on their way.
+// Position by position, so that inputs and weights of one are in the L1 cache; a block is so large that its inputs and
+// sums stay in L2. Tiles lie on a fixed grid: no cut into blocks changes a bit.
+#include "../cpu/winograd.h"
+#include "octconv_cpu.h"
+
+namespace octconv {
+namespace {
+
+int64_t inputsOf(const Sum& sum) {
+  int64_t channels = 0;
+  for (const TileSource& source : sum.sources) channels += source.shape.c;
+  return channels;
+}
+
+int64_t widthOf(const BranchPlan& b, int64_t panels) {
+  int64_t vectors = 0;
+  for (int64_t i = 0; i < panels; i++) vectors += b.packed->panels[i].vectors;
+  return vectors * b.set->lanes;
+}
+
+struct Pieces {  // offsets in a thread's scratch
+  size_t rows, inputs, sums, low, size;
+};
+
+Pieces piecesOf(const BranchPlan& b) {
+  const int64_t o = b.spec.winograd, positions = positionsOf(b.spec),
+                width = widthOf(b, static_cast<int64_t>(b.packed->panels.size()));
+  int64_t pointers = 0, inputs = 0, sums = 0;
+  for (const auto& [sum, rows] : {std::pair{&b.main, b.rows}, std::pair{&b.low, half(b.rows)}}) {
+    const int64_t tiles = b.planes * ((rows + o - 1) / o) * sum->points.w;
+    pointers = std::max(pointers, tiles * sum->taps);
+    inputs = std::max(inputs, tiles * positions * inputsOf(*sum));
+    if (sum->taps) sums = std::max(sums, tiles * positions * width);
+  }
+  Layout layout;
+  Pieces p{};
+  p.rows = layout.add(pointers * sizeof(void*));
+  p.inputs = layout.add(inputs * 4);
+  p.sums = layout.add(sums * 4);
+  p.low = layout.add(b.low.taps ? b.planes * half(b.rows) * b.low.grid.w * width * 4 : 0);
+  p.size = layout.size();
+  return p;
+}
+
+// One sum over a block's rows of its grid: transforms, products, transforms. `output` says where a tile's outputs go.
+struct Transform {
+  const FastPlan& plan;
+  const BranchPlan& b;
+  const Block& block;
+  const Run& run;
+  const char** rows;
+  float *inputs, *sums;
+
+  template <class Output>
+  void operator()(const Sum& sum, bool low, int64_t row, int64_t rowEnd, Output&& output) const {
+    const int64_t o = b.spec.winograd, positions = positionsOf(b.spec), channels = inputsOf(sum);
+    const auto tileRow = [&](int64_t r) { return r / sum.grid.h * sum.points.h + r % sum.grid.h / o; };
+    const int64_t first = tileRow(row) * sum.points.w, count = (tileRow(rowEnd - 1) + 1) * sum.points.w - first;
+
+    pointTo(plan, sum, 4, run, first, first + count, rows);
+    const auto toInput = o == 4 ? OCTCONV_PICK(winogradInput4) : OCTCONV_PICK(winogradInput2);
+    const char** pixels = rows;
+    int64_t begin = 0;
+    for (const TileSource& source : sum.sources) {
+      for (int64_t i = 0; i < count; i++)
+        toInput({pixels + i, count, source.shape.c, inputs + i * channels + begin, count * channels});
+      pixels += positions * count;
+      begin += source.shape.c;
+    }
+
+    const int64_t width = widthOf(b, block.panelEnd) - widthOf(b, block.panelBegin);
+    const Segment segment{1, channels * 4, 0};
+    for (int64_t p = 0; p < positions; p++) {
+      for (int64_t i = 0; i < count; i++) rows[i] = reinterpret_cast<const char*>(inputs + (p * count + i) * channels);
+      float* to = sums + p * count * width;
+      for (int64_t i = block.panelBegin; i < block.panelEnd; i++) {
+        const Panel& panel = b.packed->panels[i];
+        const int64_t lanes = panel.vectors * b.set->lanes;
+        Tile tile{};
+        tile.rows = rows;
+        tile.segments = &segment;
+        tile.segmentCount = 1;
+        tile.weights = plan.weights->memory.data() + (low ? panel.low : panel.weights) + p * channels * lanes * 4;
+        tile.raw = true;
+        tile.out = {to, DType::f32};
+        tile.pitch = width;
+        runTiles(*b.set, tile, panel, false, count);
+        to += lanes;
+      }
+    }
+
+    const auto toOutput = o == 4 ? OCTCONV_PICK(winogradOutput4) : OCTCONV_PICK(winogradOutput2);
+    for (int64_t i = 0; i < count; i++) {
+      const int64_t plane = (first + i) / (sum.points.w * sum.points.h),
+                    y = (first + i) / sum.points.w % sum.points.h * o, x = (first + i) % sum.points.w * o;
+      int64_t at = 0;
+      for (int64_t k = block.panelBegin; k < block.panelEnd; k++) {
+        const Panel& panel = b.packed->panels[k];
+        WinogradOutput tile{};
+        tile.from = sums + i * width + at;
+        tile.positionStride = count * width;
+        tile.rows = static_cast<int>(std::min(o, sum.grid.h - y));
+        tile.columns = static_cast<int>(std::min(o, sum.grid.w - x));
+        output(tile, panel, at, plane * sum.grid.h + y, x);
+        toOutput(tile);
+        at += panel.vectors * b.set->lanes;
+      }
+    }
+  }
+};
+
+}  // namespace
+
+Source overTiles(const Source& source, int64_t winograd) {
+  Source tiles = source;
+  tiles.kernel = Size3(1, winograd + 2, winograd + 2);
+  tiles.stride = Size3(1, winograd, winograd);
+  return tiles;
+}
+
+size_t winogradScratch(const BranchPlan& b) { return piecesOf(b).size; }
+
+void runWinograd(const FastPlan& plan, const BranchPlan& b, const Block& block, const Run& run,
+                 char* memory) {
+  const Pieces at = piecesOf(b);
+  const Shape &y = b.main.grid, &l = b.low.grid;
+  const Transform transform{plan,
+                            b,
+                            block,
+                            run,
+                            reinterpret_cast<const char**>(memory + at.rows),
+                            reinterpret_cast<float*>(memory + at.inputs),
+                            reinterpret_cast<float*>(memory + at.sums)};
+  auto* low = reinterpret_cast<float*>(memory + at.low);
+  const int64_t width = widthOf(b, block.panelEnd) - widthOf(b, block.panelBegin);
+  const auto lowRow = [&](int64_t r) { return r / y.h * l.h + r % y.h / 2; };
+  const int64_t lowFirst = lowRow(block.row);
+  if (b.low.taps)
+    transform(b.low, true, lowFirst, lowRow(block.rowEnd - 1) + 1,
+              [&](WinogradOutput& tile, const Panel& panel, int64_t at, int64_t row, int64_t x) {
+                tile.to = low + ((row - lowFirst) * l.w + x) * width + at;
+                tile.row = l.w * width;
+                tile.pitch = width;
+                tile.channels = panel.vectors * b.set->lanes;
+                tile.low = -INFINITY;
+                tile.high = INFINITY;
+              });
+  const float* residual = b.spec.residual ? run.in<float>(*b.spec.residual) : nullptr;
+  float* out = run.out<float>(b.spec.outputs[0]);
+  transform(b.main, false, block.row, block.rowEnd,
+            [&](WinogradOutput& tile, const Panel& panel, int64_t at, int64_t row, int64_t x) {
+              const int64_t corner = (row * y.w + x) * y.c + panel.begin;
+              tile.bias = plan.weights->floats(panel.bias);
+              if (b.low.taps) tile.start = low + ((lowRow(row) - lowFirst) * l.w + x / 2) * width + at;
+              tile.startRow = l.w * width;
+              tile.startPitch = width;
+              tile.residual = residual ? residual + corner : nullptr;
+              tile.to = out + corner;
+              tile.row = y.w * y.c;
+              tile.pitch = y.c;
+              tile.channels = panel.channels;
+              tile.low = b.spec.low;
+              tile.high = b.spec.high;
+            });
+}
+
+std::vector<float> winogradWeights(const std::vector<float>& kernels, int64_t winograd) {
+  static constexpr double g2[4][3] = {{1, 0, 0}, {.5, .5, .5}, {.5, -.5, .5}, {0, 0, 1}};
+  static constexpr double g4[6][3] = {{1. / 4, 0, 0},
+                                      {-1. / 6, -1. / 6, -1. / 6},
+                                      {-1. / 6, 1. / 6, -1. / 6},
+                                      {1. / 24, 1. / 12, 1. / 6},
+                                      {1. / 24, -1. / 12, 1. / 6},
+                                      {0, 0, 1}};
+  const auto* g = winograd == 4 ? g4 : g2;
+  const int64_t side = winograd + 2;
+  std::vector<float> result(kernels.size() / 9 * side * side);
+  for (size_t k = 0; k < kernels.size() / 9; k++) {
+    double rows[6][3] = {};  // G w
+    for (int64_t y = 0; y < side; y++)
+      for (int64_t i = 0; i < 3; i++)
+        for (int64_t x = 0; x < 3; x++) rows[y][x] += g[y][i] * kernels[k * 9 + i * 3 + x];
+    for (int64_t y = 0; y < side; y++)
+      for (int64_t x = 0; x < side; x++) {
+        double sum = 0;
+        for (int64_t i = 0; i < 3; i++) sum += rows[y][i] * g[x][i];
+        result[(k * side + y) * side + x] = static_cast<float>(sum);
+      }
+  }
+  return result;
+}
+
+}  // namespace octconv
