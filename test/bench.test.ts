@@ -1,48 +1,140 @@
 /** The benches do what they say; how fast anything is, is not tested. */
 import { spawnSync } from 'node:child_process';
 import { once } from 'node:events';
+import { readdirSync } from 'node:fs';
+import { tmpdir } from 'node:os';
 import { fileURLToPath } from 'node:url';
 import { Worker } from 'node:worker_threads';
 import { expect } from 'chai';
 import sharp from 'sharp';
 import { chart } from '../lib/bench/chart.js';
-import { interleave, measurePeak, median, pairedRatio, relativeError, timesOf } from '../lib/bench/measure.js';
-import { benchModels, modelsTable } from '../lib/bench/models.js';
+import { goalOf } from '../lib/bench/goals.js';
+import {
+  angularError,
+  interleave,
+  measureBandwidth,
+  measurePeak,
+  median,
+  pairedRatio,
+  peaksOf,
+  relativeError,
+  timesOf,
+} from '../lib/bench/measure.js';
+import { benchMemory, memoryTable } from '../lib/bench/memory.js';
+import { benchModels, type ModelRow, modelsTable } from '../lib/bench/models.js';
 import { benchOps, opsTable } from '../lib/bench/ops.js';
+import { costsOf } from '../lib/costs.js';
+import { countFlops } from '../lib/flops.js';
+import { record } from '../lib/model.js';
+import { buildNetwork } from '../lib/models/index.js';
+import { stepsFor } from '../lib/plan.js';
 
 const lines = (text: string) => text.split('\n');
+
+const small = { network: 'resnet-26', alphas: [0.5], size: 32, dtypes: ['f32'], batches: [1], threads: [1], rounds: 1 } as const;
 
 describe('bench', () => {
   it('models: every network, alpha and thread count; a table and a chart', async function () {
     this.timeout(60_000);
-    const [rounds, threads] = [2, [1, 2]];
-    const result = await benchModels({ network: 'resnet-26', alphas: [0.5], size: 32, batch: 2, threads, rounds });
-    expect(result.rows.map((row) => [row.network, row.alpha, row.threads])).to.deep.equal(
-      threads.flatMap((n) => [['resnet-26', undefined, n], ['oct-resnet-26', 0.5, n]]),
+    const result = await benchModels({ ...small, batches: [1, 2], threads: [1, 2], rounds: 2 });
+    expect(result.rows.map((row) => [row.network, row.alpha, row.batch, row.threads])).to.deep.equal(
+      [[1, 1], [1, 2], [2, 1], [2, 2]].flatMap((at) => [['resnet-26', undefined, ...at], ['oct-resnet-26', 0.5, ...at]]),
     );
-    for (const { ours, theirs, ofPeak, ratio, ratioToPlain } of result.rows) {
-      expect([ours.rounds.length, theirs.rounds.length]).to.deep.equal([rounds, rounds]);
-      for (const value of [ours.min, theirs.min, ofPeak, ratio, ratioToPlain]) expect(value).to.be.within(1e-6, 1e6);
+    for (const { ours, theirs, ofPeak, ratio, ratioToPlain, ratioToOurPlain } of result.rows) {
+      expect([ours.rounds.length, theirs.rounds.length]).to.deep.equal([2, 2]);
+      const all = [ours.min, theirs.min, ofPeak, ratio, ratioToPlain, ratioToOurPlain];
+      for (const value of all) expect(value).to.be.within(1e-6, 1e6);
     }
     expect(result.rows[0]?.gmadds).to.be.closeTo((2.342 * 32 ** 2) / 224 ** 2, 0.01);
-    expect(JSON.parse(JSON.stringify(result)).rows).to.have.length(4);
-    expect(lines(modelsTable(result))).to.have.length(4 + 4);
-    const { width, height } = await sharp(Buffer.from(chart(result, 2))).metadata();
+    expect(result.rows[0]).to.include({ dtype: 'f32', peerDType: 'f32', flopRatio: 1, ratioToOurPlain: 1 });
+    expect(result.rows[1]?.flopRatio).to.be.within(0.5, 0.7);
+    expect(JSON.parse(JSON.stringify(result)).rows).to.have.length(8);
+    expect(lines(modelsTable(result))).to.have.length(4 + 8);
+    const { width, height } = await sharp(Buffer.from(chart(result))).metadata();
     expect([width, height]).to.deep.equal([800, 460]);
+    const more = (['bf16', 'i8'] as const).flatMap((dtype) =>
+      result.rows.map((row): ModelRow => ({ ...row, dtype, peerDType: dtype === 'i8' ? 'i8' : 'f32' })),
+    );
+    const names = chart({ ...result, rows: [...result.rows, ...more] }).match(/(onnxruntime|octconv) \w+/g);
+    expect(names?.join()).to.equal('onnxruntime f32,octconv f32,octconv bf16,onnxruntime i8,octconv i8');
   });
+
+  it('models in bf16 and i8, beside the best that onnxruntime has', async function () {
+    this.timeout(60_000);
+    const { rows } = await benchModels({ ...small, dtypes: ['bf16', 'i8'] });
+    expect(rows.map(({ dtype, peerDType, alpha }) => [dtype, peerDType, alpha])).to.deep.equal([
+      ['bf16', 'f32', undefined],
+      ['bf16', 'f32', 0.5],
+      ['i8', 'i8', undefined],
+      ['i8', 'i8', 0.5],
+    ]);
+  });
+
+  const tiny = { network: 'oct-resnet-26', options: { alpha: 0.5, width: 8, classes: 5 }, size: 32, threads: 1, rounds: 1 };
 
   it('ops: every step, every different op', async function () {
     this.timeout(60_000);
-    const setting = { size: 32, batch: 1, threads: 1, rounds: 1 };
-    const options = { alpha: 0.5, width: 8, classes: 5 };
-    const result = await benchOps({ network: 'oct-resnet-26', options, ...setting });
+    const result = await benchOps({ ...tiny, batch: 1 });
     const sum = (numbers: number[]) => numbers.reduce((a, b) => a + b, 0);
     // Stem, max-pool, three convolutions in each of eight blocks, four shortcuts.
     expect(sum(result.ops.map(({ count }) => count))).to.equal(1 + 1 + 3 * 8 + 4);
-    const classifier = (2 * 256 * options.classes) / 1e9;
+    const classifier = (2 * 256 * tiny.options.classes) / 1e9;
     const convolutions = sum(result.ops.map(({ count, gflop }) => count * gflop));
     expect(sum(result.steps.map(({ gflop }) => gflop))).to.be.closeTo(convolutions + classifier, 1e-9);
+    const { peaks, bandwidth } = result;
+    for (const { gflop, bytes, bound, boundBy } of result.steps) {
+      const [products, memory] = [(1e3 * gflop) / peaks.f32, bytes / 1e6 / bandwidth];
+      expect([bound, boundBy]).to.deep.equal(products >= memory ? [products, 'products'] : [memory, 'memory']);
+    }
     expect(lines(opsTable(result))).to.have.length(7 + result.steps.length + 1 + result.ops.length + 1);
+  });
+
+  it('ops in bf16, and the steps in i8', async function () {
+    this.timeout(60_000);
+    const [bf16, i8] = [await benchOps({ ...tiny, batch: 1, dtype: 'bf16' }), await benchOps({ ...tiny, batch: 1, dtype: 'i8' })];
+    expect([bf16.dtype, i8.dtype, bf16.ops.length > 0, i8.ops.length]).to.deep.equal(['bf16', 'i8', true, 0]);
+    const bytes = [bf16, i8].map(({ steps }) => steps[0]?.bytes ?? 0) as [number, number];
+    expect(bytes[0]).to.be.above(bytes[1]);
+    expect(opsTable(i8)).to.match(/; i8 is taken for \d x f32, /).and.not.contain('onnxruntime');
+  });
+
+  it('memory: peaks and milliseconds of fresh processes, and nothing left behind', async function () {
+    this.timeout(60_000);
+    const left = () => readdirSync(tmpdir()).filter((name) => /^octconv-.{6}$/.test(name));
+    const before = left();
+    const result = await benchMemory({ ...tiny, dtypes: ['bf16', 'i8'], rounds: 2 });
+    expect(result.rows.map(({ dtype, peerDType, goal }) => [dtype, peerDType, goal])).to.deep.equal([
+      ['bf16', 'f32', undefined],
+      ['i8', 'i8', undefined],
+    ]);
+    for (const { peak, before, milliseconds } of result.rows.flatMap(({ ours, theirs }) => [ours, theirs])) {
+      expect([peak, before, milliseconds].map(({ rounds }) => rounds.length)).to.deep.equal([2, 2, 2]);
+      expect(before.min).to.be.within(20, peak.min);
+      expect(milliseconds.min).to.be.above(0);
+    }
+    expect(lines(memoryTable(result))).to.have.length(4 + 1 + 4);
+    expect(left()).to.deep.equal(before);
+  });
+
+  it('the multiply-adds of the steps are those of the network, fused or not', () => {
+    for (const [name, options] of [['resnet-26', {}], ['oct-resnet-26', { alpha: 0.25 }], ['oct-resnet-50', { alpha: 0.5 }]] as const) {
+      const graph = record(buildNetwork(name, options), [2, 45, 61, 3]);
+      for (const device of ['cpu', 'reference'] as const) {
+        const costs = costsOf({ ...stepsFor(graph, device), graph });
+        expect(costs.reduce((sum, { multiplyAdds }) => sum + multiplyAdds, 0)).to.equal(countFlops(graph).multiplyAdds);
+        expect(costs[0]?.bytes.inputs).to.equal(4 * 2 * 45 * 61 * 3);
+      }
+    }
+  });
+
+  it('goals are of ResNet-50 at 224 px, for some settings', () => {
+    const row = { network: 'oct-resnet-50', alpha: 0.5, dtype: 'f32', batch: 8, threads: 2 } as const;
+    expect(goalOf(224, row)).to.deep.equal({ floor: 0.5, goal: 0.43 });
+    expect(goalOf(224, { ...row, network: 'resnet-50', alpha: undefined })).to.deep.equal({ floor: undefined, goal: 0.82 });
+    for (const other of [{ threads: 3 }, { alpha: 0.75 }, { network: 'oct-resnet-101' }]) {
+      expect(goalOf(224, { ...row, ...other }).goal).to.equal(undefined);
+    }
+    expect(goalOf(225, row)).to.deep.equal({});
   });
 
   it('subjects take turns, after a round that does not count', async () => {
@@ -81,13 +173,22 @@ describe('bench', () => {
     expect(pairedRatio(timesOf([1, 20, 3]), timesOf([2, 10, 4]))).to.equal(0.75);
     expect(relativeError(Float32Array.of(1, 2, 4), Float32Array.of(1, 3, -5))).to.be.closeTo(9 / 5, 1e-6);
     expect(relativeError(Float32Array.of(NaN, 1), Float32Array.of(1, 1))).to.equal(Infinity);
+    expect(angularError(Float32Array.of(2, 0), Float32Array.of(1, 1))).to.be.closeTo(1 - Math.SQRT1_2, 1e-9);
+    expect(angularError(Float32Array.of(NaN, 1), Float32Array.of(1, 1))).to.be.NaN;
   });
 
-  it('a peak is measured', () => expect(measurePeak(1)).to.be.within(1, 1000));
+  it('a peak and a bandwidth are measured', async () => {
+    expect(measurePeak(1)).to.be.within(1, 1000);
+    expect(await measureBandwidth(2)).to.be.within(0.1, 1000);
+  });
+
+  it('the peaks of bf16 and i8 follow from that of f32', () => {
+    const { f32, bf16, i8 } = peaksOf(10);
+    expect([f32, [10, 20].includes(bf16), [10, 20, 40].includes(i8)]).to.deep.equal([10, true, true]);
+  });
 
   it('what makes no sense is an error', async () => {
-    const options = { alphas: [0.5], size: 32, batch: 1, threads: [1], rounds: 1 };
-    const wrong = (network: string) => benchModels({ ...options, network }).catch(String);
+    const wrong = (network: string) => benchModels({ ...small, network }).catch(String);
     expect(await wrong('oct-resnet-50')).to.match(/bench: network 'oct-resnet-50', wanted the plain one/);
     expect(await wrong('resnet-51')).to.match(/network 'resnet-51', wanted one of/);
   });

@@ -8,6 +8,7 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { expect } from 'chai';
 import sharp, { type Sharp } from 'sharp';
+import { angularError } from '../lib/bench/measure.js';
 import { readNpy, writeNpy } from '../lib/npy.js';
 
 const root = fileURLToPath(new URL('..', import.meta.url));
@@ -64,7 +65,7 @@ describe('command line', function () {
       const { code, stdout, stderr } = octconv('classify', cat);
       expect(code, stderr).to.equal(0);
       expect(stdout).to.match(/cat\.jpg {2}[\d.]+ ms\n {2}cat +90\.6 %.*\n {2}dog +6\.2 %.*\n {2}frog +0\.8 %/);
-      expect(stdout).to.match(/[\d.]+ ms per picture in the network, cpu (baseline|avx2|avx512), \d+ threads?\n$/);
+      expect(stdout).to.match(/[\d.]+ ms per picture in the network, cpu (baseline|avx2|avx512\w*), f32, \d+ threads?\n$/);
       expect(stdout).to.not.contain('\x1b');
     });
 
@@ -76,6 +77,13 @@ describe('command line', function () {
       expect([device, threads]).to.deep.equal(['reference', 1]);
       expect(results[0].top.map((guess: { label: string }) => guess.label)).to.deep.equal(['cat', 'dog']);
       expect(results[0].top[0].probability).to.be.closeTo(0.906, 0.001);
+    });
+
+    it('computes in bf16, and in i8 where the weights are', () => {
+      const { dtype, results } = JSON.parse(octconv('classify', cat, ...words('--dtype bf16 --json')).stdout);
+      expect([dtype, results[0].top[0].label]).to.deep.equal(['bf16', 'cat']);
+      expectError(octconv('classify', cat, '--dtype', 'i8'), 1, "dtype 'i8': wanted quantized weights");
+      expectError(octconv('classify', cat, '--dtype', 'f16'), 2, 'Allowed choices are f32, bf16, i8');
     });
 
     it('reports bad pictures, classifies the others, and ends with 1', () => {
@@ -203,6 +211,17 @@ describe('command line', function () {
       expect(a.data).to.not.deep.equal(c.data);
     });
 
+    it('quantizes random weights where i8 is wanted', async () => {
+      const flags = words('--network oct-resnet-26 --width 8 --stem cifar --classes 10 --json --dtype');
+      const run = async (dtype: string) => {
+        const { stdout, stderr } = octconv('run', ...flags, dtype, ...input, '--output', `${dtype}.npy`);
+        expect(JSON.parse(stdout).dtype, stderr).to.equal(dtype);
+        return (await readNpy(inFolder(`${dtype}.npy`))).data;
+      };
+      const [f32, i8] = [await run('f32'), await run('i8')];
+      expect(angularError(i8, f32)).to.be.within(1e-9, 0.02);
+    });
+
     it('names what contradicts', () => {
       const bare = (...flags: string[]) => octconv('run', ...input, '--output', 'z.npy', ...flags);
       const run = (...flags: string[]) => bare(...weights, ...flags);
@@ -240,7 +259,7 @@ describe('command line', function () {
     it('counts what is right, by the names of the folders', () => {
       const { code, stdout, stderr } = octconv('eval', '--model', shipped, '--data', 'data', '--json');
       expect([code, stderr]).to.deep.equal([0, '']);
-      expect(JSON.parse(stdout)).to.include({ pictures: 2, failed: 0, top1: 1, top5: 2 });
+      expect(JSON.parse(stdout)).to.include({ pictures: 2, failed: 0, top1: 1, top5: 2, dtype: 'f32' });
       const shown = octconv('eval', '--model', shipped, '--data', 'data').stdout;
       expect(shown).to.match(/^top-1 1 of 2, 50\.0 %\ntop-5 2 of 2, 100\.0 %\n/);
     });
@@ -323,6 +342,30 @@ describe('command line', function () {
         expect(fused).to.contain('octConv').and.not.contain('batchNorm');
       }
       expectError(octconv('info', 'resnet-51'), 1, 'resnet-51: no such file, and no network');
+    });
+
+    it('shows what the steps of a plan cost', () => {
+      const { code, stdout, stderr } = octconv('info', '--model', shipped, ...words('--plan --dtype bf16 --threads 1'));
+      expect(code, stderr).to.equal(0);
+      expect(stdout).to.match(/\n {2}device +cpu \w+, bf16, 1 thread\n/);
+      expect(stdout).to.match(/\nplan\n {2}step +op +types +products +M MAdd +KiB in +out +weights +algorithm\n/);
+      expect(stdout).to.match(/\n {2}conv1 +octConv +f32 -> bf16 +bf16 +[\d.]+ +12 +\d+ +[12] +tile /);
+      expect(stdout).to.match(/\n {2}all +[\d.]+ .*\n.* MiB of weights; a run has .* of activations, .* with scratch\n$/);
+      expectError(octconv('info', shipped, '--model', shipped), 2, 'wanted either a network or --model');
+      expectError(octconv('info'), 2, 'wanted either a network or --model');
+    });
+
+    it('says the same of a plan as JSON', () => {
+      const flags = words('resnet-26 --width 8 --size 32 --dtype i8 --json');
+      const info = (flag: string) => JSON.parse(octconv('info', ...flags, flag).stdout);
+      const { plan, steps, multiplyAdds, dtype, memory, graph } = info('--plan');
+      expect([dtype, graph, plan.length]).to.deep.equal(['i8', undefined, steps]);
+      const sum = (of: (step: { multiplyAdds: number }) => number) => plan.map(of).reduce((a: number, b: number) => a + b);
+      expect(sum((step) => step.multiplyAdds)).to.equal(multiplyAdds);
+      expect(plan[0]).to.deep.include({ computes: ['i8'], inputs: ['f32'], outputs: ['u8'] });
+      expect(plan[0].bytes).to.include({ inputs: 4 * 3 * 32 ** 2, outputs: 8 * 16 ** 2 });
+      expect(memory.run).to.be.at.least(memory.activations);
+      expect(info('--graph').plan).to.deep.equal(plan);
     });
 
     for (const alpha of ['0', '.125', '.25', '.5', '.75', '.9']) {
@@ -441,6 +484,15 @@ describe('command line', function () {
       const ops = octconv('bench', 'ops', '--network', 'oct-resnet-26', '--json', ...common);
       expect([ops.code, ops.stderr]).to.deep.equal([0, '']);
       expect(JSON.parse(ops.stdout).steps.length).to.equal(28);
+    });
+
+    it('bench memory: ours and theirs in fresh processes', function () {
+      this.timeout(120_000);
+      const flags = words('--network resnet-26 --size 32 --dtypes f32 --rounds 1 --out m.json');
+      const { code, stdout, stderr } = octconv('bench', 'memory', ...flags);
+      expect([code, stderr]).to.deep.equal([0, '']);
+      expect(stdout).to.match(/\noctconv f32 +\d+ +\d+ +\d+ +\d+ +\d+\nonnxruntime f32 +\d+ +\d+ +\d+ +\d+ +\d+\n$/);
+      expect(JSON.parse(readFileSync(inFolder('m.json'), 'utf8')).rows).to.have.length(1);
     });
   });
 });

@@ -1,23 +1,49 @@
-/** Milliseconds over multiply-adds as alpha grows, like figure 4 of the paper; a curve for each engine. SVG. */
+/**
+ * Milliseconds over multiply-adds as alpha grows, like figure 4 of the paper: a curve for each engine and data type, at
+ * the first batch size and thread count of a result. SVG.
+ */
+import type { ComputeType } from '../graph/graph.js';
 import type { ModelRow, ModelsResult } from './models.js';
 import { threadsOf } from './table.js';
 
 const [width, height] = [800, 460];
 const plot = { left: 64, right: width - 190, top: 60, bottom: height - 56 };
 
-const engines = [
-  { name: 'onnxruntime', colour: '#c8553d', time: (row: ModelRow) => row.theirs.median },
-  { name: 'octconv', colour: '#0b6e4f', time: (row: ModelRow) => row.ours.median },
-];
+const colours: Record<ComputeType, string> = { f32: '#0b6e4f', bf16: '#4a6fa5', i8: '#c8553d' };
 
-/** @param threads which rows of the result are drawn */
-export function chart(result: ModelsResult, threads: number): string {
-  const rows = result.rows.filter((row) => row.threads === threads).sort((a, b) => a.gmadds - b.gmadds);
-  const octave = rows.filter(({ alpha }) => alpha !== undefined);
-  const plain = rows.filter(({ alpha }) => alpha === undefined);
-  const most = (of: (row: ModelRow) => number) => roundUp(Math.max(...rows.map(of)));
-  const mostX = most(({ gmadds }) => gmadds);
-  const mostY = Math.max(...engines.map(({ time }) => most(time)));
+interface Curve {
+  readonly name: string;
+  readonly colour: string;
+  readonly dashed: boolean;
+  /** By alpha; the plain network has none. */
+  readonly points: Map<number | undefined, { readonly gmadds: number; readonly ms: number }>;
+}
+
+/** onnxruntime's f32 is one curve, though it is timed beside our f32 and our bf16. */
+function curvesOf(rows: readonly ModelRow[]): Curve[] {
+  const curves = new Map<string, Curve>();
+  const add = (engine: string, dtype: ComputeType, { alpha, gmadds }: ModelRow, ms: number) => {
+    const name = `${engine} ${dtype}`;
+    const curve = curves.get(name) ?? { name, colour: colours[dtype], dashed: engine !== 'octconv', points: new Map() };
+    curves.set(name, curve);
+    if (!curve.points.has(alpha)) curve.points.set(alpha, { gmadds, ms });
+  };
+  for (const row of rows) {
+    add('onnxruntime', row.peerDType, row, row.theirs.median);
+    add('octconv', row.dtype, row, row.ours.median);
+  }
+  return [...curves.values()];
+}
+
+export function chart(result: ModelsResult): string {
+  const { batch, threads } = result.rows[0] ?? { batch: 1, threads: 1 };
+  const rows = result.rows
+    .filter((row) => row.batch === batch && row.threads === threads)
+    .sort((a, b) => a.gmadds - b.gmadds);
+  const curves = curvesOf(rows);
+  const points = curves.flatMap((curve) => [...curve.points.values()]);
+  const mostX = roundUp(Math.max(...points.map(({ gmadds }) => gmadds)));
+  const mostY = roundUp(Math.max(...points.map(({ ms }) => ms)));
   const x = (gmadds: number) => round(plot.left + (gmadds / mostX) * (plot.right - plot.left));
   const y = (ms: number) => round(plot.bottom - (ms / mostY) * (plot.bottom - plot.top));
 
@@ -29,23 +55,29 @@ export function chart(result: ModelsResult, threads: number): string {
     grid.push(`<path d="M${plot.left} ${y(at)}H${plot.right}" stroke="#ddd"/>`);
     grid.push(text(plot.left - 8, y(at) + 4, label(at), 'end'));
   }
-  const curves = engines.flatMap(({ colour, time }) => [
-    line(octave.map((row) => `${x(row.gmadds)},${y(time(row))}`), colour),
-    ...octave.map((row) => dot(x(row.gmadds), y(time(row)), colour)),
-    ...plain.map((row) => square(x(row.gmadds), y(time(row)), colour)),
-  ]);
-  const alphas = rows.map(({ gmadds, alpha }) =>
+  const drawn = curves.flatMap(({ points, ...style }) => {
+    const octave = [...points].flatMap(([alpha, point]) => (alpha === undefined ? [] : point));
+    const plain = points.get(undefined);
+    return [
+      line(octave.map(({ gmadds, ms }) => `${x(gmadds)},${y(ms)}`), style),
+      ...octave.map(({ gmadds, ms }) => dot(x(gmadds), y(ms), style)),
+      ...(plain ? [square(x(plain.gmadds), y(plain.ms), style)] : []),
+    ];
+  });
+  const alphas = [...(curves[0]?.points ?? [])].map(([alpha, { gmadds }]) =>
     text(x(gmadds), plot.bottom - 10, alpha === undefined ? 'plain' : `α ${alpha}`, 'middle'),
   );
   const right = plot.right + 24;
-  const legend = engines.flatMap(({ name, colour }, i) => [
-    dot(right, plot.top + 8 + 48 * i, colour),
-    text(right + 14, plot.top + 12 + 48 * i, `${name}, octave`),
-    square(right, plot.top + 30 + 48 * i, colour),
-    text(right + 14, plot.top + 34 + 48 * i, `${name}, plain`),
-  ]);
-  const name = plain[0]?.network.replace('resnet', 'ResNet') ?? '';
-  const title = `${name} and octave ${name}, ${result.size} px, batch ${result.batch}, ${threadsOf(threads)}`;
+  const legend = curves.flatMap((curve, i) => {
+    const at = plot.top + 8 + 24 * i;
+    return [line([`${right},${at}`, `${right + 28},${at}`], curve), text(right + 38, at + 4, curve.name)];
+  });
+  const below = plot.top + 8 + 24 * curves.length;
+  const black = { colour: '#333', dashed: false };
+  legend.push(dot(right + 14, below, black), text(right + 38, below + 4, 'octave'));
+  legend.push(square(right + 14, below + 24, black), text(right + 38, below + 28, 'plain'));
+  const name = rows.find(({ alpha }) => alpha === undefined)?.network.replace('resnet', 'ResNet') ?? '';
+  const title = `${name} and octave ${name}, ${result.size} px, batch ${batch}, ${threadsOf(threads)}`;
   return [
     `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} ${height}" font-family="sans-serif" font-size="13">`,
     `<title>${title}</title>`,
@@ -54,7 +86,7 @@ export function chart(result: ModelsResult, threads: number): string {
     text(plot.left, plot.top - 12, 'ms per image, median', 'start'),
     text((plot.left + plot.right) / 2, height - 16, 'G multiply-adds per image', 'middle'),
     ...grid,
-    ...curves,
+    ...drawn,
     ...alphas,
     ...legend,
     '</svg>',
@@ -66,14 +98,20 @@ function text(x: number, y: number, content: string, anchor: 'start' | 'middle' 
   return `<text x="${x}" y="${y}" text-anchor="${anchor}" fill="#333">${content}</text>`;
 }
 
-function line(points: readonly string[], colour: string): string {
-  return `<polyline points="${points.join(' ')}" fill="none" stroke="${colour}" stroke-width="2"/>`;
+type Style = Pick<Curve, 'colour' | 'dashed'>;
+
+function line(points: readonly string[], { colour, dashed }: Style): string {
+  const dashes = dashed ? ' stroke-dasharray="6 4"' : '';
+  return `<polyline points="${points.join(' ')}" fill="none" stroke="${colour}" stroke-width="2"${dashes}/>`;
 }
 
-const dot = (x: number, y: number, colour: string) => `<circle cx="${x}" cy="${y}" r="4.5" fill="${colour}"/>`;
+/** Hollow on a dashed curve. */
+const filled = ({ colour, dashed }: Style) => `fill="${dashed ? 'white' : colour}" stroke="${colour}" stroke-width="2"`;
 
-function square(x: number, y: number, colour: string): string {
-  return `<rect x="${round(x - 5)}" y="${round(y - 5)}" width="10" height="10" fill="${colour}"/>`;
+const dot = (x: number, y: number, style: Style) => `<circle cx="${x}" cy="${y}" r="4" ${filled(style)}/>`;
+
+function square(x: number, y: number, style: Style): string {
+  return `<rect x="${round(x - 4.5)}" y="${round(y - 4.5)}" width="9" height="9" ${filled(style)}/>`;
 }
 
 /** The next number that a scale can end with. */

@@ -1,10 +1,16 @@
 /** What the benches share: interleaved rounds, what came of them, and the machine. */
+import { once } from 'node:events';
 import { cpus } from 'node:os';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { Worker } from 'node:worker_threads';
 import { devices } from '../devices.js';
+import type { ComputeType } from '../graph/graph.js';
+import type { Network } from '../model.js';
 import { calling, native } from '../native.js';
 import { threadsOf } from '../plan.js';
-import type { Tensor } from '../tensor.js';
+import { quantize } from '../quantize.js';
+import { Tensor } from '../tensor.js';
+import type { WeightSource } from '../weights/source.js';
 
 export interface Times {
   /** Milliseconds of every round. */
@@ -73,6 +79,44 @@ export async function interleave(
 /** Measured GFLOP/s of nothing but fused multiply-adds (native/cpu/peak.cc). */
 export const measurePeak = (threads: number): number => calling(() => native.peak(threadsOf(threads)));
 
+/** Products of an instruction to those of a multiply-add of f32, where there are such instructions. */
+const products: Record<ComputeType, Readonly<Record<string, number>>> = {
+  f32: {},
+  bf16: { avx512bf16: 2 },
+  i8: { avx2: 2, avx512: 2, avx512vnni: 4, avx512bf16: 4 },
+};
+
+/** The peaks that follow from that of f32: only that one is measured. */
+export function peaksOf(peak: number): Record<ComputeType, number> {
+  const { isa } = devices();
+  const of = (dtype: ComputeType) => peak * (products[dtype][isa] ?? 1);
+  return { f32: of('f32'), bf16: of('bf16'), i8: of('i8') };
+}
+
+/** Reads 128 MiB, which no cache holds, for a while: the fastest round in GB/s. */
+const reader = `
+  const { parentPort } = require('node:worker_threads');
+  const [a, b] = [Buffer.alloc(2 ** 26, 1), Buffer.alloc(2 ** 26, 1)];
+  parentPort.once('message', () => {
+    let least = Infinity;
+    for (const end = performance.now() + 200; performance.now() < end; ) {
+      const start = performance.now();
+      a.equals(b);
+      least = Math.min(least, performance.now() - start);
+    }
+    parentPort.postMessage((a.length + b.length) / 1e6 / least);
+  });
+  parentPort.postMessage('ready');`;
+
+/** Measured GB/s that as many threads read from memory together. */
+export async function measureBandwidth(threads: number): Promise<number> {
+  const workers = Array.from({ length: threads }, () => new Worker(reader, { eval: true }));
+  await Promise.all(workers.map((worker) => once(worker, 'message')));
+  const rates = workers.map((worker) => once(worker, 'message') as Promise<[number]>);
+  for (const worker of workers) worker.postMessage('go');
+  return (await Promise.all(rates)).reduce((sum, [rate]) => sum + rate, 0);
+}
+
 export interface Machine {
   readonly cpu: string;
   readonly cores: number;
@@ -95,6 +139,15 @@ export function fill<T extends Tensor<'f32'>>(x: T): T {
   return x;
 }
 
+/** i8 weights for a bench: the ranges of activations are those of one picture of noise. */
+export function quantizeOnNoise(
+  network: Network,
+  weights: WeightSource,
+  { height, width }: { readonly height: number; readonly width: number },
+): Promise<WeightSource> {
+  return quantize(network, weights, [fill(Tensor.zeros('f32', [1, height, width, 3]))]);
+}
+
 /** Largest difference as a share of the largest value. */
 export function relativeError(got: Float32Array, wanted: Float32Array): number {
   let [difference, largest] = [0, 0];
@@ -104,4 +157,10 @@ export function relativeError(got: Float32Array, wanted: Float32Array): number {
     largest = Math.max(largest, Math.abs(value));
   }
   return difference / largest;
+}
+
+/** One less the cosine of the angle between the two. */
+export function angularError(got: Float32Array, wanted: Float32Array): number {
+  const dot = (a: Float32Array, b: Float32Array) => a.reduce((sum, value, i) => sum + value * (b[i] ?? NaN), 0);
+  return 1 - dot(got, wanted) / Math.sqrt(dot(got, got) * dot(wanted, wanted));
 }

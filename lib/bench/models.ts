@@ -1,22 +1,29 @@
 /** Whole networks, plain and octave at several alphas: ours and onnxruntime's, round by round. */
+import { devices } from '../devices.js';
 import { OctconvError } from '../error.js';
 import { countFlops } from '../flops.js';
-import { createModel, Model, type ModelOptions } from '../model.js';
+import type { ComputeType } from '../graph/graph.js';
+import { type Ranges, readerOf } from '../graph/onnx.js';
+import { createModel, Model, type ModelOptions, record } from '../model.js';
 import { buildNetwork, type NetworkOptions } from '../models/index.js';
 import { Tensor } from '../tensor.js';
 import { initialize } from '../weights/random.js';
+import type { WeightSource } from '../weights/source.js';
+import { type Goal, goalOf, goalsIsa, goalsMachine } from './goals.js';
 import {
+  angularError,
   fill,
   interleave,
   type Machine,
   machine,
   measurePeak,
   pairedRatio,
+  quantizeOnNoise,
   relativeError,
   type Times,
   timesOf,
 } from './measure.js';
-import { openPeer, type Peer, peerVersion } from './peer.js';
+import { openPeer, type Peer, peerVersion, probe } from './peer.js';
 import { share, table, threadsOf } from './table.js';
 
 export interface BenchModelsOptions {
@@ -24,29 +31,39 @@ export interface BenchModelsOptions {
   readonly network: string;
   readonly alphas: readonly number[];
   readonly size: number;
-  readonly batch: number;
+  readonly dtypes: readonly ComputeType[];
+  readonly batches: readonly number[];
   readonly threads: readonly number[];
   readonly rounds: number;
   readonly device?: ModelOptions['device'];
   readonly progress?: (text: string) => void;
 }
 
-export interface ModelRow {
+/** The best that onnxruntime can do beside it: on CPUs it has no bf16. */
+export const peerDTypes = { f32: 'f32', bf16: 'f32', i8: 'i8' } as const;
+
+export interface ModelRow extends Goal {
   readonly network: string;
   /** Absent for the plain network. */
   readonly alpha?: number | undefined;
+  readonly dtype: ComputeType;
+  readonly peerDType: ComputeType;
+  readonly batch: number;
   readonly threads: number;
   /** Multiply-adds of one image, in G. */
   readonly gmadds: number;
   /** Milliseconds per image. */
   readonly ours: Times;
   readonly theirs: Times;
-  /** What our fastest round reaches, also as a share of the measured peak. */
+  /** What our fastest round reaches, also as a share of the measured peak of f32. */
   readonly gflops: number;
   readonly ofPeak: number;
-  /** Paired medians: ours to onnxruntime's same network, and to its plain one. */
+  /** Paired medians: ours to onnxruntime's same network, to its plain one, and to our plain one. */
   readonly ratio: number;
   readonly ratioToPlain: number;
+  readonly ratioToOurPlain: number;
+  /** Multiply-adds to those of the plain network. */
+  readonly flopRatio: number;
 }
 
 export interface ModelsResult {
@@ -55,57 +72,57 @@ export interface ModelsResult {
   /** Version of onnxruntime-node. */
   readonly peer: string;
   readonly size: number;
-  readonly batch: number;
   readonly rounds: number;
-  /** GFLOP/s by thread count. */
+  /** GFLOP/s of f32 by thread count. */
   readonly peak: { readonly [threads: number]: number };
   readonly rows: readonly ModelRow[];
 }
 
-interface Net {
-  readonly name: string;
-  readonly options: NetworkOptions;
-}
-interface Subject extends Net {
-  readonly model: Model;
-  readonly peer: Peer;
-  readonly gmadds: number;
+/** What is timed at once, since models and sessions take much memory. */
+interface Group {
+  readonly dtype: ComputeType;
+  readonly batch: number;
+  readonly threads: number;
 }
 
-/** Largest error of the logits that counts as equal, as a share of the largest. */
-const tolerance = 1e-4;
+/** Largest error of the logits that counts as equal: of f32 relative to the largest, else by the angle. */
+const tolerances = { f32: 1e-4, bf16: 1e-4, i8: 1e-3 } as const;
 
-/** @throws OctconvError if a network's results differ from the reference or from onnxruntime. */
+/** @throws OctconvError if a network's results differ from the reference, from our f32, or from onnxruntime. */
 export async function benchModels(options: BenchModelsOptions): Promise<ModelsResult> {
-  const { network, alphas, size, batch, threads, rounds, device, progress } = options;
+  const { network, alphas, size, dtypes, batches, threads, rounds, device, progress } = options;
   if (network.startsWith('oct-')) {
     throw new OctconvError(`bench: network '${network}', wanted the plain one, to which its octave forms are added`);
   }
   const peer = await peerVersion();
-  const octave = alphas.map((alpha): Net => ({ name: `oct-${network}`, options: { alpha } }));
-  const nets: Net[] = [{ name: network, options: {} }, ...octave];
+  const nets = [new Net(network, {}, size), ...alphas.map((alpha) => new Net(`oct-${network}`, { alpha }, size))];
   for (const net of nets) {
-    progress?.(`checking ${title(net)} against the reference`);
+    progress?.(`checking ${net.title} against the reference`);
     await checkAgainstReference(net, { device });
   }
-  const x = fill(Tensor.zeros('f32', [batch, size, size, 3]));
   const peak: Record<number, number> = {};
   const rows: ModelRow[] = [];
-  for (const count of threads) {
+  const groups = dtypes.flatMap((dtype) =>
+    batches.flatMap((batch) => threads.map((count): Group => ({ dtype, batch, threads: count }))),
+  );
+  for (const group of groups) {
+    const { dtype, batch, threads } = group;
+    const say = (text: string) => progress?.(`${dtype}, batch ${batch}, ${threadsOf(threads)}: ${text}`);
+    const x = input(batch, size);
     const subjects: Subject[] = [];
     try {
-      peak[count] = measurePeak(count);
+      peak[threads] ??= measurePeak(threads);
       for (const net of nets) {
-        progress?.(`${threadsOf(count)}: checking ${title(net)} against onnxruntime`);
-        subjects.push(await open(net, x, { device, threads: count }));
+        say(`checking ${net.title} against onnxruntime`);
+        subjects.push(await open(net, x, group, device));
       }
       const times = await interleave(
         subjects.flatMap(({ model, peer }) => [() => model.run(x), () => peer.run()]),
         rounds,
-        (round) => progress?.(`${threadsOf(count)}: round ${round} of ${rounds}`),
+        (round) => say(`round ${round} of ${rounds}`),
       );
       const perImage = times.map((all) => timesOf(all.rounds.map((ms) => ms / batch)));
-      rows.push(...subjects.map((subject, i) => rowOf(subject, i, perImage, count, peak[count] ?? NaN)));
+      rows.push(...subjects.map((_, i) => rowOf(subjects, i, perImage, group, peak[threads] ?? NaN)));
     } finally {
       for (const { model, peer } of subjects) {
         model.dispose();
@@ -113,72 +130,138 @@ export async function benchModels(options: BenchModelsOptions): Promise<ModelsRe
       }
     }
   }
-  return { bench: 'models', machine: machine(), peer, size, batch, rounds, peak, rows };
+  const withGoals = rows.map((row) => ({ ...row, ...goalOf(size, row) }));
+  return { bench: 'models', machine: machine(), peer, size, rounds, peak, rows: withGoals };
+}
+
+const input = (batch: number, size: number) => fill(Tensor.zeros('f32', [batch, size, size, 3]));
+
+/** A network with random weights, in f32 and, when they are asked for, in i8. */
+export class Net {
+  readonly network;
+  readonly weights: WeightSource;
+  #quantized: Promise<{ weights: WeightSource; ranges: Ranges }> | undefined;
+
+  constructor(
+    readonly name: string,
+    readonly options: NetworkOptions,
+    readonly size: number,
+  ) {
+    this.network = buildNetwork(name, options);
+    this.weights = initialize(this.network);
+  }
+
+  get title(): string {
+    return this.options.alpha === undefined ? this.name : `${this.name} alpha ${this.options.alpha}`;
+  }
+
+  /** The i8 weights, and what onnxruntime is told beside them. */
+  quantized() {
+    this.#quantized ??= this.#quantize();
+    return this.#quantized;
+  }
+
+  async #quantize() {
+    const x = input(1, this.size);
+    const weights = await quantizeOnNoise(this.network, this.weights, { height: this.size, width: this.size });
+    return { weights, ranges: await probe(record(this.network, x.shape), readerOf(weights), [x]) };
+  }
+}
+
+interface Subject {
+  readonly net: Net;
+  readonly model: Model;
+  readonly peer: Peer;
+  readonly gmadds: number;
 }
 
 /** `times` has ours and onnxruntime's of each subject; the first subject is the plain network. */
-function rowOf({ name, options, gmadds }: Subject, i: number, times: Times[], threads: number, peak: number): ModelRow {
-  const [, plain] = times;
+function rowOf(subjects: readonly Subject[], i: number, times: Times[], group: Group, peak: number): ModelRow {
+  const [ourPlain, theirPlain] = times;
   const [ours, theirs] = times.slice(2 * i);
-  if (!plain || !ours || !theirs) throw new OctconvError(`bench: ${name} was not timed`);
+  const [plain, subject] = [subjects[0], subjects[i]];
+  if (!ourPlain || !theirPlain || !ours || !theirs || !plain || !subject) {
+    throw new OctconvError('bench: a network was not timed');
+  }
+  const { net, gmadds } = subject;
   const gflops = (2e3 * gmadds) / ours.min;
-  const ratios = { ratio: pairedRatio(ours, theirs), ratioToPlain: pairedRatio(ours, plain) };
-  const { alpha } = options;
-  return { network: name, alpha, threads, gmadds, ours, theirs, gflops, ofPeak: gflops / peak, ...ratios };
+  return {
+    network: net.name,
+    alpha: net.options.alpha,
+    ...group,
+    peerDType: peerDTypes[group.dtype],
+    gmadds,
+    ours,
+    theirs,
+    gflops,
+    ofPeak: gflops / peak,
+    ratio: pairedRatio(ours, theirs),
+    ratioToPlain: pairedRatio(ours, theirPlain),
+    ratioToOurPlain: pairedRatio(ours, ourPlain),
+    flopRatio: gmadds / plain.gmadds,
+  };
 }
-
-const title = ({ name, options: { alpha } }: Net) => (alpha === undefined ? name : `${name} alpha ${alpha}`);
 
 /** At a size that the slow loops can do, odd so that all borders are met. */
-async function checkAgainstReference(net: Net, options: ModelOptions): Promise<void> {
+async function checkAgainstReference({ name, options, title }: Net, modelOptions: ModelOptions): Promise<void> {
   const x = fill(Tensor.zeros('f32', [1, 61, 45, 3]));
-  const narrow = { ...net.options, width: 16 };
-  using model = createModel(net.name, narrow, options);
-  using reference = createModel(net.name, narrow, { device: 'reference' });
-  expectEqual(`${title(net)} and the reference`, await model.run(x), await reference.run(x));
+  const narrow = { ...options, width: 16 };
+  using model = createModel(name, narrow, modelOptions);
+  using reference = createModel(name, narrow, { device: 'reference' });
+  expectEqual(`${title} and the reference`, 'f32', await model.run(x), await reference.run(x));
 }
 
-async function open(net: Net, x: Tensor<'f32'>, options: ModelOptions & { threads: number }): Promise<Subject> {
-  const network = buildNetwork(net.name, net.options);
-  const weights = initialize(network);
-  const model = new Model(network, weights, options);
+async function open(net: Net, x: Tensor<'f32'>, group: Group, device: ModelOptions['device']): Promise<Subject> {
+  const { dtype, batch, threads } = group;
+  const { weights, ranges } = dtype === 'i8' ? await net.quantized() : { weights: net.weights };
+  const model = new Model(net.network, weights, { device, threads, dtype });
+  const logits = await model.run(x);
+  if (dtype !== 'f32') {
+    using float = new Model(net.network, net.weights, { device, threads });
+    expectEqual(`${net.title} in ${dtype} and in f32`, dtype, logits, await float.run(x));
+  }
   const graph = model.record(x.shape);
-  const read = async (name: string) => ({
-    dtype: 'f32' as const,
-    shape: graph.params.get(name) ?? [],
-    data: await weights.read(name),
-  });
-  const peer = await openPeer(graph, read, [x], options.threads);
-  expectEqual(`${title(net)} and onnxruntime`, await model.run(x), await peer.run());
-  return { ...net, model, peer, gmadds: countFlops(graph).multiplyAdds / (x.shape[0] ?? 1) / 1e9 };
+  const peer = await openPeer(graph, readerOf(weights), [x], threads, ranges);
+  // Without VNNI onnxruntime's sums of two products overflow.
+  const lenient = dtype === 'i8' && !/vnni|bf16/.test(devices().isa) ? 5 : 1;
+  expectEqual(`${net.title} and onnxruntime`, dtype, logits, await peer.run(), lenient);
+  return { net, model, peer, gmadds: countFlops(graph).multiplyAdds / batch / 1e9 };
 }
 
-function expectEqual(what: string, got: Tensor<'f32'>, wanted: Tensor<'f32'>): void {
-  const error = relativeError(got.data, wanted.data);
-  if (!(error < tolerance)) throw new OctconvError(`bench: ${what} differ by ${error}, wanted less than ${tolerance}`);
+function expectEqual(what: string, dtype: ComputeType, got: Tensor<'f32'>, wanted: Tensor<'f32'>, lenient = 1): void {
+  const error = (dtype === 'f32' ? relativeError : angularError)(got.data, wanted.data);
+  const limit = lenient * tolerances[dtype];
+  if (!(error < limit)) throw new OctconvError(`bench: ${what} differ by ${error}, wanted less than ${limit}`);
 }
 
-export function modelsTable({ rows, peak, machine, peer, size, batch, rounds }: ModelsResult): string {
-  const head = ['network', 'alpha', 'thr', 'GMAdd', 'ours min', 'median', 'GFLOP/s', 'of peak'];
-  head.push('ort min', 'median', 'ours/ort', 'ours/ort plain');
+export function modelsTable({ rows, peak, machine, peer, size, rounds }: ModelsResult): string {
+  const goals = rows.some(({ goal }) => goal !== undefined);
+  const head = ['network', 'alpha', 'batch', 'thr', 'dtype', 'GMAdd', 'ours min', 'median', 'GFLOP/s', 'of peak'];
+  head.push('ort', 'min', 'median', 'ours/ort', 'ours/ort plain', ...(goals ? ['floor', 'goal'] : []));
+  head.push('ours/our plain', 'FLOP ratio');
+  const ratio = (value: number | undefined) => value?.toFixed(2) ?? '';
   const lines = rows.map((row) => [
     row.network,
     String(row.alpha ?? 'plain'),
+    String(row.batch),
     String(row.threads),
+    row.dtype,
     row.gmadds.toFixed(2),
     row.ours.min.toFixed(2),
     row.ours.median.toFixed(2),
     row.gflops.toFixed(0),
     share(row.ofPeak),
+    row.peerDType,
     row.theirs.min.toFixed(2),
     row.theirs.median.toFixed(2),
-    row.ratio.toFixed(2),
-    row.ratioToPlain.toFixed(2),
+    ...[row.ratio, row.ratioToPlain, ...(goals ? [row.floor, row.goal] : [])].map(ratio),
+    ...[row.ratioToOurPlain, row.flopRatio].map(ratio),
   ]);
   const peaks = Object.entries(peak).map(([count, gflops]) => `${threadsOf(count)} ${gflops.toFixed(0)}`);
   return [
-    `${machine.cpu}, ${machine.isa}; measured peak, GFLOP/s: ${peaks.join(', ')}; ort: onnxruntime-node ${peer}`,
-    `${size} x ${size}, batch ${batch}, ${rounds} interleaved rounds, ms per image, ratios are paired medians`,
+    `${machine.cpu}, ${machine.isa}; measured peak of f32, GFLOP/s: ${peaks.join(', ')}; ort: onnxruntime-node ${peer}`,
+    `${size} x ${size}, ${rounds} interleaved rounds, ms per image, ratios are paired medians`,
+    ...(goals && machine.isa !== goalsIsa ? [`goals are for ${goalsMachine}; this machine is ${machine.isa}`] : []),
     '',
     table(head, lines),
   ].join('\n');

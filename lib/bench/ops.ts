@@ -1,7 +1,8 @@
 /** Where the time goes: each step of a network beside its bound, and ops one by one beside onnxruntime's. */
+import { costsOf } from '../costs.js';
 import { OctconvError } from '../error.js';
 import { countFlops } from '../flops.js';
-import { Graph, type GraphNode, Parameter, type TensorType } from '../graph/graph.js';
+import { type ComputeType, Graph, type GraphNode, Parameter, type TensorType } from '../graph/graph.js';
 import { Model, type ModelOptions } from '../model.js';
 import { buildNetwork, type NetworkOptions } from '../models/index.js';
 import type { Device } from '../native.js';
@@ -13,8 +14,11 @@ import {
   interleave,
   type Machine,
   machine,
+  measureBandwidth,
   measurePeak,
   pairedRatio,
+  peaksOf,
+  quantizeOnNoise,
   relativeError,
   type Times,
   timesOf,
@@ -26,11 +30,13 @@ export interface BenchOpsOptions {
   readonly network: string;
   readonly options: NetworkOptions;
   readonly size: number;
+  /** Default f32. */
+  readonly dtype?: ComputeType | undefined;
   readonly batch: number;
   readonly threads: number;
   readonly rounds: number;
   readonly device?: ModelOptions['device'];
-  readonly progress?: (text: string) => void;
+  readonly progress?: ((text: string) => void) | undefined;
 }
 
 export interface StepRow {
@@ -38,9 +44,12 @@ export interface StepRow {
   readonly op: string;
   readonly algorithm: string;
   readonly gflop: number;
+  /** Of weights and activations. */
+  readonly bytes: number;
   readonly times: Times;
-  /** Milliseconds of its FLOPs at the measured peak. */
+  /** Milliseconds of its FLOPs at the peak of its data type, or of its bytes at the bandwidth, whichever are more. */
   readonly bound: number;
+  readonly boundBy: 'products' | 'memory';
 }
 
 export interface OpRow {
@@ -63,50 +72,62 @@ export interface OpsResult {
   readonly network: string;
   readonly alpha?: number | undefined;
   readonly size: number;
+  readonly dtype: ComputeType;
   readonly batch: number;
   readonly threads: number;
   readonly rounds: number;
-  /** GFLOP/s. */
-  readonly peak: number;
+  /** GFLOP/s, measured for f32. */
+  readonly peaks: Readonly<Record<ComputeType, number>>;
+  /** GB/s, measured. */
+  readonly bandwidth: number;
   readonly steps: readonly StepRow[];
+  /** None in i8: an op alone has no scales. */
   readonly ops: readonly OpRow[];
 }
 
 /** @throws OctconvError if an op's result differs from the reference. */
 export async function benchOps(options: BenchOpsOptions): Promise<OpsResult> {
-  const { network: name, options: networkOptions, size, batch, threads, rounds, device, progress } = options;
+  const { network: name, options: networkOptions, size, dtype = 'f32', batch, threads, rounds, device, progress } = options;
   const peer = await peerVersion();
-  const peak = measurePeak(threads);
+  const roof: Roof = { peaks: peaksOf(measurePeak(threads)), bandwidth: await measureBandwidth(threads) };
   const network = buildNetwork(name, networkOptions);
-  using model = new Model(network, initialize(network), { threads, device });
+  const f32 = initialize(network);
+  const weights = dtype === 'i8' ? await quantizeOnNoise(network, f32, { height: size, width: size }) : f32;
+  using model = new Model(network, weights, { threads, device, dtype });
   const x = fill(Tensor.zeros('f32', [batch, size, size, 3]));
   progress?.('steps');
-  const steps = await timeSteps(await model.plan(x.shape), x, rounds, peak);
-  const ops = await timeOps(singleOps(model.record(x.shape)), threads, rounds, model.device, progress);
+  const steps = await timeSteps(await model.plan(x.shape), x, rounds, roof);
+  const single = dtype === 'i8' ? [] : singleOps(model.record(x.shape));
+  const ops = await timeOps(single, threads, rounds, model.device, { dtype, progress });
   const { alpha } = networkOptions;
-  const setting = { network: name, alpha, size, batch, threads, rounds };
-  return { bench: 'ops', machine: machine(), peer, ...setting, peak, steps, ops };
+  const setting = { network: name, alpha, size, dtype, batch, threads, rounds };
+  return { bench: 'ops', machine: machine(), peer, ...setting, ...roof, steps, ops };
 }
 
 // --- Steps --------------------------------------------------------------------------------------------------------
 
-async function timeSteps(plan: Plan, x: Tensor<'f32'>, rounds: number, peak: number): Promise<StepRow[]> {
+/** What bounds a step (Williams et al., Roofline, 2009). */
+type Roof = Pick<OpsResult, 'peaks' | 'bandwidth'>;
+
+async function timeSteps(plan: Plan, x: Tensor<'f32'>, rounds: number, { peaks, bandwidth }: Roof): Promise<StepRow[]> {
   const all: Float32Array[] = [];
   for (let round = 0; round <= rounds; round++) {
     const stepMilliseconds = new Float32Array(plan.steps.length);
     await plan.run([x], { stepMilliseconds });
     if (round > 0) all.push(stepMilliseconds); // the first one warms up
   }
-  // A step has the multiply-adds of the recorded nodes whose weights it reads.
-  const flops = new Map<string, number>();
-  for (const node of plan.graph.nodes) {
-    const [param] = Object.values(node.params);
-    if (param !== undefined) flops.set(param, 2 * countFlops(only(plan.graph, node)).multiplyAdds);
-  }
-  return plan.steps.map(({ name, op, params }, i) => {
-    const gflop = Object.values(params).reduce((sum, param) => sum + (flops.get(param) ?? 0), 0) / 1e9;
-    const times = timesOf(all.map((ms) => ms[i] ?? NaN));
-    return { name, op, algorithm: plan.algorithms[i] ?? '', gflop, times, bound: (1e3 * gflop) / peak };
+  const costs = costsOf(plan);
+  return plan.steps.map(({ name, op }, i) => {
+    const { multiplyAdds, computes, bytes } = costs[i]!;
+    const gflop = (2 * multiplyAdds) / 1e9;
+    const moved = bytes.inputs + bytes.outputs + bytes.weights;
+    const products = (1e3 * gflop) / Math.max(...computes.map((compute) => peaks[compute]), peaks.f32);
+    const memory = moved / 1e6 / bandwidth;
+    const bound = Math.max(products, memory);
+    return {
+      ...{ name, op, algorithm: plan.algorithms[i] ?? '', gflop, bytes: moved },
+      ...{ times: timesOf(all.map((ms) => ms[i] ?? NaN)), bound, boundBy: bound === products ? 'products' : 'memory' },
+    };
   });
 }
 
@@ -162,23 +183,29 @@ export async function timeOps(
   threads: number,
   rounds: number,
   device: Device,
-  progress?: (text: string) => void,
+  { dtype = 'f32', progress }: Pick<BenchOpsOptions, 'dtype' | 'progress'> = {},
 ): Promise<OpRow[]> {
   const rows: OpRow[] = [];
   for (const [i, op] of ops.entries()) {
     progress?.(`op ${i + 1} of ${ops.length}`);
-    rows.push(await timeOp(op, threads, rounds, device));
+    rows.push(await timeOp(op, threads, rounds, device, dtype));
   }
   return rows;
 }
 
-async function timeOp(single: SingleOp, threads: number, rounds: number, device: Device): Promise<OpRow> {
+async function timeOp(
+  single: SingleOp,
+  threads: number,
+  rounds: number,
+  device: Device,
+  dtype: ComputeType,
+): Promise<OpRow> {
   const { graph, op, title, count } = single;
   const shapeOf = (name: string) => graph.params.get(name) ?? [];
   const read = async (name: string) => fill(Tensor.zeros('f32', shapeOf(name))).data;
   const tensors = new Map([...graph.params].map(([name, shape]) => [name, { dtype: 'f32' as const, shape }]));
   const inputs = typesOf(graph, graph.inputs).map(({ shape }) => fill(Tensor.zeros('f32', shape)));
-  const compile = (on: Device) => Plan.compile(graph, new PackedWeights({ tensors, read }, on), threads);
+  const compile = (on: Device) => Plan.compile(graph, new PackedWeights({ tensors, read }, on, dtype), threads);
 
   const reference = await compile('reference');
   const plan = await compile(device);
@@ -201,38 +228,44 @@ async function timeOp(single: SingleOp, threads: number, rounds: number, device:
 // --- Output -------------------------------------------------------------------------------------------------------
 
 export function opsTable(result: OpsResult): string {
-  const { machine, peer, network, alpha, size, batch, threads, rounds, peak, steps, ops } = result;
+  const { machine, peer, network, alpha, size, dtype, batch, threads, rounds, peaks, bandwidth, steps, ops } = result;
   const name = alpha === undefined ? network : `${network} alpha ${alpha}`;
+  const measured = `measured ${peaks.f32.toFixed(0)} GFLOP/s of f32 and ${bandwidth.toFixed(0)} GB/s`;
+  const times = (peaks[dtype] / peaks.f32).toFixed(0);
+  const taken = `; ${dtype} is taken for ${times} x f32, as many as an instruction of ${machine.isa} multiplies`;
+  const single = ['', `Ops alone, without fusion, interleaved with onnxruntime-node ${peer} f32; ratios are paired medians`];
   return [
-    `${machine.cpu}, ${machine.isa}, ${threadsOf(threads)}; measured peak ${peak.toFixed(0)} GFLOP/s`,
-    `${name}, ${size} x ${size}, batch ${batch}, ${rounds} rounds, ms`,
+    `${machine.cpu}, ${machine.isa}, ${threadsOf(threads)}; ${measured}${dtype === 'f32' ? '' : taken}`,
+    `${name}, ${dtype}, ${size} x ${size}, batch ${batch}, ${rounds} rounds, ms`,
     '',
-    'Steps of the fused network; the bound is their FLOPs at the peak',
+    'Steps of the fused network; bound: their FLOPs at that peak (Winograd has fewer), or their bytes from memory',
     stepLines(steps),
-    '',
-    `Ops alone, without fusion, interleaved with onnxruntime-node ${peer}; ratios are paired medians`,
-    opLines(ops, peak),
+    ...(ops.length ? [...single, opLines(ops, peaks[dtype])] : []),
   ].join('\n');
 }
 
 function stepLines(steps: readonly StepRow[]): string {
   const sum = (of: (step: StepRow) => number) => steps.reduce((total, step) => total + of(step), 0);
   const whole = {
-    ...{ name: 'all', op: '', algorithm: '', gflop: sum((s) => s.gflop), bound: sum((s) => s.bound) },
+    ...{ name: 'all', op: '', algorithm: '', gflop: sum((s) => s.gflop), bytes: sum((s) => s.bytes) },
+    ...{ bound: sum((s) => s.bound), boundBy: '' },
     times: { min: sum((s) => s.times.min), median: sum((s) => s.times.median) },
   };
-  const lines = [...steps, whole].map(({ name, op, gflop, times, bound, algorithm }) => [
+  const lines = [...steps, whole].map(({ name, op, gflop, bytes, times, bound, boundBy, algorithm }) => [
     name,
     op,
     gflop.toFixed(3),
+    (bytes / 2 ** 20).toFixed(2),
     times.min.toFixed(3),
     times.median.toFixed(3),
     bound.toFixed(3),
-    gflop ? share(bound / times.min) : '',
+    boundBy,
+    share(bound / times.min),
     share(times.min / whole.times.min),
     algorithm,
   ]);
-  return table(['step', 'op', 'GFLOP', 'min', 'median', 'bound', 'reached', 'of all', 'algorithm'], lines);
+  const head = ['step', 'op', 'GFLOP', 'MiB', 'min', 'median', 'bound', 'by', 'reached', 'of all', 'algorithm'];
+  return table(head, lines, ['op', 'by', 'algorithm']);
 }
 
 export function opLines(ops: readonly OpRow[], peak: number): string {

@@ -2,7 +2,7 @@
 import type { InferenceSession } from 'onnxruntime-node';
 import { OctconvError } from '../error.js';
 import type { Graph } from '../graph/graph.js';
-import { type ReadParam, toOnnx } from '../graph/onnx.js';
+import { type Ranges, type ReadParam, toOnnx } from '../graph/onnx.js';
 import { toNCHW } from '../layout.js';
 import { Tensor } from '../tensor.js';
 
@@ -28,23 +28,29 @@ export async function peerVersion(): Promise<string> {
   return env.versions.node ?? env.versions.common;
 }
 
-/** Its best settings: all optimisations, the batch size known, as many threads as we have. */
-export async function openPeer(
-  graph: Graph,
-  read: ReadParam,
+/** With the batch size known and as many threads as we have. */
+export const sessionOptions = (
+  threads: number,
+  batch: number,
+  graphOptimizationLevel: 'all' | 'disabled' = 'all',
+): InferenceSession.SessionOptions => ({
+  graphOptimizationLevel,
+  executionMode: 'sequential',
+  intraOpNumThreads: threads,
+  interOpNumThreads: 1,
+  freeDimensionOverrides: { N: batch },
+  logSeverityLevel: 3,
+});
+
+async function open(
+  model: Uint8Array,
   inputs: readonly Tensor<'f32'>[],
   threads: number,
-): Promise<Peer> {
+  graphOptimizationLevel: 'all' | 'disabled',
+) {
   const ort = await onnxruntime();
-  const options: InferenceSession.SessionOptions = {
-    graphOptimizationLevel: 'all',
-    executionMode: 'sequential',
-    intraOpNumThreads: threads,
-    interOpNumThreads: 1,
-    freeDimensionOverrides: { N: inputs[0]?.shape[0] ?? 1 },
-    logSeverityLevel: 3,
-  };
-  const session = await ort.InferenceSession.create(await toOnnx(graph, read), options);
+  const options = sessionOptions(threads, inputs[0]?.shape[0] ?? 1, graphOptimizationLevel);
+  const session = await ort.InferenceSession.create(model, options);
   const feeds = Object.fromEntries(
     session.inputNames.map((name, i) => {
       const input = inputs[i] as Tensor<'f32'>;
@@ -52,6 +58,18 @@ export async function openPeer(
       return [name, new ort.Tensor('float32', data, shape)];
     }),
   );
+  return { session, feeds };
+}
+
+/** Its best settings. @param ranges what `probe` found, if the weights are quantised */
+export async function openPeer(
+  graph: Graph,
+  read: ReadParam,
+  inputs: readonly Tensor<'f32'>[],
+  threads: number,
+  ranges?: Ranges,
+): Promise<Peer> {
+  const { session, feeds } = await open(await toOnnx(graph, read, { ranges }), inputs, threads, 'all');
   const [name = ''] = session.outputNames;
   return {
     async run() {
@@ -60,4 +78,17 @@ export async function openPeer(
     },
     close: () => session.release(),
   };
+}
+
+/** Ranges of the sums between quantised layers: without them onnxruntime would compute half of the network in f32. */
+export async function probe(graph: Graph, read: ReadParam, inputs: readonly Tensor<'f32'>[]): Promise<Ranges> {
+  const { session, feeds } = await open(await toOnnx(graph, read, { probe: true }), inputs, 1, 'disabled');
+  const ranges = new Map<string, [number, number]>();
+  for (const [name, { data }] of Object.entries(await session.run(feeds))) {
+    let [least, most] = [0, 0];
+    for (const value of data as Float32Array) [least, most] = [Math.min(least, value), Math.max(most, value)];
+    ranges.set(name, [least, most]);
+  }
+  await session.release();
+  return ranges;
 }

@@ -2,71 +2,115 @@ import { writeFile } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import type { Command } from 'commander';
 import { chart } from '../bench/chart.js';
+import { benchMemory, memoryTable } from '../bench/memory.js';
 import { benchModels, modelsTable } from '../bench/models.js';
 import { benchOps, opsTable } from '../bench/ops.js';
 import { devices } from '../devices.js';
+import type { ComputeType } from '../graph/graph.js';
+import type { NetworkOptions } from '../models/index.js';
 import { fileError } from '../weights/file.js';
 import { makeFolder } from '../weights/folder.js';
-import { type DeviceOptions, deviceOption, integer, listOf, number } from './common.js';
+import { type DeviceOptions, deviceOption, dtype, dtypeOption, integer, listOf, number } from './common.js';
 import { print, printJson, progressLine } from './output.js';
 
 export function benchCommand(program: Command): void {
   const bench = program.command('bench').description('timed against onnxruntime-node, round by round, checked first');
-  common(bench.command('models'))
+  common(bench.command('models'), 20)
     .description('whole networks, plain and octave at several alphas')
     .option('--network <name>', 'the plain network; its octave forms are added', 'resnet-50')
     .option('--alphas <list>', 'shares of the low branch', listOf(number), [0.125, 0.25, 0.5, 0.75])
+    .option('--dtypes <list>', 'what the convolutions multiply: f32, bf16, i8', listOf(dtype), ['f32'])
+    .option('--batch <list>', 'images per run', listOf(integer(1)), [1])
     .option('--threads <list>', 'threads of a run (default: 1 and all cores)', listOf(integer(1)))
+    .addOption(deviceOption())
     .option('--chart <file>', 'SVG of milliseconds over FLOPs')
     .action(models);
-  common(bench.command('ops'))
+  common(bench.command('ops'), 20)
     .description('every step of a network beside its bound, its ops one by one beside onnxruntime')
     .option('--network <name>', 'a registered network', 'oct-resnet-50')
     .option('--alpha <share>', 'share of the low branch', number)
+    .addOption(dtypeOption('f32'))
+    .option('--batch <n>', 'images per run', integer(1), 1)
     .option('--threads <n>', 'threads of a run', integer(1), 1)
+    .addOption(deviceOption())
     .action(ops);
+  common(bench.command('memory'), 5)
+    .description('peak memory of a fresh process, and milliseconds from opening a model folder to its first result')
+    .option('--network <name>', 'a registered network', 'oct-resnet-50')
+    .option('--alpha <share>', 'share of the low branch', number)
+    .option('--dtypes <list>', 'what the convolutions multiply: f32, bf16, i8', listOf(dtype), ['f32', 'bf16', 'i8'])
+    .option('--threads <n>', 'threads of a run (default: all cores)', integer(1))
+    .action(memory);
 }
 
-function common(command: Command): Command {
+function common(command: Command, rounds: number): Command {
   return command
     .option('--size <pixels>', 'height and width of the input', integer(1), 224)
-    .option('--batch <n>', 'images per run', integer(1), 1)
-    .addOption(deviceOption())
-    .option('--rounds <n>', 'interleaved rounds', integer(1), 20)
+    .option('--rounds <n>', 'interleaved rounds', integer(1), rounds)
     .option('--out <file>', 'keep the result as JSON')
     .option('--json', 'print one JSON object');
 }
 
 interface Common {
   size: number;
-  batch: number;
-  device: DeviceOptions['device'];
   rounds: number;
   out?: string;
   json?: boolean;
 }
 
-type ModelsOptions = Common & { network: string; alphas: number[]; threads?: number[]; chart?: string };
+interface ModelsOptions extends Common {
+  network: string;
+  alphas: number[];
+  dtypes: ComputeType[];
+  device: DeviceOptions['device'];
+  batch: number[];
+  threads?: number[];
+  chart?: string;
+}
 
 async function models(options: ModelsOptions): Promise<void> {
   await prepare(options.out, options.chart);
   const line = progressLine();
   const { threads = [...new Set([1, devices().threads])] } = options;
-  const result = await benchModels({ ...options, threads, progress: line.show });
+  const result = await benchModels({ ...options, batches: options.batch, threads, progress: line.show });
   line.clear();
-  if (options.chart) await write(options.chart, chart(result, Math.max(...threads)));
+  if (options.chart) await write(options.chart, chart(result));
   await report(options, result, modelsTable(result));
 }
 
-type OpsOptions = Common & { network: string; alpha?: number; threads: number };
+interface OpsOptions extends Common {
+  network: string;
+  alpha?: number;
+  dtype?: ComputeType;
+  device: DeviceOptions['device'];
+  batch: number;
+  threads: number;
+}
 
 async function ops({ alpha, ...options }: OpsOptions): Promise<void> {
   await prepare(options.out);
   const line = progressLine();
-  const result = await benchOps({ ...options, options: alpha === undefined ? {} : { alpha }, progress: line.show });
+  const result = await benchOps({ ...options, options: alphaOf(alpha), progress: line.show });
   line.clear();
   await report(options, result, opsTable(result));
 }
+
+interface MemoryOptions extends Common {
+  network: string;
+  alpha?: number;
+  dtypes: ComputeType[];
+  threads?: number;
+}
+
+async function memory({ alpha, threads = devices().threads, ...options }: MemoryOptions): Promise<void> {
+  await prepare(options.out);
+  const line = progressLine();
+  const result = await benchMemory({ ...options, threads, options: alphaOf(alpha), progress: line.show });
+  line.clear();
+  await report(options, result, memoryTable(result));
+}
+
+const alphaOf = (alpha: number | undefined): NetworkOptions => (alpha === undefined ? {} : { alpha });
 
 async function report({ out, json }: Common, result: object, table: string): Promise<void> {
   if (out) await write(out, `${JSON.stringify(result, null, 1)}\n`);

@@ -1,10 +1,12 @@
 /** What the commands share: their options, and where a network comes from. */
 import { fileURLToPath } from 'node:url';
 import { type Command, InvalidArgumentError, Option } from 'commander';
+import { quantizeOnNoise } from '../bench/measure.js';
 import { devices } from '../devices.js';
+import type { ComputeType } from '../graph/graph.js';
 import { defaultInput } from '../input/preprocess.js';
-import { createModel, loadModel, type Model, type ModelOptions, type NetworkFile, openNetwork } from '../model.js';
-import { buildNetwork, type NetworkOptions } from '../models/index.js';
+import { loadModel, Model, type ModelOptions, type NetworkFile, openNetwork } from '../model.js';
+import { buildNetwork, type NetworkOptions, resolveNetworkOptions } from '../models/index.js';
 import type { ResolvedOptions } from '../models/infer.js';
 import { initialize } from '../weights/random.js';
 import { UsageError } from './output.js';
@@ -33,6 +35,7 @@ export function listOf<T>(one: (text: string) => T) {
 
 export interface DeviceOptions {
   device: 'auto' | 'cpu' | 'reference';
+  dtype?: ComputeType;
   threads?: number;
   json?: boolean;
 }
@@ -40,9 +43,21 @@ export interface DeviceOptions {
 export const deviceOption = (): Option =>
   new Option('--device <name>', 'what computes').choices(['auto', 'cpu', 'reference']).default('auto');
 
+const dtypes = ['f32', 'bf16', 'i8'] as const satisfies readonly ComputeType[];
+
+export function dtype(text: string): ComputeType {
+  const found = dtypes.find((known) => known === text);
+  if (found) return found;
+  throw new InvalidArgumentError('wanted f32, bf16 or i8.');
+}
+
+export const dtypeOption = (usual = 'i8 if the weights are quantized, else f32'): Option =>
+  new Option('--dtype <type>', `what the convolutions multiply (default: ${usual})`).choices(dtypes);
+
 export function withDevice(command: Command): Command {
   return command
     .addOption(deviceOption())
+    .addOption(dtypeOption())
     .option('--threads <n>', 'threads of a run (default: all cores)', integer(1))
     .option('--json', 'print one JSON object');
 }
@@ -95,33 +110,35 @@ function checkFlags(flags: NetworkFlags): void {
 /** A model from --model, --weights or --network. */
 export async function modelFrom(flags: NetworkFlags, options: ModelOptions): Promise<Model> {
   checkFlags(flags);
-  const { network, weights, model, seed = 0 } = flags;
-  if (model) return loadModel(model, options);
-  const shape = shapeOf(flags);
-  if (weights) return loadModel(weights, { ...options, network: givenTo(flags) });
-  return createModel(network ?? '', { ...shape, seed }, options);
+  const file = flags.model ?? flags.weights;
+  if (file !== undefined) return loadModel(file, { ...options, network: givenTo(flags) });
+  const { network, source, ...described } = await networkFrom(flags);
+  const weights = options.dtype === 'i8' ? await quantizeOnNoise(network, source, described.input) : source;
+  return Object.assign(new Model(network, weights, options), described);
 }
 
 /** The same without a device: the network and where its parameters come from. Close the source. */
-export async function networkFrom(flags: NetworkFlags): Promise<Omit<NetworkFile, 'labels' | 'options'>> {
+export async function networkFrom(flags: NetworkFlags): Promise<Omit<NetworkFile, 'labels'>> {
   checkFlags(flags);
   const { network: name = '', weights, model, seed = 0 } = flags;
-  const shape = shapeOf(flags);
   const file = model ?? weights;
   if (file !== undefined) return openNetwork(file, givenTo(flags));
+  const shape = shapeOf(flags);
   const network = buildNetwork(name, shape);
-  return { name, network, source: initialize(network, seed), input: defaultInput(shape.stem) };
+  const options = resolveNetworkOptions(name, shape);
+  return { name, options, network, source: initialize(network, seed), input: defaultInput(options.stem) };
 }
 
-export const modelOptions = ({ device, threads }: DeviceOptions): ModelOptions => ({ device, threads });
+export const modelOptions = ({ device, dtype, threads }: DeviceOptions): ModelOptions => ({ device, dtype, threads });
 
-/** What a model runs on; the reference has no instruction set. */
-export function placeOf({ device, threads }: Model): { device: string; isa?: string; threads: number } {
-  return { device, ...(device === 'cpu' && { isa: devices().isa }), threads };
+/** What a model runs on, and in; the reference has no instruction set. */
+export function placeOf(model: Model): { device: string; isa?: string; dtype: ComputeType; threads: number } {
+  const { device, dtype, threads } = model;
+  return { device, ...(device === 'cpu' && { isa: devices().isa }), dtype, threads };
 }
 
-/** `cpu avx2, 2 threads` */
+/** `cpu avx2, f32, 2 threads` */
 export function deviceLine(model: Model): string {
-  const { device, isa, threads } = placeOf(model);
-  return `${device}${isa ? ` ${isa}` : ''}, ${threads} thread${threads === 1 ? '' : 's'}`;
+  const { device, isa, dtype, threads } = placeOf(model);
+  return `${device}${isa ? ` ${isa}` : ''}, ${dtype}, ${threads} thread${threads === 1 ? '' : 's'}`;
 }

@@ -1,11 +1,10 @@
 /** convert and export: from one kind of file to another. */
 import { readFile, writeFile } from 'node:fs/promises';
 import { type Command, InvalidArgumentError, Option } from 'commander';
-import { toOnnx } from '../graph/onnx.js';
+import { readerOf, toOnnx } from '../graph/onnx.js';
 import { openNetwork, record } from '../model.js';
 import { fileError } from '../weights/file.js';
 import { writeModelFolder } from '../weights/folder.js';
-import type { WeightSource } from '../weights/source.js';
 import { integer, listOf, type NetworkFlags, networkFrom, number, withNetwork } from './common.js';
 import { count, print } from './output.js';
 
@@ -74,7 +73,7 @@ async function toFile({ onnx, size, ...flags }: NetworkFlags & { onnx: string; s
   const { name, network, source, input } = await networkFrom(flags);
   try {
     const { height, width } = size ? { height: size, width: size } : input;
-    const bytes = await toOnnx(record(network, [1, height, width, 3]), reader(source));
+    const bytes = await toOnnx(record(network, [1, height, width, 3]), readerOf(source));
     await writeFile(onnx, bytes).catch((error) => {
       throw fileError(onnx, error);
     });
@@ -83,8 +82,3 @@ async function toFile({ onnx, size, ...flags }: NetworkFlags & { onnx: string; s
     await source.close();
   }
 }
-
-const reader = (source: WeightSource) => async (name: string) => {
-  const { dtype = 'f32', shape = [] } = source.tensors.get(name) ?? {};
-  return { dtype, shape, data: await source.read(name) } as const;
-};

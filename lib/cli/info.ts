@@ -1,81 +1,140 @@
 import { stat } from 'node:fs/promises';
 import type { Command } from 'commander';
+import { table } from '../bench/table.js';
+import { costsOf, type StepCost } from '../costs.js';
 import { OctconvError } from '../error.js';
 import { countFlops } from '../flops.js';
-import type { GraphNode, TensorType } from '../graph/graph.js';
+import type { ComputeType, GraphNode, TensorType } from '../graph/graph.js';
 import type { Model } from '../model.js';
 import { networkNames } from '../models/index.js';
-import { integer, modelFrom, type NetworkFlags, withShape } from './common.js';
-import { count, print, printJson, style } from './output.js';
+import type { Plan } from '../plan.js';
+import { deviceLine, dtypeOption, integer, modelFrom, type NetworkFlags, placeOf, withShape } from './common.js';
+import { count, print, printJson, style, UsageError } from './output.js';
 
 export function infoCommand(program: Command): void {
-  withShape(program.command('info <network>'))
+  withShape(program.command('info [network]'))
     .description('layers, parameters, FLOPs, fused steps and memory of a network name, model folder or weight file')
+    .option('--model <dir>', 'a model folder, as other commands name it')
     .option('--size <pixels>', 'height and width of the input (default: what the network was made for)', integer(1))
     .option('--batch <n>', 'images per run', integer(1), 1)
+    .addOption(dtypeOption())
     .option('--threads <n>', 'threads of a run (default: all cores)', integer(1))
-    .option('--graph', 'every step, before and after fusion')
+    .option('--graph', 'every step, before and after fusion, and its shapes')
+    .option('--plan', 'every step after fusion, and what it costs')
     .option('--json', 'print one JSON object')
     .action(run);
 }
 
-type Options = NetworkFlags & { size?: number; batch: number; threads?: number; graph?: boolean; json?: boolean };
+interface Options extends NetworkFlags {
+  size?: number;
+  batch: number;
+  dtype?: ComputeType;
+  threads?: number;
+  graph?: boolean;
+  plan?: boolean;
+  json?: boolean;
+}
 
-async function run(target: string, options: Options): Promise<void> {
-  const { size, batch, threads, graph: details, json } = options;
-  using model = await open(target, options, threads);
+async function run(network: string | undefined, options: Options): Promise<void> {
+  const { size, batch, json } = options;
+  using model = await open(network, options);
   const { height = 224, width = 224 } = size ? { height: size, width: size } : (model.input ?? {});
-  const plan = await model.plan([batch, height, width, 3]);
-  const { graph } = plan;
+  const input = [batch, height, width, 3];
+  const plan = await model.plan(input);
+  const { graph, memory } = plan;
   const flops = countFlops(graph);
   const layers: Record<string, number> = {};
   for (const { op } of graph.nodes) layers[op] = (layers[op] ?? 0) + 1;
-  const before = graph.nodes.map((node) => describe(node, graph.values));
-  const after = plan.steps.map((step, i) => describe(step, plan.values, plan.algorithms[i]));
-  const { name: network, options: networkOptions } = model;
+  const recorded = graph.nodes.map((node) => describe(node, graph.values));
+  const fused = stepsOf(plan);
   if (json) {
-    const steps = details ? { graph: before, plan: after } : {};
-    const input = [batch, height, width, 3];
-    const fused = { steps: plan.steps.length, memory: plan.memory };
-    printJson({ network, options: networkOptions, input, layers, ...flops, ...fused, ...steps });
+    const { name, options: networkOptions } = model;
+    const about = { network: name, options: networkOptions, input, ...placeOf(model), layers, ...flops };
+    const steps = { ...(options.graph && { graph: recorded }), ...((options.graph || options.plan) && { plan: fused }) };
+    printJson({ ...about, steps: plan.steps.length, memory, ...steps });
     return;
   }
-  const mega = (bytes: number) => `${(bytes / 1048576).toFixed(1)} MiB`;
-  const given = Object.entries(networkOptions ?? {}).map(([key, value]) => `${key} ${value}`);
-  print(style('bold', `${network} ${given.join(', ')}`.trim()));
+  const given = Object.entries(model.options ?? {}).map(([key, value]) => `${key} ${value}`);
+  print(style('bold', `${model.name} ${given.join(', ')}`.trim()));
   const facts = {
-    input: `[${batch}, ${height}, ${width}, 3]`,
+    input: `[${input.join(', ')}]`,
     layers: Object.entries(layers).map(([op, n]) => `${n} ${op}`).join(', '),
     parameters: count(flops.parameters),
     'multiply-adds': `${(flops.multiplyAdds / 1e9).toFixed(3)} G`,
     "the authors' count": `${(flops.authors / 1e9).toFixed(3)} G, with pooling and ReLU`,
     steps: `${graph.nodes.length} recorded, ${plan.steps.length} after fusion`,
-    'memory of a run': `${mega(plan.memory.activations)} of activations, ${mega(plan.memory.run)} with scratch`,
+    device: deviceLine(model),
+    'memory of a run': `${mebi(memory.activations)} of activations, ${mebi(memory.run)} with scratch`,
   };
   for (const [key, value] of Object.entries(facts)) print(`  ${key.padEnd(20)}${value}`);
-  if (!details) return;
-  for (const [title, steps] of [['recorded', before], ['after fusion', after]] as const) {
-    print(style('bold', `\n${title}`));
-    const names = Math.max(...steps.map((step) => step.name.length));
-    const ops = Math.max(...steps.map((step) => step.op.length));
-    for (const step of steps) {
-      const algorithm = step.algorithm ? style('dim', `  ${step.algorithm}`) : '';
-      print(`  ${step.name.padEnd(names)}  ${step.op.padEnd(ops)}  ${step.shapes}${algorithm}`);
-    }
+  if (options.graph) {
+    show('recorded', shapesTable(recorded));
+    show('after fusion', shapesTable(fused));
+  }
+  if (options.plan) {
+    show('plan', planTable(fused));
+    const weights = fused.reduce((sum, { bytes }) => sum + bytes.weights, 0);
+    print(`  ${mebi(weights)} of weights; a run has ${facts['memory of a run']}`);
   }
 }
 
-type Step = Pick<GraphNode, 'name' | 'op' | 'inputs' | 'outputs'>;
+const mebi = (bytes: number) => `${(bytes / 2 ** 20).toFixed(1)} MiB`;
 
-function describe({ name, op, inputs, outputs }: Step, values: readonly TensorType[], algorithm?: string) {
-  const list = (ids: readonly number[]) => ids.map((id) => values[id]?.shape.join('x')).join(' + ');
-  return { name, op, shapes: `${list(inputs)} -> ${list(outputs)}`, algorithm };
+function show(title: string, lines: string): void {
+  print(style('bold', `\n${title}`));
+  print(lines.replace(/^/gm, '  '));
 }
 
-async function open(target: string, flags: NetworkFlags, threads: number | undefined): Promise<Model> {
-  if (networkNames.includes(target)) return modelFrom({ ...flags, network: target }, { threads });
-  const found = await stat(target).catch(() => undefined);
-  if (!found) throw new OctconvError(`${target}: no such file, and no network: those are ${networkNames.join(', ')}`);
-  const source = found.isDirectory() ? { model: target } : { weights: target };
-  return modelFrom({ ...flags, ...source }, { threads });
+interface Shown {
+  readonly name: string;
+  readonly op: string;
+  readonly shapes: string;
+}
+
+function describe({ name, op, inputs, outputs }: Omit<GraphNode, 'attrs' | 'params'>, values: readonly TensorType[]): Shown {
+  const list = (ids: readonly number[]) => ids.map((id) => values[id]?.shape.join('x')).join(' + ');
+  return { name, op, shapes: `${list(inputs)} -> ${list(outputs)}` };
+}
+
+type PlanStep = Shown & StepCost & { readonly algorithm: string };
+
+function stepsOf(plan: Plan): PlanStep[] {
+  const costs = costsOf(plan);
+  return plan.steps.map((step, i) => ({
+    ...describe(step, plan.values),
+    ...(costs[i] as StepCost),
+    algorithm: plan.algorithms[i] ?? '',
+  }));
+}
+
+function shapesTable(steps: readonly (Shown & { algorithm?: string })[]): string {
+  const [names, ops] = [Math.max(...steps.map((s) => s.name.length)), Math.max(...steps.map((s) => s.op.length))];
+  const line = ({ name, op, shapes, algorithm = '' }: (typeof steps)[number]) =>
+    `${name.padEnd(names)}  ${op.padEnd(ops)}  ${shapes}${algorithm && style('dim', `  ${algorithm}`)}`;
+  return steps.map(line).join('\n');
+}
+
+function planTable(steps: readonly PlanStep[]): string {
+  const kibi = (bytes: number) => count(Math.ceil(bytes / 1024));
+  const mega = (n: number) => (n / 1e6).toFixed(1);
+  const sum = (of: (step: PlanStep) => number) => steps.reduce((total, step) => total + of(step), 0);
+  const bytes = (['inputs', 'outputs', 'weights'] as const).map((kind) => kibi(sum((step) => step.bytes[kind])));
+  const lines = steps.map(({ name, op, inputs, outputs, computes, multiplyAdds, bytes, algorithm }) => [
+    ...[name, op, `${inputs.join('+')} -> ${outputs.join('+')}`, computes.join('+')],
+    ...[mega(multiplyAdds), kibi(bytes.inputs), kibi(bytes.outputs), kibi(bytes.weights), algorithm],
+  ]);
+  lines.push(['all', '', '', '', mega(sum((step) => step.multiplyAdds)), ...bytes, '']);
+  const head = ['step', 'op', 'types', 'products', 'M MAdd', 'KiB in', 'out', 'weights', 'algorithm'];
+  return table(head, lines, ['op', 'types', 'products', 'algorithm']);
+}
+
+async function open(network: string | undefined, flags: Options): Promise<Model> {
+  const { dtype, threads, model } = flags;
+  const options = { dtype, threads };
+  if ((network === undefined) === (model === undefined)) throw new UsageError('wanted either a network or --model');
+  if (network === undefined) return modelFrom(flags, options);
+  if (networkNames.includes(network)) return modelFrom({ ...flags, network }, options);
+  const found = await stat(network).catch(() => undefined);
+  if (!found) throw new OctconvError(`${network}: no such file, and no network: those are ${networkNames.join(', ')}`);
+  return modelFrom({ ...flags, ...(found.isDirectory() ? { model: network } : { weights: network }) }, options);
 }

@@ -27,7 +27,9 @@ struct Tile {
   ptrdiff_t rowStride;
   const Segment* segments;
   size_t segmentCount;
-  const char* weights;       // packed: [tap][word][V * lanes]; depthwise: f32 [tap][V * lanes]
+  const char* weights;  // packed: [tap][word][V * lanes]; depthwise: f32 [tap][V * lanes]
+  const char* ahead;    // weights to fetch meanwhile into the L2 cache, and how many bytes of them per word
+  ptrdiff_t aheadStep;
   const float* scale;        // V * lanes: what a sum of integers is worth, or null
   const float* bias;         // V * lanes
   const char* const* start;  // per pixel the V * lanes sums to begin with (the upsampled low product), or null

@@ -22,6 +22,7 @@ namespace {
 constexpr int64_t fewChannels = 16;        // below this an input under a wide kernel is copied with its padding
 constexpr int64_t blockBytes = 256 << 10;  // input bytes of a block: a good part of the L2 cache
 constexpr int64_t winogradBytes = 384 << 10;
+constexpr int64_t fetchingTiles = 8;  // that share in fetching the next weights
 constexpr int64_t fewestPixels = 48;  // of a block: a panel's weights are read once per block
 constexpr double taskFlops = 2e6;     // about 20 us: less is not worth another thread
 constexpr int64_t tasksPerThread = 6;
@@ -330,6 +331,11 @@ void runTiles(const TileSet& set, Tile tile, const Panel& panel, bool depthwise,
   const TileFunction* functions = depthwise ? set.depthwise : set.tiles[panel.vectors];
   const int64_t outBytes = tile.raw ? 4 : static_cast<int64_t>(bytesOf(tile.out.dtype)),
                 residualBytes = static_cast<int64_t>(bytesOf(tile.residual.dtype));
+  // While these weights are used again and again, those behind them, which are next, come from memory.
+  const int64_t wordBytes = panel.vectors * set.lanes * packedBytes(set.words),
+                fetching = std::min(parts, fetchingTiles);
+  int64_t words = 0;
+  for (size_t s = 0; s < tile.segmentCount; s++) words += tile.segments[s].taps * tile.segments[s].bytes / 4;
   const Tile base = tile;
   for (int64_t i = 0; i < parts; i++) {
     const auto [begin, end] = piece(count, parts, i);
@@ -338,6 +344,8 @@ void runTiles(const TileSet& set, Tile tile, const Panel& panel, bool depthwise,
     tile.residual.data =
         base.residual.data ? static_cast<char*>(base.residual.data) + begin * base.pitch * residualBytes : nullptr;
     tile.out.data = static_cast<char*>(base.out.data) + begin * base.pitch * outBytes;
+    tile.ahead = base.weights + (i < fetching ? words * wordBytes * (fetching + i) / fetching : 0);
+    tile.aheadStep = i < fetching ? wordBytes / fetching : 0;
     functions[end - begin](tile);
   }
 }

@@ -61,12 +61,24 @@ PackedWeights::PerBranch layOut(const Branch& branch, const Params& params, Layo
   });
   PackedWeights::PerBranch per{branch.compute, branch.winograd, depthwise, panelsOf(set, channels, groups, depthwise),
                                mainWords,      lowWords};
+  int64_t widths = 0;
   for (Panel& panel : per.panels) {
     const int64_t width = panel.vectors * set.lanes, bytes = depthwise ? 4 : packedBytes(set.words);
+    widths += width;
     panel.bias = layout.add(width * 4);
     panel.scale = branch.compute == Compute::i8 ? layout.add(width * 4) : 0;
+    if (branch.winograd) continue;
+    panel.low = layout.add(lowWords * width * bytes);  // in the order of their use
     panel.weights = layout.add(mainWords * width * bytes);
-    panel.low = layout.add(lowWords * width * bytes);
+  }
+  if (branch.winograd) {  // [position][panel]: as they are read
+    size_t main = layout.add(mainWords * widths * 4), low = layout.add(lowWords * widths * 4);
+    for (Panel& panel : per.panels) {
+      panel.weights = main, panel.low = low;
+      main += mainWords / positionsOf(branch) * panel.vectors * set.lanes * 4;
+      low += lowWords / positionsOf(branch) * panel.vectors * set.lanes * 4;
+    }
+    per.widths = widths;
   }
   return per;
 }
@@ -109,14 +121,14 @@ void packBranch(const Branch& branch, const PackedWeights::PerBranch& per, const
         const Panel& panel = per.panels[p];
         const int64_t width = panel.vectors * set.lanes, bytes = width * (per.depthwise ? 4 : packedBytes(set.words));
         size_t& at = source.upsample ? nextLow[p] : next[p];
-        // A tap of Winograd's, a position, has the channels of all sources together: each position is one product.
+        // A tap of Winograd's, a position, has the channels of all sources together, panel by panel.
         const int64_t all = source.upsample ? per.lowWords : per.mainWords,
-                      tapWords = branch.winograd ? all / taps : words;
+                      tapBytes = branch.winograd ? all / taps * per.widths * 4 : words * bytes;
         for (int64_t c = 0; c < panel.channels; c++) {
           const float* from = w.elements.data() + (panel.begin + c) * inputs * taps;
           for (int64_t tap = 0; tap < taps; tap++)
             for (int64_t i = 0; i < inputs; i++) {
-              char* word = memory + at + (tap * tapWords + i / perWord(branch.compute)) * bytes;
+              char* word = memory + at + tap * tapBytes + i / perWord(branch.compute) * bytes;
               putWeight(per.depthwise ? depthwiseWords(branch.compute) : set.words, word, width, c,
                         i % perWord(branch.compute), from[i * taps + tap]);
             }

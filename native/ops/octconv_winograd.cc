@@ -85,7 +85,8 @@ struct Transform {
         tile.rows = rows;
         tile.segments = &segment;
         tile.segmentCount = 1;
-        tile.weights = plan.weights->memory.data() + (low ? panel.low : panel.weights) + p * channels * lanes * 4;
+        tile.weights =
+            plan.weights->memory.data() + (low ? panel.low : panel.weights) + p * channels * b.packed->widths * 4;
         tile.raw = true;
         tile.out = {to, DType::f32};
         tile.pitch = width;
@@ -125,8 +126,7 @@ Source overTiles(const Source& source, int64_t winograd) {
 
 size_t winogradScratch(const BranchPlan& b) { return piecesOf(b).size; }
 
-void runWinograd(const FastPlan& plan, const BranchPlan& b, const Block& block, const Run& run,
-                 char* memory) {
+void runWinograd(const FastPlan& plan, const BranchPlan& b, const Block& block, const Run& run, char* memory) {
   const Pieces at = piecesOf(b);
   const Shape &y = b.main.grid, &l = b.low.grid;
   const Transform transform{plan,

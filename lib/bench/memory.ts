@@ -1,0 +1,171 @@
+/** How much memory a network takes and how soon it answers, in a fresh process: ours and onnxruntime's. */
+import { execFile } from 'node:child_process';
+import { rmSync } from 'node:fs';
+import { mkdtemp, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { extname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { promisify } from 'node:util';
+import { OctconvError } from '../error.js';
+import type { ComputeType } from '../graph/graph.js';
+import { readerOf, toOnnx } from '../graph/onnx.js';
+import { defaultInput } from '../input/preprocess.js';
+import { record } from '../model.js';
+import { type NetworkOptions, resolveNetworkOptions } from '../models/index.js';
+import { writeModelFolder } from '../weights/folder.js';
+import type { First, Seen } from './first.js';
+import { goalsIsa, goalsMachine } from './goals.js';
+import { type Machine, machine, type Times, timesOf } from './measure.js';
+import { Net, peerDTypes } from './models.js';
+import { peerVersion, sessionOptions } from './peer.js';
+import { table, threadsOf } from './table.js';
+
+export interface BenchMemoryOptions {
+  readonly network: string;
+  readonly options: NetworkOptions;
+  readonly size: number;
+  readonly dtypes: readonly ComputeType[];
+  readonly threads: number;
+  readonly rounds: number;
+  readonly progress?: (text: string) => void;
+}
+
+/** Of every round, their minimum and median. */
+export interface Process {
+  readonly milliseconds: Times;
+  /** MiB: the peak, and what of it was there before the network was opened. */
+  readonly peak: Times;
+  readonly before: Times;
+}
+
+export interface MemoryRow {
+  readonly dtype: ComputeType;
+  readonly peerDType: ComputeType;
+  readonly ours: Process;
+  readonly theirs: Process;
+  /** What is wanted of ours, for the network that goals are about. */
+  readonly goal?: { readonly peak: number; readonly milliseconds: number } | undefined;
+}
+
+export interface MemoryResult {
+  readonly bench: 'memory';
+  readonly machine: Machine;
+  /** Version of onnxruntime-node. */
+  readonly peer: string;
+  readonly network: string;
+  readonly options: NetworkOptions;
+  readonly size: number;
+  readonly threads: number;
+  readonly rounds: number;
+  readonly rows: readonly MemoryRow[];
+}
+
+/** MiB for Oct-ResNet-50, alpha .5, at 224 px. */
+const peaks: Record<ComputeType, number> = { f32: 200, bf16: 150, i8: 110 };
+const milliseconds = 400;
+
+export async function benchMemory(given: BenchMemoryOptions): Promise<MemoryResult> {
+  const { network, size, dtypes, threads, rounds, progress } = given;
+  const peer = await peerVersion();
+  const options = resolveNetworkOptions(network, given.options);
+  const usual = network === 'oct-resnet-50' && options.alpha === 0.5 && options.width === 64 && size === 224;
+  const rows = await inFolder(async (folder) => {
+    const net = new Net(network, given.options, size);
+    for (const kind of new Set(dtypes.map((dtype) => peerDTypes[dtype]))) {
+      progress?.(`writing the network in ${kind}`);
+      await write(net, kind, folder);
+    }
+    const session = sessionOptions(threads, 1);
+    const jobs = dtypes.flatMap((dtype): First[] => {
+      const files = filesOf(folder, peerDTypes[dtype]);
+      return [{ folder: files.ours, size, dtype, threads }, { onnx: files.theirs, size, session }];
+    });
+    const seen: Seen[][] = jobs.map(() => []);
+    for (let round = 0; round < rounds; round++) {
+      progress?.(`round ${round + 1} of ${rounds}`);
+      for (const [i, job] of jobs.entries()) seen[i]?.push(await inProcess(job));
+    }
+    return dtypes.map((dtype, i): MemoryRow => {
+      const [ours, theirs] = seen.slice(2 * i).map(processOf) as [Process, Process];
+      const goal = usual ? { peak: peaks[dtype], milliseconds } : undefined;
+      return { dtype, peerDType: peerDTypes[dtype], ours, theirs, goal };
+    });
+  });
+  return { bench: 'memory', machine: machine(), peer, network, options, size, threads, rounds, rows };
+}
+
+/** A temporary folder that an interrupt removes too. */
+async function inFolder<T>(work: (folder: string) => Promise<T>): Promise<T> {
+  const folder = await mkdtemp(join(tmpdir(), 'octconv-'));
+  const remove = () => rmSync(folder, { recursive: true, force: true });
+  const interrupted = () => {
+    remove();
+    process.exit(130);
+  };
+  process.once('SIGINT', interrupted);
+  try {
+    return await work(folder);
+  } finally {
+    process.off('SIGINT', interrupted);
+    remove();
+  }
+}
+
+const filesOf = (folder: string, dtype: string) => ({ ours: join(folder, dtype), theirs: join(folder, `${dtype}.onnx`) });
+
+/** The network as a model folder and as ONNX. */
+async function write(net: Net, dtype: 'f32' | 'i8', folder: string): Promise<void> {
+  const { weights, ranges } = dtype === 'i8' ? await net.quantized() : { weights: net.weights };
+  const options = resolveNetworkOptions(net.name, net.options);
+  const labels = Array.from({ length: options.classes }, (_, i) => `class ${i}`);
+  const input = { ...defaultInput(options.stem), height: net.size, width: net.size, resize: net.size };
+  const { ours, theirs } = filesOf(folder, dtype);
+  await writeModelFolder(ours, { network: net.name, options, input }, labels, weights);
+  await writeFile(theirs, await toOnnx(record(net.network, [1, net.size, net.size, 3]), readerOf(weights), { ranges }));
+}
+
+/** Beside this file, and like it compiled or not. */
+const first = fileURLToPath(new URL(`first${extname(import.meta.url)}`, import.meta.url));
+
+async function inProcess(job: First): Promise<Seen> {
+  try {
+    const args = [...process.execArgv, first, JSON.stringify(job)];
+    const { stdout } = await promisify(execFile)(process.execPath, args);
+    return JSON.parse(stdout);
+  } catch (error) {
+    const { stderr = '', message } = error as Error & { stderr?: string };
+    throw new OctconvError(`bench: ${/^\w*Error: (.*)$/m.exec(stderr)?.[1] ?? message}`);
+  }
+}
+
+function processOf(seen: readonly Seen[]): Process {
+  const mebi = (of: (one: Seen) => number) => timesOf(seen.map((one) => of(one) / 2 ** 20));
+  return {
+    milliseconds: timesOf(seen.map((one) => one.milliseconds)),
+    peak: mebi(({ peak }) => peak),
+    before: mebi(({ before }) => before),
+  };
+}
+
+export function memoryTable({ machine, peer, network, options, size, threads, rounds, rows }: MemoryResult): string {
+  const goals = rows.some(({ goal }) => goal);
+  const line = (name: string, { before, peak, milliseconds }: Process, goal?: MemoryRow['goal']) => {
+    const memory = [before.median, peak.min, peak.median, ...(goals ? [goal?.peak] : [])];
+    const times = [milliseconds.min, milliseconds.median, ...(goals ? [goal?.milliseconds] : [])];
+    return [name, ...[...memory, ...times].map((value) => value?.toFixed(0) ?? '')];
+  };
+  const lines = rows.flatMap(({ dtype, peerDType, ours, theirs, goal }) => [
+    line(`octconv ${dtype}`, ours, goal),
+    line(`onnxruntime ${peerDType}`, theirs),
+  ]);
+  const goalOf = goals ? ['goal'] : [];
+  const head = ['in a fresh process', 'MiB before', 'peak min', 'median', ...goalOf, 'ms min', 'median', ...goalOf];
+  return [
+    `${machine.cpu}, ${machine.isa}, ${threadsOf(threads)}; onnxruntime-node ${peer}`,
+    `${network}, alpha ${options.alpha}, ${size} x ${size}, ${rounds} rounds; ms from opening the file, which is in the page`,
+    'cache, to the first result; before: Node.js and the code of the engine, without a network',
+    ...(goals && machine.isa !== goalsIsa ? [`goals are for ${goalsMachine}; this machine is ${machine.isa}`] : []),
+    '',
+    table(head, lines),
+  ].join('\n');
+}

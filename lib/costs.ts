@@ -1,0 +1,64 @@
+/** What the steps of a plan cost: multiply-adds, and bytes that are read and written. */
+import { devices } from './devices.js';
+import { bytesPerElement, type DType } from './dtype.js';
+import type { ComputeType } from './graph/graph.js';
+import type { Branch, Source, Step } from './graph/lower.js';
+import type { Plan } from './plan.js';
+import { elementCount, type Shape } from './tensor.js';
+
+export interface StepCost {
+  readonly multiplyAdds: number;
+  /** What is multiplied; more than one if a branch stays in f32. None where nothing is. */
+  readonly computes: readonly ComputeType[];
+  readonly inputs: readonly DType[];
+  readonly outputs: readonly DType[];
+  readonly bytes: {
+    readonly inputs: number;
+    readonly outputs: number;
+    /** As packed, but for the padding. */
+    readonly weights: number;
+  };
+}
+
+/** Where a CPU has no products of a data type, weights are kept wider (`Words` in native/cpu/tile.h). */
+function packedBytes(): Record<ComputeType, number> {
+  const { isa } = devices();
+  return { f32: 4, bf16: /bf16/.test(isa) ? 2 : 4, i8: /vnni|bf16/.test(isa) ? 1 : 2 };
+}
+
+/** One for each step. */
+export function costsOf({ steps, values, graph }: Pick<Plan, 'steps' | 'values' | 'graph'>): StepCost[] {
+  const typesOf = (ids: readonly number[]) => ids.flatMap((id) => values[id] ?? []);
+  const sizeOf = (ids: readonly number[]) =>
+    typesOf(ids).reduce((sum, { dtype, shape }) => sum + elementCount(shape) * bytesPerElement[dtype], 0);
+  const parameters = (name: string) => elementCount(graph.params.get(name) ?? []);
+  const shapeOf = (id = -1): Shape => values[id]?.shape ?? [];
+
+  const products = (branch: Branch, { input, weight, upsample }: Source) =>
+    // What is upsampled is multiplied at the low resolution.
+    parameters(weight) * elementCount(shapeOf(upsample ? input : branch.outputs[0]).slice(0, -1));
+  const sourcesOf = (branch: Pick<Branch, 'terms'>) => branch.terms.flatMap(({ sources }) => sources);
+  const bytesOf = packedBytes();
+  const weightsOf = ({ branches, params }: Step) => {
+    if (!branches) return 4 * Object.values(params).reduce((sum, name) => sum + parameters(name), 0);
+    return branches
+      .flatMap(({ compute = 'f32', winograd, ...branch }) => {
+        // Of 3 x 3 weights Winograd's algorithm makes as many as a tile has positions.
+        const each = bytesOf[compute] * (winograd ? (winograd + 2) ** 2 / 9 : 1);
+        return sourcesOf(branch).map(({ weight }) => each * parameters(weight));
+      })
+      .reduce((sum, bytes) => sum + bytes, 0);
+  };
+  return steps.map((step) => {
+    const { branches = [], inputs, outputs } = step;
+    return {
+      multiplyAdds: branches
+        .flatMap((branch) => sourcesOf(branch).map((source) => products(branch, source)))
+        .reduce((sum, count) => sum + count, 0),
+      computes: [...new Set(branches.map(({ compute = 'f32' }) => compute))],
+      inputs: [...new Set(typesOf(inputs).map(({ dtype }) => dtype))],
+      outputs: [...new Set(typesOf(outputs).map(({ dtype }) => dtype))],
+      bytes: { inputs: sizeOf(inputs), outputs: sizeOf(outputs), weights: weightsOf(step) },
+    };
+  });
+}
