@@ -29,7 +29,7 @@ describe('native symbols', () => {
     if (!existsSync(join(build, 'Release/octconv.node'))) this.skip();
   });
 
-  for (const level of ['avx2', 'avx512']) {
+  for (const level of ['avx2', 'avx512', 'avx512vnni', 'avx512bf16']) {
     it(`objects compiled for ${level} define nothing outside octconv::${level}`, function () {
       if (process.arch !== 'x64') return this.skip();
       const folder = join(build, `CMakeFiles/octconv_${level}.dir`);

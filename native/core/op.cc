@@ -22,24 +22,25 @@ static float halfToFloat(uint16_t bits) {
   return value;
 }
 
-std::vector<float> Param::floats() const {
-  std::vector<float> out(static_cast<size_t>(elements()));
-  const auto* half = static_cast<const uint16_t*>(data);
+std::vector<float> Param::floats() const { return floats(0, elements()); }
+
+std::vector<float> Param::floats(int64_t first, int64_t count) const {
+  std::vector<float> out(static_cast<size_t>(count));
+  const auto convert = [&](const auto* from, auto&& value) {
+    for (size_t i = 0; i < out.size(); i++) out[i] = value(from[first + static_cast<int64_t>(i)]);
+  };
   switch (dtype) {
     case DType::f32:
-      std::memcpy(out.data(), data, out.size() * 4);
+      std::memcpy(out.data(), static_cast<const float*>(data) + first, out.size() * 4);
       break;
     case DType::f16:
-      for (size_t i = 0; i < out.size(); i++) out[i] = halfToFloat(half[i]);
+      convert(static_cast<const uint16_t*>(data), halfToFloat);
       break;
     case DType::bf16:
-      for (size_t i = 0; i < out.size(); i++) {
-        const uint32_t word = static_cast<uint32_t>(half[i]) << 16;
-        std::memcpy(&out[i], &word, 4);
-      }
+      convert(static_cast<const BFloat16*>(data), floatOf);
       break;
     case DType::i8:
-      for (size_t i = 0; i < out.size(); i++) out[i] = static_cast<const int8_t*>(data)[i];
+      convert(static_cast<const int8_t*>(data), [](int8_t x) { return static_cast<float>(x); });
       break;
     default:
       fail("parameter of type ", nameOf(dtype), ", wanted f32, f16, bf16 or i8");

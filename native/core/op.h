@@ -23,7 +23,8 @@ struct Param {
   const void* data = nullptr;
 
   int64_t elements() const;
-  std::vector<float> floats() const;  // f32, f16, bf16 or i8 as f32
+  std::vector<float> floats() const;                              // f32, f16, bf16 or i8 as f32
+  std::vector<float> floats(int64_t first, int64_t count) const;  // some of them
 };
 using Params = std::map<std::string, Param>;
 

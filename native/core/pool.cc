@@ -4,7 +4,9 @@
 #include <cmath>
 #include <condition_variable>
 #include <deque>
+#include <exception>
 #include <fstream>
+#include <future>
 #include <memory>
 #include <string>
 #include <system_error>
@@ -197,6 +199,25 @@ void release() {
 void submit(int threads, std::function<void(Gang&)> job) {
   std::lock_guard lock(guard());
   instance->submit(threads, std::move(job));
+}
+
+void parallel(int64_t tasks, const std::function<void(int64_t)>& body) {
+  std::promise<void> done;
+  std::mutex mutex;
+  std::exception_ptr error;
+  submit(hardwareThreads(), [&](Gang& gang) {
+    gang.parallel(tasks, [&](int64_t task, int) {
+      try {
+        body(task);
+      } catch (...) {
+        std::lock_guard lock(mutex);
+        error = std::current_exception();
+      }
+    });
+    done.set_value();
+  });
+  done.get_future().get();
+  if (error) std::rethrow_exception(error);
 }
 
 // cgroup v2 writes "quota period" (or "max period") to cpu.max, v1 has a file for each (-1 = no limit).

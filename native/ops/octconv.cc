@@ -184,23 +184,27 @@ Affine affineOf(const Term& term, const Params& params, int64_t channels) {
   return affine;
 }
 
-Weights weightsOf(const Source& source, const Params& params, int64_t outputs) {
+const Param& weightOf(const Source& source, const Params& params, int64_t outputs) {
   const Param& param = paramOf(params, source.weight);
   const auto& shape = param.shape;
   const bool fits = shape.size() >= 2 && shape[0] == outputs && shape[1] > 0 &&
                     param.elements() == outputs * shape[1] * source.taps();
   if (!fits)
     fail("octConv: ", source.weight, " does not have ", outputs, " output channels and ", source.taps(), " taps");
-  const bool integers = param.dtype == DType::i8;
-  return {param.floats(),
-          integers ? vectorOf(params, source.weight + ".scale", outputs) : std::vector<float>(outputs, 1.f)};
+  return param;
 }
 
-// --- The slow reference: the specification ----------------------------------------------------------------------
+std::vector<float> weightScalesOf(const Source& source, const Params& params, int64_t outputs) {
+  const bool integers = paramOf(params, source.weight).dtype == DType::i8;
+  return integers ? vectorOf(params, source.weight + ".scale", outputs) : std::vector<float>(outputs, 1.f);
+}
 
 namespace {
 
 struct PlainWeights : Packed {
+  struct Weights {
+    std::vector<float> elements, scale;
+  };
   struct PerTerm {
     std::vector<Weights> sources;
     Affine affine;
@@ -322,7 +326,8 @@ std::shared_ptr<const Packed> pack(const Attr& attrs, const Params& params, Devi
     for (const Term& term : branch.terms) {
       terms.push_back({{}, affineOf(term, params, channels)});
       for (const Source& source : term.sources) {
-        terms.back().sources.push_back(weightsOf(source, params, channels));
+        terms.back().sources.push_back(
+            {weightOf(source, params, channels).floats(), weightScalesOf(source, params, channels)});
         if (branch.compute != Compute::bf16) continue;
         // bf16 weights are those of the folded batch normalisation.
         auto& [w, scale] = terms.back().sources.back();

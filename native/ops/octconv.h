@@ -60,11 +60,9 @@ struct Affine {
 };
 Affine affineOf(const Term& term, const Params& params, int64_t channels);
 
-// A source's weights [O, I / groups, taps], shape checked: numbers, or for i8 integers; times scale[O] either way.
-struct Weights {
-  std::vector<float> elements, scale;
-};
-Weights weightsOf(const Source& source, const Params& params, int64_t outputs);
+// A source's weight, shape checked, [O, I / groups, taps]: numbers, or integers; either way times a scale per output.
+const Param& weightOf(const Source& source, const Params& params, int64_t outputs);
+std::vector<float> weightScalesOf(const Source& source, const Params& params, int64_t outputs);
 
 // --- The fast kernel (octconv_cpu.cc) ---------------------------------------------------------------------------
 

@@ -1,28 +1,29 @@
 // Weights of octConv as the tiles of the CPU read them: batch normalisation folded in, in panels of output channels,
 // [tap][word of input channels][output channel].
+#include "../core/pool.h"
 #include "octconv_cpu.h"
 
 namespace octconv {
 namespace {
 
-// Puts the weight of element `i` of a word for output channel `c` of `width` (see Words in tile.h).
-void putWeight(Words words, char* word, int64_t width, int64_t c, int64_t i, float w) {
+// Puts the weights of element `i` of a word for `channels` of `width` output channels (see Words in tile.h); they lie
+// `stride` apart.
+void putWeights(Words words, char* word, int64_t width, int64_t channels, int64_t i, const float* w, int64_t stride) {
+  const auto put = [&](auto* to, int64_t step, auto&& convert) {
+    for (int64_t c = 0; c < channels; c++) to[c * step] = convert(w[c * stride]);
+  };
   switch (words) {
     case Words::f32:
-      reinterpret_cast<float*>(word)[c] = w;
-      break;
+      return put(reinterpret_cast<float*>(word), 1, [](float x) { return x; });
     case Words::bf16:
-      reinterpret_cast<BFloat16*>(word)[c * 2 + i] = bfloat16Of(w);
-      break;
+      return put(reinterpret_cast<BFloat16*>(word) + i, 2, bfloat16Of);
     case Words::bf16AsF32:
-      reinterpret_cast<float*>(word)[i * width + c] = floatOf(bfloat16Of(w));
-      break;
+      return put(reinterpret_cast<float*>(word) + i * width, 1, [](float x) { return floatOf(bfloat16Of(x)); });
     case Words::u8:
-      reinterpret_cast<int8_t*>(word)[c * 4 + i] = static_cast<int8_t>(w);
-      break;
+      return put(reinterpret_cast<int8_t*>(word) + i, 4, [](float x) { return static_cast<int8_t>(x); });
     case Words::u8AsI16:
-      reinterpret_cast<int16_t*>(word)[(i % 2 * width + c) * 2 + i / 2] = static_cast<int16_t>(w);
-      break;
+      return put(reinterpret_cast<int16_t*>(word) + i % 2 * width * 2 + i / 2, 2,
+                 [](float x) { return static_cast<int16_t>(x); });
   }
 }
 
@@ -43,15 +44,13 @@ std::vector<Panel> panelsOf(const TileSet& set, int64_t channels, int64_t groups
   return panels;
 }
 
-// A depthwise tile takes one f32 per channel and tap.
-Words depthwiseWords(Compute compute) { return compute == Compute::bf16 ? Words::bf16AsF32 : Words::f32; }
-
 // Where the numbers of a branch's panels go; whether all is depthwise.
 PackedWeights::PerBranch layOut(const Branch& branch, const Params& params, Layout& layout) {
   const TileSet& set = tilesFor(branch.compute);
   const int64_t channels = outputChannels(branch, params), groups = branch.groups();
   if (channels < 1 || groups < 1 || channels % groups)
     fail("octConv: ", groups, " groups do not divide ", channels, " output channels");
+  branch.eachSource([&](const Source& s) { weightOf(s, params, channels); });
   bool depthwise = groups > 1 && groups == channels;
   branch.eachSource([&](const Source& s) { depthwise = depthwise && inputsOf(s, params) == 1 && !s.upsample; });
   int64_t mainWords = 0, lowWords = 0;
@@ -83,65 +82,69 @@ PackedWeights::PerBranch layOut(const Branch& branch, const Params& params, Layo
   return per;
 }
 
-void packBranch(const Branch& branch, const PackedWeights::PerBranch& per, const Params& params, char* memory) {
+// Whether there are lanes beyond the last channel, or elements beyond the last input, that no weight fills.
+bool hasGaps(const Branch& branch, const PackedWeights::PerBranch& per, const Params& params) {
+  bool gaps = false;
+  for (const Panel& panel : per.panels) gaps = gaps || panel.channels < panel.vectors * tilesFor(branch.compute).lanes;
+  branch.eachSource([&](const Source& s) { gaps = gaps || inputsOf(s, params) % perWord(branch.compute) != 0; });
+  return gaps;
+}
+
+// One panel: all terms and sources, one after the other.
+void packPanel(const Branch& branch, const PackedWeights::PerBranch& per, const Panel& panel, const Params& params,
+               const std::vector<Affine>& affines, char* memory) {
   const TileSet& set = tilesFor(branch.compute);
-  const int64_t channels = outputChannels(branch, params);
+  const int64_t outputs = outputChannels(branch, params), width = panel.vectors * set.lanes;
+  const Words words = !per.depthwise                    ? set.words
+                      : branch.compute == Compute::bf16 ? Words::bf16AsF32
+                                                        : Words::f32;  // depthwise: one f32 per channel and tap
+  const int64_t wordBytes = width * (per.depthwise ? 4 : packedBytes(set.words));
   const bool integers = branch.compute == Compute::i8;
-  // bias[o] + unit[o] * sum: of integers, unit is what a product is worth.
-  std::vector<double> bias(channels, 0), unit(channels, integers ? 0 : 1);
-  std::vector<size_t> next, nextLow;
-  for (const Panel& panel : per.panels) next.push_back(panel.weights), nextLow.push_back(panel.low);
-  for (const Term& term : branch.terms) {
-    const Affine affine = affineOf(term, params, channels);
-    for (int64_t o = 0; o < channels; o++) bias[o] += affine.shift[o];
-    for (const Source& source : term.sources) {
-      Weights w = weightsOf(source, params, channels);
-      const int64_t each = static_cast<int64_t>(w.elements.size()) / channels, inputs = each / source.taps();
-      for (int64_t o = 0; o < channels; o++) {
-        float* row = w.elements.data() + o * each;
-        const double scale = affine.scale[o] * w.scale[o];
+  // bias[c] + unit[c] * sum: of integers, unit is what a product is worth.
+  std::vector<double> bias(panel.channels, 0), unit(panel.channels, integers ? 0 : 1);
+  size_t main = panel.weights, low = panel.low;
+  for (size_t t = 0; t < branch.terms.size(); t++) {
+    const Affine& affine = affines[t];
+    for (int64_t c = 0; c < panel.channels; c++) bias[c] += affine.shift[panel.begin + c];
+    for (const Source& source : branch.terms[t].sources) {
+      const int64_t inputs = inputsOf(source, params), each = inputs * source.taps();
+      const std::vector<float> scales = weightScalesOf(source, params, outputs);
+      std::vector<float> w = weightOf(source, params, outputs).floats(panel.begin * each, panel.channels * each);
+      for (int64_t c = 0; c < panel.channels; c++) {
+        float* row = w.data() + c * each;
+        const double scale = affine.scale[panel.begin + c] * scales[panel.begin + c];
         if (!integers) {
           for (int64_t i = 0; i < each; i++) row[i] *= static_cast<float>(scale);
           continue;
         }
         const double mine = std::abs(scale * source.scale), sign = scale < 0 ? -1 : scale > 0 ? 1 : 0;
         for (int64_t i = 0; i < each; i++) row[i] *= static_cast<float>(sign);
-        if (unit[o] == 0) unit[o] = mine;
-        if (std::abs(mine - unit[o]) > 1e-4 * std::abs(unit[o]) && mine != 0)
-          fail("octConv: ", source.weight, " has i8 of another scale than the others of output channel ", o, ", ", mine,
-               " instead of ", unit[o]);
+        if (unit[c] == 0) unit[c] = mine;
+        if (std::abs(mine - unit[c]) > 1e-4 * std::abs(unit[c]) && mine != 0)
+          fail("octConv: ", source.weight, " has i8 of another scale than the others of output channel ",
+               panel.begin + c, ", ", mine, " instead of ", unit[c]);
         double sum = 0;
         for (int64_t i = 0; i < each; i++) sum += row[i];
-        bias[o] -= unit[o] * source.zero * sum;
+        bias[c] -= unit[c] * source.zero * sum;
       }
-      const int64_t words = per.depthwise ? 1 : wordsOf(inputs, branch.compute);
-      const int64_t taps = branch.winograd ? positionsOf(branch) : source.taps();
-      if (branch.winograd) w.elements = winogradWeights(w.elements, branch.winograd);
-      for (size_t p = 0; p < per.panels.size(); p++) {
-        const Panel& panel = per.panels[p];
-        const int64_t width = panel.vectors * set.lanes, bytes = width * (per.depthwise ? 4 : packedBytes(set.words));
-        size_t& at = source.upsample ? nextLow[p] : next[p];
-        // A tap of Winograd's, a position, has the channels of all sources together, panel by panel.
-        const int64_t all = source.upsample ? per.lowWords : per.mainWords,
-                      tapBytes = branch.winograd ? all / taps * per.widths * 4 : words * bytes;
-        for (int64_t c = 0; c < panel.channels; c++) {
-          const float* from = w.elements.data() + (panel.begin + c) * inputs * taps;
-          for (int64_t tap = 0; tap < taps; tap++)
-            for (int64_t i = 0; i < inputs; i++) {
-              char* word = memory + at + tap * tapBytes + i / perWord(branch.compute) * bytes;
-              putWeight(per.depthwise ? depthwiseWords(branch.compute) : set.words, word, width, c,
-                        i % perWord(branch.compute), from[i * taps + tap]);
-            }
-        }
-        at += (branch.winograd ? 1 : taps) * words * bytes;
-      }
+      const int64_t taps = branch.winograd ? positionsOf(branch) : source.taps(),
+                    tapWords = per.depthwise ? 1 : wordsOf(inputs, branch.compute);
+      if (branch.winograd) w = winogradWeights(w, branch.winograd);
+      // A tap of Winograd's, a position, has the channels of all sources together, panel by panel.
+      const int64_t all = source.upsample ? per.lowWords : per.mainWords,
+                    tapBytes = branch.winograd ? all / taps * per.widths * 4 : tapWords * wordBytes;
+      size_t& at = source.upsample ? low : main;
+      for (int64_t i = 0; i < inputs; i++)
+        for (int64_t tap = 0; tap < taps; tap++)
+          putWeights(words, memory + at + tap * tapBytes + i / perWord(branch.compute) * wordBytes, width,
+                     panel.channels, i % perWord(branch.compute), w.data() + i * taps + tap, inputs * taps);
+      at += (branch.winograd ? 1 : taps) * tapWords * wordBytes;
     }
   }
-  for (const Panel& panel : per.panels)
-    for (int64_t c = 0; c < panel.channels; c++) {
-      reinterpret_cast<float*>(memory + panel.bias)[c] = static_cast<float>(bias[panel.begin + c]);
-      if (integers) reinterpret_cast<float*>(memory + panel.scale)[c] = static_cast<float>(unit[panel.begin + c]);
-    }
+  for (int64_t c = 0; c < panel.channels; c++) {
+    reinterpret_cast<float*>(memory + panel.bias)[c] = static_cast<float>(bias[c]);
+    if (integers) reinterpret_cast<float*>(memory + panel.scale)[c] = static_cast<float>(unit[c]);
+  }
 }
 
 }  // namespace
@@ -151,9 +154,18 @@ std::shared_ptr<const Packed> packFast(const std::vector<Branch>& branches, cons
   Layout layout;
   for (const Branch& branch : branches) packed->branches.push_back(layOut(branch, params, layout));
   packed->memory = Memory(layout.size());
-  std::fill(packed->memory.data(), packed->memory.data() + layout.size(), 0);
-  for (size_t b = 0; b < branches.size(); b++)
-    packBranch(branches[b], packed->branches[b], params, packed->memory.data());
+  bool gaps = false;
+  for (size_t b = 0; b < branches.size(); b++) gaps = gaps || hasGaps(branches[b], packed->branches[b], params);
+  if (gaps) std::fill(packed->memory.data(), packed->memory.data() + layout.size(), 0);
+  for (size_t b = 0; b < branches.size(); b++) {
+    const PackedWeights::PerBranch& per = packed->branches[b];
+    std::vector<Affine> affines;
+    for (const Term& term : branches[b].terms)
+      affines.push_back(affineOf(term, params, outputChannels(branches[b], params)));
+    pool::parallel(static_cast<int64_t>(per.panels.size()), [&](int64_t panel) {
+      packPanel(branches[b], per, per.panels[panel], params, affines, packed->memory.data());
+    });
+  }
   return packed;
 }
 

@@ -169,6 +169,16 @@ void runWinograd(const FastPlan& plan, const BranchPlan& b, const Block& block, 
             });
 }
 
+template <int side>
+static void transformWeights(const double (&g)[side][3], const float* w, float* to) {
+  double rows[side][3];  // G w
+  for (int y = 0; y < side; y++)
+    for (int x = 0; x < 3; x++) rows[y][x] = g[y][0] * w[x] + g[y][1] * w[3 + x] + g[y][2] * w[6 + x];
+  for (int y = 0; y < side; y++)
+    for (int x = 0; x < side; x++)
+      to[y * side + x] = static_cast<float>(rows[y][0] * g[x][0] + rows[y][1] * g[x][1] + rows[y][2] * g[x][2]);
+}
+
 std::vector<float> winogradWeights(const std::vector<float>& kernels, int64_t winograd) {
   static constexpr double g2[4][3] = {{1, 0, 0}, {.5, .5, .5}, {.5, -.5, .5}, {0, 0, 1}};
   static constexpr double g4[6][3] = {{1. / 4, 0, 0},
@@ -177,20 +187,11 @@ std::vector<float> winogradWeights(const std::vector<float>& kernels, int64_t wi
                                       {1. / 24, 1. / 12, 1. / 6},
                                       {1. / 24, -1. / 12, 1. / 6},
                                       {0, 0, 1}};
-  const auto* g = winograd == 4 ? g4 : g2;
-  const int64_t side = winograd + 2;
-  std::vector<float> result(kernels.size() / 9 * side * side);
+  const size_t positions = static_cast<size_t>((winograd + 2) * (winograd + 2));
+  std::vector<float> result(kernels.size() / 9 * positions);
   for (size_t k = 0; k < kernels.size() / 9; k++) {
-    double rows[6][3] = {};  // G w
-    for (int64_t y = 0; y < side; y++)
-      for (int64_t i = 0; i < 3; i++)
-        for (int64_t x = 0; x < 3; x++) rows[y][x] += g[y][i] * kernels[k * 9 + i * 3 + x];
-    for (int64_t y = 0; y < side; y++)
-      for (int64_t x = 0; x < side; x++) {
-        double sum = 0;
-        for (int64_t i = 0; i < 3; i++) sum += rows[y][i] * g[x][i];
-        result[(k * side + y) * side + x] = static_cast<float>(sum);
-      }
+    if (winograd == 4) transformWeights(g4, kernels.data() + k * 9, result.data() + k * positions);
+    if (winograd == 2) transformWeights(g2, kernels.data() + k * 9, result.data() + k * positions);
   }
   return result;
 }
