@@ -13,7 +13,7 @@ for (const file of readdirSync('reports').filter((name) => name.endsWith('.json'
   if (stats.failures > 0) failedStages.delete(stage);
   if (stats.passes === 0) failedStages.add(stage);
 }
-for (const stage of ['test', 'asan', 'tsan', 'baseline', 'avx512']) {
+for (const stage of ['test', 'asan', 'tsan', 'baseline', 'avx512', 'avx512bf16']) {
   if (!existsSync(`reports/${stage}.json`)) failedStages.add(stage);
 }
 for (const stage of failedStages) console.log(`${stage}: ended badly, see above`);

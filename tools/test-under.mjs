@@ -1,8 +1,9 @@
 // Runs the tests in another world:
-//   node tools/test-under.mjs asan|ubsan|tsan|baseline|avx512 [--fast] [mocha's own arguments]
+//   node tools/test-under.mjs asan|ubsan|tsan|baseline|avx512|avx512bf16 [--fast] [mocha's own arguments]
 // asan (with ubsan), ubsan and tsan build the addon into a folder of their own and preload the runtime, since node itself is not
 // instrumented. baseline runs the ordinary build in qemu on a CPU without AVX: a wide instruction that leaked is a SIGILL there.
-// avx512 runs the kernels of AVX-512 in two AVX2 registers each, on CPUs that lack it.
+// avx512 and avx512bf16 (with the dot products of bytes and of bf16) run these kernels in two AVX2 registers each, on CPUs that
+// lack them.
 // With --fast only the files below, without the tests that say @slow.
 import { mkdirSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
@@ -29,7 +30,8 @@ const worlds = {
     env: { TSAN_OPTIONS: `${options}:exitcode=0:report_signal_unsafe=0` },
     fast: ['golden', 'lifecycle'],
   },
-  avx512: { env: { OCTCONV_ISA: 'avx512' }, fast: ['golden', 'ops'] },
+  avx512: { emulated: true, env: { OCTCONV_ISA: 'avx512' }, fast: ['golden', 'ops'] },
+  avx512bf16: { emulated: true, env: { OCTCONV_ISA: 'avx512bf16' }, fast: ['golden', 'ops'] },
   baseline: { fast: ['golden', 'input', 'ops'] },
 };
 
@@ -87,7 +89,7 @@ main(() => {
     env.LD_PRELOAD = preload(world.runtime);
     // The shadow memory of older runtimes does not fit every random layout.
     if (which('setarch')) command = ['setarch', '-R', ...command];
-  } else if (name === 'avx512') {
+  } else if (world.emulated) {
     env.OCTCONV_NATIVE = buildNative({ out: 'build-avx512', options: { OCTCONV_EMULATE_AVX512: 'ON' } });
   } else {
     if (!which('qemu-x86_64')) installPackages(['qemu-user'], 'qemu-x86_64 is needed');
