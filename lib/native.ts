@@ -26,6 +26,8 @@ export interface NativeValue {
   readonly shape: readonly number[];
   readonly scale?: number | undefined;
   readonly zero?: number | undefined;
+  /** How many of it lie one after the other, one for each round of a segment; default 1. */
+  readonly rounds?: number;
   readonly place: 'arena' | 'input' | 'output';
   /** Byte offset in the arena, or position among the run's inputs or outputs. */
   readonly at: number;
@@ -46,6 +48,8 @@ export interface NativePlanSpec {
   readonly arenaBytes: number;
   readonly values: readonly NativeValue[];
   readonly steps: readonly NativeStep[];
+  /** Steps that are gone through again and again; default: all of them once. */
+  readonly segments?: readonly { readonly steps: number; readonly rounds: number }[];
 }
 
 /** See native/binding.cc. */

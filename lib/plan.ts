@@ -1,14 +1,16 @@
 /** From a recorded graph to a native plan, and its runs. */
-import { arrayFor } from './dtype.js';
+import { arrayFor, bytesPerElement } from './dtype.js';
 import { OctconvError } from './error.js';
 import { chooseAlgorithms } from './graph/algorithm.js';
 import { fuse } from './graph/fuse.js';
 import { type ComputeType, type Graph, type TensorType, toNTHWC } from './graph/graph.js';
 import { lower, type Step, type Steps } from './graph/lower.js';
 import { planMemory } from './graph/memory.js';
+import { batchOf, segmentsByStep, subBatch, wholeValues } from './graph/subbatch.js';
 import { assignTypes, type InputType, type Quantized } from './graph/types.js';
-import { calling, type Device, type NativePacked, type NativeParam, type NativePlan, type NativeStep, native } from './native.js';
+import { calling, type Device, type NativePacked, type NativeParam, type NativePlan, type NativeStep, type NativeValue, native } from './native.js';
 import { Tensor } from './tensor.js';
+import type { Memory } from './weights/file.js';
 import type { WeightSource } from './weights/source.js';
 
 export interface RunOptions {
@@ -23,15 +25,28 @@ export interface PlanOptions {
   readonly threads?: number | undefined;
 }
 
+const bytesPerWeight = { f32: 4, bf16: 2, i8: 1 } as const;
+
+const align = (bytes: number) => Math.ceil(bytes / 64) * 64;
+
 /** The steps that a device runs: `reference` runs the graph as recorded, `cpu` after fusion. */
-export function stepsFor(graph: Graph, device: Device, compute: ComputeType = 'f32', quantized: Quantized = new Map()): Steps {
+export function stepsFor(
+  graph: Graph,
+  device: Device,
+  compute: ComputeType = 'f32',
+  quantized: Quantized = new Map(),
+  threads = 1,
+): Steps {
   const types = (steps: Steps) => assignTypes(steps, compute, quantized);
-  return device === 'reference' ? types(lower(graph)) : chooseAlgorithms(fuse(lower(graph), types));
+  if (device === 'reference') return types(lower(graph));
+  const elements = (name: string) => (graph.params.get(name) ?? []).reduce((a, b) => a * b, 1);
+  const weightBytes = (step: Step) => Object.values(step.params).reduce((sum, name) => sum + elements(name), 0) * bytesPerWeight[compute];
+  return chooseAlgorithms(subBatch(fuse(lower(graph), types), threads, weightBytes));
 }
 
 /**
- * Packed parameters by step, shared by all plans of a model. Parameters are read one by one and packed at once, so a
- * network is never twice in memory.
+ * Packed parameters by step, shared by all plans of a model. Parameters are read step by step, always into the same
+ * memory, and packed at once, so a network is never twice in memory.
  */
 export class PackedWeights {
   readonly #packed = new Map<string, Promise<NativePacked>>();
@@ -48,23 +63,43 @@ export class PackedWeights {
     return this.#quantized;
   }
 
-  pack(step: Step, constants: Graph['constants']): Promise<NativePacked> {
-    const key = JSON.stringify([step.op, step.attrs, step.params]);
-    const packed = this.#packed.get(key) ?? this.#pack(step, constants);
-    this.#packed.set(key, packed);
-    return packed;
+  /** What the steps need, packed; undefined for those without parameters. */
+  async pack(steps: readonly Step[], constants: Graph['constants']): Promise<(NativePacked | undefined)[]> {
+    const keyed = steps.map((step) => ({ step, key: JSON.stringify([step.op, step.attrs, step.params]) }));
+    const sizes = keyed.map(({ step, key }) => (this.#packed.has(key) ? 0 : this.#bytesOf(step)));
+    const memory = new ArrayBuffer(Math.max(0, ...sizes));
+    const all: (NativePacked | undefined)[] = [];
+    for (const { step, key } of keyed) {
+      const packing = Object.keys(step.params).length ? (this.#packed.get(key) ?? this.#pack(step, constants, memory)) : undefined;
+      if (packing) this.#packed.set(key, packing);
+      all.push(await packing);
+    }
+    return all;
   }
 
-  async #pack(step: Step, constants: Graph['constants']): Promise<NativePacked> {
-    const params: Record<string, NativeParam> = {};
-    for (const [role, name] of Object.entries(step.params)) params[role] = constants.get(name) ?? (await this.#read(step, name));
-    return calling(() => native.pack(step.op, this.device, step.attrs, params));
+  async #pack(step: Step, constants: Graph['constants'], memory: ArrayBuffer): Promise<NativePacked> {
+    let used = 0;
+    const take: Memory = (bytes) => {
+      const at = used;
+      used += align(bytes);
+      // A strided tensor takes more than its elements.
+      return used <= memory.byteLength ? new Uint8Array(memory, at, bytes) : new Uint8Array(bytes);
+    };
+    const read = async (name: string): Promise<NativeParam> => {
+      const info = this.source.tensors.get(name);
+      if (!info) throw new OctconvError(`${step.name}: parameter '${name}' is missing`);
+      return { ...info, data: await this.source.read(name, take) };
+    };
+    const params = Object.entries(step.params).map(async ([role, name]) => [role, constants.get(name) ?? (await read(name))] as const);
+    const all = Object.fromEntries(await Promise.all(params));
+    return calling(() => native.pack(step.op, this.device, step.attrs, all));
   }
 
-  async #read(step: Step, name: string): Promise<NativeParam> {
-    const info = this.source.tensors.get(name);
-    if (!info) throw new OctconvError(`${step.name}: parameter '${name}' is missing`);
-    return { ...info, data: await this.source.read(name) };
+  #bytesOf({ params }: Step): number {
+    return Object.values(params).reduce((sum, name) => {
+      const { dtype = 'f32', shape = [0] } = this.source.tensors.get(name) ?? {};
+      return sum + align(bytesPerElement[dtype] * shape.reduce((a, b) => a * b, 1));
+    }, 0);
   }
 
   dispose(): void {
@@ -106,35 +141,48 @@ export class Plan {
   }
 
   static async compile(graph: Graph, weights: PackedWeights, threads: number): Promise<Plan> {
-    const lowered = stepsFor(graph, weights.device, weights.compute, await weights.quantized());
+    const lowered = stepsFor(graph, weights.device, weights.compute, await weights.quantized(), threads);
     const { steps, values, inputs, outputs } = lowered;
     if (new Set([...inputs, ...outputs]).size !== inputs.length + outputs.length) {
       throw new OctconvError('plan: a network must compute each of its outputs, and give each once');
     }
     const memory = planMemory(lowered);
-    const nativeSteps: NativeStep[] = [];
-    for (const step of steps) {
-      const { op, name, attrs, inputs, outputs } = step;
-      const packed = Object.keys(step.params).length ? { packed: await weights.pack(step, graph.constants) } : {};
-      nativeSteps.push({ op, name, attrs, inputs, outputs, ...packed });
-    }
     const place = (id: number) => {
       const input = inputs.indexOf(id);
       const output = outputs.indexOf(id);
       if (input >= 0) return { place: 'input', at: input } as const;
       return output >= 0 ? ({ place: 'output', at: output } as const) : ({ place: 'arena', at: memory.offsets.get(id) ?? 0 } as const);
     };
-    const made = new Set([...inputs, ...steps.flatMap((step) => step.outputs)]);
+    const batch = batchOf(lowered);
+    const segments = segmentsByStep(lowered, batch);
+    const whole = wholeValues(lowered);
+    /** Values as steps see them: some images of the batch, one after the other where the others are kept too. */
+    const views = new Map<string, NativeValue>();
+    const view = (id: number, images: number): number => {
+      const key = `${id}/${images}`;
+      const { shape, ...type } = values[id] as TensorType;
+      const [n, ...rest] = toNTHWC(shape);
+      const seen = { ...type, shape: [images === batch ? n : images, ...rest], rounds: whole.has(id) ? batch / images : 1, ...place(id) };
+      if (!views.has(key)) views.set(key, seen);
+      return [...views.keys()].indexOf(key);
+    };
+    const packed = await weights.pack(steps, graph.constants);
+    const nativeSteps: NativeStep[] = [];
+    for (const [at, step] of steps.entries()) {
+      const { op, name, attrs } = step;
+      const { images } = segments[at] ?? { images: batch };
+      const see = (ids: readonly number[]) => ids.map((id) => view(id, images));
+      nativeSteps.push({ op, name, attrs, inputs: see(step.inputs), outputs: see(step.outputs), ...(packed[at] && { packed: packed[at] }) });
+    }
+    inputs.forEach((id) => view(id, batch)); // one that no step reads
     const { plan, runBytes, algorithms } = calling(() =>
       native.compile({
         device: weights.device,
         threads,
-        arenaBytes: Math.max(1, memory.bytes),
-        // A value that fusion left without a maker takes no memory.
-        values: values.map(({ shape, ...type }, id) =>
-          made.has(id) ? { ...type, shape: toNTHWC(shape), ...place(id) } : { dtype: 'u8', shape: [1, 1, 1, 1, 1], place: 'arena', at: 0 },
-        ),
+        arenaBytes: memory.bytes,
+        values: [...views.values()],
         steps: nativeSteps,
+        segments: (lowered.segments ?? [{ steps: steps.length, images: batch }]).map(({ steps, images }) => ({ steps, rounds: batch / images })),
       }),
     );
     return new Plan(graph, steps, values, { activations: memory.bytes, run: runBytes }, algorithms, plan);

@@ -263,8 +263,12 @@ Napi::Value compile(const Napi::CallbackInfo& call) {
     const std::string place = item.Get("place").ToString();
     TensorType type{dtypeOf(item.Get("dtype")), {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]}};
     if (item.Get("scale").IsNumber()) type.scale = item.Get("scale").ToNumber().FloatValue();
+    const Napi::Value rounds = item.Get("rounds");
+    const int64_t count = rounds.IsNumber() ? rounds.As<Napi::Number>().Int64Value() : 1;
+    if (count < 1 || count > most / elements) fail("plan: value ", i, " has impossible rounds");
     if (item.Get("zero").IsNumber()) type.zero = item.Get("zero").ToNumber().Int32Value();
-    PlanSpec::Value value{type, PlanSpec::Place::arena, static_cast<size_t>(item.Get("at").ToNumber().Int64Value())};
+    PlanSpec::Value value{type, PlanSpec::Place::arena, static_cast<size_t>(item.Get("at").ToNumber().Int64Value()),
+                          count};
     if (place == "input") value.place = PlanSpec::Place::input, spec.inputs = std::max(spec.inputs, value.at + 1);
     if (place == "output") value.place = PlanSpec::Place::output, spec.outputs = std::max(spec.outputs, value.at + 1);
     spec.values.push_back(value);
@@ -280,6 +284,13 @@ Napi::Value compile(const Napi::CallbackInfo& call) {
     if (item.Has("packed"))
       step.node.packed = Held<const Packed>::unwrap(item.Get("packed"), "packed parameters")->object;
     spec.steps.push_back(std::move(step));
+  }
+  if (object.Get("segments").IsArray()) {
+    const auto segments = object.Get("segments").As<Napi::Array>();
+    for (uint32_t i = 0; i < segments.Length(); i++) {
+      const auto item = segments.Get(i).As<Napi::Object>();
+      spec.segments.push_back({item.Get("steps").ToNumber().Uint32Value(), item.Get("rounds").ToNumber().Int64Value()});
+    }
   }
   auto plan = std::make_shared<Plan>(std::move(spec));
   auto result = Napi::Object::New(call.Env());

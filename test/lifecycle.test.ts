@@ -4,7 +4,9 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { promisify } from 'node:util';
 import { Worker } from 'node:worker_threads';
 import { expect } from 'chai';
-import { createModel, type Model, Tensor } from '../lib/index.js';
+import { relativeError } from '../lib/bench/measure.js';
+import { buildNetwork, createModel, initialize, Model, quantize, Tensor } from '../lib/index.js';
+import { stepsFor } from '../lib/plan.js';
 
 const small = { alpha: 0.5, width: 8, classes: 10, stem: 'cifar' } as const;
 const dist = new URL('../dist/index.js', import.meta.url).href;
@@ -94,6 +96,44 @@ describe('lifecycle: runs', () => {
       results.push([...(await model.run(x)).data]);
     }
     for (const result of results) expect(result).to.deep.equal(results[0]);
+  });
+});
+
+describe('lifecycle: sub-batches', () => {
+  const x = Tensor.zeros('f32', [6, 96, 80, 3]);
+  x.data.forEach((_, i) => {
+    x.data[i] = Math.sin(i * 0.7) * 2;
+  });
+  const options = { ...small, width: 16, stem: 'imagenet' } as const;
+
+  it('give what the reference gives, the same bits for any number of threads', async () => {
+    using reference = createModel('oct-resnet-26', options, { device: 'reference' });
+    const wanted = await reference.run(x);
+    const images = new Set<number>();
+    let first: Float32Array | undefined;
+    for (const threads of [1, 2, 3, 4, 8]) {
+      using model = createModel('oct-resnet-26', options, { threads });
+      const { segments = [{ steps: 0, images: 6 }] } = stepsFor(model.record(x.shape), 'cpu', 'f32', new Map(), threads);
+      for (const segment of segments) images.add(segment.images);
+      const y = await model.run(x);
+      first ??= y.data;
+      expect(y.data, `${threads} threads`).to.deep.equal(first);
+      expect(relativeError(y.data, wanted.data)).to.be.below(1e-4);
+    }
+    expect([...images].sort()).to.deep.equal([1, 2, 3, 6]);
+  });
+
+  it('of bytes too', async () => {
+    const network = buildNetwork('oct-resnet-26', options);
+    const weights = await quantize(network, initialize(network), [x]);
+    using model = new Model(network, weights, { threads: 1 });
+    const y = await model.run(x);
+    const each = y.data.length / 6;
+    for (let i = 0; i < 6; i++) {
+      const size = x.data.length / 6;
+      const alone = await model.run({ shape: [1, ...x.shape.slice(1)], data: x.data.slice(i * size, (i + 1) * size) });
+      expect(y.data.slice(i * each, (i + 1) * each), `image ${i}`).to.deep.equal(alone.data);
+    }
   });
 });
 

@@ -26,7 +26,9 @@ function winogradOf(branch: Branch, steps: Steps): 2 | 4 | undefined {
   const [n, t, h, w, c] = shape(branch.outputs[0]);
   if (Math.min(c, ...sources.map(({ input }) => shape(input)[4])) < 16) return undefined;
   const coarse = sources.some(({ upsample }) => upsample) ? 2 : 1;
-  const tiles = (size: number) => n * t * Math.ceil(h / coarse / size) * Math.ceil(w / coarse / size);
+  // Sub-batches (subbatch.ts) depend on the threads, what is computed must not: only small maps count all images.
+  const images = h * w <= 64 ? n : 1;
+  const tiles = (size: number) => images * t * Math.ceil(h / coarse / size) * Math.ceil(w / coarse / size);
   return tiles(4) >= 8 ? 4 : tiles(2) >= 4 ? 2 : undefined;
 }
 

@@ -5,35 +5,46 @@
 import type { TensorType } from './graph.js';
 import { type Branch, type Source, type Step, type Steps, convStep } from './lower.js';
 
-/** Which step makes a value, and which steps read it. */
+/** The steps while a pass rewrites them: which one makes a value, and which ones read it. */
 class Uses {
-  readonly maker = new Map<number, Step>();
-  readonly readers = new Map<number, Step[]>();
-  /** Place of the step that makes a value; -1 for the network's inputs. */
-  readonly #place = new Map<number, number>();
+  /** By place: a step that replaces another one stands where that one stood. */
+  readonly steps = new Map<number, Step>();
+  readonly #makers = new Map<number, number>();
+  readonly #readers = new Map<number, readonly number[]>();
   readonly #outputs: ReadonlySet<number>;
   constructor({ steps, outputs }: Steps) {
     this.#outputs = new Set(outputs);
-    for (const [place, step] of steps.entries()) {
-      for (const id of step.outputs) {
-        this.maker.set(id, step);
-        this.#place.set(id, place);
-      }
-      for (const id of step.inputs) this.readers.set(id, [...(this.readers.get(id) ?? []), step]);
-    }
+    for (const [place, step] of steps.entries()) this.put(place, step);
   }
+  /** Puts a step, or none, in the place of another one. */
+  put(place: number, step?: Step): void {
+    const old = this.steps.get(place);
+    for (const id of old?.outputs ?? []) this.#makers.delete(id);
+    for (const id of old?.inputs ?? []) this.#readers.set(id, this.#readersOf(id).filter((reader) => reader !== place));
+    for (const id of step?.outputs ?? []) this.#makers.set(id, place);
+    for (const id of step?.inputs ?? []) this.#readers.set(id, [...this.#readersOf(id), place]);
+    if (step) this.steps.set(place, step);
+    else this.steps.delete(place);
+  }
+  #readersOf(id: number): readonly number[] {
+    return this.#readers.get(id) ?? [];
+  }
+  /** Place of the step that makes a value; -1 for the network's inputs. */
   place(id: number): number {
-    return this.#place.get(id) ?? -1;
+    return this.#makers.get(id) ?? -1;
+  }
+  maker(id: number): Step | undefined {
+    return this.steps.get(this.place(id));
   }
   /** The one step that reads the value, if there is just one reader and the caller does not see the value. */
   onlyReader(id: number): Step | undefined {
-    const readers = this.readers.get(id) ?? [];
-    return readers.length === 1 && !this.#outputs.has(id) ? readers[0] : undefined;
+    const [reader = -1, ...others] = this.#readersOf(id);
+    return others.length || this.#outputs.has(id) ? undefined : this.steps.get(reader);
   }
   /** The convolution branch whose output the value is, if `reader` alone reads it. */
   branchOf(id: number | undefined, reader: Step): Branch | undefined {
     if (id === undefined || this.onlyReader(id) !== reader) return undefined;
-    return this.maker.get(id)?.branches?.find((branch) => branch.outputs[0] === id);
+    return this.maker(id)?.branches?.find((branch) => branch.outputs[0] === id);
   }
 }
 
@@ -44,20 +55,16 @@ const isOpen = (branch: Branch) => branch.low === undefined && branch.high === u
  * new branch whose output is the step's; the step itself goes.
  */
 function absorb(given: Steps, rewrite: (step: Step, uses: Uses) => { from: number; branch: Branch } | undefined): Steps {
-  let steps = given.steps;
-  let uses = new Uses(given);
-  for (const { outputs } of given.steps) {
-    const step = uses.maker.get(outputs[0] ?? -1);
-    const taken = step && rewrite(step, uses);
-    if (!taken) continue;
-    steps = steps.flatMap((other) => {
-      if (other === step) return [];
-      if (!other.branches?.some((branch) => branch.outputs[0] === taken.from)) return [other];
-      return [convStep(other.name, other.branches.map((b) => (b.outputs[0] === taken.from ? taken.branch : b)))];
-    });
-    uses = new Uses({ ...given, steps });
+  const uses = new Uses(given);
+  for (const [place, step] of uses.steps) {
+    const { from = -1, branch } = rewrite(step, uses) ?? {};
+    const maker = uses.maker(from);
+    if (!maker?.branches || !branch) continue;
+    const to = uses.place(from);
+    uses.put(place);
+    uses.put(to, convStep(maker.name, maker.branches.map((b) => (b.outputs[0] === from ? branch : b))));
   }
-  return { ...given, steps };
+  return { ...given, steps: [...uses.steps.values()] };
 }
 
 /** Batch normalisation right behind a convolution: native code folds it into the weights while it packs them. */
@@ -78,32 +85,29 @@ export function foldBatchNorm(given: Steps): Steps {
  * if all branches of the earlier one go into sums with the later one.
  */
 export function joinShortcut(given: Steps): Steps {
-  let { steps } = given;
-  let uses = new Uses(given);
-  for (const later of given.steps) {
-    if (!later.branches || !steps.includes(later)) continue;
-    const sums = later.branches.map((branch) => {
+  const uses = new Uses(given);
+  for (const [place, later] of uses.steps) {
+    if (!later.branches) continue;
+    const sums = later.branches.flatMap((branch) => {
       const sum = uses.onlyReader(branch.outputs[0] ?? -1);
       const other = sum?.op === 'add' ? sum.inputs.find((id) => id !== branch.outputs[0]) : undefined;
       const earlier = sum && uses.branchOf(other, sum);
-      return sum && earlier && isOpen(branch) && isOpen(earlier) ? { branch, sum, earlier } : undefined;
+      return sum && earlier && isOpen(branch) && isOpen(earlier) ? { branch, sum, earlier } : [];
     });
-    const makers = new Set(sums.map((s) => s && uses.maker.get(s.earlier.outputs[0] ?? -1)));
-    const [earlier] = makers;
-    if (makers.size !== 1 || !earlier || earlier.branches?.length !== later.branches.length) continue;
-    if (steps.indexOf(earlier) > steps.indexOf(later)) continue;
-    const all = sums.flatMap((s) => s ?? []);
-    const groups = new Set(all.flatMap((s) => [...s.branch.terms, ...s.earlier.terms]).flatMap((t) => t.sources.map((x) => x.groups)));
-    if (groups.size !== 1 || all.some((s) => s.branch.residual !== undefined || s.earlier.residual !== undefined)) continue;
+    const [from = -1, ...others] = new Set(sums.map((s) => uses.place(s.earlier.outputs[0] ?? -1)));
+    const earlier = uses.steps.get(from);
+    const count = later.branches.length;
+    if (!earlier || others.length || from > place || sums.length !== count || earlier.branches?.length !== count) continue;
+    const groups = new Set(sums.flatMap((s) => [...s.branch.terms, ...s.earlier.terms]).flatMap((t) => t.sources.map((x) => x.groups)));
+    if (groups.size !== 1 || sums.some((s) => s.branch.residual !== undefined || s.earlier.residual !== undefined)) continue;
     const joined = convStep(
       earlier.name,
-      all.map((s) => ({ terms: [...s.earlier.terms, ...s.branch.terms], outputs: s.sum.outputs })),
+      sums.map((s) => ({ terms: [...s.earlier.terms, ...s.branch.terms], outputs: s.sum.outputs })),
     );
-    const gone = new Set<Step>([earlier, ...all.map((s) => s.sum)]);
-    steps = steps.filter((step) => !gone.has(step)).map((step) => (step === later ? joined : step));
-    uses = new Uses({ ...given, steps });
+    for (const gone of [from, ...sums.map((s) => uses.place(s.sum.outputs[0] ?? -1))]) uses.put(gone);
+    uses.put(place, joined);
   }
-  return { ...given, steps };
+  return { ...given, steps: [...uses.steps.values()] };
 }
 
 /** A residual sum behind a convolution: the epilogue adds what was computed before. */
@@ -112,7 +116,7 @@ export function joinResidual(given: Steps): Steps {
     if (step.op !== 'add') return;
     const [residual = -1, from = -1] = [...step.inputs].sort((a, b) => uses.place(a) - uses.place(b));
     const branch = uses.branchOf(from, step);
-    if (!branch || !isOpen(branch) || branch.residual !== undefined || uses.maker.get(residual) === uses.maker.get(from)) return;
+    if (!branch || !isOpen(branch) || branch.residual !== undefined || uses.place(residual) === uses.place(from)) return;
     return { from, branch: { ...branch, residual, outputs: step.outputs } };
   });
 }
@@ -141,7 +145,7 @@ export function sinkPooling(given: Steps): Steps {
     return values.length - 1;
   };
   const sink = (source: Source): Source => {
-    const maker = uses.maker.get(source.input);
+    const maker = uses.maker(source.input);
     const most = maker?.branches ? 2 : maker?.op === 'maxPool' ? 1 : 0;
     let { input } = source;
     const times = Math.min(most, source.pool);

@@ -60,8 +60,16 @@ export interface Branch {
 /** A step: a recorded node, or a convolution in branch form. */
 export type Step = GraphNode & { readonly branches?: readonly Branch[] };
 
+/** Steps that go over a batch together, some images at a time. */
+export interface Segment {
+  readonly steps: number;
+  readonly images: number;
+}
+
 /** A network as steps. Passes take one and give another. */
 export interface Steps {
+  /** Absent: all images go through all steps at once. */
+  readonly segments?: readonly Segment[];
   readonly values: readonly TensorType[];
   readonly steps: readonly Step[];
   readonly inputs: readonly number[];

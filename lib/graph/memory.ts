@@ -1,6 +1,7 @@
 /** Where each value lies: one arena whose pieces are used again as soon as their last reader is done. */
 import { bytesPerElement } from '../dtype.js';
 import type { Steps } from './lower.js';
+import { batchOf, segmentsByStep, wholeValues } from './subbatch.js';
 
 export interface MemoryPlan {
   /** Byte offset by value, for every value that a step makes and the caller does not see. */
@@ -11,19 +12,27 @@ export interface MemoryPlan {
 const align = (bytes: number) => Math.ceil(bytes / 64) * 64;
 
 /** Largest first, each at the lowest place where it overlaps nothing that lives at the same time. */
-export function planMemory({ values, steps, inputs, outputs }: Steps): MemoryPlan {
+export function planMemory(given: Steps): MemoryPlan {
+  const { values, steps, inputs, outputs } = given;
   const outside = new Set([...inputs, ...outputs]);
+  const batch = batchOf(given);
+  const segments = segmentsByStep(given, batch);
+  const whole = wholeValues(given);
   const lives = new Map<number, { id: number; from: number; to: number; bytes: number }>();
   steps.forEach((step, at) => {
+    // A value of the whole batch lives as long as its segments, which go round and round.
+    const { first, last, images } = segments[at] ?? { first: at, last: at, images: batch };
     for (const id of step.outputs) {
       const type = values[id];
       if (!type || outside.has(id)) continue;
       const elements = type.shape.reduce((a, b) => a * b, 1);
-      lives.set(id, { id, from: at, to: at, bytes: align(elements * bytesPerElement[type.dtype]) });
+      const share = whole.has(id) ? 1 : images / batch;
+      const bytes = align(elements * share * bytesPerElement[type.dtype]);
+      lives.set(id, { id, from: whole.has(id) ? first : at, to: at, bytes });
     }
     for (const id of step.inputs) {
       const life = lives.get(id);
-      if (life) life.to = at;
+      if (life) life.to = whole.has(id) ? last : at;
     }
   });
   const placed: { from: number; to: number; begin: number; end: number }[] = [];

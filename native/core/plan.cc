@@ -16,10 +16,23 @@ static PlanSpec checked(PlanSpec spec) {
     const size_t limit = value.place == PlanSpec::Place::arena   ? spec.arenaBytes
                          : value.place == PlanSpec::Place::input ? spec.inputs
                                                                  : spec.outputs;
-    const size_t need = value.place == PlanSpec::Place::arena ? value.type.bytes() : 1;
+    const size_t need =
+        value.place == PlanSpec::Place::arena ? value.type.bytes() * static_cast<size_t>(value.rounds) : 1;
     if (value.at > limit || need > limit - value.at)
       fail("plan: a value ", value.type.shape, " at ", value.at, " does not fit into ", limit);
   }
+  if (spec.segments.empty()) spec.segments.push_back({spec.steps.size(), 1});
+  size_t first = 0;
+  for (const PlanSpec::Segment& segment : spec.segments) {
+    if (segment.steps > spec.steps.size() - first || segment.rounds < 1) fail("plan: segments must cover all steps");
+    for (size_t i = first; i < first + segment.steps; i++)
+      for (const auto* ids : {&spec.steps[i].inputs, &spec.steps[i].outputs})
+        for (const size_t id : *ids)
+          if (id < spec.values.size() && spec.values[id].rounds != 1 && spec.values[id].rounds != segment.rounds)
+            fail("plan: a value of ", spec.values[id].rounds, " rounds in a segment of ", segment.rounds);
+    first += segment.steps;
+  }
+  if (first != spec.steps.size()) fail("plan: segments must cover all steps");
   for (PlanSpec::Step& step : spec.steps) {
     step.node.threads = spec.threads;
     for (const auto& [ids, types] :
@@ -50,7 +63,7 @@ Plan::Plan(PlanSpec given) : spec(checked(std::move(given))) {
 
 size_t Plan::boundaryBytes(PlanSpec::Place place, size_t i) const {
   for (const PlanSpec::Value& value : spec.values)
-    if (value.place == place && value.at == i) return value.type.bytes();
+    if (value.place == place && value.at == i) return value.type.bytes() * static_cast<size_t>(value.rounds);
   return 0;
 }
 
@@ -62,16 +75,12 @@ bool Plan::run(Request& request, Gang& gang) {
   }
   if (block.size() == 0) block = Memory(runBytes_);
 
-  const auto address = [&](size_t id) -> void* {
+  const auto address = [&](size_t id, int64_t round) -> void* {
     const PlanSpec::Value& value = spec.values[id];
-    switch (value.place) {
-      case PlanSpec::Place::input:
-        return request.inputs[value.at];
-      case PlanSpec::Place::output:
-        return request.outputs[value.at];
-      default:
-        return block.data() + value.at;
-    }
+    char* const first = value.place == PlanSpec::Place::input    ? static_cast<char*>(request.inputs[value.at])
+                        : value.place == PlanSpec::Place::output ? static_cast<char*>(request.outputs[value.at])
+                                                                 : block.data() + value.at;
+    return value.rounds == 1 ? first : first + static_cast<size_t>(round) * value.type.bytes();
   };
   Run run;
   run.gang = &gang;
@@ -80,21 +89,27 @@ bool Plan::run(Request& request, Gang& gang) {
   run.scratchStride = scratchStride;
   using Clock = std::chrono::steady_clock;
   auto start = Clock::now();
-  for (size_t i = 0; i < spec.steps.size(); i++) {
-    if (request.cancelled->load(std::memory_order_relaxed)) break;
+  const auto go = [&](size_t i, int64_t round) {
     run.inputs.clear(), run.outputs.clear();
-    for (const size_t id : spec.steps[i].inputs) run.inputs.push_back(address(id));
-    for (const size_t id : spec.steps[i].outputs) run.outputs.push_back(address(id));
+    for (const size_t id : spec.steps[i].inputs) run.inputs.push_back(address(id, round));
+    for (const size_t id : spec.steps[i].outputs) run.outputs.push_back(address(id, round));
     kernels[i].run(run);
-    if (request.stepMilliseconds) {
-      const auto now = Clock::now();
-      request.stepMilliseconds[i] = std::chrono::duration<float, std::milli>(now - start).count();
-      start = now;
-    }
+    if (!request.stepMilliseconds) return;
+    const auto now = Clock::now();
+    request.stepMilliseconds[i] += std::chrono::duration<float, std::milli>(now - start).count();
+    start = now;
+  };
+  const auto cancelled = [&] { return request.cancelled->load(std::memory_order_relaxed); };
+  if (request.stepMilliseconds) std::fill_n(request.stepMilliseconds, spec.steps.size(), 0.f);
+  size_t first = 0;
+  for (const PlanSpec::Segment& segment : spec.segments) {
+    for (int64_t round = 0; round < segment.rounds && !cancelled(); round++)
+      for (size_t i = first; i < first + segment.steps && !cancelled(); i++) go(i, round);
+    first += segment.steps;
   }
   std::lock_guard lock(mutex);
   if (idle.size() < 4) idle.push_back(std::move(block));  // a burst of runs does not keep its memory
-  return !request.cancelled->load(std::memory_order_relaxed);
+  return !cancelled();
 }
 
 }  // namespace octconv

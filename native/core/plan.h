@@ -16,7 +16,8 @@ struct PlanSpec {
   struct Value {
     TensorType type;
     Place place = Place::arena;
-    size_t at = 0;  // byte offset in the arena, or index among the run's inputs or outputs
+    size_t at = 0;       // byte offset in the arena, or index among the run's inputs or outputs
+    int64_t rounds = 1;  // how many of it lie one after the other: the next round of a segment takes the next one
   };
   struct Step {
     Node node;  // inputs and outputs are filled in from the values
@@ -27,6 +28,12 @@ struct PlanSpec {
   size_t arenaBytes = 0, inputs = 0, outputs = 0;
   std::vector<Value> values;
   std::vector<Step> steps;
+  // Steps that go round: a batch some images at a time.
+  struct Segment {
+    size_t steps;
+    int64_t rounds;
+  };
+  std::vector<Segment> segments;
 };
 
 class Plan {

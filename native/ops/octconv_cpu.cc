@@ -19,9 +19,10 @@
 namespace octconv {
 namespace {
 
-constexpr int64_t fewChannels = 16;        // below this an input under a wide kernel is copied with its padding
-constexpr int64_t blockBytes = 256 << 10;  // input bytes of a block: a good part of the L2 cache
-constexpr int64_t winogradBytes = 384 << 10;
+constexpr int64_t fewChannels = 16;           // below this an input under a wide kernel is copied with its padding
+constexpr int64_t blockBytes = 256 << 10;     // input bytes of a block: a good part of the L2 cache
+constexpr int64_t winogradBytes = 384 << 10;  // transformed inputs and sums of a block: most of the L2 cache
+constexpr int64_t fewestTiles = 24;
 constexpr int64_t fetchingTiles = 8;  // that share in fetching the next weights
 constexpr int64_t fewestPixels = 48;  // of a block: a panel's weights are read once per block
 constexpr double taskFlops = 2e6;     // about 20 us: less is not worth another thread
@@ -271,7 +272,9 @@ void split(BranchPlan& b, int threads) {
     b.rowBlocks = (y.h + b.rows - 1) / b.rows;
     b.blocks = (y.n * y.t + b.planes - 1) / b.planes * b.rowBlocks;
   };
-  const int64_t wanted = std::max(fewestPixels, (o ? winogradBytes : blockBytes) / std::max<int64_t>(1, inputBytes));
+  int64_t wanted = std::max(fewestPixels, (o ? winogradBytes : blockBytes) / std::max<int64_t>(1, inputBytes));
+  // Weights that come from memory are read for enough tiles.
+  if (o && weightBytes > winogradBytes) wanted = std::max(wanted, fewestTiles * o * o);
   cut(wanted);
   if (threads == 1) return;
   const int64_t useful =

@@ -1,0 +1,56 @@
+/**
+ * Sub-batches: a batch of images is larger than the caches, so the first steps, whose activations are large and whose
+ * weights are small, go over it a few images at a time; the last ones, with large weights, over all images at once.
+ * Batch 8 of Oct-ResNet-50 at alpha .5, one AVX2 thread: 51.6 ms per image all at once, 45.6 so.
+ */
+import { bytesPerElement } from '../dtype.js';
+import type { Step, Steps } from './lower.js';
+
+/** The segment of each step: its first and last step, and how many images they take at once. */
+export function segmentsByStep({ steps, segments = [] }: Steps, batch: number): { first: number; last: number; images: number }[] {
+  const all = segments.length ? segments : [{ steps: steps.length, images: batch }];
+  return all.flatMap(({ steps: count, images }, i) => {
+    const first = all.slice(0, i).reduce((sum, segment) => sum + segment.steps, 0);
+    return Array.from({ length: count }, () => ({ first, last: first + count - 1, images }));
+  });
+}
+
+/** Images of a batch. */
+export const batchOf = ({ values, inputs }: Steps): number => values[inputs[0] ?? -1]?.shape[0] ?? 1;
+
+/** What is kept for all images of a batch: what the caller sees, and what another segment reads. */
+export function wholeValues(given: Steps): ReadonlySet<number> {
+  const segments = segmentsByStep(given, batchOf(given));
+  const made = new Map(given.steps.flatMap((step, at) => step.outputs.map((id) => [id, segments[at]?.first] as const)));
+  const read = given.steps.flatMap((step, at) => step.inputs.filter((id) => made.get(id) !== segments[at]?.first));
+  return new Set([...given.inputs, ...given.outputs, ...read]);
+}
+
+/**
+ * Cuts the steps in two where the fewest bytes are moved: before the cut weights are read again for each sub-batch,
+ * behind it the activations of all images go through memory.
+ */
+export function subBatch(given: Steps, threads: number, weightBytes: (step: Step) => number): Steps {
+  const batch = batchOf(given);
+  // As many images as threads, so that each has its own.
+  const images = Array.from({ length: Math.min(batch, threads) }, (_, i) => i + 1).findLast((n) => batch % n === 0) ?? 1;
+  const one = given.values.every(({ shape }) => shape[0] === batch);
+  if (!one || images === batch) return given;
+  const bytesOf = (id: number) => {
+    const { dtype, shape } = given.values[id] ?? { dtype: 'u8' as const, shape: [] };
+    return bytesPerElement[dtype] * shape.reduce((a, b) => a * b, 1);
+  };
+  const activations = given.steps.map(({ inputs, outputs }) => [...inputs, ...outputs].reduce((sum, id) => sum + bytesOf(id), 0));
+  const again = given.steps.map((step) => (batch / images - 1) * weightBytes(step));
+  let moved = activations.reduce((a, b) => a + b, 0);
+  let [least, cut] = [moved, 0];
+  for (const [i, bytes] of again.entries()) {
+    moved += bytes - (activations[i] ?? 0);
+    if (moved < least) [least, cut] = [moved, i + 1];
+  }
+  const segments = [
+    { steps: cut, images },
+    { steps: given.steps.length - cut, images: batch },
+  ];
+  return cut === 0 ? given : { ...given, segments: segments.filter((segment) => segment.steps > 0) };
+}
