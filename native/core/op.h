@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "attrs.h"
+#include "function_ref.h"
 #include "tensor.h"
 
 namespace octconv {
@@ -72,8 +73,8 @@ class Run {
 
   // Calls body(task, scratch) for task = 0 .. tasks-1 on this run's threads; scratch has Kernel::threadBytes bytes.
   // Which thread takes which task is open, so a result must not depend on it.
-  using Body = std::function<void(int64_t task, char* scratch)>;
-  void parallel(int64_t tasks, const Body& body);
+  using Body = FunctionRef<void(int64_t task, char* scratch)>;
+  void parallel(int64_t tasks, Body body);
 
  private:
   friend class Plan;

@@ -5,7 +5,7 @@
 
 namespace octconv {
 
-void Run::parallel(int64_t tasks, const Body& body) {
+void Run::parallel(int64_t tasks, Body body) {
   gang->parallel(tasks,
                  [&](int64_t task, int slot) { body(task, scratch + static_cast<size_t>(slot) * scratchStride); });
 }
@@ -68,12 +68,13 @@ size_t Plan::boundaryBytes(PlanSpec::Place place, size_t i) const {
 }
 
 bool Plan::run(Request& request, Gang& gang) {
-  Memory block;
+  Room room;
   {
     std::lock_guard lock(mutex);
-    if (!idle.empty()) block = std::move(idle.back()), idle.pop_back();
+    if (!idle.empty()) room = std::move(idle.back()), idle.pop_back();
   }
-  if (block.size() == 0) block = Memory(runBytes_);
+  if (room.block.size() == 0) room.block = Memory(runBytes_);
+  const Memory& block = room.block;
 
   const auto address = [&](size_t id, int64_t round) -> void* {
     const PlanSpec::Value& value = spec.values[id];
@@ -82,7 +83,7 @@ bool Plan::run(Request& request, Gang& gang) {
                                                                  : block.data() + value.at;
     return value.rounds == 1 ? first : first + static_cast<size_t>(round) * value.type.bytes();
   };
-  Run run;
+  Run& run = room.run;
   run.gang = &gang;
   run.shared = block.data() + sharedAt;
   run.scratch = block.data() + scratchAt;
@@ -108,7 +109,7 @@ bool Plan::run(Request& request, Gang& gang) {
     first += segment.steps;
   }
   std::lock_guard lock(mutex);
-  if (idle.size() < 4) idle.push_back(std::move(block));  // a burst of runs does not keep its memory
+  if (idle.size() < 4) idle.push_back(std::move(room));  // a burst of runs does not keep its memory
   return !cancelled();
 }
 

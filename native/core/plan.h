@@ -59,7 +59,12 @@ class Plan {
 
   size_t sharedAt = 0, scratchAt = 0, scratchStride = 0, runBytes_ = 0;
   std::mutex mutex;
-  std::vector<Memory> idle;  // blocks of runs that have ended, for the next ones
+  // Of runs that have ended, for the next ones: in the steady state a run allocates nothing.
+  struct Room {
+    Memory block;
+    Run run;
+  };
+  std::vector<Room> idle;
 };
 
 }  // namespace octconv

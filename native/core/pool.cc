@@ -43,7 +43,7 @@ bool Gang::work(int slot) {
   return any;
 }
 
-void Gang::parallel(int64_t tasks, const Body& run) {
+void Gang::parallel(int64_t tasks, Body run) {
   const int64_t most = static_cast<int64_t>(mask / 2);  // leaves room for the tickets drawn in vain
   for (int64_t first = 0; first < tasks; first += most) {
     const int64_t count = std::min(most, tasks - first);
@@ -51,7 +51,8 @@ void Gang::parallel(int64_t tasks, const Body& run) {
       for (int64_t i = 0; i < count; i++) run(first + i, 0);
       continue;
     }
-    const Body shifted = [&](int64_t task, int slot) { run(first + task, slot); };
+    const auto later = [&](int64_t task, int slot) { run(first + task, slot); };
+    const Body shifted = later;
     body = first == 0 ? &run : &shifted;
     done.store(0, std::memory_order_relaxed);
     const uint64_t region = (ticket.load(std::memory_order_relaxed) >> 2 * bits) + 1;

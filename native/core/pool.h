@@ -8,16 +8,18 @@
 #include <mutex>
 #include <vector>
 
+#include "function_ref.h"
+
 namespace octconv {
 
 // The threads that work on one run: its leader is slot 0, helpers come and go.
 class Gang {
  public:
-  using Body = std::function<void(int64_t task, int slot)>;
+  using Body = FunctionRef<void(int64_t task, int slot)>;
   explicit Gang(int threads) : threads(threads), taken(static_cast<size_t>(threads), false) { taken[0] = true; }
 
   // Calls body(task, slot) once for each task; returns when all are done.
-  void parallel(int64_t tasks, const Body& body);
+  void parallel(int64_t tasks, Body body);
 
   const int threads;
 
