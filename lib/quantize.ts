@@ -205,8 +205,8 @@ async function quantizeBranch(
   };
   const steps = Float64Array.from({ length: channels }, (_, o) => {
     const worths = parts.map(({ worth }) => worth[o]!);
-    const most = Math.max(...parts.map(({ data }, i) => extreme(row(data, o)) * Math.abs(worths[i]!)));
-    return (most / 127 || Math.max(...worths.map(Math.abs))) * Math.sign(worths.find((worth) => worth !== 0) ?? 1);
+    const most = Math.max(...parts.map(({ data, shape }, i) => extreme(row(data, o), shape) * worths[i]!));
+    return most / 127 || Math.max(...worths);
   });
   const result = new Map<string, MemoryTensor>();
   for (const { weight, shape, data, input, worth } of parts) {
@@ -214,7 +214,7 @@ async function quantizeBranch(
     const levels = new Int8Array(data.length);
     for (let o = 0; o < channels; o++) {
       const w = row(data, o);
-      const scale = Math.fround(worth[o] ? steps[o]! / worth[o]! : extreme(w) / 127 || 1);
+      const scale = Math.fround(worth[o] ? steps[o]! / worth[o]! : extreme(w, shape) / 127 || 1);
       if (!Number.isFinite(scale)) continue; // nothing beside the other parts: its levels stay 0, of scale 0
       scales[o] = scale;
       row(levels, o).set(w.map((x) => Math.round(x / scale)));
@@ -241,10 +241,23 @@ async function partsOf(
     sources.map(async ({ weight }): Promise<Part> => {
       const { shape = [] } = weights.tensors.get(weight) ?? {};
       const input = inputs.get(weight) as InputType;
-      const worth = Float64Array.from({ length: shape[0] ?? 0 }, (_, o) => input.scale * (affine?.[o] ?? 1));
+      const worth = Float64Array.from({ length: shape[0] ?? 0 }, (_, o) => input.scale * Math.abs(affine?.[o] ?? 1));
       return { weight, shape, data: await floats(weight), input, worth };
     }),
   );
 }
 
-const extreme = (values: Float32Array) => values.reduce((most, x) => Math.max(most, Math.abs(x)), 0);
+/**
+ * The largest weight of an output channel, or sum of two that belong to neighbouring input channels: CPUs without a dot
+ * product of bytes add such pairs of products, u8 by i8, in 16 bits, which hold 255 * 128 (native/cpu/tile.cc).
+ */
+function extreme(w: Float32Array, [, channels = 1]: readonly number[]): number {
+  const taps = w.length / channels;
+  let most = 0;
+  for (let i = 0; i < w.length; i++) {
+    const x = w[i]!;
+    const beside = (Math.floor(i / taps) % 2 === 0 ? w[i + taps] : undefined) ?? 0;
+    most = Math.max(most, Math.abs(x), Math.abs(x + beside)); // of opposite signs they are no larger than either
+  }
+  return most;
+}

@@ -99,45 +99,63 @@ struct BF16 {
 };
 #endif
 
-#if defined(__AVX512VNNI__) || defined(OCTCONV_EMULATE_VNNI)
+// Sums of products of pairs of i16.
+OCTCONV_INLINE IntVec pairs(Bits x, Bits w) {
+#if defined(__AVX512BW__)
+  return (IntVec)_mm512_madd_epi16((__m512i)x, (__m512i)w);
+#elif defined(__AVX2__)
+  union Parts {
+    Bits all;
+    __m256i part[sizeof(Bits) / 32];
+  } a{x}, b{w};
+  for (size_t i = 0; i < sizeof(Bits) / 32; i++) a.part[i] = _mm256_madd_epi16(a.part[i], b.part[i]);
+  return (IntVec)a.all;
+#else
+  return ((IntVec)(x << 16) >> 16) * ((IntVec)(w << 16) >> 16) + ((IntVec)x >> 16) * ((IntVec)w >> 16);
+#endif
+}
+
 struct I8 : ByWords<I8> {
   using Sum = IntVec;
   using Element = uint8_t;
   static constexpr DType dtype = DType::u8;  // of activations
   static constexpr Words words = Words::u8;
   static constexpr TileShape shape = F32::shape;
-  OCTCONV_INLINE Sum dot(Sum sum, Bits x, Bits w) {
 #if defined(__AVX512VNNI__)
+  static constexpr bool saturates = false;
+  OCTCONV_INLINE Sum dot(Sum sum, Bits x, Bits w) {
     return (Sum)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)x, (__m512i)w);
+  }
+#elif defined(__AVX2__) && !defined(OCTCONV_EMULATE_VNNI)
+  // Pairs of products in 16 bits, which saturate where two weights add up to more than 128: 97 GMAdd/s (f32: 49).
+  static constexpr bool saturates = true;
+  OCTCONV_INLINE Sum dot(Sum sum, Bits x, Bits w) {
+#if defined(__AVX512BW__)
+    const auto both = (Bits)_mm512_maddubs_epi16((__m512i)x, (__m512i)w);
 #else
+    union Parts {
+      Bits all;
+      __m256i part[sizeof(Bits) / 32];
+    } a{x}, b{w};
+    for (size_t i = 0; i < sizeof(Bits) / 32; i++) a.part[i] = _mm256_maddubs_epi16(a.part[i], b.part[i]);
+    const Bits both = a.all;
+#endif
+    return sum + pairs(both, splatBits(0x00010001));
+  }
+#else
+  static constexpr bool saturates = false;
+  OCTCONV_INLINE Sum dot(Sum sum, Bits x, Bits w) {
     for (int i = 0; i < 4; i++) sum += (Sum)(x >> 8 * i & 255) * ((Sum)(w << (24 - 8 * i)) >> 24);
     return sum;
-#endif
   }
+#endif
 };
-#else
+
 typedef uint16_t Shorts __attribute__((vector_size(4 * lanes)));
 
-// Without a dot product of bytes: pairs of 16 bits, whose sums are exact. (Pairs of u8 by i8 would be 97 GMAdd/s
-// instead of 77, f32 49, but saturate. Activations widened in memory: 80.) 3 x 4 makes 77, 4 x 3 71, 6 x 2 68.
-OCTCONV_INLINE IntVec pairs(Bits x, Bits w) {
-#if defined(__AVX512BW__)
-  return (IntVec)_mm512_madd_epi16((__m512i)x, (__m512i)w);
-#elif defined(OCTCONV_EMULATE_AVX512)
-  union Both {
-    Bits bits;
-    __m256i part[2];
-  } a{x}, b{w};
-  for (int i = 0; i < 2; i++) a.part[i] = _mm256_madd_epi16(a.part[i], b.part[i]);
-  return (IntVec)a.bits;
-#elif defined(__AVX2__)
-  return (IntVec)_mm256_madd_epi16((__m256i)x, (__m256i)w);
-#else
-  return ((IntVec)(x << 16) >> 16) * ((IntVec)(w << 16) >> 16) + ((IntVec)x >> 16) * ((IntVec)w >> 16);
-#endif
-}
-
-struct I8 {
+// Any weights, where I8 saturates: pairs of 16 bits. 3 x 4 makes 77 GMAdd/s, 4 x 3 71, 6 x 2 68, but the more pixels
+// the less often weights come from L2. (Activations widened in memory: 80.)
+struct I8Wide {
   using Sum = IntVec;
   using Element = uint8_t;
   static constexpr DType dtype = DType::u8;  // of activations
@@ -160,7 +178,6 @@ struct I8 {
     }
   }
 };
-#endif
 
 // --- Before and after the sum -----------------------------------------------------------------------------------
 
@@ -324,14 +341,14 @@ static constexpr void fill(TileSet& set) {
 template <class Type>
 static constexpr TileSet setOf() {
   constexpr TileShape shape = Type::shape;
-  TileSet set{Type::words, lanes, shape, {}, {}};
+  TileSet set{Type::words, Type::words == Words::u8 && I8::saturates, lanes, shape, {}, {}};
   fill<Type, shape.maxVectors, shape.maxPixels[shape.maxVectors]>(set);
   set.depthwise[1] = depthwise<Type, 1>, set.depthwise[2] = depthwise<Type, 2>;
   set.depthwise[3] = depthwise<Type, 3>, set.depthwise[4] = depthwise<Type, 4>;
   return set;
 }
 
-extern const TileSet tileSets[3];
-constinit const TileSet tileSets[3] = {setOf<F32>(), setOf<BF16>(), setOf<I8>()};
+extern const TileSet tileSets[4];
+constinit const TileSet tileSets[4] = {setOf<F32>(), setOf<BF16>(), setOf<I8>(), setOf<I8Wide>()};
 
 }  // namespace octconv::OCTCONV_LEVEL

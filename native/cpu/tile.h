@@ -61,6 +61,7 @@ struct TileShape {
 // The tiles of one instruction set and data type.
 struct TileSet {
   Words words;
+  bool saturates;  // two weights of a pair of elements must not add up to more than 128
   int lanes;
   TileShape shape;
   TileFunction tiles[5][9];   // [vectors][pixels]
@@ -69,5 +70,5 @@ struct TileSet {
 
 }  // namespace octconv
 
-// f32, bf16 and i8.
-OCTCONV_DECLARE(extern const TileSet tileSets[3])
+// f32, bf16, i8, and i8 for weights with which that would saturate.
+OCTCONV_DECLARE(extern const TileSet tileSets[4])

@@ -99,7 +99,7 @@ Scratch scratchOf(const BranchPlan& b) {
   s.rows = layout.add(pixels * b.main.taps * sizeof(void*));
   s.lowRows = layout.add(lowPixels * b.low.taps * sizeof(void*));
   s.start = layout.add(pixels * sizeof(void*));
-  s.low = layout.add(lowPixels * b.set->shape.maxVectors * b.set->lanes * 4);
+  s.low = layout.add(lowPixels * b.packed->set->shape.maxVectors * b.packed->set->lanes * 4);
   s.size = layout.size();
   return s;
 }
@@ -129,7 +129,7 @@ Elements elementsOf(void* data, const TensorType& type) { return {data, type.dty
 void runTask(const FastPlan& plan, const Node& node, const BranchPlan& b, int64_t task, const Run& run, char* memory) {
   const Shape& y = b.main.grid;
   const Scratch at = scratchOf(b);
-  const TileSet& set = *b.set;
+  const TileSet& set = *b.packed->set;
   const int64_t bytes = sizeOf(b.spec.compute);
   const int64_t block = task / b.panelGroups, plane = block / b.rowBlocks * b.planes;
   const int64_t row = plane * y.h + block % b.rowBlocks * b.rows;
@@ -364,8 +364,8 @@ Kernel makeFast(const Node& node, const std::vector<Branch>& branches) {
   for (size_t i = 0; i < branches.size(); i++) {
     const PackedWeights::PerBranch& packed = plan->weights->branches[i];
     if (packed.compute != branches[i].compute || packed.winograd != branches[i].winograd) unfit();
-    const TileSet& set = tilesFor(packed.compute);
-    BranchPlan b{branches[i], &packed, &set, sumOf(*plan, node, branches[i], packed.depthwise, false, shared),
+    const TileSet& set = *packed.set;
+    BranchPlan b{branches[i], &packed, sumOf(*plan, node, branches[i], packed.depthwise, false, shared),
                  sumOf(*plan, node, branches[i], packed.depthwise, true, shared)};
     const auto words = [&](const Sum& sum) {
       int64_t count = 0;

@@ -16,6 +16,7 @@ struct Panel {
 
 struct PackedWeights : Packed {
   struct PerBranch {
+    const TileSet* set;
     Compute compute;
     int64_t winograd;
     bool depthwise;
@@ -28,8 +29,6 @@ struct PackedWeights : Packed {
   size_t bytes() const override { return memory.size(); }
   const float* floats(size_t offset) const { return reinterpret_cast<const float*>(memory.data() + offset); }
 };
-
-inline const TileSet& tilesFor(Compute compute) { return (*OCTCONV_PICK(tileSets))[static_cast<int>(compute)]; }
 
 // Elements in a word of 32 bits.
 inline int64_t perWord(Compute compute) { return compute == Compute::i8 ? 4 : compute == Compute::bf16 ? 2 : 1; }
@@ -83,7 +82,6 @@ struct Sum {
 struct BranchPlan {
   Branch spec;
   const PackedWeights::PerBranch* packed;
-  const TileSet* set;
   Sum main, low;
   // A block is `rows` rows of one plane (an image's frame), or `planes` whole planes; a task a block and a panel group.
   int64_t rows = 0, planes = 1, rowBlocks = 1, blocks = 1, panelGroups = 1;

@@ -44,13 +44,31 @@ std::vector<Panel> panelsOf(const TileSet& set, int64_t channels, int64_t groups
   return panels;
 }
 
+// Whether two i8 of neighbouring input channels add up to more than 128, in any output channel.
+bool hasLargePairs(const Branch& branch, const Params& params, int64_t outputs) {
+  bool large = false;
+  branch.eachSource([&](const Source& s) {
+    const std::vector<float> w = weightOf(s, params, outputs).floats();
+    const int64_t inputs = inputsOf(s, params), taps = s.taps();
+    for (int64_t o = 0; o < outputs; o++)
+      for (int64_t i = 0; i + 1 < inputs; i += 2)
+        for (int64_t tap = 0; tap < taps; tap++) {
+          const float* pair = w.data() + (o * inputs + i) * taps + tap;
+          large = large || std::abs(pair[0] + pair[taps]) > 128;
+        }
+  });
+  return large;
+}
+
 // Where the numbers of a branch's panels go; whether all is depthwise.
 PackedWeights::PerBranch layOut(const Branch& branch, const Params& params, Layout& layout) {
-  const TileSet& set = tilesFor(branch.compute);
   const int64_t channels = outputChannels(branch, params), groups = branch.groups();
   if (channels < 1 || groups < 1 || channels % groups)
     fail("octConv: ", groups, " groups do not divide ", channels, " output channels");
   branch.eachSource([&](const Source& s) { weightOf(s, params, channels); });
+  const auto& sets = *OCTCONV_PICK(tileSets);
+  const bool wide = branch.compute == Compute::i8 && sets[2].saturates && hasLargePairs(branch, params, channels);
+  const TileSet& set = sets[wide ? 3 : static_cast<int>(branch.compute)];
   bool depthwise = groups > 1 && groups == channels;
   branch.eachSource([&](const Source& s) { depthwise = depthwise && inputsOf(s, params) == 1 && !s.upsample; });
   int64_t mainWords = 0, lowWords = 0;
@@ -58,8 +76,9 @@ PackedWeights::PerBranch layOut(const Branch& branch, const Params& params, Layo
     (s.upsample ? lowWords : mainWords) +=
         (branch.winograd ? positionsOf(branch) : s.taps()) * wordsOf(inputsOf(s, params), branch.compute);
   });
-  PackedWeights::PerBranch per{branch.compute, branch.winograd, depthwise, panelsOf(set, channels, groups, depthwise),
-                               mainWords,      lowWords};
+  PackedWeights::PerBranch per{
+      &set,      branch.compute, branch.winograd, depthwise, panelsOf(set, channels, groups, depthwise),
+      mainWords, lowWords};
   int64_t widths = 0;
   for (Panel& panel : per.panels) {
     const int64_t width = panel.vectors * set.lanes, bytes = depthwise ? 4 : packedBytes(set.words);
@@ -85,7 +104,7 @@ PackedWeights::PerBranch layOut(const Branch& branch, const Params& params, Layo
 // Whether there are lanes beyond the last channel, or elements beyond the last input, that no weight fills.
 bool hasGaps(const Branch& branch, const PackedWeights::PerBranch& per, const Params& params) {
   bool gaps = false;
-  for (const Panel& panel : per.panels) gaps = gaps || panel.channels < panel.vectors * tilesFor(branch.compute).lanes;
+  for (const Panel& panel : per.panels) gaps = gaps || panel.channels < panel.vectors * per.set->lanes;
   branch.eachSource([&](const Source& s) { gaps = gaps || inputsOf(s, params) % perWord(branch.compute) != 0; });
   return gaps;
 }
@@ -93,7 +112,7 @@ bool hasGaps(const Branch& branch, const PackedWeights::PerBranch& per, const Pa
 // One panel: all terms and sources, one after the other.
 void packPanel(const Branch& branch, const PackedWeights::PerBranch& per, const Panel& panel, const Params& params,
                const std::vector<Affine>& affines, char* memory) {
-  const TileSet& set = tilesFor(branch.compute);
+  const TileSet& set = *per.set;
   const int64_t outputs = outputChannels(branch, params), width = panel.vectors * set.lanes;
   const Words words = !per.depthwise                    ? set.words
                       : branch.compute == Compute::bf16 ? Words::bf16AsF32

@@ -20,7 +20,7 @@ int64_t inputsOf(const Sum& sum) {
 int64_t widthOf(const BranchPlan& b, int64_t panels) {
   int64_t vectors = 0;
   for (int64_t i = 0; i < panels; i++) vectors += b.packed->panels[i].vectors;
-  return vectors * b.set->lanes;
+  return vectors * b.packed->set->lanes;
 }
 
 struct Pieces {  // offsets in a thread's scratch
@@ -80,7 +80,7 @@ struct Transform {
       float* to = sums + p * count * width;
       for (int64_t i = block.panelBegin; i < block.panelEnd; i++) {
         const Panel& panel = b.packed->panels[i];
-        const int64_t lanes = panel.vectors * b.set->lanes;
+        const int64_t lanes = panel.vectors * b.packed->set->lanes;
         Tile tile{};
         tile.rows = rows;
         tile.segments = &segment;
@@ -90,7 +90,7 @@ struct Transform {
         tile.raw = true;
         tile.out = {to, DType::f32};
         tile.pitch = width;
-        runTiles(*b.set, tile, panel, false, count);
+        runTiles(*b.packed->set, tile, panel, false, count);
         to += lanes;
       }
     }
@@ -109,7 +109,7 @@ struct Transform {
         tile.columns = static_cast<int>(std::min(o, sum.grid.w - x));
         output(tile, panel, at, plane * sum.grid.h + y, x);
         toOutput(tile);
-        at += panel.vectors * b.set->lanes;
+        at += panel.vectors * b.packed->set->lanes;
       }
     }
   }
@@ -146,7 +146,7 @@ void runWinograd(const FastPlan& plan, const BranchPlan& b, const Block& block, 
                 tile.to = low + ((row - lowFirst) * l.w + x) * width + at;
                 tile.row = l.w * width;
                 tile.pitch = width;
-                tile.channels = panel.vectors * b.set->lanes;
+                tile.channels = panel.vectors * b.packed->set->lanes;
                 tile.low = -INFINITY;
                 tile.high = INFINITY;
               });
