@@ -277,14 +277,17 @@ void split(BranchPlan& b, int threads) {
   if (o && weightBytes > winogradBytes) wanted = std::max(wanted, fewestTiles * o * o);
   cut(wanted);
   if (threads == 1) return;
-  const int64_t useful =
-      std::clamp<int64_t>(static_cast<int64_t>(flops / taskFlops), 1, int64_t{tasksPerThread} * threads);
+  // Every panel group of Winograd's tiles transforms the inputs again: no more of them than threads.
+  const int64_t most = int64_t{o ? 2 : tasksPerThread} * threads;
+  const int64_t useful = std::clamp<int64_t>(static_cast<int64_t>(flops / taskFlops), 1, most);
   const auto groups = [&] {
-    return std::clamp<int64_t>((useful + b.blocks - 1) / b.blocks, 1, static_cast<int64_t>(b.packed->panels.size()));
+    const int64_t wanted = o ? std::min<int64_t>(useful, threads) : useful;
+    return std::clamp<int64_t>((wanted + b.blocks - 1) / b.blocks, 1, static_cast<int64_t>(b.packed->panels.size()));
   };
   // More blocks read the weights again, more panel groups the input: the larger stays whole.
-  if (b.blocks < useful && (weightBytes < inputBytes * y.pixels() || groups() * b.blocks < useful))
-    cut(std::max(fewestPixels, std::min(wanted, y.pixels() / useful)));
+  const bool fewWeights =
+      o ? weightBytes < winogradBytes : weightBytes < inputBytes * y.pixels() || groups() * b.blocks < useful;
+  if (b.blocks < useful && fewWeights) cut(std::max(fewestPixels, std::min(wanted, y.pixels() / useful)));
   b.panelGroups = groups();
 }
 
