@@ -6,7 +6,7 @@ import { arrayFor, type DType, type TypedArray } from '../lib/dtype.js';
 import { fitsWinograd } from '../lib/graph/algorithm.js';
 import { fuse } from '../lib/graph/fuse.js';
 import { type ComputeType, Graph, Parameter, toNTHWC, type Value } from '../lib/graph/graph.js';
-import { convStep, lower, type Steps } from '../lib/graph/lower.js';
+import { convStep, lower, type Step, type Steps } from '../lib/graph/lower.js';
 import { planMemory } from '../lib/graph/memory.js';
 import { assignTypes, type InputType, weightScaleOf } from '../lib/graph/types.js';
 import { type Device, native, type NativePlanSpec } from '../lib/native.js';
@@ -265,6 +265,7 @@ describe('ops: fused forms', () => {
 });
 
 describe("ops: Winograd's algorithm", () => {
+  const bf16 = (steps: Steps) => assignTypes(steps, 'bf16', new Map());
   const forced = (steps: Steps, winograd: 2 | 4): Steps => ({
     ...steps,
     steps: steps.steps.map((step) =>
@@ -275,8 +276,8 @@ describe("ops: Winograd's algorithm", () => {
   });
 
   /** Against the reference on the same steps; any thread count to the bit. */
-  async function checkWinograd(graph: Graph, winograd: 2 | 4, read: (name: string) => Tensor): Promise<boolean> {
-    const steps = forced(fuse(lower(graph)), winograd);
+  async function checkWinograd(graph: Graph, winograd: 2 | 4, read: (name: string) => Tensor, types?: typeof bf16): Promise<boolean> {
+    const steps = forced(fuse(lower(graph), types), winograd);
     if (!steps.steps.some(({ branches }) => branches?.some((branch) => branch.winograd))) return false;
     const inputs = inputsOf({ inputs: graph.inputs.map((id) => graph.values[id]?.shape ?? []) });
     const param = (name: string) => graph.constants.get(name) ?? read(name);
@@ -297,6 +298,12 @@ describe("ops: Winograd's algorithm", () => {
         if (await naming(`${row.op} ${row.title}`, checkWinograd(graphOf(row), winograd, noParams))) count++;
       }
       expect(count).to.be.greaterThan(60);
+    });
+
+    it(`F(${winograd}x${winograd}, 3x3) of bf16: the table's 3x3 convolutions`, async () => {
+      for (const row of cases.filter(({ op }) => op === 'conv' || op === 'octConv')) {
+        await naming(`${row.op} ${row.title}`, checkWinograd(graphOf(row), winograd, noParams, bf16));
+      }
     });
 
     it(`F(${winograd}x${winograd}, 3x3): random octave blocks`, async function () {
@@ -352,7 +359,11 @@ describe('ops: bf16 and i8', () => {
     inputsOf({ inputs: graph.inputs.map((id) => graph.values[id]?.shape ?? []) }).forEach((x, i) => {
       arrays.set(graph.inputs[i] ?? -1, x);
     });
-    for (const step of steps.steps) {
+    const fits = (step: Step) => compute === 'bf16' && step.branches?.every((branch) => fitsWinograd(branch, steps));
+    const all = steps.steps.flatMap((step) =>
+      fits(step) ? [step, convStep(step.name, (step.branches ?? []).map((branch) => ({ ...branch, winograd: 2 as const })))] : [step],
+    );
+    for (const step of all) {
       const single = { ...steps, steps: [step], inputs: step.inputs, outputs: step.outputs };
       const given = step.inputs.map((id) => arrays.get(id) as TypedArray);
       const wanted = await runGuarded(compileSteps(single, 'reference', 1, param), given);

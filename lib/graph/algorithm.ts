@@ -1,16 +1,20 @@
 /** Which algorithm computes a branch on the CPU: a function of shape and data type. */
+import { calling, native } from '../native.js';
 import { toNTHWC } from './graph.js';
 import { type Branch, convStep, type Steps } from './lower.js';
 
-/** Whether Winograd's algorithm can do it. */
+/** Whether Winograd's algorithm can do it: products are of f32, activations may be bf16. */
 export function fitsWinograd({ terms, residual, outputs, compute = 'f32' }: Branch, { values }: Steps): boolean {
-  const f32 = [outputs[0], residual].every((id) => id === undefined || values[id]?.dtype === 'f32');
+  const types = [outputs[0], residual ?? outputs[0]].map((id) => values[id ?? -1]?.dtype);
   const plain = terms.flatMap(({ sources }) => sources).every(
     ({ kernel, stride = [1], padding, dilation = [1], groups }) =>
       String(kernel) === '1,3,3' && String(padding) === '0,1,1' && groups === 1 && [...stride, ...dilation].every((n) => n === 1),
   );
-  return f32 && plain && compute === 'f32';
+  return plain && compute !== 'i8' && types[0] === types[1] && (types[0] === 'f32' || types[0] === 'bf16');
 }
+
+/** Two products of bf16 at once are as good as Winograd's, which are of f32. */
+const hasDotProductOfBFloat16 = calling(() => native.info()).isa === 'avx512bf16';
 
 /**
  * F(4x4) takes 36 products for 16 outputs instead of 144, F(2x2) 16 for 4 instead of 36, but both have weights of their
@@ -20,7 +24,7 @@ export function fitsWinograd({ terms, residual, outputs, compute = 'f32' }: Bran
  * the transforms take longer than what they save, with 16 they pay.
  */
 function winogradOf(branch: Branch, steps: Steps): 2 | 4 | undefined {
-  if (!fitsWinograd(branch, steps)) return undefined;
+  if (!fitsWinograd(branch, steps) || (branch.compute === 'bf16' && hasDotProductOfBFloat16)) return undefined;
   const shape = (id: number | undefined) => toNTHWC(steps.values[id ?? -1]?.shape ?? []);
   const sources = branch.terms.flatMap((term) => term.sources);
   const [n, t, h, w, c] = shape(branch.outputs[0]);

@@ -34,7 +34,7 @@ OCTCONV_INLINE void outputLine(const Vec (&m)[4], Vec (&to)[2]) {
   to[1] = m[1] - m[2] - m[3];
 }
 
-template <int O>
+template <int O, class T>
 static void input(const WinogradInput& t) {
   constexpr int side = O + 2;
   for (int64_t c = 0; c < t.channels; c += lanes) {
@@ -44,7 +44,7 @@ static void input(const WinogradInput& t) {
     for (int x = 0; x < side; x++) {
 #pragma GCC unroll 6
       for (int y = 0; y < side; y++) {
-        const auto* from = reinterpret_cast<const float*>(t.pixels[(y * side + x) * t.pixelStride]) + c;
+        const auto* from = reinterpret_cast<const T*>(t.pixels[(y * side + x) * t.pixelStride]) + c;
         line[y] = count == lanes ? load(from) : load(from, count);
       }
       inputLine(line, columns[x]);
@@ -63,7 +63,7 @@ static void input(const WinogradInput& t) {
   }
 }
 
-template <int O>
+template <int O, class T>
 static void output(const WinogradOutput& t) {
   constexpr int side = O + 2;
   const Vec low = splat(t.low), high = splat(t.high);
@@ -87,17 +87,30 @@ static void output(const WinogradOutput& t) {
         const ptrdiff_t at = y * t.row + x * t.pitch + c;
         Vec v = out[x] + bias;
         if (t.start) v += load(t.start + (y / 2) * t.startRow + (x / 2) * t.startPitch + c);
-        if (t.residual) v += count == lanes ? load(t.residual + at) : load(t.residual + at, count);
+        if (t.residual) {
+          const T* from = static_cast<const T*>(t.residual) + at;
+          v += count == lanes ? load(from) : load(from, count);
+        }
         v = clamp(v, low, high);
-        count == lanes ? store(t.to + at, v) : store(t.to + at, v, count);
+        T* to = static_cast<T*>(t.to) + at;
+        count == lanes ? store(to, v) : store(to, v, count);
       }
     }
   }
 }
 
-void winogradInput2(const WinogradInput& tile) { input<2>(tile); }
-void winogradInput4(const WinogradInput& tile) { input<4>(tile); }
-void winogradOutput2(const WinogradOutput& tile) { output<2>(tile); }
-void winogradOutput4(const WinogradOutput& tile) { output<4>(tile); }
+template <int O>
+static void anyInput(const WinogradInput& t) {
+  t.dtype == DType::bf16 ? input<O, BFloat16>(t) : input<O, float>(t);
+}
+template <int O>
+static void anyOutput(const WinogradOutput& t) {
+  t.dtype == DType::bf16 ? output<O, BFloat16>(t) : output<O, float>(t);
+}
+
+void winogradInput2(const WinogradInput& tile) { anyInput<2>(tile); }
+void winogradInput4(const WinogradInput& tile) { anyInput<4>(tile); }
+void winogradOutput2(const WinogradOutput& tile) { anyOutput<2>(tile); }
+void winogradOutput4(const WinogradOutput& tile) { anyOutput<4>(tile); }
 
 }  // namespace octconv::OCTCONV_LEVEL

@@ -5,11 +5,13 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "../core/element.h"
 #include "levels.h"
 
 namespace octconv {
 
 struct WinogradInput {
+  DType dtype;                // f32 or bf16
   const char* const* pixels;  // of the (O + 2)^2 inputs of a tile, row by row; `pixelStride` pointers apart
   ptrdiff_t pixelStride;
   int64_t channels;
@@ -25,9 +27,10 @@ struct WinogradOutput {
   const float* start;  // what is added (the upsampled low product), or null: of output (y, x) at
   ptrdiff_t startRow;  //   (y / 2) * startRow + (x / 2) * startPitch
   ptrdiff_t startPitch;
-  const float* residual;  // added before the clamp, laid out as `to`, or null
-  float* to;
-  ptrdiff_t row, pitch;  // floats to the next row and pixel
+  DType dtype;           // of residual and `to`: f32 or bf16
+  const void* residual;  // added before the clamp, laid out as `to`, or null
+  void* to;
+  ptrdiff_t row, pitch;  // elements to the next row and pixel
   int64_t channels;
   float low, high;
 };

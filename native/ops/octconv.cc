@@ -95,9 +95,10 @@ static void checkWinograd(const Node& node, const Branch& branch) {
         s.groups > 1)
       wrong("wants 3x3 convolutions of stride 1 and padding 1, without dilation or groups");
   });
-  const bool residual = branch.residual && node.inputs.at(*branch.residual).dtype != DType::f32;
-  if (branch.compute != Compute::f32 || residual || node.outputs.at(branch.outputs[0]).dtype != DType::f32)
-    wrong("wants f32");
+  const DType dtype = node.outputs.at(branch.outputs[0]).dtype;
+  const bool mixed = branch.residual && node.inputs.at(*branch.residual).dtype != dtype;
+  if (branch.compute == Compute::i8 || mixed || (dtype != DType::f32 && dtype != DType::bf16))
+    wrong("wants f32 or bf16, for residual and output the same");
 }
 
 static void check(const Node& node, const std::vector<Branch>& branches) {

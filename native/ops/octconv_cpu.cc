@@ -139,7 +139,7 @@ void runTask(const FastPlan& plan, const Node& node, const BranchPlan& b, int64_
       piece(static_cast<int64_t>(b.packed->panels.size()), b.panelGroups, task % b.panelGroups);
 
   if (b.spec.winograd) {
-    runWinograd(plan, b, {row, rowEnd, panelBegin, panelEnd}, run, memory);
+    runWinograd(plan, node, b, {row, rowEnd, panelBegin, panelEnd}, run, memory);
     for (int64_t i = panelBegin; i < panelEnd; i++) halveBlock(run, b, node, row, rowEnd, b.packed->panels[i]);
     return;
   }
@@ -372,7 +372,8 @@ Kernel makeFast(const Node& node, const std::vector<Branch>& branches) {
                  sumOf(*plan, node, branches[i], packed.depthwise, true, shared)};
     const auto words = [&](const Sum& sum) {
       int64_t count = 0;
-      for (const Segment& s : sum.segments[0]) count += s.taps * (packed.depthwise ? 1 : s.bytes / 4);
+      for (const Segment& s : sum.segments[0])
+        count += s.taps * (packed.depthwise ? 1 : s.bytes / (packed.winograd ? sizeOf(packed.compute) : 4));
       return count;
     };
     if (words(b.main) != packed.mainWords || words(b.low) != packed.lowWords) unfit();

@@ -110,7 +110,8 @@ struct Block {
 // The sum of 3x3 convolutions as one over the grid of tiles, whose taps are a tile's (O + 2)^2 inputs.
 Source overTiles(const Source& source, int64_t winograd);
 size_t winogradScratch(const BranchPlan& b);
-void runWinograd(const FastPlan& plan, const BranchPlan& b, const Block& block, const Run& run, char* memory);
+void runWinograd(const FastPlan& plan, const Node& node, const BranchPlan& b, const Block& block, const Run& run,
+                 char* memory);
 // Kernels of 3 x 3 as kernels of (O + 2) x (O + 2), one after the other.
 std::vector<float> winogradWeights(const std::vector<float>& kernels, int64_t winograd);
 

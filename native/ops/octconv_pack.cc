@@ -68,13 +68,14 @@ PackedWeights::PerBranch layOut(const Branch& branch, const Params& params, Layo
   branch.eachSource([&](const Source& s) { weightOf(s, params, channels); });
   const auto& sets = *OCTCONV_PICK(tileSets);
   const bool wide = branch.compute == Compute::i8 && sets[2].saturates && hasLargePairs(branch, params, channels);
-  const TileSet& set = sets[wide ? 3 : static_cast<int>(branch.compute)];
+  const TileSet& set = sets[wide ? 3 : branch.winograd ? 0 : static_cast<int>(branch.compute)];
   bool depthwise = groups > 1 && groups == channels;
   branch.eachSource([&](const Source& s) { depthwise = depthwise && inputsOf(s, params) == 1 && !s.upsample; });
   int64_t mainWords = 0, lowWords = 0;
   branch.eachSource([&](const Source& s) {
     (s.upsample ? lowWords : mainWords) +=
-        (branch.winograd ? positionsOf(branch) : s.taps()) * wordsOf(inputsOf(s, params), branch.compute);
+        branch.winograd ? positionsOf(branch) * wordsOf(inputsOf(s, params), branch.compute) * perWord(branch.compute)
+                        : s.taps() * wordsOf(inputsOf(s, params), branch.compute);
   });
   PackedWeights::PerBranch per{
       &set,      branch.compute, branch.winograd, depthwise, panelsOf(set, channels, groups, depthwise),
@@ -114,9 +115,9 @@ void packPanel(const Branch& branch, const PackedWeights::PerBranch& per, const 
                const std::vector<Affine>& affines, char* memory) {
   const TileSet& set = *per.set;
   const int64_t outputs = outputChannels(branch, params), width = panel.vectors * set.lanes;
-  const Words words = !per.depthwise                    ? set.words
-                      : branch.compute == Compute::bf16 ? Words::bf16AsF32
-                                                        : Words::f32;  // depthwise: one f32 per channel and tap
+  const Words format = !per.depthwise                    ? set.words
+                       : branch.compute == Compute::bf16 ? Words::bf16AsF32
+                                                         : Words::f32;  // depthwise: one f32 per channel and tap
   const int64_t wordBytes = width * (per.depthwise ? 4 : packedBytes(set.words));
   const bool integers = branch.compute == Compute::i8;
   // bias[c] + unit[c] * sum: of integers, unit is what a product is worth.
@@ -126,28 +127,34 @@ void packPanel(const Branch& branch, const PackedWeights::PerBranch& per, const 
     const Affine& affine = affines[t];
     for (int64_t c = 0; c < panel.channels; c++) bias[c] += affine.shift[panel.begin + c];
     for (const Source& source : branch.terms[t].sources) {
-      const int64_t inputs = inputsOf(source, params), each = inputs * source.taps();
+      const int64_t inputs = inputsOf(source, params), row = inputs * source.taps();
       const std::vector<float> scales = weightScalesOf(source, params, outputs);
-      std::vector<float> w = weightOf(source, params, outputs).floats(panel.begin * each, panel.channels * each);
+      std::vector<float> w = weightOf(source, params, outputs).floats(panel.begin * row, panel.channels * row);
       for (int64_t c = 0; c < panel.channels; c++) {
-        float* row = w.data() + c * each;
+        float* v = w.data() + c * row;
         const double scale = affine.scale[panel.begin + c] * scales[panel.begin + c];
         if (!integers) {
-          for (int64_t i = 0; i < each; i++) row[i] *= static_cast<float>(scale);
+          for (int64_t i = 0; i < row; i++) v[i] *= static_cast<float>(scale);
           continue;
         }
         const double mine = std::abs(scale * source.scale), sign = scale < 0 ? -1 : scale > 0 ? 1 : 0;
-        for (int64_t i = 0; i < each; i++) row[i] *= static_cast<float>(sign);
+        for (int64_t i = 0; i < row; i++) v[i] *= static_cast<float>(sign);
         if (unit[c] == 0) unit[c] = mine;
         if (std::abs(mine - unit[c]) > 1e-4 * std::abs(unit[c]) && mine != 0)
           fail("octConv: ", source.weight, " has i8 of another scale than the others of output channel ",
                panel.begin + c, ", ", mine, " instead of ", unit[c]);
         double sum = 0;
-        for (int64_t i = 0; i < each; i++) sum += row[i];
+        for (int64_t i = 0; i < row; i++) sum += v[i];
         bias[c] -= unit[c] * source.zero * sum;
       }
       const int64_t taps = branch.winograd ? positionsOf(branch) : source.taps(),
-                    tapWords = per.depthwise ? 1 : wordsOf(inputs, branch.compute);
+                    words = wordsOf(inputs, branch.compute),
+                    each = branch.winograd ? 1 : perWord(branch.compute),  // inputs of a word of weights
+          tapWords = per.depthwise     ? 1
+                     : branch.winograd ? words * perWord(branch.compute)
+                                       : words;
+      if (branch.winograd && branch.compute == Compute::bf16)
+        for (float& x : w) x = floatOf(bfloat16Of(x));
       if (branch.winograd) w = winogradWeights(w, branch.winograd);
       // A tap of Winograd's, a position, has the channels of all sources together, panel by panel.
       const int64_t all = source.upsample ? per.lowWords : per.mainWords,
@@ -155,8 +162,8 @@ void packPanel(const Branch& branch, const PackedWeights::PerBranch& per, const 
       size_t& at = source.upsample ? low : main;
       for (int64_t i = 0; i < inputs; i++)
         for (int64_t tap = 0; tap < taps; tap++)
-          putWeights(words, memory + at + tap * tapBytes + i / perWord(branch.compute) * wordBytes, width,
-                     panel.channels, i % perWord(branch.compute), w.data() + i * taps + tap, inputs * taps);
+          putWeights(format, memory + at + tap * tapBytes + i / each * wordBytes, width, panel.channels, i % each,
+                     w.data() + i * taps + tap, inputs * taps);
       at += (branch.winograd ? 1 : taps) * tapWords * wordBytes;
     }
   }

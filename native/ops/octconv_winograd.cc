@@ -1,4 +1,5 @@
-// 3x3 convolutions of f32 by Winograd's algorithm (cpu/winograd.h), inside of the same fused step.
+// 3x3 convolutions by Winograd's algorithm (cpu/winograd.h), inside of the same fused step. Products are of f32; bf16
+// is widened by the transform of the inputs.
 //
 // A task transforms the inputs of a block of tiles (all sources of the sum, channel after channel), multiplies each of
 // the (O + 2)^2 positions with its weights by the register tiles, a tile of outputs being a pixel there, and transforms
@@ -62,13 +63,14 @@ struct Transform {
     const auto tileRow = [&](int64_t r) { return r / sum.grid.h * sum.points.h + r % sum.grid.h / o; };
     const int64_t first = tileRow(row) * sum.points.w, count = (tileRow(rowEnd - 1) + 1) * sum.points.w - first;
 
-    pointTo(plan, sum, 4, run, first, first + count, rows);
+    pointTo(plan, sum, sizeOf(b.spec.compute), run, first, first + count, rows);
     const auto toInput = o == 4 ? OCTCONV_PICK(winogradInput4) : OCTCONV_PICK(winogradInput2);
     const char** pixels = rows;
     int64_t begin = 0;
     for (const TileSource& source : sum.sources) {
       for (int64_t i = 0; i < count; i++)
-        toInput({pixels + i, count, source.shape.c, inputs + i * channels + begin, count * channels});
+        toInput({activationOf(b.spec.compute), pixels + i, count, source.shape.c, inputs + i * channels + begin,
+                 count * channels});
       pixels += positions * count;
       begin += source.shape.c;
     }
@@ -126,7 +128,8 @@ Source overTiles(const Source& source, int64_t winograd) {
 
 size_t winogradScratch(const BranchPlan& b) { return piecesOf(b).size; }
 
-void runWinograd(const FastPlan& plan, const BranchPlan& b, const Block& block, const Run& run, char* memory) {
+void runWinograd(const FastPlan& plan, const Node& node, const BranchPlan& b, const Block& block, const Run& run,
+                 char* memory) {
   const Pieces at = piecesOf(b);
   const Shape &y = b.main.grid, &l = b.low.grid;
   const Transform transform{plan,
@@ -143,6 +146,7 @@ void runWinograd(const FastPlan& plan, const BranchPlan& b, const Block& block, 
   if (b.low.taps)
     transform(b.low, true, lowFirst, lowRow(block.rowEnd - 1) + 1,
               [&](WinogradOutput& tile, const Panel& panel, int64_t at, int64_t row, int64_t x) {
+                tile.dtype = DType::f32;
                 tile.to = low + ((row - lowFirst) * l.w + x) * width + at;
                 tile.row = l.w * width;
                 tile.pitch = width;
@@ -150,8 +154,10 @@ void runWinograd(const FastPlan& plan, const BranchPlan& b, const Block& block, 
                 tile.low = -INFINITY;
                 tile.high = INFINITY;
               });
-  const float* residual = b.spec.residual ? run.in<float>(*b.spec.residual) : nullptr;
-  float* out = run.out<float>(b.spec.outputs[0]);
+  const DType dtype = node.outputs[b.spec.outputs[0]].dtype;
+  const auto bytes = static_cast<int64_t>(bytesOf(dtype));
+  const char* residual = b.spec.residual ? run.in<char>(*b.spec.residual) : nullptr;
+  char* out = run.out<char>(b.spec.outputs[0]);
   transform(b.main, false, block.row, block.rowEnd,
             [&](WinogradOutput& tile, const Panel& panel, int64_t at, int64_t row, int64_t x) {
               const int64_t corner = (row * y.w + x) * y.c + panel.begin;
@@ -159,8 +165,9 @@ void runWinograd(const FastPlan& plan, const BranchPlan& b, const Block& block, 
               if (b.low.taps) tile.start = low + ((lowRow(row) - lowFirst) * l.w + x / 2) * width + at;
               tile.startRow = l.w * width;
               tile.startPitch = width;
-              tile.residual = residual ? residual + corner : nullptr;
-              tile.to = out + corner;
+              tile.dtype = dtype;
+              tile.residual = residual ? residual + corner * bytes : nullptr;
+              tile.to = out + corner * bytes;
               tile.row = y.w * y.c;
               tile.pitch = y.c;
               tile.channels = panel.channels;
