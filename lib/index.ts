@@ -14,7 +14,6 @@ export { countFlops, type Flops } from './flops.js';
 export { type Batch, type BatchOptions, loadBatches } from './input/batches.js';
 export { decodeImage, type Picture } from './input/image.js';
 export { defaultInput, type InputConfig, preprocess } from './input/preprocess.js';
-export { toOnnx } from './graph/onnx.js';
 export * as layers from './layers/index.js';
 export { type Feature, Module, namedParameters } from './layers/index.js';
 export { createModel, loadModel, Model, type ModelInput, type ModelOptions, type Network } from './model.js';
@@ -27,3 +26,7 @@ export { quantize, type QuantizeOptions } from './quantize.js';
 export { type Image, type Matrix, type Shape, type Spatial, Tensor, tensor, type Video } from './tensor.js';
 export { initialize } from './weights/random.js';
 export { openWeights, type WeightSource } from './weights/source.js';
+
+/** Exports a recorded graph as ONNX. @throws OctconvError for video, and for ops on pictures' bytes. */
+export const toOnnx: typeof import('./graph/onnx.js').toOnnx = async (...given) =>
+  (await import('./graph/onnx.js')).toOnnx(...given); // with protobuf, 5 MiB that nothing else needs

@@ -200,8 +200,8 @@ export async function openNetwork(path: string, given: Partial<ResolvedOptions> 
 }
 
 /**
- * A model of what `openNetwork` opens. Parameters are read one by one, packed, and let go; the file stays open until the
- * model is disposed of.
+ * A model of what `openNetwork` opens. Parameters are read step by step, packed, and let go; the file stays open until
+ * the model is disposed of.
  * @throws OctconvError that names the file and what does not fit.
  */
 export async function loadModel(

@@ -5,9 +5,9 @@ import { chooseAlgorithms } from './graph/algorithm.js';
 import { fuse } from './graph/fuse.js';
 import { type ComputeType, type Graph, type TensorType, toNTHWC } from './graph/graph.js';
 import { lower, type Step, type Steps } from './graph/lower.js';
-import { planMemory } from './graph/memory.js';
+import { align, planMemory } from './graph/memory.js';
 import { batchOf, segmentsByStep, subBatch, wholeValues } from './graph/subbatch.js';
-import { assignTypes, type InputType, type Quantized } from './graph/types.js';
+import { assignTypes, type Quantized } from './graph/types.js';
 import { calling, type Device, type NativePacked, type NativeParam, type NativePlan, type NativeStep, type NativeValue, native } from './native.js';
 import { Tensor } from './tensor.js';
 import type { Memory } from './weights/file.js';
@@ -26,8 +26,6 @@ export interface PlanOptions {
 }
 
 const bytesPerWeight = { f32: 4, bf16: 2, i8: 1 } as const;
-
-const align = (bytes: number) => Math.ceil(bytes / 64) * 64;
 
 /** The steps that a device runs: `reference` runs the graph as recorded, `cpu` after fusion. */
 export function stepsFor(
@@ -109,16 +107,13 @@ export class PackedWeights {
 }
 
 async function readQuantized(source: Pick<WeightSource, 'tensors' | 'read'>): Promise<Quantized> {
-  const quantized = new Map<string, InputType>();
-  for (const [name, { dtype }] of source.tensors) {
-    if (dtype !== 'i8') continue;
+  const layers = [...source.tensors].filter(([, { dtype }]) => dtype === 'i8').map(async ([name]) => {
     const layer = name.replace(/weight$/, '');
-    const [scale] = await source.read(`${layer}input_scale`);
-    const [zero] = await source.read(`${layer}input_zero_point`);
+    const [[scale], [zero]] = await Promise.all([source.read(`${layer}input_scale`), source.read(`${layer}input_zero_point`)]);
     if (scale === undefined || zero === undefined) throw new OctconvError(`${name}: its input has no scale or zero point`);
-    quantized.set(name, { scale, zero });
-  }
-  return quantized;
+    return [name, { scale, zero }] as const;
+  });
+  return new Map(await Promise.all(layers));
 }
 
 /** A compiled network for one input shape. */
@@ -157,14 +152,16 @@ export class Plan {
     const segments = segmentsByStep(lowered, batch);
     const whole = wholeValues(lowered);
     /** Values as steps see them: some images of the batch, one after the other where the others are kept too. */
-    const views = new Map<string, NativeValue>();
+    const views: NativeValue[] = [];
+    const viewed = new Map<string, number>();
     const view = (id: number, images: number): number => {
       const key = `${id}/${images}`;
+      const known = viewed.get(key);
+      if (known !== undefined) return known;
+      viewed.set(key, views.length);
       const { shape, ...type } = values[id] as TensorType;
       const [n, ...rest] = toNTHWC(shape);
-      const seen = { ...type, shape: [images === batch ? n : images, ...rest], rounds: whole.has(id) ? batch / images : 1, ...place(id) };
-      if (!views.has(key)) views.set(key, seen);
-      return [...views.keys()].indexOf(key);
+      return views.push({ ...type, shape: [images === batch ? n : images, ...rest], rounds: whole.has(id) ? batch / images : 1, ...place(id) }) - 1;
     };
     const packed = await weights.pack(steps, graph.constants);
     const nativeSteps: NativeStep[] = [];
@@ -174,13 +171,13 @@ export class Plan {
       const see = (ids: readonly number[]) => ids.map((id) => view(id, images));
       nativeSteps.push({ op, name, attrs, inputs: see(step.inputs), outputs: see(step.outputs), ...(packed[at] && { packed: packed[at] }) });
     }
-    inputs.forEach((id) => view(id, batch)); // one that no step reads
+    for (const id of inputs) view(id, batch); // one that no step reads
     const { plan, runBytes, algorithms } = calling(() =>
       native.compile({
         device: weights.device,
         threads,
         arenaBytes: memory.bytes,
-        values: [...views.values()],
+        values: views,
         steps: nativeSteps,
         segments: (lowered.segments ?? [{ steps: steps.length, images: batch }]).map(({ steps, images }) => ({ steps, rounds: batch / images })),
       }),

@@ -3,6 +3,8 @@ import { foldBatchNorm, fuse, joinActivation, joinResidual, joinShortcut, sinkPo
 import { Graph, Parameter, toNTHWC, type Value } from '../lib/graph/graph.js';
 import { convStep, lower, type Steps } from '../lib/graph/lower.js';
 import { planMemory } from '../lib/graph/memory.js';
+import { record } from '../lib/model.js';
+import { buildNetwork } from '../lib/models/index.js';
 
 const param = (name: string, ...shape: number[]) => Object.assign(new Parameter(shape), { name });
 const f32 = (...shape: number[]) => ({ dtype: 'f32', shape }) as const;
@@ -166,6 +168,26 @@ describe('graph: fusion', () => {
     expect(branch(steps, 1, 1).terms[0]?.sources.map((s) => s.pool)).to.deep.equal([0, 0]);
     expect(branch(steps, 0, 1).terms[0]?.sources.map((s) => s.pool)).to.deep.equal([1]); // the network's own input
   });
+});
+
+describe('graph: fusion of whole networks', () => {
+  for (const [name, alpha, depth] of [['resnet-50', 0, 50], ['oct-resnet-50', 0.5, 50], ['oct-resnet-101', 0.125, 101]] as const) {
+    it(`${name}, alpha ${alpha}: a step for each layer that counts, and the two poolings`, () => {
+      const graph = record(buildNetwork(name, alpha ? { alpha } : {}), [1, 64, 64, 3]);
+      const { steps, outputs } = fuse(lower(graph));
+      expect(steps.filter(({ op }) => op === 'octConv')).to.have.length(depth);
+      expect(steps.flatMap(({ op }) => (op === 'octConv' ? [] : op))).to.deep.equal(['maxPool', 'globalAvgPool']);
+
+      const made = new Set(graph.inputs);
+      for (const step of steps) {
+        for (const id of step.inputs) expect(made.has(id), `${step.name} reads ${id} before it is made`).to.equal(true);
+        for (const id of step.outputs) made.add(id);
+      }
+      for (const id of outputs) expect(made.has(id)).to.equal(true);
+      const params = steps.flatMap((step) => Object.values(step.params));
+      expect(params.sort()).to.deep.equal([...graph.params.keys()].sort());
+    });
+  }
 });
 
 describe('graph: memory', () => {

@@ -1,12 +1,16 @@
 import { execFile } from 'node:child_process';
-import { readFile } from 'node:fs/promises';
+import { mkdtemp, readdir, readFile, readlink, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { promisify } from 'node:util';
 import { Worker } from 'node:worker_threads';
 import { expect } from 'chai';
 import { relativeError } from '../lib/bench/measure.js';
-import { buildNetwork, createModel, initialize, Model, quantize, Tensor } from '../lib/index.js';
+import { buildNetwork, createModel, defaultInput, initialize, loadModel, Model, quantize, Tensor } from '../lib/index.js';
+import { resolveNetworkOptions } from '../lib/models/index.js';
 import { stepsFor } from '../lib/plan.js';
+import { writeModelFolder } from '../lib/weights/folder.js';
 
 const small = { alpha: 0.5, width: 8, classes: 10, stem: 'cifar' } as const;
 const dist = new URL('../dist/index.js', import.meta.url).href;
@@ -137,7 +141,70 @@ describe('lifecycle: sub-batches', () => {
   });
 });
 
+describe('lifecycle: model folders', () => {
+  const [name, given] = ['oct-resnet-26', { ...small, width: 64 }] as const;
+  let folder: string;
+  before(async () => {
+    folder = await mkdtemp(join(tmpdir(), 'octconv-lifecycle-'));
+    const config = { network: name, options: resolveNetworkOptions(name, given), input: defaultInput('cifar') };
+    const labels = Array.from({ length: given.classes }, (_, i) => `class ${i}`);
+    await writeModelFolder(folder, config, labels, initialize(buildNetwork(name, given)));
+  });
+  after(() => rm(folder, { recursive: true }));
+
+  /** Files of the folder that this process has open. */
+  async function open(): Promise<string[]> {
+    const links = (await readdir('/proc/self/fd')).map((fd) => readlink(`/proc/self/fd/${fd}`).catch(() => ''));
+    return (await Promise.all(links)).filter((file) => file.startsWith(folder));
+  }
+  async function closed(): Promise<void> {
+    for (let tries = 0; tries < 100 && (await open()).length; tries++) await sleep(10);
+    expect(await open()).to.deep.equal([]);
+  }
+
+  // Winograd's algorithm is chosen by size, and has weights of its own, which are read when they are wanted.
+  for (const dtype of ['f32', 'bf16'] as const) {
+    it(`run at other sizes than their own, also at once, and are open until they are disposed of, ${dtype}`, async () => {
+      using made = createModel(name, given, { dtype });
+      const inputs = [[1, 32, 32], [1, 96, 64], [2, 17, 15], [3, 8, 8]].map(([n = 1, h = 1, w = 1]) => {
+        const x = Tensor.zeros('f32', [n, h, w, 3]);
+        x.data.forEach((_, j) => { x.data[j] = Math.sin(j); });
+        return x;
+      });
+      const wanted = [];
+      for (const x of inputs) wanted.push([...(await made.run(x)).data]);
+
+      const model = await loadModel(folder, { dtype });
+      expect(await open()).to.have.length(1);
+      const together = await Promise.all(inputs.map((x) => model.run(x)));
+      expect(together.map((y) => [...y.data])).to.deep.equal(wanted);
+      const plans = await Promise.all(inputs.map((x) => model.plan(x.shape)));
+      if (dtype === 'f32') expect(new Set(plans.map(({ algorithms }) => algorithms.join())).size).to.be.above(2);
+      expect(await open()).to.have.length(1);
+
+      model.dispose();
+      expect(await model.run(inputs[0] as Tensor<'f32'>).catch((e) => e.message)).to.equal('model: it was disposed');
+      await closed();
+    });
+  }
+
+  it('are closed again where they cannot be loaded', async () => {
+    expect(await loadModel(folder, { dtype: 'i8' }).catch(String)).to.match(/wanted quantized weights/);
+    expect(await loadModel(folder, { threads: -1 }).catch(String)).to.match(/threads: -1/);
+    await closed();
+  });
+});
+
 describe('lifecycle: environments', () => {
+  it('a process loads no package that reads pictures, zip files or messages before it needs one', async () => {
+    const out = await child(`
+      import { createRequire } from 'node:module';
+      const { sharedObjects } = process.report.getReport();
+      const loaded = [...sharedObjects, ...Object.keys(createRequire(import.meta.url).cache)];
+      console.log(JSON.stringify(loaded.filter((file) => file.includes('/node_modules/'))));`);
+    expect(JSON.parse(out).filter((file: string) => !file.includes('/node-gyp-build/'))).to.deep.equal([]);
+  });
+
   it('200 worker threads, 8 at a time, are terminated in mid run @slow', async function () {
     this.timeout(240_000);
     const code = `

@@ -551,6 +551,12 @@ describe('ops: native code trusts no plan', () => {
       ["octConv: 'a.b' makes [1,1,5,6,4]", refusal('octConv', [x], [[1, 1, 5, 5, 4]], branches({}), true)],
       ['octConv: 3 groups do not divide 4', refusal('octConv', [x], [x], branches({ groups: 3 }), true)],
       ['octConv: padding or pool out of range', refusal('octConv', [x], [x], branches({ pool: 9 }), true)],
+      ['octConv: compute', refusal('octConv', [x], [x], branches({}, { compute: 'f64' }), true)],
+      ["octConv: winograd of 'a.b' must be 2 or 4", refusal('octConv', [x], [x], branches({}, { winograd: 3 }), true)],
+      ["octConv: winograd of 'a.b' wants 3x3", refusal('octConv', [x], [x], branches({ stride: [1, 2, 2] }, { winograd: 4 }), true)],
+      ["octConv: winograd of 'a.b' wants f32 or bf16", refusal('octConv', [x], [x], branches({}, { compute: 'i8', winograd: 4 }), true)],
+      ['octConv: scale 0 or zero 0 out of range', refusal('octConv', [x], [x], branches({ scale: 0 }), true)],
+      ['octConv: scale 1 or zero 256 out of range', refusal('octConv', [x], [x], branches({ zero: 256 }), true)],
       ['octConv: residual [1,1,1,1,4] must be', refusal('octConv', [x, [1, 1, 1, 1, 4]], [x], branches({}, { residual: 1 }), true)],
       [
         "octConv: the weights given to 'a.b' were packed for another layer",
@@ -566,6 +572,26 @@ describe('ops: native code trusts no plan', () => {
       ['attribute 1e+300 must be an integer', refusal('octConv', [x], [x], branches({ pool: 1e300 }), true)],
     );
     for (const [wanted, refused] of table) for (const message of refused) expect(message).to.include(wanted);
+  });
+
+  it('refuses segments that do not fit their steps or values', () => {
+    const type = { dtype: 'f32', shape: x, place: 'arena' } as const;
+    const compile = (rounds: number, segments: { steps: number; rounds: number }[]) => () =>
+      native.compile({
+        device: 'cpu',
+        threads: 1,
+        arenaBytes: 4096,
+        values: [{ ...type, at: 0, rounds }, { ...type, at: 2048 }],
+        steps: [{ op: 'relu', name: 'a', attrs: {}, inputs: [0], outputs: [1] }],
+        segments,
+      });
+    expect(compile(2, [{ steps: 1, rounds: 2 }])).to.not.throw();
+    expect(compile(2, [{ steps: 1, rounds: 3 }])).to.throw('plan: a value of 2 rounds in a segment of 3');
+    expect(compile(1, [{ steps: 2, rounds: 1 }])).to.throw('plan: segments must cover all steps');
+    expect(compile(1, [{ steps: 0, rounds: 1 }])).to.throw('plan: segments must cover all steps');
+    expect(compile(1, [{ steps: 1, rounds: 0 }])).to.throw('plan: segments must cover all steps');
+    expect(compile(9, [{ steps: 1, rounds: 9 }])).to.throw('plan: a value [1,1,5,6,4] at 0 does not fit into 4096');
+    expect(compile(0, [{ steps: 1, rounds: 1 }])).to.throw('plan: value 0 has impossible rounds');
   });
 
   it('refuses arrays of the wrong length', () => {

@@ -124,6 +124,26 @@ describe('weights', () => {
       await source.close();
     });
 
+    it('puts what it reads where it is told, strided or not', async () => {
+      const plain = tensor({ elements: 6, offset: 1, size: [2], stride: [1] });
+      const across = tensor({ elements: 6, size: [3, 2], stride: [1, 3] });
+      const [entries, numbers] = [dict({ plain, across }), floats(1, 2, 3, 4, 5, 6)];
+      const files = { 'zip.pth': pth(entries, { 0: numbers }), 'old.pth': legacyPth(entries, ['0'], counted(6, numbers)) };
+      for (const [name, bytes] of Object.entries(files)) {
+        const source = await openWeights(await save(name, bytes));
+        const asked: number[] = [];
+        const memory = (bytes: number) => {
+          asked.push(bytes);
+          return new Uint8Array(new ArrayBuffer(256), 64, bytes).fill(255);
+        };
+        const read = await source.read('plain', memory);
+        expect([read.byteOffset, ...read]).to.deep.equal([64, 2, 3]);
+        expect([...(await source.read('across', memory))]).to.deep.equal([1, 4, 2, 5, 3, 6]);
+        expect(asked).to.deep.equal([8, 24]);
+        await source.close();
+      }
+    });
+
     it('reads a legacy file whose pickles are longer than the first look', async () => {
       const many = Object.fromEntries(
         Array.from({ length: 1000 }, (_, i) => [
@@ -203,6 +223,26 @@ describe('weights', () => {
       } of [header.weight, header.half, header.scalar, header.byte]) {
         expect(begin % { F32: 4, F16: 2, I32: 4, U8: 1 }[dtype as 'F32']).to.equal(0);
       }
+    });
+
+    it('puts what it reads where it is told', async () => {
+      const source = await openWeights(join(folder, 'round.safetensors'));
+      const buffer = new ArrayBuffer(256);
+      for (const [name, { data }] of tensors) {
+        const read = await source.read(name, (bytes) => new Uint8Array(buffer, 64, bytes));
+        expect(read).to.deep.equal(data);
+        expect([read.buffer, read.byteOffset]).to.deep.equal([buffer, 64]);
+      }
+      await source.close();
+    });
+
+    it('reads a header that others wrote, with spaces and escapes', async () => {
+      const header = '{ "\\u0061b" : {"dtype":"F32","shape":[1],"data_offsets":[0, 4]} }';
+      const length = Buffer.alloc(8);
+      length.writeBigUInt64LE(BigInt(header.length));
+      const source = await openWeights(await save('other.safetensors', Buffer.concat([length, Buffer.from(header), floats(3)])));
+      expect([...(await source.read('ab'))]).to.deep.equal([3]);
+      await source.close();
     });
 
     it('reads many tensors at once', async () => {

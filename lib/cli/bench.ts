@@ -1,10 +1,6 @@
 import { writeFile } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import type { Command } from 'commander';
-import { chart } from '../bench/chart.js';
-import { benchMemory, memoryTable } from '../bench/memory.js';
-import { benchModels, modelsTable } from '../bench/models.js';
-import { benchOps, opsTable } from '../bench/ops.js';
 import { devices } from '../devices.js';
 import type { ComputeType } from '../graph/graph.js';
 import type { NetworkOptions } from '../models/index.js';
@@ -70,11 +66,12 @@ interface ModelsOptions extends Common {
 
 async function models(options: ModelsOptions): Promise<void> {
   await prepare(options.out, options.chart);
+  const { benchModels, modelsTable } = await import('../bench/models.js');
   const line = progressLine();
   const { threads = [...new Set([1, devices().threads])] } = options;
   const result = await benchModels({ ...options, batches: options.batch, threads, progress: line.show });
   line.clear();
-  if (options.chart) await write(options.chart, chart(result));
+  if (options.chart) await write(options.chart, (await import('../bench/chart.js')).chart(result));
   await report(options, result, modelsTable(result));
 }
 
@@ -89,6 +86,7 @@ interface OpsOptions extends Common {
 
 async function ops({ alpha, ...options }: OpsOptions): Promise<void> {
   await prepare(options.out);
+  const { benchOps, opsTable } = await import('../bench/ops.js');
   const line = progressLine();
   const result = await benchOps({ ...options, options: alphaOf(alpha), progress: line.show });
   line.clear();
@@ -104,6 +102,7 @@ interface MemoryOptions extends Common {
 
 async function memory({ alpha, threads = devices().threads, ...options }: MemoryOptions): Promise<void> {
   await prepare(options.out);
+  const { benchMemory, memoryTable } = await import('../bench/memory.js');
   const line = progressLine();
   const result = await benchMemory({ ...options, threads, options: alphaOf(alpha), progress: line.show });
   line.clear();

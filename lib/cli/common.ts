@@ -1,7 +1,6 @@
 /** What the commands share: their options, and where a network comes from. */
 import { fileURLToPath } from 'node:url';
 import { type Command, InvalidArgumentError, Option } from 'commander';
-import { quantizeOnNoise } from '../bench/measure.js';
 import { devices } from '../devices.js';
 import type { ComputeType } from '../graph/graph.js';
 import { defaultInput } from '../input/preprocess.js';
@@ -113,7 +112,9 @@ export async function modelFrom(flags: NetworkFlags, options: ModelOptions): Pro
   const file = flags.model ?? flags.weights;
   if (file !== undefined) return loadModel(file, { ...options, network: givenTo(flags) });
   const { network, source, ...described } = await networkFrom(flags);
-  const weights = options.dtype === 'i8' ? await quantizeOnNoise(network, source, described.input) : source;
+  if (options.dtype !== 'i8') return Object.assign(new Model(network, source, options), described);
+  const { quantizeOnNoise } = await import('../bench/measure.js');
+  const weights = await quantizeOnNoise(network, source, described.input);
   return Object.assign(new Model(network, weights, options), described);
 }
 

@@ -3,7 +3,7 @@ import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import type { Command } from 'commander';
-import { interleave, pairedRatio, type Times } from '../bench/measure.js';
+import type { Times } from '../bench/measure.js';
 import { classify } from '../classify.js';
 import { OctconvError } from '../error.js';
 import { createModel, loadModel } from '../model.js';
@@ -51,6 +51,7 @@ async function run({ rounds }: { rounds: number }): Promise<void> {
 }
 
 async function compare(rounds: number): Promise<void> {
+  const { interleave, pairedRatio } = await import('../bench/measure.js');
   const line = progressLine();
   using plain = createModel('resnet-50');
   using octave = createModel('oct-resnet-50', { alpha: 0.5 });

@@ -1,14 +1,13 @@
 import type { Dirent } from 'node:fs';
 import { readdir, stat } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
-import { SingleBar } from 'cli-progress';
 import type { Command } from 'commander';
 import { classify } from '../classify.js';
 import { OctconvError } from '../error.js';
 import { loadModel } from '../model.js';
 import { fileError } from '../weights/file.js';
 import { deviceLine, type DeviceOptions, integer, modelOptions, placeOf, withDevice } from './common.js';
-import { count, percent, print, printError, printJson } from './output.js';
+import { count, percent, print, printError, printJson, progressBar } from './output.js';
 
 export function evalCommand(program: Command): void {
   withDevice(program.command('eval'))
@@ -26,8 +25,7 @@ async function run(options: DeviceOptions & { model: string; data: string; batch
   const files = await picturesOf(options.data, labels);
 
   const format = '{bar} {value}/{total} pictures, {eta_formatted} left, top-1 {top1}';
-  const shown = process.stderr.isTTY && !options.json;
-  const bar = shown ? new SingleBar({ format, stream: process.stderr, etaBuffer: 1000 }) : undefined;
+  const bar = options.json ? undefined : await progressBar(format);
   const interrupted = () => {
     bar?.stop();
     process.exit(130);

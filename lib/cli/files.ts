@@ -1,7 +1,6 @@
 /** convert and export: from one kind of file to another. */
 import { readFile, writeFile } from 'node:fs/promises';
 import { type Command, InvalidArgumentError, Option } from 'commander';
-import { readerOf, toOnnx } from '../graph/onnx.js';
 import { openNetwork, record } from '../model.js';
 import { fileError } from '../weights/file.js';
 import { writeModelFolder } from '../weights/folder.js';
@@ -70,6 +69,7 @@ export function exportCommand(program: Command): void {
 }
 
 async function toFile({ onnx, size, ...flags }: NetworkFlags & { onnx: string; size?: number }): Promise<void> {
+  const { readerOf, toOnnx } = await import('../graph/onnx.js');
   const { name, network, source, input } = await networkFrom(flags);
   try {
     const { height, width } = size ? { height: size, width: size } : input;

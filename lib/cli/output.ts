@@ -1,5 +1,6 @@
 /** What the commands print. Nothing here needs the native addon, so that its absence can be told in a line. */
 import { styleText } from 'node:util';
+import type { SingleBar } from 'cli-progress';
 
 /** A command was used in a way that its options allow but that makes no sense: exit code 2. */
 export class UsageError extends Error {}
@@ -34,6 +35,13 @@ export function progressLine(): { show(text: string): void; clear(): void } {
     show: (text) => process.stderr.write(`\r\x1b[2K${text}`),
     clear: () => process.stderr.write('\r\x1b[2K'),
   };
+}
+
+/** A bar on a terminal's stderr. */
+export async function progressBar(format: string): Promise<SingleBar | undefined> {
+  if (!process.stderr.isTTY) return undefined;
+  const { SingleBar } = await import('cli-progress');
+  return new SingleBar({ format, stream: process.stderr, etaBuffer: 1000 });
 }
 
 export const count = (n: number): string => n.toLocaleString('en-US');

@@ -1,5 +1,4 @@
 import { dirname, resolve } from 'node:path';
-import { SingleBar } from 'cli-progress';
 import type { Command } from 'commander';
 import { bytesPerElement } from '../dtype.js';
 import { OctconvError } from '../error.js';
@@ -11,7 +10,7 @@ import { writeModelFolder } from '../weights/folder.js';
 import { elementCount, type WeightSource } from '../weights/source.js';
 import { type DeviceOptions, integer } from './common.js';
 import { picturesOf } from './eval.js';
-import { count, percent, print, printError, printJson } from './output.js';
+import { count, percent, print, printError, printJson, progressBar } from './output.js';
 
 export function quantizeCommand(program: Command): void {
   program
@@ -34,8 +33,7 @@ interface QuantizeFlags extends Pick<DeviceOptions, 'threads' | 'json'> {
 async function run(folder: string, { data, out, images, threads, json }: QuantizeFlags): Promise<void> {
   if (resolve(out) === resolve(folder)) throw new OctconvError(`${out}: the f32 weights lie there, wanted another folder`);
   const { name, network, options, source, input, labels } = await openNetwork(folder);
-  const shown = process.stderr.isTTY && !json;
-  const bar = shown ? new SingleBar({ format: '{bar} {value}/{total} {what}', stream: process.stderr }) : undefined;
+  const bar = json ? undefined : await progressBar('{bar} {value}/{total} {what}');
   const interrupted = () => {
     bar?.stop();
     process.exit(130);

@@ -9,7 +9,7 @@ export interface MemoryPlan {
   readonly bytes: number;
 }
 
-const align = (bytes: number) => Math.ceil(bytes / 64) * 64;
+export const align = (bytes: number): number => Math.ceil(bytes / 64) * 64;
 
 /** Largest first, each at the lowest place where it overlaps nothing that lives at the same time. */
 export function planMemory(given: Steps): MemoryPlan {

@@ -1,5 +1,4 @@
 import { readFile } from 'node:fs/promises';
-import sharp from 'sharp';
 import { OctconvError } from '../error.js';
 import { fileError } from '../weights/file.js';
 
@@ -25,6 +24,7 @@ export async function decodeImage(file: string | Uint8Array): Promise<Picture> {
   const bytes = typeof file === 'string' ? await readBytes(file) : file;
   if (bytes.length === 0) throw new OctconvError(`${name}: is empty, wanted a picture`);
   try {
+    const { default: sharp } = await import('sharp'); // 17 MiB that only pictures need
     const { data, info } = await sharp(bytes, { failOn: 'error', limitInputPixels: maxPixels })
       .autoOrient()
       .flatten({ background: 'white' })

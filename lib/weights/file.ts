@@ -1,3 +1,4 @@
+import { readSync } from 'node:fs';
 import { type FileHandle, open } from 'node:fs/promises';
 import { OctconvError } from '../error.js';
 
@@ -19,6 +20,13 @@ export function fileError(path: string, error: unknown): unknown {
   return new OctconvError(`${path}: ${reasons[code] ?? `cannot be used (${code})`}`);
 }
 
+/** Where that many bytes can be put, aligned for any typed array. */
+export type Memory = (bytes: number) => Uint8Array<ArrayBuffer>;
+const ownMemory: Memory = (bytes) => new Uint8Array(bytes);
+
+/** So few bytes are read sooner than a promise of them is kept: most parameters are vectors. */
+const small = 2 ** 16;
+
 /** A file that is read piece by piece. What lies outside of it is an error before any memory is allocated. */
 export class RandomFile {
   private constructor(
@@ -39,15 +47,17 @@ export class RandomFile {
     }
   }
 
-  /** Bytes [position, position + length) in memory of their own, so that any typed array is aligned on them. */
-  async read(position: number, length: number): Promise<Uint8Array<ArrayBuffer>> {
+  /** Bytes [position, position + length); by default in memory of their own, so that any typed array is aligned on them. */
+  async read(position: number, length: number, memory: Memory = ownMemory): Promise<Uint8Array<ArrayBuffer>> {
     if (position < 0 || length < 0 || position + length > this.size) {
       throw new OctconvError(`${this.path}: truncated at ${this.size} bytes, wanted ${length} bytes at ${position}`);
     }
-    const bytes = new Uint8Array(length);
+    const bytes = memory(length);
     for (let done = 0; done < length; ) {
-      // A single read gives at most 2 GiB.
-      const { bytesRead } = await this.handle.read(bytes, done, Math.min(length - done, 2 ** 30), position + done);
+      const at = position + done;
+      const rest = Math.min(length - done, 2 ** 30); // a single read gives at most 2 GiB
+      const bytesRead =
+        length <= small ? readSync(this.handle.fd, bytes, done, rest, at) : (await this.handle.read(bytes, done, rest, at)).bytesRead;
       if (bytesRead === 0) throw new OctconvError(`${this.path}: became shorter while it was read`);
       done += bytesRead;
     }

@@ -1,7 +1,7 @@
-import yauzl from 'yauzl';
+import type yauzl from 'yauzl';
 import { bytesPerElement, type DType, type TypedArray } from '../dtype.js';
 import { OctconvError, show } from '../error.js';
-import type { RandomFile } from './file.js';
+import type { Memory, RandomFile } from './file.js';
 import {
   Global, Persistent, PickleTruncated, type PickleValue, readPickle, storageTypes, TensorCall, Tuple,
 } from './pickle.js';
@@ -19,7 +19,7 @@ const entryLimit = 100_000;
 interface Storages {
   /** The size of a storage in bytes; undefined if there is none. */
   size(key: string): number | undefined;
-  read(key: string, begin: number, length: number): Promise<Uint8Array<ArrayBuffer>>;
+  read(key: string, begin: number, length: number, memory?: Memory): Promise<Uint8Array<ArrayBuffer>>;
 }
 
 const storageDTypes = new Map<string, DType>([
@@ -41,7 +41,8 @@ interface View extends TensorInfo {
 }
 
 export async function readZipPth(file: RandomFile): Promise<WeightSource> {
-  const zip = await yauzl.openPromise(file.path, { autoClose: false }).catch((error: Error) => {
+  const { openPromise } = await import('yauzl'); // some MiB that other files do not need
+  const zip = await openPromise(file.path, { autoClose: false }).catch((error: Error) => {
     throw zipError(file, error);
   });
   // Without a listener an error event would end the process; what a call has to report, it reports itself.
@@ -67,9 +68,9 @@ export async function readZipPth(file: RandomFile): Promise<WeightSource> {
     const { value } = readPickle(await read(pickle), 0, file.path);
     const storages: Storages = {
       size: (key) => entries.get(`${root}data/${key}`)?.uncompressedSize,
-      async read(key, begin, length) {
+      async read(key, begin, length, memory) {
         const entry = entries.get(`${root}data/${key}`) as yauzl.Entry;
-        return readEntry(file, zip, entry, begin, length);
+        return readEntry(file, zip, entry, begin, length, memory);
       },
     };
     return stateDict(file.path, value, storages, async () => {
@@ -113,11 +114,12 @@ async function readEntry(
   entry: yauzl.Entry,
   begin = 0,
   length = entry.uncompressedSize,
+  memory?: Memory,
 ): Promise<Uint8Array<ArrayBuffer>> {
   try {
     if (entry.compressionMethod === 0 && !entry.isEncrypted()) {
       const { fileDataStart } = await zip.readLocalFileHeaderPromise(entry, { minimal: true });
-      return await file.read(fileDataStart + begin, length);
+      return await file.read(fileDataStart + begin, length, memory);
     }
     const inflated = new Uint8Array(entry.uncompressedSize);
     let at = 0;
@@ -162,7 +164,7 @@ export async function readLegacyPth(file: RandomFile): Promise<WeightSource> {
   }
   const storages: Storages = {
     size: (key) => places.get(key)?.bytes,
-    read: (key, begin, length) => file.read(places.get(key)!.start + begin, length),
+    read: (key, begin, length, memory) => file.read(places.get(key)!.start + begin, length, memory),
   };
   return stateDict(file.path, value, storages, () => file.close());
 }
@@ -247,11 +249,11 @@ function stateDict(path: string, root: PickleValue, storages: Storages, close: (
   return {
     name: path,
     tensors: views,
-    async read(name: string): Promise<TypedArray> {
+    async read(name, memory): Promise<TypedArray> {
       const view = views.get(name);
       if (!view) throw missingTensor(path, name);
       const size = bytesPerElement[view.dtype];
-      const bytes = await storages.read(view.storage, view.offset * size, view.extent * size);
+      const bytes = await storages.read(view.storage, view.offset * size, view.extent * size, memory);
       return asElements(view.dtype, isContiguous(view) ? bytes : gather(view, bytes));
     },
     close,
@@ -299,7 +301,7 @@ function isContiguous({ shape, strides, extent }: View): boolean {
 function gather({ dtype, shape, strides }: View, bytes: Uint8Array<ArrayBuffer>): Uint8Array<ArrayBuffer> {
   // As integers, so that no bit of a NaN is lost.
   const Bits = { 1: Uint8Array, 2: Uint16Array, 4: Uint32Array }[bytesPerElement[dtype] as 1 | 2 | 4];
-  const from = new Bits(bytes.buffer);
+  const from = new Bits(bytes.buffer, bytes.byteOffset, bytes.length / Bits.BYTES_PER_ELEMENT);
   const to = new Bits(elementCount(shape));
   const index = shape.map(() => 0);
   let at = 0;

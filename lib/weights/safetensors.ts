@@ -31,10 +31,10 @@ export async function readSafetensors(file: RandomFile): Promise<WeightSource> {
   return {
     name: file.path,
     tensors: places,
-    async read(name: string): Promise<TypedArray> {
+    async read(name, memory): Promise<TypedArray> {
       const place = places.get(name);
       if (!place) throw missingTensor(file.path, name);
-      return asElements(place.dtype, await file.read(start + place.begin, place.end - place.begin));
+      return asElements(place.dtype, await file.read(start + place.begin, place.end - place.begin, memory));
     },
     close: () => file.close(),
   };
@@ -51,7 +51,8 @@ function parseHeader(path: string, bytes: Uint8Array, dataSize: number): Map<str
     throw wrong('the header is not JSON');
   }
   if (!isObject(header)) throw wrong('the header is not a JSON object');
-  const repeated = repeatedKey(text);
+  // What is written as it would be again, by us or the official writer, repeats none.
+  const repeated = JSON.stringify(header) === text.trimEnd() ? undefined : repeatedKey(text);
   if (repeated !== undefined) throw wrong(`the header names ${show(repeated)} twice`);
 
   const places: { name: string; dtype: DType | undefined; shape: number[]; begin: number; end: number }[] = [];

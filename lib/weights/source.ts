@@ -1,6 +1,6 @@
 import { arrayFor, type DType, type TypedArray } from '../dtype.js';
 import { OctconvError, show } from '../error.js';
-import { RandomFile } from './file.js';
+import { type Memory, RandomFile } from './file.js';
 import { readLegacyPth, readZipPth } from './pth.js';
 import { readSafetensors } from './safetensors.js';
 
@@ -15,8 +15,8 @@ export interface WeightSource {
   readonly name?: string;
   /** Every tensor in file order. `num_batches_tracked` counters are left out: no network reads them. */
   readonly tensors: ReadonlyMap<string, TensorInfo>;
-  /** The elements' raw bits, one tensor at a time. */
-  read(name: string): Promise<TypedArray>;
+  /** The elements' raw bits, one tensor at a time; whoever does not keep them may say where they can be put. */
+  read(name: string, memory?: Memory): Promise<TypedArray>;
   close(): Promise<void>;
 }
 
