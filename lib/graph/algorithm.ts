@@ -28,7 +28,7 @@ function winogradOf(branch: Branch, steps: Steps): 2 | 4 | undefined {
   const shape = (id: number | undefined) => toNTHWC(steps.values[id ?? -1]?.shape ?? []);
   const sources = branch.terms.flatMap((term) => term.sources);
   const [n, t, h, w, c] = shape(branch.outputs[0]);
-  if (Math.min(c, ...sources.map(({ input }) => shape(input)[4])) < 16) return undefined;
+  if (Math.min(c, Math.max(...sources.map(({ input }) => shape(input)[4]))) < 16) return undefined;
   const coarse = sources.some(({ upsample }) => upsample) ? 2 : 1;
   // Sub-batches (subbatch.ts) depend on the threads, what is computed must not: only small maps count all images.
   const images = h * w <= 64 ? n : 1;

@@ -34,13 +34,26 @@ struct Anywhere {  // a vector at any address
 } __attribute__((packed, may_alias));
 
 OCTCONV_INLINE Vec load(const float* from) { return reinterpret_cast<const Anywhere<Vec>*>(from)->value; }
+// g++ 12 takes bytes one by one and halves of a register apart unless it is told.
 OCTCONV_INLINE Vec load(const BFloat16* from) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)from)), 16);
+#elif defined(__AVX2__) && !defined(OCTCONV_EMULATE_AVX512)
+  return (Vec)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)from)), 16);
+#else
   const Halves x = reinterpret_cast<const Anywhere<Halves>*>(from)->value;
   return (Vec)(__builtin_convertvector(x, Bits) << 16);
+#endif
 }
 OCTCONV_INLINE Vec load(const uint8_t* from) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)from)));
+#elif defined(__AVX2__) && !defined(OCTCONV_EMULATE_AVX512)
+  return (Vec)_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadu_si64(from)));
+#else
   const Bytes x = reinterpret_cast<const Anywhere<Bytes>*>(from)->value;
   return __builtin_convertvector(__builtin_convertvector(x, IntVec), Vec);
+#endif
 }
 
 // Rounds to the nearest, to even between two. A NaN stays one.
