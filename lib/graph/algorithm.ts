@@ -1,7 +1,7 @@
 /** Which algorithm computes a branch on the CPU: a function of shape and data type. */
-import { calling, native } from '../native.js';
 import { toNTHWC } from './graph.js';
 import { type Branch, convStep, type Steps } from './lower.js';
+import { hasDotProductOfBFloat16 } from './types.js';
 
 /** Whether Winograd's algorithm can do it: products are of f32, activations may be bf16. */
 export function fitsWinograd({ terms, residual, outputs, compute = 'f32' }: Branch, { values }: Steps): boolean {
@@ -13,9 +13,6 @@ export function fitsWinograd({ terms, residual, outputs, compute = 'f32' }: Bran
   return plain && compute !== 'i8' && types[0] === types[1] && (types[0] === 'f32' || types[0] === 'bf16');
 }
 
-/** Two products of bf16 at once are as good as Winograd's, which are of f32. */
-const hasDotProductOfBFloat16 = calling(() => native.info()).isa === 'avx512bf16';
-
 /**
  * F(4x4) takes 36 products for 16 outputs instead of 144, F(2x2) 16 for 4 instead of 36, but both have weights of their
  * own for each position, 4 and 1.8 times as many, which are read for one output per tile. So the coarsest grid of a
@@ -24,6 +21,7 @@ const hasDotProductOfBFloat16 = calling(() => native.info()).isa === 'avx512bf16
  * the transforms take longer than what they save, with 16 they pay.
  */
 function winogradOf(branch: Branch, steps: Steps): 2 | 4 | undefined {
+  // Two products of bf16 at once are as good as Winograd's, which are of f32.
   if (!fitsWinograd(branch, steps) || (branch.compute === 'bf16' && hasDotProductOfBFloat16)) return undefined;
   const shape = (id: number | undefined) => toNTHWC(steps.values[id ?? -1]?.shape ?? []);
   const sources = branch.terms.flatMap((term) => term.sources);

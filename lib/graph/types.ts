@@ -2,6 +2,7 @@
  * Data types: what each convolution multiplies, and as what each value between the steps is kept. The recorded graph is
  * f32; here bf16 or u8 take its place wherever the maker and all readers of a value can deal with them.
  */
+import { calling, native } from '../native.js';
 import type { ComputeType, TensorType } from './graph.js';
 import { type Branch, convStep, type Source, type Step, type Steps } from './lower.js';
 
@@ -18,8 +19,14 @@ export const weightScaleOf = (weight: string): string => weight.replace(/(weight
 
 const sourcesOf = (branch: Branch): Source[] => branch.terms.flatMap(({ sources }) => sources);
 
-/** A branch is i8 if all of its weights are. */
-function typed(branch: Branch, compute: ComputeType, quantized: Quantized): Branch {
+/** Whether the CPU multiplies two bf16 at once. */
+export const hasDotProductOfBFloat16 = calling(() => native.info()).isa === 'avx512bf16';
+
+/**
+ * A branch is i8 if all of its weights are. One that reads the network's own f32 alone stays f32 where bf16 would be no
+ * faster: what it makes may be bf16 all the same.
+ */
+function typed(branch: Branch, compute: ComputeType, quantized: Quantized, inputs: readonly number[]): Branch {
   const integers = compute === 'i8' && sourcesOf(branch).every(({ weight }) => quantized.has(weight));
   const terms = branch.terms.map((term) => ({
     ...term,
@@ -29,14 +36,15 @@ function typed(branch: Branch, compute: ComputeType, quantized: Quantized): Bran
       return { ...source, weightScale: weightScaleOf(source.weight), ...(integers && input) };
     }),
   }));
-  const own = compute === 'i8' && !integers ? 'f32' : compute;
+  const given = !hasDotProductOfBFloat16 && sourcesOf(branch).every(({ input }) => inputs.includes(input));
+  const own = (compute === 'i8' && !integers) || (compute === 'bf16' && given) ? 'f32' : compute;
   return { ...branch, terms, ...(own !== 'f32' && { compute: own }) };
 }
 
 export function assignTypes(given: Steps, compute: ComputeType, quantized: Quantized): Steps {
   if (compute === 'f32' && quantized.size === 0) return given;
   const steps = given.steps.map((step) =>
-    step.branches ? convStep(step.name, step.branches.map((branch) => typed(branch, compute, quantized))) : step,
+    step.branches ? convStep(step.name, step.branches.map((branch) => typed(branch, compute, quantized, given.inputs))) : step,
   );
   if (compute === 'f32') return { ...given, steps };
 
