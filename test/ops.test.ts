@@ -9,7 +9,7 @@ import { type ComputeType, Graph, Parameter, toNTHWC, type Value } from '../lib/
 import { convStep, lower, type Step, type Steps } from '../lib/graph/lower.js';
 import { planMemory } from '../lib/graph/memory.js';
 import { assignTypes, type InputType, weightScaleOf } from '../lib/graph/types.js';
-import { type Device, native, type NativePlanSpec } from '../lib/native.js';
+import { type Device, native, type NativeParam, type NativePlanSpec } from '../lib/native.js';
 import { Octave } from '../lib/octave.js';
 import * as ops from '../lib/ops.js';
 import { stepsFor } from '../lib/plan.js';
@@ -557,9 +557,9 @@ describe('ops: native code trusts no plan', () => {
       ['octConv: 3 groups do not divide 4', refusal('octConv', [x], [x], branches({ groups: 3 }), true)],
       ['octConv: padding or pool out of range', refusal('octConv', [x], [x], branches({ pool: 9 }), true)],
       ['octConv: compute', refusal('octConv', [x], [x], branches({}, { compute: 'f64' }), true)],
-      ["octConv: winograd of 'a.b' must be 2 or 4", refusal('octConv', [x], [x], branches({}, { winograd: 3 }), true)],
-      ["octConv: winograd of 'a.b' wants 3x3", refusal('octConv', [x], [x], branches({ stride: [1, 2, 2] }, { winograd: 4 }), true)],
-      ["octConv: winograd of 'a.b' wants f32 or bf16", refusal('octConv', [x], [x], branches({}, { compute: 'i8', winograd: 4 }), true)],
+      ['octConv: winograd 3, wanted 2 or 4', refusal('octConv', [x], [x], branches({}, { winograd: 3 }), true)],
+      ['octConv: winograd wants 3x3', refusal('octConv', [x], [x], branches({ stride: [1, 2, 2] }, { winograd: 4 }), true)],
+      ['octConv: winograd wants f32 or bf16', refusal('octConv', [x], [x], branches({}, { compute: 'i8', winograd: 4 }), true)],
       ['octConv: scale 0 or zero 0 out of range', refusal('octConv', [x], [x], branches({ scale: 0 }), true)],
       ['octConv: scale 1 or zero 256 out of range', refusal('octConv', [x], [x], branches({ zero: 256 }), true)],
       ['octConv: residual [1,1,1,1,4] must be', refusal('octConv', [x, [1, 1, 1, 1, 4]], [x], branches({}, { residual: 1 }), true)],
@@ -577,6 +577,19 @@ describe('ops: native code trusts no plan', () => {
       ['attribute 1e+300 must be an integer', refusal('octConv', [x], [x], branches({ pool: 1e300 }), true)],
     );
     for (const [wanted, refused] of table) for (const message of refused) expect(message).to.include(wanted);
+  });
+
+  it('refuses to pack what does not fit', () => {
+    const pack = (attrs: object, w = weight.w as NativeParam, more = {}) => () => native.pack('octConv', 'cpu', attrs as never, { w, ...more });
+    const i8 = { dtype: 'i8', shape: [4, 4, 3, 3], data: new Int8Array(144).fill(100) } as const;
+    const scale = (data: Float32Array) => ({ 'w.scale': { dtype: 'f32', shape: [data.length], data } as const });
+    expect(pack(branches({ kernel: [1, 1, 1] }, { winograd: 4 }))).to.throw('octConv: winograd wants 3x3');
+    expect(pack(branches({ kernel: [1, 1, 1] }))).to.throw('octConv: w does not have 4 output channels and 1 taps');
+    expect(pack(branches({ groups: 3 }))).to.throw('octConv: 3 groups do not divide 4');
+    expect(pack(branches({}, { compute: 'i8' }), i8)).to.throw("octConv: parameter 'w.scale' is missing");
+    expect(pack(branches({}, { compute: 'i8' }), i8, scale(new Float32Array(3)))).to.throw('octConv: w.scale has 3 elements, wanted 4');
+    const twice = { branches: [{ terms: [{ sources: [source, { ...source, scale: 2 }] }], outputs: [0], compute: 'i8' }] };
+    expect(pack(twice, i8, scale(new Float32Array(4).fill(1)))).to.throw('octConv: w has i8 of another scale');
   });
 
   it('refuses segments that do not fit their steps or values', () => {

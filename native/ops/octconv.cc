@@ -41,6 +41,17 @@ static Compute computeOf(const Attr& branch) {
   return name == "i8" ? Compute::i8 : name == "bf16" ? Compute::bf16 : Compute::f32;
 }
 
+static void checkWinograd(const Branch& branch) {
+  if (branch.winograd != 2 && branch.winograd != 4) fail("octConv: winograd ", branch.winograd, ", wanted 2 or 4");
+  if (branch.compute == Compute::i8) fail("octConv: winograd wants f32 or bf16");
+  branch.eachSource([&](const Source& s) {
+    const Size3 one(1, 1, 1);
+    if (s.kernel != Size3(1, 3, 3) || s.padding != Size3(0, 1, 1) || s.stride != one || s.dilation != one ||
+        s.groups != 1)
+      fail("octConv: winograd wants 3x3 convolutions of stride 1 and padding 1, without dilation or groups");
+  });
+}
+
 std::vector<Branch> branchesOf(const Attr& attrs) {
   std::vector<Branch> branches;
   for (const Attr& b : attrs["branches"].list()) {
@@ -65,6 +76,7 @@ std::vector<Branch> branchesOf(const Attr& attrs) {
     }
     if (b.has("residual")) branch.residual = static_cast<size_t>(b["residual"].integer());
     for (const Attr& output : b["outputs"].list()) branch.outputs.push_back(static_cast<size_t>(output.integer()));
+    if (branch.winograd) checkWinograd(branch);
     branches.push_back(std::move(branch));
   }
   return branches;
@@ -85,22 +97,6 @@ static Shape convolved(const Shape& x, const Source& s, int64_t channels) {
           size(x.w, s.kernel.w, s.stride.w, s.padding.w, s.dilation.w), channels};
 }
 
-static void checkWinograd(const Node& node, const Branch& branch) {
-  const auto wrong = [&](const char* what) { fail("octConv: winograd of '", node.name, "' ", what); };
-  if (branch.winograd == 0) return;
-  if (branch.winograd != 2 && branch.winograd != 4) wrong("must be 2 or 4");
-  branch.eachSource([&](const Source& s) {
-    const Size3 one(1, 1, 1);
-    if (s.kernel != Size3(1, 3, 3) || s.padding != Size3(0, 1, 1) || s.stride != one || s.dilation != one ||
-        s.groups > 1)
-      wrong("wants 3x3 convolutions of stride 1 and padding 1, without dilation or groups");
-  });
-  const DType dtype = node.outputs.at(branch.outputs[0]).dtype;
-  const bool mixed = branch.residual && node.inputs.at(*branch.residual).dtype != dtype;
-  if (branch.compute == Compute::i8 || mixed || (dtype != DType::f32 && dtype != DType::bf16))
-    wrong("wants f32 or bf16, for residual and output the same");
-}
-
 static void check(const Node& node, const std::vector<Branch>& branches) {
   for (const auto* side : {&node.inputs, &node.outputs})
     for (const TensorType& type : *side) {
@@ -113,7 +109,10 @@ static void check(const Node& node, const std::vector<Branch>& branches) {
     if (branch.outputs.empty() || branch.outputs.size() > 3)
       fail("octConv: a branch has 1 to 3 outputs, got ", branch.outputs.size());
     const Shape y = node.out(branch.outputs[0]);
-    checkWinograd(node, branch);
+    const DType dtype = node.outputs.at(branch.outputs[0]).dtype;
+    const bool mixed = branch.residual && node.inputs.at(*branch.residual).dtype != dtype;
+    if (branch.winograd && (mixed || dtype == DType::u8))
+      fail("octConv: winograd of '", node.name, "' wants f32 or bf16, for residual and output the same");
     branch.eachSource([&](const Source& s) {
       const Shape x = halved(node.in(s.input), s.pool), got = convolved(x, s, y.c);
       for (const Size3& size : {s.kernel, s.stride, s.dilation})
