@@ -349,7 +349,7 @@ describe('command line', function () {
       expect(code, stderr).to.equal(0);
       expect(stdout).to.match(/\n {2}device +cpu \w+, bf16, 1 thread\n/);
       expect(stdout).to.match(/\nplan\n {2}step +op +types +products +M MAdd +KiB in +out +weights +algorithm\n/);
-      expect(stdout).to.match(/\n {2}conv1 +octConv +f32 -> bf16 +bf16 +[\d.]+ +12 +\d+ +[12] +tile /);
+      expect(stdout).to.match(/\n {2}conv1 +octConv +f32 -> bf16 +(f32|bf16) +[\d.]+ +12 +\d+ +[12] +tile /);
       expect(stdout).to.match(/\n {2}all +[\d.]+ .*\n.* MiB of weights; a run has .* of activations, .* with scratch\n$/);
       expectError(octconv('info', shipped, '--model', shipped), 2, 'wanted either a network or --model');
       expectError(octconv('info'), 2, 'wanted either a network or --model');
