@@ -6,7 +6,6 @@
 #include <deque>
 #include <exception>
 #include <fstream>
-#include <future>
 #include <memory>
 #include <string>
 #include <system_error>
@@ -96,16 +95,19 @@ class Pool {
  public:
   void submit(int threads, std::function<void(Gang&)> job) {
     std::unique_lock lock(mutex);
-    const size_t wanted = static_cast<size_t>(std::max(threads, pool::hardwareThreads()));
-    try {
-      while (workers.size() < wanted) workers.emplace_back([this] { work(); });
-    } catch (const std::system_error&) {
-      if (workers.empty()) throw;  // fewer threads than wanted are enough
-    }
+    grow(threads);
     queue.push_back({std::max(1, threads), std::move(job)});
     queuedRuns.store(static_cast<int64_t>(queue.size()));
     lock.unlock();
     wake.notify_one();
+  }
+
+  // The calling thread leads; workers that are idle help.
+  void here(int threads, std::function<void(Gang&)> job) {
+    std::unique_lock lock(mutex);
+    grow(threads);
+    Job mine{std::max(1, threads), std::move(job)};
+    lead(mine, lock);
   }
 
   ~Pool() {
@@ -122,6 +124,15 @@ class Pool {
     int threads;
     std::function<void(Gang&)> run;
   };
+
+  void grow(int threads) {
+    const size_t wanted = static_cast<size_t>(std::max(threads, pool::hardwareThreads()));
+    try {
+      while (workers.size() < wanted) workers.emplace_back([this] { work(); });
+    } catch (const std::system_error&) {
+      if (workers.empty()) throw;  // fewer threads than wanted are enough
+    }
+  }
 
   void work() {
     std::unique_lock lock(mutex);
@@ -203,10 +214,14 @@ void submit(int threads, std::function<void(Gang&)> job) {
 }
 
 void parallel(int64_t tasks, const std::function<void(int64_t)>& body) {
-  std::promise<void> done;
+  Pool* pool = nullptr;
+  {
+    std::lock_guard lock(guard());
+    pool = instance;  // it lives as long as the caller's environment
+  }
   std::mutex mutex;
   std::exception_ptr error;
-  submit(hardwareThreads(), [&](Gang& gang) {
+  pool->here(hardwareThreads(), [&](Gang& gang) {
     gang.parallel(tasks, [&](int64_t task, int) {
       try {
         body(task);
@@ -215,9 +230,7 @@ void parallel(int64_t tasks, const std::function<void(int64_t)>& body) {
         error = std::current_exception();
       }
     });
-    done.set_value();
   });
-  done.get_future().get();
   if (error) std::rethrow_exception(error);
 }
 

@@ -49,7 +49,8 @@ void retain();
 void release();
 // Runs job(gang) on a worker; at most `threads` of them work on it.
 void submit(int threads, std::function<void(Gang&)> job);
-// Calls body(task) once for each task on workers and waits for them. Throws what one of them threw.
+// Calls body(task) once for each task, on the calling thread and on workers that are idle: it waits for no run. Throws
+// what one of them threw.
 void parallel(int64_t tasks, const std::function<void(int64_t task)>& body);
 // Cores that this process may use: the affinity mask, at most the cgroup's CPU quota.
 int hardwareThreads();
