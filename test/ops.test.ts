@@ -309,11 +309,11 @@ describe("ops: Winograd's algorithm", () => {
     it(`F(${winograd}x${winograd}, 3x3): random octave blocks`, async function () {
       this.timeout(600_000);
       let count = 0;
-      for (let seed = 1; seed <= 150; seed++) {
+      for (let seed = 1; seed <= 150; seed += 3) {
         const { graph } = block(seed);
         if (await naming(`seed ${seed}`, checkWinograd(graph, winograd, parameters(graph)))) count++;
       }
-      expect(count).to.be.greaterThan(50);
+      expect(count).to.be.greaterThan(15);
     });
   }
 });
@@ -406,7 +406,7 @@ describe('ops: bf16 and i8', () => {
     it(`${what}: random octave blocks, step by step`, async function () {
       this.timeout(600_000);
       const met = new Set<string>();
-      for (let seed = 1; seed <= 150; seed += 2) {
+      for (let seed = 1; seed <= 150; seed += 4) {
         const { graph } = block(seed);
         await naming(`seed ${seed}`, checkTyped(graph, compute, most, parameters(graph), (what) => met.add(what)));
       }
