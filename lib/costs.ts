@@ -1,8 +1,8 @@
 /** What the steps of a plan cost: multiply-adds, and bytes that are read and written. */
-import { devices } from './devices.js';
 import { bytesPerElement, type DType } from './dtype.js';
 import type { ComputeType } from './graph/graph.js';
-import type { Branch, Source, Step } from './graph/lower.js';
+import { type Branch, type Source, sourcesOf, type Step } from './graph/lower.js';
+import { hasDotProductOfBFloat16 } from './graph/types.js';
 import type { Plan } from './plan.js';
 import { elementCount, type Shape } from './tensor.js';
 
@@ -20,10 +20,9 @@ export interface StepCost {
   };
 }
 
-/** Where a CPU has no products of a data type, weights are kept wider (`Words` in native/cpu/tile.h). */
+/** Where a CPU has no products of bf16, weights are kept wider (`Words` in native/cpu/tile.h); i8 is as the quantizer makes it. */
 function packedBytes(): Record<ComputeType, number> {
-  const { isa } = devices();
-  return { f32: 4, bf16: /bf16/.test(isa) ? 2 : 4, i8: /vnni|bf16/.test(isa) ? 1 : 2 };
+  return { f32: 4, bf16: hasDotProductOfBFloat16 ? 2 : 4, i8: 1 };
 }
 
 /** One for each step. */
@@ -37,7 +36,6 @@ export function costsOf({ steps, values, graph }: Pick<Plan, 'steps' | 'values' 
   const products = (branch: Branch, { input, weight, upsample }: Source) =>
     // What is upsampled is multiplied at the low resolution.
     parameters(weight) * elementCount(shapeOf(upsample ? input : branch.outputs[0]).slice(0, -1));
-  const sourcesOf = (branch: Pick<Branch, 'terms'>) => branch.terms.flatMap(({ sources }) => sources);
   const bytesOf = packedBytes();
   const weightsOf = ({ branches, params }: Step) => {
     if (!branches) return 4 * Object.values(params).reduce((sum, name) => sum + parameters(name), 0);

@@ -11,7 +11,7 @@ import { assignTypes, type Quantized } from './graph/types.js';
 import { calling, type Device, type NativePacked, type NativeParam, type NativePlan, type NativeStep, type NativeValue, native } from './native.js';
 import { Tensor } from './tensor.js';
 import type { Memory } from './weights/file.js';
-import type { WeightSource } from './weights/source.js';
+import { besideI8, type WeightSource } from './weights/source.js';
 
 export interface RunOptions {
   /** Stops the run between two steps; the promise rejects with the signal's reason. */
@@ -108,8 +108,8 @@ export class PackedWeights {
 
 async function readQuantized(source: Pick<WeightSource, 'tensors' | 'read'>): Promise<Quantized> {
   const layers = [...source.tensors].filter(([, { dtype }]) => dtype === 'i8').map(async ([name]) => {
-    const layer = name.replace(/weight$/, '');
-    const [[scale], [zero]] = await Promise.all([source.read(`${layer}input_scale`), source.read(`${layer}input_zero_point`)]);
+    const { inputScale, inputZeroPoint } = besideI8(name);
+    const [[scale], [zero]] = await Promise.all([source.read(inputScale.name), source.read(inputZeroPoint.name)]);
     if (scale === undefined || zero === undefined) throw new OctconvError(`${name}: its input has no scale or zero point`);
     return [name, { scale, zero }] as const;
   });

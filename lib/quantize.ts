@@ -5,7 +5,7 @@
 import { OctconvError } from './error.js';
 import { fuse } from './graph/fuse.js';
 import type { Graph } from './graph/graph.js';
-import { type Branch, lower, type Source, type Steps, type Term } from './graph/lower.js';
+import { type Branch, lower, sourcesOf, type Steps, type Term } from './graph/lower.js';
 import type { InputType } from './graph/types.js';
 import { parameterShapes } from './layers/module.js';
 import { type Network, record } from './model.js';
@@ -54,7 +54,6 @@ export async function quantize(
 }
 
 const branchesOf = ({ steps }: Steps): Branch[] => steps.flatMap(({ branches = [] }) => branches);
-const sourcesOf = ({ terms }: Branch): Source[] => terms.flatMap(({ sources }) => sources);
 
 // --- Activations ------------------------------------------------------------------------------------------------
 
@@ -190,7 +189,7 @@ interface Part {
 
 /**
  * The products of all parts go into one sum of integers, so within an output channel they must be worth the same: the
- * part with the largest products has all of i8. A scale is below zero where batch normalisations differ in sign.
+ * part with the largest products has all of i8. The sign of a batch normalisation is folded in by native code.
  */
 async function quantizeBranch(
   { terms }: Branch,

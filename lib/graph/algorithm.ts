@@ -1,12 +1,12 @@
 /** Which algorithm computes a branch on the CPU: a function of shape and data type. */
 import { toNTHWC } from './graph.js';
-import { type Branch, convStep, type Steps } from './lower.js';
+import { type Branch, convStep, sourcesOf, type Steps } from './lower.js';
 import { hasDotProductOfBFloat16 } from './types.js';
 
 /** Whether Winograd's algorithm can do it: products are of f32, activations may be bf16. */
 export function fitsWinograd({ terms, residual, outputs, compute = 'f32' }: Branch, { values }: Steps): boolean {
   const types = [outputs[0], residual ?? outputs[0]].map((id) => values[id ?? -1]?.dtype);
-  const plain = terms.flatMap(({ sources }) => sources).every(
+  const plain = sourcesOf({ terms }).every(
     ({ kernel, stride = [1], padding, dilation = [1], groups }) =>
       String(kernel) === '1,3,3' && String(padding) === '0,1,1' && groups === 1 && [...stride, ...dilation].every((n) => n === 1),
   );
@@ -24,7 +24,7 @@ function winogradOf(branch: Branch, steps: Steps): 2 | 4 | undefined {
   // Two products of bf16 at once are as good as Winograd's, which are of f32.
   if (!fitsWinograd(branch, steps) || (branch.compute === 'bf16' && hasDotProductOfBFloat16)) return undefined;
   const shape = (id: number | undefined) => toNTHWC(steps.values[id ?? -1]?.shape ?? []);
-  const sources = branch.terms.flatMap((term) => term.sources);
+  const sources = sourcesOf(branch);
   const [n, t, h, w, c] = shape(branch.outputs[0]);
   if (Math.min(c, Math.max(...sources.map(({ input }) => shape(input)[4]))) < 16) return undefined;
   const coarse = sources.some(({ upsample }) => upsample) ? 2 : 1;

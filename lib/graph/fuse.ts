@@ -3,7 +3,8 @@
  * convolution with its pooling, upsampling, adds, batch normalisation, residual and activation is one step.
  */
 import type { TensorType } from './graph.js';
-import { type Branch, type Source, type Step, type Steps, convStep } from './lower.js';
+import { type Branch, convStep, type Source, type Step, type Steps } from './lower.js';
+import { halved } from './shape.js';
 
 /** The steps while a pass rewrites them: which one makes a value, and which ones read it. */
 class Uses {
@@ -140,8 +141,7 @@ export function sinkPooling(given: Steps): Steps {
     const known = pooled.get(id);
     if (known !== undefined) return known;
     const { shape, ...type } = values[id] as TensorType;
-    const half = shape.map((size, i) => (i === shape.length - 3 || i === shape.length - 2 ? Math.ceil(size / 2) : size));
-    pooled.set(id, values.push({ ...type, shape: half }) - 1);
+    pooled.set(id, values.push({ ...type, shape: halved(shape) }) - 1);
     return values.length - 1;
   };
   const sink = (source: Source): Source => {

@@ -57,6 +57,8 @@ export interface Branch {
   readonly winograd?: 2 | 4;
 }
 
+export const sourcesOf = ({ terms }: Pick<Branch, 'terms'>): Source[] => terms.flatMap(({ sources }) => sources);
+
 /** A step: a recorded node, or a convolution in branch form. */
 export type Step = GraphNode & { readonly branches?: readonly Branch[] };
 

@@ -11,7 +11,7 @@
 import { BinaryWriter, WireType } from '@bufbuild/protobuf/wire';
 import { arrayFor, type DType, type TypedArray } from '../dtype.js';
 import { OctconvError } from '../error.js';
-import type { WeightSource } from '../weights/source.js';
+import { besideI8, type WeightSource } from '../weights/source.js';
 import type { Attrs, Graph, GraphNode } from './graph.js';
 
 interface Param {
@@ -80,10 +80,11 @@ interface Quantization {
 }
 
 async function quantizationOf(weight: string, read: ReadParam): Promise<Quantization> {
-  const data = async (kind: string) => (await read(weight.replace(/weight$/, kind))).data;
-  const [scale = 1] = await data('input_scale');
-  const [zeroPoint = 0] = await data('input_zero_point');
-  return { scales: await data('weight_scale'), grid: { scale, zeroPoint } };
+  const { weightScale, inputScale, inputZeroPoint } = besideI8(weight);
+  const data = async ({ name }: { name: string }) => (await read(name)).data;
+  const [scale = 1] = await data(inputScale);
+  const [zeroPoint = 0] = await data(inputZeroPoint);
+  return { scales: await data(weightScale), grid: { scale, zeroPoint } };
 }
 
 /** Zero is on it: padding. */

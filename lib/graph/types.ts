@@ -3,8 +3,9 @@
  * f32; here bf16 or u8 take its place wherever the maker and all readers of a value can deal with them.
  */
 import { calling, native } from '../native.js';
+import { besideI8 } from '../weights/source.js';
 import type { ComputeType, TensorType } from './graph.js';
-import { type Branch, convStep, type Source, type Step, type Steps } from './lower.js';
+import { type Branch, convStep, sourcesOf, type Step, type Steps } from './lower.js';
 
 /** How a quantized layer sees its input, as u8: x = scale * (q - zero). */
 export interface InputType {
@@ -15,9 +16,7 @@ export interface InputType {
 /** The quantized layers: by the name of the weight, `X.weight` of i8, whose scales are `X.weight_scale`. */
 export type Quantized = ReadonlyMap<string, InputType>;
 
-export const weightScaleOf = (weight: string): string => weight.replace(/(weight)?$/, 'weight_scale');
-
-const sourcesOf = (branch: Branch): Source[] => branch.terms.flatMap(({ sources }) => sources);
+export const weightScaleOf = (weight: string): string => besideI8(weight).weightScale.name;
 
 /** Whether the CPU multiplies two bf16 at once. */
 export const hasDotProductOfBFloat16 = calling(() => native.info()).isa === 'avx512bf16';

@@ -24,7 +24,7 @@ export interface WeightSource {
  * What lies beside a weight `X.weight` of i8, by name: w = q * X.weight_scale[o], and its layer reads u8,
  * x = X.input_scale * (q - X.input_zero_point).
  */
-export function besideI8(weight: string, channels: number): { readonly [Kind in I8Kind]: TensorInfo & { name: string } } {
+export function besideI8(weight: string, channels = 0): { readonly [Kind in I8Kind]: TensorInfo & { name: string } } {
   const layer = weight.replace(/weight$/, '');
   return {
     weightScale: { name: `${layer}weight_scale`, dtype: 'f32', shape: [channels] },

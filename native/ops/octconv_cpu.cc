@@ -128,9 +128,6 @@ Elements elementsOf(void* data, const TensorType& type) { return {data, type.dty
 
 void runTask(const FastPlan& plan, const Node& node, const BranchPlan& b, int64_t task, const Run& run, char* memory) {
   const Shape& y = b.main.grid;
-  const Scratch at = scratchOf(b);
-  const TileSet& set = *b.packed->set;
-  const int64_t bytes = sizeOf(b.spec.compute);
   const int64_t block = task / b.panelGroups, plane = block / b.rowBlocks * b.planes;
   const int64_t row = plane * y.h + block % b.rowBlocks * b.rows;
   const int64_t rowEnd = std::min(row + b.planes * b.rows, std::min((plane + b.planes) * y.h, y.rows()));
@@ -144,6 +141,9 @@ void runTask(const FastPlan& plan, const Node& node, const BranchPlan& b, int64_
     return;
   }
 
+  const Scratch at = scratchOf(b);
+  const TileSet& set = *b.packed->set;
+  const int64_t bytes = sizeOf(b.spec.compute);
   auto** rows = reinterpret_cast<const char**>(memory + at.rows);
   auto** lowRows = reinterpret_cast<const char**>(memory + at.lowRows);
   auto** start = reinterpret_cast<const char**>(memory + at.start);
@@ -241,9 +241,10 @@ void runPrepared(const Prepared& p, const Node& node, const Run& run, int64_t pl
     fill(p.padding.w * shape.c);
   }
   fill(p.padding.h * shape.w * shape.c);
-  for (size_t k = 1; k < p.shapes.size(); k++) OCTCONV_PICK(halveRows)
-  (activationOf(p.compute), planeOf(k - 1), shape.c, p.shapes[k - 1].h, p.shapes[k - 1].w, planeOf(k), shape.c,
-   static_cast<int>(shape.c));
+  const auto halve = OCTCONV_PICK(halveRows);
+  for (size_t k = 1; k < p.shapes.size(); k++)
+    halve(activationOf(p.compute), planeOf(k - 1), shape.c, p.shapes[k - 1].h, p.shapes[k - 1].w, planeOf(k), shape.c,
+          static_cast<int>(shape.c));
 }
 
 // How a branch is cut into tasks; by shape and thread count only.
