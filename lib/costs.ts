@@ -42,7 +42,7 @@ export function costsOf({ steps, values, graph }: Pick<Plan, 'steps' | 'values' 
     return branches
       .flatMap(({ compute = 'f32', winograd, ...branch }) => {
         // Of 3 x 3 weights Winograd's algorithm makes as many as a tile has positions.
-        const each = bytesOf[compute] * (winograd ? (winograd + 2) ** 2 / 9 : 1);
+        const each = winograd ? ((compute === 'i8' ? 2 : 4) * (winograd + 2) ** 2) / 9 : bytesOf[compute];
         return sourcesOf(branch).map(({ weight }) => each * parameters(weight));
       })
       .reduce((sum, bytes) => sum + bytes, 0);

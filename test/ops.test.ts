@@ -269,7 +269,7 @@ describe("ops: Winograd's algorithm", () => {
   const forced = (steps: Steps, winograd: 2 | 4): Steps => ({
     ...steps,
     steps: steps.steps.map((step) =>
-      step.branches?.every((branch) => fitsWinograd(branch, steps))
+      step.branches?.every((branch) => fitsWinograd(branch, steps, winograd))
         ? convStep(step.name, step.branches.map((branch) => ({ ...branch, winograd })))
         : step,
     ),
@@ -318,6 +318,67 @@ describe("ops: Winograd's algorithm", () => {
   }
 });
 
+describe("ops: Winograd's algorithm of i8", () => {
+  /** An octave branch of u8 with a residual and P(y); numbers between the ends, or the ends alone. */
+  function branch(size: readonly [n: number, h: number, w: number], [high, low, out]: readonly [number, number, number], ends: boolean) {
+    const [n, h, w] = size;
+    const x = { dtype: 'u8', scale: 0.5, zero: 3 } as const;
+    const y = { dtype: 'u8', shape: [n, h, w, out], scale: ends ? (high + low) * 1600 : Math.sqrt(high + low) * 500, zero: 128 } as const;
+    const values = [
+      { ...x, shape: [n, h, w, high] },
+      { ...x, shape: [n, Math.ceil(h / 2), Math.ceil(w / 2), low] },
+      y,
+      y,
+      { ...y, shape: [n, Math.ceil(h / 2), Math.ceil(w / 2), out] },
+    ];
+    const conv = { kernel: [1, 3, 3] as const, padding: [0, 1, 1] as const, groups: 1, pool: 0, scale: x.scale, zero: x.zero };
+    const sources = [{ ...conv, input: 0, weight: 'h', weightScale: 'scale', upsample: false }];
+    if (low > 0) sources.push({ ...conv, input: 1, weight: 'l', weightScale: 'scale', upsample: true });
+    const steps = (winograd?: 2): Steps => {
+      const step = convStep('a', [{ terms: [{ sources }], residual: 2, outputs: [3, 4], compute: 'i8', ...(winograd && { winograd }) }]);
+      return { values, steps: [step], inputs: step.inputs, outputs: step.outputs };
+    };
+    const weight = (channels: number) =>
+      new Tensor('i8', [out, channels, 3, 3], Int8Array.from(numbers(out * channels * 9, channels), (x) => (ends ? 127 : Math.round(127 * x))));
+    const params: Record<string, Tensor> = { h: weight(high), l: weight(Math.max(1, low)), scale: new Tensor('f32', [out], new Float32Array(out).fill(1)) };
+    const inputs = steps().inputs.map((id) => {
+      const { shape = [] } = values[id] ?? {};
+      return Uint8Array.from(numbers(shape.reduce((a, b) => a * b, 1), 7 + id), (x) => (id === 2 ? 128 + 30 * x : ends ? 255 : 127.5 * (1 + x)));
+    });
+    return { steps, inputs, param: (name: string) => params[name] as Tensor };
+  }
+
+  const widths = [1, 3, 4, 5, 8, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 130];
+  const sizes = [[1, 1, 1], [1, 2, 2], [1, 3, 5], [2, 4, 4], [1, 7, 6], [3, 7, 7], [1, 14, 13]] as const;
+  const rows = widths.flatMap((width, i) =>
+    [0, widths[(i * 7 + 3) % widths.length] ?? 0].map((low) => [sizes[(i + low) % sizes.length] ?? sizes[0], [width, low, widths[(i * 5 + low) % widths.length] ?? 1]] as const),
+  );
+
+  for (const ends of [false, true]) {
+    it(`the same bits as direct sums${ends ? ', of the largest numbers' : ''}`, async () => {
+      for (const [size, channels] of [...rows, [[1, 4, 4], [920, 920, 5]] as const]) {
+        const { steps, inputs, param } = branch(size, channels, ends);
+        await naming(`${size} ${channels}`, (async () => {
+          const direct = await runGuarded(compileSteps(steps(), 'cpu', 1, param), inputs);
+          for (const threads of [1, 3]) {
+            const got = await runGuarded(compileSteps(steps(2), 'cpu', threads, param), inputs);
+            expect(sameBits(got, direct), `${threads} threads`).to.equal(true);
+          }
+          const wanted = await runGuarded(compileSteps(steps(), 'reference', 1, param), inputs);
+          // What lies between two levels may be rounded either way.
+          for (const [i, y] of direct.entries()) expect(y.every((q, j) => Math.abs((q as number) - (wanted[i]?.[j] as number)) <= 1)).to.equal(true);
+          expect(direct[0]?.some((q) => (q as number) > 0 && (q as number) < 255)).to.equal(true);
+        })());
+      }
+    });
+  }
+
+  it('refuses more channels than an i32 holds', () => {
+    const { steps, param } = branch([1, 2, 2], [921, 4, 4], true);
+    expect(() => compileSteps(steps(2), 'cpu', 1, param)).to.throw("octConv: winograd of 'a' sums up 921 channels of i8, wanted at most 920");
+  });
+});
+
 describe('ops: bf16 and i8', () => {
   const conv = new Set<string>(['conv', 'octConv', 'linear', 'maxPool', 'globalAvgPool']);
 
@@ -364,7 +425,7 @@ describe('ops: bf16 and i8', () => {
     inputsOf({ inputs: graph.inputs.map((id) => graph.values[id]?.shape ?? []) }).forEach((x, i) => {
       arrays.set(graph.inputs[i] ?? -1, x);
     });
-    const fits = (step: Step) => compute === 'bf16' && step.branches?.every((branch) => fitsWinograd(branch, steps));
+    const fits = (step: Step) => step.branches?.every((branch) => fitsWinograd(branch, steps, 2));
     const all = steps.steps.flatMap((step) =>
       fits(step) ? [step, convStep(step.name, (step.branches ?? []).map((branch) => ({ ...branch, winograd: 2 as const })))] : [step],
     );
@@ -559,7 +620,8 @@ describe('ops: native code trusts no plan', () => {
       ['octConv: compute', refusal('octConv', [x], [x], branches({}, { compute: 'f64' }), true)],
       ['octConv: winograd 3, wanted 2 or 4', refusal('octConv', [x], [x], branches({}, { winograd: 3 }), true)],
       ['octConv: winograd wants 3x3', refusal('octConv', [x], [x], branches({ stride: [1, 2, 2] }, { winograd: 4 }), true)],
-      ['octConv: winograd wants f32 or bf16', refusal('octConv', [x], [x], branches({}, { compute: 'i8', winograd: 4 }), true)],
+      ['octConv: winograd 4 wants f32 or bf16', refusal('octConv', [x], [x], branches({}, { compute: 'i8', winograd: 4 }), true)],
+      ["octConv: winograd of 'a.b' wants f32 or bf16, or of i8 u8", refusal('octConv', [x], [x], branches({}, { compute: 'i8', winograd: 2 }), true)],
       ['octConv: scale 0 or zero 0 out of range', refusal('octConv', [x], [x], branches({ scale: 0 }), true)],
       ['octConv: scale 1 or zero 256 out of range', refusal('octConv', [x], [x], branches({ zero: 256 }), true)],
       ['octConv: residual [1,1,1,1,4] must be', refusal('octConv', [x, [1, 1, 1, 1, 4]], [x], branches({}, { residual: 1 }), true)],

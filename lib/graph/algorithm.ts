@@ -1,16 +1,23 @@
 /** Which algorithm computes a branch on the CPU: a function of shape and data type. */
 import { toNTHWC } from './graph.js';
 import { type Branch, convStep, sourcesOf, type Steps } from './lower.js';
-import { hasDotProductOfBFloat16 } from './types.js';
+import { hasDotProductOfBFloat16, hasDotProductOfBytes } from './types.js';
 
-/** Whether Winograd's algorithm can do it: products are of f32, activations may be bf16. */
-export function fitsWinograd({ terms, residual, outputs, compute = 'f32' }: Branch, { values }: Steps): boolean {
+/** Of integers, so many input channels may be summed up (native/cpu/winograd.h). */
+const mostChannels = 920;
+
+/** Whether Winograd's F(size x size) can do it: products are of f32, activations may be bf16; or all is integers, exactly. */
+export function fitsWinograd({ terms, residual, outputs, compute = 'f32' }: Branch, { values }: Steps, size: 2 | 4): boolean {
   const types = [outputs[0], residual ?? outputs[0]].map((id) => values[id ?? -1]?.dtype);
-  const plain = sourcesOf({ terms }).every(
+  const sources = sourcesOf({ terms });
+  const plain = sources.every(
     ({ kernel, stride = [1], padding, dilation = [1], groups }) =>
       String(kernel) === '1,3,3' && String(padding) === '0,1,1' && groups === 1 && [...stride, ...dilation].every((n) => n === 1),
   );
-  return plain && compute !== 'i8' && types[0] === types[1] && (types[0] === 'f32' || types[0] === 'bf16');
+  if (!plain || types[0] !== types[1]) return false;
+  if (compute !== 'i8') return types[0] === 'f32' || types[0] === 'bf16';
+  const channels = sources.reduce((sum, { input }) => sum + (values[input]?.shape.at(-1) ?? 0), 0);
+  return size === 2 && types[0] === 'u8' && channels <= mostChannels;
 }
 
 /**
@@ -18,11 +25,13 @@ export function fitsWinograd({ terms, residual, outputs, compute = 'f32' }: Bran
  * own for each position, 4 and 1.8 times as many, which are read for one output per tile. So the coarsest grid of a
  * branch must have some tiles. Milliseconds of Oct-ResNet-50's 3x3 layers at alpha .5, one AVX2 thread, direct / F(2x2) /
  * F(4x4): 56 px 1.18 / .84 / .60, 28 px 1.12 / .71 / .59, 14 px 1.17 / .91 / 1.00, 7 px 2.72 / 2.2 / 3.0. With 8 channels
- * the transforms take longer than what they save, with 16 they pay.
+ * the transforms take longer than what they save, with 16 they pay. Of i8, direct / F(2x2): 56 px .65 / .63 (32 channels;
+ * plain, 64: 1.31 / 1.05), 28 px .56 / .46, 14 px .54 / .46, 7 px 1.22 / 1.05; the whole plain net .92, alpha .5 .94.
  */
 function winogradOf(branch: Branch, steps: Steps): 2 | 4 | undefined {
-  // Two products of bf16 at once are as good as Winograd's, which are of f32.
-  if (!fitsWinograd(branch, steps) || (branch.compute === 'bf16' && hasDotProductOfBFloat16)) return undefined;
+  // Two products of bf16 at once are as good as Winograd's, which are of f32; four of bytes as its, which are of i16.
+  if (branch.compute === 'bf16' && hasDotProductOfBFloat16) return undefined;
+  if (branch.compute === 'i8' && hasDotProductOfBytes) return undefined;
   const shape = (id: number | undefined) => toNTHWC(steps.values[id ?? -1]?.shape ?? []);
   const sources = sourcesOf(branch);
   const [n, t, h, w, c] = shape(branch.outputs[0]);
@@ -31,7 +40,8 @@ function winogradOf(branch: Branch, steps: Steps): 2 | 4 | undefined {
   // Sub-batches (subbatch.ts) depend on the threads, what is computed must not: only small maps count all images.
   const images = h * w <= 64 ? n : 1;
   const tiles = (size: number) => images * t * Math.ceil(h / coarse / size) * Math.ceil(w / coarse / size);
-  return tiles(4) >= 8 ? 4 : tiles(2) >= 4 ? 2 : undefined;
+  if (tiles(4) >= 8 && fitsWinograd(branch, steps, 4)) return 4;
+  return tiles(2) >= 4 && fitsWinograd(branch, steps, 2) ? 2 : undefined;
 }
 
 export function chooseAlgorithms(given: Steps): Steps {

@@ -18,8 +18,10 @@ export type Quantized = ReadonlyMap<string, InputType>;
 
 export const weightScaleOf = (weight: string): string => besideI8(weight).weightScale.name;
 
-/** Whether the CPU multiplies two bf16 at once. */
-export const hasDotProductOfBFloat16 = calling(() => native.info()).isa === 'avx512bf16';
+const { isa } = calling(() => native.info());
+/** Whether the CPU multiplies two bf16 at once, and four u8 by i8. */
+export const hasDotProductOfBFloat16 = isa === 'avx512bf16';
+export const hasDotProductOfBytes = hasDotProductOfBFloat16 || isa === 'avx512vnni';
 
 /**
  * A branch is i8 if all of its weights are. One that reads the network's own f32 alone stays f32 where bf16 would be no

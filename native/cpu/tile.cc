@@ -1,6 +1,6 @@
 #include "tile.h"
 
-#include "vec.h"
+#include "finish.h"
 
 namespace octconv::OCTCONV_LEVEL {
 
@@ -179,10 +179,23 @@ struct I8Wide {
   }
 };
 
-// --- Before and after the sum -----------------------------------------------------------------------------------
+// Two i16 by two i16.
+struct I16 : ByWords<I16> {
+  using Sum = IntVec;
+  using Element = float;
+  static constexpr DType dtype = DType::f32;  // of outputs
+  static constexpr Words words = Words::i16;
+  static constexpr TileShape shape = F32::shape;
+  OCTCONV_INLINE Sum dot(Sum sum, Bits x, Bits w) {
+#if defined(__AVX512VNNI__)
+    return (Sum)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)x, (__m512i)w);
+#else
+    return sum + pairs(x, w);
+#endif
+  }
+};
 
-OCTCONV_INLINE Vec asFloat(Vec x) { return x; }
-OCTCONV_INLINE Vec asFloat(IntVec x) { return __builtin_convertvector(x, Vec); }
+// --- Before and after the sum -----------------------------------------------------------------------------------
 
 // Integer sums get their scale and bias at the end, others begin with the bias.
 template <class Sum, int M, int V>
@@ -194,21 +207,6 @@ OCTCONV_INLINE void begin(const Tile& t, Sum (&acc)[M][V]) {
       acc[m][v] = t.raw || t.scale ? Sum{} : (Sum)load(t.bias + v * lanes);
       if (t.start) acc[m][v] += (Sum)loadBits(t.start[m] + v * 4 * lanes);
     }
-}
-
-// Residual, clamp and store of one vector, of which `count` lanes are wanted.
-template <class Residual, class Out>
-OCTCONV_INLINE void finishVector(const Tile& t, Vec y, ptrdiff_t at, int count) {
-  const auto& r = t.residual;
-  if (r.data) {
-    const auto* from = static_cast<const Residual*>(r.data) + at;
-    const Vec x = count == lanes ? load(from) : load(from, count);
-    y += sizeof(Residual) == 1 ? (x - static_cast<float>(r.zero)) * r.scale : x;
-  }
-  y = clamp(y, splat(t.low), splat(t.high));
-  if (sizeof(Out) == 1) y = y * t.stepsPerUnit + static_cast<float>(t.out.zero);
-  auto* to = static_cast<Out*>(t.out.data) + at;
-  count == lanes ? store(to, y) : store(to, y, count);
 }
 
 template <class Residual, class Out>
@@ -243,10 +241,12 @@ __attribute__((noinline)) static void finishAny(const Tile& t, const Vec* y, int
 template <class Type, class Sum, int M, int V>
 OCTCONV_INLINE void finish(const Tile& t, const Sum (&acc)[M][V]) {
   if (t.raw) {
+    auto* to = static_cast<float*>(t.out.data);
+    const ptrdiff_t pitch = t.pitch;
 #pragma GCC unroll 16
-    for (int m = 0; m < M; m++)
+    for (int m = 0; m < M; m++, to += pitch)
 #pragma GCC unroll 4
-      for (int v = 0; v < V; v++) store(static_cast<float*>(t.out.data) + m * t.pitch + v * lanes, (Vec)acc[m][v]);
+      for (int v = 0; v < V; v++) store(to + v * lanes, (Vec)acc[m][v]);
     return;
   }
   Vec y[M][V];
@@ -290,7 +290,7 @@ template <class Type, int M, int V>
 static void tile(const Tile& t) {
   typename Type::Sum acc[M][V];
   begin<typename Type::Sum, M, V>(t, acc);
-  fetchEnds<Type, M, V>(t);
+  if (!t.raw) fetchEnds<Type, M, V>(t);
   constexpr int step = V * lanes * Type::wordBytes;
   const char *w = t.weights, *ahead = t.ahead;
   const char* const* rows = t.rows;
@@ -343,12 +343,14 @@ static constexpr TileSet setOf() {
   constexpr TileShape shape = Type::shape;
   TileSet set{Type::words, Type::words == Words::u8 && I8::saturates, lanes, shape, {}, {}};
   fill<Type, shape.maxVectors, shape.maxPixels[shape.maxVectors]>(set);
-  set.depthwise[1] = depthwise<Type, 1>, set.depthwise[2] = depthwise<Type, 2>;
-  set.depthwise[3] = depthwise<Type, 3>, set.depthwise[4] = depthwise<Type, 4>;
+  if constexpr (Type::words != Words::i16) {
+    set.depthwise[1] = depthwise<Type, 1>, set.depthwise[2] = depthwise<Type, 2>;
+    set.depthwise[3] = depthwise<Type, 3>, set.depthwise[4] = depthwise<Type, 4>;
+  }
   return set;
 }
 
-extern const TileSet tileSets[4];
-constinit const TileSet tileSets[4] = {setOf<F32>(), setOf<BF16>(), setOf<I8>(), setOf<I8Wide>()};
+extern const TileSet tileSets[5];
+constinit const TileSet tileSets[5] = {setOf<F32>(), setOf<BF16>(), setOf<I8>(), setOf<I8Wide>(), setOf<I16>()};
 
 }  // namespace octconv::OCTCONV_LEVEL

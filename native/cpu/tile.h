@@ -11,7 +11,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "rows.h"
+#include "epilogue.h"
+#include "levels.h"
 
 namespace octconv {
 
@@ -22,7 +23,7 @@ struct Segment {
   ptrdiff_t offset;  // of the group's first channel, in bytes
 };
 
-struct Tile {
+struct Tile : Epilogue {    // bias and scale of V * lanes channels, of which `channels` are stored
   const char* const* rows;  // [tap][pixel], `rowStride` pointers from tap to tap
   ptrdiff_t rowStride;
   const Segment* segments;
@@ -30,16 +31,8 @@ struct Tile {
   const char* weights;  // packed: [tap][word][V * lanes]; depthwise: f32 [tap][V * lanes]
   const char* ahead;    // weights to fetch meanwhile into the L2 cache, and how many bytes of them per word
   ptrdiff_t aheadStep;
-  const float* scale;        // V * lanes: what a sum of integers is worth, or null
-  const float* bias;         // V * lanes
   const char* const* start;  // per pixel the V * lanes sums to begin with (the upsampled low product), or null
-  bool raw;                  // the sums themselves are stored, 32 bits each: no bias, nothing of what follows
-  Elements residual;         // added before the clamp, `pitch` elements from pixel to pixel, or null
-  Elements out;
-  float stepsPerUnit;  // 1 / out.scale
-  ptrdiff_t pitch;
-  ptrdiff_t channels;  // how many of the V * lanes are stored
-  float low, high;     // clamp: relu, relu6 or the infinities
+  bool raw;                  // the sums themselves are stored, 32 bits each, without the epilogue
 };
 
 using TileFunction = void (*)(const Tile&);
@@ -50,7 +43,8 @@ enum class Words {
   bf16,       // 2 bf16, for a dot product
   bf16AsF32,  // 2 f32 that are bf16: [even or odd element][channel]
   u8,         // 4 i8, for a dot product
-  u8AsI16     // 4 i16: [even or odd elements][channel][2]
+  u8AsI16,    // 4 i16: [even or odd elements][channel][2]
+  i16         // 2 i16, for a dot product
 };
 
 struct TileShape {
@@ -70,5 +64,5 @@ struct TileSet {
 
 }  // namespace octconv
 
-// f32, bf16, i8, and i8 for weights with which that would saturate.
-OCTCONV_DECLARE(extern const TileSet tileSets[4])
+// f32, bf16, i8, i8 for weights with which that would saturate, and i16 (both sides; for Winograd's transforms of i8).
+OCTCONV_DECLARE(extern const TileSet tileSets[5])

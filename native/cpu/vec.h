@@ -88,6 +88,21 @@ OCTCONV_INLINE void store(BFloat16* to, Vec x) { reinterpret_cast<Anywhere<Halve
 OCTCONV_INLINE void store(uint8_t* to, Vec x) { reinterpret_cast<Anywhere<Bytes>*>(to)->value = bytes(x); }
 
 // The first `count` lanes; the others are zero or stay as they are in memory.
+#if defined(__AVX512F__)
+OCTCONV_INLINE __mmask16 first(int count) { return static_cast<__mmask16>((1u << count) - 1); }
+OCTCONV_INLINE Vec load(const float* from, int count) { return (Vec)_mm512_maskz_loadu_ps(first(count), from); }
+OCTCONV_INLINE Vec load(const BFloat16* from, int count) {
+  return (Vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first(count), from)), 16);
+}
+OCTCONV_INLINE Vec load(const uint8_t* from, int count) {
+  return (Vec)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(first(count), from)));
+}
+OCTCONV_INLINE void store(float* to, Vec x, int count) { _mm512_mask_storeu_ps(to, first(count), (__m512)x); }
+OCTCONV_INLINE void store(BFloat16* to, Vec x, int count) {
+  _mm256_mask_storeu_epi16(to, first(count), (__m256i)halves(x));
+}
+OCTCONV_INLINE void store(uint8_t* to, Vec x, int count) { _mm_mask_storeu_epi8(to, first(count), (__m128i)bytes(x)); }
+#else
 template <class T>
 OCTCONV_INLINE Vec load(const T* from, int count) {
   T some[lanes] = {};
@@ -100,6 +115,7 @@ OCTCONV_INLINE void store(T* to, Vec x, int count) {
   store(all, x);
   for (int i = 0; i < count; i++) to[i] = all[i];
 }
+#endif
 
 OCTCONV_INLINE Vec splat(float x) {
 #if defined(__AVX512F__)  // g++ 12 builds a set1 from scalar inserts unless it is told

@@ -1,8 +1,34 @@
 #include "winograd.h"
 
-#include "vec.h"
+#include "finish.h"
 
 namespace octconv::OCTCONV_LEVEL {
+
+// --- Inputs -----------------------------------------------------------------------------------------------------
+
+typedef int16_t Shorts __attribute__((vector_size(4 * lanes)));
+typedef uint8_t ManyBytes __attribute__((vector_size(2 * lanes)));
+
+OCTCONV_INLINE Vec widened(const float* from) { return load(from); }
+OCTCONV_INLINE Vec widened(const BFloat16* from) { return load(from); }
+OCTCONV_INLINE Shorts widened(const uint8_t* from) {
+#if defined(__AVX512BW__)  // see vec.h
+  return (Shorts)_mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)from));
+#elif defined(__AVX2__) && !defined(OCTCONV_EMULATE_AVX512)
+  return (Shorts)_mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)from));
+#else
+  return __builtin_convertvector(reinterpret_cast<const Anywhere<ManyBytes>*>(from)->value, Shorts);
+#endif
+}
+
+// The first `count` of `all` elements; the others are zero.
+template <int all, class T>
+OCTCONV_INLINE auto widened(const T* from, int count) {
+  if (count == all) return widened(from);
+  T some[all] = {};
+  __builtin_memcpy(some, from, count * sizeof(T));
+  return widened(some);
+}
 
 // B^T of one line of inputs.
 OCTCONV_INLINE void inputLine(const Vec (&d)[6], Vec (&to)[6]) {
@@ -14,39 +40,28 @@ OCTCONV_INLINE void inputLine(const Vec (&d)[6], Vec (&to)[6]) {
   to[4] = c - e;
   to[5] = 4 * d[1] - 5 * d[3] + d[5];
 }
-OCTCONV_INLINE void inputLine(const Vec (&d)[4], Vec (&to)[4]) {
+template <class V>
+OCTCONV_INLINE void inputLine(const V (&d)[4], V (&to)[4]) {
   to[0] = d[0] - d[2];
   to[1] = d[1] + d[2];
   to[2] = d[2] - d[1];
   to[3] = d[1] - d[3];
 }
 
-// A^T of one line of sums.
-OCTCONV_INLINE void outputLine(const Vec (&m)[6], Vec (&to)[4]) {
-  const Vec s = m[1] + m[2], d = m[1] - m[2], u = m[3] + m[4], v = m[3] - m[4];
-  to[0] = m[0] + s + u;
-  to[1] = d + 2 * v;
-  to[2] = s + 4 * u;
-  to[3] = d + 8 * v + m[5];
-}
-OCTCONV_INLINE void outputLine(const Vec (&m)[4], Vec (&to)[2]) {
-  to[0] = m[0] + m[1] + m[2];
-  to[1] = m[1] - m[2] - m[3];
-}
-
-template <int O, class T>
+// From elements T to vectors V of elements E.
+template <int O, class T, class V, class E>
 static void input(const WinogradInput& t) {
-  constexpr int side = O + 2;
-  for (int64_t c = 0; c < t.channels; c += lanes) {
-    const int count = t.channels - c < lanes ? static_cast<int>(t.channels - c) : lanes;
-    Vec columns[side][side], line[side], out[side];  // columns[x][y]
+  constexpr int side = O + 2, all = sizeof(V) / sizeof(E);
+  for (int64_t next = 0; next < t.channels; next += all) {
+    // The last vector begins where it is a whole one.
+    const int64_t c = t.channels < all ? 0 : next < t.channels - all ? next : t.channels - all;
+    const int count = t.channels < all ? static_cast<int>(t.channels) : all;
+    V columns[side][side], line[side], out[side];  // columns[x][y]
 #pragma GCC unroll 6
     for (int x = 0; x < side; x++) {
 #pragma GCC unroll 6
-      for (int y = 0; y < side; y++) {
-        const auto* from = reinterpret_cast<const T*>(t.pixels[(y * side + x) * t.pixelStride]) + c;
-        line[y] = count == lanes ? load(from) : load(from, count);
-      }
+      for (int y = 0; y < side; y++)
+        line[y] = widened<all>(reinterpret_cast<const T*>(t.pixels[(y * side + x) * t.pixelStride]) + c, count);
       inputLine(line, columns[x]);
     }
 #pragma GCC unroll 6
@@ -56,27 +71,52 @@ static void input(const WinogradInput& t) {
       inputLine(line, out);
 #pragma GCC unroll 6
       for (int x = 0; x < side; x++) {
-        float* to = t.to + (y * side + x) * t.positionStride + c;
-        count == lanes ? store(to, out[x]) : store(to, out[x], count);
+        char* to = t.to + (y * side + x) * t.positionStride + c * static_cast<ptrdiff_t>(sizeof(E));
+        if (count == all)
+          reinterpret_cast<Anywhere<V>*>(to)->value = out[x];
+        else
+          __builtin_memcpy(to, &out[x], count * sizeof(E));
       }
     }
   }
 }
 
-template <int O, class T>
+// --- Outputs ----------------------------------------------------------------------------------------------------
+
+// A^T of one line of sums.
+OCTCONV_INLINE void outputLine(const Vec (&m)[6], Vec (&to)[4]) {
+  const Vec s = m[1] + m[2], d = m[1] - m[2], u = m[3] + m[4], v = m[3] - m[4];
+  to[0] = m[0] + s + u;
+  to[1] = d + 2 * v;
+  to[2] = s + 4 * u;
+  to[3] = d + 8 * v + m[5];
+}
+template <class Sum>
+OCTCONV_INLINE void outputLine(const Sum (&m)[4], Sum (&to)[2]) {
+  to[0] = m[0] + m[1] + m[2];
+  to[1] = m[1] - m[2] - m[3];
+}
+
+OCTCONV_INLINE Vec unscaled(Vec sum) { return sum; }
+OCTCONV_INLINE IntVec unscaled(IntVec sum) { return sum >> 2; }
+
+template <class Sum>
+OCTCONV_INLINE Sum sumAt(const char* sums, ptrdiff_t at) {
+  return reinterpret_cast<const Anywhere<Sum>*>(sums + at * 4)->value;
+}
+
+template <int O, class Sum, class T>
 static void output(const WinogradOutput& t) {
   constexpr int side = O + 2;
-  const Vec low = splat(t.low), high = splat(t.high);
   for (int64_t c = 0; c < t.channels; c += lanes) {
     const int count = t.channels - c < lanes ? static_cast<int>(t.channels - c) : lanes;
-    Vec columns[side][O], line[side], out[O];  // columns[x][y]
+    Sum columns[side][O], line[side], out[O];  // columns[x][y]
 #pragma GCC unroll 6
     for (int x = 0; x < side; x++) {
 #pragma GCC unroll 6
-      for (int y = 0; y < side; y++) line[y] = load(t.from + (y * side + x) * t.positionStride + c);
+      for (int y = 0; y < side; y++) line[y] = sumAt<Sum>(t.from, (y * side + x) * t.positionStride + c);
       outputLine(line, columns[x]);
     }
-    const Vec bias = t.bias ? load(t.bias + c) : Vec{};
     for (int y = 0; y < t.rows; y++) {
 #pragma GCC unroll 6
       for (int x = 0; x < side; x++) line[x] = columns[x][y];
@@ -85,32 +125,35 @@ static void output(const WinogradOutput& t) {
       for (int x = 0; x < O; x++) {
         if (x >= t.columns) break;
         const ptrdiff_t at = y * t.row + x * t.pitch + c;
-        Vec v = out[x] + bias;
-        if (t.start) v += load(t.start + (y / 2) * t.startRow + (x / 2) * t.startPitch + c);
-        if (t.residual) {
-          const T* from = static_cast<const T*>(t.residual) + at;
-          v += count == lanes ? load(from) : load(from, count);
+        Sum sum = unscaled(out[x]);
+        if (t.start) sum += sumAt<Sum>(t.start, (y / 2) * t.startRow + (x / 2) * t.startPitch + c);
+        if (t.raw) {
+          store(static_cast<float*>(t.out.data) + at, (Vec)sum);
+          continue;
         }
-        v = clamp(v, low, high);
-        T* to = static_cast<T*>(t.to) + at;
-        count == lanes ? store(to, v) : store(to, v, count);
+        Vec v = asFloat(sum);
+        v = t.scale ? v * load(t.scale + c) + load(t.bias + c) : v + load(t.bias + c);
+        finishVector<T, T>(t, v, at, count);
       }
     }
   }
 }
 
-template <int O>
-static void anyInput(const WinogradInput& t) {
-  t.dtype == DType::bf16 ? input<O, BFloat16>(t) : input<O, float>(t);
+void winogradInput2(const WinogradInput& t) {
+  if (t.dtype == DType::f32) input<2, float, Vec, float>(t);
+  if (t.dtype == DType::bf16) input<2, BFloat16, Vec, float>(t);
+  if (t.dtype == DType::u8) input<2, uint8_t, Shorts, int16_t>(t);
 }
-template <int O>
-static void anyOutput(const WinogradOutput& t) {
-  t.dtype == DType::bf16 ? output<O, BFloat16>(t) : output<O, float>(t);
+void winogradInput4(const WinogradInput& t) {
+  if (t.dtype == DType::f32) input<4, float, Vec, float>(t);
+  if (t.dtype == DType::bf16) input<4, BFloat16, Vec, float>(t);
 }
-
-void winogradInput2(const WinogradInput& tile) { anyInput<2>(tile); }
-void winogradInput4(const WinogradInput& tile) { anyInput<4>(tile); }
-void winogradOutput2(const WinogradOutput& tile) { anyOutput<2>(tile); }
-void winogradOutput4(const WinogradOutput& tile) { anyOutput<4>(tile); }
+void winogradOutput2(const WinogradOutput& t) {
+  if (t.integers) return output<2, IntVec, uint8_t>(t);
+  t.out.dtype == DType::bf16 ? output<2, Vec, BFloat16>(t) : output<2, Vec, float>(t);
+}
+void winogradOutput4(const WinogradOutput& t) {
+  t.out.dtype == DType::bf16 ? output<4, Vec, BFloat16>(t) : output<4, Vec, float>(t);
+}
 
 }  // namespace octconv::OCTCONV_LEVEL

@@ -1,38 +1,40 @@
 // The transforms of Winograd's minimal filtering F(O x O, 3 x 3) (Lavin and Gray, "Fast Algorithms for Convolutional
 // Neural Networks", arXiv 1509.09308) for O of 2 or 4: a tile of O x O outputs takes (O + 2)^2 products per pair of
 // channels instead of 9 O^2. Points 0, 1, -1 (and 2, -2), as in the paper.
+//
+// F(2 x 2) of integers is exact: inputs of u8 become sums and differences of four, i16; weights of i8, times 4 to be
+// whole numbers, are i16 too; sums are i32, and 4 times what they should be.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
 
-#include "../core/element.h"
+#include "epilogue.h"
 #include "levels.h"
 
 namespace octconv {
 
+// Of integers, so many input channels may be summed up: 2 * (4 * 255) * (9 * 127) of each in an i32.
+inline constexpr int64_t winogradChannels = 920;
+
 struct WinogradInput {
-  DType dtype;                // f32 or bf16
+  DType dtype;                // f32, bf16 or, for F(2 x 2), u8
   const char* const* pixels;  // of the (O + 2)^2 inputs of a tile, row by row; `pixelStride` pointers apart
   ptrdiff_t pixelStride;
   int64_t channels;
-  float* to;  // channels of position 0; `positionStride` floats to those of the next one
+  char* to;  // f32, of u8 i16: channels of position 0; `positionStride` bytes to those of the next one
   ptrdiff_t positionStride;
 };
 
-struct WinogradOutput {
-  const float* from;  // sums of position 0; `positionStride` floats to those of the next one
+struct WinogradOutput : Epilogue {  // residual and `out` are of one type: f32, bf16, or of integers u8
+  bool integers;                    // whether sums are i32 instead of f32
+  const char* from;                 // sums of position 0; `positionStride` of them to those of the next one
   ptrdiff_t positionStride;
   int rows, columns;   // how many of the O x O outputs there are
-  const float* bias;   // per channel, or null
-  const float* start;  // what is added (the upsampled low product), or null: of output (y, x) at
+  const char* start;   // sums that are added (the upsampled low product), or null: of output (y, x) at
   ptrdiff_t startRow;  //   (y / 2) * startRow + (x / 2) * startPitch
   ptrdiff_t startPitch;
-  DType dtype;           // of residual and `to`: f32 or bf16
-  const void* residual;  // added before the clamp, laid out as `to`, or null
-  void* to;
-  ptrdiff_t row, pitch;  // elements to the next row and pixel
-  int64_t channels;
-  float low, high;
+  bool raw;       // the sums themselves are stored, without the epilogue
+  ptrdiff_t row;  // elements to the next row
 };
 
 }  // namespace octconv

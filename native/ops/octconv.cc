@@ -22,10 +22,12 @@
 // <role>.scale, a number per output channel: w = scale * q. For i8 scale * weight scale * batch norm scale must be the
 // same for all sources of an output channel, since they go into one sum of integers.
 //
-// winograd: 2 or 4 where the CPU is to compute 3x3 convolutions of f32 by Winograd's algorithm (octconv_winograd.cc).
+// winograd: 2 or 4 where the CPU is to compute 3x3 convolutions by Winograd's algorithm (octconv_winograd.cc); i8: 2.
 #include "octconv.h"
 
 #include <cmath>
+
+#include "../cpu/winograd.h"
 
 namespace octconv {
 
@@ -43,7 +45,7 @@ static Compute computeOf(const Attr& branch) {
 
 static void checkWinograd(const Branch& branch) {
   if (branch.winograd != 2 && branch.winograd != 4) fail("octConv: winograd ", branch.winograd, ", wanted 2 or 4");
-  if (branch.compute == Compute::i8) fail("octConv: winograd wants f32 or bf16");
+  if (branch.compute == Compute::i8 && branch.winograd != 2) fail("octConv: winograd 4 wants f32 or bf16");
   branch.eachSource([&](const Source& s) {
     const Size3 one(1, 1, 1);
     if (s.kernel != Size3(1, 3, 3) || s.padding != Size3(0, 1, 1) || s.stride != one || s.dilation != one ||
@@ -111,9 +113,11 @@ static void check(const Node& node, const std::vector<Branch>& branches) {
     const Shape y = node.out(branch.outputs[0]);
     const DType dtype = node.outputs.at(branch.outputs[0]).dtype;
     const bool mixed = branch.residual && node.inputs.at(*branch.residual).dtype != dtype;
-    if (branch.winograd && (mixed || dtype == DType::u8))
-      fail("octConv: winograd of '", node.name, "' wants f32 or bf16, for residual and output the same");
+    if (branch.winograd && (mixed || (dtype == DType::u8) != (branch.compute == Compute::i8)))
+      fail("octConv: winograd of '", node.name, "' wants f32 or bf16, or of i8 u8, for residual and output the same");
+    int64_t channels[2] = {0, 0};
     branch.eachSource([&](const Source& s) {
+      channels[s.upsample] += node.in(s.input).c;
       const Shape x = halved(node.in(s.input), s.pool), got = convolved(x, s, y.c);
       for (const Size3& size : {s.kernel, s.stride, s.dilation})
         if (size.t < 1 || size.h < 1 || size.w < 1) fail("octConv: kernel, stride and dilation must be positive");
@@ -131,6 +135,9 @@ static void check(const Node& node, const std::vector<Branch>& branches) {
         fail("octConv: '", node.name, "' makes ", got, " of input ", node.in(s.input), ", wanted ",
              s.upsample ? halved(y) : y);
     });
+    if (branch.winograd && branch.compute == Compute::i8 && std::max(channels[0], channels[1]) > winogradChannels)
+      fail("octConv: winograd of '", node.name, "' sums up ", std::max(channels[0], channels[1]),
+           " channels of i8, wanted at most ", winogradChannels);
     if (branch.residual && node.in(*branch.residual) != y)
       fail("octConv: residual ", node.in(*branch.residual), " must be ", y);
     for (size_t k = 1; k < branch.outputs.size(); k++) {

@@ -162,13 +162,8 @@ void runTask(const FastPlan& plan, const Node& node, const BranchPlan& b, int64_
         start[(r - row) * y.w + x] = low + (lowRow(r) * l.w + x / 2 - lowFirst) * lowPitch * 4;
   }
 
-  const size_t output = b.spec.outputs[0];
   for (int64_t i = panelBegin; i < panelEnd; i++) {
     const Panel& panel = b.packed->panels[i];
-    const ptrdiff_t corner = first * y.c + panel.begin;
-    const auto from = [&](void* data, const TensorType& type) {
-      return elementsOf(static_cast<char*>(data) + corner * static_cast<ptrdiff_t>(bytesOf(type.dtype)), type);
-    };
     Tile tile{};
     if (b.low.taps) {
       tile.rows = lowRows;
@@ -186,18 +181,9 @@ void runTask(const FastPlan& plan, const Node& node, const BranchPlan& b, int64_
     tile.segments = b.main.segments[panel.group].data();
     tile.segmentCount = b.main.segments[panel.group].size();
     tile.weights = plan.weights->memory.data() + panel.weights;
-    tile.scale = b.spec.compute == Compute::i8 ? plan.weights->floats(panel.scale) : nullptr;
-    tile.bias = plan.weights->floats(panel.bias);
     tile.start = b.low.taps ? start : nullptr;
     tile.raw = false;
-    if (b.spec.residual) tile.residual = from(run.inputs[*b.spec.residual], node.inputs[*b.spec.residual]);
-    if (!b.spec.residual) tile.residual = {nullptr, node.outputs[output].dtype};
-    tile.out = from(run.outputs[output], node.outputs[output]);
-    tile.stepsPerUnit = 1 / tile.out.scale;
-    tile.pitch = y.c;
-    tile.channels = panel.channels;
-    tile.low = b.spec.low;
-    tile.high = b.spec.high;
+    static_cast<Epilogue&>(tile) = epilogueOf(plan, node, b, run, panel, first);
     runTiles(set, tile, panel, b.packed->depthwise, count);
     halveBlock(run, b, node, row, rowEnd, panel);
   }
@@ -257,7 +243,8 @@ void split(BranchPlan& b, int threads) {
     for (const TileSource& s : sum->sources) {
       const int64_t products = y.c * (s.shape.c / s.conv.groups) * s.conv.taps();
       // Transformed inputs and sums of Winograd's tiles stay in the cache together.
-      const int64_t tile = positionsOf(b.spec) * (s.shape.c + y.c) * 4 / std::max<int64_t>(1, o * o);
+      const int64_t tile =
+          positionsOf(b.spec) * (s.shape.c * packedInputBytes(b.spec) + y.c * 4) / std::max<int64_t>(1, o * o);
       inputBytes += (o ? tile : s.shape.c * bytes * s.conv.stride.h * s.conv.stride.w) / (s.conv.upsample ? 4 : 1);
       weightBytes += products * bytes;
       flops += 2. * static_cast<double>(sum->points.pixels() * products);
@@ -333,6 +320,26 @@ void pointTo(const FastPlan& plan, const Sum& sum, int64_t bytes, const Run& run
   }
 }
 
+Epilogue epilogueOf(const FastPlan& plan, const Node& node, const BranchPlan& b, const Run& run, const Panel& panel,
+                    int64_t pixel) {
+  const int64_t pitch = b.main.grid.c, corner = pixel * pitch + panel.begin;
+  const auto from = [&](void* data, const TensorType& type) {
+    return elementsOf(static_cast<char*>(data) + corner * static_cast<int64_t>(bytesOf(type.dtype)), type);
+  };
+  const size_t output = b.spec.outputs[0];
+  const Elements out = from(run.outputs[output], node.outputs[output]);
+  return {b.spec.compute == Compute::i8 ? plan.weights->floats(panel.scale) : nullptr,
+          plan.weights->floats(panel.bias),
+          b.spec.residual ? from(run.inputs[*b.spec.residual], node.inputs[*b.spec.residual])
+                          : Elements{nullptr, out.dtype},
+          out,
+          1 / out.scale,
+          pitch,
+          panel.channels,
+          b.spec.low,
+          b.spec.high};
+}
+
 void runTiles(const TileSet& set, Tile tile, const Panel& panel, bool depthwise, int64_t count) {
   const int64_t most = depthwise ? 4 : set.shape.maxPixels[panel.vectors], parts = (count + most - 1) / most;
   const TileFunction* functions = depthwise ? set.depthwise : set.tiles[panel.vectors];
@@ -374,7 +381,7 @@ Kernel makeFast(const Node& node, const std::vector<Branch>& branches) {
     const auto words = [&](const Sum& sum) {
       int64_t count = 0;
       for (const Segment& s : sum.segments[0])
-        count += s.taps * (packed.depthwise ? 1 : s.bytes / (packed.winograd ? sizeOf(packed.compute) : 4));
+        count += s.taps * (packed.depthwise ? 1 : s.bytes / sizeOf(packed.compute) / perPackedWord(branches[i]));
       return count;
     };
     if (words(b.main) != packed.mainWords || words(b.low) != packed.lowWords) unfit();

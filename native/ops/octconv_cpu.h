@@ -2,6 +2,7 @@
 #pragma once
 #include "../core/memory.h"
 #include "../cpu/tile.h"
+#include "../cpu/winograd.h"
 #include "octconv.h"
 
 namespace octconv {
@@ -36,6 +37,12 @@ inline int64_t sizeOf(Compute compute) { return 4 / perWord(compute); }
 inline int64_t wordsOf(int64_t channels, Compute compute) {
   return (channels + perWord(compute) - 1) / perWord(compute);
 }
+
+// Inputs in a word of packed weights. Winograd's weights are f32, of integers i16.
+inline int64_t perPackedWord(const Branch& b) {
+  return !b.winograd ? perWord(b.compute) : b.compute == Compute::i8 ? 2 : 1;
+}
+inline int64_t packedInputBytes(const Branch& b) { return 4 / perPackedWord(b); }
 
 inline bool splitsWords(Words words) { return words == Words::bf16AsF32 || words == Words::u8AsI16; }
 
@@ -100,6 +107,10 @@ void pointTo(const FastPlan& plan, const Sum& sum, int64_t bytes, const Run& run
 // Runs one panel's tiles over `count` pixels, in tiles of nearly equal size.
 void runTiles(const TileSet& set, Tile tile, const Panel& panel, bool depthwise, int64_t count);
 
+// What becomes of a panel's sums, from `pixel` of the output on.
+Epilogue epilogueOf(const FastPlan& plan, const Node& node, const BranchPlan& b, const Run& run, const Panel& panel,
+                    int64_t pixel);
+
 // What a task computes: `count` rows of the output from `row` on (of one plane, or of whole ones), some panels.
 struct Block {
   int64_t row, rowEnd, panelBegin, panelEnd;
@@ -113,6 +124,6 @@ size_t winogradScratch(const BranchPlan& b);
 void runWinograd(const FastPlan& plan, const Node& node, const BranchPlan& b, const Block& block, const Run& run,
                  char* memory);
 // Kernels of 3 x 3 as kernels of (O + 2) x (O + 2), one after the other.
-std::vector<float> winogradWeights(const std::vector<float>& kernels, int64_t winograd);
+std::vector<float> winogradWeights(const std::vector<float>& kernels, const Branch& branch);
 
 }  // namespace octconv

@@ -21,6 +21,8 @@ void putWeights(Words words, char* word, int64_t width, int64_t channels, int64_
       return put(reinterpret_cast<float*>(word) + i * width, 1, [](float x) { return floatOf(bfloat16Of(x)); });
     case Words::u8:
       return put(reinterpret_cast<int8_t*>(word) + i, 4, [](float x) { return static_cast<int8_t>(x); });
+    case Words::i16:
+      return put(reinterpret_cast<int16_t*>(word) + i, 2, [](float x) { return static_cast<int16_t>(x); });
     case Words::u8AsI16:
       return put(reinterpret_cast<int16_t*>(word) + i % 2 * width * 2 + i / 2, 2,
                  [](float x) { return static_cast<int16_t>(x); });
@@ -60,6 +62,11 @@ bool hasLargePairs(const Branch& branch, const Params& params, int64_t outputs) 
   return large;
 }
 
+// Words of weights of a tap and an output channel.
+int64_t tapWordsOf(const Branch& branch, const Source& source, const Params& params) {
+  return wordsOf(inputsOf(source, params), branch.compute) * perWord(branch.compute) / perPackedWord(branch);
+}
+
 // Where the numbers of a branch's panels go; whether all is depthwise.
 PackedWeights::PerBranch layOut(const Branch& branch, const Params& params, Layout& layout) {
   const int64_t channels = outputChannels(branch, params), groups = branch.groups();
@@ -67,15 +74,17 @@ PackedWeights::PerBranch layOut(const Branch& branch, const Params& params, Layo
     fail("octConv: ", groups, " groups do not divide ", channels, " output channels");
   branch.eachSource([&](const Source& s) { weightOf(s, params, channels); });
   const auto& sets = *OCTCONV_PICK(tileSets);
-  const bool wide = branch.compute == Compute::i8 && sets[2].saturates && hasLargePairs(branch, params, channels);
-  const TileSet& set = sets[wide ? 3 : branch.winograd ? 0 : static_cast<int>(branch.compute)];
+  const bool integers = branch.compute == Compute::i8;
+  const TileSet& set = sets[branch.winograd ? (integers ? 4 : 0)
+                            : integers && sets[2].saturates && hasLargePairs(branch, params, channels)
+                                ? 3
+                                : static_cast<int>(branch.compute)];
   bool depthwise = groups > 1 && groups == channels;
   branch.eachSource([&](const Source& s) { depthwise = depthwise && inputsOf(s, params) == 1 && !s.upsample; });
   int64_t mainWords = 0, lowWords = 0;
   branch.eachSource([&](const Source& s) {
     (s.upsample ? lowWords : mainWords) +=
-        branch.winograd ? positionsOf(branch) * wordsOf(inputsOf(s, params), branch.compute) * perWord(branch.compute)
-                        : s.taps() * wordsOf(inputsOf(s, params), branch.compute);
+        (branch.winograd ? positionsOf(branch) : s.taps()) * tapWordsOf(branch, s, params);
   });
   PackedWeights::PerBranch per{
       &set,      branch.compute, branch.winograd, depthwise, panelsOf(set, channels, groups, depthwise),
@@ -84,16 +93,19 @@ PackedWeights::PerBranch layOut(const Branch& branch, const Params& params, Layo
   for (Panel& panel : per.panels) {
     const int64_t width = panel.vectors * set.lanes, bytes = depthwise ? 4 : packedBytes(set.words);
     widths += width;
-    panel.bias = layout.add(width * 4);
-    panel.scale = branch.compute == Compute::i8 ? layout.add(width * 4) : 0;
     if (branch.winograd) continue;
+    panel.bias = layout.add(width * 4);
+    panel.scale = integers ? layout.add(width * 4) : 0;
     panel.low = layout.add(lowWords * width * bytes);  // in the order of their use
     panel.weights = layout.add(mainWords * width * bytes);
   }
   if (branch.winograd) {  // [position][panel]: as they are read
+    size_t bias = layout.add(widths * 4), scale = integers ? layout.add(widths * 4) : 0;
     size_t main = layout.add(mainWords * widths * 4), low = layout.add(lowWords * widths * 4);
     for (Panel& panel : per.panels) {
-      panel.weights = main, panel.low = low;
+      panel.bias = bias, panel.scale = scale, panel.weights = main, panel.low = low;
+      bias += panel.vectors * set.lanes * 4;
+      scale += panel.vectors * set.lanes * 4;
       main += mainWords / positionsOf(branch) * panel.vectors * set.lanes * 4;
       low += lowWords / positionsOf(branch) * panel.vectors * set.lanes * 4;
     }
@@ -147,15 +159,11 @@ void packPanel(const Branch& branch, const PackedWeights::PerBranch& per, const 
         for (int64_t i = 0; i < row; i++) sum += v[i];
         bias[c] -= unit[c] * source.zero * sum;
       }
-      const int64_t taps = branch.winograd ? positionsOf(branch) : source.taps(),
-                    words = wordsOf(inputs, branch.compute),
-                    each = branch.winograd ? 1 : perWord(branch.compute),  // inputs of a word of weights
-          tapWords = per.depthwise     ? 1
-                     : branch.winograd ? words * perWord(branch.compute)
-                                       : words;
+      const int64_t taps = branch.winograd ? positionsOf(branch) : source.taps(), each = perPackedWord(branch),
+                    tapWords = per.depthwise ? 1 : tapWordsOf(branch, source, params);
       if (branch.winograd && branch.compute == Compute::bf16)
         for (float& x : w) x = floatOf(bfloat16Of(x));
-      if (branch.winograd) w = winogradWeights(w, branch.winograd);
+      if (branch.winograd) w = winogradWeights(w, branch);
       // A tap of Winograd's, a position, has the channels of all sources together, panel by panel.
       const int64_t all = source.upsample ? per.lowWords : per.mainWords,
                     tapBytes = branch.winograd ? all / taps * per.widths * 4 : tapWords * wordBytes;

@@ -1,5 +1,5 @@
-// 3x3 convolutions by Winograd's algorithm (cpu/winograd.h), inside of the same fused step. Products are of f32; bf16
-// is widened by the transform of the inputs.
+// 3x3 convolutions by Winograd's algorithm (cpu/winograd.h), inside of the same fused step. Products are of f32, or of
+// integers of i16; bf16 and u8 are widened by the transform of the inputs.
 //
 // A task transforms the inputs of a block of tiles (all sources of the sum, channel after channel), multiplies each of
 // the (O + 2)^2 positions with its weights by the register tiles, a tile of outputs being a pixel there, and transforms
@@ -41,7 +41,7 @@ Pieces piecesOf(const BranchPlan& b) {
   Layout layout;
   Pieces p{};
   p.rows = layout.add(pointers * sizeof(void*));
-  p.inputs = layout.add(inputs * 4);
+  p.inputs = layout.add(inputs * packedInputBytes(b.spec));
   p.sums = layout.add(sums * 4);
   p.low = layout.add(b.low.taps ? b.planes * half(b.rows) * b.low.grid.w * width * 4 : 0);
   p.size = layout.size();
@@ -55,11 +55,12 @@ struct Transform {
   const Block& block;
   const Run& run;
   const char** rows;
-  float *inputs, *sums;
+  char *inputs, *sums;
 
   template <class Output>
   void operator()(const Sum& sum, bool low, int64_t row, int64_t rowEnd, Output&& output) const {
-    const int64_t o = b.spec.winograd, positions = positionsOf(b.spec), channels = inputsOf(sum);
+    const int64_t o = b.spec.winograd, positions = positionsOf(b.spec), each = packedInputBytes(b.spec),
+                  bytes = inputsOf(sum) * each;  // of a tile's inputs at one position
     const auto tileRow = [&](int64_t r) { return r / sum.grid.h * sum.points.h + r % sum.grid.h / o; };
     const int64_t first = tileRow(row) * sum.points.w, count = (tileRow(rowEnd - 1) + 1) * sum.points.w - first;
 
@@ -69,17 +70,17 @@ struct Transform {
     int64_t begin = 0;
     for (const TileSource& source : sum.sources) {
       for (int64_t i = 0; i < count; i++)
-        toInput({activationOf(b.spec.compute), pixels + i, count, source.shape.c, inputs + i * channels + begin,
-                 count * channels});
+        toInput({activationOf(b.spec.compute), pixels + i, count, source.shape.c, inputs + i * bytes + begin,
+                 count * bytes});
       pixels += positions * count;
-      begin += source.shape.c;
+      begin += source.shape.c * each;
     }
 
     const int64_t width = widthOf(b, block.panelEnd) - widthOf(b, block.panelBegin);
-    const Segment segment{1, channels * 4, 0};
+    const Segment segment{1, bytes, 0};
     for (int64_t p = 0; p < positions; p++) {
-      for (int64_t i = 0; i < count; i++) rows[i] = reinterpret_cast<const char*>(inputs + (p * count + i) * channels);
-      float* to = sums + p * count * width;
+      for (int64_t i = 0; i < count; i++) rows[i] = inputs + (p * count + i) * bytes;
+      char* to = sums + p * count * width * 4;
       for (int64_t i = block.panelBegin; i < block.panelEnd; i++) {
         const Panel& panel = b.packed->panels[i];
         const int64_t lanes = panel.vectors * b.packed->set->lanes;
@@ -87,13 +88,12 @@ struct Transform {
         tile.rows = rows;
         tile.segments = &segment;
         tile.segmentCount = 1;
-        tile.weights =
-            plan.weights->memory.data() + (low ? panel.low : panel.weights) + p * channels * b.packed->widths * 4;
+        tile.weights = plan.weights->memory.data() + (low ? panel.low : panel.weights) + p * bytes * b.packed->widths;
         tile.raw = true;
-        tile.out = {to, DType::f32};
+        tile.out.data = to;
         tile.pitch = width;
         runTiles(*b.packed->set, tile, panel, false, count);
-        to += lanes;
+        to += lanes * 4;
       }
     }
 
@@ -101,18 +101,14 @@ struct Transform {
     for (int64_t i = 0; i < count; i++) {
       const int64_t plane = (first + i) / (sum.points.w * sum.points.h),
                     y = (first + i) / sum.points.w % sum.points.h * o, x = (first + i) % sum.points.w * o;
-      int64_t at = 0;
-      for (int64_t k = block.panelBegin; k < block.panelEnd; k++) {
-        const Panel& panel = b.packed->panels[k];
-        WinogradOutput tile{};
-        tile.from = sums + i * width + at;
-        tile.positionStride = count * width;
-        tile.rows = static_cast<int>(std::min(o, sum.grid.h - y));
-        tile.columns = static_cast<int>(std::min(o, sum.grid.w - x));
-        output(tile, panel, at, plane * sum.grid.h + y, x);
-        toOutput(tile);
-        at += panel.vectors * b.packed->set->lanes;
-      }
+      WinogradOutput tile{};
+      tile.integers = b.spec.compute == Compute::i8;
+      tile.from = sums + i * width * 4;
+      tile.positionStride = count * width;
+      tile.rows = static_cast<int>(std::min(o, sum.grid.h - y));
+      tile.columns = static_cast<int>(std::min(o, sum.grid.w - x));
+      output(tile, plane * sum.grid.h + y, x);
+      toOutput(tile);
     }
   }
 };
@@ -132,48 +128,30 @@ void runWinograd(const FastPlan& plan, const Node& node, const BranchPlan& b, co
                  char* memory) {
   const Pieces at = piecesOf(b);
   const Shape &y = b.main.grid, &l = b.low.grid;
-  const Transform transform{plan,
-                            b,
-                            block,
-                            run,
-                            reinterpret_cast<const char**>(memory + at.rows),
-                            reinterpret_cast<float*>(memory + at.inputs),
-                            reinterpret_cast<float*>(memory + at.sums)};
-  auto* low = reinterpret_cast<float*>(memory + at.low);
+  const Transform transform{
+      plan, b, block, run, reinterpret_cast<const char**>(memory + at.rows), memory + at.inputs, memory + at.sums};
+  char* low = memory + at.low;
   const int64_t width = widthOf(b, block.panelEnd) - widthOf(b, block.panelBegin);
   const auto lowRow = [&](int64_t r) { return r / y.h * l.h + r % y.h / 2; };
   const int64_t lowFirst = lowRow(block.row);
   if (b.low.taps)
-    transform(b.low, true, lowFirst, lowRow(block.rowEnd - 1) + 1,
-              [&](WinogradOutput& tile, const Panel& panel, int64_t at, int64_t row, int64_t x) {
-                tile.dtype = DType::f32;
-                tile.to = low + ((row - lowFirst) * l.w + x) * width + at;
-                tile.row = l.w * width;
-                tile.pitch = width;
-                tile.channels = panel.vectors * b.packed->set->lanes;
-                tile.low = -INFINITY;
-                tile.high = INFINITY;
-              });
-  const DType dtype = node.outputs[b.spec.outputs[0]].dtype;
-  const auto bytes = static_cast<int64_t>(bytesOf(dtype));
-  const char* residual = b.spec.residual ? run.in<char>(*b.spec.residual) : nullptr;
-  char* out = run.out<char>(b.spec.outputs[0]);
-  transform(b.main, false, block.row, block.rowEnd,
-            [&](WinogradOutput& tile, const Panel& panel, int64_t at, int64_t row, int64_t x) {
-              const int64_t corner = (row * y.w + x) * y.c + panel.begin;
-              tile.bias = plan.weights->floats(panel.bias);
-              if (b.low.taps) tile.start = low + ((lowRow(row) - lowFirst) * l.w + x / 2) * width + at;
-              tile.startRow = l.w * width;
-              tile.startPitch = width;
-              tile.dtype = dtype;
-              tile.residual = residual ? residual + corner * bytes : nullptr;
-              tile.to = out + corner * bytes;
-              tile.row = y.w * y.c;
-              tile.pitch = y.c;
-              tile.channels = panel.channels;
-              tile.low = b.spec.low;
-              tile.high = b.spec.high;
-            });
+    transform(b.low, true, lowFirst, lowRow(block.rowEnd - 1) + 1, [&](WinogradOutput& tile, int64_t row, int64_t x) {
+      tile.raw = true;
+      tile.out.data = low + ((row - lowFirst) * l.w + x) * width * 4;
+      tile.row = l.w * width;
+      tile.pitch = tile.channels = width;
+    });
+  // Panels lie one after the other, their biases too.
+  Panel panels = b.packed->panels[block.panelBegin];
+  const Panel& last = b.packed->panels[block.panelEnd - 1];
+  panels.channels = last.begin + last.channels - panels.begin;
+  transform(b.main, false, block.row, block.rowEnd, [&](WinogradOutput& tile, int64_t row, int64_t x) {
+    static_cast<Epilogue&>(tile) = epilogueOf(plan, node, b, run, panels, row * y.w + x);
+    if (b.low.taps) tile.start = low + ((lowRow(row) - lowFirst) * l.w + x / 2) * width * 4;
+    tile.startRow = l.w * width;
+    tile.startPitch = width;
+    tile.row = y.w * y.c;
+  });
 }
 
 template <int side>
@@ -186,7 +164,8 @@ static void transformWeights(const double (&g)[side][3], const float* w, float* 
       to[y * side + x] = static_cast<float>(rows[y][0] * g[x][0] + rows[y][1] * g[x][1] + rows[y][2] * g[x][2]);
 }
 
-std::vector<float> winogradWeights(const std::vector<float>& kernels, int64_t winograd) {
+std::vector<float> winogradWeights(const std::vector<float>& kernels, const Branch& branch) {
+  const int64_t winograd = branch.winograd;
   static constexpr double g2[4][3] = {{1, 0, 0}, {.5, .5, .5}, {.5, -.5, .5}, {0, 0, 1}};
   static constexpr double g4[6][3] = {{1. / 4, 0, 0},
                                       {-1. / 6, -1. / 6, -1. / 6},
@@ -200,6 +179,8 @@ std::vector<float> winogradWeights(const std::vector<float>& kernels, int64_t wi
     if (winograd == 4) transformWeights(g4, kernels.data() + k * 9, result.data() + k * positions);
     if (winograd == 2) transformWeights(g2, kernels.data() + k * 9, result.data() + k * positions);
   }
+  if (branch.compute == Compute::i8)  // to whole numbers; F(2 x 2)
+    for (float& x : result) x *= 4;
   return result;
 }
 
