@@ -686,7 +686,7 @@ describe('ops: every other instruction set', function () {
   this.timeout(600_000);
   if (process.env.OCTCONV_ISA) return; // this is such a run
   for (const isa of ['baseline', 'avx2', 'avx512', 'avx512vnni', 'avx512bf16'].filter((isa) => isa !== native.info().isa)) {
-    it(`the whole table on ${isa}`, function () {
+    it(`the whole table on ${isa} @slow`, function () {
       const env = { ...process.env, OCTCONV_ISA: isa };
       const probe = `import('${new URL('../lib/native.ts', import.meta.url)}').then(({ native }) => native.info())`;
       const can = spawnSync(process.execPath, ['--import=tsx', '-e', probe], { env, encoding: 'utf8' });

@@ -99,17 +99,25 @@ struct BF16 {
 };
 #endif
 
+#if defined(__AVX2__) && !defined(__AVX512BW__)
+// Register by register: a vector is two where AVX-512 is emulated.
+template <class F>
+OCTCONV_INLINE Bits byRegister(Bits x, Bits w, F&& f) {
+  union Parts {
+    Bits all;
+    __m256i part[sizeof(Bits) / 32];
+  } a{x}, b{w};
+  for (size_t i = 0; i < sizeof(Bits) / 32; i++) a.part[i] = f(a.part[i], b.part[i]);
+  return a.all;
+}
+#endif
+
 // Sums of products of pairs of i16.
 OCTCONV_INLINE IntVec pairs(Bits x, Bits w) {
 #if defined(__AVX512BW__)
   return (IntVec)_mm512_madd_epi16((__m512i)x, (__m512i)w);
 #elif defined(__AVX2__)
-  union Parts {
-    Bits all;
-    __m256i part[sizeof(Bits) / 32];
-  } a{x}, b{w};
-  for (size_t i = 0; i < sizeof(Bits) / 32; i++) a.part[i] = _mm256_madd_epi16(a.part[i], b.part[i]);
-  return (IntVec)a.all;
+  return (IntVec)byRegister(x, w, [](__m256i a, __m256i b) { return _mm256_madd_epi16(a, b); });
 #else
   return ((IntVec)(x << 16) >> 16) * ((IntVec)(w << 16) >> 16) + ((IntVec)x >> 16) * ((IntVec)w >> 16);
 #endif
@@ -133,12 +141,7 @@ struct I8 : ByWords<I8> {
 #if defined(__AVX512BW__)
     const auto both = (Bits)_mm512_maddubs_epi16((__m512i)x, (__m512i)w);
 #else
-    union Parts {
-      Bits all;
-      __m256i part[sizeof(Bits) / 32];
-    } a{x}, b{w};
-    for (size_t i = 0; i < sizeof(Bits) / 32; i++) a.part[i] = _mm256_maddubs_epi16(a.part[i], b.part[i]);
-    const Bits both = a.all;
+    const Bits both = byRegister(x, w, [](__m256i a, __m256i b) { return _mm256_maddubs_epi16(a, b); });
 #endif
     return sum + pairs(both, splatBits(0x00010001));
   }
@@ -350,7 +353,15 @@ static constexpr TileSet setOf() {
   return set;
 }
 
+template <class Type>
+static constexpr TileSet exactOf() {
+  if constexpr (Type::saturates)
+    return setOf<I8Wide>();
+  else
+    return setOf<Type>();
+}
+
 extern const TileSet tileSets[5];
-constinit const TileSet tileSets[5] = {setOf<F32>(), setOf<BF16>(), setOf<I8>(), setOf<I8Wide>(), setOf<I16>()};
+constinit const TileSet tileSets[5] = {setOf<F32>(), setOf<BF16>(), setOf<I8>(), exactOf<I8>(), setOf<I16>()};
 
 }  // namespace octconv::OCTCONV_LEVEL
