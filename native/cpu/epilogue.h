@@ -4,15 +4,17 @@
 
 namespace octconv {
 
+// y = clamp(sum * scale + bias + residual), all in elements of `out`: for u8 in its steps, counted from 0.
 struct Epilogue {
-  const float* scale;  // per channel: what a sum of integers is worth, or null
-  const float* bias;   // per channel
-  Elements residual;   // added before the clamp, laid out as `out`, or null
+  const float* scale;  // per channel: what a sum of integers is worth, or null; not yet in steps
+  const float* bias;   // per channel; not yet in steps
+  float steps, shift;  // of a 1; for zero points
+  Elements residual;   // laid out as `out`, or null
+  float residualSteps;
   Elements out;
-  float stepsPerUnit;  // 1 / out.scale
-  ptrdiff_t pitch;     // elements from pixel to pixel
+  ptrdiff_t pitch;  // elements from pixel to pixel
   ptrdiff_t channels;
-  float low, high;  // clamp: relu, relu6 or the infinities
+  float low, high;  // relu, relu6, the ends of u8 or the infinities
 };
 
 }  // namespace octconv

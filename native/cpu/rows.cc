@@ -4,12 +4,16 @@
 
 namespace octconv::OCTCONV_LEVEL {
 
-// The mean of the pixels at a, a + right, a + down and a + right + down; a distance is 0 where there is none.
-template <class T>
-OCTCONV_INLINE Vec mean(const T* a, ptrdiff_t right, ptrdiff_t down, Vec share, int count) {
-  const auto at = [count](const T* p) { return count == lanes ? load(p) : load(p, count); };
-  if (right && down) return ((at(a) + at(a + right)) + (at(a + down) + at(a + down + right))) * share;
-  return right || down ? (at(a) + at(a + right + down)) * share : at(a);
+OCTCONV_INLINE Vec mean(Vec a, Vec b) { return (a + b) * 0.5f; }
+OCTCONV_INLINE Vec mean(Vec a, Vec b, Vec c, Vec d) { return ((a + b) + (c + d)) * 0.25f; }
+// To the nearest, to even between two, as f32 are rounded.
+OCTCONV_INLINE Shorts mean(Shorts a, Shorts b) {
+  const Shorts sum = a + b;
+  return (sum + (sum >> 1 & 1)) >> 1;
+}
+OCTCONV_INLINE Shorts mean(Shorts a, Shorts b, Shorts c, Shorts d) {
+  const Shorts sum = a + b + c + d;
+  return (sum + 1 + (sum >> 2 & 1)) >> 2;
 }
 
 template <class T>
@@ -17,12 +21,19 @@ static void halve(const T* in, ptrdiff_t inPitch, int64_t rows, int64_t width, T
                   int channels) {
   for (int64_t y = 0; y < rows; y += 2)
     for (int64_t x = 0; x < width; x += 2, out += outPitch) {
-      const T* a = in + (y * width + x) * inPitch;
+      // A distance is 0 where there is no pixel.
       const ptrdiff_t right = x + 1 < width ? inPitch : 0, down = y + 1 < rows ? width * inPitch : 0;
-      const Vec share = splat(right && down ? 0.25f : 0.5f);
-      int c = 0;
-      for (; c + lanes <= channels; c += lanes) store(out + c, mean(a + c, right, down, share, lanes));
-      if (c < channels) store(out + c, mean(a + c, right, down, share, channels - c), channels - c);
+      for (int c = 0; c < channels; c += elements<T>) {
+        const T* a = in + (y * width + x) * inPitch + c;
+        const int count = channels - c < elements<T> ? channels - c : elements<T>;
+        const auto at = [count](const T* p) { return widened(p, count); };
+        if (right && down)
+          narrow(out + c, mean(at(a), at(a + right), at(a + down), at(a + down + right)), count);
+        else if (right || down)
+          narrow(out + c, mean(at(a), at(a + right + down)), count);
+        else
+          narrow(out + c, at(a), count);
+      }
     }
 }
 
@@ -39,11 +50,15 @@ void halveRows(DType dtype, const void* in, ptrdiff_t inPitch, int64_t rows, int
 
 template <class From, class To>
 static void convert(const From* from, To* to, float scale, float shift, ptrdiff_t count) {
-  const Vec factor = splat(scale), addend = splat(shift);
+  const Vec factor = splat(scale), addend = splat(shift), most = splat(255);
+  const auto converted = [&](Vec x) {
+    x = x * factor + addend;
+    return sizeof(To) == 1 ? clamp(x, Vec{}, most) : x;
+  };
   ptrdiff_t i = 0;
-  for (; i + lanes <= count; i += lanes) store(to + i, load(from + i) * factor + addend);
+  for (; i + lanes <= count; i += lanes) store(to + i, converted(load(from + i)));
   const int left = static_cast<int>(count - i);
-  if (left) store(to + i, load(from + i, left) * factor + addend, left);
+  if (left) store(to + i, converted(load(from + i, left)), left);
 }
 
 void convertElements(const Elements& from, const Elements& to, ptrdiff_t count) {

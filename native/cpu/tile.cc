@@ -154,8 +154,6 @@ struct I8 : ByWords<I8> {
 #endif
 };
 
-typedef uint16_t Shorts __attribute__((vector_size(4 * lanes)));
-
 // Any weights, where I8 saturates: pairs of 16 bits. 3 x 4 makes 77 GMAdd/s, 4 x 3 71, 6 x 2 68, but the more pixels
 // the less often weights come from L2. (Activations widened in memory: 80.)
 struct I8Wide {
@@ -213,12 +211,12 @@ OCTCONV_INLINE void begin(const Tile& t, Sum (&acc)[M][V]) {
 }
 
 template <class Residual, class Out>
-static void finishMixed(const Tile& t, const Vec* y, int pixels, int vectors) {
+static void finishMixed(const Tile& t, const Vec* sums, int pixels, int vectors) {
   for (int m = 0; m < pixels; m++)
     for (int v = 0; v * lanes < t.channels; v++) {
       const ptrdiff_t left = t.channels - v * lanes;
-      finishVector<Residual, Out>(t, y[m * vectors + v], m * t.pitch + v * lanes,
-                                  left < lanes ? static_cast<int>(left) : lanes);
+      const Vec y = t.scale ? sums[m * vectors + v] : sums[m * vectors + v] * t.steps + t.shift;
+      finishVector<Residual, Out>(t, y, m * t.pitch + v * lanes, left < lanes ? static_cast<int>(left) : lanes);
     }
 }
 
@@ -254,19 +252,23 @@ OCTCONV_INLINE void finish(const Tile& t, const Sum (&acc)[M][V]) {
   }
   Vec y[M][V];
 #pragma GCC unroll 4
-  for (int v = 0; v < V; v++)
+  for (int v = 0; v < V; v++) {
+    const Vec scale = t.scale ? load(t.scale + v * lanes) * t.steps : Vec{},
+              bias = t.scale ? load(t.bias + v * lanes) * t.steps + t.shift : Vec{};
 #pragma GCC unroll 16
     for (int m = 0; m < M; m++) {
       y[m][v] = asFloat(acc[m][v]);
-      if (t.scale) y[m][v] = y[m][v] * load(t.scale + v * lanes) + load(t.bias + v * lanes);
+      if (t.scale) y[m][v] = y[m][v] * scale + bias;
     }
+  }
   // Inside of a network: whole vectors, residual and output of the tile's own type.
   if (t.channels == V * lanes && t.out.dtype == Type::dtype && (!t.residual.data || t.residual.dtype == Type::dtype)) {
+    const Epilogue e = t;  // no store can change it: its members stay in registers
 #pragma GCC unroll 16
     for (int m = 0; m < M; m++)
 #pragma GCC unroll 4
       for (int v = 0; v < V; v++)
-        finishVector<typename Type::Element, typename Type::Element>(t, y[m][v], m * t.pitch + v * lanes, lanes);
+        finishVector<typename Type::Element, typename Type::Element>(e, y[m][v], m * e.pitch + v * lanes, lanes);
   } else {
     Vec copy[M][V];  // whose address is known; y stays in registers
     __builtin_memcpy(copy, y, sizeof y);

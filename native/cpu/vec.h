@@ -27,6 +27,8 @@ typedef int32_t IntVec __attribute__((vector_size(4 * lanes)));
 typedef uint32_t Bits __attribute__((vector_size(4 * lanes)));
 typedef uint16_t Halves __attribute__((vector_size(2 * lanes)));
 typedef uint8_t Bytes __attribute__((vector_size(lanes)));
+typedef uint16_t Shorts __attribute__((vector_size(4 * lanes)));
+typedef uint8_t ManyBytes __attribute__((vector_size(2 * lanes)));
 
 template <class V>
 struct Anywhere {  // a vector at any address
@@ -67,18 +69,16 @@ OCTCONV_INLINE Halves halves(Vec x) {
   return __builtin_convertvector(all, Halves);
 #endif
 }
-// To 0 .. 255, to even between two; NaN becomes 0.
+// Of numbers from 0 to 255, to even between two; NaN becomes 0.
 OCTCONV_INLINE Bytes bytes(Vec x) {
 #if defined(__AVX512F__)
-  const __m512i q = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_set1_ps(255), (__m512)x));
-  return (Bytes)_mm512_cvtusepi32_epi8(_mm512_max_epi32(q, _mm512_setzero_si512()));
+  return (Bytes)_mm512_cvtepi32_epi8(_mm512_cvtps_epi32((__m512)x));
 #elif defined(__AVX2__) && !defined(OCTCONV_EMULATE_AVX512)
-  const __m256i q = _mm256_cvtps_epi32(_mm256_min_ps(_mm256_set1_ps(255), (__m256)x));
+  const __m256i q = _mm256_cvtps_epi32((__m256)x);
   const __m128i shorts = _mm_packs_epi32(_mm256_castsi256_si128(q), _mm256_extracti128_si256(q, 1));
   return (Bytes)_mm_cvtsi128_si64(_mm_packus_epi16(shorts, shorts));
 #else
-  x = x > 0 ? x : Vec{};
-  x = x < 255 ? x : Vec{} + 255;
+  x = x == x ? x : Vec{};
   return __builtin_convertvector((Bits)(x + 0x1.8p23f) & 255, Bytes);
 #endif
 }
@@ -116,6 +116,47 @@ OCTCONV_INLINE void store(T* to, Vec x, int count) {
   for (int i = 0; i < count; i++) to[i] = all[i];
 }
 #endif
+
+// As many elements as fit into a vector: for sums of a few of them u8 as u16, others as f32.
+template <class T>
+inline constexpr int elements = sizeof(T) == 1 ? 2 * lanes : lanes;
+
+OCTCONV_INLINE Vec widened(const float* from) { return load(from); }
+OCTCONV_INLINE Vec widened(const BFloat16* from) { return load(from); }
+OCTCONV_INLINE Shorts widened(const uint8_t* from) {
+#if defined(__AVX512BW__)
+  return (Shorts)_mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)from));
+#elif defined(__AVX2__) && !defined(OCTCONV_EMULATE_AVX512)
+  return (Shorts)_mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)from));
+#else
+  return __builtin_convertvector(reinterpret_cast<const Anywhere<ManyBytes>*>(from)->value, Shorts);
+#endif
+}
+OCTCONV_INLINE void store(uint8_t* to, Shorts x) {  // of numbers from 0 to 255
+#if defined(__AVX512BW__)
+  _mm256_storeu_si256((__m256i*)to, _mm512_cvtepi16_epi8((__m512i)x));
+#elif defined(__AVX2__) && !defined(OCTCONV_EMULATE_AVX512)
+  const auto both = (__m256i)x;
+  _mm_storeu_si128((__m128i*)to, _mm_packus_epi16(_mm256_castsi256_si128(both), _mm256_extracti128_si256(both, 1)));
+#else
+  reinterpret_cast<Anywhere<ManyBytes>*>(to)->value = __builtin_convertvector(x, ManyBytes);
+#endif
+}
+// The first `count`; the others are zero or stay as they are in memory.
+template <class T>
+OCTCONV_INLINE auto widened(const T* from, int count) {
+  if (count == elements<T>) return widened(from);
+  T some[elements<T>] = {};
+  __builtin_memcpy(some, from, count * sizeof(T));
+  return widened(some);
+}
+template <class T, class V>
+OCTCONV_INLINE void narrow(T* to, V x, int count) {
+  if (count == elements<T>) return store(to, x);
+  T all[elements<T>];
+  store(all, x);
+  __builtin_memcpy(to, all, count * sizeof(T));
+}
 
 OCTCONV_INLINE Vec splat(float x) {
 #if defined(__AVX512F__)  // g++ 12 builds a set1 from scalar inserts unless it is told

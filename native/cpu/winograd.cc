@@ -6,30 +6,6 @@ namespace octconv::OCTCONV_LEVEL {
 
 // --- Inputs -----------------------------------------------------------------------------------------------------
 
-typedef int16_t Shorts __attribute__((vector_size(4 * lanes)));
-typedef uint8_t ManyBytes __attribute__((vector_size(2 * lanes)));
-
-OCTCONV_INLINE Vec widened(const float* from) { return load(from); }
-OCTCONV_INLINE Vec widened(const BFloat16* from) { return load(from); }
-OCTCONV_INLINE Shorts widened(const uint8_t* from) {
-#if defined(__AVX512BW__)  // see vec.h
-  return (Shorts)_mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)from));
-#elif defined(__AVX2__) && !defined(OCTCONV_EMULATE_AVX512)
-  return (Shorts)_mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)from));
-#else
-  return __builtin_convertvector(reinterpret_cast<const Anywhere<ManyBytes>*>(from)->value, Shorts);
-#endif
-}
-
-// The first `count` of `all` elements; the others are zero.
-template <int all, class T>
-OCTCONV_INLINE auto widened(const T* from, int count) {
-  if (count == all) return widened(from);
-  T some[all] = {};
-  __builtin_memcpy(some, from, count * sizeof(T));
-  return widened(some);
-}
-
 // B^T of one line of inputs.
 OCTCONV_INLINE void inputLine(const Vec (&d)[6], Vec (&to)[6]) {
   to[0] = 4 * d[0] - 5 * d[2] + d[4];
@@ -48,10 +24,12 @@ OCTCONV_INLINE void inputLine(const V (&d)[4], V (&to)[4]) {
   to[3] = d[1] - d[3];
 }
 
-// From elements T to vectors V of elements E.
-template <int O, class T, class V, class E>
-static void input(const WinogradInput& t) {
-  constexpr int side = O + 2, all = sizeof(V) / sizeof(E);
+template <int O, class T>
+static void input(const WinogradInput& given) {
+  const WinogradInput t = given;  // no store can change it: its members stay in registers
+  using V = decltype(widened(static_cast<const T*>(nullptr)));
+  constexpr int side = O + 2, all = elements<T>;
+  constexpr ptrdiff_t each = sizeof(V) / all;
   for (int64_t next = 0; next < t.channels; next += all) {
     // The last vector begins where it is a whole one.
     const int64_t c = t.channels < all ? 0 : next < t.channels - all ? next : t.channels - all;
@@ -61,7 +39,7 @@ static void input(const WinogradInput& t) {
     for (int x = 0; x < side; x++) {
 #pragma GCC unroll 6
       for (int y = 0; y < side; y++)
-        line[y] = widened<all>(reinterpret_cast<const T*>(t.pixels[(y * side + x) * t.pixelStride]) + c, count);
+        line[y] = widened(reinterpret_cast<const T*>(t.pixels[(y * side + x) * t.pixelStride]) + c, count);
       inputLine(line, columns[x]);
     }
 #pragma GCC unroll 6
@@ -71,11 +49,11 @@ static void input(const WinogradInput& t) {
       inputLine(line, out);
 #pragma GCC unroll 6
       for (int x = 0; x < side; x++) {
-        char* to = t.to + (y * side + x) * t.positionStride + c * static_cast<ptrdiff_t>(sizeof(E));
+        char* to = t.to + (y * side + x) * t.positionStride + c * each;
         if (count == all)
           reinterpret_cast<Anywhere<V>*>(to)->value = out[x];
         else
-          __builtin_memcpy(to, &out[x], count * sizeof(E));
+          __builtin_memcpy(to, &out[x], count * each);
       }
     }
   }
@@ -106,7 +84,8 @@ OCTCONV_INLINE Sum sumAt(const char* sums, ptrdiff_t at) {
 }
 
 template <int O, class Sum, class T>
-static void output(const WinogradOutput& t) {
+static void output(const WinogradOutput& given) {
+  const WinogradOutput t = given;
   constexpr int side = O + 2;
   for (int64_t c = 0; c < t.channels; c += lanes) {
     const int count = t.channels - c < lanes ? static_cast<int>(t.channels - c) : lanes;
@@ -117,6 +96,8 @@ static void output(const WinogradOutput& t) {
       for (int y = 0; y < side; y++) line[y] = sumAt<Sum>(t.from, (y * side + x) * t.positionStride + c);
       outputLine(line, columns[x]);
     }
+    const Vec scale = t.scale ? load(t.scale + c) * t.steps : Vec{},
+              bias = t.raw ? Vec{} : load(t.bias + c) * t.steps + t.shift;
     for (int y = 0; y < t.rows; y++) {
 #pragma GCC unroll 6
       for (int x = 0; x < side; x++) line[x] = columns[x][y];
@@ -132,7 +113,7 @@ static void output(const WinogradOutput& t) {
           continue;
         }
         Vec v = asFloat(sum);
-        v = t.scale ? v * load(t.scale + c) + load(t.bias + c) : v + load(t.bias + c);
+        v = t.scale ? v * scale + bias : v + bias;
         finishVector<T, T>(t, v, at, count);
       }
     }
@@ -140,13 +121,13 @@ static void output(const WinogradOutput& t) {
 }
 
 void winogradInput2(const WinogradInput& t) {
-  if (t.dtype == DType::f32) input<2, float, Vec, float>(t);
-  if (t.dtype == DType::bf16) input<2, BFloat16, Vec, float>(t);
-  if (t.dtype == DType::u8) input<2, uint8_t, Shorts, int16_t>(t);
+  if (t.dtype == DType::f32) input<2, float>(t);
+  if (t.dtype == DType::bf16) input<2, BFloat16>(t);
+  if (t.dtype == DType::u8) input<2, uint8_t>(t);
 }
 void winogradInput4(const WinogradInput& t) {
-  if (t.dtype == DType::f32) input<4, float, Vec, float>(t);
-  if (t.dtype == DType::bf16) input<4, BFloat16, Vec, float>(t);
+  if (t.dtype == DType::f32) input<4, float>(t);
+  if (t.dtype == DType::bf16) input<4, BFloat16>(t);
 }
 void winogradOutput2(const WinogradOutput& t) {
   if (t.integers) return output<2, IntVec, uint8_t>(t);

@@ -219,11 +219,11 @@ void runPrepared(const Prepared& p, const Node& node, const Run& run, int64_t pl
     to += count * (group - inGroup) * bytes;
     const char* packed = to;
     put(count * inGroup);
-    if (group > inGroup)
-      for (int64_t i = 0; i < count; i++, row += group * bytes, packed += inGroup * bytes) {
-        std::copy(packed, packed + inGroup * bytes, row);
-        std::fill(row + inGroup * bytes, row + group * bytes, outside);
-      }
+    // Byte by byte: there are few, too few for a call.
+    for (int64_t i = 0; group > inGroup && i < count; i++) {
+      for (int64_t k = 0; k < inGroup * bytes; k++) *row++ = *packed++;
+      for (int64_t k = inGroup * bytes; k < group * bytes; k++) *row++ = outside;
+    }
     fill(p.padding.w * shape.c);
   }
   fill(p.padding.h * shape.w * shape.c);
@@ -306,11 +306,17 @@ void pointTo(const FastPlan& plan, const Sum& sum, int64_t bytes, const Run& run
           const bool inside = ti >= 0 && ti < x.t && yi >= 0 && yi < x.h;
           const char* line = base + ((n * x.t + ti) * x.h + yi) * x.w * pitch;
           for (int64_t kx = 0; kx < columns; kx++, to += count) {
-            const int64_t shift = kx * s.dilation.w - padW;
-            for (int64_t i = 0; i < until; i++) {
-              const int64_t xi = (column + i) * s.stride.w + shift;
-              to[i] = inside && xi >= 0 && xi < x.w ? line + xi * pitch : zeros;
-            }
+            // From `begin` to `end` inputs are inside.
+            const int64_t first = column * s.stride.w + kx * s.dilation.w - padW;
+            const auto reach = [&](int64_t xi) {
+              return std::clamp<int64_t>((xi - first + s.stride.w - 1) / s.stride.w, 0, until);
+            };
+            const int64_t begin = inside && first < 0 ? reach(0) : inside ? 0 : until;
+            const int64_t end = inside && first + until * s.stride.w > x.w ? std::max(begin, reach(x.w)) : until;
+            std::fill(to, to + begin, zeros);
+            const char* input = line + (first + begin * s.stride.w) * pitch;
+            for (int64_t i = begin; i < end; i++, input += s.stride.w * pitch) to[i] = input;
+            std::fill(to + end, to + until, zeros);
           }
         }
       }
@@ -327,17 +333,24 @@ Epilogue epilogueOf(const FastPlan& plan, const Node& node, const BranchPlan& b,
     return elementsOf(static_cast<char*>(data) + corner * static_cast<int64_t>(bytesOf(type.dtype)), type);
   };
   const size_t output = b.spec.outputs[0];
-  const Elements out = from(run.outputs[output], node.outputs[output]);
+  const Elements out = from(run.outputs[output], node.outputs[output]),
+                 residual = b.spec.residual ? from(run.inputs[*b.spec.residual], node.inputs[*b.spec.residual])
+                                            : Elements{nullptr, out.dtype};
+  const bool bytes = out.dtype == DType::u8;
+  const auto zero = static_cast<float>(out.zero);
+  const float steps = 1 / out.scale, residualSteps = residual.scale * steps, low = b.spec.low * steps + zero,
+              high = b.spec.high * steps + zero;
   return {b.spec.compute == Compute::i8 ? plan.weights->floats(panel.scale) : nullptr,
           plan.weights->floats(panel.bias),
-          b.spec.residual ? from(run.inputs[*b.spec.residual], node.inputs[*b.spec.residual])
-                          : Elements{nullptr, out.dtype},
+          steps,
+          zero - static_cast<float>(residual.zero) * residualSteps,
+          residual,
+          residualSteps,
           out,
-          1 / out.scale,
           pitch,
           panel.channels,
-          b.spec.low,
-          b.spec.high};
+          bytes ? std::clamp(low, 0.f, 255.f) : low,
+          bytes ? std::clamp(high, 0.f, 255.f) : high};
 }
 
 void runTiles(const TileSet& set, Tile tile, const Panel& panel, bool depthwise, int64_t count) {
@@ -350,17 +363,17 @@ void runTiles(const TileSet& set, Tile tile, const Panel& panel, bool depthwise,
                 fetching = std::min(parts, fetchingTiles);
   int64_t words = 0;
   for (size_t s = 0; s < tile.segmentCount; s++) words += tile.segments[s].taps * tile.segments[s].bytes / 4;
-  const Tile base = tile;
+  const int64_t ahead = words * wordBytes / fetching;
   for (int64_t i = 0; i < parts; i++) {
-    const auto [begin, end] = piece(count, parts, i);
-    tile.rows = base.rows + begin;
-    tile.start = base.start ? base.start + begin : nullptr;
-    tile.residual.data =
-        base.residual.data ? static_cast<char*>(base.residual.data) + begin * base.pitch * residualBytes : nullptr;
-    tile.out.data = static_cast<char*>(base.out.data) + begin * base.pitch * outBytes;
-    tile.ahead = base.weights + (i < fetching ? words * wordBytes * (fetching + i) / fetching : 0);
+    const int64_t pixels = count / parts + (i < count % parts);
+    tile.ahead = tile.weights + (i < fetching ? ahead * (fetching + i) : 0);
     tile.aheadStep = i < fetching ? wordBytes / fetching : 0;
-    functions[end - begin](tile);
+    functions[pixels](tile);
+    tile.rows += pixels;
+    if (tile.start) tile.start += pixels;
+    if (tile.residual.data)
+      tile.residual.data = static_cast<char*>(tile.residual.data) + pixels * tile.pitch * residualBytes;
+    tile.out.data = static_cast<char*>(tile.out.data) + pixels * tile.pitch * outBytes;
   }
 }
 

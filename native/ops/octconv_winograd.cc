@@ -48,7 +48,8 @@ Pieces piecesOf(const BranchPlan& b) {
   return p;
 }
 
-// One sum over a block's rows of its grid: transforms, products, transforms. `output` says where a tile's outputs go.
+// One sum over a block's rows of its grid: transforms, products, transforms. `place` says where the outputs of a tile
+// go.
 struct Transform {
   const FastPlan& plan;
   const BranchPlan& b;
@@ -57,8 +58,8 @@ struct Transform {
   const char** rows;
   char *inputs, *sums;
 
-  template <class Output>
-  void operator()(const Sum& sum, bool low, int64_t row, int64_t rowEnd, Output&& output) const {
+  template <class Place>
+  void operator()(const Sum& sum, bool low, int64_t row, int64_t rowEnd, WinogradOutput outputs, Place&& place) const {
     const int64_t o = b.spec.winograd, positions = positionsOf(b.spec), each = packedInputBytes(b.spec),
                   bytes = inputsOf(sum) * each;  // of a tile's inputs at one position
     const auto tileRow = [&](int64_t r) { return r / sum.grid.h * sum.points.h + r % sum.grid.h / o; };
@@ -78,37 +79,35 @@ struct Transform {
 
     const int64_t width = widthOf(b, block.panelEnd) - widthOf(b, block.panelBegin);
     const Segment segment{1, bytes, 0};
+    Tile tile{};
+    tile.rows = rows;
+    tile.segments = &segment;
+    tile.segmentCount = 1;
+    tile.raw = true;
+    tile.pitch = width;
     for (int64_t p = 0; p < positions; p++) {
       for (int64_t i = 0; i < count; i++) rows[i] = inputs + (p * count + i) * bytes;
       char* to = sums + p * count * width * 4;
       for (int64_t i = block.panelBegin; i < block.panelEnd; i++) {
         const Panel& panel = b.packed->panels[i];
-        const int64_t lanes = panel.vectors * b.packed->set->lanes;
-        Tile tile{};
-        tile.rows = rows;
-        tile.segments = &segment;
-        tile.segmentCount = 1;
         tile.weights = plan.weights->memory.data() + (low ? panel.low : panel.weights) + p * bytes * b.packed->widths;
-        tile.raw = true;
         tile.out.data = to;
-        tile.pitch = width;
         runTiles(*b.packed->set, tile, panel, false, count);
-        to += lanes * 4;
+        to += panel.vectors * b.packed->set->lanes * 4;
       }
     }
 
     const auto toOutput = o == 4 ? OCTCONV_PICK(winogradOutput4) : OCTCONV_PICK(winogradOutput2);
+    outputs.integers = b.spec.compute == Compute::i8;
+    outputs.positionStride = count * width;
     for (int64_t i = 0; i < count; i++) {
       const int64_t plane = (first + i) / (sum.points.w * sum.points.h),
                     y = (first + i) / sum.points.w % sum.points.h * o, x = (first + i) % sum.points.w * o;
-      WinogradOutput tile{};
-      tile.integers = b.spec.compute == Compute::i8;
-      tile.from = sums + i * width * 4;
-      tile.positionStride = count * width;
-      tile.rows = static_cast<int>(std::min(o, sum.grid.h - y));
-      tile.columns = static_cast<int>(std::min(o, sum.grid.w - x));
-      output(tile, plane * sum.grid.h + y, x);
-      toOutput(tile);
+      outputs.from = sums + i * width * 4;
+      outputs.rows = static_cast<int>(std::min(o, sum.grid.h - y));
+      outputs.columns = static_cast<int>(std::min(o, sum.grid.w - x));
+      place(outputs, plane * sum.grid.h + y, x);
+      toOutput(outputs);
     }
   }
 };
@@ -134,23 +133,32 @@ void runWinograd(const FastPlan& plan, const Node& node, const BranchPlan& b, co
   const int64_t width = widthOf(b, block.panelEnd) - widthOf(b, block.panelBegin);
   const auto lowRow = [&](int64_t r) { return r / y.h * l.h + r % y.h / 2; };
   const int64_t lowFirst = lowRow(block.row);
-  if (b.low.taps)
-    transform(b.low, true, lowFirst, lowRow(block.rowEnd - 1) + 1, [&](WinogradOutput& tile, int64_t row, int64_t x) {
-      tile.raw = true;
-      tile.out.data = low + ((row - lowFirst) * l.w + x) * width * 4;
-      tile.row = l.w * width;
-      tile.pitch = tile.channels = width;
-    });
+  if (b.low.taps) {
+    WinogradOutput sums{};
+    sums.raw = true;
+    sums.row = l.w * width;
+    sums.pitch = sums.channels = width;
+    transform(b.low, true, lowFirst, lowRow(block.rowEnd - 1) + 1, sums,
+              [&](WinogradOutput& tile, int64_t row, int64_t x) {
+                tile.out.data = low + ((row - lowFirst) * l.w + x) * width * 4;
+              });
+  }
   // Panels lie one after the other, their biases too.
   Panel panels = b.packed->panels[block.panelBegin];
   const Panel& last = b.packed->panels[block.panelEnd - 1];
   panels.channels = last.begin + last.channels - panels.begin;
-  transform(b.main, false, block.row, block.rowEnd, [&](WinogradOutput& tile, int64_t row, int64_t x) {
-    static_cast<Epilogue&>(tile) = epilogueOf(plan, node, b, run, panels, row * y.w + x);
+  WinogradOutput outputs{};
+  static_cast<Epilogue&>(outputs) = epilogueOf(plan, node, b, run, panels, 0);
+  outputs.startRow = l.w * width;
+  outputs.startPitch = width;
+  outputs.row = y.w * y.c;
+  const auto elementBytes = static_cast<int64_t>(bytesOf(outputs.out.dtype));
+  char *out = static_cast<char*>(outputs.out.data), *residual = static_cast<char*>(outputs.residual.data);
+  transform(b.main, false, block.row, block.rowEnd, outputs, [&](WinogradOutput& tile, int64_t row, int64_t x) {
+    const int64_t corner = (row * y.w + x) * y.c * elementBytes;
+    tile.out.data = out + corner;
+    if (residual) tile.residual.data = residual + corner;
     if (b.low.taps) tile.start = low + ((lowRow(row) - lowFirst) * l.w + x / 2) * width * 4;
-    tile.startRow = l.w * width;
-    tile.startPitch = width;
-    tile.row = y.w * y.c;
   });
 }
 
