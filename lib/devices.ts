@@ -10,7 +10,7 @@ export interface DeviceInfo {
 
 export interface Devices {
   readonly devices: readonly DeviceInfo[];
-  /** Instruction set of the CPU kernels: baseline, avx2 or avx512. */
+  /** Instruction set of the CPU kernels: baseline, avx2, avx512, avx512vnni or avx512bf16. */
   readonly isa: string;
   /** Threads that a run has unless told otherwise. */
   readonly threads: number;
