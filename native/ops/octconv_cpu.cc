@@ -246,7 +246,7 @@ void split(BranchPlan& b, int threads) {
       const int64_t tile =
           positionsOf(b.spec) * (s.shape.c * packedInputBytes(b.spec) + y.c * 4) / std::max<int64_t>(1, o * o);
       inputBytes += (o ? tile : s.shape.c * bytes * s.conv.stride.h * s.conv.stride.w) / (s.conv.upsample ? 4 : 1);
-      weightBytes += products * bytes;
+      weightBytes += products * packedInputBytes(b.spec);
       flops += 2. * static_cast<double>(sum->points.pixels() * products);
     }
   const auto cut = [&](int64_t pixels) {
