@@ -13,8 +13,8 @@
 
 namespace octconv {
 
-// Of integers, so many input channels may be summed up: 2 * (4 * 255) * (9 * 127) of each in an i32.
-inline constexpr int64_t winogradChannels = 920;
+// Of integers, so many input channels may be summed up: 2 * (4 * 255) * (9 * 128) of each in an i32.
+inline constexpr int64_t winogradChannels = 912;
 
 struct WinogradInput {
   DType dtype;                // f32, bf16 or, for F(2 x 2), u8
