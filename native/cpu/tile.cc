@@ -201,13 +201,20 @@ struct I16 : ByWords<I16> {
 // Integer sums get their scale and bias at the end, others begin with the bias.
 template <class Sum, int M, int V>
 OCTCONV_INLINE void begin(const Tile& t, Sum (&acc)[M][V]) {
+  Sum first[V] = {};
+  if (!t.raw && !t.scale) {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) first[v] = (Sum)load(t.bias + v * lanes);
+  }
 #pragma GCC unroll 16
   for (int m = 0; m < M; m++)
 #pragma GCC unroll 4
-    for (int v = 0; v < V; v++) {
-      acc[m][v] = t.raw || t.scale ? Sum{} : (Sum)load(t.bias + v * lanes);
-      if (t.start) acc[m][v] += (Sum)loadBits(t.start[m] + v * 4 * lanes);
-    }
+    for (int v = 0; v < V; v++) acc[m][v] = first[v];
+  if (!t.start) return;
+#pragma GCC unroll 16
+  for (int m = 0; m < M; m++)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) acc[m][v] += (Sum)loadBits(t.start[m] + v * 4 * lanes);
 }
 
 template <class Residual, class Out>
