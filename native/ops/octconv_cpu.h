@@ -24,6 +24,12 @@ struct PackedWeights : Packed {
     std::vector<Panel> panels;
     int64_t mainWords, lowWords;  // per output channel
     int64_t widths = 0;           // of all panels; Winograd's only
+    // Neighbours as one, whose channels lie together; of Winograd's the scales and biases too.
+    Panel joined(int64_t begin, int64_t end) const {
+      Panel all = panels[begin];
+      all.channels = panels[end - 1].begin + panels[end - 1].channels - all.begin;
+      return all;
+    }
   };
   std::vector<PerBranch> branches;
   Memory memory;

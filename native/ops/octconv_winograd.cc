@@ -143,10 +143,7 @@ void runWinograd(const FastPlan& plan, const Node& node, const BranchPlan& b, co
                 tile.out.data = low + ((row - lowFirst) * l.w + x) * width * 4;
               });
   }
-  // Panels lie one after the other, their biases too.
-  Panel panels = b.packed->panels[block.panelBegin];
-  const Panel& last = b.packed->panels[block.panelEnd - 1];
-  panels.channels = last.begin + last.channels - panels.begin;
+  const Panel panels = b.packed->joined(block.panelBegin, block.panelEnd);
   WinogradOutput outputs{};
   static_cast<Epilogue&>(outputs) = epilogueOf(plan, node, b, run, panels, 0);
   outputs.startRow = l.w * width;
