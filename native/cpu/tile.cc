@@ -298,8 +298,17 @@ OCTCONV_INLINE void fetchEnds(const Tile& t) {
 
 // --- The tiles --------------------------------------------------------------------------------------------------
 
+// Goes on to the next tile of M pixels.
+template <int M>
+OCTCONV_INLINE void advance(Tile& t) {
+  t.rows += M;
+  if (t.start) t.start += M;
+  if (t.residual.data) t.residual.data = static_cast<char*>(t.residual.data) + M * t.residualBytes;
+  t.out.data = static_cast<char*>(t.out.data) + M * t.outBytes;
+}
+
 template <class Type, int M, int V>
-static void tile(const Tile& t) {
+OCTCONV_INLINE void oneTile(Tile& t) {
   typename Type::Sum acc[M][V];
   begin<typename Type::Sum, M, V>(t, acc);
   if (!t.raw) fetchEnds<Type, M, V>(t);
@@ -318,12 +327,18 @@ static void tile(const Tile& t) {
       }
     }
   }
+  t.ahead = ahead;
   finish<Type, typename Type::Sum, M, V>(t, acc);
+}
+
+template <class Type, int M, int V>
+static void tile(Tile& t, int64_t count) {
+  for (; count > 0; count--, advance<M>(t)) oneTile<Type, M, V>(t);
 }
 
 // Every channel is its own group: input vectors instead of splats. Sums are f32, exact for u8 (25 taps are 20 bits).
 template <class Type, int M>
-static void depthwise(const Tile& t) {
+OCTCONV_INLINE void oneDepthwise(const Tile& t) {
   using Element = typename Type::Element;
   Vec acc[M][1];
   begin<Vec, M, 1>(t, acc);
@@ -338,6 +353,11 @@ static void depthwise(const Tile& t) {
         acc[m][0] += (whole ? load(a) : load(a, static_cast<int>(t.channels))) * load(w);
       }
   finish<Type, Vec, M, 1>(t, acc);
+}
+
+template <class Type, int M>
+static void depthwise(Tile& t, int64_t count) {
+  for (; count > 0; count--, advance<M>(t)) oneDepthwise<Type, M>(t);
 }
 
 template <class Type, int V, int M>

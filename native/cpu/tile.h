@@ -31,11 +31,13 @@ struct Tile : Epilogue {    // bias and scale of V * lanes channels, of which `c
   const char* weights;  // packed: [tap][word][V * lanes]; depthwise: f32 [tap][V * lanes]
   const char* ahead;    // weights to fetch meanwhile into the L2 cache, and how many bytes of them per word
   ptrdiff_t aheadStep;
-  const char* const* start;  // per pixel the V * lanes sums to begin with (the upsampled low product), or null
-  bool raw;                  // the sums themselves are stored, 32 bits each, without the epilogue
+  ptrdiff_t outBytes, residualBytes;  // from pixel to pixel
+  const char* const* start;           // per pixel the V * lanes sums to begin with (the upsampled low product), or null
+  bool raw;                           // the sums themselves are stored, 32 bits each, without the epilogue
 };
 
-using TileFunction = void (*)(const Tile&);
+// Computes `count` tiles, one after the other, and leaves `tile` at the next.
+using TileFunction = void (*)(Tile& tile, int64_t count);
 
 // How weights are packed for a tile, per word of input and output channel.
 enum class Words {

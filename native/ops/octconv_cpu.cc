@@ -356,24 +356,23 @@ Epilogue epilogueOf(const FastPlan& plan, const Node& node, const BranchPlan& b,
 void runTiles(const TileSet& set, Tile tile, const Panel& panel, bool depthwise, int64_t count) {
   const int64_t most = depthwise ? 4 : set.shape.maxPixels[panel.vectors], parts = (count + most - 1) / most;
   const TileFunction* functions = depthwise ? set.depthwise : set.tiles[panel.vectors];
-  const int64_t outBytes = tile.raw ? 4 : static_cast<int64_t>(bytesOf(tile.out.dtype)),
-                residualBytes = static_cast<int64_t>(bytesOf(tile.residual.dtype));
+  tile.outBytes = tile.pitch * (tile.raw ? 4 : static_cast<int64_t>(bytesOf(tile.out.dtype)));
+  tile.residualBytes = tile.pitch * static_cast<int64_t>(bytesOf(tile.residual.dtype));
   // While these weights are used again and again, those behind them, which are next, come from memory.
   const int64_t wordBytes = panel.vectors * set.lanes * packedBytes(set.words),
                 fetching = std::min(parts, fetchingTiles);
   int64_t words = 0;
   for (size_t s = 0; s < tile.segmentCount; s++) words += tile.segments[s].taps * tile.segments[s].bytes / 4;
-  const int64_t ahead = words * wordBytes / fetching;
-  for (int64_t i = 0; i < parts; i++) {
-    const int64_t pixels = count / parts + (i < count % parts);
-    tile.ahead = tile.weights + (i < fetching ? ahead * (fetching + i) : 0);
-    tile.aheadStep = i < fetching ? wordBytes / fetching : 0;
-    functions[pixels](tile);
-    tile.rows += pixels;
-    if (tile.start) tile.start += pixels;
-    if (tile.residual.data)
-      tile.residual.data = static_cast<char*>(tile.residual.data) + pixels * tile.pitch * residualBytes;
-    tile.out.data = static_cast<char*>(tile.out.data) + pixels * tile.pitch * outBytes;
+  tile.ahead = tile.weights + words * wordBytes;
+  tile.aheadStep = wordBytes / fetching;
+  const int64_t larger = count % parts;  // so many have one pixel more
+  for (int64_t i = 0; i < parts;) {
+    const int64_t end = i < std::min(larger, fetching)   ? std::min(larger, fetching)
+                        : i < std::max(larger, fetching) ? std::max(larger, fetching)
+                                                         : parts;
+    if (i == fetching) tile.ahead = tile.weights, tile.aheadStep = 0;
+    functions[count / parts + (i < larger)](tile, end - i);
+    i = end;
   }
 }
 
