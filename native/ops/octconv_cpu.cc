@@ -23,7 +23,6 @@ constexpr int64_t fewChannels = 16;           // below this an input under a wid
 constexpr int64_t blockBytes = 256 << 10;     // input bytes of a block: a good part of the L2 cache
 constexpr int64_t winogradBytes = 384 << 10;  // transformed inputs and sums of a block: most of the L2 cache
 constexpr int64_t fewestTiles = 24;
-constexpr int64_t fetchingTiles = 8;  // that share in fetching the next weights
 constexpr int64_t fewestPixels = 48;  // of a block: a panel's weights are read once per block
 constexpr double taskFlops = 2e6;     // about 20 us: less is not worth another thread
 constexpr int64_t tasksPerThread = 6;
@@ -359,21 +358,14 @@ void runTiles(const TileSet& set, Tile tile, const Panel& panel, bool depthwise,
   tile.outBytes = tile.pitch * (tile.raw ? 4 : static_cast<int64_t>(bytesOf(tile.out.dtype)));
   tile.residualBytes = tile.pitch * static_cast<int64_t>(bytesOf(tile.residual.dtype));
   // While these weights are used again and again, those behind them, which are next, come from memory.
-  const int64_t wordBytes = panel.vectors * set.lanes * packedBytes(set.words),
-                fetching = std::min(parts, fetchingTiles);
+  const int64_t wordBytes = panel.vectors * set.lanes * packedBytes(set.words);
   int64_t words = 0;
   for (size_t s = 0; s < tile.segmentCount; s++) words += tile.segments[s].taps * tile.segments[s].bytes / 4;
   tile.ahead = tile.weights + words * wordBytes;
-  tile.aheadStep = wordBytes / fetching;
-  const int64_t larger = count % parts;  // so many have one pixel more
-  for (int64_t i = 0; i < parts;) {
-    const int64_t end = i < std::min(larger, fetching)   ? std::min(larger, fetching)
-                        : i < std::max(larger, fetching) ? std::max(larger, fetching)
-                                                         : parts;
-    if (i == fetching) tile.ahead = tile.weights, tile.aheadStep = 0;
-    functions[count / parts + (i < larger)](tile, end - i);
-    i = end;
-  }
+  tile.aheadStep = wordBytes / parts;
+  const int64_t pixels = count / parts, larger = count % parts;  // so many tiles have one pixel more
+  if (larger) functions[pixels + 1](tile, larger);
+  functions[pixels](tile, parts - larger);
 }
 
 Kernel makeFast(const Node& node, const std::vector<Branch>& branches) {
