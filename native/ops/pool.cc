@@ -8,29 +8,30 @@
 #include "../cpu/rows.h"
 #include "../cpu/vec.h"
 
-OCTCONV_DECLARE(void maxInto(DType dtype, void* y, const void* x, ptrdiff_t count))
+OCTCONV_DECLARE(void largestOf(DType dtype, const char* const* x, int64_t count, char* y, ptrdiff_t channels))
 OCTCONV_DECLARE(void addInto(float* y, const float* x, ptrdiff_t count))
 OCTCONV_DECLARE(void scaleBy(float* y, float factor, ptrdiff_t count))
 
 namespace octconv::OCTCONV_LEVEL {
 
-// y = x where x is larger or a NaN; a NaN in y stays.
+OCTCONV_INLINE Vec larger(Vec a, Vec b) { return a >= b || a != a ? a : b; }  // or the one that is a NaN
+OCTCONV_INLINE Shorts larger(Shorts a, Shorts b) { return a >= b ? a : b; }
+
 template <class T>
-static void larger(T* y, const T* x, ptrdiff_t count) {
-  const auto pick = [](Vec a, Vec b) { return a >= b || a != a ? a : b; };
-  ptrdiff_t i = 0;
-  for (; i + lanes <= count; i += lanes) store(y + i, pick(load(y + i), load(x + i)));
-  const int left = static_cast<int>(count - i);
-  if (left) store(y + i, pick(load(y + i, left), load(x + i, left)), left);
+static void largest(const char* const* x, int64_t count, char* y, ptrdiff_t channels) {
+  for (ptrdiff_t c = 0; c < channels; c += elements<T>) {
+    const int wanted = channels - c < elements<T> ? static_cast<int>(channels - c) : elements<T>;
+    const auto at = [&](int64_t i) { return widened(reinterpret_cast<const T*>(x[i]) + c, wanted); };
+    auto most = at(0);
+    for (int64_t i = 1; i < count; i++) most = larger(most, at(i));
+    narrow(reinterpret_cast<T*>(y) + c, most, wanted);
+  }
 }
 
-void maxInto(DType dtype, void* y, const void* x, ptrdiff_t count) {
-  if (dtype == DType::f32) larger(static_cast<float*>(y), static_cast<const float*>(x), count);
-  if (dtype == DType::bf16) larger(static_cast<BFloat16*>(y), static_cast<const BFloat16*>(x), count);
-  if (dtype != DType::u8) return;
-  auto* to = static_cast<uint8_t*>(y);
-  const auto* from = static_cast<const uint8_t*>(x);
-  for (ptrdiff_t i = 0; i < count; i++) to[i] = to[i] >= from[i] ? to[i] : from[i];
+void largestOf(DType dtype, const char* const* x, int64_t count, char* y, ptrdiff_t channels) {
+  if (dtype == DType::f32) largest<float>(x, count, y, channels);
+  if (dtype == DType::bf16) largest<BFloat16>(x, count, y, channels);
+  if (dtype == DType::u8) largest<uint8_t>(x, count, y, channels);
 }
 
 void addInto(float* y, const float* x, ptrdiff_t count) {
@@ -168,30 +169,30 @@ Kernel pool(const Node& node, Device device, bool average) {
   const int64_t rows = halves ? 2 : 1, pairs = (o.h + rows - 1) / rows;  // a task: a row, or the two that P needs
   const DType dtype = node.outputs[0].dtype;
   const auto bytes = static_cast<int64_t>(bytesOf(dtype));
-  return {[=, combine = OCTCONV_PICK(maxInto), halve = OCTCONV_PICK(halveRows)](Run& run) {
-    run.parallel(o.n * o.t * pairs, [&](int64_t task, char*) {
-      const int64_t plane = task / pairs, n = plane / o.t, t = plane % o.t, first = task % pairs * rows,
-                    last = std::min(first + rows, o.h);
-      char* y = run.out<char>(0) + (plane * o.h + first) * o.w * o.c * bytes;
-      char* to = y;
-      for (int64_t row = first; row < last; row++)
-        for (int64_t x = 0; x < o.w; x++, to += o.c * bytes) {
-          bool any = false;
-          eachInput(s, w, n, t, row, x, [&](int64_t at) {
-            const char* from = run.in<char>(0) + at * bytes;
-            if (any)
-              combine(dtype, to, from, o.c);
-            else
-              std::copy(from, from + o.c * bytes, to);
-            any = true;
-          });
-          if (!any) setLowest(to, node.outputs[0]);
-        }
-      if (halves)
-        halve(dtype, y, o.c, last - first, o.w,
-              run.out<char>(1) + (plane * half(o.h) + first / 2) * half(o.w) * o.c * bytes, o.c, static_cast<int>(o.c));
-    });
-  }};
+  const size_t window = sizeof(char*) * static_cast<size_t>(w.kernel.t * w.kernel.h * w.kernel.w);
+  return {[=, largest = OCTCONV_PICK(largestOf), halve = OCTCONV_PICK(halveRows)](Run& run) {
+            run.parallel(o.n * o.t * pairs, [&](int64_t task, char* scratch) {
+              const int64_t plane = task / pairs, n = plane / o.t, t = plane % o.t, first = task % pairs * rows,
+                            last = std::min(first + rows, o.h);
+              auto** inputs = reinterpret_cast<const char**>(scratch);
+              char* y = run.out<char>(0) + (plane * o.h + first) * o.w * o.c * bytes;
+              char* to = y;
+              for (int64_t row = first; row < last; row++)
+                for (int64_t x = 0; x < o.w; x++, to += o.c * bytes) {
+                  int64_t count = 0;
+                  eachInput(s, w, n, t, row, x, [&](int64_t at) { inputs[count++] = run.in<char>(0) + at * bytes; });
+                  if (count)
+                    largest(dtype, inputs, count, to, o.c);
+                  else
+                    setLowest(to, node.outputs[0]);
+                }
+              if (halves)
+                halve(dtype, y, o.c, last - first, o.w,
+                      run.out<char>(1) + (plane * half(o.h) + first / 2) * half(o.w) * o.c * bytes, o.c,
+                      static_cast<int>(o.c));
+            });
+          },
+          0, window};
 }
 
 Kernel maxPool(const Node& node, Device device) { return pool(node, device, false); }
