@@ -6,7 +6,7 @@ import { arrayFor, type DType, type TypedArray } from '../lib/dtype.js';
 import { fitsWinograd } from '../lib/graph/algorithm.js';
 import { fuse } from '../lib/graph/fuse.js';
 import { type ComputeType, Graph, Parameter, toNTHWC, type Value } from '../lib/graph/graph.js';
-import { convStep, lower, type Step, type Steps } from '../lib/graph/lower.js';
+import { convStep, lower, type Steps } from '../lib/graph/lower.js';
 import { planMemory } from '../lib/graph/memory.js';
 import { assignTypes, type InputType, weightScaleOf } from '../lib/graph/types.js';
 import { type Device, native, type NativeParam, type NativePlanSpec } from '../lib/native.js';
@@ -343,7 +343,7 @@ describe("ops: Winograd's algorithm of i8", () => {
     const conv = { kernel: [1, 3, 3] as const, padding: [0, 1, 1] as const, groups: 1, pool: 0, scale: x.scale, zero: x.zero };
     const sources = [{ ...conv, input: 0, weight: 'h', weightScale: 'scale', upsample: false }];
     if (low > 0) sources.push({ ...conv, input: 1, weight: 'l', weightScale: 'scale', upsample: true });
-    const steps = (winograd?: 2): Steps => {
+    const steps = (winograd?: 2 | 4): Steps => {
       const step = convStep('a', [{ terms: [{ sources }], residual: 2, outputs: [3, 4], compute: 'i8', ...(winograd && { winograd }) }]);
       return { values, steps: [step], inputs: step.inputs, outputs: step.outputs };
     };
@@ -363,14 +363,16 @@ describe("ops: Winograd's algorithm of i8", () => {
     [0, widths[(i * 7 + 3) % widths.length] ?? 0].map((low) => [sizes[(i + low) % sizes.length] ?? sizes[0], [width, low, widths[(i * 5 + low) % widths.length] ?? 1]] as const),
   );
 
-  for (const ends of [false, true]) {
-    it(`the same bits as direct sums${ends ? ', of the largest numbers' : ''}`, async () => {
-      for (const [size, channels] of [...rows, [[1, 4, 4], [912, 912, 5]] as const]) {
+  const most = { 2: 1827, 4: 114 } as const;
+  for (const [winograd, ends] of [[2, false], [2, true], [4, false], [4, true]] as const) {
+    it(`F(${winograd}x${winograd}): the same bits as direct sums${ends ? ', of the largest numbers' : ''}`, async () => {
+      const fitting = rows.filter(([, channels]) => Math.max(channels[0], channels[1]) <= most[winograd]);
+      for (const [size, channels] of [...fitting, [[1, 4, 4], [most[winograd], most[winograd], 5]] as const]) {
         const { steps, inputs, param } = branch(size, channels, ends);
         await naming(`${size} ${channels}`, (async () => {
           const direct = await runGuarded(compileSteps(steps(), 'cpu', 1, param), inputs);
           for (const threads of [1, 3]) {
-            const got = await runGuarded(compileSteps(steps(2), 'cpu', threads, param), inputs);
+            const got = await runGuarded(compileSteps(steps(winograd), 'cpu', threads, param), inputs);
             expect(sameBits(got, direct), `${threads} threads`).to.equal(true);
           }
           const wanted = await runGuarded(compileSteps(steps(), 'reference', 1, param), inputs);
@@ -383,8 +385,11 @@ describe("ops: Winograd's algorithm of i8", () => {
   }
 
   it('refuses more channels than an i32 holds', () => {
-    const { steps, param } = branch([1, 2, 2], [913, 4, 4], true);
-    expect(() => compileSteps(steps(2), 'cpu', 1, param)).to.throw("octConv: winograd of 'a' sums up 913 channels of i8, wanted at most 912");
+    for (const winograd of [2, 4] as const) {
+      const { steps, param } = branch([1, 2, 2], [most[winograd] + 1, 4, 4], true);
+      const text = `octConv: winograd of 'a' sums up ${most[winograd] + 1} channels of i8, wanted at most ${most[winograd]}`;
+      expect(() => compileSteps(steps(winograd), 'cpu', 1, param)).to.throw(text);
+    }
   });
 });
 
@@ -434,10 +439,11 @@ describe('ops: bf16 and i8', () => {
     inputsOf({ inputs: graph.inputs.map((id) => graph.values[id]?.shape ?? []) }).forEach((x, i) => {
       arrays.set(graph.inputs[i] ?? -1, x);
     });
-    const fits = (step: Step) => step.branches?.every((branch) => fitsWinograd(branch, steps, 2));
-    const all = steps.steps.flatMap((step) =>
-      fits(step) ? [step, convStep(step.name, (step.branches ?? []).map((branch) => ({ ...branch, winograd: 2 as const })))] : [step],
-    );
+    const all = steps.steps.flatMap((step) => {
+      const exact = compute === 'i8' ? ([2, 4] as const) : ([2] as const);
+      const fitting = exact.filter((winograd) => step.branches?.every((branch) => fitsWinograd(branch, steps, winograd)));
+      return [step, ...fitting.map((winograd) => convStep(step.name, (step.branches ?? []).map((branch) => ({ ...branch, winograd }))))];
+    });
     for (const step of all) {
       const single = { ...steps, steps: [step], inputs: step.inputs, outputs: step.outputs };
       const given = step.inputs.map((id) => arrays.get(id) as TypedArray);
@@ -629,7 +635,6 @@ describe('ops: native code trusts no plan', () => {
       ['octConv: compute', refusal('octConv', [x], [x], branches({}, { compute: 'f64' }), true)],
       ['octConv: winograd 3, wanted 2 or 4', refusal('octConv', [x], [x], branches({}, { winograd: 3 }), true)],
       ['octConv: winograd wants 3x3', refusal('octConv', [x], [x], branches({ stride: [1, 2, 2] }, { winograd: 4 }), true)],
-      ['octConv: winograd 4 wants f32 or bf16', refusal('octConv', [x], [x], branches({}, { compute: 'i8', winograd: 4 }), true)],
       ["octConv: winograd of 'a.b' wants f32 or bf16, or of i8 u8", refusal('octConv', [x], [x], branches({}, { compute: 'i8', winograd: 2 }), true)],
       ['octConv: scale 0 or zero 0 out of range', refusal('octConv', [x], [x], branches({ scale: 0 }), true)],
       ['octConv: scale 1 or zero 256 out of range', refusal('octConv', [x], [x], branches({ zero: 256 }), true)],

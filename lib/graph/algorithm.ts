@@ -4,7 +4,7 @@ import { type Branch, convStep, sourcesOf, type Steps } from './lower.js';
 import { hasDotProductOfBFloat16, hasDotProductOfBytes } from './types.js';
 
 /** Of integers, so many input channels may be summed up (native/cpu/winograd.h). */
-const mostChannels = 912;
+const mostChannels = { 2: 1827, 4: 114 } as const;
 
 /** Whether Winograd's F(size x size) can do it: products are of f32, activations may be bf16; or all is integers, exactly. */
 export function fitsWinograd({ terms, residual, outputs, compute = 'f32' }: Branch, { values }: Steps, size: 2 | 4): boolean {
@@ -16,8 +16,9 @@ export function fitsWinograd({ terms, residual, outputs, compute = 'f32' }: Bran
   );
   if (!plain || types[0] !== types[1]) return false;
   if (compute !== 'i8') return types[0] === 'f32' || types[0] === 'bf16';
-  const channels = sources.reduce((sum, { input }) => sum + (values[input]?.shape.at(-1) ?? 0), 0);
-  return size === 2 && types[0] === 'u8' && channels <= mostChannels;
+  const channels = (low: boolean) =>
+    sources.reduce((sum, { input, upsample }) => sum + (upsample === low ? (values[input]?.shape.at(-1) ?? 0) : 0), 0);
+  return types[0] === 'u8' && Math.max(channels(false), channels(true)) <= mostChannels[size];
 }
 
 /**
@@ -25,8 +26,8 @@ export function fitsWinograd({ terms, residual, outputs, compute = 'f32' }: Bran
  * own for each position, 4 and 1.8 times as many, which are read for one output per tile. So the coarsest grid of a
  * branch must have some tiles. Milliseconds of Oct-ResNet-50's 3x3 layers at alpha .5, one AVX2 thread, direct / F(2x2) /
  * F(4x4): 56 px 1.18 / .84 / .60, 28 px 1.12 / .71 / .59, 14 px 1.17 / .91 / 1.00, 7 px 2.72 / 2.2 / 3.0. With 8 channels
- * the transforms take longer than what they save, with 16 they pay. Of i8, direct / F(2x2): 56 px .65 / .63 (32 channels;
- * plain, 64: 1.31 / 1.05), 28 px .56 / .46, 14 px .54 / .46, 7 px 1.22 / 1.05; the whole plain net .92, alpha .5 .94.
+ * the transforms take longer than what they save, with 16 they pay. Of i8: 56 px .57 / .56 / .38 (plain, 64 channels:
+ * 1.24 / .98 / .63), 28 px .55 / .43 / .34, 14 px .53 / .44, 7 px 1.2 / 1.0; the whole alpha .5 27.5 / 26.5 / 25.7.
  */
 function winogradOf(branch: Branch, steps: Steps): 2 | 4 | undefined {
   // Two products of bf16 at once are as good as Winograd's, which are of f32; four of bytes as its, which are of i16.

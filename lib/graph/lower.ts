@@ -53,7 +53,7 @@ export interface Branch {
   readonly outputs: readonly number[];
   /** What its products are of; default f32. */
   readonly compute?: ComputeType;
-  /** 3x3 convolutions by Winograd's F(2x2, 3x3) or F(4x4, 3x3) on the CPU; of i8 only the former. */
+  /** 3x3 convolutions by Winograd's F(2x2, 3x3) or F(4x4, 3x3) on the CPU. */
   readonly winograd?: 2 | 4;
 }
 

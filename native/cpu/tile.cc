@@ -191,7 +191,7 @@ struct I16 : ByWords<I16> {
 #if defined(__AVX512VNNI__)
     return (Sum)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)x, (__m512i)w);
 #else
-    return sum + pairs(x, w);
+    return (Sum)((Bits)sum + (Bits)pairs(x, w));  // modulo 2^32
 #endif
   }
 };

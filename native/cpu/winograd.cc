@@ -7,9 +7,10 @@ namespace octconv::OCTCONV_LEVEL {
 // --- Inputs -----------------------------------------------------------------------------------------------------
 
 // B^T of one line of inputs.
-OCTCONV_INLINE void inputLine(const Vec (&d)[6], Vec (&to)[6]) {
+template <class V>
+OCTCONV_INLINE void inputLine(const V (&d)[6], V (&to)[6]) {
   to[0] = 4 * d[0] - 5 * d[2] + d[4];
-  const Vec a = d[4] - 4 * d[2], b = d[3] - 4 * d[1], c = d[4] - d[2], e = 2 * (d[3] - d[1]);
+  const V a = d[4] - 4 * d[2], b = d[3] - 4 * d[1], c = d[4] - d[2], e = 2 * (d[3] - d[1]);
   to[1] = a + b;
   to[2] = a - b;
   to[3] = c + e;
@@ -61,13 +62,17 @@ static void input(const WinogradInput& given) {
 
 // --- Outputs ----------------------------------------------------------------------------------------------------
 
+OCTCONV_INLINE Vec last(Vec sum) { return sum; }
+OCTCONV_INLINE Bits last(Bits sum) { return 4 * sum; }  // its weights are multiplied by 6, others by 24
+
 // A^T of one line of sums.
-OCTCONV_INLINE void outputLine(const Vec (&m)[6], Vec (&to)[4]) {
-  const Vec s = m[1] + m[2], d = m[1] - m[2], u = m[3] + m[4], v = m[3] - m[4];
+template <class Sum>
+OCTCONV_INLINE void outputLine(const Sum (&m)[6], Sum (&to)[4]) {
+  const Sum s = m[1] + m[2], d = m[1] - m[2], u = m[3] + m[4], v = m[3] - m[4];
   to[0] = m[0] + s + u;
   to[1] = d + 2 * v;
   to[2] = s + 4 * u;
-  to[3] = d + 8 * v + m[5];
+  to[3] = d + 8 * v + last(m[5]);
 }
 template <class Sum>
 OCTCONV_INLINE void outputLine(const Sum (&m)[4], Sum (&to)[2]) {
@@ -75,8 +80,15 @@ OCTCONV_INLINE void outputLine(const Sum (&m)[4], Sum (&to)[2]) {
   to[1] = m[1] - m[2] - m[3];
 }
 
-OCTCONV_INLINE Vec unscaled(Vec sum) { return sum; }
-OCTCONV_INLINE IntVec unscaled(IntVec sum) { return sum >> 2; }
+template <int O>
+OCTCONV_INLINE Vec unscaled(Vec sum) {
+  return sum;
+}
+// Divides by 4, or by 9 * 64: 9 has an inverse among the numbers modulo 2^32.
+template <int O>
+OCTCONV_INLINE IntVec unscaled(Bits sum) {
+  return O == 2 ? (IntVec)sum >> 2 : (IntVec)(sum * 0x38e38e39u) >> 6;
+}
 
 template <class Sum>
 OCTCONV_INLINE Sum sumAt(const char* sums, ptrdiff_t at) {
@@ -106,8 +118,8 @@ static void output(const WinogradOutput& given) {
       for (int x = 0; x < O; x++) {
         if (x >= t.columns) break;
         const ptrdiff_t at = y * t.row + x * t.pitch + c;
-        Sum sum = unscaled(out[x]);
-        if (t.start) sum += sumAt<Sum>(t.start, (y / 2) * t.startRow + (x / 2) * t.startPitch + c);
+        auto sum = unscaled<O>(out[x]);
+        if (t.start) sum += sumAt<decltype(sum)>(t.start, (y / 2) * t.startRow + (x / 2) * t.startPitch + c);
         if (t.raw) {
           store(static_cast<float*>(t.out.data) + at, (Vec)sum);
           continue;
@@ -128,12 +140,14 @@ void winogradInput2(const WinogradInput& t) {
 void winogradInput4(const WinogradInput& t) {
   if (t.dtype == DType::f32) input<4, float>(t);
   if (t.dtype == DType::bf16) input<4, BFloat16>(t);
+  if (t.dtype == DType::u8) input<4, uint8_t>(t);
 }
 void winogradOutput2(const WinogradOutput& t) {
-  if (t.integers) return output<2, IntVec, uint8_t>(t);
+  if (t.integers) return output<2, Bits, uint8_t>(t);
   t.out.dtype == DType::bf16 ? output<2, Vec, BFloat16>(t) : output<2, Vec, float>(t);
 }
 void winogradOutput4(const WinogradOutput& t) {
+  if (t.integers) return output<4, Bits, uint8_t>(t);
   t.out.dtype == DType::bf16 ? output<4, Vec, BFloat16>(t) : output<4, Vec, float>(t);
 }
 

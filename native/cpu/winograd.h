@@ -2,8 +2,9 @@
 // Neural Networks", arXiv 1509.09308) for O of 2 or 4: a tile of O x O outputs takes (O + 2)^2 products per pair of
 // channels instead of 9 O^2. Points 0, 1, -1 (and 2, -2), as in the paper.
 //
-// F(2 x 2) of integers is exact: inputs of u8 become sums and differences of four, i16; weights of i8, times 4 to be
-// whole numbers, are i16 too; sums are i32, and 4 times what they should be.
+// Of integers both are exact: inputs of u8 become sums and differences of at most 68 of them, i16; weights of i8 become
+// whole numbers if they are multiplied, of F(2 x 2) by 4, of F(4 x 4) by up to 144, and are i16 too; sums are i32
+// modulo 2^32, and 4 or 576 = 9 * 64 times what they should be.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
@@ -13,11 +14,14 @@
 
 namespace octconv {
 
-// Of integers, so many input channels may be summed up: 2 * (4 * 255) * (9 * 128) of each in an i32.
-inline constexpr int64_t winogradChannels = 912;
+// Of integers, so many input channels may be summed up, each of 9 products of at most 255 * 128: of the 32 bits of a
+// sum 30 remain after the division by 4, and 26 after that by 64.
+inline constexpr int64_t winogradChannels(int64_t outputs) {
+  return (int64_t{1} << (outputs == 2 ? 29 : 25)) / (9 * 255 * 128);
+}
 
 struct WinogradInput {
-  DType dtype;                // f32, bf16 or, for F(2 x 2), u8
+  DType dtype;                // f32, bf16 or u8
   const char* const* pixels;  // of the (O + 2)^2 inputs of a tile, row by row; `pixelStride` pointers apart
   ptrdiff_t pixelStride;
   int64_t channels;

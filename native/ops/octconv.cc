@@ -22,7 +22,7 @@
 // <role>.scale, a number per output channel: w = scale * q. For i8 scale * weight scale * batch norm scale must be the
 // same for all sources of an output channel, since they go into one sum of integers.
 //
-// winograd: 2 or 4 where the CPU is to compute 3x3 convolutions by Winograd's algorithm (octconv_winograd.cc); i8: 2.
+// winograd: 2 or 4 where the CPU is to compute 3x3 convolutions by Winograd's algorithm (octconv_winograd.cc).
 #include "octconv.h"
 
 #include <cmath>
@@ -45,7 +45,6 @@ static Compute computeOf(const Attr& branch) {
 
 static void checkWinograd(const Branch& branch) {
   if (branch.winograd != 2 && branch.winograd != 4) fail("octConv: winograd ", branch.winograd, ", wanted 2 or 4");
-  if (branch.compute == Compute::i8 && branch.winograd != 2) fail("octConv: winograd 4 wants f32 or bf16");
   branch.eachSource([&](const Source& s) {
     const Size3 one(1, 1, 1);
     if (s.kernel != Size3(1, 3, 3) || s.padding != Size3(0, 1, 1) || s.stride != one || s.dilation != one ||
@@ -135,9 +134,10 @@ static void check(const Node& node, const std::vector<Branch>& branches) {
         fail("octConv: '", node.name, "' makes ", got, " of input ", node.in(s.input), ", wanted ",
              s.upsample ? halved(y) : y);
     });
-    if (branch.winograd && branch.compute == Compute::i8 && std::max(channels[0], channels[1]) > winogradChannels)
+    if (branch.winograd && branch.compute == Compute::i8 &&
+        std::max(channels[0], channels[1]) > winogradChannels(branch.winograd))
       fail("octConv: winograd of '", node.name, "' sums up ", std::max(channels[0], channels[1]),
-           " channels of i8, wanted at most ", winogradChannels);
+           " channels of i8, wanted at most ", winogradChannels(branch.winograd));
     if (branch.residual && node.in(*branch.residual) != y)
       fail("octConv: residual ", node.in(*branch.residual), " must be ", y);
     for (size_t k = 1; k < branch.outputs.size(); k++) {

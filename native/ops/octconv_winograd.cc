@@ -170,22 +170,27 @@ static void transformWeights(const double (&g)[side][3], const float* w, float* 
 }
 
 std::vector<float> winogradWeights(const std::vector<float>& kernels, const Branch& branch) {
-  const int64_t winograd = branch.winograd;
-  static constexpr double g2[4][3] = {{1, 0, 0}, {.5, .5, .5}, {.5, -.5, .5}, {0, 0, 1}};
-  static constexpr double g4[6][3] = {{1. / 4, 0, 0},
-                                      {-1. / 6, -1. / 6, -1. / 6},
-                                      {-1. / 6, 1. / 6, -1. / 6},
-                                      {1. / 24, 1. / 12, 1. / 6},
-                                      {1. / 24, -1. / 12, 1. / 6},
-                                      {0, 0, 1}};
-  const size_t positions = static_cast<size_t>((winograd + 2) * (winograd + 2));
+  using G2 = double[4][3];
+  using G4 = double[6][3];
+  static constexpr G2 g2 = {{1, 0, 0}, {.5, .5, .5}, {.5, -.5, .5}, {0, 0, 1}};
+  static constexpr G4 g4 = {{1. / 4, 0, 0},
+                            {-1. / 6, -1. / 6, -1. / 6},
+                            {-1. / 6, 1. / 6, -1. / 6},
+                            {1. / 24, 1. / 12, 1. / 6},
+                            {1. / 24, -1. / 12, 1. / 6},
+                            {0, 0, 1}};
+  // Whole numbers: times 2; times 24, but the last times 6, so that they are i16.
+  static constexpr G2 g2Integers = {{2, 0, 0}, {1, 1, 1}, {1, -1, 1}, {0, 0, 2}};
+  static constexpr G4 g4Integers = {{6, 0, 0}, {-4, -4, -4}, {-4, 4, -4}, {1, 2, 4}, {1, -2, 4}, {0, 0, 6}};
+  const bool integers = branch.compute == Compute::i8;
+  const auto positions = static_cast<size_t>(positionsOf(branch));
   std::vector<float> result(kernels.size() / 9 * positions);
   for (size_t k = 0; k < kernels.size() / 9; k++) {
-    if (winograd == 4) transformWeights(g4, kernels.data() + k * 9, result.data() + k * positions);
-    if (winograd == 2) transformWeights(g2, kernels.data() + k * 9, result.data() + k * positions);
+    const float* kernel = kernels.data() + k * 9;
+    float* to = result.data() + k * positions;
+    if (branch.winograd == 2) transformWeights(integers ? g2Integers : g2, kernel, to);
+    if (branch.winograd == 4) transformWeights(integers ? g4Integers : g4, kernel, to);
   }
-  if (branch.compute == Compute::i8)  // to whole numbers; F(2 x 2)
-    for (float& x : result) x *= 4;
   return result;
 }
 
