@@ -4,7 +4,7 @@ import { type Branch, convStep, sourcesOf, type Steps } from './lower.js';
 import { hasDotProductOfBFloat16, hasDotProductOfBytes } from './types.js';
 
 /** Of integers, so many input channels may be summed up (native/cpu/winograd.h). */
-const mostChannels = { 2: 1827, 4: 114 } as const;
+export const mostChannels = { 2: 1827, 4: 114 } as const;
 
 /** Whether Winograd's F(size x size) can do it: products are of f32, activations may be bf16; or all is integers, exactly. */
 export function fitsWinograd({ terms, residual, outputs, compute = 'f32' }: Branch, { values }: Steps, size: 2 | 4): boolean {

@@ -2,9 +2,9 @@
 // Neural Networks", arXiv 1509.09308) for O of 2 or 4: a tile of O x O outputs takes (O + 2)^2 products per pair of
 // channels instead of 9 O^2. Points 0, 1, -1 (and 2, -2), as in the paper.
 //
-// Of integers both are exact: inputs of u8 become sums and differences of at most 68 of them, i16; weights of i8 become
-// whole numbers if they are multiplied, of F(2 x 2) by 4, of F(4 x 4) by up to 144, and are i16 too; sums are i32
-// modulo 2^32, and 4 or 576 = 9 * 64 times what they should be.
+// Of integers both are exact: inputs of u8 become i16 of at most 68 * 255; weights of i8 become whole numbers if they
+// are multiplied, of F(2 x 2) by 4, of F(4 x 4) by up to 144, and are i16 too; sums are i32 modulo 2^32, and 4 or 576 =
+// 9 * 64 times what they should be.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>

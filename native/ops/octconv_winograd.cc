@@ -170,18 +170,16 @@ static void transformWeights(const double (&g)[side][3], const float* w, float* 
 }
 
 std::vector<float> winogradWeights(const std::vector<float>& kernels, const Branch& branch) {
-  using G2 = double[4][3];
-  using G4 = double[6][3];
-  static constexpr G2 g2 = {{1, 0, 0}, {.5, .5, .5}, {.5, -.5, .5}, {0, 0, 1}};
-  static constexpr G4 g4 = {{1. / 4, 0, 0},
-                            {-1. / 6, -1. / 6, -1. / 6},
-                            {-1. / 6, 1. / 6, -1. / 6},
-                            {1. / 24, 1. / 12, 1. / 6},
-                            {1. / 24, -1. / 12, 1. / 6},
-                            {0, 0, 1}};
+  static constexpr double g2[4][3] = {{1, 0, 0}, {.5, .5, .5}, {.5, -.5, .5}, {0, 0, 1}};
+  static constexpr double g4[6][3] = {{1. / 4, 0, 0},
+                                      {-1. / 6, -1. / 6, -1. / 6},
+                                      {-1. / 6, 1. / 6, -1. / 6},
+                                      {1. / 24, 1. / 12, 1. / 6},
+                                      {1. / 24, -1. / 12, 1. / 6},
+                                      {0, 0, 1}};
   // Whole numbers: times 2; times 24, but the last times 6, so that they are i16.
-  static constexpr G2 g2Integers = {{2, 0, 0}, {1, 1, 1}, {1, -1, 1}, {0, 0, 2}};
-  static constexpr G4 g4Integers = {{6, 0, 0}, {-4, -4, -4}, {-4, 4, -4}, {1, 2, 4}, {1, -2, 4}, {0, 0, 6}};
+  static constexpr double g2Integers[4][3] = {{2, 0, 0}, {1, 1, 1}, {1, -1, 1}, {0, 0, 2}};
+  static constexpr double g4Integers[6][3] = {{6, 0, 0}, {-4, -4, -4}, {-4, 4, -4}, {1, 2, 4}, {1, -2, 4}, {0, 0, 6}};
   const bool integers = branch.compute == Compute::i8;
   const auto positions = static_cast<size_t>(positionsOf(branch));
   std::vector<float> result(kernels.size() / 9 * positions);
