@@ -568,6 +568,13 @@ describe('ops: the reference itself', () => {
   });
 
   for (const where of ['reference', 'cpu'] as const) {
+    it(`a window may be far larger than the input on ${where}`, async () => {
+      const x = of([1, 2, 3, 1], 1, 2, 3, 6, 5, 4);
+      for (const kernel of [2 ** 20, 2 ** 30]) {
+        expect(await list(ops.maxPool(x, { kernel, padding: kernel / 2, device: where } as never))).to.deep.equal([6]);
+      }
+    });
+
     it(`NaN passes through on ${where}`, async () => {
       const x = of([1, 2, 2, 1], Number.NaN, -1, 2, 7);
       const at = { device: where };

@@ -169,7 +169,7 @@ Kernel pool(const Node& node, Device device, bool average) {
   const int64_t rows = halves ? 2 : 1, pairs = (o.h + rows - 1) / rows;  // a task: a row, or the two that P needs
   const DType dtype = node.outputs[0].dtype;
   const auto bytes = static_cast<int64_t>(bytesOf(dtype));
-  const size_t window = sizeof(char*) * static_cast<size_t>(w.kernel.t * w.kernel.h * w.kernel.w);
+  const int64_t most = std::min(w.kernel.t, s.t) * std::min(w.kernel.h, s.h) * std::min(w.kernel.w, s.w);
   return {[=, largest = OCTCONV_PICK(largestOf), halve = OCTCONV_PICK(halveRows)](Run& run) {
             run.parallel(o.n * o.t * pairs, [&](int64_t task, char* scratch) {
               const int64_t plane = task / pairs, n = plane / o.t, t = plane % o.t, first = task % pairs * rows,
@@ -192,7 +192,7 @@ Kernel pool(const Node& node, Device device, bool average) {
                       static_cast<int>(o.c));
             });
           },
-          0, window};
+          0, static_cast<size_t>(most) * sizeof(char*)};
 }
 
 Kernel maxPool(const Node& node, Device device) { return pool(node, device, false); }
