@@ -68,7 +68,7 @@ void resizeColumns(const uint8_t* x, uint8_t* y, ptrdiff_t stride, int32_t taps,
 #include <algorithm>
 #include <cmath>
 
-#include "../core/op.h"
+#include "../cpu/kernel.h"
 
 namespace octconv {
 namespace {
@@ -176,20 +176,26 @@ void reference(const Geometry& g, const uint8_t* x, uint8_t* rows, uint8_t* y) {
       y[i * stride + j] = weighted(g.down, i, [&](int64_t p) { return rows[(p - begin) * stride + j]; });
 }
 
-Kernel resize(const Node& node, Device device) {
+void check(const Node& node) { geometry(node); }
+
+Kernel slow(const Node& node, int) {
+  Geometry g = geometry(node);
+  const int64_t pictureIn = g.height * g.width * 3, pictureOut = g.outHeight * g.outWidth * 3;
+  const auto shared = static_cast<size_t>(g.down.size() * g.outWidth * 3);
+  return {[=, g = std::move(g)](Run& run) {
+            for (int64_t p = 0; p < g.pictures; p++)
+              reference(g, run.in<uint8_t>(0) + p * pictureIn, reinterpret_cast<uint8_t*>(run.shared),
+                        run.out<uint8_t>(0) + p * pictureOut);
+          },
+          shared};
+}
+
+Kernel fast(const Node& node, int) {
   Geometry g = geometry(node);
   const int64_t stride = g.outWidth * 3, rowCount = g.down.size();
   const int64_t pictureIn = g.height * g.width * 3, pictureOut = g.outHeight * stride;
   Kernel kernel;
   kernel.sharedBytes = static_cast<size_t>(rowCount * stride);
-  if (device == Device::reference) {
-    kernel.run = [=, g = std::move(g)](Run& run) {
-      for (int64_t p = 0; p < g.pictures; p++)
-        reference(g, run.in<uint8_t>(0) + p * pictureIn, reinterpret_cast<uint8_t*>(run.shared),
-                  run.out<uint8_t>(0) + p * pictureOut);
-    };
-    return kernel;
-  }
   const int64_t rowParts = pieces(rowCount, 16), outParts = pieces(g.outHeight, 16);
   kernel.run = [=, g = std::move(g), row = OCTCONV_PICK(resizeRow), columns = OCTCONV_PICK(resizeColumns)](Run& run) {
     const Axis &down = g.down, &across = g.across;
@@ -214,7 +220,9 @@ Kernel resize(const Node& node, Device device) {
   return kernel;
 }
 
-const Register op{"resize", resize};
+const Registered<Contract> contract{"resize", {check}};
+const Registered<Kernels<Reference>> onReference{"resize", {slow, {DType::u8}}};
+const Registered<Kernels<Cpu>> onCpu{"resize", {fast, {DType::u8}}};
 
 }  // namespace
 }  // namespace octconv
