@@ -74,6 +74,7 @@ struct Job {
   Napi::ObjectReference arrays;  // the typed arrays that the run reads and writes
   bool completed = false;
   std::string error;
+  uint64_t number = 0;  // in the pool
 };
 
 void Environment::finish(Napi::Env env, Napi::Function, Environment* self, Job* raw) {
@@ -96,9 +97,12 @@ void Environment::finish(Napi::Env env, Napi::Function, Environment* self, Job* 
 }
 
 void Environment::shutDown() {
+  for (Job* job : running) {  // which only this thread changes
+    job->request.cancelled->store(true);
+    if (pool::withdraw(job->number)) report(job);
+  }
   {
     std::unique_lock lock(mutex);
-    for (Job* job : running) job->request.cancelled->store(true);
     drained.wait(lock, [this] { return inFlight == 0; });
   }
   pool::release();
@@ -333,16 +337,14 @@ Napi::Value run(const Napi::CallbackInfo& call) {
 
   auto* environment = env.GetInstanceData<Environment>();
   auto result = Napi::Object::New(env);
-  // The job may be gone when cancel is called, so the flag is shared.
   const auto cancelled = job->request.cancelled;
-  result.Set("cancel", Napi::Function::New(env, [cancelled](const Napi::CallbackInfo&) { cancelled->store(true); }));
   napi_value done = nullptr;
   if (napi_create_promise(env, &job->promise, &done) != napi_ok) fail("plan: no promise could be made");
   result.Set("done", done);
   Job* raw = job.release();
   environment->start(env, raw);
   try {
-    pool::submit(raw->plan->spec.threads, [environment, raw](Gang& gang) {
+    raw->number = pool::submit(raw->plan->spec.threads, [environment, raw](Gang& gang) {
       try {
         raw->completed = raw->plan->run(raw->request, gang);
       } catch (const std::exception& error) { raw->error = error.what(); }
@@ -352,6 +354,12 @@ Napi::Value run(const Napi::CallbackInfo& call) {
     raw->error = error.what();
     environment->report(raw);
   }
+  // The job may be gone when cancel is called, unless it still waits in the queue: so the flag is shared.
+  const auto cancel = [environment, raw, cancelled, number = raw->number](const Napi::CallbackInfo&) {
+    cancelled->store(true);
+    if (pool::withdraw(number)) environment->report(raw);
+  };
+  result.Set("cancel", Napi::Function::New(env, cancel));
   return result;
 }
 
@@ -364,7 +372,11 @@ void release(const Napi::CallbackInfo& call) {
 
 Napi::Value peak(const Napi::CallbackInfo& call) {
   const auto gflops = std::make_shared<std::promise<double>>();
-  pool::submit(call[0].ToNumber(), [gflops](Gang& gang) { gflops->set_value(measurePeak(gang)); });
+  pool::submit(call[0].ToNumber(), [gflops](Gang& gang) {
+    try {
+      gflops->set_value(measurePeak(gang));
+    } catch (...) { gflops->set_exception(std::current_exception()); }
+  });
   return Napi::Number::New(call.Env(), gflops->get_future().get());
 }
 

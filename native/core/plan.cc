@@ -85,6 +85,7 @@ bool Plan::run(Request& request, Gang& gang) {
   };
   Run& run = room.run;
   run.gang = &gang;
+  gang.stop = request.cancelled.get();
   run.shared = block.data() + sharedAt;
   run.scratch = block.data() + scratchAt;
   run.scratchStride = scratchStride;

@@ -45,7 +45,7 @@ class Plan {
     float* stepMilliseconds = nullptr;  // one per step, or null
     std::shared_ptr<std::atomic<bool>> cancelled = std::make_shared<std::atomic<bool>>(false);
   };
-  // Goes through the steps on the calling thread and its gang. False if it was cancelled between two steps.
+  // Goes through the steps on the calling thread and its gang. False if it was cancelled before its end.
   bool run(Request& request, Gang& gang);
 
   const PlanSpec spec;
