@@ -7,9 +7,21 @@ import { promisify } from 'node:util';
 import { Worker } from 'node:worker_threads';
 import { expect } from 'chai';
 import { relativeError } from '../lib/bench/measure.js';
-import { buildNetwork, createModel, defaultInput, initialize, loadModel, Model, quantize, Tensor } from '../lib/index.js';
+import {
+  buildNetwork,
+  createModel,
+  defaultInput,
+  type Feature,
+  initialize,
+  layers,
+  loadModel,
+  Model,
+  Module,
+  quantize,
+  Tensor,
+} from '../lib/index.js';
 import { resolveNetworkOptions } from '../lib/models/index.js';
-import { stepsFor } from '../lib/plan.js';
+import { stepsFor, threadsOf } from '../lib/plan.js';
 import { writeModelFolder } from '../lib/weights/folder.js';
 
 const small = { alpha: 0.5, width: 8, classes: 10, stem: 'cifar' } as const;
@@ -61,6 +73,50 @@ describe('lifecycle: runs', () => {
     expect(await run).to.equal(reason);
     expect(stepMilliseconds.at(-1)).to.equal(0);
     expect(await model.run(long, { signal }).catch((error) => error)).to.equal(reason);
+  });
+
+  // In processor time, which does not depend on what else the machine does.
+  it('stop within a step too', async () => {
+    const network = new (class extends Module {
+      readonly conv = new layers.Conv(64, 64, { kernel: 3 });
+      forward(x: Feature) {
+        return this.conv.forward(x);
+      }
+    })();
+    using model = new Model(network, initialize(network), { device: 'reference', threads: 2 });
+    const x = Tensor.zeros('f32', [1, 96, 96, 64]);
+    const plan = await model.plan(x.shape);
+    expect(plan.steps).to.have.length(1);
+    const microsecondsSince = (before: NodeJS.CpuUsage) => {
+      const { user, system } = process.cpuUsage(before);
+      return user + system;
+    };
+    let before = process.cpuUsage();
+    await plan.run([x]);
+    const whole = microsecondsSince(before);
+
+    const controller = new AbortController();
+    before = process.cpuUsage();
+    const run = plan.run([x], { signal: controller.signal }).catch((error) => error);
+    while (microsecondsSince(before) < whole / 8) await sleep(1);
+    controller.abort();
+    expect(await run).to.equal(controller.signal.reason);
+    const aborted = microsecondsSince(before);
+    expect(aborted).to.be.below(whole / 2);
+  });
+
+  it('settle at once when they are aborted while they wait for a thread', async () => {
+    const plan = await model.plan(long.shape);
+    const controllers = Array.from({ length: 4 * threadsOf() }, () => new AbortController());
+    let ended = 0;
+    const runs = controllers.map(({ signal }) => plan.run([long], { signal }).then(() => ended++));
+    const controller = new AbortController();
+    const last = plan.run([long], { signal: controller.signal }).catch((error) => error);
+    controller.abort();
+    expect(await last).to.equal(controller.signal.reason);
+    expect(ended).to.be.below(controllers.length / 2); // all but the last few, if it waited for its turn
+    for (const other of controllers) other.abort();
+    await Promise.allSettled(runs);
   });
 
   it('may overlap, also of two models, and give what they give alone', async () => {

@@ -9,8 +9,7 @@ const program = join(nativeFile, '../../threads-test');
 const env = { ...process.env, TSAN_OPTIONS: 'halt_on_error=1' };
 
 describe('threads', () => {
-  if (!existsSync(program)) return it.skip('were not built');
-  const names = execFileSync(program, { env, encoding: 'utf8' }).trim().split('\n');
+  const names = existsSync(program) ? execFileSync(program, { env, encoding: 'utf8' }).trim().split('\n') : [];
   for (const name of names) {
     it(name, async function () {
       this.timeout(130_000); // longer than the alarm of the program
