@@ -72,7 +72,7 @@ class Environment {
           function(crew);
         } catch (const std::exception& error) { job->error = error.what(); }
         report(job);
-      });
+      }, threads::Kind::background);
     });
   }
   // Called by any thread; the environment may be gone right after it.

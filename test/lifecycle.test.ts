@@ -7,7 +7,7 @@ import { promisify } from 'node:util';
 import { Worker } from 'node:worker_threads';
 import { expect } from 'chai';
 import { relativeError } from '../lib/bench/measure.js';
-import { buildNetwork, createModel, defaultInput, initialize, loadModel, Model, quantize, Tensor } from '../lib/index.js';
+import { buildNetwork, createModel, defaultInput, type Feature, initialize, layers, loadModel, Model, Module, quantize, Tensor } from '../lib/index.js';
 import { resolveNetworkOptions } from '../lib/models/index.js';
 import { targetOf } from '../lib/devices.js';
 import { stepsFor } from '../lib/targets.js';
@@ -50,18 +50,124 @@ describe('lifecycle: runs', () => {
     await Promise.all(runs);
   });
 
-  it('stop between steps when the signal is aborted', async () => {
+  it('reject at once when their signal is aborted', async () => {
     const plan = await model.plan(long.shape);
-    const stepMilliseconds = new Float32Array(plan.steps.length);
     const controller = new AbortController();
     const { signal } = controller;
-    const run = plan.run([long], { signal, stepMilliseconds }).catch((error) => error);
-    while (!stepMilliseconds[0]) await turn();
+    const run = plan.run([long], { signal }).catch((error) => error);
     const reason = new Error('enough');
     controller.abort(reason);
-    expect(await run).to.equal(reason);
-    expect(stepMilliseconds.at(-1)).to.equal(0);
+    let turns = 0;
+    const first = await Promise.race([run, (async () => { for (; turns < 3; turns++) await turn(); })()]);
+    expect(first).to.equal(reason); // not when the run has ended
     expect(await model.run(long, { signal }).catch((error) => error)).to.equal(reason);
+  });
+
+  // In processor time, which does not depend on what else the machine does.
+  it('stop within a step too', async () => {
+    const network = new (class extends Module {
+      readonly conv = new layers.Conv(64, 64, { kernel: 3 });
+      forward(x: Feature) {
+        return this.conv.forward(x);
+      }
+    })();
+    using model = new Model(network, initialize(network), { device: 'reference', threads: 2 });
+    const x = Tensor.zeros('f32', [1, 96, 96, 64]);
+    const plan = await model.plan(x.shape);
+    expect(plan.steps).to.have.length(1);
+    const microsecondsSince = (before: NodeJS.CpuUsage) => {
+      const { user, system } = process.cpuUsage(before);
+      return user + system;
+    };
+    let before = process.cpuUsage();
+    await plan.run([x]);
+    const whole = microsecondsSince(before);
+
+    const controller = new AbortController();
+    before = process.cpuUsage();
+    const run = plan.run([x], { signal: controller.signal }).catch((error) => error);
+    while (microsecondsSince(before) < whole / 8) await sleep(1);
+    controller.abort();
+    expect(await run).to.equal(controller.signal.reason);
+    await model.run(Tensor.zeros('f32', [1, 1, 1, 64])); // waits for the threads that are still at it
+    const aborted = microsecondsSince(before);
+    expect(aborted).to.be.below(whole / 2);
+  });
+
+  it('of one signal add one listener to it', async () => {
+    const warned: unknown[] = [];
+    const warn = (warning: unknown) => warned.push(warning);
+    process.on('warning', warn);
+    const controller = new AbortController();
+    const x = Tensor.zeros('f32', [1, 32, 32, 3]);
+    await Promise.all(Array.from({ length: 100 }, () => model.run(x, { signal: controller.signal })));
+    const aborted = Array.from({ length: 100 }, () => model.run(long, { signal: controller.signal }).catch((error) => error));
+    await turn();
+    controller.abort(new Error('all of them'));
+    expect(new Set((await Promise.all(aborted)).map(String))).to.deep.equal(new Set(['Error: all of them']));
+    await turn();
+    process.off('warning', warn);
+    expect(warned).to.deep.equal([]);
+  });
+
+  /** What a run gives for an input that something happens to right after the run has begun. */
+  async function whileRunning(make: () => Float32Array<ArrayBuffer>, happens: (x: Float32Array<ArrayBuffer>) => unknown): Promise<void> {
+    const fill = (data: Float32Array) => data.forEach((_, i) => { data[i] = Math.sin(i); });
+    const [kept, taken] = [make(), make()];
+    fill(kept);
+    fill(taken);
+    const wanted = await model.run(new Tensor('f32', long.shape, kept));
+    const run = model.run(new Tensor('f32', long.shape, taken));
+    await happens(taken);
+    expect((await run).data).to.deep.equal(wanted.data);
+  }
+  const elements = 64 * 64 * 64 * 3;
+
+  it('see an input as it was, whatever becomes of its buffer', async () => {
+    await whileRunning(() => new Float32Array(elements), (x) => x.fill(7));
+    await whileRunning(() => new Float32Array(elements), (x) => {
+      structuredClone(x.buffer, { transfer: [x.buffer] });
+      expect(x.length).to.equal(0);
+    });
+    await whileRunning(() => new Float32Array(elements), (x) => {
+      const { port1, port2 } = new MessageChannel();
+      port1.postMessage(x, [x.buffer]);
+      port1.close();
+      port2.close();
+    });
+    const resizable = () => new Float32Array(new (ArrayBuffer as unknown as new (n: number, o: object) => ArrayBuffer)(elements * 4, { maxByteLength: elements * 8 }));
+    await whileRunning(resizable, (x) => (x.buffer as unknown as { resize(n: number): void }).resize(0));
+  });
+
+  it('started in the tick in which the model is disposed of end well', async () => {
+    const model = createModel('oct-resnet-26', small);
+    const run = model.run(Tensor.zeros('f32', [2, 32, 32, 3]));
+    model.dispose();
+    expect((await run).shape).to.deep.equal([2, 10]);
+  });
+
+  it('compile a plan once more that was disposed of, or had to go', async () => {
+    using model = createModel('oct-resnet-26', small, { plans: 2 });
+    const shapes = [1, 2, 3].map((n) => [n, 32, 32, 3]);
+    (await model.plan(shapes[0] ?? [])).dispose();
+    for (let i = 0; i < 3; i++) {
+      for (const y of await Promise.all(shapes.map((shape) => model.run(Tensor.zeros('f32', shape))))) expect(y.shape[1]).to.equal(10);
+    }
+  });
+
+  it('try again to read weights after a read that failed', async () => {
+    const network = buildNetwork('oct-resnet-26', small);
+    const weights = initialize(network);
+    let failures = 3;
+    const read = async (name: string) => {
+      if (failures-- > 0) throw new Error('a cable was pulled');
+      return weights.read(name);
+    };
+    using model = new Model(network, { tensors: weights.tensors, read });
+    const x = Tensor.zeros('f32', [1, 32, 32, 3]);
+    expect(await model.run(x).catch((error) => error.message)).to.equal('a cable was pulled');
+    while (failures > 0) await model.run(x).catch(() => undefined);
+    expect((await model.run(x)).shape).to.deep.equal([1, 10]);
   });
 
   it('may overlap, also of two models, and give what they give alone', async () => {

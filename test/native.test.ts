@@ -131,6 +131,18 @@ describe('ops: native code trusts no plan', () => {
     expect(await refused({ values: [{ ...type, place: 'output', at: 1 }, { ...type, at: 0 }] })).to.include('plan: no value is output 0');
   });
 
+  it('stops a run that is cancelled', async () => {
+    const shape = [1, 1, 512, 512, 4];
+    const values = (['input', 'output'] as const).map((place) => ({ dtype: 'f32', shape, place, at: 0 }) as const);
+    const relu = (from: number, to: number) => ({ op: 'relu', name: 'a', attrs: {}, inputs: [from], outputs: [to], packed: [] });
+    const steps = [relu(0, 1), ...Array.from({ length: 2000 }, () => relu(1, 1))];
+    const { plan } = await native.compile('cpu', { threads: 2, arenaBytes: 0, values, steps });
+    const run = native.run(plan, [new Float32Array(2 ** 20)], true);
+    run.cancel();
+    const { completed, outputs, stepMilliseconds } = await run.done;
+    expect([completed, outputs.length, stepMilliseconds.length, stepMilliseconds.at(-1)]).to.deep.equal([false, 0, 2001, 0]);
+  });
+
   it('refuses arrays of the wrong length', async () => {
     const values = ['input', 'output'].map((place) => ({ dtype: 'f32', shape: x, place, at: 0 }) as const);
     const steps = [{ op: 'relu', name: 'a', attrs: {}, inputs: [0], outputs: [1], packed: [] }];

@@ -1,15 +1,17 @@
 #include "threads.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <condition_variable>
 #include <deque>
-#include <exception>
 #include <fstream>
+#include <list>
 #include <memory>
+#include <mutex>
 #include <string>
-#include <system_error>
 #include <thread>
+#include <utility>
 #if defined(__linux__)
 #include <sched.h>
 #endif
@@ -27,164 +29,274 @@ static void pause() {
 // Steps follow each other within microseconds, so a helper spins for about 30 of them before it sleeps.
 static constexpr int spins = 1000;
 
-bool Crew::work(int slot) {
-  bool any = false;
-  uint64_t word = ticket.load(std::memory_order_acquire);
-  while ((word & mask) < (word >> bits & mask)) {
-    word = ticket.fetch_add(1, std::memory_order_acq_rel);
-    const uint64_t task = word & mask, tasks = word >> bits & mask;
-    if (task >= tasks) break;
-    (*body)(static_cast<int64_t>(task), slot);
-    done.fetch_add(1, std::memory_order_acq_rel);
-    any = true;
-    word++;
-  }
-  return any;
-}
-
-void Crew::parallel(int64_t tasks, Body run) {
-  const int64_t most = static_cast<int64_t>(mask / 2);  // leaves room for the tickets drawn in vain
-  for (int64_t first = 0; first < tasks; first += most) {
-    const int64_t count = std::min(most, tasks - first);
-    if (threads == 1 || count == 1) {
-      for (int64_t i = 0; i < count; i++) run(first + i, 0);
-      continue;
-    }
-    const auto later = [&](int64_t task, int slot) { run(first + task, slot); };
-    const Body shifted = later;
-    body = first == 0 ? &run : &shifted;
-    done.store(0, std::memory_order_relaxed);
-    const uint64_t region = (ticket.load(std::memory_order_relaxed) >> 2 * bits) + 1;
-    ticket.store(region << 2 * bits | static_cast<uint64_t>(count) << bits, std::memory_order_release);
-    generation.fetch_add(1);
-    if (sleepers.load() > 0) generation.notify_all();
-    work(0);
-    for (int waited = 0; done.load(std::memory_order_acquire) != count; waited++) {
-      if (waited < spins)
-        pause();
-      else
-        std::this_thread::yield();
-    }
-  }
-}
-
-void Crew::help(int slot, const std::atomic<int64_t>& queuedRuns) {
-  int waited = 0;
-  while (true) {
-    const uint32_t seen = generation.load();
-    if (work(slot)) waited = 0;
-    if (closed.load() || queuedRuns.load(std::memory_order_relaxed) > 0) return;
-    if (++waited < spins) {
-      pause();
-    } else {
-      sleepers.fetch_add(1);
-      generation.wait(seen);
-      sleepers.fetch_sub(1);
-      waited = 0;
-    }
-  }
-}
-
-void Crew::close() {
-  closed.store(true);
-  generation.fetch_add(1);
-  generation.notify_all();
-}
-
 class Pool {
  public:
-  void submit(int threads, std::function<void(Crew&)> job) {
-    std::unique_lock lock(mutex);
-    grow(threads);
-    queue.push_back({std::max(1, threads), std::move(job)});
-    queuedRuns.store(static_cast<int64_t>(queue.size()));
-    lock.unlock();
-    wake.notify_one();
-  }
+  ~Pool();
+  void submit(int threads, std::function<void(Crew&)> job, threads::Kind kind);
+  void call(int64_t helpers);  // wakes so many workers, or as many as are idle
 
-  // The calling thread leads; workers that are idle help.
-  void here(int threads, std::function<void(Crew&)> job) {
-    std::unique_lock lock(mutex);
-    grow(threads);
-    Job mine{std::max(1, threads), std::move(job)};
-    lead(mine, lock);
-  }
-
-  ~Pool() {
-    {
-      std::lock_guard lock(mutex);
-      stop = true;
-    }
-    wake.notify_all();
-    for (std::thread& worker : workers) worker.join();
-  }
+  // Read without the mutex, written with it.
+  alignas(64) std::atomic<int64_t> queued{0};  // jobs that wait for a leader
+  std::atomic<int64_t> idle{0};                // workers that sleep and were not called
 
  private:
+  using Clock = std::chrono::steady_clock;
+  using Lock = std::unique_lock<std::mutex>;
+  using Worker = std::list<std::thread>::iterator;
   struct Job {
-    int threads;
+    std::shared_ptr<Crew> crew;
     std::function<void(Crew&)> run;
   };
 
-  void grow(int threads) {
-    const size_t wanted = static_cast<size_t>(std::max(threads, threads::hardware()));
-    try {
-      while (workers.size() < wanted) workers.emplace_back([this] { work(); });
-    } catch (const std::system_error&) {
-      if (workers.empty()) throw;  // fewer threads than wanted are enough
-    }
-  }
-
-  void work() {
-    std::unique_lock lock(mutex);
-    while (true) {
-      if (!queue.empty()) {
-        Job job = std::move(queue.front());
-        queue.pop_front();
-        queuedRuns.store(static_cast<int64_t>(queue.size()));
-        lead(job, lock);
-      } else if (const auto [crew, slot] = openSlot(); crew) {
-        crew->taken[static_cast<size_t>(slot)] = true;
-        lock.unlock();
-        crew->help(slot, queuedRuns);
-        lock.lock();
-        crew->taken[static_cast<size_t>(slot)] = false;
-      } else if (stop) {
-        return;
-      } else {
-        wake.wait(lock);
-      }
-    }
-  }
-
-  void lead(Job& job, std::unique_lock<std::mutex>& lock) {
-    const auto crew = std::make_shared<Crew>(job.threads);
-    if (job.threads > 1) crews.push_back(crew);
-    lock.unlock();
-    if (job.threads > 1) wake.notify_all();
-    job.run(*crew);
-    job.run = nullptr;  // what it holds goes before the lock is taken
-    crew->close();
-    lock.lock();
-    if (job.threads > 1) crews.erase(std::find(crews.begin(), crews.end(), crew));
-  }
-
-  std::pair<std::shared_ptr<Crew>, int> openSlot() const {
-    for (const auto& crew : crews) {
-      const auto free = std::find(crew->taken.begin(), crew->taken.end(), false);
-      if (!crew->closed.load() && free != crew->taken.end())
-        return {crew, static_cast<int>(free - crew->taken.begin())};
-    }
-    return {nullptr, 0};
-  }
+  void addWorker();
+  void work(Worker self);
+  bool sleep(Lock& lock);
+  Job next();
+  void lead(Job& job, Lock& lock);
+  bool help(Crew& crew, Lock& lock);
+  std::shared_ptr<Crew> crewToHelp(bool withTasks) const;
+  void wakeUp(int64_t count);
+  bool isWide(const Crew& crew) const { return static_cast<size_t>(crew.threads) > usual; }
+  void forget(const Crew& crew);
 
   std::mutex mutex;
   std::condition_variable wake;
-  std::deque<Job> queue;
-  std::atomic<int64_t> queuedRuns{0};
-  std::vector<std::shared_ptr<Crew>> crews;
-  std::vector<std::thread> workers;
+  int64_t called = 0;  // workers that were called and still have to wake up
+  std::deque<Job> queues[2];  // by Kind
+  bool runsTurn = true;
+  std::vector<std::shared_ptr<Crew>> crews;  // of jobs that are led and want helpers
+  std::list<std::thread> workers;
+  std::thread ended;  // the last worker that ended before the pool
   bool stop = false;
+
+  // As many workers as the hardware has threads stay. A wide job wants more; they end a while after the last one.
+  static constexpr std::chrono::seconds patience{1};
+  const size_t usual = static_cast<size_t>(threads::hardware());
+  size_t wanted = usual;
+  int64_t wideJobs = 0;
+  Clock::time_point lastWide = Clock::now();
 };
+
+bool Crew::hasTasks() const {
+  const uint64_t word = ticket.load();
+  return (word & mask) < word >> bits;
+}
+
+// Called with a task claimed and not yet counted, so that the region is still open.
+int64_t Crew::claimRest() {
+  uint64_t word = ticket.load(), tasks = word >> bits;
+  while ((word & mask) < tasks && !ticket.compare_exchange_weak(word, tasks << bits | tasks)) {}
+  return (word & mask) < tasks ? static_cast<int64_t>(tasks - (word & mask)) : 0;
+}
+
+bool Crew::work(int slot) {
+  int64_t claimed = 0;
+  uint64_t word = ticket.load(std::memory_order_acquire);
+  while ((word & mask) < word >> bits && (slot == 0 || pool->queued.load(std::memory_order_relaxed) == 0)) {
+    word = ticket.fetch_add(1, std::memory_order_acq_rel);
+    const uint64_t task = word & mask;
+    if (task >= word >> bits) break;
+    claimed++, word++;
+    if (stopped() || failed.load(std::memory_order_relaxed)) {
+      claimed += claimRest();
+      break;
+    }
+    try {
+      (*body)(static_cast<int64_t>(task), slot);
+    } catch (...) {
+      if (!failed.exchange(true)) error = std::current_exception();
+    }
+  }
+  // The region stays open until all that was claimed is counted, so once per thread is enough.
+  if (claimed > 0) done.fetch_add(claimed, std::memory_order_acq_rel);
+  return claimed > 0;
+}
+
+bool Crew::help(int slot) {
+  for (int waited = 0; waited < spins; waited++) {
+    if (closed.load() || pool->queued.load(std::memory_order_relaxed) > 0) return false;
+    if (work(slot))
+      waited = 0;
+    else
+      pause();
+  }
+  return true;
+}
+
+void Crew::parallel(int64_t tasks, Body run) {
+  constexpr int64_t most = int64_t{1} << 31, block = 1024;  // room for the claims in vain
+  if (tasks > most)
+    return parallel((tasks + block - 1) / block, [&](int64_t first, int slot) {
+      for (int64_t i = first * block; i < std::min(tasks, (first + 1) * block) && !stopped(); i++) run(i, slot);
+    });
+  if (threads == 1 || tasks < 2) {
+    for (int64_t i = 0; i < tasks && !stopped(); i++) run(i, 0);
+    return;
+  }
+  if (stopped()) return;
+  body = &run;
+  done.store(0, std::memory_order_relaxed);
+  // Sequentially consistent, as are the loads below and a worker's stores to `helpers` and `idle` before it looks for
+  // tasks and sleeps: either this thread sees that it is to be called, or the worker sees the region.
+  ticket.store(static_cast<uint64_t>(tasks) << bits);
+  const int64_t missing = std::min<int64_t>(threads, tasks) - 1 - helpers.load();
+  if (missing > 0 && pool && pool->idle.load() > 0) pool->call(missing);
+  work(0);
+  for (int waited = 0; done.load(std::memory_order_acquire) != tasks; waited++) {
+    if (waited < spins)
+      pause();
+    else
+      std::this_thread::yield();
+  }
+  if (failed.load(std::memory_order_relaxed)) {
+    failed.store(false, std::memory_order_relaxed);
+    std::rethrow_exception(std::exchange(error, nullptr));
+  }
+}
+
+Pool::~Pool() {
+  {
+    std::lock_guard lock(mutex);
+    stop = true;
+    wakeUp(idle.load());
+  }
+  for (std::thread& worker : workers) worker.join();
+  if (ended.joinable()) ended.join();
+}
+
+void Pool::submit(int threads, std::function<void(Crew&)> job, threads::Kind kind) {
+  auto crew = std::make_shared<Crew>(std::max(1, threads), this);
+  std::lock_guard lock(mutex);
+  if (workers.empty()) addWorker();  // it makes the next one, and so on; not even one is an error of the caller
+  if (isWide(*crew)) wideJobs++, wanted = std::max(wanted, static_cast<size_t>(threads));
+  queues[static_cast<int>(kind)].push_back({std::move(crew), std::move(job)});
+  queued.fetch_add(1);
+  wakeUp(1);
+}
+
+void Pool::call(int64_t helpers) {
+  std::lock_guard lock(mutex);
+  wakeUp(helpers);
+}
+
+void Pool::wakeUp(int64_t count) {
+  count = std::min(count, idle.load());
+  idle.fetch_sub(count);
+  called += count;
+  for (int64_t i = 0; i < count; i++) wake.notify_one();
+}
+
+void Pool::forget(const Crew& crew) {
+  if (isWide(crew)) wideJobs--, lastWide = Clock::now();
+}
+
+void Pool::addWorker() {
+  const Worker self = workers.emplace(workers.end());
+  try {
+    *self = std::thread([this, self] { work(self); });
+  } catch (...) {
+    workers.erase(self);
+    throw;
+  }
+}
+
+void Pool::work(Worker self) {
+  Lock lock(mutex);
+  bool inVain = false;  // this worker has just left a crew that had nothing to do
+  while (true) {
+    if (workers.size() < wanted && !stop) try {
+        addWorker();
+      } catch (const std::exception&) { wanted = workers.size(); }  // fewer are enough
+    if (queued.load() > 0) {
+      Job job = next();
+      lead(job, lock);
+      inVain = false;
+    } else if (const auto crew = crewToHelp(inVain)) {
+      inVain = help(*crew, lock);
+    } else if (stop) {
+      return;
+    } else if (sleep(lock)) {
+      inVain = false;
+    } else {
+      std::thread before = std::exchange(ended, std::move(*self));
+      workers.erase(self);
+      lock.unlock();
+      if (before.joinable()) before.join();
+      return;
+    }
+  }
+}
+
+// Returns when the worker is called; false if there is one too many.
+bool Pool::sleep(Lock& lock) {
+  idle.fetch_add(1);
+  if (crewToHelp(true)) {  // a region was opened before this worker was seen to be idle
+    idle.fetch_sub(1);
+    return true;
+  }
+  while (called == 0) {
+    if (workers.size() <= usual) {
+      wake.wait(lock);
+      continue;
+    }
+    const auto now = Clock::now();
+    if (wideJobs > 0) lastWide = now;
+    if (now >= lastWide + patience) {
+      wanted = usual;
+      idle.fetch_sub(1);
+      return false;
+    }
+    wake.wait_until(lock, lastWide + patience);
+  }
+  called--;
+  return true;
+}
+
+Pool::Job Pool::next() {
+  auto &runs = queues[static_cast<int>(threads::Kind::run)],
+       &background = queues[static_cast<int>(threads::Kind::background)];
+  auto& queue = background.empty() || (runsTurn && !runs.empty()) ? runs : background;
+  runsTurn = &queue == &background;
+  Job job = std::move(queue.front());
+  queue.pop_front();
+  queued.fetch_sub(1);
+  return job;
+}
+
+void Pool::lead(Job& job, Lock& lock) {
+  if (job.crew->threads > 1) crews.push_back(job.crew);
+  lock.unlock();
+  job.run(*job.crew);
+  job.run = nullptr;  // what it holds goes before the lock is taken
+  job.crew->closed.store(true);
+  lock.lock();
+  if (job.crew->threads > 1) crews.erase(std::find(crews.begin(), crews.end(), job.crew));
+  forget(*job.crew);
+}
+
+// True if it left because the crew had nothing to do.
+bool Pool::help(Crew& crew, Lock& lock) {
+  const auto place = std::find(crew.taken.begin(), crew.taken.end(), false);
+  *place = true;
+  crew.helpers.fetch_add(1);
+  lock.unlock();
+  const bool inVain = crew.help(static_cast<int>(place - crew.taken.begin()));
+  lock.lock();
+  crew.helpers.fetch_sub(1);
+  *place = false;
+  return inVain;
+}
+
+// Of the crews that have a place, that with the fewest helpers.
+std::shared_ptr<Crew> Pool::crewToHelp(bool withTasks) const {
+  std::shared_ptr<Crew> best;
+  for (const auto& crew : crews) {
+    const int helpers = crew->helpers.load();
+    if (crew->closed.load() || helpers >= crew->threads - 1 || (withTasks && !crew->hasTasks())) continue;
+    if (!best || helpers < best->helpers.load()) best = crew;
+  }
+  return best;
+}
 
 namespace threads {
 
@@ -208,31 +320,13 @@ void release() {
   instance = nullptr;
 }
 
-void submit(int threads, std::function<void(Crew&)> job) {
+// The pool lives as long as the caller's environment.
+static Pool& current() {
   std::lock_guard lock(guard());
-  instance->submit(threads, std::move(job));
+  return *instance;
 }
 
-void parallel(int64_t tasks, const std::function<void(int64_t)>& body) {
-  Pool* pool = nullptr;
-  {
-    std::lock_guard lock(guard());
-    pool = instance;  // it lives as long as the caller's environment
-  }
-  std::mutex mutex;
-  std::exception_ptr error;
-  pool->here(hardware(), [&](Crew& crew) {
-    crew.parallel(tasks, [&](int64_t task, int) {
-      try {
-        body(task);
-      } catch (...) {
-        std::lock_guard lock(mutex);
-        error = std::current_exception();
-      }
-    });
-  });
-  if (error) std::rethrow_exception(error);
-}
+void submit(int threads, std::function<void(Crew&)> job, Kind kind) { current().submit(threads, std::move(job), kind); }
 
 // cgroup v2 writes "quota period" (or "max period") to cpu.max, v1 has a file for each (-1 = no limit).
 static double cgroupCores() {

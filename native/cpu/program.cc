@@ -65,6 +65,8 @@ void HostProgram::start(std::shared_ptr<Request> request, std::function<void()> 
 }
 
 void HostProgram::go(Request& request, Crew& crew) {
+  crew.stop = &request.stop;
+  if (crew.stopped()) return;
   Room room = rooms.take();
   if (room.block.size() == 0) room.block = Memory(runBytes_);
   char* const arena = room.block.data();
@@ -93,7 +95,7 @@ void HostProgram::go(Request& request, Crew& crew) {
     request.stepMilliseconds[i] += std::chrono::duration<float, std::milli>(now - start).count();
     start = now;
   };
-  const auto stopped = [&] { return request.stop.load(std::memory_order_relaxed); };
+  const auto stopped = [&] { return crew.stopped(); };
   size_t first = 0;
   for (const PlanSpec::Segment& segment : spec.segments) {
     for (int64_t round = 0; round < segment.rounds && !stopped(); round++)
