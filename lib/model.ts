@@ -52,6 +52,10 @@ interface KeptPlan {
   readonly promise: Promise<Plan>;
   /** When it is compiled. */
   plan?: Plan;
+  /** Runs that need it, the compilation among them. */
+  users: number;
+  /** It goes with its last user. */
+  kept: boolean;
 }
 
 export class Model {
@@ -111,7 +115,14 @@ export class Model {
 
   /** The compiled plan for one input shape; it is disposed of when it is no longer kept, or with the model. */
   async plan(shape: readonly number[]): Promise<Plan> {
-    return this.#use(() => this.#plan(shape));
+    return this.#use(async () => {
+      const kept = this.#take(shape);
+      try {
+        return await kept.promise;
+      } finally {
+        this.#done(kept);
+      }
+    });
   }
 
   /** Packs weights and compiles plans for input shapes that will be run. */
@@ -119,29 +130,41 @@ export class Model {
     for (const shape of shapes) await this.plan(shape);
   }
 
-  async #plan(shape: readonly number[]): Promise<Plan> {
+  /** The plan for a shape, in use until `#done`. */
+  #take(shape: readonly number[]): KeptPlan {
     const key = shape.join();
     const known = this.#plans.get(key);
     const kept = known && !known.plan?.disposed ? known : this.#compile(shape);
+    kept.users++;
     this.#plans.delete(key);
     this.#plans.set(key, kept);
-    for (const [oldest, { promise }] of this.#plans) {
+    for (const [oldest, old] of this.#plans) {
       if (this.#plans.size <= this.#keptPlans) break;
       this.#plans.delete(oldest);
-      promise.then((plan) => plan.dispose(), () => undefined);
+      old.kept = false;
+      if (old.users === 0) old.plan?.dispose();
     }
-    try {
-      return await kept.promise;
-    } catch (error) {
-      if (this.#plans.get(key) === kept) this.#plans.delete(key); // the next one tries again
-      throw error;
-    }
+    return kept;
+  }
+
+  #done(kept: KeptPlan): void {
+    kept.users--;
+    if (kept.users === 0 && !kept.kept) kept.plan?.dispose();
   }
 
   #compile(shape: readonly number[]): KeptPlan {
+    const key = shape.join();
     const compile = async () => Plan.compile(this.record(shape), this.#weights, this.threads);
-    const kept: KeptPlan = { promise: compile() };
-    kept.promise.then((plan) => (kept.plan = plan), () => undefined);
+    const kept: KeptPlan = { promise: compile(), users: 0, kept: true };
+    kept.promise.then(
+      (plan) => {
+        kept.plan = plan;
+        if (kept.users === 0 && !kept.kept) plan.dispose();
+      },
+      () => {
+        if (this.#plans.get(key) === kept) this.#plans.delete(key); // the next one tries again
+      },
+    );
     return kept;
   }
 
@@ -155,10 +178,16 @@ export class Model {
     options.signal?.throwIfAborted();
     const x = input instanceof Tensor ? input : new Tensor('f32', input.shape, input.data);
     return this.#use(async () => {
-      let plan = await this.#plan(x.shape);
-      while (plan.disposed) plan = await this.#plan(x.shape); // many other shapes came meanwhile
-      const [y] = await plan.run([x], options);
-      return y as Tensor<'f32'>;
+      const kept = this.#take(x.shape);
+      try {
+        // Native code copies what it is given in the call, which can only be made when the plan is there.
+        const [y] = kept.plan
+          ? await kept.plan.run([x], options)
+          : await runLater(kept.promise, new Tensor('f32', x.shape, x.data.slice()), options);
+        return y as Tensor<'f32'>;
+      } finally {
+        this.#done(kept);
+      }
     });
   }
 
@@ -190,6 +219,10 @@ export class Model {
   [Symbol.dispose](): void {
     this.dispose();
   }
+}
+
+async function runLater(plan: Promise<Plan>, x: Tensor<'f32'>, options: RunOptions): Promise<Tensor[]> {
+  return (await plan).run([x], options);
 }
 
 /**
