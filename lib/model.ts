@@ -11,9 +11,10 @@ import { PackedWeights, Plan, type RunOptions, threadsOf } from './plan.js';
 import { Tensor } from './tensor.js';
 import type { TypedArrayOf } from './dtype.js';
 import { checkWeights } from './weights/check.js';
+import { withUsualNames } from './weights/names.js';
 import { isModelFolder, readModelFolder } from './weights/folder.js';
 import { initialize } from './weights/random.js';
-import { openWeights, type WeightSource } from './weights/source.js';
+import { indexOf, openWeights, type OpenOptions, type WeightSource } from './weights/source.js';
 
 export interface ModelOptions {
   /** `auto` takes the fastest device that is there: `cpu`. Default `auto`. */
@@ -180,13 +181,13 @@ export interface NetworkFile {
 }
 
 /**
- * Opens a model folder, or a bare weight file (.safetensors, .pth) whose network is read off its names and shapes;
+ * Opens a model folder, or bare weights (.safetensors, its shards, .pth) whose network is read off their names and shapes;
  * `given` must agree with them.
  * @throws OctconvError that names the file and what does not fit.
  */
-export async function openNetwork(path: string, given: Partial<ResolvedOptions> = {}): Promise<NetworkFile> {
-  const folder = (await isModelFolder(path)) ? await readModelFolder(path) : undefined;
-  const source = folder?.weights ?? (await openWeights(path));
+export async function openNetwork(path: string, given: Partial<ResolvedOptions> = {}, open: OpenOptions = {}): Promise<NetworkFile> {
+  const folder = (await isModelFolder(path)) && !(await indexOf(path)) ? await readModelFolder(path) : undefined;
+  const source = folder?.weights ?? withUsualNames(await openWeights(path, open));
   try {
     const { network: name, options } = folder?.config ?? resolveOptions(source, given);
     const network = buildNetwork(name, options);
@@ -206,10 +207,10 @@ export async function openNetwork(path: string, given: Partial<ResolvedOptions> 
  */
 export async function loadModel(
   path: string,
-  options: ModelOptions & { network?: Partial<ResolvedOptions> } = {},
+  options: ModelOptions & OpenOptions & { network?: Partial<ResolvedOptions> } = {},
 ): Promise<Model> {
-  const { network: given, ...modelOptions } = options;
-  const { network, source, ...described } = await openNetwork(path, given);
+  const { network: given, key, ...modelOptions } = options;
+  const { network, source, ...described } = await openNetwork(path, given, { key });
   try {
     const model = Object.assign(new Model(network, source, modelOptions), described);
     await model.plan([1, described.input.height, described.input.width, 3]); // packs all parameters

@@ -1,14 +1,15 @@
 import { OctconvError, show } from '../error.js';
-import { besideI8, isCounter, type TensorInfo, type WeightSource } from './source.js';
+import { isIgnored } from './names.js';
+import { besideI8, type TensorInfo, type WeightSource } from './source.js';
 
 /**
  * Compares a source with the parameters that a network expects: what is missing, extra or wrongly shaped becomes one
- * error that names the first ten and counts the rest. `num_batches_tracked` is optional; weights of i8 have their scales
- * beside them.
+ * error that names the first ten and counts the rest. Counters as `num_batches_tracked` are optional; weights of i8 have
+ * their scales beside them.
  */
 export function checkWeights(
   expected: ReadonlyMap<string, readonly number[]>,
-  source: Pick<WeightSource, 'name' | 'tensors'>,
+  source: Pick<WeightSource, 'name' | 'tensors' | 'unreadable'>,
 ): void {
   const wanted = new Map<string, Partial<TensorInfo> & Pick<TensorInfo, 'shape'>>();
   for (const [name, shape] of expected) {
@@ -20,13 +21,14 @@ export function checkWeights(
   for (const [name, { dtype, shape }] of wanted) {
     const got = source.tensors.get(name);
     if (!got) {
-      if (!isCounter(name)) problems.push(`missing ${show(name)} ${show(shape)}`);
+      const why = source.unreadable?.get(name);
+      if (!isIgnored(name)) problems.push(why ? `${show(name)} ${why}` : `missing ${show(name)} ${show(shape)}`);
     } else if (got.shape.length !== shape.length || got.shape.some((size, i) => size !== shape[i])) {
       problems.push(`${show(name)} is ${show(got.shape)}, wanted ${show(shape)}`);
     } else if (dtype && got.dtype !== dtype) problems.push(`${show(name)} is ${got.dtype}, wanted ${dtype}`);
   }
   for (const [name, { shape }] of source.tensors) {
-    if (!wanted.has(name) && !isCounter(name)) problems.push(`extra ${show(name)} ${show(shape)}`);
+    if (!wanted.has(name) && !isIgnored(name)) problems.push(`extra ${show(name)} ${show(shape)}`);
   }
   if (problems.length === 0) return;
   const rest = problems.length - 10;
