@@ -63,6 +63,8 @@ export class Model {
   /** Registered name and options of the network, if it has one. */
   name: string | undefined;
   options: NetworkOptions | undefined;
+  /** What was chosen, renamed or converted in the file of its weights, a line each. */
+  notes: readonly string[] | undefined;
 
   readonly #network: Network;
   readonly #weights: PackedWeights;
@@ -178,6 +180,8 @@ export interface NetworkFile {
   readonly input: InputConfig;
   /** Only a model folder has them. */
   readonly labels: readonly string[] | undefined;
+  /** What was chosen, renamed or converted in the file, a line each. */
+  readonly notes?: readonly string[] | undefined;
 }
 
 /**
@@ -193,7 +197,7 @@ export async function openNetwork(path: string, given: Partial<ResolvedOptions> 
     const network = buildNetwork(name, options);
     checkWeights(parameterShapes(network), source);
     const input = folder?.config.input ?? defaultInput(options.stem);
-    return { name, options, network, source, input, labels: folder?.labels };
+    return { name, options, network, source, input, labels: folder?.labels, notes: source.notes };
   } catch (error) {
     await source.close();
     throw error;

@@ -7,7 +7,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { OctconvError } from '../lib/error.js';
-import { loadModel, openNetwork } from '../lib/model.js';
+import { loadModel, Model, openNetwork } from '../lib/model.js';
 import { buildNetwork } from '../lib/models/index.js';
 import { inferOptions } from '../lib/models/infer.js';
 import { quantize } from '../lib/quantize.js';
@@ -289,6 +289,11 @@ describe('checkpoints', () => {
       expect(await names(dict({ ...beside, state_dict: network }))).to.deep.equal([['w', 'b'], ['parameters of "state_dict"']]);
     });
 
+    it('prefers what has by far the most tensors', async () => {
+      const large = dict(Object.fromEntries(Array.from({ length: 21 }, (_, i) => [`w${i}`, weight()])));
+      expect((await names(dict({ prototypes: weight(), b: vector, net: large })))[1]).to.deep.equal(['parameters of "net"']);
+    });
+
     it('prefers the network that lies least deep, and tells of the others', async () => {
       const value = dict({ state_dict: network, callbacks: dict({ ema: dict({ weights: network }) }) });
       expect(await names(value)).to.deep.equal([['w', 'b'], ['parameters of "state_dict"; also with tensors: there is "callbacks.ema.weights"']]);
@@ -379,6 +384,41 @@ describe('checkpoints', () => {
       expect((await rejection(source({}).read('x'))).message).to.equal('weights: no tensor "x", there is none');
       expect(() => inferOptions(there)).to.throw(OctconvError, /no 'conv1\.weight', wanted a ResNet.*; there are "a", "b", "c" and 2 more$/);
     });
+  });
+
+  it('of all these kinds at once give a model that computes the same', async () => {
+    const options = { width: 4, classes: 3, stem: 'cifar' as const };
+    const network = buildNetwork('oct-resnet-26', options);
+    const random = initialize(network);
+    const model = new Model(network, random);
+    const x = tensorOf('f32', [1, 16, 16, 3], Float32Array.from({ length: 768 }, (_, i) => Math.sin(i)));
+    const wanted = [...(await model.run(x)).data];
+    model.dispose();
+
+    const storages: Record<string, Buffer> = {};
+    const parameters: Record<string, string> = {};
+    for (const [name, { shape }] of random.tensors) {
+      const data = await random.read(name);
+      const key = String(Object.keys(storages).length);
+      const [type, bytes] = name.endsWith('bias') ? ['DoubleStorage', Float64Array.from(data)] : ['FloatStorage', data];
+      const stride = shape.map((_, i) => shape.slice(i + 1).reduce((a, b) => a * b, 1));
+      storages[key] = Buffer.from(bytes.buffer);
+      const saved = tensor({ type: type as string, key, elements: data.length, size: [...shape], stride });
+      parameters[`module._orig_mod.model.${name.replace(/^fc\./, 'fc.1.')}`] = saved;
+    }
+    const zeros = weight({ key: '0', elements: 4 });
+    const checkpoint = dict({ args: object('argparse', 'Namespace'), model: dict(parameters), model_ema: dict({ ...parameters, zeros }) });
+    const path = await save('all.pth', pth(checkpoint, storages));
+    expect((await rejection(loadModel(path))).message).to.match(/several dictionaries with tensors, there are "model", "model_ema"/);
+    using loaded = await loadModel(path, { key: 'model' });
+    expect([...(await loaded.run(x)).data]).to.deep.equal(wanted);
+    expect(loaded.name).to.equal('oct-resnet-26');
+    expect(loaded.notes?.slice(1)).to.deep.equal([
+      "every name without its 'module._orig_mod.'",
+      "every name without its 'model.'",
+      "'fc.1' is the classifier 'fc'",
+    ]);
+    expect(loaded.notes?.[0]).to.match(/^float64 read as f32: \d+ tensors$/);
   });
 
   describe('shards', () => {

@@ -20,6 +20,7 @@ import {
   int,
   legacyPth,
   NONE,
+  object,
   pickle,
   pth,
   safetensors,
@@ -559,6 +560,7 @@ describe('hostile weight files', () => {
       ['pth/module.pth', 400],
       ['pth/module-deflated.pth', 200],
       ['pth/views.pth', 200],
+      ['pth/checkpoint.pth', 200],
       ['pth/module-legacy.pth', 700],
       ['pth/views-legacy.pth', 700],
     ];
@@ -586,9 +588,10 @@ describe('hostile weight files', () => {
       const seeds = [
         pickle(dict({ a: tensor({ elements: 4, size: [2, 2], stride: [2, 1] }), b: `]q\x00(${int(1)}h\x00\x85e` })),
         pickle(call('collections', 'OrderedDict', `](${tuple(str('a'), int(1))}e`)),
+        pickle(dict({ a: object('x', 'Y', { b: int(1) }), c: `\x8f(${int(1)}\x90`, d: `${object('x', 'Z')}(${int(1)}${NONE}u`, e: 'C\x02ab' })),
       ].map((text) => Buffer.from(text, 'latin1'));
       for (let i = 0; i < 20_000; i++) {
-        const bytes = mutate(seeds[i % 2]!, random);
+        const bytes = mutate(seeds[i % seeds.length]!, random);
         try {
           readPickle(bytes, 0, 'x');
         } catch (error) {

@@ -329,6 +329,11 @@ describe('weights', () => {
         OctconvError,
         /missing "p9" \[1\]; and 13 more$/,
       );
+      const other = new Map(['a', 'b', 'c', 'd'].map((name) => [name, info([2])]));
+      expect(() => checkWeights(expected, { tensors: other })).to.throw(
+        OctconvError,
+        /missing "p6" \[1\]; extra "a" \[2\]; extra "b" \[2\]; extra "c" \[2\]; and 17 more$/,
+      );
       const ten = new Map([...expected].slice(0, 10));
       expect(() => checkWeights(ten, { tensors: new Map() })).to.throw(OctconvError, /missing "p9" \[1\]$/);
     });

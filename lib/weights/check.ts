@@ -17,21 +17,24 @@ export function checkWeights(
     if (source.tensors.get(name)?.dtype !== 'i8') continue;
     for (const { name: beside, ...info } of Object.values(besideI8(name, shape[0] ?? 0))) wanted.set(beside, info);
   }
-  const problems: string[] = [];
+  const [wrong, extra]: [string[], string[]] = [[], []];
   for (const [name, { dtype, shape }] of wanted) {
     const got = source.tensors.get(name);
     if (!got) {
       const why = source.unreadable?.get(name);
-      if (!isIgnored(name)) problems.push(why ? `${show(name)} ${why}` : `missing ${show(name)} ${show(shape)}`);
+      if (!isIgnored(name)) wrong.push(why ? `${show(name)} ${why}` : `missing ${show(name)} ${show(shape)}`);
     } else if (got.shape.length !== shape.length || got.shape.some((size, i) => size !== shape[i])) {
-      problems.push(`${show(name)} is ${show(got.shape)}, wanted ${show(shape)}`);
-    } else if (dtype && got.dtype !== dtype) problems.push(`${show(name)} is ${got.dtype}, wanted ${dtype}`);
+      wrong.push(`${show(name)} is ${show(got.shape)}, wanted ${show(shape)}`);
+    } else if (dtype && got.dtype !== dtype) wrong.push(`${show(name)} is ${got.dtype}, wanted ${dtype}`);
   }
   for (const [name, { shape }] of source.tensors) {
-    if (!wanted.has(name) && !isIgnored(name)) problems.push(`extra ${show(name)} ${show(shape)}`);
+    if (!wanted.has(name) && !isIgnored(name)) extra.push(`extra ${show(name)} ${show(shape)}`);
   }
-  if (problems.length === 0) return;
-  const rest = problems.length - 10;
-  const list = problems.slice(0, 10).join('; ') + (rest > 0 ? `; and ${rest} more` : '');
-  throw new OctconvError(`${source.name ?? 'weights'}: the parameters do not fit the network: ${list}`);
+  const count = wrong.length + extra.length;
+  if (count === 0) return;
+  // Three of the names that are there say more than an eighth that is missing.
+  const extras = extra.slice(0, Math.max(3, 10 - wrong.length));
+  const list = [...wrong.slice(0, 10 - extras.length), ...extras];
+  const rest = count > list.length ? `; and ${count - list.length} more` : '';
+  throw new OctconvError(`${source.name ?? 'weights'}: the parameters do not fit the network: ${list.join('; ')}${rest}`);
 }

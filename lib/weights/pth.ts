@@ -114,13 +114,15 @@ async function listEntries(file: RandomFile): Promise<Map<string, yauzl.Entry>> 
     zip.on('error', () => {});
     if (zip.entryCount > entryLimit) throw new OctconvError(`${file.path}: more than ${entryLimit} entries in the zip`);
     const entries = new Map<string, yauzl.Entry>();
-    let total = 0;
+    const most = Math.max(alwaysFine, growth * file.size);
+    let [packed, unpacked] = [0, 0];
     for await (const entry of zip.eachEntry()) {
       const { fileName, compressedSize, uncompressedSize } = entry;
       if (entries.has(fileName)) throw new OctconvError(`${file.path}: ${show(fileName)} is twice in the zip`);
       // 1032 is the most that deflate can reach; weights, unless they are all zero, hardly shrink at all.
-      total += compressedSize;
-      if (total > file.size || uncompressedSize > Math.max(alwaysFine, growth * compressedSize)) {
+      packed += compressedSize;
+      unpacked += uncompressedSize;
+      if (packed > file.size || unpacked > most) {
         const sizes = `${compressedSize} bytes for ${uncompressedSize}`;
         throw new OctconvError(`${file.path}: ${show(fileName)} in the zip says ${sizes}, which is not believable`);
       }
@@ -303,7 +305,9 @@ function choose(path: string, root: PickleValue, key: string | undefined): { dic
     if (dict) return { dict, notes: [] };
     throw new OctconvError(`${path}: no dictionary ${show(key)} with tensors, ${list(all.filter((one) => one.key !== ''))}`);
   }
-  const networks = all.some(({ layers }) => layers) ? all.filter(({ layers }) => layers) : all;
+  const serious = all.some(({ layers }) => layers) ? all.filter(({ layers }) => layers) : all;
+  const most = serious.reduce((largest, { tensors }) => Math.max(largest, tensors), 0);
+  const networks = serious.filter(({ tensors }) => tensors >= most / 10);
   const least = networks.filter(({ depth }) => depth === networks[0]?.depth);
   const [first, second] = least;
   if (!first) {
@@ -311,7 +315,7 @@ function choose(path: string, root: PickleValue, key: string | undefined): { dic
     throw new OctconvError(`${path}: no state dict, but ${got}; wanted names with tensors, as torch.save(model.state_dict(), ...) writes`);
   }
   if (second) throw new OctconvError(`${path}: several dictionaries with tensors, ${list(least)}; a key (--key) says which is meant`);
-  const others = networks.filter((one) => one !== first);
+  const others = serious.filter((one) => one !== first && one.key !== '');
   const also = others.length > 0 ? `; also with tensors: ${list(others)}` : '';
   return { dict: first.dict, notes: first.key === '' ? [] : [`parameters of ${show(first.key)}${also}`] };
 }
