@@ -337,7 +337,7 @@ describe('checkpoints', () => {
       it(`have no '${prefix}'`, async () => {
         const found = withUsualNames(source(prefixed(prefix)));
         expect([...found.tensors.keys()]).to.deep.equal(Object.keys(plain));
-        expect(found.notes).to.deep.equal([`every name without its '${prefix}'`]);
+        expect(found.notes).to.deep.equal([`every name without its "${prefix}"`]);
         expect([...(await found.read('bn1.weight'))]).to.deep.equal([2, 2]);
       });
     }
@@ -353,7 +353,7 @@ describe('checkpoints', () => {
         return all;
       };
       const sorted = (prefix: string) => Object.keys(prefixed(prefix)).sort();
-      expect(await files('module._orig_mod.')).to.deep.equal([sorted(''), ["every name without its 'module._orig_mod.'"]]);
+      expect(await files('module._orig_mod.')).to.deep.equal([sorted(''), ['every name without its "module._orig_mod."']]);
       expect(await files('backbone.')).to.deep.equal([sorted('backbone.'), []]);
     });
 
@@ -363,10 +363,17 @@ describe('checkpoints', () => {
       expect(withUsualNames(source({})).tensors.size).to.equal(0);
     });
 
+    it('of which the prefix never ends are stripped all the same, in a note of bounded length', () => {
+      const prefix = 'module.'.repeat(100_000);
+      const found = withUsualNames(source(prefixed(prefix)));
+      expect([...found.tensors.keys()]).to.deep.equal(Object.keys(plain));
+      expect(found.notes?.join()).to.have.lengthOf.below(200);
+    });
+
     it('of a classifier behind a dropout are those of the classifier', async () => {
       const found = withUsualNames(source({ 'conv1.weight': [1], 'fc.1.weight': [5, 2], 'fc.1.bias': [5] }));
       expect([...found.tensors.keys()]).to.deep.equal(['conv1.weight', 'fc.weight', 'fc.bias']);
-      expect(found.notes).to.deep.equal(["'fc.1' is the classifier 'fc'"]);
+      expect(found.notes).to.deep.equal(['"fc.1" is the classifier "fc"']);
       expect((await found.read('fc.weight')).length).to.equal(10);
       for (const other of [
         { 'fc.0.weight': [4, 2], 'fc.3.weight': [5, 4] },
@@ -414,9 +421,9 @@ describe('checkpoints', () => {
     expect([...(await loaded.run(x)).data]).to.deep.equal(wanted);
     expect(loaded.name).to.equal('oct-resnet-26');
     expect(loaded.notes?.slice(1)).to.deep.equal([
-      "every name without its 'module._orig_mod.'",
-      "every name without its 'model.'",
-      "'fc.1' is the classifier 'fc'",
+      'every name without its "module._orig_mod."',
+      'every name without its "model."',
+      '"fc.1" is the classifier "fc"',
     ]);
     expect(loaded.notes?.[0]).to.match(/^float64 read as f32: \d+ tensors$/);
   });

@@ -36,7 +36,9 @@ export async function readElements(
   const from = stored === 'f64' ? new Float64Array(bytes.buffer, bytes.byteOffset, bytes.length / 8) : asElements(bits, bytes);
   const count = strided ? strided.shape.reduce((a, b) => a * b, 1) : from.length;
   const to = memory(count * bytesPerElement[dtype]);
-  gather(from, asElements(stored === 'f64' ? dtype : bits, to), strided);
+  const view = asElements(stored === 'f64' ? dtype : bits, to);
+  if (strided) gather(from, view, strided);
+  else view.set(from);
   return asElements(dtype, to);
 }
 
@@ -55,8 +57,7 @@ function isContiguous({ shape, strides }: Layout): boolean {
   return true;
 }
 
-function gather(from: TypedArray | Float64Array, to: TypedArray, layout: Layout = { shape: [to.length], strides: [1] }): void {
-  const { shape, strides } = layout;
+function gather(from: TypedArray | Float64Array, to: TypedArray, { shape, strides }: Layout): void {
   const index = shape.map(() => 0);
   let at = 0;
   for (let i = 0; i < to.length; i++) {
