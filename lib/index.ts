@@ -25,7 +25,7 @@ export { type PlanOptions, runGraph, type RunOptions } from './plan.js';
 export { quantize, type QuantizeOptions } from './quantize.js';
 export { type Image, type Matrix, type Shape, type Spatial, Tensor, tensor, type Video } from './tensor.js';
 export { initialize } from './weights/random.js';
-export { openWeights, type WeightSource } from './weights/source.js';
+export { openWeights, type OpenOptions, type WeightSource } from './weights/source.js';
 
 /** Exports a recorded graph as ONNX. @throws OctconvError for video, and for ops on pictures' bytes. */
 export const toOnnx: typeof import('./graph/onnx.js').toOnnx = async (...given) =>

@@ -12,9 +12,10 @@ import { PackedWeights, Plan, type RunOptions, threadsOf } from './plan.js';
 import { Tensor } from './tensor.js';
 import type { TypedArrayOf } from './dtype.js';
 import { checkWeights } from './weights/check.js';
+import { withUsualNames } from './weights/names.js';
 import { isModelFolder, readModelFolder } from './weights/folder.js';
 import { initialize } from './weights/random.js';
-import { openWeights, type WeightSource } from './weights/source.js';
+import { indexOf, openWeights, type OpenOptions, type WeightSource } from './weights/source.js';
 
 export interface ModelOptions {
   /** `auto` takes the fastest device that is there: `cpu`. Default `auto`. */
@@ -69,6 +70,8 @@ export class Model {
   /** Registered name and options of the network, if it has one. */
   name: string | undefined;
   options: NetworkOptions | undefined;
+  /** What was chosen, renamed or converted in the file of its weights, a line each. */
+  notes: readonly string[] | undefined;
 
   readonly #network: Network;
   readonly #source: Weights;
@@ -251,22 +254,24 @@ export interface NetworkFile {
   readonly input: InputConfig;
   /** Only a model folder has them. */
   readonly labels: readonly string[] | undefined;
+  /** What was chosen, renamed or converted in the file, a line each. */
+  readonly notes?: readonly string[] | undefined;
 }
 
 /**
- * Opens a model folder, or a bare weight file (.safetensors, .pth) whose network is read off its names and shapes;
+ * Opens a model folder, or bare weights (.safetensors, its shards, .pth) whose network is read off their names and shapes;
  * `given` must agree with them.
  * @throws OctconvError that names the file and what does not fit.
  */
-export async function openNetwork(path: string, given: Partial<ResolvedOptions> = {}): Promise<NetworkFile> {
-  const folder = (await isModelFolder(path)) ? await readModelFolder(path) : undefined;
-  const source = folder?.weights ?? (await openWeights(path));
+export async function openNetwork(path: string, given: Partial<ResolvedOptions> = {}, open: OpenOptions = {}): Promise<NetworkFile> {
+  const folder = (await isModelFolder(path)) && !(await indexOf(path)) ? await readModelFolder(path) : undefined;
+  const source = folder?.weights ?? withUsualNames(await openWeights(path, open));
   try {
     const { network: name, options } = folder?.config ?? resolveOptions(source, given);
     const network = buildNetwork(name, options);
     checkWeights(parameterShapes(network), source);
     const input = folder?.config.input ?? defaultInput(options.stem);
-    return { name, options, network, source, input, labels: folder?.labels };
+    return { name, options, network, source, input, labels: folder?.labels, notes: source.notes };
   } catch (error) {
     await source.close();
     throw error;
@@ -280,10 +285,10 @@ export async function openNetwork(path: string, given: Partial<ResolvedOptions> 
  */
 export async function loadModel(
   path: string,
-  options: ModelOptions & { network?: Partial<ResolvedOptions> } = {},
+  options: ModelOptions & OpenOptions & { network?: Partial<ResolvedOptions> } = {},
 ): Promise<Model> {
-  const { network: given, ...modelOptions } = options;
-  const { network, source, ...described } = await openNetwork(path, given);
+  const { network: given, key, ...modelOptions } = options;
+  const { network, source, ...described } = await openNetwork(path, given, { key });
   try {
     const model = Object.assign(new Model(network, source, modelOptions), described);
     await model.plan([1, described.input.height, described.input.width, 3]); // packs all parameters

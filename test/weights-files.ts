@@ -9,6 +9,7 @@ const le = (value: number, bytes: number): string => {
 };
 
 export const NONE = 'N';
+export const TRUE = '\x88';
 export const FALSE = '\x89';
 export const str = (text: string): string => {
   const bytes = Buffer.from(text).toString('latin1');
@@ -19,6 +20,9 @@ export const tuple = (...items: string[]): string => `(${items.join('')}t`;
 export const global = (module: string, name: string): string => `c${module}\n${name}\n`;
 export const call = (module: string, name: string, ...args: string[]): string =>
   `${global(module, name)}${tuple(...args)}R`;
+/** An object of a class, with these attributes. */
+export const object = (module: string, name: string, state: Record<string, string> = {}): string =>
+  `${global(module, name)})\x81${dict(state)}b`;
 export const dict = (entries: Record<string, string>): string =>
   `}(${Object.entries(entries)
     .map(([key, value]) => str(key) + value)
@@ -34,6 +38,9 @@ export interface TensorSpec {
   stride: number[];
   /** Only in files of the legacy form. */
   part?: string;
+  requiresGrad?: string;
+  hooks?: string;
+  metadata?: string;
 }
 
 export function storage({
@@ -41,14 +48,18 @@ export function storage({
   key = '0',
   elements,
   part = '',
-}: Omit<TensorSpec, 'size' | 'stride'>): string {
+}: Pick<TensorSpec, 'type' | 'key' | 'elements' | 'part'>): string {
   return `${tuple(str('storage'), global('torch', type), str(key), str('cpu'), int(elements), part)}Q`;
 }
 
 export function tensor(spec: TensorSpec): string {
-  const { offset = 0, size, stride } = spec;
+  return call('torch._utils', '_rebuild_tensor_v2', ...tensorArgs(spec));
+}
+
+export function tensorArgs(spec: TensorSpec): string[] {
+  const { offset = 0, size, stride, requiresGrad = FALSE, hooks = NONE, metadata = '' } = spec;
   const [sizes, strides] = [size, stride].map((numbers) => tuple(...numbers.map(int)));
-  return call('torch._utils', '_rebuild_tensor_v2', storage(spec), int(offset), sizes!, strides!, FALSE, NONE);
+  return [storage(spec), int(offset), sizes!, strides!, requiresGrad, hooks, metadata];
 }
 
 export interface ZipEntry {

@@ -1,4 +1,5 @@
 import { OctconvError, show } from '../error.js';
+import { someOf } from '../weights/names.js';
 import type { WeightSource } from '../weights/source.js';
 import type { ResolvedNetworkOptions } from './options.js';
 
@@ -12,7 +13,7 @@ export interface ResolvedOptions extends ResolvedNetworkOptions {
   readonly network: string;
 }
 
-type Source = Pick<WeightSource, 'name' | 'tensors'>;
+type Source = Pick<WeightSource, 'name' | 'tensors' | 'unreadable'>;
 
 const depths = new Map([['2,2,2,2', 26], ['3,4,6,3', 50], ['3,4,23,3', 101], ['3,8,36,3', 152]]);
 
@@ -55,7 +56,9 @@ function inspect(source: Source): { network: string; options: Omit<ResolvedNetwo
   const fail = (what: string): OctconvError => new OctconvError(`${where(source)}: ${what}`);
   const shape = (name: string, rank: number): readonly number[] => {
     const found = tensors.get(name)?.shape;
-    if (!found) throw fail(`no '${name}', wanted a ResNet (torchvision's names) or an octave ResNet (d-li14's)`);
+    const why = source.unreadable?.get(name);
+    if (why) throw fail(`'${name}' ${why}`);
+    if (!found) throw fail(`no '${name}', wanted a ResNet (torchvision's names) or an octave ResNet (d-li14's); ${someOf(tensors.keys())}`);
     if (found.length !== rank) throw fail(`'${name}' has shape ${show(found)}, wanted ${rank} sizes`);
     return found;
   };

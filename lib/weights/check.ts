@@ -1,14 +1,15 @@
 import { OctconvError, show } from '../error.js';
-import { besideI8, isCounter, type TensorInfo, type WeightSource } from './source.js';
+import { isIgnored } from './names.js';
+import { besideI8, type TensorInfo, type WeightSource } from './source.js';
 
 /**
  * Compares a source with the parameters that a network expects: what is missing, extra or wrongly shaped becomes one
- * error that names the first ten and counts the rest. `num_batches_tracked` is optional; weights of i8 have their scales
- * beside them.
+ * error that names the first ten and counts the rest. Counters as `num_batches_tracked` are optional; weights of i8 have
+ * their scales beside them.
  */
 export function checkWeights(
   expected: ReadonlyMap<string, readonly number[]>,
-  source: Pick<WeightSource, 'name' | 'tensors'>,
+  source: Pick<WeightSource, 'name' | 'tensors' | 'unreadable'>,
 ): void {
   const wanted = new Map<string, Partial<TensorInfo> & Pick<TensorInfo, 'shape'>>();
   for (const [name, shape] of expected) {
@@ -16,20 +17,24 @@ export function checkWeights(
     if (source.tensors.get(name)?.dtype !== 'i8') continue;
     for (const { name: beside, ...info } of Object.values(besideI8(name, shape[0] ?? 0))) wanted.set(beside, info);
   }
-  const problems: string[] = [];
+  const [wrong, extra]: [string[], string[]] = [[], []];
   for (const [name, { dtype, shape }] of wanted) {
     const got = source.tensors.get(name);
     if (!got) {
-      if (!isCounter(name)) problems.push(`missing ${show(name)} ${show(shape)}`);
+      const why = source.unreadable?.get(name);
+      if (!isIgnored(name)) wrong.push(why ? `${show(name)} ${why}` : `missing ${show(name)} ${show(shape)}`);
     } else if (got.shape.length !== shape.length || got.shape.some((size, i) => size !== shape[i])) {
-      problems.push(`${show(name)} is ${show(got.shape)}, wanted ${show(shape)}`);
-    } else if (dtype && got.dtype !== dtype) problems.push(`${show(name)} is ${got.dtype}, wanted ${dtype}`);
+      wrong.push(`${show(name)} is ${show(got.shape)}, wanted ${show(shape)}`);
+    } else if (dtype && got.dtype !== dtype) wrong.push(`${show(name)} is ${got.dtype}, wanted ${dtype}`);
   }
   for (const [name, { shape }] of source.tensors) {
-    if (!wanted.has(name) && !isCounter(name)) problems.push(`extra ${show(name)} ${show(shape)}`);
+    if (!wanted.has(name) && !isIgnored(name)) extra.push(`extra ${show(name)} ${show(shape)}`);
   }
-  if (problems.length === 0) return;
-  const rest = problems.length - 10;
-  const list = problems.slice(0, 10).join('; ') + (rest > 0 ? `; and ${rest} more` : '');
-  throw new OctconvError(`${source.name ?? 'weights'}: the parameters do not fit the network: ${list}`);
+  const count = wrong.length + extra.length;
+  if (count === 0) return;
+  // Three of the names that are there say more than an eighth that is missing.
+  const extras = extra.slice(0, Math.max(3, 10 - wrong.length));
+  const list = [...wrong.slice(0, 10 - extras.length), ...extras];
+  const rest = count > list.length ? `; and ${count - list.length} more` : '';
+  throw new OctconvError(`${source.name ?? 'weights'}: the parameters do not fit the network: ${list.join('; ')}${rest}`);
 }

@@ -1,4 +1,4 @@
-import { readSync } from 'node:fs';
+import { constants, fstatSync, readSync } from 'node:fs';
 import { type FileHandle, open } from 'node:fs/promises';
 import { OctconvError } from '../error.js';
 
@@ -11,6 +11,7 @@ const reasons: Readonly<Record<string, string>> = {
   EPERM: 'permission denied',
   EROFS: 'the file system is read-only',
   ENOSPC: 'no space left on the device',
+  ENXIO: 'not a regular file, wanted a file',
 };
 
 /** Errors of the file system in one line that names the file; anything else is passed on. */
@@ -22,24 +23,30 @@ export function fileError(path: string, error: unknown): unknown {
 
 /** Where that many bytes can be put, aligned for any typed array. */
 export type Memory = (bytes: number) => Uint8Array<ArrayBuffer>;
-const ownMemory: Memory = (bytes) => new Uint8Array(bytes);
+export const ownMemory: Memory = (bytes) => new Uint8Array(bytes);
 
 /** So few bytes are read sooner than a promise of them is kept: most parameters are vectors. */
 const small = 2 ** 16;
 
-/** A file that is read piece by piece. What lies outside of it is an error before any memory is allocated. */
+/**
+ * A regular file that is read piece by piece. What lies outside of it is an error before any memory is allocated, and so is
+ * a read after the file was written to: its pieces may be of two files. A file that another one took the name of stays as it is.
+ */
 export class RandomFile {
   private constructor(
     readonly path: string,
     readonly size: number,
+    /** When it was last written to, in ns. */
+    readonly time: bigint,
     readonly handle: FileHandle,
   ) {}
 
   static async open(path: string): Promise<RandomFile> {
     try {
-      const handle = await open(path, 'r');
-      const stat = await handle.stat();
-      if (stat.isFile()) return new RandomFile(path, stat.size, handle);
+      // Without O_NONBLOCK a pipe waits for its writer.
+      const handle = await open(path, constants.O_RDONLY | constants.O_NONBLOCK);
+      const stat = await handle.stat({ bigint: true });
+      if (stat.isFile()) return new RandomFile(path, Number(stat.size), stat.mtimeNs, handle);
       await handle.close();
       throw new OctconvError(`${path}: ${stat.isDirectory() ? 'a folder' : 'not a regular file'}, wanted a file`);
     } catch (error) {
@@ -49,22 +56,47 @@ export class RandomFile {
 
   /** Bytes [position, position + length); by default in memory of their own, so that any typed array is aligned on them. */
   async read(position: number, length: number, memory: Memory = ownMemory): Promise<Uint8Array<ArrayBuffer>> {
-    if (position < 0 || length < 0 || position + length > this.size) {
+    if (!(position >= 0 && length >= 0 && position + length <= this.size)) {
       throw new OctconvError(`${this.path}: truncated at ${this.size} bytes, wanted ${length} bytes at ${position}`);
     }
-    const bytes = memory(length);
-    for (let done = 0; done < length; ) {
-      const at = position + done;
-      const rest = Math.min(length - done, 2 ** 30); // a single read gives at most 2 GiB
-      const bytesRead =
-        length <= small ? readSync(this.handle.fd, bytes, done, rest, at) : (await this.handle.read(bytes, done, rest, at)).bytesRead;
-      if (bytesRead === 0) throw new OctconvError(`${this.path}: became shorter while it was read`);
-      done += bytesRead;
+    try {
+      this.#open();
+      const bytes = memory(length);
+      for (let done = 0; done < length; ) {
+        const at = position + done;
+        const rest = Math.min(length - done, 2 ** 30); // a single read gives at most 2 GiB
+        const bytesRead =
+          length <= small ? readSync(this.#open(), bytes, done, rest, at) : (await this.handle.read(bytes, done, rest, at)).bytesRead;
+        if (bytesRead === 0) break;
+        done += bytesRead;
+      }
+      const { size, mtimeNs } = fstatSync(this.#open(), { bigint: true });
+      if (Number(size) !== this.size || mtimeNs !== this.time) {
+        throw new OctconvError(`${this.path}: was written to since it was opened`);
+      }
+      return bytes;
+    } catch (error) {
+      throw fileError(this.path, error);
     }
-    return bytes;
+  }
+
+  #open(): number {
+    if (this.handle.fd < 0) throw new OctconvError(`${this.path}: was closed`);
+    return this.handle.fd;
   }
 
   close(): Promise<void> {
     return this.handle.close();
+  }
+}
+
+/** All of a regular file of at most `most` bytes. */
+export async function readWhole(path: string, most: number): Promise<Uint8Array<ArrayBuffer>> {
+  const file = await RandomFile.open(path);
+  try {
+    if (file.size > most) throw new OctconvError(`${path}: ${file.size} bytes, wanted at most ${most}`);
+    return await file.read(0, file.size);
+  } finally {
+    await file.close();
   }
 }

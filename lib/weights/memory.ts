@@ -1,5 +1,6 @@
 import { arrayFor, type TypedArray } from '../dtype.js';
 import { OctconvError, show } from '../error.js';
+import { checkValues } from './elements.js';
 import { elementCount, missingTensor, type TensorInfo, type WeightSource } from './source.js';
 
 export interface MemoryTensor extends TensorInfo {
@@ -18,8 +19,8 @@ export function memoryWeights(tensors: ReadonlyMap<string, MemoryTensor>, name =
     tensors,
     async read(key: string): Promise<TypedArray> {
       const tensor = tensors.get(key);
-      if (!tensor) throw missingTensor(name, key);
-      return tensor.data;
+      if (!tensor) throw missingTensor({ name, tensors }, key);
+      return checkValues(name, key, tensor.dtype, tensor.data);
     },
     async close() {},
   };

@@ -1,8 +1,8 @@
 import { OctconvError, show } from '../error.js';
 
-// A virtual machine for the part of Python's pickle language that a state dict is written in. Nothing in a pickle is
-// ever called: a GLOBAL is a name out of the short list below, and REDUCE knows what each of them would have built.
-// Whatever else a pickle says is an error that names it.
+// A virtual machine for Python's pickle language. Nothing in a pickle is ever called: a name is a name, and a call of one
+// out of the short list below gives what it would have built. Every other object is opaque: it has a class, and that is all.
+// Work and memory are linear in the pickle's size: a byte of it takes some 300 bytes at most.
 
 export class PickleError extends OctconvError {}
 
@@ -22,35 +22,60 @@ export class Persistent {
   constructor(readonly id: PickleValue) {}
 }
 
-/** A call of `torch._utils._rebuild_tensor_v2`, not checked yet. */
+/** A call of a function that builds a tensor, not checked yet. */
 export class TensorCall {
-  constructor(readonly args: readonly PickleValue[]) {}
+  constructor(
+    readonly path: string,
+    readonly args: readonly PickleValue[],
+  ) {}
+}
+
+/** What something else would have built: an object of this class, or the result of this function. */
+export class Opaque {
+  constructor(readonly path: string) {}
 }
 
 export type PickleValue =
   | null | boolean | number | bigint | string
-  | Tuple | PickleValue[] | Map<PickleValue, PickleValue> | Global | Persistent | TensorCall;
+  | Tuple | PickleValue[] | Map<PickleValue, PickleValue> | Global | Persistent | TensorCall | Opaque;
 
-type Reduce = (args: readonly PickleValue[]) => PickleValue | undefined;
+/** A value in a few words: it may be large, shared, or contain itself. */
+export function describe(value: PickleValue | undefined): string {
+  if (value instanceof Map) return `a dict of ${value.size}`;
+  if (Array.isArray(value)) return `a list of ${value.length}`;
+  if (value instanceof Tuple) return `a tuple of ${value.items.length}`;
+  if (value instanceof Global) return `the name ${show(value.path)}`;
+  if (value instanceof Opaque) return `an object of ${show(value.path)}`;
+  if (value instanceof Persistent) return 'a storage';
+  return value instanceof TensorCall ? 'a tensor' : show(value);
+}
 
-/** What the callables of a state dict give; `undefined` refuses the arguments. */
+/** The arguments of the call, and a counter of objects. */
+type Reduce = (args: readonly PickleValue[], count: (objects: number) => void) => PickleValue | undefined;
+
+/** What the callables of a state dict give; `undefined` leaves the call opaque. */
 const reductions = new Map<string, Reduce>(Object.entries<Reduce>({
-  'collections.OrderedDict': ([pairs = []]) => {
-    if (!Array.isArray(pairs)) return undefined;
+  'collections.OrderedDict': ([pairs = [], more], count) => {
+    if (!Array.isArray(pairs) || more !== undefined) return undefined;
+    count(pairs.length);
     const dict = new Map<PickleValue, PickleValue>();
     for (const pair of pairs) {
       const [key, value, more] = Array.isArray(pair) ? pair : pair instanceof Tuple ? pair.items : [];
-      if (key === undefined || value === undefined || more !== undefined || !isKey(key)) return undefined;
+      if (key === undefined || value === undefined || more !== undefined) return undefined;
       dict.set(key, value);
     }
     return dict;
   },
-  'torch._utils._rebuild_tensor': (args) => (args.length === 4 ? new TensorCall(args) : undefined),
-  // storage, offset, size, stride, requires_grad, backward_hooks[, metadata]
-  'torch._utils._rebuild_tensor_v2': (args) => ([6, 7].includes(args.length) ? new TensorCall(args) : undefined),
-  'torch._utils._rebuild_parameter': ([tensor]) => (tensor instanceof TensorCall ? tensor : undefined),
-  'torch.Size': ([sizes]) => (sizes instanceof Tuple ? sizes : undefined),
+  'torch.Size': ([sizes, more]) => (sizes instanceof Tuple && more === undefined ? sizes : undefined),
 }));
+
+export const tensorCalls: ReadonlySet<string> = new Set([
+  'torch._utils._rebuild_tensor',
+  'torch._utils._rebuild_tensor_v2',
+  'torch._utils._rebuild_parameter',
+  'torch._utils._rebuild_parameter_with_state',
+  'torch._tensor._rebuild_from_type_v2',
+]);
 
 /** Names that only stand for something, the second item of a storage's persistent id, and their bytes per element. */
 export const storageTypes: ReadonlyMap<string, number> = new Map([
@@ -64,17 +89,17 @@ export const storageTypes: ReadonlyMap<string, number> = new Map([
   ['torch.IntStorage', 4],
   ['torch.LongStorage', 8],
   ['torch.BoolStorage', 1],
+  ['torch.QInt8Storage', 1],
+  ['torch.QUInt8Storage', 1],
+  ['torch.QInt32Storage', 4],
+  ['torch.ComplexFloatStorage', 8],
+  ['torch.ComplexDoubleStorage', 16],
 ]);
 
-const known = new Set([...reductions.keys(), ...storageTypes.keys()]);
-
-function isKey(value: PickleValue): boolean {
-  return value === null || ['string', 'number', 'bigint', 'boolean'].includes(typeof value);
-}
-
-/** Bounds what a small file can make us allocate: an empty dict is one byte of pickle and some 200 of ours. */
+/** Bounds what a small file can make us allocate: an empty dict is one byte of pickle and some 300 of ours. */
 const objectLimit = 2 ** 19;
-const depthLimit = 100;
+/** A name may be joined to another one as often as it is used. */
+const nameLimit = 1000;
 
 const STOP = 0x2e;
 const utf8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
@@ -86,9 +111,7 @@ export function readPickle(
   where: string,
 ): { value: PickleValue; persistents: readonly Persistent[]; end: number } {
   const machine = new Machine(bytes, start, where);
-  const value = machine.run();
-  checkNesting(value, where);
-  return { value, persistents: machine.persistents, end: machine.at };
+  return { value: machine.run(), persistents: machine.persistents, end: machine.at };
 }
 
 class Machine {
@@ -170,11 +193,25 @@ class Machine {
         this.#push(this.#view.getFloat64(this.#take(8)));
         break;
 
-      case 0x55: // SHORT_BINSTRING, Python 2's str
+      case 0x55: // SHORT_BINSTRING, Python 2's str: text or bytes
+        this.#push(this.#textOrBytes(this.#unsigned(1)));
+        break;
+      case 0x54: // BINSTRING
+        this.#push(this.#textOrBytes(this.#unsigned(4)));
+        break;
+      case 0x43: // SHORT_BINBYTES
+        this.#push(this.#bytes(this.#unsigned(1)));
+        break;
+      case 0x42: // BINBYTES
+        this.#push(this.#bytes(this.#unsigned(4)));
+        break;
+      case 0x8e: // BINBYTES8
+      case 0x96: // BYTEARRAY8
+        this.#push(this.#bytes(this.#unsigned(8)));
+        break;
       case 0x8c: // SHORT_BINUNICODE
         this.#push(this.#string(this.#unsigned(1)));
         break;
-      case 0x54: // BINSTRING, Python 2's str
       case 0x58: // BINUNICODE
         this.#push(this.#string(this.#unsigned(4)));
         break;
@@ -223,6 +260,18 @@ class Machine {
         this.#setItems(this.#popMark());
         break;
 
+      case 0x8f: // EMPTY_SET
+        this.#push(new Opaque('set'));
+        break;
+      case 0x90: // ADDITEMS
+        this.#popMark();
+        if (!(this.#top() instanceof Opaque)) throw this.#error('ADDITEMS on no set');
+        break;
+      case 0x91: // FROZENSET
+        this.#popMark();
+        this.#push(new Opaque('frozenset'));
+        break;
+
       case 0x63: { // GLOBAL
         const module = this.#line();
         this.#push(this.#global(module, this.#line()));
@@ -239,10 +288,17 @@ class Machine {
         this.#push(this.#reduce(callable, args));
         break;
       }
-      case 0x62: // BUILD
-        // Sets attributes: an OrderedDict that is a state dict has `_metadata`, the versions of its layers.
-        if (!(this.#pop() instanceof Map) || !(this.#top() instanceof Map)) throw this.#error('BUILD on no state dict');
+      case 0x81: // NEWOBJ: a class and its arguments
+      case 0x92: // NEWOBJ_EX: named ones too
+        this.#push(new Opaque(pathOf(this.#popMany(opcode === 0x81 ? 2 : 3)[0])));
         break;
+      case 0x62: { // BUILD
+        // Sets attributes: an OrderedDict that is a state dict has `_metadata`, the versions of its layers.
+        this.#pop();
+        const object = this.#top();
+        if (!(object instanceof Map || object instanceof Opaque)) throw this.#error(`BUILD on ${describe(object)}`);
+        break;
+      }
       case 0x51: { // BINPERSID
         const persistent = new Persistent(this.#pop());
         this.persistents.push(persistent);
@@ -293,9 +349,9 @@ class Machine {
     return Number(this.#view.getBigUint64(start, true));
   }
 
-  #long(length: number): number | bigint {
-    if (length > 16) throw this.#error(`an integer of ${length} bytes, wanted at most 16`);
+  #long(length: number): number | bigint | Opaque {
     const start = this.#take(length);
+    if (length > 16) return new Opaque('int');
     let value = 0n;
     for (let i = length - 1; i >= 0; i--) value = (value << 8n) | BigInt(this.#view.getUint8(start + i));
     value = BigInt.asIntN(length * 8, value);
@@ -311,6 +367,20 @@ class Machine {
     }
   }
 
+  #bytes(length: number): Opaque {
+    this.#take(length);
+    return new Opaque('bytes');
+  }
+
+  #textOrBytes(length: number): string | Opaque {
+    const start = this.#take(length);
+    try {
+      return utf8.decode(this.bytes.subarray(start, start + length));
+    } catch {
+      return new Opaque('bytes');
+    }
+  }
+
   #line(): string {
     const end = this.bytes.indexOf(0x0a, this.at);
     const text = this.#string(end === -1 ? Number.POSITIVE_INFINITY : end - this.at);
@@ -318,8 +388,9 @@ class Machine {
     return text;
   }
 
-  #count(): void {
-    if (++this.#objects > objectLimit) throw this.#error(`more than ${objectLimit} objects`);
+  #count(objects = 1): void {
+    this.#objects += objects;
+    if (this.#objects > objectLimit) throw this.#error(`more than ${objectLimit} objects`);
   }
 
   #push(value: PickleValue): void {
@@ -351,31 +422,29 @@ class Machine {
 
   #append(items: PickleValue[]): void {
     const list = this.#top();
-    if (!Array.isArray(list)) throw this.#error('APPEND on no list');
+    if (list instanceof Opaque) return;
+    if (!Array.isArray(list)) throw this.#error(`APPEND on ${describe(list)}`);
     for (const item of items) list.push(item);
   }
 
   #setItems(items: PickleValue[]): void {
     const dict = this.#top();
-    if (!(dict instanceof Map) || items.length % 2 !== 0) throw this.#error('SETITEM on no dict, or without a value');
-    for (let i = 0; i < items.length; i += 2) {
-      const key = items[i] as PickleValue;
-      if (!isKey(key)) throw this.#error('a dict key that is no string or number');
-      dict.set(key, items[i + 1] as PickleValue);
-    }
+    if (items.length % 2 !== 0) throw this.#error('SETITEM without a value');
+    if (dict instanceof Opaque) return;
+    if (!(dict instanceof Map)) throw this.#error(`SETITEM on ${describe(dict)}`);
+    for (let i = 0; i < items.length; i += 2) dict.set(items[i] as PickleValue, items[i + 1] as PickleValue);
   }
 
   #global(module: string, name: string): Global {
-    const path = `${module}.${name}`;
-    if (known.has(path)) return new Global(path);
-    throw this.#error(`the name ${show(path)}, which no state dict needs: nothing in a pickle is ever called`);
+    if (module.length + name.length > nameLimit) throw this.#error(`a global of more than ${nameLimit} characters`);
+    return new Global(`${module}.${name}`);
   }
 
   #reduce(callable: PickleValue | undefined, args: PickleValue | undefined): PickleValue {
-    const path = callable instanceof Global ? callable.path : 'no function';
-    const value = args instanceof Tuple ? reductions.get(path)?.(args.items) : undefined;
-    if (value === undefined) throw this.#error(`a call of ${path} that builds no part of a state dict`);
-    return value;
+    const path = pathOf(callable);
+    if (!(args instanceof Tuple)) return new Opaque(path);
+    if (tensorCalls.has(path)) return new TensorCall(path, args.items);
+    return reductions.get(path)?.(args.items, (objects) => this.#count(objects)) ?? new Opaque(path);
   }
 
   #put(index: number): void {
@@ -390,31 +459,4 @@ class Machine {
   }
 }
 
-/** Refuses a value that contains itself or is nested too deep. What is shared is looked at once. */
-function checkNesting(root: PickleValue, where: string): void {
-  const done = new Set<PickleValue>();
-  const open = new Set<PickleValue>();
-  const path = [{ value: root, parts: parts(root) }];
-  open.add(root);
-  for (let last = path.at(-1); last; last = path.at(-1)) {
-    const next = last.parts.next();
-    if (next.done) {
-      done.add(last.value);
-      open.delete(last.value);
-      path.pop();
-    } else if (typeof next.value === 'object' && next.value !== null && !done.has(next.value)) {
-      if (open.has(next.value)) throw new PickleError(`${where}: the pickle has a value that contains itself`);
-      if (path.length === depthLimit) throw new PickleError(`${where}: the pickle nests deeper than ${depthLimit}`);
-      open.add(next.value);
-      path.push({ value: next.value, parts: parts(next.value) });
-    }
-  }
-}
-
-function parts(value: PickleValue): Iterator<PickleValue> {
-  if (value instanceof Map) return value.values();
-  if (value instanceof Tuple) return value.items.values();
-  if (value instanceof TensorCall) return value.args.values();
-  if (value instanceof Persistent) return [value.id].values();
-  return Array.isArray(value) ? value.values() : [].values();
-}
+const pathOf = (callable: PickleValue | undefined): string => (callable instanceof Global ? callable.path : 'no name');

@@ -17,7 +17,7 @@ export function initialize(network: Module, seed = 0): WeightSource {
     tensors: new Map([...parameters].map(([key, { shape }]) => [key, { dtype: 'f32', shape }])),
     async read(key) {
       const parameter = parameters.get(key);
-      if (!parameter) throw missingTensor(name, key);
+      if (!parameter) throw missingTensor({ name, tensors: parameters }, key);
       const data = new Float32Array(elementCount(parameter.shape));
       fill(data, ...rangeOf(parameter, parameters), hash(`${seed}/${key}`));
       return data;

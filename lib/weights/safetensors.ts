@@ -1,21 +1,28 @@
 import { randomBytes } from 'node:crypto';
 import { open, rename, rm } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
-import { bytesPerElement, type DType, dtypes, type TypedArray } from '../dtype.js';
+import { bytesPerElement, dtypes, type TypedArray } from '../dtype.js';
 import { OctconvError, show } from '../error.js';
+import { bytesPerStored, checkValues, readAs, readElements, type StoredType } from './elements.js';
 import { fileError, type RandomFile } from './file.js';
-import { asElements, elementCount, isCounter, missingTensor, type TensorInfo, type WeightSource } from './source.js';
+import { isObject, parseJson } from './json.js';
+import { isIgnored, readingNotes } from './names.js';
+import { elementCount, missingTensor, type TensorInfo, type WeightSource } from './source.js';
 
 // The format: u64 header length, a JSON header { name: { dtype, shape, data_offsets: [begin, end] }, ... } that may be
 // padded with spaces, then the tensors without holes, little-endian, row-major. Offsets count from the header's end.
 
-/** 70,000 tensors' worth; the official reader's 100 MB would let a hostile header parse to gigabytes of objects. */
-const headerLimit = 8 * 2 ** 20;
+/**
+ * 70,000 tensors' worth; the official reader's 100 MB would let a hostile header parse to gigabytes of objects. A byte of
+ * it takes some 20 bytes of memory at most.
+ */
+export const headerLimit = 8 * 2 ** 20;
 
 /** A data type is called the same in the file, in capitals: F32, BF16, I8. */
-const byFileName = new Map<unknown, DType>(dtypes.map((dtype) => [dtype.toUpperCase(), dtype]));
+const byFileName = new Map<unknown, StoredType>([...dtypes, 'f64' as const].map((dtype) => [dtype.toUpperCase(), dtype]));
 
 interface Place extends TensorInfo {
+  readonly stored: StoredType;
   readonly begin: number;
   readonly end: number;
 }
@@ -27,56 +34,46 @@ export async function readSafetensors(file: RandomFile): Promise<WeightSource> {
     throw new OctconvError(`${file.path}: a header of ${length} bytes, wanted at most ${headerLimit}`);
   }
   const start = 8 + length;
-  const places = parseHeader(file.path, await file.read(8, length), file.size - start);
+  const { tensors, ...others } = parseHeader(file.path, await file.read(8, length), file.size - start);
   return {
     name: file.path,
-    tensors: places,
+    tensors,
+    ...others,
     async read(name, memory): Promise<TypedArray> {
-      const place = places.get(name);
-      if (!place) throw missingTensor(file.path, name);
-      return asElements(place.dtype, await file.read(start + place.begin, place.end - place.begin, memory));
+      const place = tensors.get(name);
+      if (!place) throw missingTensor({ name: file.path, tensors, ...others }, name);
+      const { dtype, stored, begin, end } = place;
+      const data = await readElements(stored, (memory) => file.read(start + begin, end - begin, memory), memory);
+      return checkValues(file.path, name, dtype, data);
     },
     close: () => file.close(),
   };
 }
 
-function parseHeader(path: string, bytes: Uint8Array, dataSize: number): Map<string, Place> {
+function parseHeader(path: string, bytes: Uint8Array, dataSize: number) {
   const wrong = (what: string): OctconvError => new OctconvError(`${path}: ${what}`);
-  let header: unknown;
-  let text: string;
-  try {
-    text = new TextDecoder('utf-8', { fatal: true }).decode(bytes);
-    header = JSON.parse(text);
-  } catch {
-    throw wrong('the header is not JSON');
-  }
+  // The names, what is told of each, and its lists of numbers.
+  const header = parseJson(bytes, 3, `${path}: the header`);
   if (!isObject(header)) throw wrong('the header is not a JSON object');
-  // What is written as it would be again, by us or the official writer, repeats none.
-  const repeated = JSON.stringify(header) === text.trimEnd() ? undefined : repeatedKey(text);
-  if (repeated !== undefined) throw wrong(`the header names ${show(repeated)} twice`);
 
-  const places: { name: string; dtype: DType | undefined; shape: number[]; begin: number; end: number }[] = [];
+  const places: { name: string; fileName: unknown; stored: StoredType | undefined; shape: number[]; begin: number; end: number }[] = [];
   for (const [name, value] of Object.entries(header)) {
     if (name === '__metadata__') {
       if (isObject(value) && Object.values(value).every((item) => typeof item === 'string')) continue;
       throw wrong('__metadata__ is not an object of strings');
     }
     const { dtype: fileName, shape, data_offsets: offsets } = isObject(value) ? value : {};
-    const dtype = byFileName.get(fileName);
-    // Counters are left out later; their place is part of the layout all the same.
-    const elementBytes = dtype ? bytesPerElement[dtype] : fileName === 'I64' && isCounter(name) ? 8 : undefined;
-    if (elementBytes === undefined) {
-      throw wrong(`tensor ${show(name)} has dtype ${show(fileName)}, wanted ${[...byFileName.keys()].join(', ')}`);
-    }
+    if (typeof fileName !== 'string') throw wrong(`tensor ${show(name)} has dtype ${show(fileName)}, wanted a name`);
     if (!isNumbers(shape)) throw wrong(`tensor ${show(name)} has shape ${show(shape)}, wanted a list of sizes`);
-    const size = elementCount(shape) * elementBytes;
-    if (!Number.isSafeInteger(size)) throw wrong(`tensor ${show(name)} has the impossible shape ${show(shape)}`);
     const [begin, end, more] = isNumbers(offsets) ? offsets : [];
-    if (begin === undefined || end === undefined || more !== undefined || end - begin !== size) {
-      const got = `data_offsets ${show(offsets)}`;
-      throw wrong(`tensor ${show(name)} ${fileName} ${show(shape)} has ${got}, wanted ${size} bytes`);
+    const stored = byFileName.get(fileName);
+    const size = stored && elementCount(shape) * bytesPerStored[stored];
+    if (stored && !Number.isSafeInteger(size)) throw wrong(`tensor ${show(name)} has the impossible shape ${show(shape)}`);
+    if (begin === undefined || end === undefined || more !== undefined || end < begin || end - begin !== (size ?? end - begin)) {
+      const wanted = size === undefined ? 'a begin and an end' : `${size} bytes`;
+      throw wrong(`tensor ${show(name)} ${fileName} ${show(shape)} has data_offsets ${show(offsets)}, wanted ${wanted}`);
     }
-    places.push({ name, dtype, shape, begin, end });
+    places.push({ name, fileName, stored, shape, begin, end });
   }
 
   places.sort((a, b) => a.begin - b.begin || a.end - b.end);
@@ -88,39 +85,19 @@ function parseHeader(path: string, bytes: Uint8Array, dataSize: number): Map<str
   if (at !== dataSize) throw wrong(`${dataSize} bytes of data, the header tells of ${at}`);
 
   const tensors = new Map<string, Place>();
-  for (const { name, dtype, shape, begin, end } of places) {
-    if (dtype && !isCounter(name)) tensors.set(name, { dtype, shape, begin, end });
+  const unreadable = new Map<string, string>();
+  let doubles = 0;
+  for (const { name, fileName, stored, shape, begin, end } of places) {
+    if (isIgnored(name)) continue;
+    if (stored === 'f64') doubles++;
+    if (stored) tensors.set(name, { dtype: readAs(stored), stored, shape, begin, end });
+    else unreadable.set(name, `has dtype ${show(fileName)}, wanted ${[...byFileName.keys()].join(', ')}`);
   }
-  return tensors;
-}
-
-function isObject(value: unknown): value is Record<string, unknown> {
-  return typeof value === 'object' && value !== null && !Array.isArray(value);
+  return { tensors, unreadable, notes: readingNotes(doubles, unreadable.keys()) };
 }
 
 function isNumbers(value: unknown): value is number[] {
   return Array.isArray(value) && value.every((x) => Number.isSafeInteger(x) && x >= 0);
-}
-
-/** The first key that an object of valid JSON repeats: JSON.parse would silently keep the last. */
-function repeatedKey(json: string): string | undefined {
-  const open: Set<string>[] = [];
-  for (let i = 0; i < json.length; i++) {
-    if (json[i] === '{') open.push(new Set());
-    else if (json[i] === '}') open.pop();
-    else if (json[i] === '"') {
-      const start = i++;
-      while (json[i] !== '"') i += json[i] === '\\' ? 2 : 1;
-      let next = i + 1;
-      while (/\s/.test(json[next] ?? '')) next++;
-      if (json[next] !== ':') continue;
-      const key = JSON.parse(json.slice(start, i + 1)) as string;
-      const keys = open.at(-1)!;
-      if (keys.has(key)) return key;
-      keys.add(key);
-    }
-  }
-  return undefined;
 }
 
 /**

@@ -1,8 +1,12 @@
-import { arrayFor, type DType, type TypedArray } from '../dtype.js';
+import { stat } from 'node:fs/promises';
+import { basename, join } from 'node:path';
+import type { DType, TypedArray } from '../dtype.js';
 import { OctconvError, show } from '../error.js';
 import { type Memory, RandomFile } from './file.js';
+import { someOf, withoutWrappers } from './names.js';
 import { readLegacyPth, readZipPth } from './pth.js';
 import { readSafetensors } from './safetensors.js';
+import { readShards } from './shards.js';
 
 export interface TensorInfo {
   readonly dtype: DType;
@@ -13,9 +17,16 @@ export interface TensorInfo {
 export interface WeightSource {
   /** What errors call it: the file. */
   readonly name?: string;
-  /** Every tensor in file order. `num_batches_tracked` counters are left out: no network reads them. */
+  /** Every tensor in file order. Counters as `num_batches_tracked` are left out: no network reads them. */
   readonly tensors: ReadonlyMap<string, TensorInfo>;
-  /** The elements' raw bits, one tensor at a time; whoever does not keep them may say where they can be put. */
+  /** What else is there under a name, and why it is no tensor that can be read: an error only where it is wanted. */
+  readonly unreadable?: ReadonlyMap<string, string>;
+  /** What was chosen, renamed or converted, a line each. */
+  readonly notes?: readonly string[];
+  /**
+   * The elements' raw bits, one tensor at a time; whoever does not keep them may say where they can be put.
+   * @throws OctconvError that names the tensor: no number of a file is NaN or infinite, and no `running_var` negative.
+   */
   read(name: string, memory?: Memory): Promise<TypedArray>;
   close(): Promise<void>;
 }
@@ -34,16 +45,27 @@ export function besideI8(weight: string, channels = 0): { readonly [Kind in I8Ki
 }
 type I8Kind = 'weightScale' | 'inputScale' | 'inputZeroPoint';
 
-/** Opens a .safetensors or a .pth file (zip, or the pickles before PyTorch 1.6), told apart by content. */
-export async function openWeights(path: string): Promise<WeightSource> {
+export interface OpenOptions {
+  /** The dictionary of a .pth file that holds the parameters (`model_ema`, `ema.state_dict`), if it holds several. */
+  readonly key?: string | undefined;
+}
+
+/**
+ * Opens a .safetensors or a .pth file (zip, or the pickles before PyTorch 1.6), told apart by content, or what
+ * `model.safetensors.index.json` tells of: the index, or the folder that it is in.
+ */
+export async function openWeights(path: string, { key }: OpenOptions = {}): Promise<WeightSource> {
+  const index = await indexOf(path);
+  if (index !== undefined) return withoutWrappers(await readShards(index));
   const file = await RandomFile.open(path);
   try {
     const head = await file.read(0, Math.min(file.size, 9));
     const [first, second] = head;
-    if (first === 0x50 && second === 0x4b) return await readZipPth(file);
+    if (first === 0x50 && second === 0x4b) return withoutWrappers(await readZipPth(file, key));
     // A pickle starts with PROTO; as the length of a safetensors header the same byte is followed by an 8th `{`.
-    if (first === 0x80 && head[8] !== 0x7b) return await readLegacyPth(file);
-    if (head[8] === 0x7b) return await readSafetensors(file);
+    if (first === 0x80 && head[8] !== 0x7b) return withoutWrappers(await readLegacyPth(file, key));
+    if (key !== undefined) throw new OctconvError(`${path}: no .pth file, only those have dictionaries as ${show(key)}`);
+    if (head[8] === 0x7b) return withoutWrappers(await readSafetensors(file));
     throw new OctconvError(`${path}: not a weight file, wanted .safetensors or a PyTorch .pth (zip or pickle)`);
   } catch (error) {
     await file.close();
@@ -51,8 +73,14 @@ export async function openWeights(path: string): Promise<WeightSource> {
   }
 }
 
-export function isCounter(name: string): boolean {
-  return name === 'num_batches_tracked' || name.endsWith('.num_batches_tracked');
+const indexName = 'model.safetensors.index.json';
+
+/** The index of a sharded file, if the path is one or a folder that has one. */
+export async function indexOf(path: string): Promise<string | undefined> {
+  if (basename(path).endsWith('.safetensors.index.json')) return path;
+  const stats = await stat(path).catch(() => undefined);
+  const index = join(path, indexName);
+  return stats?.isDirectory() && (await stat(index).catch(() => undefined)) ? index : undefined;
 }
 
 /** The number of elements, or NaN where a size or the product is no exact integer. */
@@ -67,12 +95,9 @@ export function elementCount(shape: readonly number[]): number {
   return shape.includes(0) ? 0 : count;
 }
 
-/** Bytes as elements of a data type. */
-export function asElements(dtype: DType, bytes: Uint8Array<ArrayBuffer>): TypedArray {
-  const Elements = arrayFor(dtype);
-  return new Elements(bytes.buffer, bytes.byteOffset, bytes.byteLength / Elements.BYTES_PER_ELEMENT);
+export function missingTensor({ name: where = 'weights', tensors, unreadable }: Described, name: string): OctconvError {
+  const why = unreadable?.get(name);
+  return new OctconvError(why ? `${where}: tensor ${show(name)} ${why}` : `${where}: no tensor ${show(name)}, ${someOf(tensors.keys())}`);
 }
 
-export function missingTensor(where: string, name: string): OctconvError {
-  return new OctconvError(`${where}: no tensor ${show(name)}`);
-}
+type Described = Pick<WeightSource, 'name' | 'unreadable'> & { readonly tensors: ReadonlyMap<string, unknown> };
