@@ -21,7 +21,6 @@ import {
   type NetworkName,
   type NetworkOptions,
   networkNames,
-  Octave,
   OctconvError,
   openWeights,
   ops,
@@ -78,81 +77,21 @@ describe('models: cost at 224 px', () => {
 });
 
 describe("models: the authors' count", () => {
-  // Their ResNet-50 for the ablations: BN and ReLU before each convolution, the paper's table 1.
-  class Unit extends Module<Octave<Feature>, Octave<Feature>> {
-    readonly bn: layers.OctBatchNorm;
-    constructor(
-      from: number,
-      alphaIn: number,
-      readonly conv: Module<Octave<Feature>, Octave<Feature>>,
-    ) {
-      super();
-      this.bn = new layers.OctBatchNorm(from, alphaIn);
-    }
-    forward(x: Octave<Feature>) {
-      return this.conv.forward(this.bn.forward(x).map((branch) => ops.relu(branch)));
-    }
+  // The paper's table 1 and supplement; parameters in M. Without alpha: the plain network.
+  const table: { readonly [network: string]: readonly [alphas: readonly number[], giga: readonly string[], parameters: string] } = {
+    'resnet-v2-26': [[0.125, 0.25, 0.5, 0.75], ['2.352', '2.102', '1.872', '1.491', '1.216'], '15.99'],
+    'resnet-v2-50': [[0.125, 0.25, 0.5, 0.75], ['4.103', '3.587', '3.123', '2.383', '1.891'], '25.55'],
+    'resnet-v2-101': [[0.125, 0.25, 0.5], ['7.820', '6.656', '5.625', '4.012'], '44.55'],
+    'densenet-121': [[0.125, 0.25], ['2.852', '2.428', '2.044'], '7.98'],
+  };
+  for (const [network, [alphas, counts, parameters]] of Object.entries(table)) {
+    it(`of ${network} is that of their table`, () => {
+      const octave = alphas.map((alpha) => buildNetwork(`oct-${network}`, { alpha }));
+      const flops = [buildNetwork(network), ...octave].map((built): Flops => countFlops(record(built)));
+      expect(flops.map(({ authors }) => giga(authors))).to.deep.equal(counts);
+      for (const flop of flops) expect((flop.parameters / 1e6).toFixed(2)).to.equal(parameters);
+    });
   }
-  class Strided extends Module<Octave<Feature>, Octave<Feature>> {
-    readonly conv: layers.Conv;
-    constructor(from: number, to: number, kernel: number) {
-      super();
-      this.conv = new layers.Conv(from, to, { kernel, stride: 2 });
-    }
-    forward(x: Octave<Feature>) {
-      return new Octave(this.conv.forward(x.high));
-    }
-  }
-  class PreActivation extends Module {
-    readonly conv1 = new layers.Conv(3, 64, { kernel: 7, stride: 2 });
-    readonly bn1 = new layers.BatchNorm(64);
-    readonly tail = new layers.BatchNorm(2048);
-    readonly fc = new layers.Linear(2048, 1000);
-    readonly blocks: { branch: Unit[]; shortcut: Unit[] }[] = [];
-    readonly parts: Unit[];
-    constructor(alpha: number) {
-      super();
-      const unit = (from: number, to: number, kernel: number, stride: number, alphaIn: number, alphaOut: number) => {
-        const plain = alpha === 0 && stride === 2; // the plain network strides, the octave ones pool
-        return new Unit(
-          from,
-          alphaIn,
-          plain ? new Strided(from, to, kernel) : new layers.OctConv(from, to, { kernel, stride, alphaIn, alphaOut }),
-        );
-      };
-      const alphas = [0, alpha, alpha, alpha, 0] as const;
-      [3, 4, 6, 3].forEach((count, stage) => {
-        for (let i = 0; i < count; i++) {
-          const width = 64 * 2 ** stage;
-          const from = i > 0 ? 4 * width : stage > 0 ? 2 * width : 64;
-          const out = alphas[stage + 1] ?? 0;
-          const [into, stride] = i > 0 ? [out, 1] : [alphas[stage] ?? 0, stage > 0 ? 2 : 1];
-          const branch = [
-            unit(from, width, 1, 1, into, out),
-            unit(width, width, 3, stride, out, out),
-            unit(width, 4 * width, 1, 1, out, out),
-          ];
-          this.blocks.push({ branch, shortcut: i > 0 ? [] : [unit(from, 4 * width, 1, stride, into, out)] });
-        }
-      });
-      this.parts = this.blocks.flatMap(({ branch, shortcut }) => [...branch, ...shortcut]);
-    }
-    forward(x: Feature) {
-      const through = (units: Unit[], y: Octave<Feature>) => units.reduce((z, unit) => unit.forward(z), y);
-      const stem = ops.relu(this.bn1.forward(this.conv1.forward(x)));
-      let y = new Octave<Feature>(ops.maxPool(stem, { kernel: 3, stride: 2, padding: 1 }));
-      for (const { branch, shortcut } of this.blocks)
-        y = through(branch, y).zip(through(shortcut, y), (a, b) => ops.add(a, b));
-      return this.fc.forward(ops.globalAvgPool(ops.relu(this.tail.forward(y.high))));
-    }
-  }
-
-  it('is that of their table', () => {
-    const counts = [0, 0.125, 0.25, 0.5, 0.75].map((alpha): Flops => countFlops(record(new PreActivation(alpha))));
-    const table = ['4.103', '3.587', '3.123', '2.383', '1.891'];
-    expect(counts.map(({ authors }) => giga(authors))).to.deep.equal(table);
-    expect(counts.map(({ parameters }) => (parameters / 1e6).toFixed(2))).to.deep.equal(Array(5).fill('25.55'));
-  });
 });
 
 describe('models: parameters', () => {
@@ -226,8 +165,10 @@ describe('models: parameters', () => {
 describe('models: structure', () => {
   it('records at every size, odd ones too', () => {
     for (const name of networkNames) {
-      const graph = record(buildNetwork(name, { width: 8, classes: 5 }), 75);
-      expect(graph.values[graph.outputs[0]!]?.shape).to.deep.equal([1, 5]);
+      for (const size of [75, 81, 97, 33]) {
+        const graph = record(buildNetwork(name, { width: 8, classes: 5 }), size);
+        expect(graph.values[graph.outputs[0]!]?.shape).to.deep.equal([1, 5]);
+      }
     }
   });
 

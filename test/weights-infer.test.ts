@@ -21,9 +21,10 @@ describe('options read off the weights', () => {
   for (const network of networkNames) {
     it(`finds ${network} again`, () => {
       const alpha = network.startsWith('oct-') ? 0.25 : 0;
+      const blocks = /-\d+$/.test(network) ? {} : { blocks: [1, 2, 1, 3] }; // a name without a depth
       for (const options of [
-        { alpha, width: 64, classes: 1000, stem: 'imagenet' as const },
-        { alpha, width: 8, classes: 1, stem: 'cifar' as const },
+        { alpha, width: 64, classes: 1000, stem: 'imagenet' as const, ...blocks },
+        { alpha, width: 8, classes: 1, stem: 'cifar' as const, ...blocks },
       ]) {
         expect(inferOptions(weights(network, options))).to.deep.equal({ network, options });
       }
@@ -49,6 +50,15 @@ describe('options read off the weights', () => {
       const made = weights('oct-resnet-26', { alpha, width });
       const { options } = inferOptions(made);
       expect(weights('oct-resnet-26', options).tensors).to.deep.equal(made.tensors);
+    }
+  });
+
+  it('finds the alpha of pre-activation networks too', () => {
+    for (const network of ['oct-resnet-v2-26', 'oct-se-resnet-v2', 'oct-densenet'] as const) {
+      for (const alpha of [0, 0.125, 0.25, 0.5, 0.75, 0.9, 0.05]) {
+        const options = { alpha, width: 64, classes: 9, ...(network !== 'oct-resnet-v2-26' && { blocks: [1, 1, 2, 1] }) };
+        expect(inferOptions(weights(network, options))).to.deep.equal({ network, options: { ...options, stem: 'imagenet' } });
+      }
     }
   });
 

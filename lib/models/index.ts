@@ -2,12 +2,18 @@ import { OctconvError, show } from '../error.js';
 import type { InputConfig } from '../input/preprocess.js';
 import type { Classifier, Family } from './family.js';
 import { checkOptions, type NetworkOptions, type ResolvedNetworkOptions } from './options.js';
+import { denseNets } from './densenet.js';
 import { resNets } from './resnet.js';
+import { resNetsV2 } from './resnet-v2.js';
+import { seResNetsV2 } from './se-resnet-v2.js';
 
 export type { Classifier, Family, NetworkOptions };
 
 const registered = [
   resNets,
+  resNetsV2,
+  seResNetsV2,
+  denseNets,
 ] as const;
 
 /** Every family of networks; one that is added to the list is known everywhere. */

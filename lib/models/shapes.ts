@@ -61,7 +61,7 @@ export function inferAlpha(parameters: Shapes): number {
   const splits: Split[] = [];
   for (const [name, [high = 0]] of parameters) {
     // layer4, or the transition before it, begins with the merge: from there on everything is in the high branch.
-    const layer = /^((?:layer[1-3]\..*|transition[12])\.conv)\.conv_h2h\.weight$/.exec(name)?.[1];
+    const layer = /^((?:layer[1-3]|transition[12])\..*\.conv)\.conv_h2h\.weight$/.exec(name)?.[1];
     if (!layer) continue;
     const low = parameters.get(`${layer}.conv_h2l.weight`)?.[0] ?? 0;
     splits.push({ layer, channels: high + low, low });

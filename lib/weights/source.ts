@@ -1,6 +1,7 @@
 import { arrayFor, type DType, type TypedArray } from '../dtype.js';
 import { OctconvError, show } from '../error.js';
 import { type Memory, RandomFile } from './file.js';
+import { isParams, isTar, readParams, readTar } from './params.js';
 import { readLegacyPth, readZipPth } from './pth.js';
 import { readSafetensors } from './safetensors.js';
 
@@ -34,17 +35,22 @@ export function besideI8(weight: string, channels = 0): { readonly [Kind in I8Ki
 }
 type I8Kind = 'weightScale' | 'inputScale' | 'inputZeroPoint';
 
-/** Opens a .safetensors or a .pth file (zip, or the pickles before PyTorch 1.6), told apart by content. */
+/**
+ * Opens a .safetensors, a .pth (zip, or the pickles before PyTorch 1.6) or an MXNet .params (bare or in a tar), told apart
+ * by content.
+ */
 export async function openWeights(path: string): Promise<WeightSource> {
   const file = await RandomFile.open(path);
   try {
-    const head = await file.read(0, Math.min(file.size, 9));
+    const head = await file.read(0, Math.min(file.size, 512));
     const [first, second] = head;
+    if (isTar(head)) return await readTar(file);
     if (first === 0x50 && second === 0x4b) return await readZipPth(file);
     // A pickle starts with PROTO; as the length of a safetensors header the same byte is followed by an 8th `{`.
     if (first === 0x80 && head[8] !== 0x7b) return await readLegacyPth(file);
     if (head[8] === 0x7b) return await readSafetensors(file);
-    throw new OctconvError(`${path}: not a weight file, wanted .safetensors or a PyTorch .pth (zip or pickle)`);
+    if (isParams(head)) return await readParams(file);
+    throw new OctconvError(`${path}: not a weight file, wanted .safetensors, a PyTorch .pth (zip or pickle) or an MXNet .params`);
   } catch (error) {
     await file.close();
     throw error;
