@@ -23,6 +23,7 @@ import {
 import { toFloats } from '../lib/weights/floats.js';
 import { readModelFolder, writeModelFolder } from '../lib/weights/folder.js';
 import { type MemoryTensor, memoryWeights } from '../lib/weights/memory.js';
+import { numbers } from './cases.js';
 
 /** The values over and over. */
 function image(shape: readonly number[], values: readonly number[]): Tensor<'f32'> {
@@ -228,6 +229,14 @@ describe('quantize', () => {
       expect(await cosine(network, weights, q, unseen)).to.be.above(0.999);
     });
   }
+
+  it('an input that is always zero costs the others of its sum nothing', async () => {
+    // One low channel, and with these weights it is 0 behind the ReLU.
+    const network = buildNetwork('oct-resnet-26', { alpha: 0.05, width: 16, classes: 50 });
+    const x = new Tensor('f32', [2, 64, 64, 3], numbers(2 * 64 * 64 * 3, 1));
+    const weights = initialize(network, 1);
+    expect(await cosine(network, weights, await quantize(network, weights, [x]), x)).to.be.above(0.999); // was .974
+  });
 
   it('refuses what cannot be', async () => {
     const network = new Sum();
