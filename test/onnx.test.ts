@@ -178,6 +178,9 @@ describe('onnx: quantised networks', () => {
     ['resnet-26', resnet('resnet-26')],
     ['oct-resnet-26', resnet('oct-resnet-26', 0.5)],
     ['oct-resnet-26, without a low branch at first', resnet('oct-resnet-26', 0.05)],
+    ['oct-se-resnet-v2', buildNetwork('oct-se-resnet-v2', { width: 16, classes: 50, alpha: 0.5, blocks: [1, 2, 1, 1] })],
+    ['densenet', buildNetwork('densenet', { width: 16, classes: 50, blocks: [1, 2, 2, 1] })],
+    ['oct-densenet', buildNetwork('oct-densenet', { width: 16, classes: 50, alpha: 0.25, blocks: [1, 2, 2, 1] })],
     ['biases', new Biased()],
   ] as const) {
     it(`${title}, sums in f32 and in i8`, async function () {

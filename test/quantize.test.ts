@@ -215,6 +215,8 @@ describe('quantize', () => {
     ['oct-resnet-26', { alpha: 0.5, width: 16, classes: 10, stem: 'cifar' }],
     ['oct-resnet-50', { alpha: 0.25, width: 16, classes: 100 }],
     ['resnet-26', { width: 16, classes: 10 }],
+    ['oct-se-resnet-v2', { alpha: 0.5, width: 16, classes: 10, blocks: [1, 2, 1, 2] }],
+    ['oct-densenet', { alpha: 0.25, width: 16, classes: 10, blocks: [2, 3, 2, 2] }],
   ] as const) {
     it(`${name}: the logits are those of f32 to a thousandth`, async () => {
       const network = buildNetwork(name, options);

@@ -159,7 +159,7 @@ export function tar(entries: { name: string; data: Buffer; type?: string; says?:
   const blocks = entries.flatMap(({ name, data, type = '0', says = {} }) => {
     const header = Buffer.alloc(512);
     header.write(name, 0, 'latin1');
-    header.write('0000644\0' + '0001750\0'.repeat(2), 100, 'latin1');
+    header.write(`0000644\0${'0001750\0'.repeat(2)}`, 100, 'latin1');
     header.write(says.size ?? `${data.length.toString(8).padStart(11, '0')}\0`, 124, 'latin1');
     header.write(`14700000000\0${' '.repeat(8)}${type}`, 136, 'latin1');
     header.write('ustar\x0000', 257, 'latin1');

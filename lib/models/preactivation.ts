@@ -97,9 +97,7 @@ export const alphasOf = ({ alpha }: ResolvedNetworkOptions): readonly number[] =
 /** What the authors trained these on: (v - (124, 117, 104)) * 0.0167 of a picture resized by OpenCV's bicubic. */
 export function symbolInput(stem: 'imagenet' | 'cifar'): InputConfig {
   if (stem === 'cifar') return defaultInput(stem);
-  const scale = 0.0167;
-  const mean = [124 * scale, 117 * scale, 104 * scale] as const;
-  return { ...defaultInput(stem), interpolation: 'bicubic', scale, mean, std: [1, 1, 1] };
+  return { ...defaultInput(stem), interpolation: 'bicubic', scale: 0.0167, mean: [2.0708, 1.9539, 1.7368], std: [1, 1, 1] };
 }
 
 const normParts: Readonly<Record<string, string>> = { gamma: 'weight', beta: 'bias', moving_mean: 'running_mean', moving_var: 'running_var' };
