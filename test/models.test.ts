@@ -9,7 +9,6 @@ import {
   countFlops,
   createModel,
   defaultInput,
-  type Family,
   type Feature,
   type Flops,
   Graph,
@@ -26,7 +25,7 @@ import {
   ops,
   Tensor,
 } from '../lib/index.js';
-import { families } from '../lib/models/index.js';
+import { type Family, families } from '../lib/models/index.js';
 import { commonOptions } from '../lib/models/options.js';
 import { checkWeights } from '../lib/weights/check.js';
 import { writeModelFolder } from '../lib/weights/folder.js';
@@ -199,6 +198,10 @@ describe('models: structure', () => {
       ['resnet-50', { width: 0 }, 'resnet-50: width 0, wanted an integer from 1 to 65536'],
       ['resnet-50', { classes: 2.5 }, 'resnet-50: classes 2.5, wanted'],
       ['resnet-50', { stem: 'mnist' }, 'resnet-50: stem "mnist", wanted imagenet or cifar'],
+      ['se-resnet-v2-50', { width: 3 }, 'se-resnet-v2-50: width 3, wanted an integer from 4 to 65536'],
+      ['densenet-121', { width: 9 }, 'densenet-121: width 9, wanted an even integer from 2 to 65536'],
+      ['resnet-v2', { blocks: [1, 2, 0, 1] }, 'resnet-v2: blocks [1,2,0,1], wanted four integers from 1 to 256'],
+      ['resnet-v2-50', { blocks: [1, 2, 1, 1] }, 'resnet-v2-50: option "blocks", wanted alpha, width, classes, stem'],
       ['resnet-50', { widht: 8 }, 'resnet-50: option "widht", wanted alpha, width, classes, stem'],
     ];
     for (const [name, options, message] of cases)

@@ -164,6 +164,13 @@ describe('mxnet: what is read off a file', () => {
 });
 
 describe('mxnet: records', () => {
+  it('two of one parameter are an error', () => {
+    const { tensors } = initialize(buildNetwork('resnet-v2', { width: 4, blocks: [1, 1, 1, 1] }));
+    const twice = new Map([...tensors, ['L2_B01_conv1_bn_gamma', { dtype: 'f32' as const, shape: [4] }]]);
+    const message = `x.params: "layer1.0.conv1.bn.weight" and "L2_B01_conv1_bn_gamma" are both "layer1.0.conv1.bn.weight"`;
+    expect(() => inferOptions({ name: 'x.params', tensors: twice })).to.throw(OctconvError, message);
+  });
+
   const folder = mkdtempSync(join(tmpdir(), 'octconv-mxnet-'));
   after(() => rmSync(folder, { recursive: true }));
   const open = async (bytes: Buffer) => {

@@ -54,7 +54,8 @@ export interface OctConvLayerOptions extends Omit<ConvLayerOptions, 'stride' | '
 
 /**
  * Octave convolution of `from` to `to` channels (arXiv 1904.05049, section 3.2), shared out by alpha or given for each
- * branch; padding is "same". The four paths are named as in d-li14's checkpoints. A branch's bias is that of the path from the same branch, else from the high one.
+ * branch; padding is "same". The four paths are named as in d-li14's checkpoints. A branch's bias is that of the path
+ * from the same branch, else from the high one.
  * `groups` equal to `from` makes it depthwise: then no path changes the branch.
  */
 export class OctConv extends Module {

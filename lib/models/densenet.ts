@@ -2,7 +2,7 @@
 import { Module } from '../layers/index.js';
 import { splitChannels } from '../octave.js';
 import { avgPool, concat } from '../ops.js';
-import type { ResolvedNetworkOptions } from './options.js';
+import { type ResolvedNetworkOptions, widthOption } from './options.js';
 import { alphasOf, type MakeUnit, type Pair, type Part, PreActivationNet, preActivationFamily, type Widths } from './preactivation.js';
 
 /** x and beside it 3x3(1x1(x)), of `growth` channels; a branch that x does not have is just the new one. */
@@ -76,10 +76,7 @@ class DenseNet extends PreActivationNet {
 
 export const denseNets = preActivationFamily({
   blocks: { densenet: [6, 12, 24, 16], 'densenet-121': [6, 12, 24, 16] },
-  options: {
-    // The growth is half of it.
-    width: { usual: 64, wanted: 'an even number from 2 to 65536', fits: (x) => Number.isInteger(Number(x) / 2) && Number(x) >= 2 && Number(x) <= 65536 },
-  },
+  options: { width: widthOption('an even integer from 2', (width) => width % 2 === 0) }, // the growth is half of it
   build: (unit, blocks, options, octave) => new DenseNet(unit, blocks, options, octave),
   has: (parameters) => ['bn', 'bn_h'].some((bn) => parameters.has(`transition1.conv1.${bn}.weight`)),
 });

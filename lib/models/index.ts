@@ -26,7 +26,7 @@ export type NetworkName = (typeof registered)[number]['names'][number];
 export type AnyNetworkName = NetworkName | (string & Record<never, never>);
 
 /** The networks that come with the package. */
-export const networkNames: readonly NetworkName[] = registered.flatMap(({ names }): readonly NetworkName[] => names);
+export const networkNames: readonly AnyNetworkName[] = registered.flatMap(({ names }): readonly NetworkName[] => names);
 
 function familyOf(name: string): Family {
   const family = families.find(({ names }) => names.includes(name));

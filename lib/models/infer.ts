@@ -62,7 +62,14 @@ function sameShapes({ network, options }: Inferred, alpha: number): boolean {
 
 /** Parameter names, each with what a file calls it: an MXNet file has names of its own. */
 function recordsOf(tensors: Source['tensors'], parameterOf?: (record: string) => string | undefined): Map<string, string> {
-  return new Map([...tensors.keys()].map((record) => [parameterOf?.(record) ?? record, record]));
+  const records = new Map<string, string>();
+  for (const record of tensors.keys()) {
+    const name = parameterOf?.(record) ?? record;
+    const other = records.get(name);
+    if (other !== undefined) throw new OctconvError(`${show(other)} and ${show(record)} are both ${show(name)}`);
+    records.set(name, record);
+  }
+  return records;
 }
 
 /** A file of one of these networks with the network's names for its tensors. */

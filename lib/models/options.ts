@@ -47,6 +47,11 @@ export function commonOptions(octave: boolean) {
   return { alpha, width: size(64), classes: size(1000), stem } satisfies OptionSchema;
 }
 
+/** `width`, for a network that cannot have every one. */
+export function widthOption(wanted: string, fits: (width: number) => boolean): Option<number> {
+  return { usual: 64, wanted: `${wanted} to 65536`, fits: (x) => isSize(x) && fits(Number(x)) };
+}
+
 /** `blocks`, for a network that has it. */
 export function blocksOption(usual: readonly number[]): Option<readonly number[]> {
   const fits = (x: unknown) => Array.isArray(x) && x.length === 4 && x.every((n) => isSize(n) && n <= 256);

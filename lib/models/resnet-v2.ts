@@ -63,6 +63,10 @@ export function hasBottlenecks(parameters: Shapes, weightOf: (layer: string) => 
   return true;
 }
 
+/** Whether its blocks have squeeze-and-excitation. */
+export const hasGates = (parameters: Shapes): boolean =>
+  ['fc2', 'fc2_h2h'].some((fc) => parameters.has(`layer1.0.se.${fc}.weight`));
+
 export const resNetsV2 = preActivationFamily({
   blocks: {
     'resnet-v2': [3, 4, 6, 3],
@@ -72,5 +76,5 @@ export const resNetsV2 = preActivationFamily({
     'resnet-v2-200': [3, 24, 36, 3],
   },
   build: (unit, blocks, options) => network(blocks, options, (place) => new Block(unit, place)),
-  has: (parameters, weightOf) => !parameters.has('layer1.0.se.fc2.weight') && !parameters.has('layer1.0.se.fc2_h2h.weight') && hasBottlenecks(parameters, weightOf),
+  has: (parameters, weightOf) => !hasGates(parameters) && hasBottlenecks(parameters, weightOf),
 });

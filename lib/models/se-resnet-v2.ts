@@ -2,8 +2,9 @@
 import { type Feature, Linear, Module } from '../layers/index.js';
 import { Octave } from '../octave.js';
 import { add, globalAvgPool, mul, relu, sigmoid } from '../ops.js';
+import { widthOption } from './options.js';
 import { type MakeUnit, type Pair, type Part, preActivationFamily, type Widths } from './preactivation.js';
-import { Block, hasBottlenecks, network, type Place } from './resnet-v2.js';
+import { Block, hasBottlenecks, hasGates, network, type Place } from './resnet-v2.js';
 
 /** x times a gate per channel, made of the channels' means. */
 class SqueezeExcite extends Module<Pair, Pair> {
@@ -60,11 +61,7 @@ class SEBlock extends Block {
 
 export const seResNetsV2 = preActivationFamily({
   blocks: { 'se-resnet-v2': [3, 4, 6, 3], 'se-resnet-v2-50': [3, 4, 6, 3] },
-  options: {
-    // A sixteenth of 4 * width channels is at least one.
-    width: { usual: 64, wanted: 'an integer from 4 to 65536', fits: (x) => Number.isInteger(x) && Number(x) >= 4 && Number(x) <= 65536 },
-  },
+  options: { width: widthOption('an integer from 4', (width) => width >= 4) }, // a sixteenth of 4 width channels is one
   build: (unit, blocks, options, octave) => network(blocks, options, (place) => new SEBlock(unit, octave, place)),
-  has: (parameters, weightOf) =>
-    ['fc2', 'fc2_h2h'].some((fc) => parameters.has(`layer1.0.se.${fc}.weight`)) && hasBottlenecks(parameters, weightOf),
+  has: (parameters, weightOf) => hasGates(parameters) && hasBottlenecks(parameters, weightOf),
 });
