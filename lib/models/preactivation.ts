@@ -11,7 +11,7 @@ import { globalAvgPool, maxPool, relu } from '../ops.js';
 import type { Matrix } from '../tensor.js';
 import { type Classifier, type Family, splitName, withOctave } from './family.js';
 import { blocksOption, commonOptions, type OptionSchema, type ResolvedNetworkOptions } from './options.js';
-import { countBlocks, inferAlpha, inferEnds, nameOf, type Shapes } from './shapes.js';
+import { countBlocks, inferAlpha, inferEnds, type Shapes } from './shapes.js';
 
 export type Pair = Octave<Feature>;
 export type Widths = Octave<number>;
@@ -94,7 +94,10 @@ export class PreActivationNet extends Module {
 /** Alpha of what `layer0` (the stem) to `layer4` give: the first block of layer1 splits, layer4 has one branch. */
 export const alphasOf = ({ alpha }: ResolvedNetworkOptions): readonly number[] => [0, alpha, alpha, alpha, 0];
 
-/** What the authors trained these on: (v - (124, 117, 104)) * 0.0167 of a picture resized by OpenCV's bicubic. */
+/**
+ * What the authors trained these on: (v - (124, 117, 104)) * 0.0167 of a picture resized by OpenCV's bicubic, which, unlike
+ * ours, does not antialias.
+ */
 export function symbolInput(stem: 'imagenet' | 'cifar'): InputConfig {
   if (stem === 'cifar') return defaultInput(stem);
   return { ...defaultInput(stem), interpolation: 'bicubic', scale: 0.0167, mean: [2.0708, 1.9539, 1.7368], std: [1, 1, 1] };
@@ -128,7 +131,7 @@ interface Kind<N extends string> {
 
 export function preActivationFamily<const N extends string>({ blocks, options, build, has }: Kind<N>): Family<N | `oct-${N}`> {
   const plainNames = Object.keys(blocks) as N[];
-  const [general] = plainNames;
+  const [general, ...numbered] = plainNames as [N, ...N[]];
   const names = withOctave(plainNames);
   return {
     names,
@@ -148,9 +151,8 @@ export function preActivationFamily<const N extends string>({ blocks, options, b
       if (!parameters.has('tail.weight') || !has(parameters, weightOf)) return undefined;
       const found = { alpha: octave ? inferAlpha(parameters) : 0, ...inferEnds(parameters) };
       const counted = countBlocks(parameters);
-      const { [general as N]: _, ...numbered } = blocks;
-      const named = nameOf<N>(numbered as Partial<typeof blocks>, counted);
-      const plain = named ?? (general as N);
+      const named = numbered.find((name) => blocks[name].join() === counted.join());
+      const plain = named ?? general;
       return { network: octave ? `oct-${plain}` : plain, options: { ...found, ...(!named && { blocks: counted }) } };
     },
   };
