@@ -41,6 +41,18 @@ export class Octave<H, L = H> {
     const high = f(this.high, other.high);
     return pair(high, this.low === undefined || other.low === undefined ? undefined : f(this.low, other.low));
   }
+
+  /** `f` of both where both have a branch, otherwise the one that is there. */
+  join(other: Octave<H, L>, f: (x: H | L, y: H | L) => H & L): Octave<H, L> {
+    const { low = other.low } = this;
+    const both = this.low !== undefined && other.low !== undefined;
+    return new Octave<H, L>(f(this.high, other.high), both ? f(this.low as L, other.low as L) : low);
+  }
+
+  /** `f` of high and low, or high alone. */
+  merge(f: (high: H, low: L) => H): H {
+    return this.low === undefined ? this.high : f(this.high, this.low);
+  }
 }
 
 function pair<R>(high: R, low: R | undefined): Settled<R> {
@@ -81,4 +93,9 @@ export function splitChannels(channels: number, alpha: number): Octave<number> {
   if (!(alpha >= 0 && alpha < 1)) throw new OctconvError(`octave: alpha ${alpha}, wanted at least 0 and less than 1`);
   const low = Math.trunc(alpha * channels);
   return new Octave(channels - low, low > 0 ? low : undefined);
+}
+
+/** The widths of C channels at alpha, or those that are given. */
+export function widthsOf(channels: number | Octave<number>, alpha = 0): Octave<number> {
+  return typeof channels === 'number' ? splitChannels(channels, alpha) : channels;
 }

@@ -68,6 +68,8 @@ type Gate<S extends Shape> = S extends Image
   : S extends Video
     ? readonly [S[0], 1, 1, 1, S[4]]
     : S;
+type Vector<S extends Shape> = readonly [S[0], Channels<S>];
+type Vectors<X extends Operand> = X extends Value ? Value<'f32', Vector<X['shape']>> : Tensor<'f32', Vector<X['shape']>>;
 type Unary = <X extends Operand<Matrix | Spatial>>(x: X, run?: RunAt) => Result<X, X['shape']>;
 
 // --- Elementwise ------------------------------------------------------------------------------------------------
@@ -93,16 +95,22 @@ export function add<X extends Operand<Matrix | Spatial>, Y extends Beside<X>>(
   });
 }
 
-/** x * y; y of the same shape, or one number per image and channel, [N, 1, 1, C]. */
-export function mul<X extends Operand<Matrix | Spatial>, Y extends Beside<X>>(
+/** x * y; y of the same shape, or one number per image and channel, [N, C] or [N, 1, 1, C]. */
+export function mul<X extends Operand<Matrix | Spatial>, Y extends Beside<X> | Beside<Vectors<X>>>(
   x: X,
-  y: Y & (Match<X['shape'], Y['shape'], ''> | Match<Gate<X['shape']>, Y['shape'], 'the same shape, or [N, 1, 1, C]'>),
+  y: Y &
+    (
+      | Match<X['shape'], Y['shape'], ''>
+      | Match<Gate<X['shape']>, Y['shape'], ''>
+      | Match<Vector<X['shape']>, Y['shape'], 'the same shape, [N, C] or [N, 1, 1, C]'>
+    ),
   run?: RunAt,
 ): Result<X, X['shape']> {
   return apply('mul', [x, y], {}, run, () => {
     const gate = x.shape.map((size, i) => (i === 0 || i === x.shape.length - 1 ? size : 1));
-    const fine = same(x.shape, y.shape) || same(gate, y.shape);
-    check('mul', fine, `got ${of(x)} and ${of(y)}, wanted the same shape or ${list(gate)}`);
+    const vector = [x.shape[0], channels(x)];
+    const fine = [x.shape, gate, vector].some((shape) => same(shape as Shape, y.shape));
+    check('mul', fine, `got ${of(x)} and ${of(y)}, wanted the same shape, ${list(vector)} or ${list(gate)}`);
     return { shape: x.shape };
   });
 }

@@ -158,7 +158,8 @@ class Histogram {
       const error = this.#error(least, most);
       if (error < best.error) best = { error, least, most };
     }
-    const scale = Math.fround((best.most - best.least) / 255) || 1;
+    // What was always zero is worth next to nothing: the other inputs of its sum keep their levels.
+    const scale = Math.fround((best.most - best.least) / 255) || 2 ** -64;
     return { scale, zero: Math.round(-best.least / scale) };
   }
 

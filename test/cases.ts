@@ -52,7 +52,7 @@ const binary = (op: 'add' | 'mul', x: readonly number[], y: readonly number[] = 
   title: `${x.join('x')} by ${y.join('x')}`,
   inputs: [x, y],
   terms: 2,
-  record: ([a, b]) => (op === 'add' ? ops.add : ops.mul)(a, b),
+  record: ([a, b]) => (op === 'add' ? ops.add(a, b) : ops.mul(a, b)),
 });
 
 interface ConvRow {
@@ -231,8 +231,9 @@ export const cases: readonly Case[] = [
   ...unary('sigmoid', ops.sigmoid),
   ...unary('softmax', ops.softmax, [2, 20, 23, 9]),
   ...widths.map((c) => binary('add', [2, 3, 5, c])),
-  ...widths.flatMap((c) => [binary('mul', [2, 3, 5, c]), binary('mul', [2, 3, 5, c], [2, 1, 1, c])]),
+  ...widths.flatMap((c) => [binary('mul', [2, 3, 5, c]), binary('mul', [2, 3, 5, c], [2, 1, 1, c]), binary('mul', [2, 3, 5, c], [2, c])]),
   binary('mul', small, [1, 1, 1, 1, 3]),
+  binary('mul', small, [1, 3]),
   ...[binary('add', large), binary('mul', large), binary('mul', large, [2, 1, 1, 33]), binary('mul', [1, 70, 51, 33], [1, 1, 1, 33])],
   ...widths.map((c) => concat([2, 3, 4], 5, c, 2)),
   ...[concat([3], 4, 1), concat([1, 2, 2, 3], 7, 9), concat([2, 40, 51], 5, 30)],

@@ -77,6 +77,32 @@ describe('layers: parameters by property path', () => {
   });
 });
 
+describe('layers: branches of their own widths', () => {
+  const sum = (a: number, b: number) => a + b;
+
+  it('Octave joins what is there, and merges high and low', () => {
+    expect(new Octave(3, 1).join(new Octave(4, 5), sum)).to.deep.equal(new Octave(7, 6));
+    expect(new Octave(3).join(new Octave(4, 5), sum)).to.deep.equal(new Octave(7, 5));
+    expect(new Octave(3, 1).join(new Octave(4), sum)).to.deep.equal(new Octave(7, 1));
+    expect(new Octave(3).join(new Octave(4), sum)).to.deep.equal(new Octave(7, undefined));
+    expect([new Octave(3, 4).merge(sum), new Octave(3).merge(sum)]).to.deep.equal([7, 3]);
+  });
+
+  it('OctConv and OctBatchNorm take the widths of each branch in place of alpha', () => {
+    expect(shapesOf(new layers.OctConv(new Octave(22, 2), new Octave(6, 3), { kernel: 1 }))).to.deep.equal({
+      'conv_h2h.weight': [6, 22, 1, 1],
+      'conv_l2h.weight': [6, 2, 1, 1],
+      'conv_h2l.weight': [3, 22, 1, 1],
+      'conv_l2l.weight': [3, 2, 1, 1],
+    });
+    const depthwise = new layers.OctConv(new Octave(5, 2), new Octave(5, 2), { kernel: 3, groups: 7 });
+    expect(shapesOf(depthwise)).to.deep.equal({ 'conv_h2h.weight': [5, 1, 3, 3], 'conv_l2l.weight': [2, 1, 3, 3] });
+    const { bn_h, bn_l } = new layers.OctBatchNorm(new Octave(22, 2));
+    expect([bn_h.weight.shape, bn_l?.weight.shape]).to.deep.equal([[22], [2]]);
+    expect(Object.keys(shapesOf(new layers.OctConv(4, 4, { kernel: 1 })))).to.deep.equal(['conv_h2h.weight']);
+  });
+});
+
 describe('layers: recording', () => {
   it('a network of ten lines', async () => {
     class Net extends Module {

@@ -1,23 +1,35 @@
 import { existsSync } from 'node:fs';
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { expect } from 'chai';
 import {
   buildNetwork,
   countFlops,
+  createModel,
+  defaultInput,
   type Feature,
   type Flops,
   Graph,
+  initialize,
   layers,
+  loadModel,
   Module,
   namedParameters,
+  type NetworkName,
   type NetworkOptions,
   networkNames,
-  Octave,
   OctconvError,
   openWeights,
   ops,
+  Tensor,
 } from '../lib/index.js';
+import { type Family, families } from '../lib/models/index.js';
+import { commonOptions } from '../lib/models/options.js';
 import { checkWeights } from '../lib/weights/check.js';
+import { writeModelFolder } from '../lib/weights/folder.js';
+import { writeSafetensors } from '../lib/weights/safetensors.js';
 
 function record(network: { forward(x: Feature): { id: number } } & Module, size = 224): Graph {
   const graph = new Graph();
@@ -37,6 +49,21 @@ describe('models: cost at 224 px', () => {
     101: ['7.801', '6.625', '5.598', '3.991', '2.982', 44_549_160],
     152: ['11.514', '9.685', '8.092', '5.615', '4.084', 60_192_808],
   } as const;
+  it('ResNet-18 and ResNet-34 of basic blocks, octave with a projection in the first block', () => {
+    for (const [name, multiplyAdds, parameters] of [
+      ['resnet-18', '1.814', 11_689_512],
+      ['resnet-34', '3.664', 21_797_672],
+    ] as const) {
+      const plain = countFlops(record(buildNetwork(name)));
+      expect([giga(plain.multiplyAdds), plain.parameters]).to.deep.equal([multiplyAdds, parameters]);
+      const merged = countFlops(record(buildNetwork(`oct-${name}`, { alpha: 0 })));
+      expect([giga(merged.multiplyAdds), merged.parameters]).to.deep.equal([multiplyAdds, parameters]);
+      const half = countFlops(record(buildNetwork(`oct-${name}`, { alpha: 0.5 })));
+      expect(half.parameters).to.equal(parameters + 64 * 64 + 2 * 64);
+      expect(half.multiplyAdds / plain.multiplyAdds).to.be.within(0.5, 0.65); // 1 - 3/4 alpha (2 - alpha), stem and layer4 aside
+    }
+  });
+
   for (const [depth, row] of Object.entries(table)) {
     it(`ResNet-${depth} and Oct-ResNet-${depth}`, () => {
       const octave = [0.125, 0.25, 0.5, 0.75].map((alpha) => buildNetwork(`oct-resnet-${depth}`, { alpha }));
@@ -49,81 +76,21 @@ describe('models: cost at 224 px', () => {
 });
 
 describe("models: the authors' count", () => {
-  // Their ResNet-50 for the ablations: BN and ReLU before each convolution, the paper's table 1.
-  class Unit extends Module<Octave<Feature>, Octave<Feature>> {
-    readonly bn: layers.OctBatchNorm;
-    constructor(
-      from: number,
-      alphaIn: number,
-      readonly conv: Module<Octave<Feature>, Octave<Feature>>,
-    ) {
-      super();
-      this.bn = new layers.OctBatchNorm(from, alphaIn);
-    }
-    forward(x: Octave<Feature>) {
-      return this.conv.forward(this.bn.forward(x).map((branch) => ops.relu(branch)));
-    }
+  // The paper's table 1 and supplement; parameters in M. Without alpha: the plain network.
+  const table: { readonly [network: string]: readonly [alphas: readonly number[], giga: readonly string[], parameters: string] } = {
+    'resnet-v2-26': [[0.125, 0.25, 0.5, 0.75], ['2.352', '2.102', '1.872', '1.491', '1.216'], '15.99'],
+    'resnet-v2-50': [[0.125, 0.25, 0.5, 0.75], ['4.103', '3.587', '3.123', '2.383', '1.891'], '25.55'],
+    'resnet-v2-101': [[0.125, 0.25, 0.5], ['7.820', '6.656', '5.625', '4.012'], '44.55'],
+    'densenet-121': [[0.125, 0.25], ['2.852', '2.428', '2.044'], '7.98'],
+  };
+  for (const [network, [alphas, counts, parameters]] of Object.entries(table)) {
+    it(`of ${network} is that of their table`, () => {
+      const octave = alphas.map((alpha) => buildNetwork(`oct-${network}`, { alpha }));
+      const flops = [buildNetwork(network), ...octave].map((built): Flops => countFlops(record(built)));
+      expect(flops.map(({ authors }) => giga(authors))).to.deep.equal(counts);
+      for (const flop of flops) expect((flop.parameters / 1e6).toFixed(2)).to.equal(parameters);
+    });
   }
-  class Strided extends Module<Octave<Feature>, Octave<Feature>> {
-    readonly conv: layers.Conv;
-    constructor(from: number, to: number, kernel: number) {
-      super();
-      this.conv = new layers.Conv(from, to, { kernel, stride: 2 });
-    }
-    forward(x: Octave<Feature>) {
-      return new Octave(this.conv.forward(x.high));
-    }
-  }
-  class PreActivation extends Module {
-    readonly conv1 = new layers.Conv(3, 64, { kernel: 7, stride: 2 });
-    readonly bn1 = new layers.BatchNorm(64);
-    readonly tail = new layers.BatchNorm(2048);
-    readonly fc = new layers.Linear(2048, 1000);
-    readonly blocks: { branch: Unit[]; shortcut: Unit[] }[] = [];
-    readonly parts: Unit[];
-    constructor(alpha: number) {
-      super();
-      const unit = (from: number, to: number, kernel: number, stride: number, alphaIn: number, alphaOut: number) => {
-        const plain = alpha === 0 && stride === 2; // the plain network strides, the octave ones pool
-        return new Unit(
-          from,
-          alphaIn,
-          plain ? new Strided(from, to, kernel) : new layers.OctConv(from, to, { kernel, stride, alphaIn, alphaOut }),
-        );
-      };
-      const alphas = [0, alpha, alpha, alpha, 0] as const;
-      [3, 4, 6, 3].forEach((count, stage) => {
-        for (let i = 0; i < count; i++) {
-          const width = 64 * 2 ** stage;
-          const from = i > 0 ? 4 * width : stage > 0 ? 2 * width : 64;
-          const out = alphas[stage + 1] ?? 0;
-          const [into, stride] = i > 0 ? [out, 1] : [alphas[stage] ?? 0, stage > 0 ? 2 : 1];
-          const branch = [
-            unit(from, width, 1, 1, into, out),
-            unit(width, width, 3, stride, out, out),
-            unit(width, 4 * width, 1, 1, out, out),
-          ];
-          this.blocks.push({ branch, shortcut: i > 0 ? [] : [unit(from, 4 * width, 1, stride, into, out)] });
-        }
-      });
-      this.parts = this.blocks.flatMap(({ branch, shortcut }) => [...branch, ...shortcut]);
-    }
-    forward(x: Feature) {
-      const through = (units: Unit[], y: Octave<Feature>) => units.reduce((z, unit) => unit.forward(z), y);
-      const stem = ops.relu(this.bn1.forward(this.conv1.forward(x)));
-      let y = new Octave<Feature>(ops.maxPool(stem, { kernel: 3, stride: 2, padding: 1 }));
-      for (const { branch, shortcut } of this.blocks)
-        y = through(branch, y).zip(through(shortcut, y), (a, b) => ops.add(a, b));
-      return this.fc.forward(ops.globalAvgPool(ops.relu(this.tail.forward(y.high))));
-    }
-  }
-
-  it('is that of their table', () => {
-    const counts = [0, 0.125, 0.25, 0.5, 0.75].map((alpha): Flops => countFlops(record(new PreActivation(alpha))));
-    const table = ['4.103', '3.587', '3.123', '2.383', '1.891'];
-    expect(counts.map(({ authors }) => giga(authors))).to.deep.equal(table);
-    expect(counts.map(({ parameters }) => (parameters / 1e6).toFixed(2))).to.deep.equal(Array(5).fill('25.55'));
-  });
 });
 
 describe('models: parameters', () => {
@@ -157,6 +124,23 @@ describe('models: parameters', () => {
     expect(shapes.size).to.equal(267);
   });
 
+  it("ResNet-18 has torchvision's names, Oct-ResNet-18 the same pattern as d-li14's", () => {
+    const shapes = shapesOf('resnet-18');
+    expect(shapes.size).to.equal(102); // 122 with counters
+    expect([...shapes.keys()].slice(0, 2)).to.deep.equal(['conv1.weight', 'bn1.weight']);
+    expect(shapes.get('layer1.0.conv1.weight')).to.deep.equal([64, 64, 3, 3]);
+    expect(shapes.has('layer1.0.downsample.0.weight')).to.equal(false);
+    expect(shapes.get('layer2.0.downsample.0.weight')).to.deep.equal([128, 64, 1, 1]);
+    expect(shapes.get('layer4.1.bn2.running_var')).to.deep.equal([512]);
+    const octave = shapesOf('oct-resnet-18');
+    expect(octave.get('layer1.0.conv1.conv.conv_h2l.weight')).to.deep.equal([32, 64, 3, 3]);
+    expect(octave.get('layer1.0.downsample.0.conv.conv_h2l.weight')).to.deep.equal([32, 64, 1, 1]);
+    expect(octave.get('layer4.0.conv1.conv.conv_l2h.weight')).to.deep.equal([512, 128, 3, 3]);
+    expect(octave.has('layer4.0.conv2.conv.conv_l2h.weight')).to.equal(false);
+    expect(octave.has('layer1.1.downsample.0.conv.conv_h2h.weight')).to.equal(false);
+    expect(shapesOf('oct-resnet-18', { alpha: 0 }).has('layer1.0.downsample.0.conv.conv_h2h.weight')).to.equal(false);
+  });
+
   const files: [file: string, network: string, options: NetworkOptions][] = [
     ['weights/cifar10-oct-resnet-26-a0.pth', 'oct-resnet-26', { alpha: 0, width: 16, classes: 10, stem: 'cifar' }],
     ['weights/cifar10-oct-resnet-26-a50.pth', 'oct-resnet-26', { alpha: 0.5, width: 16, classes: 10, stem: 'cifar' }],
@@ -180,8 +164,10 @@ describe('models: parameters', () => {
 describe('models: structure', () => {
   it('records at every size, odd ones too', () => {
     for (const name of networkNames) {
-      const graph = record(buildNetwork(name, { width: 8, classes: 5 }), 75);
-      expect(graph.values[graph.outputs[0]!]?.shape).to.deep.equal([1, 5]);
+      for (const size of [75, 81, 97, 33]) {
+        const graph = record(buildNetwork(name, { width: 8, classes: 5 }), size);
+        expect(graph.values[graph.outputs[0]!]?.shape).to.deep.equal([1, 5]);
+      }
     }
   });
 
@@ -203,17 +189,80 @@ describe('models: structure', () => {
 
   it('names and options out of range are errors', () => {
     const cases: [name: string, options: object, message: string][] = [
-      ['resnet-18', {}, "network 'resnet-18', wanted one of resnet-26, "],
+      ['resnet-51', {}, "network 'resnet-51', wanted one of resnet-18, resnet-34, resnet-26, "],
+      ['\u001b[2J', {}, "network '\\u001b[2J', wanted one of"],
       ['constructor', {}, "network 'constructor', wanted one of"],
-      ['oct-resnet-50', { alpha: 1 }, 'octave: alpha 1, wanted at least 0 and less than 1'],
-      ['oct-resnet-50', { alpha: -0.1 }, 'octave: alpha -0.1, wanted'],
-      ['resnet-50', { alpha: 0.5 }, 'resnet-50: alpha 0.5, but only the octave networks have one'],
+      ['oct-resnet-50', { alpha: 1 }, 'oct-resnet-50: alpha 1, wanted at least 0 and less than 1'],
+      ['oct-resnet-50', { alpha: -0.1 }, 'oct-resnet-50: alpha -0.1, wanted'],
+      ['resnet-50', { alpha: 0.5 }, 'resnet-50: alpha 0.5, wanted 0: only the octave networks have one'],
       ['resnet-50', { width: 0 }, 'resnet-50: width 0, wanted an integer from 1 to 65536'],
       ['resnet-50', { classes: 2.5 }, 'resnet-50: classes 2.5, wanted'],
       ['resnet-50', { stem: 'mnist' }, 'resnet-50: stem "mnist", wanted imagenet or cifar'],
-      ['resnet-50', { widht: 8 }, "resnet-50: option 'widht', wanted alpha, width, classes or stem"],
+      ['se-resnet-v2-50', { width: 3 }, 'se-resnet-v2-50: width 3, wanted an integer from 4 to 65536'],
+      ['densenet-121', { width: 9 }, 'densenet-121: width 9, wanted an even integer from 2 to 65536'],
+      ['resnet-v2', { blocks: [1, 2, 0, 1] }, 'resnet-v2: blocks [1,2,0,1], wanted four integers from 1 to 256'],
+      ['resnet-v2-50', { blocks: [1, 2, 1, 1] }, 'resnet-v2-50: option "blocks", wanted alpha, width, classes, stem'],
+      ['resnet-50', { widht: 8 }, 'resnet-50: option "widht", wanted alpha, width, classes, stem'],
     ];
     for (const [name, options, message] of cases)
       expect(() => buildNetwork(name, options)).to.throw(OctconvError, message);
+  });
+});
+
+describe('models: a family from outside', () => {
+  class Tiny extends Module {
+    readonly only: layers.Linear;
+    constructor(classes: number) {
+      super();
+      this.only = new layers.Linear(3, classes);
+    }
+    forward(x: Feature) {
+      return this.only.forward(ops.globalAvgPool(x));
+    }
+  }
+  const tiny: Family<'tiny'> = {
+    names: ['tiny'],
+    options: () => ({ classes: commonOptions(false).classes }),
+    build: (_, { classes }) => new Tiny(classes),
+    defaultInput: () => ({ ...defaultInput('cifar'), mean: [0, 0, 0] }),
+    infer(parameters) {
+      const [classes] = parameters.get('only.weight') ?? [];
+      return classes === undefined ? undefined : { network: 'tiny', options: { classes } };
+    },
+  };
+  before(() => families.push(tiny));
+  after(() => families.splice(families.indexOf(tiny), 1));
+
+  it('is made, written, read and inferred as all others are', async () => {
+    const folder = await mkdtemp(join(tmpdir(), 'octconv-family-'));
+    try {
+      using made = createModel('tiny', { classes: 2 });
+      expect(made.options).to.deep.equal({ classes: 2 });
+      expect(made.input?.mean).to.deep.equal([0, 0, 0]);
+      const x = new Tensor('f32', [1, 2, 2, 3], Float32Array.from({ length: 12 }, (_, i) => i));
+      const wanted = (await made.run(x)).data;
+      const weights = initialize(buildNetwork('tiny', { classes: 2 }));
+      const file = join(folder, 'tiny.safetensors');
+      await writeSafetensors(file, weights);
+      const config = { network: 'tiny', options: made.options as never, input: defaultInput('cifar') };
+      await writeModelFolder(join(folder, 'model'), config, ['a', 'b'], weights);
+      for (const path of [file, join(folder, 'model')]) {
+        using model = await loadModel(path);
+        expect([model.name, model.options]).to.deep.equal(['tiny', { classes: 2 }]);
+        expect((await model.run(x)).data).to.deep.equal(wanted);
+      }
+      expect(() => createModel('tiny', { alpha: 0 })).to.throw(OctconvError, 'tiny: option "alpha", wanted classes');
+      expect(() => buildNetwork('teeny')).to.throw(OctconvError, /wanted one of .*, tiny$/);
+    } finally {
+      await rm(folder, { recursive: true });
+    }
+  });
+
+  it('its names are a type', () => {
+    const name: NetworkName = 'oct-resnet-18';
+    expect(networkNames).to.include(name);
+    // @ts-expect-error no such network
+    const none: NetworkName = 'oct-resnet-19';
+    expect(networkNames).to.not.include(none);
   });
 });

@@ -23,6 +23,7 @@ import {
 import { toFloats } from '../lib/weights/floats.js';
 import { readModelFolder, writeModelFolder } from '../lib/weights/folder.js';
 import { type MemoryTensor, memoryWeights } from '../lib/weights/memory.js';
+import { numbers } from './cases.js';
 
 /** The values over and over. */
 function image(shape: readonly number[], values: readonly number[]): Tensor<'f32'> {
@@ -214,6 +215,8 @@ describe('quantize', () => {
     ['oct-resnet-26', { alpha: 0.5, width: 16, classes: 10, stem: 'cifar' }],
     ['oct-resnet-50', { alpha: 0.25, width: 16, classes: 100 }],
     ['resnet-26', { width: 16, classes: 10 }],
+    ['oct-se-resnet-v2', { alpha: 0.5, width: 16, classes: 10, blocks: [1, 2, 1, 2] }],
+    ['oct-densenet', { alpha: 0.25, width: 16, classes: 10, blocks: [2, 3, 2, 2] }],
   ] as const) {
     it(`${name}: the logits are those of f32 to a thousandth`, async () => {
       const network = buildNetwork(name, options);
@@ -228,6 +231,14 @@ describe('quantize', () => {
       expect(await cosine(network, weights, q, unseen)).to.be.above(0.999);
     });
   }
+
+  it('an input that is always zero costs the others of its sum nothing', async () => {
+    // One low channel, and with these weights it is 0 behind the ReLU.
+    const network = buildNetwork('oct-resnet-26', { alpha: 0.05, width: 16, classes: 50 });
+    const x = new Tensor('f32', [2, 64, 64, 3], numbers(2 * 64 * 64 * 3, 1));
+    const weights = initialize(network, 1);
+    expect(await cosine(network, weights, await quantize(network, weights, [x]), x)).to.be.above(0.999); // was .974
+  });
 
   it('refuses what cannot be', async () => {
     const network = new Sum();

@@ -171,6 +171,7 @@ describe('ops: shapes', () => {
     expect(ops.pad(x, { before: [1, 0], after: [2, 3] }).shape).to.deep.equal([2, 11, 9, 12]);
     expect(attrs()).to.deep.equal({ before: [0, 1, 0], after: [0, 2, 3], value: 0 });
     expect(ops.mul(x, input([2, 1, 1, 12])).shape).to.deep.equal([2, 8, 6, 12]);
+    expect(ops.mul(x, input([2, 12])).shape).to.deep.equal([2, 8, 6, 12]);
     for (const op of [ops.relu, ops.relu6, ops.sigmoid, ops.softmax]) expect(op(x).shape).to.equal(x.shape);
   });
 
@@ -191,7 +192,7 @@ describe('ops: shapes', () => {
       [() => ops.add(x, new Graph().input('f32', x.shape)), 'add: an input was recorded in another graph'],
       [
         () => ops.mul(x, input([1, 1, 1, 12]) as never),
-        'mul: got [2,8,6,12] and [1,1,1,12], wanted the same shape or [2,1,1,12]',
+        'mul: got [2,8,6,12] and [1,1,1,12], wanted the same shape, [2,12] or [2,1,1,12]',
       ],
       [
         () => ops.concat([x, input([2, 8, 5, 1])]),

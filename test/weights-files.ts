@@ -133,3 +133,50 @@ export function safetensors(header: string | object, data: Buffer | number = 0):
   length.writeBigUInt64LE(BigInt(json.length));
   return Buffer.concat([length, json, typeof data === 'number' ? Buffer.alloc(data) : data]);
 }
+
+// --- MXNet --------------------------------------------------------------------------------------------------------
+
+export interface RecordSpec {
+  /** Of the record's form: 0 to 3; default 2. */
+  version?: number;
+  storage?: number;
+  shape: readonly number[];
+  /** The rank that it says it has. */
+  rank?: number;
+  /** MXNet's number of the element type; default 0, f32. */
+  type?: number;
+  data: Buffer;
+}
+
+/** One record of a .params. */
+export function record({ version = 2, storage = 0, shape, rank = shape.length, type = 0, data }: RecordSpec): Buffer {
+  const magic = ['', le(0xf993fac8, 4), le(0xf993fac9, 4), le(0xf993faca, 4)][version] ?? '';
+  const sizes = shape.map((size) => le(size, version === 0 ? 4 : 8)).join('');
+  const place = rank === 0 && version < 3 ? '' : `${le(1, 4)}${le(0, 4)}${le(type, 4)}`; // the device 'cpu(0)'
+  const head = `${magic}${version >= 2 ? le(storage, 4) : ''}${le(rank, 4)}${sizes}${place}`;
+  return Buffer.concat([Buffer.from(head, 'latin1'), data]);
+}
+
+/** A .params of these records, and of names that may be others. */
+export function params(records: { readonly [name: string]: Buffer }, names = Object.keys(records), says = names.length): Buffer {
+  const list = Object.values(records);
+  const tail = names.map((name) => Buffer.concat([Buffer.from(le(Buffer.byteLength(name), 8), 'latin1'), Buffer.from(name)]));
+  const [head, middle] = [`${le(0x112, 8)}${le(0, 8)}${le(list.length, 8)}`, le(says, 8)];
+  return Buffer.concat([Buffer.from(head, 'latin1'), ...list, Buffer.from(middle, 'latin1'), ...tail]);
+}
+
+/** A tar as GNU tar and Python's tarfile write it; `says` changes an entry's header. */
+export function tar(entries: { name: string; data: Buffer; type?: string; says?: { size?: string; sum?: number } }[]): Buffer {
+  const blocks = entries.flatMap(({ name, data, type = '0', says = {} }) => {
+    const header = Buffer.alloc(512);
+    header.write(name, 0, 'latin1');
+    header.write(`0000644\0${'0001750\0'.repeat(2)}`, 100, 'latin1');
+    header.write(says.size ?? `${data.length.toString(8).padStart(11, '0')}\0`, 124, 'latin1');
+    header.write(`14700000000\0${' '.repeat(8)}${type}`, 136, 'latin1');
+    header.write('ustar\x0000', 257, 'latin1');
+    const sum = header.reduce((a, b) => a + b, 0) + (says.sum ?? 0);
+    header.write(`${sum.toString(8).padStart(6, '0')}\0 `, 148, 'latin1');
+    return [header, data, Buffer.alloc((512 - (data.length % 512)) % 512)];
+  });
+  return Buffer.concat([...blocks, Buffer.alloc(1024)]);
+}

@@ -21,12 +21,15 @@ import {
   legacyPth,
   NONE,
   object,
+  params,
   pickle,
   pth,
+  record,
   safetensors,
   storage,
   str,
   TRUE,
+  tar,
   type TensorSpec,
   tensor,
   tuple,
@@ -537,6 +540,68 @@ describe('hostile weight files', () => {
     });
   });
 
+  describe('.params of MXNet', () => {
+    const a = record({ shape: [2], data: floats(1, 2) });
+    const whole = params({ 'arg:a': a, 'aux:b': record({ version: 1, shape: [1, 1], data: floats(3) }) });
+    const one = (spec: Partial<Parameters<typeof record>[0]>) => params({ a: record({ shape: [2], data: floats(1, 2), ...spec }) });
+    const entry = { name: 'checkpoint-0-0000.params', data: whole };
+    const cases: [string, Buffer, RegExp][] = [
+      ['nothing behind the magic', whole.subarray(0, 16), /truncated/],
+      ['2^64 records', Buffer.from(whole).fill(255, 16, 24), /18446744073709552000 records, wanted at most 100000/],
+      ['more records than there are', Buffer.concat([whole.subarray(0, 16), Buffer.from([9]), whole.subarray(17)]), /record \d|truncated/],
+      ['more than 100000 records', params(Object.fromEntries(Array.from({ length: 100_001 }, (_, i) => [i, a.subarray(0, 0)]))), /100001 records/],
+      ['fewer names', params({ a, b: a }, ['a']), /1 names for 2 records/],
+      ['more names than there are', params({ a }, ['a'], 2), /2 names for 1 records/],
+      ['no names', params({ a }, []), /0 names for 1 records/],
+      ['a name twice', params({ a, b: a }, ['arg:a', 'aux:a']), /two records are called "a"/],
+      ['a name that ends behind the end', Buffer.concat([params({ a }).subarray(0, -9), Buffer.alloc(8, 255), Buffer.from('a')]), /truncated/],
+      ['a name that is not UTF-8', Buffer.concat([params({ a }).subarray(0, -1), Buffer.from([0xff])]), /a name is not UTF-8/],
+      ['bytes behind the last name', Buffer.concat([whole, Buffer.from('x')]), /1 bytes behind the last name/],
+      ['9 MB of names', Buffer.concat([whole, Buffer.alloc(9_000_000)]), /bytes of names, wanted at most 8388608/],
+      ['a sparse record', one({ storage: 1 }), /record 0 is of storage type 1, wanted 0/],
+      ['an undefined storage type', one({ storage: -1 }), /record 0 is of storage type -1/],
+      ['i64', one({ type: 6, data: Buffer.alloc(16) }), /record 0 is of type 6, wanted one of 0, 1, 2/],
+      ['an unknown type', one({ type: -5 }), /record 0 is of type -5/],
+      ['a rank of 33', one({ shape: Array(33).fill(1) }), /record 0 has 33 sizes, wanted at most 32/],
+      ['a rank of 4 billion', one({ rank: 2 ** 32 - 1 }), /record 0 has 4294967295 sizes/],
+      ['a product beyond 2^53', one({ shape: [2 ** 40, 2 ** 40] }), /record 0 has the impossible shape/],
+      ['a product that wraps to 4 bytes', one({ shape: [2 ** 32, 2 ** 32, 1] }), /impossible shape/],
+      ['a size of -1', one({ shape: [-1] }), /impossible shape \[18446744073709552000\]/],
+      ['a huge size beside a 0', one({ shape: [0, -1] }), /impossible shape/],
+      ['more elements than bytes', one({ shape: [1000] }), /truncated at \d+ bytes of \.params/],
+      ['a tar without one', tar([{ name: 'x.json', data: Buffer.from('{}') }]), /0 MXNet \.params among 1 entries/],
+      ['a tar of two', tar([entry, { ...entry, name: 'y.params' }]), /2 MXNet \.params among 2 entries/],
+      ['one behind a link only', tar([{ ...entry, type: '2' }]), /0 MXNet \.params/],
+      ['an entry that runs over the end', tar([{ ...entry, says: { size: '77777777777\0' } }]), /truncated at \d+ bytes, wanted 8589934591/],
+      ['a size in base 256', tar([{ ...entry, says: { size: `\x80${'\0'.repeat(10)}\x01` } }]), /damaged tar: no header at byte 0/],
+      ['a size that is text', tar([{ ...entry, says: { size: '12x\0' } }]), /damaged tar: no header at byte 0/],
+      [
+        'a second header with a wrong sum',
+        tar([{ name: 'x', data: Buffer.from('y') }, { ...entry, says: { sum: 1 } }]),
+        /damaged tar: no header at byte 1024/,
+      ],
+      ['a first header with a wrong sum', tar([{ ...entry, says: { sum: 1 } }]), /not a weight file/],
+      ['.params cut in a tar', tar([{ ...entry, data: whole.subarray(0, -1) }]), /truncated at \d+ bytes of \.params/],
+      ['.params longer than its entry', tar([{ ...entry, says: { size: '00000000100\0' } }]), /truncated at 64 bytes of \.params/],
+    ];
+    for (const [what, bytes, message] of cases) it(`refuses ${what}`, () => refuses(bytes, message));
+
+    it('takes what is right, alone and in a tar', async () => {
+      expect(await attempt(whole)).to.equal(undefined);
+      expect(await attempt(tar([{ name: 'x-symbol.json', data: Buffer.from('{}') }, entry]))).to.equal(undefined);
+    });
+
+    it('refuses it cut off anywhere', async () => {
+      for (let length = 0; length < whole.length; length++) {
+        expect(await attempt(whole.subarray(0, length)), `${length} bytes`).to.be.instanceOf(OctconvError);
+      }
+      const packed = tar([entry]);
+      for (let length = 0; length < 512 + whole.length; length += 7) {
+        expect(await attempt(packed.subarray(0, length)), `${length} bytes in a tar`).to.be.instanceOf(OctconvError);
+      }
+    });
+  });
+
   it('closes what it refuses', async () => {
     const open = async () => (await readdir('/proc/self/fd')).length;
     const deflated = await readFile(join(golden, 'pth/module-deflated.pth'));
@@ -546,6 +611,8 @@ describe('hostile weight files', () => {
       await attempt(safetensors('{nonsense'));
       await attempt(pth(call('os', 'system'), {}));
       await attempt(Buffer.from('PK and no zip'));
+      await attempt(params({ a: record({ shape: [9], data: floats(1) }) }));
+      await attempt(tar([{ name: 'x', data: Buffer.from('y') }]));
       expect(await attempt(deflated)).to.be.instanceOf(OctconvError);
       await attempt(Buffer.from('\x80\x02N.', 'latin1'));
     }
@@ -580,6 +647,29 @@ describe('hostile weight files', () => {
         expect(refused).to.be.within(count * 0.1, count - 1);
         expect(errors.size).to.be.above(5);
         expect(process.memoryUsage().rss - before).to.be.below(300 * 2 ** 20);
+      });
+    }
+
+    const records = Object.fromEntries(
+      Array.from({ length: 8 }, (_, i) => {
+        const spec = { version: i % 4, shape: [i + 1, 2], type: [0, 2, 4, 1][i % 4] ?? 0 };
+        return [`arg:layer${i}_weight`, record({ ...spec, data: Buffer.alloc((i + 1) * 2 * ([4, 2, 4, 8][i % 4] ?? 4), i) })];
+      }),
+    );
+    for (const [what, seed] of [
+      ['.params', params(records)],
+      ['a tar with .params', tar([{ name: 'x-symbol.json', data: Buffer.from('{}') }, { name: 'x.params', data: params(records) }])],
+    ] as const) {
+      it(`600 mutations of ${what}`, async () => {
+        const random = generator(what.length);
+        const errors = new Map<string, number>();
+        expect(await attempt(seed)).to.equal(undefined);
+        for (let i = 0; i < 600; i++) {
+          const reason = (await attempt(mutate(seed, random)))?.message.replace(/"[^"]*"|\d+/g, '') ?? '';
+          errors.set(reason, (errors.get(reason) ?? 0) + 1);
+        }
+        expect(errors.get('') ?? 0).to.be.within(1, 540);
+        expect(errors.size).to.be.above(what === '.params' ? 8 : 5);
       });
     }
 

@@ -177,7 +177,7 @@ class Exporter {
     const [y = ''] = node.outputs.map((id) => this.#name(id));
     const { attrs, params } = node;
     const put = (type: string, from: Names, more: OnnxAttrs = {}) => this.#put(type, from, more, y);
-    const plain: { readonly [op: string]: string } = { relu: 'Relu', sigmoid: 'Sigmoid', add: 'Add', mul: 'Mul' };
+    const plain: { readonly [op: string]: string } = { relu: 'Relu', sigmoid: 'Sigmoid', add: 'Add' };
     switch (node.op) {
       case 'conv':
         this.#weighted('Conv', x, { ...params, norm: this.#norms.get(node.outputs[0] ?? -1) }, window(attrs), y);
@@ -200,6 +200,12 @@ class Exporter {
       case 'softmax':
         put('Softmax', [x], { axis: 1 });
         break;
+      case 'mul': {
+        const [image, gate] = node.inputs.map((id) => this.graph.values[id]?.shape.length);
+        const [, by = ''] = inputs;
+        put('Mul', [x, image === gate ? by : this.#put('Unsqueeze', [by, this.#constant([2, 3], 'i64')])]);
+        break;
+      }
       case 'concat':
         put('Concat', inputs, { axis: 1 });
         break;

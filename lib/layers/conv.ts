@@ -1,5 +1,5 @@
 import { Parameter } from '../graph/graph.js';
-import { type Octave, paths, splitChannels } from '../octave.js';
+import { type Octave, paths, widthsOf } from '../octave.js';
 import { conv, octConv, type Size } from '../ops.js';
 import { type Feature, Module } from './module.js';
 
@@ -44,17 +44,18 @@ export class Conv extends Module {
 }
 
 export interface OctConvLayerOptions extends Omit<ConvLayerOptions, 'stride' | 'padding'> {
-  /** Share of the low branch among the input channels, in [0, 1). */
-  readonly alphaIn: number;
+  /** Share of the low branch among the input channels, in [0, 1); default 0. */
+  readonly alphaIn?: number | undefined;
   /** The same of the output channels. */
-  readonly alphaOut: number;
+  readonly alphaOut?: number | undefined;
   /** 1 (default) or 2. */
   readonly stride?: number | undefined;
 }
 
 /**
- * Octave convolution of `from` to `to` channels (arXiv 1904.05049, section 3.2); padding is "same". The four paths are
- * named as in d-li14's checkpoints. A branch's bias is that of the path from the same branch, else from the high one.
+ * Octave convolution of `from` to `to` channels (arXiv 1904.05049, section 3.2), shared out by alpha or given for each
+ * branch; padding is "same". The four paths are named as in d-li14's checkpoints. A branch's bias is that of the path
+ * from the same branch, else from the high one.
  * `groups` equal to `from` makes it depthwise: then no path changes the branch.
  */
 export class OctConv extends Module {
@@ -65,14 +66,14 @@ export class OctConv extends Module {
   readonly #options: { readonly stride: number; readonly groups: number };
 
   constructor(
-    from: number,
-    to: number,
+    from: number | Octave<number>,
+    to: number | Octave<number>,
     { kernel, alphaIn, alphaOut, stride = 1, groups = 1, bias = false }: OctConvLayerOptions,
   ) {
     super();
-    const input = splitChannels(from, alphaIn);
-    const depthwise = groups > 1 && groups === from;
-    const { h2h, l2h, h2l, l2l } = paths(input, splitChannels(to, alphaOut), (i, o, path) => {
+    const input = widthsOf(from, alphaIn);
+    const depthwise = groups > 1 && groups === input.merge((high, low) => high + low);
+    const { h2h, l2h, h2l, l2l } = paths(input, widthsOf(to, alphaOut), (i, o, path) => {
       const carriesBias = path === 'h2h' || path === 'l2l' || (path === 'h2l' && input.low === undefined);
       return new Conv(i, o, { kernel, groups: depthwise ? i : groups, bias: bias && carriesBias });
     });

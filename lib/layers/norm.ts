@@ -1,5 +1,5 @@
 import { Parameter } from '../graph/graph.js';
-import { Octave, splitChannels } from '../octave.js';
+import { Octave, widthsOf } from '../octave.js';
 import { batchNorm } from '../ops.js';
 import { Conv, type ConvLayerOptions, OctConv, type OctConvLayerOptions } from './conv.js';
 import { type Feature, Module } from './module.js';
@@ -29,14 +29,14 @@ export class BatchNorm extends Module {
   }
 }
 
-/** Batch normalisation of each branch. */
+/** Batch normalisation of each branch, whose channels are shared out by alpha or given. */
 export class OctBatchNorm extends Module {
   readonly bn_h: BatchNorm;
   readonly bn_l: BatchNorm | undefined;
 
-  constructor(channels: number, alpha: number, eps = 1e-5) {
+  constructor(channels: number | Octave<number>, alpha = 0, eps = 1e-5) {
     super();
-    const { high, low } = splitChannels(channels, alpha).map((width) => new BatchNorm(width, eps));
+    const { high, low } = widthsOf(channels, alpha).map((width) => new BatchNorm(width, eps));
     this.bn_h = high;
     this.bn_l = low;
   }
@@ -68,7 +68,7 @@ export class OctConvNorm extends Module {
   readonly bn_h: BatchNorm;
   readonly bn_l: BatchNorm | undefined;
 
-  constructor(from: number, to: number, options: OctConvLayerOptions) {
+  constructor(from: number | Octave<number>, to: number | Octave<number>, options: OctConvLayerOptions) {
     super();
     this.conv = new OctConv(from, to, options);
     const { bn_h, bn_l } = new OctBatchNorm(to, options.alphaOut);

@@ -79,7 +79,7 @@ export function checkValues<A extends TypedArray>(where: string, name: string, d
     return new OctconvError(`${where}: tensor ${show(name)} has ${floats[at]} as element ${at}, wanted ${wanted}`);
   };
   if (!allFinite(dtype, data)) throw wrong((x) => !Number.isFinite(x), 'finite numbers');
-  if (!/(^|\.)running_var$/.test(name)) return data;
+  if (!/(^|[._])(running|moving)_var$/.test(name)) return data;
   const negative = (x: number) => x < 0;
   if (toFloats(dtype, data).some(negative)) throw wrong(negative, 'variances of at least 0');
   return data;

@@ -4,6 +4,7 @@ import type { DType, TypedArray } from '../dtype.js';
 import { OctconvError, show } from '../error.js';
 import { type Memory, RandomFile } from './file.js';
 import { someOf, withoutWrappers } from './names.js';
+import { isParams, isTar, readParams, readTar } from './params.js';
 import { readLegacyPth, readZipPth } from './pth.js';
 import { readSafetensors } from './safetensors.js';
 import { readShards } from './shards.js';
@@ -51,22 +52,24 @@ export interface OpenOptions {
 }
 
 /**
- * Opens a .safetensors or a .pth file (zip, or the pickles before PyTorch 1.6), told apart by content, or what
- * `model.safetensors.index.json` tells of: the index, or the folder that it is in.
+ * Opens a .safetensors, a .pth (zip, or the pickles before PyTorch 1.6) or an MXNet .params (bare or in a tar), told apart
+ * by content, or what `model.safetensors.index.json` tells of: the index, or the folder that it is in.
  */
 export async function openWeights(path: string, { key }: OpenOptions = {}): Promise<WeightSource> {
   const index = await indexOf(path);
   if (index !== undefined) return withoutWrappers(await readShards(index));
   const file = await RandomFile.open(path);
   try {
-    const head = await file.read(0, Math.min(file.size, 9));
+    const head = await file.read(0, Math.min(file.size, 512));
     const [first, second] = head;
+    if (isTar(head)) return await readTar(file);
     if (first === 0x50 && second === 0x4b) return withoutWrappers(await readZipPth(file, key));
     // A pickle starts with PROTO; as the length of a safetensors header the same byte is followed by an 8th `{`.
     if (first === 0x80 && head[8] !== 0x7b) return withoutWrappers(await readLegacyPth(file, key));
     if (key !== undefined) throw new OctconvError(`${path}: no .pth file, only those have dictionaries as ${show(key)}`);
     if (head[8] === 0x7b) return withoutWrappers(await readSafetensors(file));
-    throw new OctconvError(`${path}: not a weight file, wanted .safetensors or a PyTorch .pth (zip or pickle)`);
+    if (isParams(head)) return await readParams(file);
+    throw new OctconvError(`${path}: not a weight file, wanted .safetensors, a PyTorch .pth (zip or pickle) or an MXNet .params`);
   } catch (error) {
     await file.close();
     throw error;

@@ -48,6 +48,9 @@ ops.add(v, graph.input('f32', [1, 3]));
 ops.add(v, x);
 ops.mul(v, v);
 ops.mul(v, graph.input('f32', [1, 1, 1, 3]));
+ops.mul(v, graph.input('f32', [1, 3]));
+// @ts-expect-error other channels
+ops.mul(v, graph.input('f32', [1, 4]));
 // @ts-expect-error neither the same shape nor one number per channel
 ops.mul(v, graph.input('f32', [1, 1, 6, 3]));
 // @ts-expect-error other channels

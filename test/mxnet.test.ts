@@ -1,0 +1,241 @@
+/** The authors' own networks in MXNet's files, and the logits that their code gives in MXNet 1.9.1. */
+import { spawnSync } from 'node:child_process';
+import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { expect } from 'chai';
+import { buildNetwork, initialize, loadModel, namedParameters, type NetworkOptions, OctconvError, openWeights } from '../lib/index.js';
+import { toNHWC } from '../lib/layout.js';
+import { countFlops } from '../lib/flops.js';
+import { inferOptions, withParameterNames } from '../lib/models/infer.js';
+import { openNetwork, record as recordNetwork } from '../lib/model.js';
+import { targetOf } from '../lib/devices.js';
+import { readNpy } from '../lib/npy.js';
+import { toFloats } from '../lib/weights/floats.js';
+import { writeModelFolder } from '../lib/weights/folder.js';
+import { floats, params, record, tar } from './weights-files.js';
+
+const path = (relative: string) => fileURLToPath(new URL(relative, import.meta.url));
+const shared = path('../../shared/golden/mxnet'); // test/golden has copies of some cases
+const golden = existsSync(shared) ? shared : path('golden/mxnet');
+
+/** Largest difference as a share of the largest expected value. */
+function error(got: ArrayLike<number>, wanted: ArrayLike<number>): number {
+  expect(got.length).to.equal(wanted.length);
+  let [difference, largest] = [0, 0];
+  for (let i = 0; i < wanted.length; i++) {
+    const d = Math.abs((got[i] as number) - (wanted[i] as number));
+    difference = Number.isNaN(d) ? Infinity : Math.max(difference, d);
+    largest = Math.max(largest, Math.abs(wanted[i] as number));
+  }
+  return difference / largest;
+}
+
+interface Case {
+  readonly case: string;
+  readonly api: string;
+  readonly alpha: number | null;
+  readonly files: readonly [string];
+  /** Multiply-adds, and what the authors count, in M at 224 px. */
+  readonly macs_m_224: number;
+  readonly tool_mflops_224: number;
+  readonly params_learnable: number;
+  readonly inputs: readonly [{ readonly x: string; readonly logits: string }];
+}
+
+const all = JSON.parse(readFileSync(join(golden, 'index.json'), 'utf8')) as Case[];
+const symbols = all.filter(({ api, case: name }) => api === 'S' && !name.includes('resnext'));
+const fileOf = ({ case: name, files }: Case) => join(golden, name, files[0]);
+
+describe('mxnet: golden networks', () => {
+  for (const one of symbols) {
+    const { case: name, inputs } = one;
+    for (const device of ['reference', 'cpu'] as const) {
+      it(`${name} on ${device}`, async function () {
+        this.timeout(60_000);
+        const x = toNHWC((await readNpy(join(golden, name, inputs[0].x))) as never);
+        const wanted = await readNpy(join(golden, name, inputs[0].logits));
+        using model = await loadModel(fileOf(one), { device });
+        expect(error((await model.run(x)).data, wanted.data)).to.be.below(1e-4);
+      });
+    }
+  }
+});
+
+describe('mxnet: golden networks on every other instruction set', function () {
+  this.timeout(120_000);
+  if (process.env.OCTCONV_ISA) return; // this is such a run
+  for (const isa of ['baseline', 'avx2', 'avx512', 'avx512vnni', 'avx512bf16'].filter((isa) => isa !== targetOf('cpu').traits.isa)) {
+    it(isa, function () {
+      const mocha = fileURLToPath(new URL('../node_modules/mocha/bin/mocha.js', import.meta.url));
+      const args = ['--import=tsx', mocha, '--no-config', '-g', 'on cpu', fileURLToPath(import.meta.url)];
+      const { status, stdout, stderr } = spawnSync(process.execPath, args, {
+        env: { ...process.env, OCTCONV_ISA: isa },
+        encoding: 'utf8',
+      });
+      if (/not supported by this CPU/.test(stdout + stderr)) {
+        if (this.test) this.test.title += ': this CPU lacks it, npm run test:avx512 emulates it';
+        return this.skip();
+      }
+      expect(status, stdout + stderr).to.equal(0);
+      expect(stdout).to.contain(`${symbols.length} passing`);
+    });
+  }
+});
+
+describe('mxnet: what is read off a file', () => {
+  const wanted: { readonly [name: string]: readonly [network: string, options: NetworkOptions] } = {
+    't-resnet-20-base': ['resnet-v2', { alpha: 0, width: 4, blocks: [1, 2, 1, 2] }],
+    't-resnet-20-a0.25': ['oct-resnet-v2', { alpha: 0.25, width: 4, blocks: [1, 2, 1, 2] }],
+    't-resnet-20-a0.375': ['oct-resnet-v2', { alpha: 0.375, width: 4, blocks: [1, 2, 1, 2] }],
+    't-se-resnet-20-base': ['se-resnet-v2', { alpha: 0, width: 4, blocks: [1, 2, 1, 2] }],
+    't-se-resnet-20-a0.375': ['oct-se-resnet-v2', { alpha: 0.375, width: 4, blocks: [1, 2, 1, 2] }],
+    't-densenet-base': ['densenet', { alpha: 0, width: 16, blocks: [2, 3, 2, 2] }],
+    't-densenet-a0.25': ['oct-densenet', { alpha: 0.25, width: 16, blocks: [2, 3, 2, 2] }],
+  };
+  for (const one of symbols) {
+    it(one.case, async () => {
+      const { source, name, options, input, network: built } = await openNetwork(fileOf(one));
+      const flops = countFlops(recordNetwork(built, [1, 224, 224, 3]));
+      expect(flops.multiplyAdds / 1e6).to.be.closeTo(one.macs_m_224, 6e-4);
+      expect(flops.authors / 1e6).to.be.closeTo(one.tool_mflops_224, 8e-4);
+      expect(flops.parameters).to.equal(one.params_learnable);
+      const [network, some] = wanted[one.case] ?? [];
+      expect([name, options]).to.deep.equal([network, { classes: 10, stem: 'imagenet', ...some }]);
+      expect([...source.tensors.keys()]).to.have.members([...namedParameters(buildNetwork(name, options)).keys()]);
+      // (v - mean) * .0167
+      expect([input.resize, input.interpolation, input.scale, input.std]).to.deep.equal([256, 'bicubic', 0.0167, [1, 1, 1]]);
+      for (const [i, mean] of [124, 117, 104].entries()) expect((input.mean[i] ?? 0) / input.scale).to.be.closeTo(mean, 1e-9);
+      await source.close();
+    });
+  }
+
+  for (const one of all.filter(({ api, case: name }) => api === 'S' && name.includes('resnext'))) {
+    it(`${one.case} is named as what it is`, async () => {
+      const failed = await loadModel(fileOf(one)).catch((e) => e);
+      expect(failed).to.be.instanceOf(OctconvError);
+      expect(failed.message).to.match(/\.params: ResNeXt-20 2x4d: this network does not exist here yet$/);
+    });
+  }
+  for (const one of all.filter(({ api }) => api === 'G')) {
+    it(`${one.case} is refused`, async () => {
+      const failed = await loadModel(fileOf(one)).catch((e) => e);
+      expect(failed).to.be.instanceOf(OctconvError);
+      expect(failed.message).to.match(/no known network has these parameters \("/);
+    });
+  }
+
+  // The records of a whole network: parameter names turned into the authors'.
+  const recordOf = (parameter: string) =>
+    parameter
+      .replace(/^layer(\d)\.(\d+)\./, (_, s, b) => `L${Number(s) + 1}_B${`${Number(b) + 1}`.padStart(2, '0')}_`)
+      .replace(/^transition(\d)\.conv1/, (_, s) => `L${Number(s) + 2}_Trans_conv`)
+      .replace(/^conv1\.weight/, 'conv1_conv_weight')
+      .replace(/^(bn1|tail)\./, (_, end) => `${end === 'bn1' ? 'conv1' : end}_bn.`)
+      .replace(/^fc\./, 'classifier_')
+      .replace('downsample', 'conv4')
+      .replace(/\.conv\.conv_/, '_conv-')
+      .replace(/\.bn_([hl])\.?/, '_bn-$1.')
+      .replace(/\.(fc\d)_/, '_$1-')
+      .replaceAll('.', '_')
+      .replace('se__', 'se_')
+      .replace(/running_/, 'moving_')
+      .replace(/(bn(?:-[hl])?)_weight$/, '$1_gamma')
+      .replace(/(bn(?:-[hl])?)_bias$/, '$1_beta');
+  for (const [name, alpha] of [
+    ['resnet-v2-26'], ['resnet-v2-200'], ['oct-resnet-v2-101', 0.125], ['oct-resnet-v2-50', 0], ['se-resnet-v2-50'],
+    ['oct-se-resnet-v2-50', 0.75], ['densenet-121'], ['oct-densenet-121', 0.125], ['oct-densenet-121', 0.01],
+  ] as const) {
+    it(`${name}${alpha === undefined ? '' : ` at alpha ${alpha}`}: every record, every option`, () => {
+      const options = { alpha: alpha ?? 0, width: 16, classes: 3, stem: 'imagenet' as const };
+      const { tensors } = initialize(buildNetwork(name, options));
+      const records = new Map([...tensors].map(([key, info]) => [recordOf(key), info]));
+      expect([...records.keys()].filter((key) => /\./.test(key))).to.deep.equal([]);
+      const source = { tensors: records, read: () => Promise.reject(new Error('not read')), close: async () => {} };
+      const found = inferOptions(source);
+      expect(found.network).to.equal(name);
+      if (alpha !== 0.01) expect(found.options).to.deep.equal(options);
+      const named = withParameterNames(source, name);
+      expect([...named.tensors]).to.deep.equal([...tensors]);
+    });
+  }
+});
+
+describe('mxnet: records', () => {
+  it('two of one parameter are an error', () => {
+    const { tensors } = initialize(buildNetwork('resnet-v2', { width: 4, blocks: [1, 1, 1, 1] }));
+    const twice = new Map([...tensors, ['L2_B01_conv1_bn_gamma', { dtype: 'f32' as const, shape: [4] }]]);
+    const message = `x.params: "layer1.0.conv1.bn.weight" and "L2_B01_conv1_bn_gamma" are both "layer1.0.conv1.bn.weight"`;
+    expect(() => inferOptions({ name: 'x.params', tensors: twice })).to.throw(OctconvError, message);
+  });
+
+  const folder = mkdtempSync(join(tmpdir(), 'octconv-mxnet-'));
+  after(() => rmSync(folder, { recursive: true }));
+  const open = async (bytes: Buffer) => {
+    const file = join(folder, 'x.params');
+    await writeFile(file, bytes);
+    return openWeights(file);
+  };
+  const doubles = (...values: number[]) => Buffer.from(Float64Array.from(values).buffer);
+
+  it('of every version and type, with their names, in a tar or bare', async () => {
+    const bytes = params({
+      'arg:v0': record({ version: 0, shape: [2, 1], data: floats(1, -2) }),
+      'arg:v1': record({ version: 1, shape: [3], data: floats(3, 4, 5) }),
+      'aux:v2': record({ version: 2, shape: [1, 1, 1, 1], data: floats(6) }),
+      'v3.weight': record({ version: 3, shape: [], data: floats(7) }),
+      none: record({ version: 2, shape: [], data: Buffer.alloc(0) }),
+      'arg:empty': record({ version: 2, shape: [0], data: Buffer.alloc(0) }),
+      f8: record({ shape: [2], type: 1, data: doubles(1 / 3, 1e300) }),
+      f2: record({ shape: [2], type: 2, data: Buffer.from(Uint16Array.of(0x3c00, 0xc000).buffer) }),
+      bf16: record({ shape: [1], type: 12, data: Buffer.from(Uint16Array.of(0x4040).buffer) }),
+      i4: record({ shape: [1], type: 4, data: Buffer.from(Int32Array.of(-5).buffer) }),
+    });
+    const symbol = { name: 'x-symbol.json', data: Buffer.from('{"nodes":[]}') };
+    const pax = { name: 'pax', type: 'x', data: Buffer.from('19 mtime=1.5\n') };
+    for (const file of [bytes, tar([pax, symbol, { name: 'x/checkpoint-0-0000.params', data: bytes }])]) {
+      const source = await open(file);
+      const read = async (name: string) => {
+        const { dtype = 'f32', shape } = source.tensors.get(name) ?? {};
+        return [shape, ...toFloats(dtype, await source.read(name))];
+      };
+      expect([...source.tensors.keys()]).to.deep.equal(['v0', 'v1', 'v2', 'v3.weight', 'empty', 'f8', 'f2', 'bf16', 'i4']);
+      expect(await read('v0')).to.deep.equal([[2, 1], 1, -2]);
+      expect(await read('v1')).to.deep.equal([[3], 3, 4, 5]);
+      expect(await read('v2')).to.deep.equal([[1, 1, 1, 1], 6]);
+      expect(await read('v3.weight')).to.deep.equal([[], 7]);
+      expect(await read('empty')).to.deep.equal([[0]]);
+      expect(await read('f8')).to.deep.equal([[2], Math.fround(1 / 3), Infinity]);
+      expect(await read('f2')).to.deep.equal([[2], 1, -2]);
+      expect(await read('bf16')).to.deep.equal([[1], 3]);
+      expect(await read('i4')).to.deep.equal([[1], -5]);
+      expect(await source.read('none').catch(String)).to.match(/no tensor "none"/);
+      await source.close();
+    }
+  });
+
+  it('become a model folder', async () => {
+    const one = symbols.find(({ case: name }) => name === 't-densenet-a0.25');
+    if (!one) throw new Error('no such case');
+    const { source, name, options, input } = await openNetwork(fileOf(one));
+    const labels = Array.from({ length: 10 }, (_, i) => `class ${i}`);
+    await writeModelFolder(join(folder, 'model'), { network: name, options, input }, labels, source);
+    await source.close();
+    const x = toNHWC((await readNpy(join(golden, one.case, one.inputs[0].x))) as never);
+    using model = await loadModel(join(folder, 'model'));
+    expect(error((await model.run(x)).data, (await readNpy(join(golden, one.case, one.inputs[0].logits))).data)).to.be.below(1e-4);
+    expect([model.name, model.options, model.input]).to.deep.equal(['oct-densenet', options, input]);
+  });
+
+  it('in a tar with its symbol, of the authors', async () => {
+    const [one] = symbols;
+    if (!one) throw new Error('no cases');
+    const data = readFileSync(fileOf(one));
+    const file = join(folder, 'release.tar');
+    await writeFile(file, tar([{ name: 'a-symbol.json', data: Buffer.from('{}') }, { name: 'a-0000.params', data }]));
+    using model = await loadModel(file);
+    expect(model.name).to.equal('resnet-v2');
+  });
+});
