@@ -1,6 +1,6 @@
 /** Models: a network with its weights, ready to run on a device at any input size. */
 import { OctconvError } from './error.js';
-import { type ComputeType, Graph, type Value } from './graph/graph.js';
+import { type ComputeType, Graph, kindOf, Value } from './graph/graph.js';
 import { defaultInput, type InputConfig } from './input/preprocess.js';
 import { type Module, namedParameters, parameterShapes } from './layers/module.js';
 import { buildNetwork, type NetworkOptions, resolveNetworkOptions } from './models/index.js';
@@ -35,9 +35,11 @@ export type ModelInput = Tensor<'f32'> | { readonly data: TypedArrayOf<'f32'>; r
 
 /** A network as a graph, for one input shape, [N,H,W,C] or [N,T,H,W,C]. */
 export function record(network: Network, shape: readonly number[]): Graph {
-  const graph = new Graph();
-  namedParameters(network);
-  graph.outputs.push(network.forward(graph.input('f32', shape)).id);
+  const graph = new Graph(namedParameters(network));
+  const y: unknown = network.forward(graph.input('f32', shape));
+  if (!(y instanceof Value)) throw new OctconvError(`model: forward gives ${kindOf(y)}, wanted a Value`);
+  if (y.graph !== graph) throw new OctconvError('model: forward gives a value of another recording, wanted one of its own x');
+  graph.outputs.push(y.id);
   return graph;
 }
 

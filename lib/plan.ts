@@ -1,5 +1,5 @@
 /** From a recorded graph to a native plan, and its runs. */
-import { arrayFor, bytesPerElement } from './dtype.js';
+import { arrayFor, bytesPerElement, type TypedArray } from './dtype.js';
 import { OctconvError } from './error.js';
 import { chooseAlgorithms } from './graph/algorithm.js';
 import { fuse } from './graph/fuse.js';
@@ -11,6 +11,7 @@ import { assignTypes, type Quantized } from './graph/types.js';
 import { calling, type Device, type NativePacked, type NativeParam, type NativePlan, type NativeStep, type NativeValue, native } from './native.js';
 import { Tensor } from './tensor.js';
 import type { Memory } from './weights/file.js';
+import { toFloats } from './weights/floats.js';
 import { besideI8, type WeightSource } from './weights/source.js';
 
 export interface RunOptions {
@@ -75,6 +76,15 @@ export class PackedWeights {
     return all;
   }
 
+  /** A parameter or a constant that an op takes as it takes values. */
+  async operand(name: string, constants: Graph['constants']): Promise<TypedArray> {
+    const constant = constants.get(name);
+    if (constant) return constant.data;
+    const { dtype = 'f32' } = this.source.tensors.get(name) ?? {};
+    if (dtype !== 'f32' && dtype !== 'f16' && dtype !== 'bf16') throw new OctconvError(`plan: '${name}' is ${dtype}, wanted floats`);
+    return toFloats(dtype, await this.source.read(name));
+  }
+
   async #pack(step: Step, constants: Graph['constants'], memory: ArrayBuffer): Promise<NativePacked> {
     let used = 0;
     const take: Memory = (bytes) => {
@@ -119,6 +129,8 @@ async function readQuantized(source: Pick<WeightSource, 'tensors' | 'read'>): Pr
 /** A compiled network for one input shape. */
 export class Plan {
   readonly #plan: NativePlan;
+  /** Behind the inputs of a run: the parameters and constants that ops take as values. */
+  readonly #bound: readonly TypedArray[];
 
   private constructor(
     /** As recorded. */
@@ -131,8 +143,10 @@ export class Plan {
     /** What native code chose for each step. */
     readonly algorithms: readonly string[],
     plan: NativePlan,
+    bound: readonly TypedArray[],
   ) {
     this.#plan = plan;
+    this.#bound = bound;
   }
 
   static async compile(graph: Graph, weights: PackedWeights, threads: number): Promise<Plan> {
@@ -164,6 +178,7 @@ export class Plan {
       return views.push({ ...type, shape: [images === batch ? n : images, ...rest], rounds: whole.has(id) ? batch / images : 1, ...place(id) }) - 1;
     };
     const packed = await weights.pack(steps, graph.constants);
+    const bound = await Promise.all([...graph.bound.values()].map((name) => weights.operand(name, graph.constants)));
     const nativeSteps: NativeStep[] = [];
     for (const [at, step] of steps.entries()) {
       const { op, name, attrs } = step;
@@ -182,7 +197,7 @@ export class Plan {
         segments: (lowered.segments ?? [{ steps: steps.length, images: batch }]).map(({ steps, images }) => ({ steps, rounds: batch / images })),
       }),
     );
-    return new Plan(graph, steps, values, { activations: memory.bytes, run: runBytes }, algorithms, plan);
+    return new Plan(graph, steps, values, { activations: memory.bytes, run: runBytes }, algorithms, plan, bound);
   }
 
   /**
@@ -205,7 +220,7 @@ export class Plan {
       return new Tensor(dtype, shape, new (arrayFor(dtype))(shape.reduce((a, b) => a * b, 1)));
     });
     const { done, cancel } = calling(() =>
-      native.run(this.#plan, inputs.map((t) => t.data), outputs.map((t) => t.data), stepMilliseconds),
+      native.run(this.#plan, [...inputs.map((t) => t.data), ...this.#bound], outputs.map((t) => t.data), stepMilliseconds),
     );
     signal?.addEventListener('abort', cancel, { once: true });
     try {

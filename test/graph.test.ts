@@ -1,12 +1,11 @@
 import { expect } from 'chai';
 import { foldBatchNorm, fuse, joinActivation, joinResidual, joinShortcut, sinkPooling } from '../lib/graph/fuse.js';
-import { Graph, Parameter, toNTHWC, type Value } from '../lib/graph/graph.js';
+import { Graph, toNTHWC, type Value } from '../lib/graph/graph.js';
 import { convStep, lower, type Steps } from '../lib/graph/lower.js';
 import { planMemory } from '../lib/graph/memory.js';
 import { record } from '../lib/model.js';
 import { buildNetwork } from '../lib/models/index.js';
 
-const param = (name: string, ...shape: number[]) => Object.assign(new Parameter(shape), { name });
 const f32 = (...shape: number[]) => ({ dtype: 'f32', shape }) as const;
 
 /** Records like lib/ops.ts, without its checks, on one 8x8 image. */
@@ -22,12 +21,12 @@ class Recorder {
   conv(x: Value) {
     const name = `conv${this.#count++}`;
     const sizes = { kernel: [1, 1, 1], stride: [1, 1, 1], padding: [0, 0, 0], dilation: [1, 1, 1], groups: 1 };
-    return this.#one('conv', [x], sizes, { weight: param(`${name}.weight`, 4, 4, 1, 1) });
+    return this.#one('conv', [x], sizes, { weight: this.graph.parameter(`${name}.weight`, [4, 4, 1, 1]) });
   }
   batchNorm(x: Value) {
     const name = `bn${this.#count++}`;
     const roles = ['weight', 'bias', 'running_mean', 'running_var'];
-    return this.#one('batchNorm', [x], { eps: 1e-5 }, Object.fromEntries(roles.map((r) => [r, param(`${name}.${r}`, 4)])));
+    return this.#one('batchNorm', [x], { eps: 1e-5 }, Object.fromEntries(roles.map((r) => [r, this.graph.parameter(`${name}.${r}`, [4])])));
   }
   relu(x: Value) {
     return this.#one('relu', [x]);
@@ -38,9 +37,9 @@ class Recorder {
   octConv(xH: Value, xL?: Value, stride = 1): [Value, Value] {
     const name = `oct${this.#count++}`;
     const params = {
-      h2h: param(`${name}.h2h.weight`, 4, 4, 3, 3),
-      h2l: param(`${name}.h2l.weight`, 4, 4, 3, 3),
-      ...(xL && { l2h: param(`${name}.l2h.weight`, 4, 4, 3, 3), l2l: param(`${name}.l2l.weight`, 4, 4, 3, 3) }),
+      h2h: this.graph.parameter(`${name}.h2h.weight`, [4, 4, 3, 3]),
+      h2l: this.graph.parameter(`${name}.h2l.weight`, [4, 4, 3, 3]),
+      ...(xL && { l2h: this.graph.parameter(`${name}.l2h.weight`, [4, 4, 3, 3]), l2l: this.graph.parameter(`${name}.l2l.weight`, [4, 4, 3, 3]) }),
     };
     const size = ((xH.shape[1] as number) + stride - 1) / stride;
     const outputs = [f32(1, size, size, 4), f32(1, Math.ceil(size / 2), Math.ceil(size / 2), 4)];

@@ -20,8 +20,7 @@ import {
 import { checkWeights } from '../lib/weights/check.js';
 
 function record(network: { forward(x: Feature): { id: number } } & Module, size = 224): Graph {
-  const graph = new Graph();
-  namedParameters(network);
+  const graph = new Graph(namedParameters(network));
   graph.outputs.push(network.forward(graph.input('f32', [1, size, size, 3])).id);
   return graph;
 }

@@ -5,7 +5,7 @@ import { expect } from 'chai';
 import { arrayFor, type DType, type TypedArray } from '../lib/dtype.js';
 import { fitsWinograd, mostChannels } from '../lib/graph/algorithm.js';
 import { fuse } from '../lib/graph/fuse.js';
-import { type ComputeType, Graph, Parameter, toNTHWC, type Value } from '../lib/graph/graph.js';
+import { type ComputeType, Graph, toNTHWC, type Value } from '../lib/graph/graph.js';
 import { convStep, lower, type Steps } from '../lib/graph/lower.js';
 import { planMemory } from '../lib/graph/memory.js';
 import { assignTypes, type InputType, weightScaleOf } from '../lib/graph/types.js';
@@ -173,10 +173,10 @@ function block(seed: number): { graph: Graph; whole: boolean } {
   const video = seed % 5 === 0;
   const graph = new Graph();
   let names = 0;
-  const param = (...shape: number[]) => Object.assign(new Parameter(shape), { name: `p${names++}.weight` }) as never;
+  const param = (...shape: number[]) => graph.parameter(`p${names++}.weight`, shape) as never;
   const norm = (x: Value) => {
     const c = x.shape.at(-1) as number;
-    const variance = Object.assign(new Parameter([c]), { name: `p${names++}.running_var` }) as never;
+    const variance = graph.parameter(`p${names++}.running_var`, [c]) as never;
     return ops.batchNorm(x as never, { weight: param(c), bias: param(c), running_mean: param(c), running_var: variance }) as Value;
   };
   const widthsOf = (x: Octave<Value>) => [x.high.shape.at(-1) as number, (x.low?.shape.at(-1) as number) ?? 0] as const;

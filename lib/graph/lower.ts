@@ -160,5 +160,5 @@ export function lower(graph: Graph): Steps {
     if (node.op === 'conv' || node.op === 'linear') return convStep(node.name, [convBranch(node)]);
     return node;
   });
-  return { values: graph.values, steps, inputs: graph.inputs, outputs: graph.outputs };
+  return { values: graph.values, steps, inputs: [...graph.inputs, ...graph.bound.keys()], outputs: graph.outputs };
 }

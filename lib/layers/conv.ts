@@ -12,8 +12,10 @@ export interface ConvLayerOptions {
   readonly kernel: Size;
   /** Default 1. */
   readonly stride?: Size | undefined;
-  /** Default: half of the kernel ("same" at stride 1). */
+  /** Default: half of the (dilated) kernel, "same" at stride 1. */
   readonly padding?: Size | undefined;
+  /** Default 1. */
+  readonly dilation?: Size | undefined;
   /** Default 1. */
   readonly groups?: number | undefined;
   /** Default false. */
@@ -24,16 +26,19 @@ export interface ConvLayerOptions {
 export class Conv extends Module {
   readonly weight: Parameter<KernelShape>;
   readonly bias: Parameter<readonly [number]> | undefined;
-  readonly #options: { readonly stride: Size; readonly padding: Size; readonly groups: number };
+  readonly #options: { readonly stride: Size; readonly padding: Size; readonly dilation: Size; readonly groups: number };
 
-  constructor(from: number, to: number, { kernel, stride = 1, padding, groups = 1, bias = false }: ConvLayerOptions) {
+  constructor(from: number, to: number, options: ConvLayerOptions) {
     super();
+    const { kernel, stride = 1, padding, dilation = 1, groups = 1, bias = false } = options;
     const window = typeof kernel === 'number' ? ([kernel, kernel] as const) : kernel;
+    const steps = typeof dilation === 'number' ? window.map(() => dilation) : dilation;
     this.weight = new Parameter([to, from / groups, ...window]);
     this.bias = bias ? new Parameter([to]) : undefined;
     this.#options = {
       stride,
-      padding: padding ?? (window.map((size) => Math.floor(size / 2)) as unknown as Size),
+      padding: padding ?? (window.map((size, i) => (steps[i] ?? 1) * Math.floor(size / 2)) as unknown as Size),
+      dilation,
       groups,
     };
   }
@@ -43,7 +48,7 @@ export class Conv extends Module {
   }
 }
 
-export interface OctConvLayerOptions extends Omit<ConvLayerOptions, 'stride' | 'padding'> {
+export interface OctConvLayerOptions extends Omit<ConvLayerOptions, 'stride' | 'padding' | 'dilation'> {
   /** Share of the low branch among the input channels, in [0, 1). */
   readonly alphaIn: number;
   /** The same of the output channels. */

@@ -44,8 +44,14 @@ ops.add(dynamic, v);
 ops.add(v, graph.input('f32', [1, 8, 6, 4]));
 // @ts-expect-error another rank
 ops.add(v, graph.input('f32', [1, 3]));
-// @ts-expect-error a value and a tensor
-ops.add(v, x);
+ops.add(v, x); // a constant
+ops.add(v, new Parameter([1, 8, 6, 3]));
+// @ts-expect-error a constant of other sizes
+ops.add(v, new Parameter([1, 8, 6, 4]));
+// @ts-expect-error a tensor and a recorded value
+ops.add(x, v);
+// @ts-expect-error a tensor and a parameter
+ops.add(x, new Parameter([1, 8, 6, 3]));
 ops.mul(v, v);
 ops.mul(v, graph.input('f32', [1, 1, 1, 3]));
 // @ts-expect-error neither the same shape nor one number per channel
