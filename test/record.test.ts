@@ -16,8 +16,10 @@ import {
   runGraph,
   Tensor,
   tensor,
+  toOnnx,
   type WeightSource,
 } from '../lib/index.js';
+import { readerOf } from '../lib/graph/onnx.js';
 import { record } from '../lib/model.js';
 import { memoryWeights } from '../lib/weights/memory.js';
 import { besideI8 } from '../lib/weights/source.js';
@@ -285,5 +287,15 @@ describe('record: parameters and constants beside values', () => {
     graph.outputs.push(ops.add(graph.input('f32', [1, 2]), constant([1, 2], 3)).id);
     const [y] = await runGraph(graph, [constant([1, 2], 1)]);
     expect([...(y?.data ?? [])]).to.deep.equal([4, 4]);
+  });
+
+  it('are exported', async () => {
+    const ort = await import('onnxruntime-node');
+    const { toNCHW, toNHWC } = await import('../lib/layout.js');
+    const session = await ort.InferenceSession.create(await toOnnx(record(net, x.shape), readerOf(source)));
+    const { shape, data } = toNCHW(x);
+    const { logits } = await session.run({ input: new ort.Tensor('float32', data, shape) });
+    close(toNHWC(new Tensor('f32', logits?.dims ?? [], logits?.data as Float32Array)), await wanted());
+    await session.release();
   });
 });
