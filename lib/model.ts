@@ -3,13 +3,13 @@ import { OctconvError } from './error.js';
 import { type ComputeType, Graph, kindOf, Value } from './graph/graph.js';
 import { defaultInput, type InputConfig } from './input/preprocess.js';
 import { type Module, namedParameters, parameterShapes } from './layers/module.js';
-import { buildNetwork, type NetworkOptions, resolveNetworkOptions } from './models/index.js';
+import { buildNetwork, type Classifier, type NetworkOptions, resolveNetworkOptions } from './models/index.js';
 import { type ResolvedOptions, resolveOptions } from './models/infer.js';
 import type { ResolvedNetworkOptions } from './models/options.js';
 import type { Device } from './native.js';
 import { PackedWeights, Plan, type RunOptions, threadsOf } from './plan.js';
-import { Tensor } from './tensor.js';
-import type { TypedArrayOf } from './dtype.js';
+import { type Matrix, type Shape, Tensor } from './tensor.js';
+import type { DType, TypedArrayOf } from './dtype.js';
 import { checkWeights } from './weights/check.js';
 import { isModelFolder, readModelFolder } from './weights/folder.js';
 import { initialize } from './weights/random.js';
@@ -28,7 +28,7 @@ export interface ModelOptions {
 }
 
 /** A network is a module that takes images [N,H,W,C] and gives one value. */
-export type Network = Module & { forward(x: Value<'f32', readonly number[]>): Value };
+export type Network<S extends Shape = Shape> = Module & { forward(x: Value<'f32', Shape>): Value<DType, S> };
 
 /** What a run takes: a tensor, or data with its shape. */
 export type ModelInput = Tensor<'f32'> | { readonly data: TypedArrayOf<'f32'>; readonly shape: readonly number[] };
@@ -53,7 +53,8 @@ const forgotten = new FinalizationRegistry<WeightSource>((source) => void source
 /** Plans that a model keeps, one per input shape; the oldest goes first. */
 const keptPlans = 4;
 
-export class Model {
+/** `S` is the shape of what a run gives; of a classifier [N, classes]. */
+export class Model<S extends Shape = Shape> {
   readonly device: Device;
   readonly dtype: ComputeType;
   readonly threads: number;
@@ -65,7 +66,7 @@ export class Model {
   name: string | undefined;
   options: NetworkOptions | undefined;
 
-  readonly #network: Network;
+  readonly #network: Network<S>;
   readonly #weights: PackedWeights;
   readonly #plans = new Map<string, Promise<Plan>>();
   #disposed = false;
@@ -74,7 +75,7 @@ export class Model {
    * A model of one's own network. Parameters are looked up in `weights` by property path (`layer1.0.conv1.weight`).
    * @throws OctconvError if a parameter is missing, has another shape, or is left over.
    */
-  constructor(network: Network, weights: Pick<WeightSource, 'tensors' | 'read'>, options: ModelOptions = {}) {
+  constructor(network: Network<S>, weights: Pick<WeightSource, 'tensors' | 'read'>, options: ModelOptions = {}) {
     const { tensors } = weights;
     const quantized = [...tensors.values()].some((tensor) => tensor.dtype === 'i8');
     const { device = 'auto', dtype = quantized ? 'i8' : 'f32', threads } = options;
@@ -129,12 +130,12 @@ export class Model {
    * own threads and leaves the event loop free. The input is read where it lies: leave it alone until the promise settles.
    * @throws OctconvError if the shape does not fit; the signal's reason if it is aborted.
    */
-  async run(input: ModelInput, options: RunOptions = {}): Promise<Tensor<'f32'>> {
+  async run(input: ModelInput, options: RunOptions = {}): Promise<Tensor<'f32', S>> {
     options.signal?.throwIfAborted();
     const x = input instanceof Tensor ? input : new Tensor('f32', input.shape, input.data);
     const plan = await this.plan(x.shape);
     const [y] = await plan.run([x], options);
-    return y as Tensor<'f32'>;
+    return y as Tensor<'f32', S>;
   }
 
   /** Gives the memory back at once; runs in flight end well. */
@@ -161,7 +162,7 @@ export function createModel(
   name: string,
   options: NetworkOptions & { seed?: number } = {},
   modelOptions: ModelOptions = {},
-): Model {
+): Model<Matrix> {
   const { seed = 0, ...given } = options;
   const network = buildNetwork(name, given);
   const model = new Model(network, initialize(network, seed), modelOptions);
@@ -173,7 +174,7 @@ export function createModel(
 export interface NetworkFile {
   readonly name: string;
   readonly options: ResolvedNetworkOptions;
-  readonly network: Network;
+  readonly network: Classifier;
   /** Close it. */
   readonly source: WeightSource;
   readonly input: InputConfig;
@@ -209,7 +210,7 @@ export async function openNetwork(path: string, given: Partial<ResolvedOptions> 
 export async function loadModel(
   path: string,
   options: ModelOptions & { network?: Partial<ResolvedOptions> } = {},
-): Promise<Model> {
+): Promise<Model<Matrix>> {
   const { network: given, ...modelOptions } = options;
   const { network, source, ...described } = await openNetwork(path, given);
   try {

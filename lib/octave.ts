@@ -1,7 +1,8 @@
 import { OctconvError } from './error.js';
 import type { Shape } from './tensor.js';
 
-type Settled<R> = R extends Promise<infer T> ? Promise<Octave<T>> : Octave<R>;
+/** A pair, or the promise of one. */
+export type Settled<R> = R extends Promise<infer T> ? Promise<Octave<T>> : Octave<R>;
 
 /**
  * A pair of high and low frequency, of whatever it may be: tensors, channel numbers, layers. Of tensors, high is

@@ -39,6 +39,7 @@ import {
   type Shape,
   type Spatial,
   Tensor,
+  type Vector,
   type Video,
 } from './tensor.js';
 
@@ -52,11 +53,12 @@ export type Weight<S extends Shape = Shape> = Parameter<S> | Tensor<'f32' | 'f16
 export type RunAt = PlanOptions;
 export type { Size };
 
-type Kernel =
+/** The shape of a convolution's weight, of images or of video. */
+export type Kernel =
   | readonly [o: number, i: number, h: number, w: number]
   | readonly [o: number, i: number, t: number, h: number, w: number];
 /** The result of what works on H and W (and T), with K channels. */
-type Windowed<S extends Shape, K extends number = Channels<S>> = S extends Image
+export type Windowed<S extends Shape, K extends number = Channels<S>> = S extends Image
   ? readonly [S[0], number, number, K]
   : S extends Video
     ? readonly [S[0], number, number, number, K]
@@ -65,13 +67,17 @@ type Windowed<S extends Shape, K extends number = Channels<S>> = S extends Image
 export type Beside<X extends Operand> = X extends Value ? Value<'f32', Wide<X['shape']>> : Tensor<'f32', Wide<X['shape']>>;
 /** The same, or beside a recorded value a parameter or a tensor as a constant, in the layout of values. */
 export type Other<X extends Operand> = Beside<X> | (X extends Value ? Tensor<'f32', Wide<X['shape']>> | Parameter<Wide<X['shape']>> : never);
-type Wide<S extends Shape> = { readonly [K in keyof S]: number };
-type Gate<S extends Shape> = S extends Image
+/** The same rank, any sizes. */
+export type Wide<S extends Shape> = { readonly [K in keyof S]: number };
+/** One number per image and channel. */
+export type Gate<S extends Shape> = S extends Image
   ? readonly [S[0], 1, 1, S[3]]
   : S extends Video
     ? readonly [S[0], 1, 1, 1, S[4]]
     : S;
-type Unary = <X extends Operand<Matrix | Spatial>>(x: X, run?: RunAt) => Result<X, X['shape']>;
+type PlainParams<S extends Shape> = { readonly weight: Weight<S>; readonly bias?: Weight<Vector> | undefined };
+/** An op of one operand that keeps its shape. */
+export type Unary = <X extends Operand<Matrix | Spatial>>(x: X, run?: RunAt) => Result<X, X['shape']>;
 
 // --- Elementwise ------------------------------------------------------------------------------------------------
 
@@ -87,9 +93,10 @@ export const softmax = unary('softmax');
 /** x + y; both of one shape. */
 export function add<X extends Operand<Matrix | Spatial>, Y extends Other<X>>(
   x: X,
-  y: Y & Match<X['shape'], Y['shape'], 'both of one shape'>,
+  y: Match<X['shape'], Y['shape'], Y, 'wanted: both of one shape'>,
   run?: RunAt,
-): Result<X, X['shape']> {
+): Result<X, X['shape']>;
+export function add(x: Operand, y: Operand | Parameter, run?: RunAt): unknown {
   return apply('add', [x, y], {}, run, () => {
     check('add', same(x.shape, y.shape), `got ${of(x)} and ${of(y)}, wanted both of one shape`);
     return { shape: x.shape };
@@ -99,9 +106,10 @@ export function add<X extends Operand<Matrix | Spatial>, Y extends Other<X>>(
 /** x * y; y of the same shape, or one number per image and channel, [N, 1, 1, C]. */
 export function mul<X extends Operand<Matrix | Spatial>, Y extends Other<X>>(
   x: X,
-  y: Y & (Match<X['shape'], Y['shape'], ''> | Match<Gate<X['shape']>, Y['shape'], 'the same shape, or [N, 1, 1, C]'>),
+  y: Match<X['shape'], Y['shape'], Y, Match<Gate<X['shape']>, Y['shape'], Y, 'wanted: the same shape, or [N, 1, 1, C]'>>,
   run?: RunAt,
-): Result<X, X['shape']> {
+): Result<X, X['shape']>;
+export function mul(x: Operand, y: Operand | Parameter, run?: RunAt): unknown {
   return apply('mul', [x, y], {}, run, () => {
     const gate = x.shape.map((size, i) => (i === 0 || i === x.shape.length - 1 ? size : 1));
     const fine = same(x.shape, y.shape) || same(gate, y.shape);
@@ -146,16 +154,17 @@ export function conv<
 >(
   x: X,
   params: {
-    readonly weight: W &
-      Match<X['shape']['length'], W['shape']['length'], 'a weight of the rank of x'> &
-      ('groups' extends keyof O
-        ? unknown
-        : Match<Channels<X['shape']>, W['shape'][1], 'input channels of the weight as x has'>);
-    readonly bias?: Weight<readonly [number]> | undefined;
+    readonly weight: Match<
+      X['shape']['length'],
+      W['shape']['length'],
+      'groups' extends keyof O ? W : Match<Channels<X['shape']>, W['shape'][1], W, 'wanted: as many input channels as x has'>,
+      'wanted: [O, I, kh, kw] for images, [O, I, kt, kh, kw] for video'
+    >;
+    readonly bias?: Weight<Vector> | undefined;
   },
   options?: O,
-): Result<X, Windowed<X['shape'], W['shape'][0]>> {
-  const { weight, bias } = params;
+): Result<X, Windowed<X['shape'], W['shape'][0]>>;
+export function conv(x: Operand, { weight, bias }: PlainParams<Kernel>, options?: ConvOptions): unknown {
   return apply('conv', [x], { weight, bias }, options, () => {
     const { stride = 1, padding = 0, dilation = 1, groups = 1 } = options ?? {};
     check('conv', weight !== undefined, 'weight is missing');
@@ -180,8 +189,8 @@ export interface OctConvOptions extends RunAt {
 }
 
 export interface OctConvParams extends Paths<Weight<Kernel>> {
-  readonly biasH?: Weight<readonly [number]> | undefined;
-  readonly biasL?: Weight<readonly [number]> | undefined;
+  readonly biasH?: Weight<Vector> | undefined;
+  readonly biasL?: Weight<Vector> | undefined;
 }
 
 /**
@@ -255,12 +264,12 @@ function octConvRule({ high: xH, low: xL }: Octave<Operand>, params: OctConvPara
 export function linear<X extends Operand<Matrix>, W extends Weight<readonly [k: number, c: number]>>(
   x: X,
   params: {
-    readonly weight: W & Match<X['shape'][1], W['shape'][1], 'as many columns as x has'>;
-    readonly bias?: Weight<readonly [number]> | undefined;
+    readonly weight: Match<X['shape'][1], W['shape'][1], W, 'wanted: as many columns as x has'>;
+    readonly bias?: Weight<Vector> | undefined;
   },
   run?: RunAt,
-): Result<X, readonly [X['shape'][0], W['shape'][0]]> {
-  const { weight, bias } = params;
+): Result<X, readonly [X['shape'][0], W['shape'][0]]>;
+export function linear(x: Operand<Matrix>, { weight, bias }: PlainParams<readonly [number, number]>, run?: RunAt): unknown {
   return apply('linear', [x], { weight, bias }, run, () => {
     checkRank('linear', x, 2);
     check('linear', weight !== undefined, 'weight is missing');
@@ -272,10 +281,10 @@ export function linear<X extends Operand<Matrix>, W extends Weight<readonly [k: 
 }
 
 export interface BatchNormParams {
-  readonly weight: Weight<readonly [number]>;
-  readonly bias: Weight<readonly [number]>;
-  readonly running_mean: Weight<readonly [number]>;
-  readonly running_var: Weight<readonly [number]>;
+  readonly weight: Weight<Vector>;
+  readonly bias: Weight<Vector>;
+  readonly running_mean: Weight<Vector>;
+  readonly running_var: Weight<Vector>;
 }
 
 /** In evaluation mode, per channel: (x - running_mean) / sqrt(running_var + eps) * weight + bias. `eps` is 1e-5. */

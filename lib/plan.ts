@@ -149,6 +149,7 @@ export class Plan {
     this.#bound = bound;
   }
 
+  /** @internal */
   static async compile(graph: Graph, weights: PackedWeights, threads: number): Promise<Plan> {
     const lowered = stepsFor(graph, weights.device, weights.compute, await weights.quantized(), threads);
     const { steps, values, inputs, outputs } = lowered;

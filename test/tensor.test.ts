@@ -8,6 +8,8 @@ import {
   splitChannels,
   Tensor,
   tensor,
+  toNCHW,
+  toNHWC,
   type Value,
 } from '../lib/index.js';
 import { paths } from '../lib/octave.js';
@@ -38,6 +40,16 @@ describe('tensor', () => {
       expect(y.data).to.deep.equal(new Int8Array(6));
     }
     expect(() => kept.data).to.throw(OctconvError);
+  });
+
+  it('moves the channels of images, and refuses all else', () => {
+    const x = tensor('f32', [1, 1, 2, 3], Float32Array.of(1, 2, 3, 4, 5, 6));
+    const moved = toNCHW(x);
+    expect([moved.shape, [...moved.data]]).to.deep.equal([[1, 3, 1, 2], [1, 4, 2, 5, 3, 6]]);
+    expect([toNHWC(moved).shape, [...toNHWC(moved).data]]).to.deep.equal([x.shape, [...x.data]]);
+    const video = Tensor.zeros('f32', [1, 1, 1, 2, 3]);
+    expect(() => toNCHW(video)).to.throw(OctconvError, 'toNCHW: got [1,1,1,2,3], wanted [N,H,W,C]');
+    expect(() => toNHWC(video)).to.throw(OctconvError, 'toNHWC: got [1,1,1,2,3], wanted [N,C,H,W]');
   });
 
   it('takes only data that fits', async () => {

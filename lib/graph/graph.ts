@@ -50,7 +50,8 @@ export class Parameter<const S extends readonly number[] = readonly number[]> {
   constructor(readonly shape: S) {}
 }
 
-type Params = { readonly [role: string]: Parameter | Tensor | undefined };
+/** What a node reads beside its inputs, by role. */
+export type Params = { readonly [role: string]: Parameter | Tensor | undefined };
 
 const constantNames = new WeakMap<Tensor, string>();
 let constantCount = 0;

@@ -4,7 +4,7 @@
  */
 import type { Attrs, ComputeType, Graph, GraphNode, TensorType } from './graph.js';
 
-type Size3 = readonly number[];
+export type Size3 = readonly number[];
 
 /** One convolution of one input within a branch. */
 export interface Source {

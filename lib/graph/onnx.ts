@@ -13,7 +13,7 @@ import type { WeightSource } from '../weights/source.js';
 import type { Attrs, Graph, GraphNode } from './graph.js';
 import { type Names, type OnnxAttrs, OnnxFile, type OnnxOptions, type Param, type Quantization, quantizationOf, type ReadParam, type Sizes } from './onnx-file.js';
 
-export type { OnnxOptions, Ranges, ReadParam } from './onnx-file.js';
+export type { OnnxOptions, Param, Ranges, ReadParam } from './onnx-file.js';
 
 export const readerOf =
   (source: Pick<WeightSource, 'tensors' | 'read'>): ReadParam =>
@@ -23,7 +23,8 @@ export const readerOf =
   };
 
 /** @throws OctconvError for video, and for ops on pictures' bytes. */
-export async function toOnnx(graph: Graph, read: ReadParam, options: OnnxOptions = {}): Promise<Uint8Array> {
+export async function toOnnx(graph: Graph, weights: ReadParam | Pick<WeightSource, 'tensors' | 'read'>, options: OnnxOptions = {}): Promise<Uint8Array> {
+  const read = typeof weights === 'function' ? weights : readerOf(weights);
   const params = new Map<string, Param>();
   const quantized = new Map<string, Quantization>();
   for (const name of graph.params.keys()) {

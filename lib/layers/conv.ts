@@ -1,11 +1,8 @@
 import { Parameter } from '../graph/graph.js';
 import { type Octave, paths, splitChannels } from '../octave.js';
-import { conv, octConv, type Size } from '../ops.js';
+import { conv, type Kernel, octConv, type Size } from '../ops.js';
+import type { Vector } from '../tensor.js';
 import { type Feature, Module } from './module.js';
-
-type KernelShape =
-  | readonly [o: number, i: number, h: number, w: number]
-  | readonly [o: number, i: number, t: number, h: number, w: number];
 
 export interface ConvLayerOptions {
   /** One number for height and width, or [h, w], or [t, h, w] for video. */
@@ -24,8 +21,8 @@ export interface ConvLayerOptions {
 
 /** Convolution of `from` to `to` channels: [N, H, W, from] -> [N, H', W', to]. */
 export class Conv extends Module {
-  readonly weight: Parameter<KernelShape>;
-  readonly bias: Parameter<readonly [number]> | undefined;
+  readonly weight: Parameter<Kernel>;
+  readonly bias: Parameter<Vector> | undefined;
   readonly #options: { readonly stride: Size; readonly padding: Size; readonly dilation: Size; readonly groups: number };
 
   constructor(from: number, to: number, options: ConvLayerOptions) {
