@@ -160,6 +160,17 @@ describe('record: what a network may hold and give', () => {
     expect(problem(() => namedParameters(a))).to.equal("module: 'child.parent' leads back to a module that holds it, wanted a tree");
   });
 
+  it('a layer in a private field', () => {
+    class Net extends Module {
+      readonly #hidden = new layers.Linear(2, 2);
+      readonly last = new layers.Linear(2, 2);
+      forward(x: Feature) {
+        return this.last.forward(this.#hidden.forward(ops.globalAvgPool(x)));
+      }
+    }
+    expect(problem(() => record(new Net(), [1, 4, 4, 2]))).to.match(/^linear: the parameter 'weight' \[2,2\] is not among those of the network: /);
+  });
+
   for (const [title, hold] of [
     ['a Map', (layer: layers.Conv) => ({ held: new Map([['a', layer]]) })],
     ['an object', (layer: layers.Conv) => ({ held: { layer } })],
@@ -182,6 +193,22 @@ describe('record: what a network may hold and give', () => {
       );
     });
   }
+});
+
+describe('record: a dilated convolution', () => {
+  it('keeps the size at stride 1, and takes its padding from the dilation', () => {
+    const graphOf = (options: layers.ConvLayerOptions) => {
+      const network = new layers.Conv(2, 3, options);
+      return record(network as unknown as Network, [1, 9, 9, 2]);
+    };
+    for (const [dilation, padding] of [[2, [0, 2, 2]], [[1, 3], [0, 1, 3]]] as const) {
+      const { nodes, values, outputs } = graphOf({ kernel: 3, dilation });
+      expect(nodes[0]?.attrs.padding).to.deep.equal(padding);
+      expect(nodes[0]?.attrs.dilation).to.deep.equal(dilation === 2 ? [1, 2, 2] : [1, 1, 3]);
+      expect(values[outputs[0] ?? -1]?.shape).to.deep.equal([1, 9, 9, 3]);
+    }
+    expect(graphOf({ kernel: 3, dilation: 2, padding: 0 }).values[1]?.shape).to.deep.equal([1, 5, 5, 3]);
+  });
 });
 
 describe('record: errors name the layer', () => {
