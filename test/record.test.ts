@@ -240,6 +240,11 @@ describe('record: errors name the layer', () => {
       },
       "add: got [1,8,8,4] and [1,4,4,8], wanted both of one shape (behind 'stem.1' and 'blocks.0')",
     ],
+    [
+      'a pair and a high branch alone',
+      ({ stem }, x) => new Octave(stem.forward(x), x).zip(new Octave(x), (a) => a),
+      "octave: one operand has a low branch, the other has none (behind 'stem.1')",
+    ],
     ['an op on the input', (_, x) => ops.maxPool(x, { kernel: 9 }), 'maxPool: the kernel [9,9] does not fit into x [1,8,8,2] with its padding'],
   ] as [string, (net: Net, x: Feature) => unknown, string][]) {
     it(title, () => {
