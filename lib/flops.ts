@@ -14,7 +14,7 @@ export interface Flops {
 /** What a recorded network costs for the shape that it was recorded with. */
 export function countFlops(graph: Graph): Flops {
   const shapes = (ids: readonly number[]) => ids.map((id) => graph.values[id]?.shape ?? []);
-  const learned = new Set<string>();
+  const learned = new Set(graph.bound.values());
   let multiplyAdds = 0;
   let others = 0;
   for (const node of graph.nodes) {

@@ -9,23 +9,30 @@ export { type Classified, classify, type ClassifyOptions, type Guess } from './c
 export { type DeviceInfo, type Devices, devices } from './devices.js';
 export type { DType, TypedArray, TypedArrayOf } from './dtype.js';
 export { OctconvError } from './error.js';
-export { Graph, type GraphNode, Parameter, type TensorType, Value } from './graph/graph.js';
+export { type Attr, type Attrs, type ComputeType, Graph, type GraphNode, Parameter, type Params, type TensorType, Value } from './graph/graph.js';
+export type { BatchNormParams, Branch, Size3, Source, Step, Term } from './graph/lower.js';
 export { countFlops, type Flops } from './flops.js';
 export { type Batch, type BatchOptions, loadBatches } from './input/batches.js';
 export { decodeImage, type Picture } from './input/image.js';
-export { defaultInput, type InputConfig, preprocess } from './input/preprocess.js';
+export { defaultInput, type InputConfig, type InputTensor, preprocess } from './input/preprocess.js';
 export * as layers from './layers/index.js';
 export { type Feature, Module, namedParameters } from './layers/index.js';
+export { toNCHW, toNHWC } from './layout.js';
 export { createModel, loadModel, Model, type ModelInput, type ModelOptions, type Network } from './model.js';
-export { buildNetwork, type Classifier, type NetworkName, type NetworkOptions, networkNames } from './models/index.js';
+export { type AnyNetworkName, buildNetwork, type Classifier, type NetworkName, type NetworkOptions, networkNames } from './models/index.js';
+export type { ResolvedOptions } from './models/infer.js';
+export type { ResolvedNetworkOptions } from './models/options.js';
 export type { Device } from './native.js';
-export { Octave, type Paths, splitChannels } from './octave.js';
+export { Octave, type Paths, type Settled, splitChannels } from './octave.js';
 export * as ops from './ops.js';
-export { type PlanOptions, runGraph, type RunOptions } from './plan.js';
-export { quantize, type QuantizeOptions } from './quantize.js';
-export { type Image, type Matrix, type Shape, type Spatial, Tensor, tensor, type Video } from './tensor.js';
+export { type Plan, type PlanOptions, runGraph, type RunOptions } from './plan.js';
+export { type Batches, quantize, type QuantizeOptions, type Weights } from './quantize.js';
+export { type Channels, type Image, type Match, type Matrix, type Shape, type Spatial, Tensor, tensor, type Vector, type Video } from './tensor.js';
 export { initialize } from './weights/random.js';
-export { openWeights, type OpenOptions, type WeightSource } from './weights/source.js';
+export type { Memory } from './weights/file.js';
+export { openWeights, type OpenOptions, type TensorInfo, type WeightSource } from './weights/source.js';
+
+export type { OnnxOptions, Param, Ranges, ReadParam } from './graph/onnx.js';
 
 /** Exports a recorded graph as ONNX. @throws OctconvError for video, and for ops on pictures' bytes. */
 export const toOnnx: typeof import('./graph/onnx.js').toOnnx = async (...given) =>

@@ -1,16 +1,16 @@
 /** Models: a network with its weights, ready to run on a device at any input size. */
 import { type Target, targetOf } from './devices.js';
 import { OctconvError } from './error.js';
-import { type ComputeType, Graph, type Value } from './graph/graph.js';
+import { type ComputeType, Graph, kindOf, Value } from './graph/graph.js';
 import type { InputConfig } from './input/preprocess.js';
 import { type Module, namedParameters, parameterShapes } from './layers/module.js';
-import { type AnyNetworkName, buildNetwork, defaultInputOf, type NetworkOptions, resolveNetworkOptions } from './models/index.js';
+import { type AnyNetworkName, buildNetwork, type Classifier, defaultInputOf, type NetworkOptions, resolveNetworkOptions } from './models/index.js';
 import { type ResolvedOptions, resolveOptions, withParameterNames } from './models/infer.js';
 import type { ResolvedNetworkOptions } from './models/options.js';
 import type { Device } from './native.js';
 import { PackedWeights, Plan, type RunOptions, threadsOf } from './plan.js';
-import { Tensor } from './tensor.js';
-import type { TypedArrayOf } from './dtype.js';
+import { type Matrix, type Shape, Tensor } from './tensor.js';
+import type { DType, TypedArrayOf } from './dtype.js';
 import { checkWeights } from './weights/check.js';
 import { withUsualNames } from './weights/names.js';
 import { isModelFolder, readModelFolder } from './weights/folder.js';
@@ -32,16 +32,18 @@ export interface ModelOptions {
 }
 
 /** A network is a module that takes images [N,H,W,C] and gives one value. */
-export type Network = Module & { forward(x: Value<'f32', readonly number[]>): Value };
+export type Network<S extends Shape = Shape> = Module & { forward(x: Value<'f32', Shape>): Value<DType, S> };
 
 /** What a run takes: a tensor, or data with its shape. */
 export type ModelInput = Tensor<'f32'> | { readonly data: TypedArrayOf<'f32'>; readonly shape: readonly number[] };
 
 /** A network as a graph, for one input shape, [N,H,W,C] or [N,T,H,W,C]. */
 export function record(network: Network, shape: readonly number[]): Graph {
-  const graph = new Graph();
-  namedParameters(network);
-  graph.outputs.push(network.forward(graph.input('f32', shape)).id);
+  const graph = new Graph(namedParameters(network));
+  const y: unknown = network.forward(graph.input('f32', shape));
+  if (!(y instanceof Value)) throw new OctconvError(`model: forward gives ${kindOf(y)}, wanted a Value`);
+  if (y.graph !== graph) throw new OctconvError('model: forward gives a value of another recording, wanted one of its own x');
+  graph.outputs.push(y.id);
   return graph;
 }
 
@@ -59,7 +61,8 @@ interface KeptPlan {
   kept: boolean;
 }
 
-export class Model {
+/** `S` is the shape of what a run gives; of a classifier [N, classes]. */
+export class Model<S extends Shape = Shape> {
   readonly device: Device;
   readonly dtype: ComputeType;
   readonly threads: number;
@@ -73,7 +76,7 @@ export class Model {
   /** What was chosen, renamed or converted in the file of its weights, a line each. */
   notes: readonly string[] | undefined;
 
-  readonly #network: Network;
+  readonly #network: Network<S>;
   readonly #source: Weights;
   readonly #weights: PackedWeights;
   readonly #keptPlans: number;
@@ -88,7 +91,7 @@ export class Model {
    * are closed with the model.
    * @throws OctconvError if a parameter is missing, has another shape, or is left over.
    */
-  constructor(network: Network, weights: Weights, options: ModelOptions = {}) {
+  constructor(network: Network<S>, weights: Weights, options: ModelOptions = {}) {
     const { tensors } = weights;
     const quantized = [...tensors.values()].some((tensor) => tensor.dtype === 'i8');
     const { device, dtype = quantized ? 'i8' : 'f32', threads, plans = 8 } = options;
@@ -177,7 +180,7 @@ export class Model {
    * 224 x 224): do with it what you like afterwards.
    * @throws OctconvError if the shape does not fit; the signal's reason if it is aborted.
    */
-  async run(input: ModelInput, options: RunOptions = {}): Promise<Tensor<'f32'>> {
+  async run(input: ModelInput, options: RunOptions = {}): Promise<Tensor<'f32', S>> {
     options.signal?.throwIfAborted();
     const x = input instanceof Tensor ? input : new Tensor('f32', input.shape, input.data);
     return this.#use(async () => {
@@ -187,7 +190,7 @@ export class Model {
         const [y] = kept.plan
           ? await kept.plan.run([x], options)
           : await runLater(kept.promise, new Tensor('f32', x.shape, x.data.slice()), options);
-        return y as Tensor<'f32'>;
+        return y as Tensor<'f32', S>;
       } finally {
         this.#done(kept);
       }
@@ -236,7 +239,7 @@ export function createModel(
   name: AnyNetworkName,
   options: NetworkOptions & { seed?: number } = {},
   modelOptions: ModelOptions = {},
-): Model {
+): Model<Matrix> {
   const { seed = 0, ...given } = options;
   const network = buildNetwork(name, given);
   const model = new Model(network, initialize(network, seed), modelOptions);
@@ -248,7 +251,7 @@ export function createModel(
 export interface NetworkFile {
   readonly name: string;
   readonly options: ResolvedNetworkOptions;
-  readonly network: Network;
+  readonly network: Classifier;
   /** Close it. */
   readonly source: WeightSource;
   readonly input: InputConfig;
@@ -287,7 +290,7 @@ export async function openNetwork(path: string, given: Partial<ResolvedOptions> 
 export async function loadModel(
   path: string,
   options: ModelOptions & OpenOptions & { network?: Partial<ResolvedOptions> } = {},
-): Promise<Model> {
+): Promise<Model<Matrix>> {
   const { network: given, key, ...modelOptions } = options;
   const { network, source, ...described } = await openNetwork(path, given, { key });
   try {

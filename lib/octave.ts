@@ -1,7 +1,9 @@
 import { OctconvError } from './error.js';
+import { Value } from './graph/graph.js';
 import type { Shape } from './tensor.js';
 
-type Settled<R> = R extends Promise<infer T> ? Promise<Octave<T>> : Octave<R>;
+/** A pair, or the promise of one. */
+export type Settled<R> = R extends Promise<infer T> ? Promise<Octave<T>> : Octave<R>;
 
 /**
  * A pair of high and low frequency, of whatever it may be: tensors, channel numbers, layers. Of tensors, high is
@@ -36,7 +38,9 @@ export class Octave<H, L = H> {
   /** `f` of both highs and of both lows. @throws OctconvError if one has a low branch and the other has none. */
   zip<H2, L2, R>(other: Octave<H2, L2>, f: (x: H | L, y: H2 | L2) => R): Settled<R> {
     if ((this.low === undefined) !== (other.low === undefined)) {
-      throw new OctconvError('octave: one operand has a low branch, the other has none');
+      const highs = [this.high, other.high];
+      const place = highs.find((x) => x instanceof Value)?.graph.where(highs, {}) ?? '';
+      throw new OctconvError(`octave: one operand has a low branch, the other has none${place}`);
     }
     const high = f(this.high, other.high);
     return pair(high, this.low === undefined || other.low === undefined ? undefined : f(this.low, other.low));

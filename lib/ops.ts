@@ -1,13 +1,14 @@
 /**
- * The ops. Given recorded values an op is recorded into their graph and gives values; given tensors it is recorded
- * alone, run at once, and gives promises. Shapes are [N, C], images [N, H, W, C] and video [N, T, H, W, C]; weights are
+ * The ops. Given recorded values an op is recorded into their graph and gives values, where tensors beside them are
+ * constants; given tensors alone it is run at once and gives promises. Shapes are [N, C], images [N, H, W, C] and video [N, T, H, W, C]; weights are
  * in PyTorch's layout, [O, I / groups, kh, kw] or [O, I / groups, kt, kh, kw].
  *
  * What does not fit does not compile where sizes are literal, and is an OctconvError otherwise: thrown while recording,
- * a rejected promise for tensors.
+ * a rejected promise for tensors, and thrown for what is neither.
  */
 import type { DType } from './dtype.js';
-import { type Attrs, Graph, Parameter, Value } from './graph/graph.js';
+import { OctconvError } from './error.js';
+import { type Attrs, Graph, kindOf, Parameter, Value } from './graph/graph.js';
 import {
   channels,
   check,
@@ -38,6 +39,7 @@ import {
   type Shape,
   type Spatial,
   Tensor,
+  type Vector,
   type Video,
 } from './tensor.js';
 
@@ -45,32 +47,41 @@ import {
 export type Operand<S extends Shape = Shape, D extends DType = 'f32'> = Value<D, S> | Tensor<D, S>;
 /** What an op gives for an operand: a value, or the promise of a tensor. */
 export type Result<X, S extends Shape, D extends DType = 'f32'> = X extends Value ? Value<D, S> : Promise<Tensor<D, S>>;
-/** A layer's parameter, or a tensor as a constant. Tensors as operands need tensors. */
+/** A layer's parameter, or a tensor as a constant. A call on tensors takes only tensors. */
 export type Weight<S extends Shape = Shape> = Parameter<S> | Tensor<'f32' | 'f16' | 'bf16', S>;
 /** Where and how a call on tensors runs; says nothing to a recording. */
 export type RunAt = PlanOptions;
 export type { Size };
 
-type Kernel =
+/** The shape of a convolution's weight, of images or of video. */
+export type Kernel =
   | readonly [o: number, i: number, h: number, w: number]
   | readonly [o: number, i: number, t: number, h: number, w: number];
 /** The result of what works on H and W (and T), with K channels. */
-type Windowed<S extends Shape, K extends number = Channels<S>> = S extends Image
+export type Windowed<S extends Shape, K extends number = Channels<S>> = S extends Image
   ? readonly [S[0], number, number, K]
   : S extends Video
     ? readonly [S[0], number, number, number, K]
     : never;
 /** An operand of the same kind and rank, of any sizes. */
-type Beside<X extends Operand> = X extends Value ? Value<'f32', Wide<X['shape']>> : Tensor<'f32', Wide<X['shape']>>;
-type Wide<S extends Shape> = { readonly [K in keyof S]: number };
-type Gate<S extends Shape> = S extends Image
+export type Beside<X extends Operand> = X extends Value ? Value<'f32', Wide<X['shape']>> : Tensor<'f32', Wide<X['shape']>>;
+/** The same, or beside a recorded value a parameter or a tensor as a constant, in the layout of values. */
+export type Other<X extends Operand> = Beside<X> | (X extends Value ? Tensor<'f32', Wide<X['shape']>> | Parameter<Wide<X['shape']>> : never);
+/** The same rank, any sizes. */
+export type Wide<S extends Shape> = { readonly [K in keyof S]: number };
+/** One number per image and channel. */
+export type Gate<S extends Shape> = S extends Image
   ? readonly [S[0], 1, 1, S[3]]
   : S extends Video
     ? readonly [S[0], 1, 1, 1, S[4]]
     : S;
-type Vector<S extends Shape> = readonly [S[0], Channels<S>];
-type Vectors<X extends Operand> = X extends Value ? Value<'f32', Vector<X['shape']>> : Tensor<'f32', Vector<X['shape']>>;
-type Unary = <X extends Operand<Matrix | Spatial>>(x: X, run?: RunAt) => Result<X, X['shape']>;
+type PerImage<S extends Shape> = readonly [S[0], Channels<S>];
+type Vectors<X extends Operand> = X extends Value
+  ? Value<'f32', readonly [number, number]> | Tensor<'f32', readonly [number, number]> | Parameter<readonly [number, number]>
+  : Tensor<'f32', readonly [number, number]>;
+type PlainParams<S extends Shape> = { readonly weight: Weight<S>; readonly bias?: Weight<Vector> | undefined };
+/** An op of one operand that keeps its shape. */
+export type Unary = <X extends Operand<Matrix | Spatial>>(x: X, run?: RunAt) => Result<X, X['shape']>;
 
 // --- Elementwise ------------------------------------------------------------------------------------------------
 
@@ -84,11 +95,12 @@ export const sigmoid = unary('sigmoid');
 export const softmax = unary('softmax');
 
 /** x + y; both of one shape. */
-export function add<X extends Operand<Matrix | Spatial>, Y extends Beside<X>>(
+export function add<X extends Operand<Matrix | Spatial>, Y extends Other<X>>(
   x: X,
-  y: Y & Match<X['shape'], Y['shape'], 'both of one shape'>,
+  y: Match<X['shape'], Y['shape'], Y, 'wanted: both of one shape'>,
   run?: RunAt,
-): Result<X, X['shape']> {
+): Result<X, X['shape']>;
+export function add(x: Operand, y: Operand | Parameter, run?: RunAt): unknown {
   return apply('add', [x, y], {}, run, () => {
     check('add', same(x.shape, y.shape), `got ${of(x)} and ${of(y)}, wanted both of one shape`);
     return { shape: x.shape };
@@ -96,16 +108,22 @@ export function add<X extends Operand<Matrix | Spatial>, Y extends Beside<X>>(
 }
 
 /** x * y; y of the same shape, or one number per image and channel, [N, C] or [N, 1, 1, C]. */
-export function mul<X extends Operand<Matrix | Spatial>, Y extends Beside<X> | Beside<Vectors<X>>>(
+export function mul<X extends Operand<Matrix | Spatial>, Y extends Other<X> | Vectors<X>>(
   x: X,
-  y: Y &
-    (
-      | Match<X['shape'], Y['shape'], ''>
-      | Match<Gate<X['shape']>, Y['shape'], ''>
-      | Match<Vector<X['shape']>, Y['shape'], 'the same shape, [N, C] or [N, 1, 1, C]'>
-    ),
+  y: Match<
+    X['shape'],
+    Y['shape'],
+    Y,
+    Match<
+      Gate<X['shape']>,
+      Y['shape'],
+      Y,
+      Match<PerImage<X['shape']>, Y['shape'], Y, 'wanted: the same shape, [N, C] or [N, 1, 1, C]'>
+    >
+  >,
   run?: RunAt,
-): Result<X, X['shape']> {
+): Result<X, X['shape']>;
+export function mul(x: Operand, y: Operand | Parameter, run?: RunAt): unknown {
   return apply('mul', [x, y], {}, run, () => {
     const gate = x.shape.map((size, i) => (i === 0 || i === x.shape.length - 1 ? size : 1));
     const vector = [x.shape[0], channels(x)];
@@ -117,9 +135,10 @@ export function mul<X extends Operand<Matrix | Spatial>, Y extends Beside<X> | B
 
 /** Side by side along the channels; all other sizes must be equal. */
 export function concat<X extends Operand<Matrix | Spatial>>(
-  xs: readonly [X, ...Beside<NoInfer<X>>[]],
+  xs: readonly [X, ...Other<NoInfer<X>>[]],
   run?: RunAt,
 ): Result<X, Windowed<X['shape'], number> | (X['shape'] extends Matrix ? readonly [X['shape'][0], number] : never)> {
+  check('concat', Array.isArray(xs), `got ${kindOf(xs)}, wanted an Array`);
   return apply('concat', xs, {}, run, () => {
     const [first] = xs;
     const outer = first.shape.slice(0, -1);
@@ -150,16 +169,17 @@ export function conv<
 >(
   x: X,
   params: {
-    readonly weight: W &
-      Match<X['shape']['length'], W['shape']['length'], 'a weight of the rank of x'> &
-      ('groups' extends keyof O
-        ? unknown
-        : Match<Channels<X['shape']>, W['shape'][1], 'input channels of the weight as x has'>);
-    readonly bias?: Weight<readonly [number]> | undefined;
+    readonly weight: Match<
+      X['shape']['length'],
+      W['shape']['length'],
+      'groups' extends keyof O ? W : Match<Channels<X['shape']>, W['shape'][1], W, 'wanted: as many input channels as x has'>,
+      'wanted: [O, I, kh, kw] for images, [O, I, kt, kh, kw] for video'
+    >;
+    readonly bias?: Weight<Vector> | undefined;
   },
   options?: O,
-): Result<X, Windowed<X['shape'], W['shape'][0]>> {
-  const { weight, bias } = params;
+): Result<X, Windowed<X['shape'], W['shape'][0]>>;
+export function conv(x: Operand, { weight, bias }: PlainParams<Kernel>, options?: ConvOptions): unknown {
   return apply('conv', [x], { weight, bias }, options, () => {
     const { stride = 1, padding = 0, dilation = 1, groups = 1 } = options ?? {};
     check('conv', weight !== undefined, 'weight is missing');
@@ -184,8 +204,8 @@ export interface OctConvOptions extends RunAt {
 }
 
 export interface OctConvParams extends Paths<Weight<Kernel>> {
-  readonly biasH?: Weight<readonly [number]> | undefined;
-  readonly biasL?: Weight<readonly [number]> | undefined;
+  readonly biasH?: Weight<Vector> | undefined;
+  readonly biasL?: Weight<Vector> | undefined;
 }
 
 /**
@@ -205,6 +225,7 @@ export function octConv<X extends Operand<Spatial>, L extends Beside<X>>(
 ): X extends Value
   ? Octave<Value<'f32', Windowed<X['shape'], number>>>
   : Promise<Octave<Tensor<'f32', Windowed<X['shape'], number>>>> {
+  check('octConv', x instanceof Octave, `got ${kindOf(x)}, wanted an Octave`);
   const { h2h, l2h, h2l, l2l, biasH, biasL } = params;
   const weights = { h2h, l2h, h2l, l2l, biasH, biasL };
   const inputs = x.low === undefined ? [x.high] : [x.high, x.low];
@@ -258,12 +279,12 @@ function octConvRule({ high: xH, low: xL }: Octave<Operand>, params: OctConvPara
 export function linear<X extends Operand<Matrix>, W extends Weight<readonly [k: number, c: number]>>(
   x: X,
   params: {
-    readonly weight: W & Match<X['shape'][1], W['shape'][1], 'as many columns as x has'>;
-    readonly bias?: Weight<readonly [number]> | undefined;
+    readonly weight: Match<X['shape'][1], W['shape'][1], W, 'wanted: as many columns as x has'>;
+    readonly bias?: Weight<Vector> | undefined;
   },
   run?: RunAt,
-): Result<X, readonly [X['shape'][0], W['shape'][0]]> {
-  const { weight, bias } = params;
+): Result<X, readonly [X['shape'][0], W['shape'][0]]>;
+export function linear(x: Operand<Matrix>, { weight, bias }: PlainParams<readonly [number, number]>, run?: RunAt): unknown {
   return apply('linear', [x], { weight, bias }, run, () => {
     checkRank('linear', x, 2);
     check('linear', weight !== undefined, 'weight is missing');
@@ -275,10 +296,10 @@ export function linear<X extends Operand<Matrix>, W extends Weight<readonly [k: 
 }
 
 export interface BatchNormParams {
-  readonly weight: Weight<readonly [number]>;
-  readonly bias: Weight<readonly [number]>;
-  readonly running_mean: Weight<readonly [number]>;
-  readonly running_var: Weight<readonly [number]>;
+  readonly weight: Weight<Vector>;
+  readonly bias: Weight<Vector>;
+  readonly running_mean: Weight<Vector>;
+  readonly running_var: Weight<Vector>;
 }
 
 /** In evaluation mode, per channel: (x - running_mean) / sqrt(running_var + eps) * weight + bias. `eps` is 1e-5. */
@@ -438,7 +459,7 @@ interface Inferred {
 }
 /** All other ops take f32. */
 const takeBytes: ReadonlySet<string> = new Set(['resize', 'normalize']);
-type AnyOperand = Operand<Shape, DType>;
+type AnyOperand = Operand<Shape, DType> | Parameter;
 type Params = { readonly [role: string]: Weight | undefined };
 
 function unary(op: string): Unary {
@@ -457,26 +478,27 @@ function apply<R>(
   rule: () => Inferred,
   results: (all: readonly AnyOperand[]) => unknown = ([first]) => first,
 ): R {
-  const [first] = inputs;
-  if (first instanceof Value) return results(record(first.graph, op, inputs, params, rule)) as R;
-  return runAlone(op, inputs, params, rule, run).then(results) as R;
+  const graph = inputs.find((x) => x instanceof Value)?.graph;
+  if (graph) return results(record(graph, op, inputs, params, rule)) as R;
+  // At once: within a network nobody would catch a rejection.
+  for (const x of inputs) check(op, x instanceof Tensor, `got ${kindOf(x)}, wanted a Value or a Tensor`);
+  for (const [role, weight] of Object.entries(params)) {
+    check(op, !(weight instanceof Parameter), `${role} is a Parameter, wanted a Tensor as x is one`);
+  }
+  return runAlone(op, inputs as readonly Tensor[], params, rule, run).then(results) as R;
 }
 
 async function runAlone(
   op: string,
-  tensors: readonly AnyOperand[],
+  tensors: readonly Tensor[],
   params: Params,
   rule: () => Inferred,
   run: RunAt | undefined,
 ): Promise<Tensor[]> {
-  for (const x of tensors) check(op, x instanceof Tensor, `got ${kindOf(x)}, wanted only tensors`);
-  for (const [role, weight] of Object.entries(params)) {
-    check(op, !(weight instanceof Parameter), `${role} is a layer's parameter, wanted a tensor as x is one`);
-  }
   const graph = new Graph();
   const values = tensors.map((x) => graph.input(x.dtype, x.shape));
   graph.outputs.push(...record(graph, op, values, params, rule).map((value) => value.id));
-  return runGraph(graph, tensors as readonly Tensor[], run);
+  return runGraph(graph, tensors, run);
 }
 
 function record(
@@ -486,20 +508,23 @@ function record(
   params: Params,
   rule: () => Inferred,
 ): Value[] {
-  const takes = takeBytes.has(op) ? 'u8' : 'f32';
-  for (const x of inputs) {
-    check(op, x instanceof Value, `got ${kindOf(x)}, wanted only recorded values`);
-    check(op, x.dtype === takes, `got ${x.dtype} ${of(x)}, wanted ${takes}`);
-    checkRank(op, x, 2, 4, 5);
+  try {
+    const takes = takeBytes.has(op) ? 'u8' : 'f32';
+    const values = inputs.map((x) => (x instanceof Tensor || x instanceof Parameter ? graph.operand(op, x) : x));
+    for (const x of values) {
+      check(op, x instanceof Value, `got ${kindOf(x)}, wanted a Value, a Parameter or a Tensor`);
+      check(op, x.dtype === takes, `got ${x.dtype} ${of(x)}, wanted ${takes}`);
+      checkRank(op, x, 2, 4, 5);
+    }
+    for (const [role, weight] of Object.entries(params)) {
+      const fine = weight === undefined || weight instanceof Parameter || weight instanceof Tensor;
+      check(op, fine, `${role} is ${kindOf(weight)}, wanted a Parameter or a Tensor`);
+    }
+    const { shape, more = [], dtype = 'f32', attrs = {} } = rule();
+    const types = [shape, ...more].map((s) => ({ dtype, shape: s }));
+    for (const type of types) elementCount(type.shape);
+    return graph.add(op, values, attrs, params, types);
+  } catch (error) {
+    throw error instanceof OctconvError ? new OctconvError(error.message + graph.where(inputs, params)) : error;
   }
-  for (const [role, weight] of Object.entries(params)) {
-    const fine = weight === undefined || weight instanceof Parameter || weight instanceof Tensor;
-    check(op, fine, `${role} is of type ${typeof weight}, wanted a parameter or a tensor`);
-  }
-  const { shape, more = [], dtype = 'f32', attrs = {} } = rule();
-  const types = [shape, ...more].map((s) => ({ dtype, shape: s }));
-  for (const type of types) elementCount(type.shape);
-  return graph.add(op, inputs as readonly Value[], attrs, params, types);
 }
-
-const kindOf = (x: unknown) => (x instanceof Value ? 'a recorded value' : x instanceof Tensor ? 'a tensor' : typeof x);

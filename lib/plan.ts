@@ -1,7 +1,7 @@
 /** From a recorded graph to a native plan, and its runs. */
 import { onAbort } from './abort.js';
 import { type Target, targetOf } from './devices.js';
-import { arrayFor, bytesPerElement } from './dtype.js';
+import { arrayFor, bytesPerElement, type TypedArray } from './dtype.js';
 import { OctconvError } from './error.js';
 import { type ComputeType, type Graph, type TensorType, toNTHWC } from './graph/graph.js';
 import { type Packing, packingsOf, type Step, type Steps } from './graph/lower.js';
@@ -12,6 +12,7 @@ import { calling, type Device, type NativePacked, type NativeParam, type NativeP
 import { stepsFor } from './targets.js';
 import { Tensor } from './tensor.js';
 import type { Memory } from './weights/file.js';
+import { toFloats } from './weights/floats.js';
 import { besideI8, type WeightSource } from './weights/source.js';
 
 export interface RunOptions {
@@ -69,6 +70,15 @@ export class PackedWeights {
     return Promise.all(keyed.map((each) => Promise.all(each.map(({ key }) => this.#packed.get(key) as Promise<NativePacked>))));
   }
 
+  /** A parameter or a constant that an op takes as it takes values. */
+  async operand(name: string, constants: Graph['constants']): Promise<TypedArray> {
+    const constant = constants.get(name);
+    if (constant) return constant.data;
+    const { dtype = 'f32' } = this.source.tensors.get(name) ?? {};
+    if (dtype !== 'f32' && dtype !== 'f16' && dtype !== 'bf16') throw new OctconvError(`plan: '${name}' is ${dtype}, wanted floats`);
+    return toFloats(dtype, await this.source.read(name));
+  }
+
   /** The same parameters in the same form. */
   #keyOf({ op }: Step, { attrs, params }: Packing): string {
     return JSON.stringify([op, calling(() => native.format(this.target.name, op, attrs)), params]);
@@ -121,6 +131,8 @@ export class Plan {
   readonly steps: readonly Step[];
   readonly values: readonly TensorType[];
   readonly #ends: Pick<Steps, 'inputs' | 'outputs'>;
+  /** Behind the inputs of a run: the parameters and constants that ops take as values. */
+  readonly #bound: readonly TypedArray[];
   #disposed = false;
 
   private constructor(
@@ -134,31 +146,38 @@ export class Plan {
     /** What native code chose for each step. */
     readonly algorithms: readonly string[],
     plan: NativePlan,
+    bound: readonly TypedArray[],
   ) {
+    this.#bound = bound;
     this.steps = steps;
     this.values = values;
     this.#ends = ends;
     this.#plan = plan;
   }
 
+  /** @internal */
   static async compile(graph: Graph, weights: PackedWeights, threads: number): Promise<Plan> {
     const { target, compute } = weights;
     const steps = stepsFor(graph, { traits: target.traits, compute, quantized: await weights.quantized(), threads });
     return Plan.ofSteps(graph, steps, weights, threads);
   }
 
-  /** The same of steps that were made otherwise. */
+  /**
+   * The same of steps that were made otherwise.
+   * @internal
+   */
   static async ofSteps(graph: Graph, steps: Steps, weights: PackedWeights, threads: number): Promise<Plan> {
     const { target } = weights;
     const packed = await weights.pack(steps.steps, graph.constants);
+    const bound = await Promise.all([...graph.bound.values()].map((name) => weights.operand(name, graph.constants)));
     const { spec, activations } = specOf(steps, packed, threads, target.traits.align);
     const { plan, runBytes, algorithms } = await calling(() => native.compile(target.name, spec));
-    return new Plan(graph, target, steps, { activations, run: runBytes }, algorithms, plan);
+    return new Plan(graph, target, steps, { activations, run: runBytes }, algorithms, plan, bound);
   }
 
   /** What a run takes. */
   get inputs(): readonly TensorType[] {
-    return this.#ends.inputs.flatMap((id) => this.values[id] ?? []);
+    return this.#ends.inputs.slice(0, this.#ends.inputs.length - this.#bound.length).flatMap((id) => this.values[id] ?? []);
   }
 
   /** Whether it was disposed of. */
@@ -175,7 +194,7 @@ export class Plan {
     const { signal, stepMilliseconds } = options;
     signal?.throwIfAborted();
     this.#check(inputs);
-    const { done, cancel } = calling(() => native.run(this.#plan, inputs.map((t) => t.data), stepMilliseconds !== undefined));
+    const { done, cancel } = calling(() => native.run(this.#plan, [...inputs.map((t) => t.data), ...this.#bound], stepMilliseconds !== undefined));
     const { completed, outputs, stepMilliseconds: times } = await orAborted(done, cancel, signal);
     stepMilliseconds?.set(times);
     if (!completed) throw new OctconvError('plan: the run was stopped');

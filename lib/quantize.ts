@@ -17,8 +17,8 @@ import { toFloats } from './weights/floats.js';
 import { type MemoryTensor, memoryWeights } from './weights/memory.js';
 import { besideI8, type WeightSource } from './weights/source.js';
 
-type Weights = Pick<WeightSource, 'name' | 'tensors' | 'read'>;
-type Batches = AsyncIterable<Tensor<'f32'>> | Iterable<Tensor<'f32'>>;
+export type Weights = Pick<WeightSource, 'name' | 'tensors' | 'read'>;
+export type Batches = AsyncIterable<Tensor<'f32'>> | Iterable<Tensor<'f32'>>;
 
 export interface QuantizeOptions extends RunOptions, Pick<PlanOptions, 'threads'> {}
 

@@ -7,15 +7,17 @@ export type Video = readonly [n: number, t: number, h: number, w: number, c: num
 /** What convolutions and pooling take. */
 export type Spatial = Image | Video;
 export type Matrix = readonly [n: number, c: number];
+/** What belongs to channels: a bias, a scale, a mean. */
+export type Vector = readonly [c: number];
 
 /** The size of the last axis, C. */
 export type Channels<S extends Shape> = S extends readonly [...Shape, infer C extends number] ? C : number;
 
 /**
- * Intersect with the type of an argument: nothing if `A` and `B` (sizes, ranks or shapes) can be equal, otherwise
- * something that no argument is. `number` fits every size, because `number & 3` is `3` and `2 & 3` is `never`.
+ * The type of an argument: `Given` if `A` and `B` (sizes, ranks or shapes) can be equal, otherwise a text that no
+ * argument is, which the compiler shows. `number` fits every size, because `number & 3` is `3` and `2 & 3` is `never`.
  */
-export type Match<A, B, Wanted extends string> = [A & B] extends [never] ? { readonly 'wanted: ': Wanted } : unknown;
+export type Match<A, B, Given, Wanted> = [A & B] extends [never] ? Wanted : Given;
 
 /**
  * A dense array over a typed array that it does not copy: row-major, the last axis is contiguous. Data type and rank

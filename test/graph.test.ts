@@ -1,12 +1,18 @@
 import { expect } from 'chai';
+import { bytesPerElement } from '../lib/dtype.js';
+import { chooseAlgorithms } from '../lib/graph/algorithm.js';
 import { foldBatchNorm, fuse, joinActivations, joinPooling, joinPrologues, joinResidual, joinShortcut, sinkPooling } from '../lib/graph/fuse.js';
-import { Graph, Parameter, toNTHWC, type Value } from '../lib/graph/graph.js';
+import { Graph, toNTHWC, type Value } from '../lib/graph/graph.js';
 import { convStep, lower, type Steps } from '../lib/graph/lower.js';
 import { planMemory } from '../lib/graph/memory.js';
+import { batchOf, segmentsByStep, subBatch, wholeValues } from '../lib/graph/subbatch.js';
+import { assignTypes } from '../lib/graph/types.js';
 import { record } from '../lib/model.js';
 import { buildNetwork } from '../lib/models/index.js';
+import { Octave } from '../lib/octave.js';
+import * as nodes from '../lib/ops.js';
+import { elementCount } from '../lib/tensor.js';
 
-const param = (name: string, ...shape: number[]) => Object.assign(new Parameter(shape), { name });
 const f32 = (...shape: number[]) => ({ dtype: 'f32', shape }) as const;
 
 /** Records like lib/ops.ts, without its checks, on one 8x8 image. */
@@ -22,12 +28,12 @@ class Recorder {
   conv(x: Value) {
     const name = `conv${this.#count++}`;
     const sizes = { kernel: [1, 1, 1], stride: [1, 1, 1], padding: [0, 0, 0], dilation: [1, 1, 1], groups: 1 };
-    return this.#one('conv', [x], sizes, { weight: param(`${name}.weight`, 4, 4, 1, 1) });
+    return this.#one('conv', [x], sizes, { weight: this.graph.parameter(`${name}.weight`, [4, 4, 1, 1]) });
   }
   batchNorm(x: Value) {
     const name = `bn${this.#count++}`;
     const roles = ['weight', 'bias', 'running_mean', 'running_var'];
-    return this.#one('batchNorm', [x], { eps: 1e-5 }, Object.fromEntries(roles.map((r) => [r, param(`${name}.${r}`, 4)])));
+    return this.#one('batchNorm', [x], { eps: 1e-5 }, Object.fromEntries(roles.map((r) => [r, this.graph.parameter(`${name}.${r}`, [4])])));
   }
   relu(x: Value) {
     return this.#one('relu', [x]);
@@ -38,9 +44,9 @@ class Recorder {
   octConv(xH: Value, xL?: Value, stride = 1): [Value, Value] {
     const name = `oct${this.#count++}`;
     const params = {
-      h2h: param(`${name}.h2h.weight`, 4, 4, 3, 3),
-      h2l: param(`${name}.h2l.weight`, 4, 4, 3, 3),
-      ...(xL && { l2h: param(`${name}.l2h.weight`, 4, 4, 3, 3), l2l: param(`${name}.l2l.weight`, 4, 4, 3, 3) }),
+      h2h: this.graph.parameter(`${name}.h2h.weight`, [4, 4, 3, 3]),
+      h2l: this.graph.parameter(`${name}.h2l.weight`, [4, 4, 3, 3]),
+      ...(xL && { l2h: this.graph.parameter(`${name}.l2h.weight`, [4, 4, 3, 3]), l2l: this.graph.parameter(`${name}.l2l.weight`, [4, 4, 3, 3]) }),
     };
     const size = ((xH.shape[1] as number) + stride - 1) / stride;
     const outputs = [f32(1, size, size, 4), f32(1, Math.ceil(size / 2), Math.ceil(size / 2), 4)];
@@ -213,6 +219,13 @@ describe('graph: fusion', () => {
     expect(ops(steps)).to.deep.equal(['octConv', 'octConv', 'add']);
   });
 
+  it('does not join the branches of one octave convolution, which may be of one size', () => {
+    const r = new Recorder();
+    const one = r.graph.input('f32', [1, 1, 1, 4]);
+    const fused = fuse(r.steps(r.add(...r.octConv(one))));
+    expect(ops(fused)).to.deep.equal(['octConv', 'add']);
+  });
+
   it('has the maker of a tensor write its pooled copies', () => {
     const r = new Recorder();
     const [h, l] = r.octConv(r.input());
@@ -277,5 +290,222 @@ describe('graph: memory', () => {
     const step = convStep('a', [{ terms: [], y: 1, stores: [{ value: 1, pool: 0 }, { value: 2, pool: 0 }] }]);
     const { offsets } = planMemory({ values: [f32(1, 4), f32(1, 4), f32(1, 4)], steps: [step], inputs: [0], outputs: [] }, 64);
     expect(offsets.get(1)).to.not.equal(offsets.get(2));
+  });
+});
+
+// --- Properties of all passes, on random graphs -------------------------------------------------------------------
+
+const seeds = Array.from({ length: 80 }, (_, i) => i + 1);
+
+/** As `expect`, for what is asked some hundred thousand times. */
+function hold(fine: boolean, what: () => string): void {
+  if (!fine) throw new Error(what());
+}
+const alike = (a: unknown, b: unknown) => JSON.stringify(a) === JSON.stringify(b);
+
+/** A random choice, the same for the same seed. */
+function chooser(seed: number) {
+  let state = Math.imul(seed, 2654435761);
+  return <T>(...options: readonly T[]): T => {
+    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
+    return options[Math.floor((state / 2 ** 32) * options.length)] as T;
+  };
+}
+
+/** Some twenty ops on one image size or several; some values are outputs, some are read by nobody. */
+function randomGraph(seed: number): Graph {
+  const pick = chooser(seed);
+  const graph = new Graph();
+  let names = 0;
+  const param = (...shape: number[]) => graph.parameter(`p${names++}.weight`, shape) as never;
+  const size = pick(1, 5, 8, 9);
+  const values: Value[] = [graph.input('f32', [pick(1, 2, 4, 6), size, pick(size, 7), pick(3, 4)])];
+  const channels = (x: Value) => x.shape.at(-1) as number;
+  const same = (x: Value) => pick(...values.filter((y) => y.shape.join() === x.shape.join()));
+  const conv = (x: Value, stride = pick(1, 1, 2)) => {
+    const [k, o] = [pick(1, 3), pick(channels(x), 4, 6)];
+    const bias = pick(param(o), undefined);
+    return nodes.conv(x as never, { weight: param(o, channels(x), k, k), bias }, { stride, padding: (k - 1) / 2 } as never) as Value;
+  };
+  const norm = (x: Value) => {
+    const [weight, bias, running_mean, running_var] = [0, 1, 2, 3].map(() => param(channels(x)));
+    return nodes.batchNorm(x as never, { weight, bias, running_mean, running_var } as never) as Value;
+  };
+  const octConv = (x: Value) => {
+    const half = [x.shape[0], ...x.shape.slice(1, 3).map((n) => Math.ceil(n / 2))].join();
+    const low = pick(...values.filter(({ shape }) => shape.slice(0, 3).join() === half), undefined);
+    const [h, l, k] = [pick(4, 6), pick(0, 4), pick(1, 3)];
+    const weight = (o: number, from?: Value) => (o && from ? param(o, channels(from), k, k) : undefined);
+    const paths = { h2h: weight(h, x), l2h: weight(h, low), h2l: weight(l, x), l2l: weight(l, low) };
+    const y = nodes.octConv(new Octave(x, low) as never, paths as never, { stride: pick(1, 2) }) as unknown as Octave<Value>;
+    return [y.high, ...(y.low ? [y.low] : [])];
+  };
+  const relu = (x: Value) => pick(nodes.relu, nodes.relu6)(x as never) as Value;
+  const add = (x: Value, y: Value) => nodes.add(x as never, y as never) as Value;
+  const kinds: readonly ((x: Value) => Value | Value[])[] = [
+    conv,
+    norm,
+    relu,
+    octConv,
+    octConv,
+    (x) => octConv(x).map((y) => relu(norm(y))),
+    (x) => add(x, same(x)),
+    (x) => relu(add(norm(conv(x, 1)), norm(conv(x, 1)))),
+    (x) => add(conv(x, 1), same(x)),
+    (x) => [conv(x, 1), conv(relu(x), 1)].reduce(add),
+    (x) => octConv(x).reduce(add), // of one size where the image is 1 x 1
+    (x) => nodes.maxPool(x as never, { kernel: 3, stride: 2, padding: 1 }) as Value,
+    (x) => nodes.concat([x, same(x)] as never) as Value,
+    (x) => nodes.sigmoid(x as never) as Value,
+  ];
+  for (let i = pick(3, 8, 15); i > 0; i--) {
+    const recent = values.slice(-4);
+    const x = pick(...recent, ...values);
+    try {
+      values.push(...[pick(...kinds)(x)].flat());
+    } catch (error) {
+      if (!/wanted both of one shape/.test(String(error))) throw error; // a convolution with other channels
+    }
+  }
+  const made = values.slice(1).filter((value) => value.id !== graph.inputs[0]);
+  const chosen = new Set([...made.filter(() => pick(true, false, false, false)), made.at(-1) ?? conv(values[0] as Value)]);
+  graph.outputs.push(...[...chosen].map(({ id }) => id));
+  return graph;
+}
+
+/** The steps after each pass of each way through. */
+function* stagesOf(graph: Graph, seed: number): Generator<[title: string, steps: Steps]> {
+  const pick = chooser(-seed);
+  const [threads, bytes] = [pick(1, 2, 3), pick(0, 10, 1000)];
+  for (const compute of ['f32', 'bf16'] as const) {
+    let steps = lower(graph);
+    yield ['lowered', steps];
+    const passes = { foldBatchNorm, joinShortcut, joinResidual, joinActivations, joinPrologues, joinPooling };
+    const types = (given: Steps) => assignTypes(given, { compute, quantized: new Map(), traits });
+    const choose = (given: Steps) => chooseAlgorithms(given, traits);
+    const sub = (given: Steps) => subBatch(given, threads, () => bytes);
+    for (const [name, pass] of Object.entries({ ...passes, types, sinkPooling, sub, choose })) {
+      steps = pass(steps);
+      yield [`${compute} after ${name}`, steps];
+    }
+    const batch = batchOf(steps);
+    const images = () => pick(...[1, 2, 3, 4, 6].filter((n) => batch % n === 0));
+    const [first, second] = [pick(0, 1, 2, 4), pick(1, 2, 3)];
+    const counts = [first, second, steps.steps.length - first - second];
+    if (Math.min(...counts) >= 0) yield [`${compute} cut at random`, { ...steps, segments: counts.map((n) => ({ steps: n, images: images() })) }];
+  }
+}
+
+/** The parameters that the outputs depend on. */
+function paramsOf({ nodes: all, outputs }: Graph): Set<string> {
+  const wanted = new Set(outputs);
+  const params = new Set<string>();
+  for (const { inputs, outputs, params: names } of [...all].reverse()) {
+    if (!outputs.some((id) => wanted.has(id))) continue;
+    for (const id of inputs) wanted.add(id);
+    for (const name of Object.values(names)) params.add(name);
+  }
+  return params;
+}
+
+/** Of a device that fuses all there is, with no instruction of its own. */
+const every = { dtypes: ['f32', 'bf16', 'u8'], keepsType: false } as const;
+const traits = { dotProducts: [], ops: { octConv: every, maxPool: { ...every, keepsType: true }, globalAvgPool: every } };
+
+function checkStructure(graph: Graph, { values, steps, inputs, outputs, segments }: Steps): void {
+  const made = new Set(inputs);
+  for (const step of steps) {
+    for (const id of step.inputs) hold(made.has(id), () => `${step.name} reads ${id} before it is made`);
+    for (const id of step.outputs) {
+      hold(!made.has(id), () => `${id} is made twice, at last by ${step.name}`);
+      made.add(id);
+    }
+    if (step.branches) hold(alike(convStep(step.name, step.branches), step), () => `${step.name} is not what its branches say`);
+  }
+  hold(alike([inputs, outputs], [graph.inputs, graph.outputs]), () => `inputs are ${inputs}, outputs ${outputs}`);
+  for (const id of [...inputs, ...outputs]) {
+    hold(made.has(id), () => `output ${id} is not made`);
+    hold(alike(values[id], graph.values[id]), () => `${id} has another type`);
+  }
+  const params = new Set(steps.flatMap((step) => Object.values(step.params)));
+  for (const name of params) hold(graph.params.has(name), () => `the graph has no parameter ${name}`);
+  for (const name of paramsOf(graph)) hold(params.has(name), () => `parameter ${name} is lost`);
+  const count = segments?.reduce((sum, segment) => sum + segment.steps, 0) ?? steps.length;
+  hold(count === steps.length, () => `segments have ${count} steps of ${steps.length}`);
+}
+
+/** Goes through the steps as native code does, and marks each two bytes with the value and the image that they hold. */
+function checkMemory(given: Steps): void {
+  const { offsets, bytes } = planMemory(given, 64);
+  const { steps, values, segments } = given;
+  const batch = segments ? batchOf(given) : 1;
+  const whole = wholeValues(given);
+  const held = new Int32Array(bytes / 2).fill(-1);
+  const ranges = (id: number, first: number, images: number) => {
+    const { dtype = 'f32', shape = [] } = values[id] ?? {};
+    const each = (elementCount(shape) * bytesPerElement[dtype]) / batch / 2;
+    const offset = offsets.get(id);
+    if (offset === undefined) return [];
+    hold(offset % 64 === 0, () => `value ${id} is at ${offset}`);
+    return Array.from({ length: images }, (_, i) => {
+      const from = offset / 2 + (whole.has(id) ? first + i : i) * each;
+      hold(from + each <= held.length, () => `value ${id} ends behind the arena`);
+      return { from, to: from + each, mark: id * 64 + first + i };
+    });
+  };
+  const check = (name: string, ids: readonly number[], first: number, images: number) => {
+    for (const { from, to, mark } of ids.flatMap((id) => ranges(id, first, images))) {
+      for (let i = from; i < to; i++) hold(held[i] === mark, () => `${name}: of value ${mark >> 6} some is value ${(held[i] ?? -1) >> 6}`);
+    }
+  };
+  const bySteps = segmentsByStep(given, batch);
+  for (let at = 0; at < steps.length; at = (bySteps[at]?.last ?? at) + 1) {
+    const { last = at, images = batch } = bySteps[at] ?? {};
+    for (let first = 0; first < batch; first += images) {
+      for (const { name, inputs, outputs } of steps.slice(at, last + 1)) {
+        check(name, inputs, first, images);
+        for (const { from, to, mark } of outputs.flatMap((id) => ranges(id, first, images))) held.fill(mark, from, to);
+        check(name, [...inputs, ...outputs], first, images);
+      }
+    }
+  }
+}
+
+describe('graph: properties of the passes, on random graphs', function () {
+  this.timeout(60_000);
+  const all = seeds.map((seed) => ({ seed, graph: randomGraph(seed) }));
+  const each = (check: (graph: Graph, steps: Steps) => void) => {
+    for (const { seed, graph } of all) {
+      for (const [title, steps] of stagesOf(graph, seed)) {
+        try {
+          check(graph, steps);
+        } catch (error) {
+          (error as Error).message = `seed ${seed}, ${title}: ${(error as Error).message}`;
+          throw error;
+        }
+      }
+    }
+  };
+
+  it('every value has one maker, before its readers; outputs, shapes and parameters stay', () => each(checkStructure));
+
+  it('what a step reads is what was written, sub-batches included', () => each((_, steps) => checkMemory(steps)));
+
+  it('the graphs have what the passes are for', () => {
+    const found = new Set<string>();
+    for (const { seed, graph } of all) {
+      const [, steps] = [...stagesOf(graph, seed)].findLast(([title]) => title.endsWith('choose')) as [string, Steps];
+      if (steps.segments && steps.segments.length > 1) found.add('segments');
+      for (const branch of steps.steps.flatMap(({ branches = [] }) => branches)) {
+        if (branch.residual !== undefined) found.add('residual');
+        if (branch.stores.some(({ activation }) => activation)) found.add('activation');
+        if (branch.stores.some(({ pool }) => pool > 0)) found.add('pooled');
+        if (branch.terms.some(({ sources }) => sources.some(({ prologue }) => prologue))) found.add('prologue');
+        if (branch.terms.length > 1) found.add('shortcut');
+        if (branch.terms.some(({ batchNorm }) => batchNorm)) found.add('batchNorm');
+      }
+      if (steps.values.some(({ dtype }) => dtype === 'bf16')) found.add('bf16');
+    }
+    expect([...found].sort()).to.deep.equal(['activation', 'batchNorm', 'bf16', 'pooled', 'prologue', 'residual', 'segments', 'shortcut']);
   });
 });

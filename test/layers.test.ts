@@ -116,8 +116,7 @@ describe('layers: recording', () => {
       }
     }
     const net = new Net();
-    const graph = new Graph();
-    namedParameters(net);
+    const graph = new Graph(namedParameters(net));
     expect(net.forward(graph.input('f32', [2, 9, 8, 3])).shape).to.deep.equal([2, 10]);
     expect(graph.nodes.map(({ op, name }) => `${op} ${name}`)).to.deep.equal([
       'conv stem',

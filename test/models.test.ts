@@ -32,8 +32,7 @@ import { writeModelFolder } from '../lib/weights/folder.js';
 import { writeSafetensors } from '../lib/weights/safetensors.js';
 
 function record(network: { forward(x: Feature): { id: number } } & Module, size = 224): Graph {
-  const graph = new Graph();
-  namedParameters(network);
+  const graph = new Graph(namedParameters(network));
   graph.outputs.push(network.forward(graph.input('f32', [1, size, size, 3])).id);
   return graph;
 }

@@ -2,7 +2,7 @@
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { BinaryReader, WireType } from '@bufbuild/protobuf/wire';
+import { BinaryReader } from '@bufbuild/protobuf/wire';
 import { expect } from 'chai';
 import * as ort from 'onnxruntime-node';
 import { angularError } from '../lib/bench/measure.js';
@@ -25,6 +25,7 @@ import {
   type WeightSource,
 } from '../lib/index.js';
 import { type OnnxOptions, type ReadParam, readerOf, toOnnx } from '../lib/graph/onnx.js';
+import { type Message, type MessageName, messages } from '../lib/graph/onnx-proto.js';
 import { namedParameters } from '../lib/layers/index.js';
 import { toNCHW, toNHWC } from '../lib/layout.js';
 import { record } from '../lib/model.js';
@@ -329,35 +330,40 @@ describe('onnx: ops', () => {
 
 // --- Reading a model ----------------------------------------------------------------------------------------------
 
-type Field = Uint8Array | number;
-
-/** The fields of a message by number. */
-function fields(message: Field | undefined): Map<number, Field[]> {
-  const reader = new BinaryReader(message as Uint8Array);
-  const found = new Map<number, Field[]>();
+/** A message as an object; what `messages` does not name is left out. */
+function decodeMessage<M extends MessageName>(name: M, bytes: Uint8Array): Message<M> {
+  const specs: [string, readonly [number, unknown]][] = Object.entries(messages[name]);
+  const reader = new BinaryReader(bytes);
+  const found: Record<string, unknown> = {};
   while (reader.pos < reader.len) {
-    const [field, type] = reader.tag();
-    const known = found.get(field) ?? [];
-    if (type === WireType.Varint) found.set(field, [...known, Number(reader.int64())]);
-    else if (type === WireType.LengthDelimited) found.set(field, [...known, reader.bytes()]);
-    else reader.skip(type, field);
+    const [number, wire] = reader.tag();
+    const [field, [, kind] = []] = specs.find(([, [known]]) => known === number) ?? [];
+    const type = [kind].flat()[0] as string | undefined;
+    const read: { readonly [type: string]: () => unknown } = {
+      int64: () => Number(reader.int64()),
+      float: () => reader.float(),
+      string: () => reader.string(),
+      bytes: () => reader.bytes(),
+    };
+    if (field === undefined || type === undefined) reader.skip(wire, number);
+    else {
+      const value = (read[type] ?? (() => decodeMessage(type as MessageName, reader.bytes())))();
+      found[field] = Array.isArray(kind) ? [...((found[field] as unknown[]) ?? []), value] : value;
+    }
   }
-  return found;
+  return found as Message<M>;
 }
 
 /** Operator set, types of the nodes, shapes of the initialisers, of the input and of the output. */
-function decode(model: Uint8Array) {
-  const all = (from: Field | undefined, ...path: number[]): Field[] =>
-    path.reduce<Field[]>((found, field) => found.flatMap((message) => fields(message).get(field) ?? []), [from ?? 0]);
-  const text = (field: Field | undefined) => Buffer.from(field as Uint8Array).toString();
-  const sizes = (info: Field | undefined) =>
-    all(info, 2, 1, 2, 1).map((size) => all(size, 1)[0] ?? text(all(size, 2)[0]));
-  const [graph] = all(model, 7);
+function decode(bytes: Uint8Array) {
+  const { graph = {}, opset_import: [opset] = [] } = decodeMessage('ModelProto', bytes);
+  const sizes = ([info]: Message<'GraphProto'>['input'] = []) =>
+    info?.type?.tensor_type?.shape?.dim?.map(({ dim_value, dim_param }) => dim_value ?? dim_param);
   return {
-    opset: all(model, 8, 2)[0],
-    nodes: all(graph, 1, 4).map(text),
-    initializers: new Map(all(graph, 5).map((tensor) => [text(all(tensor, 8)[0]), all(tensor, 1)])),
-    input: sizes(all(graph, 11)[0]),
-    output: sizes(all(graph, 12)[0]),
+    opset: opset?.version,
+    nodes: (graph.node ?? []).map(({ op_type = '' }) => op_type),
+    initializers: new Map((graph.initializer ?? []).map(({ name, dims }) => [name, dims])),
+    input: sizes(graph.input),
+    output: sizes(graph.output),
   };
 }

@@ -2,7 +2,7 @@
 import { expect } from 'chai';
 import { targetOf } from '../lib/devices.js';
 import { arrayFor, type TypedArray } from '../lib/dtype.js';
-import { Graph, Parameter, type Value } from '../lib/graph/graph.js';
+import { Graph, type Value } from '../lib/graph/graph.js';
 import type { Steps } from '../lib/graph/lower.js';
 import type { Device } from '../lib/native.js';
 import { Octave } from '../lib/octave.js';
@@ -131,11 +131,11 @@ class Blocks {
     return options[Math.floor((this.#state / 2 ** 32) * options.length)] as T;
   };
   #param(...shape: number[]): never {
-    return Object.assign(new Parameter(shape), { name: `p${this.#names++}.weight` }) as never;
+    return this.graph.parameter(`p${this.#names++}.weight`, shape) as never;
   }
   norm(x: Value): Value {
     const c = x.shape.at(-1) as number;
-    const variance = Object.assign(new Parameter([c]), { name: `p${this.#names++}.running_var` }) as never;
+    const variance = this.graph.parameter(`p${this.#names++}.running_var`, [c]) as never;
     const params = { weight: this.#param(c), bias: this.#param(c), running_mean: this.#param(c), running_var: variance };
     return ops.batchNorm(x as never, params) as Value;
   }

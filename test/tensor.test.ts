@@ -8,6 +8,8 @@ import {
   splitChannels,
   Tensor,
   tensor,
+  toNCHW,
+  toNHWC,
   type Value,
 } from '../lib/index.js';
 import { paths } from '../lib/octave.js';
@@ -38,6 +40,16 @@ describe('tensor', () => {
       expect(y.data).to.deep.equal(new Int8Array(6));
     }
     expect(() => kept.data).to.throw(OctconvError);
+  });
+
+  it('moves the channels of images, and refuses all else', () => {
+    const x = tensor('f32', [1, 1, 2, 3], Float32Array.of(1, 2, 3, 4, 5, 6));
+    const moved = toNCHW(x);
+    expect([moved.shape, [...moved.data]]).to.deep.equal([[1, 3, 1, 2], [1, 4, 2, 5, 3, 6]]);
+    expect([toNHWC(moved).shape, [...toNHWC(moved).data]]).to.deep.equal([x.shape, [...x.data]]);
+    const video = Tensor.zeros('f32', [1, 1, 1, 2, 3]);
+    expect(() => toNCHW(video)).to.throw(OctconvError, 'toNCHW: got [1,1,1,2,3], wanted [N,H,W,C]');
+    expect(() => toNHWC(video)).to.throw(OctconvError, 'toNHWC: got [1,1,1,2,3], wanted [N,C,H,W]');
   });
 
   it('takes only data that fits', async () => {
@@ -185,10 +197,13 @@ describe('ops: shapes', () => {
     const cases: [call: () => unknown, message: string][] = [
       [() => ops.relu(input([1, 2, 3]) as never), 'relu: got [1,2,3], wanted [N,C] or [N,H,W,C] or [N,T,H,W,C]'],
       [() => ops.relu(graph.input('i8', [1, 3]) as never), 'relu: got i8 [1,3], wanted f32'],
-      [() => ops.relu(7 as never), 'relu: got number, wanted only tensors'],
+      [() => ops.relu(7 as never), 'relu: got a number, wanted a Value or a Tensor'],
       [() => ops.add(x, input([2, 8, 6, 1]) as never), 'add: got [2,8,6,12] and [2,8,6,1], wanted both of one shape'],
-      [() => ops.add(x, zeros([2, 8, 6, 12]) as never), 'add: got a tensor, wanted only recorded values'],
-      [() => ops.add(zeros([2, 12]), input([2, 12]) as never), 'add: got a recorded value, wanted only tensors'],
+      [() => ops.add(x, new Octave(x) as never), 'add: got an Octave, wanted a Value, a Parameter or a Tensor'],
+      [() => ops.add(x, undefined as never), 'add: got nothing, wanted a Value, a Parameter or a Tensor'],
+      [() => ops.add(x, zeros([2, 8, 6, 1]) as never), 'add: got [2,8,6,12] and [2,8,6,1], wanted both of one shape'],
+      [() => ops.concat(x as never), 'concat: got a Value, wanted an Array'],
+      [() => ops.octConv(x as never, { h2h: weight(8, 12, 1, 1) }), 'octConv: got a Value, wanted an Octave'],
       [() => ops.add(x, new Graph().input('f32', x.shape)), 'add: an input was recorded in another graph'],
       [
         () => ops.mul(x, input([1, 1, 1, 12]) as never),
@@ -199,7 +214,7 @@ describe('ops: shapes', () => {
         'concat: got [2,8,6,12] and [2,8,5,1], wanted equal sizes except for the channels',
       ],
       [() => ops.conv(x, {} as never), 'conv: weight is missing'],
-      [() => ops.conv(x, { weight: [1] as never }), 'conv: weight is of type object, wanted a parameter or a tensor'],
+      [() => ops.conv(x, { weight: [1] as never }), 'conv: weight is an Array, wanted a Parameter or a Tensor'],
       [
         () => ops.conv(x, { weight: weight(5, 4, 3, 3) as never }),
         'conv: weight [5,4,3,3] needs 4 input channels, got x [2,8,6,12]',
@@ -289,11 +304,11 @@ describe('ops: shapes', () => {
       [() => ops.relu(Tensor.zeros('u8', [1, 3]) as never), 'relu: got u8 [1,3], wanted f32'],
       [
         () => ops.conv(zeros([1, 4, 4, 3]), { weight: new Parameter([4, 3, 1, 1]) }),
-        "conv: weight is a layer's parameter, wanted a tensor as x is one",
+        'conv: weight is a Parameter, wanted a Tensor as x is one',
       ],
       [
         () => ops.conv(x, { weight: new Parameter([4, 12, 1, 1]) }),
-        "conv: the parameter 'weight' has no name: record it through a model",
+        "conv: the parameter 'weight' [4,12,1,1] has no name: record it through a model, or in a new Graph(namedParameters(network))",
       ],
     ];
     for (const [call, message] of cases) expect(await problem(call)).to.equal(message);

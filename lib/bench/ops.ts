@@ -136,14 +136,10 @@ const typesOf = (graph: Graph, ids: readonly number[]): TensorType[] => ids.flat
 
 /** A node as a graph of its own. Its parameters keep their names. */
 function only(from: Graph, node: GraphNode): Graph {
-  const graph = new Graph();
-  const params = Object.entries(node.params).map(([role, name]) => {
-    const parameter = new Parameter(from.params.get(name) ?? []);
-    parameter.name = name;
-    return [role, parameter] as const;
-  });
+  const params = Object.entries(node.params).map(([role, name]) => [role, name, new Parameter(from.params.get(name) ?? [])] as const);
+  const graph = new Graph(new Map(params.map(([, name, parameter]) => [name, parameter])));
   const inputs = typesOf(from, node.inputs).map(({ dtype, shape }) => graph.input(dtype, shape));
-  const outputs = graph.add(node.op, inputs, node.attrs, Object.fromEntries(params), typesOf(from, node.outputs));
+  const outputs = graph.add(node.op, inputs, node.attrs, Object.fromEntries(params.map(([role, , parameter]) => [role, parameter])), typesOf(from, node.outputs));
   graph.outputs.push(...outputs.map(({ id }) => id));
   return graph;
 }

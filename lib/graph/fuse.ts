@@ -118,7 +118,7 @@ export function joinShortcut(given: Steps): Steps {
     const [from = -1, ...others] = new Set(sums.map((s) => uses.place(s.earlier.y)));
     const earlier = uses.steps.get(from);
     const count = later.branches.length;
-    if (!earlier || others.length || from > place || sums.length !== count || earlier.branches?.length !== count) continue;
+    if (!earlier || others.length || from >= place || sums.length !== count || earlier.branches?.length !== count) continue;
     const groups = new Set(sums.flatMap((s) => [...s.branch.terms, ...s.earlier.terms]).flatMap((t) => t.sources.map((x) => x.groups)));
     if (groups.size !== 1 || sums.some((s) => s.branch.residual !== undefined || s.earlier.residual !== undefined)) continue;
     const joined = convStep(

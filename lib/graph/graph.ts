@@ -22,7 +22,7 @@ export interface TensorType {
   readonly zero?: number | undefined;
 }
 
-/** One step. `inputs` and `outputs` index `Graph.values`; `params` maps a role ('weight') to a parameter's name. */
+/** One step. `inputs` and `outputs` index `Graph.values`; `params` maps a role ('weight') to a name in `Graph.params`. */
 export interface GraphNode {
   readonly op: string;
   /** Path of the layer that recorded it, e.g. `layer1.0.conv2`. */
@@ -43,10 +43,24 @@ export class Value<D extends DType = DType, S extends readonly number[] = readon
   ) {}
 }
 
-/** A learned tensor of a layer, in PyTorch's layout. Its name is its property path in the network. */
+/** A learned tensor of a layer, in PyTorch's layout. The network that is recorded gives it its name, see `Module`. */
 export class Parameter<const S extends readonly number[] = readonly number[]> {
-  name = '';
+  /** Tells it apart from all else that has a shape, for the compiler alone. */
+  protected declare readonly parameter: true;
   constructor(readonly shape: S) {}
+}
+
+/** What a node reads beside its inputs, by role. */
+export type Params = { readonly [role: string]: Parameter | Tensor | undefined };
+
+const constantNames = new WeakMap<Tensor, string>();
+let constantCount = 0;
+
+/** `#1`, `#2`, ...: no parameter has such a name, and no other tensor of the process gets it. */
+function constantName(tensor: Tensor): string {
+  const name = constantNames.get(tensor) ?? `#${++constantCount}`;
+  constantNames.set(tensor, name);
+  return name;
 }
 
 export class Graph {
@@ -54,10 +68,25 @@ export class Graph {
   readonly nodes: GraphNode[] = [];
   readonly inputs: number[] = [];
   readonly outputs: number[] = [];
-  /** Every parameter that a node reads: its shape in PyTorch's layout. */
+  /** Every parameter and constant that is read: its shape, of a layer's in PyTorch's layout. */
   readonly params = new Map<string, readonly number[]>();
-  /** Parameters whose values were given as tensors when the graph was recorded. */
+  /** Those of them that are tensors; their names begin with `#`. */
   readonly constants = new Map<string, Tensor>();
+  /** Values that are no step's and no input but one of these parameters or constants. */
+  readonly bound = new Map<number, string>();
+  readonly #names = new Map<Parameter, string>();
+
+  /** `parameters` are those that nodes may read, as `namedParameters(network)` gives them. */
+  constructor(parameters: ReadonlyMap<string, Parameter> = new Map()) {
+    for (const [name, parameter] of parameters) this.#names.set(parameter, name);
+  }
+
+  /** A parameter of this graph alone. */
+  parameter<const S extends readonly number[]>(name: string, shape: S): Parameter<S> {
+    const parameter = new Parameter(shape);
+    this.#names.set(parameter, name);
+    return parameter;
+  }
 
   input<D extends DType, const S extends readonly number[]>(dtype: D, shape: S): Value<D, S> {
     const value = this.value(dtype, shape);
@@ -65,21 +94,26 @@ export class Graph {
     return value;
   }
 
+  /** A parameter or a constant as what an op takes: its shape is that of a value, [N, C], [N, H, W, C] or [N, T, H, W, C]. */
+  operand(op: string, param: Parameter | Tensor): Value {
+    const name = this.#param(op, 'operand', param);
+    const [known] = [...this.bound].find(([, other]) => other === name) ?? [];
+    const dtype = param instanceof Parameter ? 'f32' : param.dtype;
+    if (known !== undefined) return new Value(this, known, dtype, param.shape);
+    const value = this.value(dtype, param.shape);
+    this.bound.set(value.id, name);
+    return value;
+  }
+
   /** Appends a node; `params` are a layer's parameters or constant tensors; gives one value per output type. */
-  add(
-    op: string,
-    inputs: readonly Value[],
-    attrs: Attrs,
-    params: { readonly [role: string]: Parameter | Tensor | undefined },
-    outputs: readonly TensorType[],
-  ): Value[] {
+  add(op: string, inputs: readonly Value[], attrs: Attrs, params: Params, outputs: readonly TensorType[]): Value[] {
     for (const input of inputs) {
       if (input.graph !== this) throw new OctconvError(`${op}: an input was recorded in another graph`);
     }
     const names: Record<string, string> = {};
     for (const [role, param] of Object.entries(params)) if (param) names[role] = this.#param(op, role, param);
     const values = outputs.map((type) => this.value(type.dtype, type.shape));
-    const name = commonPath(Object.values(names)) || `${op}${this.nodes.length}`;
+    const name = this.#layerOf(params) || `${op}${this.nodes.length}`;
     this.nodes.push({ op, name, inputs: inputs.map((v) => v.id), outputs: values.map((v) => v.id), attrs, params: names });
     return values;
   }
@@ -90,25 +124,47 @@ export class Graph {
   }
 
   #param(op: string, role: string, param: Parameter | Tensor): string {
-    if (param instanceof Parameter) {
-      if (!param.name) throw new OctconvError(`${op}: the parameter '${role}' has no name: record it through a model`);
-      this.params.set(param.name, param.shape);
-      return param.name;
+    const name = param instanceof Parameter ? this.#names.get(param) : constantName(param);
+    if (name === undefined) {
+      const found = this.#names.size
+        ? 'is not among those of the network: layers are found in public fields and arrays of modules, not in private fields, Maps or objects'
+        : 'has no name: record it through a model, or in a new Graph(namedParameters(network))';
+      throw new OctconvError(`${op}: the parameter '${role}' [${param.shape}] ${found}`);
     }
-    for (const [name, known] of this.constants) if (known === param) return name;
-    const name = `${op}${this.nodes.length}.${role}`;
-    this.constants.set(name, param);
+    if (!(param instanceof Parameter)) this.constants.set(name, param);
     this.params.set(name, param.shape);
     return name;
   }
+
+  /** The layer that holds all of these parameters: `a.b.weight`, `a.b.bias` -> `a.b`. */
+  #layerOf(params: Params): string {
+    const names = Object.values(params).flatMap((param) => (param instanceof Parameter ? (this.#names.get(param) ?? []) : []));
+    const [first = [], ...rest] = names.map((name) => name.split('.').slice(0, -1));
+    let length = first.length;
+    for (const path of rest) while (first.slice(0, length).some((part, i) => path[i] !== part)) length--;
+    return first.slice(0, length).join('.');
+  }
+
+  /** The layer of a node with such parameters, or else the layers before it, as the end of an error; empty without. */
+  where(inputs: readonly unknown[], params: Params): string {
+    const layer = this.#layerOf(params);
+    if (layer) return ` (layer '${layer}')`;
+    const before = inputs.flatMap((x) => (x instanceof Value && x.graph === this ? (this.#layerBefore(x.id) ?? []) : []));
+    return before.length ? ` (behind ${[...new Set(before)].map((name) => `'${name}'`).join(' and ')})` : '';
+  }
+
+  #layerBefore(id: number | undefined): string | undefined {
+    const node = this.nodes.find(({ outputs }) => outputs.includes(id ?? -1));
+    const layer = node && Object.values(node.params).some((name) => !this.constants.has(name));
+    return layer ? node.name : node && this.#layerBefore(node.inputs[0]);
+  }
 }
 
-/** The layer that holds all of these parameters: `a.b.weight`, `a.b.bias` -> `a.b`. */
-function commonPath(names: readonly string[]): string {
-  const [first = [], ...rest] = names.map((name) => name.split('.').slice(0, -1));
-  let length = first.length;
-  for (const path of rest) while (first.slice(0, length).some((part, i) => path[i] !== part)) length--;
-  return first.slice(0, length).join('.');
+/** What somebody gave instead of what was wanted. */
+export function kindOf(x: unknown): string {
+  if (x === undefined || x === null) return 'nothing';
+  const name = typeof x === 'object' ? (x.constructor?.name ?? 'object') : typeof x;
+  return `${/^[aeiou]/i.test(name) ? 'an' : 'a'} ${name}`;
 }
 
 /** A shape as native code sees it: N T H W C. */

@@ -4,7 +4,7 @@
  */
 import type { Attrs, ComputeType, Graph, GraphNode, TensorType } from './graph.js';
 
-type Size3 = readonly number[];
+export type Size3 = readonly number[];
 
 export interface BatchNormParams {
   readonly weight: string;
@@ -202,5 +202,5 @@ export function lower(graph: Graph): Steps {
     if (node.op === 'conv' || node.op === 'linear') return convStep(node.name, [convBranch(node)]);
     return node;
   });
-  return { values: graph.values, steps, inputs: graph.inputs, outputs: graph.outputs };
+  return { values: graph.values, steps, inputs: [...graph.inputs, ...graph.bound.keys()], outputs: graph.outputs };
 }

@@ -1,19 +1,18 @@
 import { Parameter } from '../graph/graph.js';
 import { type Octave, paths, widthsOf } from '../octave.js';
-import { conv, octConv, type Size } from '../ops.js';
+import { conv, type Kernel, octConv, type Size } from '../ops.js';
+import type { Vector } from '../tensor.js';
 import { type Feature, Module } from './module.js';
-
-type KernelShape =
-  | readonly [o: number, i: number, h: number, w: number]
-  | readonly [o: number, i: number, t: number, h: number, w: number];
 
 export interface ConvLayerOptions {
   /** One number for height and width, or [h, w], or [t, h, w] for video. */
   readonly kernel: Size;
   /** Default 1. */
   readonly stride?: Size | undefined;
-  /** Default: half of the kernel ("same" at stride 1). */
+  /** Default: half of the (dilated) kernel, "same" at stride 1. */
   readonly padding?: Size | undefined;
+  /** Default 1. */
+  readonly dilation?: Size | undefined;
   /** Default 1. */
   readonly groups?: number | undefined;
   /** Default false. */
@@ -22,18 +21,21 @@ export interface ConvLayerOptions {
 
 /** Convolution of `from` to `to` channels: [N, H, W, from] -> [N, H', W', to]. */
 export class Conv extends Module {
-  readonly weight: Parameter<KernelShape>;
-  readonly bias: Parameter<readonly [number]> | undefined;
-  readonly #options: { readonly stride: Size; readonly padding: Size; readonly groups: number };
+  readonly weight: Parameter<Kernel>;
+  readonly bias: Parameter<Vector> | undefined;
+  readonly #options: { readonly stride: Size; readonly padding: Size; readonly dilation: Size; readonly groups: number };
 
-  constructor(from: number, to: number, { kernel, stride = 1, padding, groups = 1, bias = false }: ConvLayerOptions) {
+  constructor(from: number, to: number, options: ConvLayerOptions) {
     super();
+    const { kernel, stride = 1, padding, dilation = 1, groups = 1, bias = false } = options;
     const window = typeof kernel === 'number' ? ([kernel, kernel] as const) : kernel;
+    const steps = typeof dilation === 'number' ? window.map(() => dilation) : dilation;
     this.weight = new Parameter([to, from / groups, ...window]);
     this.bias = bias ? new Parameter([to]) : undefined;
     this.#options = {
       stride,
-      padding: padding ?? (window.map((size) => Math.floor(size / 2)) as unknown as Size),
+      padding: padding ?? (window.map((size, i) => (steps[i] ?? 1) * Math.floor(size / 2)) as unknown as Size),
+      dilation,
       groups,
     };
   }
@@ -43,7 +45,7 @@ export class Conv extends Module {
   }
 }
 
-export interface OctConvLayerOptions extends Omit<ConvLayerOptions, 'stride' | 'padding'> {
+export interface OctConvLayerOptions extends Omit<ConvLayerOptions, 'stride' | 'padding' | 'dilation'> {
   /** Share of the low branch among the input channels, in [0, 1); default 0. */
   readonly alphaIn?: number | undefined;
   /** The same of the output channels. */

@@ -1,12 +1,12 @@
 import { Parameter, type Value } from '../graph/graph.js';
 import { linear } from '../ops.js';
-import type { Matrix } from '../tensor.js';
+import type { Matrix, Vector } from '../tensor.js';
 import { Module } from './module.js';
 
 /** [N, from] -> [N, to] */
 export class Linear extends Module {
-  readonly weight: Parameter<readonly [k: number, c: number]>;
-  readonly bias: Parameter<readonly [number]> | undefined;
+  readonly weight: Parameter<Matrix>;
+  readonly bias: Parameter<Vector> | undefined;
 
   constructor(from: number, to: number, { bias = true }: { readonly bias?: boolean } = {}) {
     super();

@@ -13,21 +13,30 @@ export abstract class Module<X = never, Y = unknown> {
   abstract forward(x: X): Y;
 }
 
-/** Every parameter of a network by property path, in the order of the fields; sets each one's `name`. */
+/** Every parameter of a network by property path, in the order of the fields. */
 export function namedParameters(module: Module): Map<string, Parameter> {
   const found = new Map<string, Parameter>();
-  const seen = new Set<Parameter>();
-  const walk = (part: unknown, path: string): void => {
+  const places = new Map<Parameter, string>();
+  const open = new Set<unknown>();
+  const walk = (part: unknown, keys: readonly string[]): void => {
+    const path = keys.join('.');
+    const wrong = (what: string): never => {
+      throw new OctconvError(`module: '${path}' ${what}`);
+    };
     if (part instanceof Parameter) {
-      if (seen.has(part)) throw new OctconvError(`module: '${path}' is also '${part.name}', wanted one place`);
-      seen.add(part);
-      part.name = path;
+      if (places.has(part)) wrong(`is also '${places.get(part)}', wanted one place`);
+      // Two paths must not read the same, and constants of a graph are called #1, #2, ...
+      if (keys.some((key) => !/^[^.#]+$/.test(key))) wrong(`has a field with '.' or '#' in its name, wanted none`);
+      places.set(part, path);
       found.set(path, part);
     } else if (part instanceof Module || Array.isArray(part)) {
-      for (const [key, value] of Object.entries(part)) walk(value, path ? `${path}.${key}` : key);
+      if (open.has(part)) wrong('leads back to a module that holds it, wanted a tree');
+      open.add(part);
+      for (const [key, value] of Object.entries(part)) walk(value, [...keys, key]);
+      open.delete(part);
     }
   };
-  walk(module, '');
+  walk(module, []);
   return found;
 }
 

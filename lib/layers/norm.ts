@@ -1,26 +1,24 @@
 import { Parameter } from '../graph/graph.js';
 import { Octave, widthsOf } from '../octave.js';
 import { batchNorm } from '../ops.js';
+import type { Vector } from '../tensor.js';
 import { Conv, type ConvLayerOptions, OctConv, type OctConvLayerOptions } from './conv.js';
 import { type Feature, Module } from './module.js';
 
-type Vector = Parameter<readonly [number]>;
-
 /** Batch normalisation over the channels, with the statistics of training. Behind a convolution it costs nothing. */
 export class BatchNorm extends Module {
-  readonly weight: Vector;
-  readonly bias: Vector;
-  readonly running_mean: Vector;
-  readonly running_var: Vector;
+  readonly weight: Parameter<Vector>;
+  readonly bias: Parameter<Vector>;
+  readonly running_mean: Parameter<Vector>;
+  readonly running_var: Parameter<Vector>;
   readonly #eps: number;
 
   constructor(channels: number, eps = 1e-5) {
     super();
-    const vector = (): Vector => new Parameter([channels]);
-    this.weight = vector();
-    this.bias = vector();
-    this.running_mean = vector();
-    this.running_var = vector();
+    this.weight = new Parameter([channels]);
+    this.bias = new Parameter([channels]);
+    this.running_mean = new Parameter([channels]);
+    this.running_var = new Parameter([channels]);
     this.#eps = eps;
   }
 

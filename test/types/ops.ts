@@ -1,5 +1,21 @@
 // Never run: `tsc` compiles it, and complains where an `@ts-expect-error` stands above something that does compile.
-import { type Graph, Octave, ops, Parameter, type Tensor, tensor, type Value } from '../../lib/index.js';
+import {
+  createModel,
+  type Feature,
+  type Graph,
+  initialize,
+  type loadModel,
+  type Matrix,
+  Model,
+  Module,
+  Octave,
+  ops,
+  Parameter,
+  type Spatial,
+  type Tensor,
+  tensor,
+  type Value,
+} from '../../lib/index.js';
 
 declare const graph: Graph;
 type Equal<A, B> = (<T>() => T extends A ? 1 : 2) extends <T>() => T extends B ? 1 : 2 ? true : false;
@@ -44,8 +60,14 @@ ops.add(dynamic, v);
 ops.add(v, graph.input('f32', [1, 8, 6, 4]));
 // @ts-expect-error another rank
 ops.add(v, graph.input('f32', [1, 3]));
-// @ts-expect-error a value and a tensor
-ops.add(v, x);
+ops.add(v, x); // a constant
+ops.add(v, new Parameter([1, 8, 6, 3]));
+// @ts-expect-error a constant of other sizes
+ops.add(v, new Parameter([1, 8, 6, 4]));
+// @ts-expect-error a tensor and a recorded value
+ops.add(x, v);
+// @ts-expect-error a tensor and a parameter
+ops.add(x, new Parameter([1, 8, 6, 3]));
 ops.mul(v, v);
 ops.mul(v, graph.input('f32', [1, 1, 1, 3]));
 ops.mul(v, graph.input('f32', [1, 3]));
@@ -121,3 +143,20 @@ const floats = ops.normalize(small, { scale: 1 / 255, mean: [0, 0, 0], std: [1, 
 equal<Equal<typeof floats, Value<'f32', readonly [1, number, number, 3]>>>();
 // @ts-expect-error floats
 ops.resize(v, { height: 8, width: 6, interpolation: 'bilinear' });
+
+// --- Models ---
+declare const classifier: Awaited<ReturnType<typeof loadModel>>;
+const answer = classifier.run(x);
+equal<Equal<typeof answer, Promise<Tensor<'f32', Matrix>>>>();
+export const probabilities = async () => ops.softmax(await createModel('resnet-26').run(x));
+class Tiny extends Module {
+  forward(y: Feature) {
+    return ops.globalAvgPool(y);
+  }
+}
+export const pooled = async () => ops.softmax(await new Model(new Tiny(), initialize(new Tiny())).run(x));
+export const anyModel: Model = classifier;
+// @ts-expect-error a model of features does not classify
+export const noClassifier: Model<Matrix> = new Model<Spatial>({ forward: () => v }, initialize(new Tiny()));
+// @ts-expect-error forward gives a pair
+export const noNetwork = new Model({ forward: (y: Feature) => new Octave(y) }, initialize(new Tiny()));
