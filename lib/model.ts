@@ -1,7 +1,9 @@
 /** Models: a network with its weights, ready to run on a device at any input size. */
+import { type Classified, classifyAll, type ClassifyOptions } from './classify.js';
 import { OctconvError } from './error.js';
 import { type ComputeType, Graph, type Value } from './graph/graph.js';
 import { defaultInput, type InputConfig } from './input/preprocess.js';
+import type { PictureSource } from './input/source.js';
 import { type Module, namedParameters, parameterShapes } from './layers/module.js';
 import { buildNetwork, type NetworkOptions, resolveNetworkOptions } from './models/index.js';
 import { type ResolvedOptions, resolveOptions } from './models/infer.js';
@@ -133,6 +135,16 @@ export class Model {
     const plan = await this.plan(x.shape);
     const [y] = await plan.run([x], options);
     return y as Tensor<'f32'>;
+  }
+
+  /**
+   * What pictures show: one answer for one picture, many for many. A long list is better given to `classify()`.
+   * @throws OctconvError that names the first picture that cannot be read; the signal's reason if it is aborted.
+   */
+  classify(source: PictureSource, options?: ClassifyOptions): Promise<Classified>;
+  classify(sources: readonly PictureSource[], options?: ClassifyOptions): Promise<Classified[]>;
+  classify(sources: PictureSource | readonly PictureSource[], options?: ClassifyOptions): Promise<Classified | Classified[]> {
+    return classifyAll(this, sources, options);
   }
 
   /** Gives the memory back at once; runs in flight end well. */
