@@ -12,6 +12,7 @@ export { OctconvError } from './error.js';
 export { Graph, type GraphNode, Parameter, type TensorType, Value } from './graph/graph.js';
 export { countFlops, type Flops } from './flops.js';
 export { type Batch, type BatchOptions, loadBatches } from './input/batches.js';
+export { findPictures } from './input/folder.js';
 export { type DecodeOptions, decodeImage, type Picture, type PictureFormat } from './input/image.js';
 export { defaultInput, type InputConfig, preprocess } from './input/preprocess.js';
 export type { PictureSource } from './input/source.js';

@@ -1,6 +1,6 @@
 import { onAbort } from '../abort.js';
 import { OctconvError } from '../error.js';
-import { nameOf, type PictureSource, readSource } from './source.js';
+import { discard, nameOf, type PictureSource, readSource } from './source.js';
 
 /** A decoded picture: 8-bit sRGB, [height, width, 3]. */
 export interface Picture {
@@ -35,13 +35,17 @@ export interface DecodeOptions {
  * @throws OctconvError that begins with `name`: the file unless given; the signal's reason if it is aborted.
  */
 export async function decodeImage(source: PictureSource, options: DecodeOptions = {}, name = nameOf(source)): Promise<Picture> {
-  const { signal, timeout, maxBytes, ...limits } = checkLimits(options);
-  const late = () => new OctconvError(`${name}: is not decoded after ${timeout} s (timeout)`);
-  return within(timeout, signal, late, async (stopped) => {
-    const bytes = await readSource(source, name, maxBytes, stopped);
-    stopped.throwIfAborted();
-    return decode(bytes, name, { ...limits, timeout });
-  });
+  try {
+    const { signal, timeout, maxBytes, ...limits } = checkLimits(options);
+    const late = () => new OctconvError(`${name}: is not decoded after ${timeout} s (timeout)`);
+    return await within(timeout, signal, late, async (stopped) => {
+      const bytes = await readSource(source, name, maxBytes, stopped);
+      stopped.throwIfAborted();
+      return decode(bytes, name, { ...limits, timeout });
+    });
+  } finally {
+    discard(source);
+  }
 }
 
 type Limits = { [Name in Exclude<keyof DecodeOptions, 'signal'>]-?: NonNullable<DecodeOptions[Name]> };
@@ -95,6 +99,8 @@ async function decode(bytes: Uint8Array, name: string, { maxPixels, formats, tim
   const { default: sharp } = await import('sharp'); // 17 MiB that only pictures need
   const options = { failOn: 'error', limitInputPixels: maxPixels } as const;
   try {
+    // JPEGs are not shrunk while decoding: of 1,000 CIFAR-10 pictures enlarged to 512 pixels and decoded at 128 (64), the
+    // shipped network guesses 5 (25) otherwise and 3 (15) fewer are right.
     const picture = sharp(bytes, options);
     const space = hasDeepPixels(format, bytes) ? (await sharp(bytes, options).metadata()).space : undefined;
     // sharp leaves 16-bit colours in Display P3, and the profile of 16-bit grey out: it gets 8 bits.

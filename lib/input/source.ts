@@ -50,7 +50,8 @@ export async function readSource(source: PictureSource, name: string, maxBytes: 
   try {
     for await (const chunk of addAbortSignal(signal, streamOf(source, name))) {
       if (!types.isUint8Array(chunk)) throw new OctconvError(`${name}: the stream gives ${typeof chunk}, wanted Uint8Array`);
-      check((size += chunk.length));
+      size += chunk.length;
+      check(size);
       chunks.push(chunk);
     }
   } catch (error) {
