@@ -1,16 +1,17 @@
-/** What waits for each signal. One listener per signal serves them all: Node warns of the eleventh. */
-const waiting = new WeakMap<AbortSignal, Set<() => void>>();
+/** One listener per signal, however many runs it aborts: Node warns of more than ten. */
+const listeners = new WeakMap<AbortSignal, Set<() => void>>();
 
-/** Calls `callback` once when the signal is aborted, unless what is returned was called before. */
-export function onAbort(signal: AbortSignal, callback: () => void): () => void {
-  let callbacks = waiting.get(signal);
-  if (!callbacks) {
-    const all = new Set<() => void>();
-    signal.addEventListener('abort', () => all.forEach((call) => void call()), { once: true });
-    waiting.set(signal, all);
-    callbacks = all;
+/** Calls `f` when the signal aborts; gives a function that takes it back. */
+export function onAbort(signal: AbortSignal | undefined, f: () => void): () => void {
+  if (!signal) return () => undefined;
+  const known = listeners.get(signal);
+  const all = known ?? new Set<() => void>();
+  if (!known) {
+    listeners.set(signal, all);
+    signal.addEventListener('abort', () => {
+      for (const each of all) each();
+    });
   }
-  const own = () => callback(); // the same function may wait twice
-  callbacks.add(own);
-  return () => void callbacks.delete(own);
+  all.add(f);
+  return () => void all.delete(f);
 }

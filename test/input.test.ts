@@ -1,6 +1,6 @@
 import { execFileSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { createReadStream, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import { createReadStream, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Readable } from 'node:stream';
@@ -11,7 +11,6 @@ import sharp, { type Color, type Sharp } from 'sharp';
 import { OctconvError } from '../lib/error.js';
 import { Graph } from '../lib/graph/graph.js';
 import { loadBatches } from '../lib/input/batches.js';
-import { findPictures } from '../lib/input/folder.js';
 import { type DecodeOptions, decodeImage, type PictureFormat } from '../lib/input/image.js';
 import { defaultInput, parseInput, preprocess, resizeGeometry } from '../lib/input/preprocess.js';
 import type { PictureSource } from '../lib/input/source.js';
@@ -409,48 +408,6 @@ describe('input: sources', () => {
     await new Promise((resolve) => setImmediate(resolve));
     process.off('warning', warned);
     expect(warnings).to.deep.equal([]);
-  });
-});
-
-describe('input: folders and patterns', () => {
-  const folder = mkdtempSync(join(tmpdir(), 'octconv-folder-'));
-  after(() => rmSync(folder, { recursive: true }));
-  before(() => {
-    for (const name of ['b/c', '.hidden']) mkdirSync(join(folder, name), { recursive: true });
-    const names = ['10.png', '9.JPG', 'a.webp', 'b/1.jpeg', 'b/c/2.png', 'b/notes.txt', '.dot.png', '.hidden/3.png', 'odd[1]*.png', 'x.gif'];
-    for (const name of names) writeFileSync(join(folder, name), '');
-    symlinkSync('a.webp', join(folder, 'link.webp'));
-    symlinkSync('/dev/zero', join(folder, 'zero.png'));
-    symlinkSync('..', join(folder, 'b/loop'));
-    execFileSync('mkfifo', [join(folder, 'fifo.png')]);
-  });
-
-  const cases: [string, string[]][] = [
-    ['.', ['10.png', '9.JPG', 'a.webp', 'b/1.jpeg', 'b/c/2.png', 'link.webp', 'odd[1]*.png']],
-    ['b', ['b/1.jpeg', 'b/c/2.png']],
-    ['*.png', ['10.png', 'odd[1]*.png']],
-    ['*', ['10.png', '9.JPG', 'a.webp', 'link.webp', 'odd[1]*.png', 'x.gif']],
-    ['?.webp', ['a.webp']],
-    ['*/*.jpeg', ['b/1.jpeg']],
-    ['**/*.png', ['10.png', 'b/c/2.png', 'odd[1]*.png']],
-    ['b/**', ['b/1.jpeg', 'b/c/2.png', 'b/notes.txt']],
-    ['.*.png', ['.dot.png']],
-    ['.hidden/*', ['.hidden/3.png']],
-    ['odd[1]*.png', ['odd[1]*.png']],
-    ['none.png', ['none.png']],
-    ['fifo.png', ['fifo.png']],
-  ];
-  for (const [pattern, wanted] of cases) {
-    it(`${pattern}`, async () => {
-      expect(await findPictures([join(folder, pattern)])).to.deep.equal(wanted.map((name) => join(folder, name)));
-    });
-  }
-
-  it('finds nothing: an error', async () => {
-    expect(await failure(findPictures([join(folder, '*.avif')]))).to.match(/\*\.avif: matches no file$/);
-    expect(await failure(findPictures([join(folder, 'none/*.png')]))).to.match(/none: no such file$/);
-    mkdirSync(join(folder, 'empty'));
-    expect(await failure(findPictures([join(folder, 'empty')]))).to.match(/empty: no pictures, wanted JPEG, PNG or WebP files$/);
   });
 });
 

@@ -4,7 +4,6 @@ import { basename, dirname, join } from 'node:path';
 import type { Command } from 'commander';
 import { classify } from '../classify.js';
 import { OctconvError } from '../error.js';
-import { findPictures } from '../input/folder.js';
 import { loadModel } from '../model.js';
 import { fileError } from '../weights/file.js';
 import { deviceLine, type DeviceOptions, integer, modelOptions, placeOf, withDevice } from './common.js';
@@ -92,9 +91,6 @@ export async function picturesOf(folder: string, labels: readonly string[]): Pro
       if (!(await isFolder(entry))) files.push(join(folder, name, entry.name));
     }
   }
-  if (files.length === 0) {
-    const flat = await findPictures([folder]).then(({ length }) => `${count(length)} pictures but no folders`, () => 'no pictures');
-    throw new OctconvError(`${folder}: ${flat}, wanted one folder per class`);
-  }
+  if (files.length === 0) throw new OctconvError(`${folder}: no pictures, wanted one folder per class`);
   return files;
 }

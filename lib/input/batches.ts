@@ -43,7 +43,7 @@ export async function* loadBatches(
   list.forEach(hold);
   const names = isList(sources) ? list.map(nameOf) : [nameOf(sources)];
   const stop = new AbortController(); // also ends what is being decoded when the caller leaves the loop
-  const forget = signal && onAbort(signal, () => stop.abort(signal.reason));
+  const forget = onAbort(signal, () => stop.abort(signal?.reason));
 
   const loadOne = async (i: number): Promise<Float32Array | OctconvError> => {
     let picture: Picture;
@@ -91,7 +91,7 @@ export async function* loadBatches(
       if (pictures.length) yield { x: stack(pictures, input), files, indices };
     }
   } finally {
-    forget?.();
+    forget();
     stop.abort();
     list.forEach(discard);
   }

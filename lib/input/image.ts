@@ -74,7 +74,7 @@ async function within<T>(
   signal?.throwIfAborted();
   const stop = new AbortController();
   const timer = setTimeout(() => stop.abort(late()), seconds * 1000);
-  const forget = signal && onAbort(signal, () => stop.abort(signal.reason));
+  const forget = onAbort(signal, () => stop.abort(signal?.reason));
   try {
     return await new Promise<T>((resolve, reject) => {
       stop.signal.addEventListener('abort', () => reject(stop.signal.reason), { once: true });
@@ -82,7 +82,7 @@ async function within<T>(
     });
   } finally {
     clearTimeout(timer);
-    forget?.();
+    forget();
   }
 }
 
