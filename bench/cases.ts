@@ -9,4 +9,4 @@ const exported = ({ dtype, inputs }: (typeof cases)[number]) => dtype !== 'u8' &
 const rows = cases
   .filter((row) => exported(row) && (only === undefined || row.op === only))
   .map((row) => ({ op: row.op, title: row.title, graph: graphOf(row), count: 1 }));
-console.log(opLines(await timeOps(rows, Number(threads), Number(rounds), 'cpu'), measurePeak(Number(threads))));
+console.log(opLines(await timeOps(rows, Number(threads), Number(rounds), 'cpu'), await measurePeak(Number(threads))));

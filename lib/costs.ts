@@ -2,7 +2,6 @@
 import { bytesPerElement, type DType } from './dtype.js';
 import type { ComputeType } from './graph/graph.js';
 import { type Branch, type Source, sourcesOf, type Step } from './graph/lower.js';
-import { hasDotProductOfBFloat16 } from './graph/types.js';
 import type { Plan } from './plan.js';
 import { elementCount, type Shape } from './tensor.js';
 
@@ -20,13 +19,8 @@ export interface StepCost {
   };
 }
 
-/** Where a CPU has no products of bf16, weights are kept wider (`Words` in native/cpu/tile.h); i8 is as the quantizer makes it. */
-function packedBytes(): Record<ComputeType, number> {
-  return { f32: 4, bf16: hasDotProductOfBFloat16 ? 2 : 4, i8: 1 };
-}
-
 /** One for each step. */
-export function costsOf({ steps, values, graph }: Pick<Plan, 'steps' | 'values' | 'graph'>): StepCost[] {
+export function costsOf({ steps, values, graph, target }: Pick<Plan, 'steps' | 'values' | 'graph' | 'target'>): StepCost[] {
   const typesOf = (ids: readonly number[]) => ids.flatMap((id) => values[id] ?? []);
   const sizeOf = (ids: readonly number[]) =>
     typesOf(ids).reduce((sum, { dtype, shape }) => sum + elementCount(shape) * bytesPerElement[dtype], 0);
@@ -35,12 +29,13 @@ export function costsOf({ steps, values, graph }: Pick<Plan, 'steps' | 'values' 
 
   const products = (branch: Branch, { input, weight, upsample }: Source) =>
     // What is upsampled is multiplied at the low resolution.
-    parameters(weight) * elementCount(shapeOf(upsample ? input : branch.outputs[0]).slice(0, -1));
-  const bytesOf = packedBytes();
+    parameters(weight) * elementCount(shapeOf(upsample ? input : branch.y).slice(0, -1));
+  // Where a device has no products of bf16, weights are kept wider (`Words` in native/cpu/tile.h); i8 is as the quantizer makes it.
+  const bytesOf = { f32: 4, bf16: target.traits.dotProducts.includes('bf16') ? 2 : 4, i8: 1 };
   const weightsOf = ({ branches, params }: Step) => {
     if (!branches) return 4 * Object.values(params).reduce((sum, name) => sum + parameters(name), 0);
     return branches
-      .flatMap(({ compute = 'f32', winograd, ...branch }) => {
+      .flatMap(({ compute = 'f32', hints: { winograd } = {}, ...branch }) => {
         // Of 3 x 3 weights Winograd's algorithm makes as many as a tile has positions.
         const each = winograd ? ((compute === 'i8' ? 2 : 4) * (winograd + 2) ** 2) / 9 : bytesOf[compute];
         return sourcesOf(branch).map(({ weight }) => each * parameters(weight));

@@ -1,4 +1,6 @@
-import { calling, type Device, native, nativeFile } from './native.js';
+import { OctconvError } from './error.js';
+import { calling, type Device, native, type NativeDevice, nativeFile } from './native.js';
+import type { Traits } from './targets.js';
 
 export interface DeviceInfo {
   readonly name: Device;
@@ -18,9 +20,30 @@ export interface Devices {
   readonly nativeFile: string;
 }
 
+let found: readonly NativeDevice[] | undefined;
+const all = (): readonly NativeDevice[] => {
+  found ??= calling(() => native.devices());
+  return found;
+};
+
+/** A device that there is. `auto` is the fastest: `cpu`. */
+export interface Target {
+  readonly name: Device;
+  readonly traits: Traits;
+}
+
+/** @throws OctconvError that says why there is no such device. */
+export function targetOf(name: Device | 'auto' = 'auto'): Target {
+  const wanted = name === 'auto' ? 'cpu' : name;
+  const device = all().find((each) => each.name === wanted);
+  if (!device) throw new OctconvError(`device '${name}': wanted auto, ${all().map((each) => each.name).join(' or ')}`);
+  if (!device.traits) throw new OctconvError(`device '${name}': ${device.why}`);
+  return { name: device.name, traits: device.traits };
+}
+
 /** What this process can compute on. @throws OctconvError if OCTCONV_ISA asks for what the CPU does not have. */
 export function devices(): Devices {
-  const { isa, threads } = calling(() => native.info());
+  const { isa, threads } = targetOf('cpu').traits;
   const forced = process.env.OCTCONV_ISA ? 'forced by OCTCONV_ISA' : 'the widest that this CPU has';
   return {
     devices: [

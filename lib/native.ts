@@ -4,6 +4,7 @@ import { fileURLToPath } from 'node:url';
 import type { DType, TypedArray } from './dtype.js';
 import { OctconvError } from './error.js';
 import type { Attrs } from './graph/graph.js';
+import type { Traits } from './targets.js';
 
 /** `cpu`: fused kernels. `reference`: the plain loops that specify them, without any fusion. */
 export type Device = 'cpu' | 'reference';
@@ -26,7 +27,7 @@ export interface NativeValue {
   readonly shape: readonly number[];
   readonly scale?: number | undefined;
   readonly zero?: number | undefined;
-  /** How many of it lie one after the other, one for each round of a segment; default 1. */
+  /** Slices stored back to back; round r of a segment uses slice r. Default 1. */
   readonly rounds?: number;
   readonly place: 'arena' | 'input' | 'output';
   /** Byte offset in the arena, or position among the run's inputs or outputs. */
@@ -39,11 +40,11 @@ export interface NativeStep {
   readonly attrs: Attrs;
   readonly inputs: readonly number[];
   readonly outputs: readonly number[];
-  readonly packed?: NativePacked;
+  /** One for each of `packingsOf` (lib/graph/lower.ts). */
+  readonly packed: readonly NativePacked[];
 }
 
 export interface NativePlanSpec {
-  readonly device: Device;
   readonly threads: number;
   readonly arenaBytes: number;
   readonly values: readonly NativeValue[];
@@ -52,19 +53,24 @@ export interface NativePlanSpec {
   readonly segments?: readonly { readonly steps: number; readonly rounds: number }[];
 }
 
-/** See native/binding.cc. */
+export interface NativeRun {
+  readonly done: Promise<{ completed: boolean; outputs: ArrayBuffer[]; stepMilliseconds: Float32Array }>;
+  /** Stops it between two tasks. */
+  cancel(): void;
+}
+
+/** A device, or why there is none of its kind. */
+export type NativeDevice = { readonly name: Device } & ({ readonly traits: Traits; why?: never } | { readonly why: string; traits?: never });
+
+/** See native/binding.cc. Data is copied in the call itself: a caller may do with it what it likes afterwards. */
 export interface Native {
-  info(): { isa: string; threads: number };
-  pack(op: string, device: Device, attrs: Attrs, params: { readonly [role: string]: NativeParam }): NativePacked;
-  compile(spec: NativePlanSpec): { plan: NativePlan; runBytes: number; algorithms: string[] };
-  run(
-    plan: NativePlan,
-    inputs: readonly TypedArray[],
-    outputs: readonly TypedArray[],
-    stepMilliseconds: Float32Array | null,
-  ): { done: Promise<boolean>; cancel(): void };
+  devices(): NativeDevice[];
+  format(device: Device, op: string, attrs: Attrs): string;
+  pack(device: Device, op: string, attrs: Attrs, params: { readonly [role: string]: NativeParam }): Promise<NativePacked>;
+  compile(device: Device, spec: NativePlanSpec): Promise<{ plan: NativePlan; runBytes: number; algorithms: string[] }>;
+  run(plan: NativePlan, inputs: readonly TypedArray[], timed: boolean): NativeRun;
   release(held: NativePacked | NativePlan): void;
-  peak(threads: number): number;
+  peak(threads: number): Promise<number>;
 }
 
 const require = createRequire(import.meta.url);
@@ -83,11 +89,15 @@ function load(): { native: Native; file: string } {
 /** The addon, and the file it was loaded from. */
 export const { native, file: nativeFile } = load();
 
-/** Runs a native call; its errors become OctconvErrors. */
+/** Runs a native call; its errors, thrown or of its promise, become OctconvErrors. */
 export function calling<T>(call: () => T): T {
-  try {
-    return call();
-  } catch (error) {
+  const fail = (error: unknown): never => {
     throw new OctconvError((error as Error).message);
+  };
+  try {
+    const result = call();
+    return result instanceof Promise ? (result.catch(fail) as T) : result;
+  } catch (error) {
+    return fail(error);
   }
 }

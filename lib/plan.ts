@@ -1,20 +1,21 @@
 /** From a recorded graph to a native plan, and its runs. */
+import { onAbort } from './abort.js';
+import { type Target, targetOf } from './devices.js';
 import { arrayFor, bytesPerElement } from './dtype.js';
 import { OctconvError } from './error.js';
-import { chooseAlgorithms } from './graph/algorithm.js';
-import { fuse } from './graph/fuse.js';
 import { type ComputeType, type Graph, type TensorType, toNTHWC } from './graph/graph.js';
-import { lower, type Step, type Steps } from './graph/lower.js';
-import { align, planMemory } from './graph/memory.js';
-import { batchOf, segmentsByStep, subBatch, wholeValues } from './graph/subbatch.js';
-import { assignTypes, type Quantized } from './graph/types.js';
-import { calling, type Device, type NativePacked, type NativeParam, type NativePlan, type NativeStep, type NativeValue, native } from './native.js';
+import { type Packing, packingsOf, type Step, type Steps } from './graph/lower.js';
+import { aligned, planMemory } from './graph/memory.js';
+import { batchOf, segmentsByStep, wholeValues } from './graph/subbatch.js';
+import type { Quantized } from './graph/types.js';
+import { calling, type Device, type NativePacked, type NativeParam, type NativePlan, type NativePlanSpec, type NativeValue, native } from './native.js';
+import { stepsFor } from './targets.js';
 import { Tensor } from './tensor.js';
 import type { Memory } from './weights/file.js';
 import { besideI8, type WeightSource } from './weights/source.js';
 
 export interface RunOptions {
-  /** Stops the run between two steps; the promise rejects with the signal's reason. */
+  /** Stops the run; the promise rejects at once with the signal's reason. */
   readonly signal?: AbortSignal | undefined;
 }
 
@@ -25,61 +26,60 @@ export interface PlanOptions {
   readonly threads?: number | undefined;
 }
 
-const bytesPerWeight = { f32: 4, bf16: 2, i8: 1 } as const;
-
-/** The steps that a device runs: `reference` runs the graph as recorded, `cpu` after fusion. */
-export function stepsFor(
-  graph: Graph,
-  device: Device,
-  compute: ComputeType = 'f32',
-  quantized: Quantized = new Map(),
-  threads = 1,
-): Steps {
-  const types = (steps: Steps) => assignTypes(steps, compute, quantized);
-  if (device === 'reference') return types(lower(graph));
-  const elements = (name: string) => (graph.params.get(name) ?? []).reduce((a, b) => a * b, 1);
-  const weightBytes = (step: Step) => Object.values(step.params).reduce((sum, name) => sum + elements(name), 0) * bytesPerWeight[compute];
-  return chooseAlgorithms(subBatch(fuse(lower(graph), types), threads, weightBytes));
-}
-
 /**
- * Packed parameters by step, shared by all plans of a model. Parameters are read step by step, always into the same
- * memory, and packed at once, so a network is never twice in memory.
+ * Packed parameters, shared by all plans of a model: of each branch of a convolution, and of each other step that has
+ * some. They are read step by step, always into the same memory, and packed on the library's threads, so a network is
+ * never twice in memory.
  */
 export class PackedWeights {
   readonly #packed = new Map<string, Promise<NativePacked>>();
   #quantized: Promise<Quantized> | undefined;
   constructor(
     readonly source: Pick<WeightSource, 'tensors' | 'read'>,
-    readonly device: Device,
+    readonly target: Target,
     readonly compute: ComputeType = 'f32',
   ) {}
 
   /** The layers whose weights are i8, and how they see their inputs. */
-  quantized(): Promise<Quantized> {
+  async quantized(): Promise<Quantized> {
     this.#quantized ??= readQuantized(this.source);
-    return this.#quantized;
-  }
-
-  /** What the steps need, packed; undefined for those without parameters. */
-  async pack(steps: readonly Step[], constants: Graph['constants']): Promise<(NativePacked | undefined)[]> {
-    const keyed = steps.map((step) => ({ step, key: JSON.stringify([step.op, step.attrs, step.params]) }));
-    const sizes = keyed.map(({ step, key }) => (this.#packed.has(key) ? 0 : this.#bytesOf(step)));
-    const memory = new ArrayBuffer(Math.max(0, ...sizes));
-    const all: (NativePacked | undefined)[] = [];
-    for (const { step, key } of keyed) {
-      const packing = Object.keys(step.params).length ? (this.#packed.get(key) ?? this.#pack(step, constants, memory)) : undefined;
-      if (packing) this.#packed.set(key, packing);
-      all.push(await packing);
+    try {
+      return await this.#quantized;
+    } catch (error) {
+      this.#quantized = undefined; // the next one tries again
+      throw error;
     }
-    return all;
   }
 
-  async #pack(step: Step, constants: Graph['constants'], memory: ArrayBuffer): Promise<NativePacked> {
+  /** What each step needs, packed. */
+  async pack(steps: readonly Step[], constants: Graph['constants']): Promise<NativePacked[][]> {
+    const keyed = steps.map((step) => packingsOf(step).map((packing) => ({ step, packing, key: this.#keyOf(step, packing) })));
+    const missing = keyed.flat().filter(({ key }) => !this.#packed.has(key));
+    const memory = new ArrayBuffer(Math.max(0, ...missing.map(({ packing }) => this.#bytesOf(packing))));
+    let before: Promise<unknown> = Promise.resolve();
+    for (const { step, packing, key } of missing) {
+      if (this.#packed.has(key)) continue;
+      const params = await this.#read(step, packing, constants, memory);
+      await before; // one is packed while the next one is read
+      const { name } = this.target;
+      const packed = calling(() => native.pack(name, step.op, packing.attrs, params));
+      this.#packed.set(key, packed);
+      before = packed.catch(() => this.#packed.delete(key)); // the next one tries again
+    }
+    return Promise.all(keyed.map((each) => Promise.all(each.map(({ key }) => this.#packed.get(key) as Promise<NativePacked>))));
+  }
+
+  /** The same parameters in the same form. */
+  #keyOf({ op }: Step, { attrs, params }: Packing): string {
+    return JSON.stringify([op, calling(() => native.format(this.target.name, op, attrs)), params]);
+  }
+
+  /** Native code copies parameters in the call of `pack`, so the memory is free again right after it. */
+  async #read(step: Step, { params }: Packing, constants: Graph['constants'], memory: ArrayBuffer): Promise<Record<string, NativeParam>> {
     let used = 0;
     const take: Memory = (bytes) => {
       const at = used;
-      used += align(bytes);
+      used += aligned(bytes, 64);
       // A strided tensor takes more than its elements.
       return used <= memory.byteLength ? new Uint8Array(memory, at, bytes) : new Uint8Array(bytes);
     };
@@ -88,15 +88,14 @@ export class PackedWeights {
       if (!info) throw new OctconvError(`${step.name}: parameter '${name}' is missing`);
       return { ...info, data: await this.source.read(name, take) };
     };
-    const params = Object.entries(step.params).map(async ([role, name]) => [role, constants.get(name) ?? (await read(name))] as const);
-    const all = Object.fromEntries(await Promise.all(params));
-    return calling(() => native.pack(step.op, this.device, step.attrs, all));
+    const all = Object.entries(params).map(async ([role, name]) => [role, constants.get(name) ?? (await read(name))] as const);
+    return Object.fromEntries(await Promise.all(all));
   }
 
-  #bytesOf({ params }: Step): number {
+  #bytesOf({ params }: Packing): number {
     return Object.values(params).reduce((sum, name) => {
       const { dtype = 'f32', shape = [0] } = this.source.tensors.get(name) ?? {};
-      return sum + align(bytesPerElement[dtype] * shape.reduce((a, b) => a * b, 1));
+      return sum + aligned(bytesPerElement[dtype] * shape.reduce((a, b) => a * b, 1), 64);
     }, 0);
   }
 
@@ -119,111 +118,139 @@ async function readQuantized(source: Pick<WeightSource, 'tensors' | 'read'>): Pr
 /** A compiled network for one input shape. */
 export class Plan {
   readonly #plan: NativePlan;
+  readonly steps: readonly Step[];
+  readonly values: readonly TensorType[];
+  readonly #ends: Pick<Steps, 'inputs' | 'outputs'>;
+  #disposed = false;
 
   private constructor(
     /** As recorded. */
     readonly graph: Graph,
-    /** What runs, after fusion on `cpu`, and the tensors between. */
-    readonly steps: readonly Step[],
-    readonly values: readonly TensorType[],
+    readonly target: Target,
+    /** What runs, after fusion if the device fuses, and the tensors between. */
+    { steps, values, ...ends }: Steps,
     /** Bytes of activations, and of activations and scratch, of one run. */
     readonly memory: { readonly activations: number; readonly run: number },
     /** What native code chose for each step. */
     readonly algorithms: readonly string[],
     plan: NativePlan,
   ) {
+    this.steps = steps;
+    this.values = values;
+    this.#ends = ends;
     this.#plan = plan;
   }
 
   static async compile(graph: Graph, weights: PackedWeights, threads: number): Promise<Plan> {
-    const lowered = stepsFor(graph, weights.device, weights.compute, await weights.quantized(), threads);
-    const { steps, values, inputs, outputs } = lowered;
-    if (new Set([...inputs, ...outputs]).size !== inputs.length + outputs.length) {
-      throw new OctconvError('plan: a network must compute each of its outputs, and give each once');
-    }
-    const memory = planMemory(lowered);
-    const place = (id: number) => {
-      const input = inputs.indexOf(id);
-      const output = outputs.indexOf(id);
-      if (input >= 0) return { place: 'input', at: input } as const;
-      return output >= 0 ? ({ place: 'output', at: output } as const) : ({ place: 'arena', at: memory.offsets.get(id) ?? 0 } as const);
-    };
-    const batch = batchOf(lowered);
-    const segments = segmentsByStep(lowered, batch);
-    const whole = wholeValues(lowered);
-    /** Values as steps see them: some images of the batch, one after the other where the others are kept too. */
-    const views: NativeValue[] = [];
-    const viewed = new Map<string, number>();
-    const view = (id: number, images: number): number => {
-      const key = `${id}/${images}`;
-      const known = viewed.get(key);
-      if (known !== undefined) return known;
-      viewed.set(key, views.length);
-      const { shape, ...type } = values[id] as TensorType;
-      const [n, ...rest] = toNTHWC(shape);
-      return views.push({ ...type, shape: [images === batch ? n : images, ...rest], rounds: whole.has(id) ? batch / images : 1, ...place(id) }) - 1;
-    };
-    const packed = await weights.pack(steps, graph.constants);
-    const nativeSteps: NativeStep[] = [];
-    for (const [at, step] of steps.entries()) {
-      const { op, name, attrs } = step;
-      const { images } = segments[at] ?? { images: batch };
-      const see = (ids: readonly number[]) => ids.map((id) => view(id, images));
-      nativeSteps.push({ op, name, attrs, inputs: see(step.inputs), outputs: see(step.outputs), ...(packed[at] && { packed: packed[at] }) });
-    }
-    for (const id of inputs) view(id, batch); // one that no step reads
-    const { plan, runBytes, algorithms } = calling(() =>
-      native.compile({
-        device: weights.device,
-        threads,
-        arenaBytes: memory.bytes,
-        values: views,
-        steps: nativeSteps,
-        segments: (lowered.segments ?? [{ steps: steps.length, images: batch }]).map(({ steps, images }) => ({ steps, rounds: batch / images })),
-      }),
-    );
-    return new Plan(graph, steps, values, { activations: memory.bytes, run: runBytes }, algorithms, plan);
+    const { target, compute } = weights;
+    const steps = stepsFor(graph, { traits: target.traits, compute, quantized: await weights.quantized(), threads });
+    return Plan.ofSteps(graph, steps, weights, threads);
+  }
+
+  /** The same of steps that were made otherwise. */
+  static async ofSteps(graph: Graph, steps: Steps, weights: PackedWeights, threads: number): Promise<Plan> {
+    const { target } = weights;
+    const packed = await weights.pack(steps.steps, graph.constants);
+    const { spec, activations } = specOf(steps, packed, threads, target.traits.align);
+    const { plan, runBytes, algorithms } = await calling(() => native.compile(target.name, spec));
+    return new Plan(graph, target, steps, { activations, run: runBytes }, algorithms, plan);
+  }
+
+  /** What a run takes. */
+  get inputs(): readonly TensorType[] {
+    return this.#ends.inputs.flatMap((id) => this.values[id] ?? []);
+  }
+
+  /** Whether it was disposed of. */
+  get disposed(): boolean {
+    return this.#disposed;
   }
 
   /**
-   * Runs on the library's own threads. Inputs are read where they lie, without a copy: leave them alone until the
-   * promise settles. `stepMilliseconds` takes the time of each step.
+   * Runs on the library's own threads. Inputs are copied before this returns, outputs when the run has ended, each once.
+   * `stepMilliseconds` takes the time of each step.
+   * @throws OctconvError if an input has another type or shape; the signal's reason if it is aborted.
    */
   async run(inputs: readonly Tensor[], options: RunOptions & { stepMilliseconds?: Float32Array } = {}): Promise<Tensor[]> {
-    const { signal, stepMilliseconds = null } = options;
+    const { signal, stepMilliseconds } = options;
     signal?.throwIfAborted();
-    this.graph.inputs.forEach((id, i) => {
-      const wanted = this.graph.values[id];
-      const given = inputs[i];
-      if (given && wanted && given.dtype === wanted.dtype && given.shape.join() === wanted.shape.join()) return;
-      throw new OctconvError(
-        `plan: input ${i} is ${given ? `${given.dtype} [${given.shape}]` : 'missing'}, wanted ${wanted?.dtype} [${wanted?.shape}]`,
-      );
+    this.#check(inputs);
+    const { done, cancel } = calling(() => native.run(this.#plan, inputs.map((t) => t.data), stepMilliseconds !== undefined));
+    const { completed, outputs, stepMilliseconds: times } = await orAborted(done, cancel, signal);
+    stepMilliseconds?.set(times);
+    if (!completed) throw new OctconvError('plan: the run was stopped');
+    return outputs.map((bytes, i) => {
+      const { dtype, shape } = this.values[this.#ends.outputs[i] ?? -1] ?? { dtype: 'f32' as const, shape: [] };
+      return new Tensor(dtype, shape, new (arrayFor(dtype))(bytes));
     });
-    const outputs = this.graph.outputs.map((id) => {
-      const { dtype, shape } = this.graph.values[id] ?? { dtype: 'f32' as const, shape: [] };
-      return new Tensor(dtype, shape, new (arrayFor(dtype))(shape.reduce((a, b) => a * b, 1)));
-    });
-    const { done, cancel } = calling(() =>
-      native.run(this.#plan, inputs.map((t) => t.data), outputs.map((t) => t.data), stepMilliseconds),
-    );
-    signal?.addEventListener('abort', cancel, { once: true });
-    try {
-      if (await done) return outputs;
-    } catch (error) {
-      throw new OctconvError((error as Error).message);
-    } finally {
-      signal?.removeEventListener('abort', cancel);
-    }
-    throw signal?.reason;
   }
 
+  #check(inputs: readonly Tensor[]): void {
+    for (const [i, { dtype, shape }] of this.inputs.entries()) {
+      const given = inputs[i];
+      if (given?.dtype === dtype && given.shape.join() === shape.join()) continue;
+      throw new OctconvError(`plan: input ${i} is ${given ? `${given.dtype} [${given.shape}]` : 'missing'}, wanted ${dtype} [${shape}]`);
+    }
+  }
+
+  /** Gives the memory back; runs in flight end well. */
   dispose(): void {
-    native.release(this.#plan);
+    if (!this.#disposed) native.release(this.#plan);
+    this.#disposed = true;
   }
 }
 
-export function threadsOf(threads = calling(() => native.info()).threads): number {
+/** What a run gives, or as soon as the signal aborts, its reason: nothing that the run still does is seen by anybody. */
+function orAborted<T>(done: Promise<T>, cancel: () => void, signal: AbortSignal | undefined): Promise<T> {
+  return new Promise((resolve, reject) => {
+    const forget = onAbort(signal, () => {
+      cancel();
+      reject(signal?.reason);
+    });
+    done.then(resolve, (error: Error) => reject(new OctconvError(error.message))).finally(forget);
+  });
+}
+
+/** A plan as native code takes it: values with their places, steps that refer to them by number. */
+function specOf(given: Steps, packed: readonly NativePacked[][], threads: number, align: number): { spec: NativePlanSpec; activations: number } {
+  const { steps, values, inputs, outputs } = given;
+  if (new Set([...inputs, ...outputs]).size !== inputs.length + outputs.length) {
+    throw new OctconvError('plan: a network must compute each of its outputs, and give each once');
+  }
+  const memory = planMemory(given, align);
+  const place = (id: number) => {
+    const input = inputs.indexOf(id);
+    const output = outputs.indexOf(id);
+    if (input >= 0) return { place: 'input', at: input } as const;
+    return output >= 0 ? ({ place: 'output', at: output } as const) : ({ place: 'arena', at: memory.offsets.get(id) ?? 0 } as const);
+  };
+  const batch = batchOf(given);
+  const segments = segmentsByStep(given, batch);
+  const whole = wholeValues(given);
+  /** Values as steps see them: some images of the batch, one after the other where the others are kept too. */
+  const views: NativeValue[] = [];
+  const viewed = new Map<string, number>();
+  const view = (id: number, images: number): number => {
+    const key = `${id}/${images}`;
+    const known = viewed.get(key);
+    if (known !== undefined) return known;
+    viewed.set(key, views.length);
+    const { shape, ...type } = values[id] as TensorType;
+    const [n, ...rest] = toNTHWC(shape);
+    return views.push({ ...type, shape: [images === batch ? n : images, ...rest], rounds: whole.has(id) ? batch / images : 1, ...place(id) }) - 1;
+  };
+  const nativeSteps = steps.map(({ op, name, attrs, ...step }, at) => {
+    const { images } = segments[at] ?? { images: batch };
+    const see = (ids: readonly number[]) => ids.map((id) => view(id, images));
+    return { op, name, attrs, inputs: see(step.inputs), outputs: see(step.outputs), packed: packed[at] ?? [] };
+  });
+  for (const id of inputs) view(id, batch); // one that no step reads
+  const rounds = (given.segments ?? [{ steps: steps.length, images: batch }]).map((s) => ({ steps: s.steps, rounds: batch / s.images }));
+  return { spec: { threads, arenaBytes: memory.bytes, values: views, steps: nativeSteps, segments: rounds }, activations: memory.bytes };
+}
+
+/** @throws OctconvError unless it is a number of threads; by default the device's. */
+export function threadsOf(threads = targetOf('cpu').traits.threads): number {
   if (Number.isInteger(threads) && threads >= 1 && threads <= 1024) return threads;
   throw new OctconvError(`threads: ${threads}, wanted an integer from 1 to 1024`);
 }
@@ -232,7 +259,7 @@ const noWeights = { tensors: new Map(), read: () => Promise.reject(new OctconvEr
 
 /** Compiles a graph whose parameters are all constants, runs it once, and lets it go. */
 export async function runGraph(graph: Graph, inputs: readonly Tensor[], options: PlanOptions & RunOptions = {}): Promise<Tensor[]> {
-  const weights = new PackedWeights(noWeights, options.device ?? 'cpu');
+  const weights = new PackedWeights(noWeights, targetOf(options.device));
   try {
     const plan = await Plan.compile(graph, weights, threadsOf(options.threads));
     try {

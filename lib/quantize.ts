@@ -2,6 +2,7 @@
  * Post-training quantization: weights become i8, and what convolutions and linear layers read becomes u8, over the range
  * that it has on some images.
  */
+import { targetOf } from './devices.js';
 import { OctconvError } from './error.js';
 import { fuse } from './graph/fuse.js';
 import type { Graph } from './graph/graph.js';
@@ -71,7 +72,7 @@ function readersOf(graph: Graph, tensors: WeightSource['tensors']): Map<number, 
 
 /** Runs the network on all batches: what was seen of each value that a layer reads. */
 async function observe(network: Network, weights: Weights, batches: Batches, { threads, signal }: QuantizeOptions) {
-  const packed = new PackedWeights(weights, 'cpu');
+  const packed = new PackedWeights(weights, targetOf('cpu'));
   const plans = new Map<string, Plan>();
   const seen = new Map<number, Histogram>();
   let shape: readonly number[] | undefined;

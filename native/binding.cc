@@ -1,29 +1,39 @@
 // The language boundary, and the only file that includes napi.h: convert, call, return.
 //
-//   info()                                       instruction set and threads of this process
-//   pack(op, device, attrs, params)              -> packed parameters
-//   compile(plan)                                -> { plan, runBytes, algorithms }
-//   run(plan, inputs, outputs, stepTimes | null) -> { done: Promise<boolean>, cancel() }; `done` is false if cancelled
-//   release(packed | plan)                       gives its memory back before the garbage collector does
-//   peak(threads)                                measured GFLOP/s of fused multiply-adds; waits for it, some 0.1 s at
-//   most
+//   devices()                          -> [{ name, traits } or { name, why }] for each kind of device
+//   format(device, op, attrs)          -> string; parameters packed for one node serve all of the same format
+//   pack(device, op, attrs, params)    -> Promise<packed parameters>
+//   compile(device, plan)              -> Promise<{ plan, runBytes, algorithms }>
+//   run(plan, inputs, timed)           -> { done: Promise<{ completed, outputs, stepMilliseconds }>, cancel() }
+//   release(packed | plan)             gives its memory back before the garbage collector does
+//   peak(threads)                      -> Promise of measured GFLOP/s of fused multiply-adds
 //
-// Typed arrays are used where they lie, without a copy; they are kept alive until the run has ended.
+// Native code owns what its threads read: parameters and inputs are copied in the call itself, so that JavaScript may
+// change, transfer or shrink its buffers at any time; outputs are copied into new ones. All else that is given is
+// converted to plain structs first, with every number checked.
 #include <napi.h>
 
 #include <condition_variable>
-#include <future>
+#include <cstring>
 #include <mutex>
 #include <unordered_set>
 
-#include "core/plan.h"
-#include "cpu/levels.h"
+#include "core/device.h"
+#include "core/registry.h"
+#include "core/threads.h"
 #include "cpu/peak.h"
 
 namespace octconv {
 namespace {
 
-struct Job;
+// Work on other threads that settles a promise.
+struct Job {
+  virtual ~Job() = default;
+  virtual Napi::Value result(Napi::Env env) = 0;  // on the JavaScript thread, when it has ended well
+  virtual void stop() {}
+  napi_deferred promise = nullptr;
+  std::string error;
+};
 
 // What belongs to one environment (the main thread or a worker_threads worker).
 class Environment {
@@ -32,14 +42,49 @@ class Environment {
   using Channel = Napi::TypedThreadSafeFunction<Environment, Job, finish>;
 
   explicit Environment(Napi::Env env) : channel(Channel::New(env, "octconv", 0, 1, this)) {
-    pool::retain();
+    threads::retain();
     channel.Unref(env);
     // Hooks run last in, first out: this one, before the channel's own.
     napi_add_env_cleanup_hook(env, [](void* self) { static_cast<Environment*>(self)->shutDown(); }, this);
   }
 
+  // Begins a job: `work` sees to it that report() is called once. The promise of the job's result.
+  template <class Work>
+  Napi::Value begin(Napi::Env env, std::unique_ptr<Job> job, Work&& work) {
+    napi_value promise = nullptr;
+    if (napi_create_promise(env, &job->promise, &promise) != napi_ok) fail("octconv: no promise could be made");
+    Job* raw = job.release();
+    start(env, raw);
+    try {
+      work(raw);
+    } catch (const std::exception& error) {  // no thread could be started
+      raw->error = error.what();
+      report(raw);
+    }
+    return {env, promise};
+  }
+  // The same for a function that takes long.
+  template <class Function>
+  Napi::Value inBackground(Napi::Env env, std::unique_ptr<Job> job, int count, Function&& function) {
+    return begin(env, std::move(job), [&](Job* job) {
+      threads::submit(count, [this, job, function = std::forward<Function>(function)](Crew& crew) {
+        try {
+          function(crew);
+        } catch (const std::exception& error) { job->error = error.what(); }
+        report(job);
+      });
+    });
+  }
+  // Called by any thread; the environment may be gone right after it.
+  void report(Job* job) {
+    std::lock_guard lock(mutex);
+    channel.NonBlockingCall(job);
+    if (--inFlight == 0) drained.notify_all();
+  }
+
+ private:
   void start(Napi::Env env, Job* job) {
-    if (running.empty()) channel.Ref(env);  // a run in flight keeps the process alive
+    if (running.empty()) channel.Ref(env);  // a job in flight keeps the process alive
     std::lock_guard lock(mutex);
     running.insert(job);
     inFlight++;
@@ -49,75 +94,74 @@ class Environment {
     running.erase(job);
     if (running.empty()) channel.Unref(env);
   }
-  // Called by a pool thread; the environment may be gone right after it.
-  void report(Job* job) {
-    std::lock_guard lock(mutex);
-    channel.NonBlockingCall(job);
-    if (--inFlight == 0) drained.notify_all();
-  }
-
- private:
   void shutDown();
 
   Channel channel;
   std::mutex mutex;
   std::condition_variable drained;
   std::unordered_set<Job*> running;  // until their promise is settled
-  int64_t inFlight = 0;              // on the pool's threads
+  int64_t inFlight = 0;              // on other threads
 };
 
-struct Job {
-  explicit Job(std::shared_ptr<Plan> plan) : plan(std::move(plan)) {}
-  std::shared_ptr<Plan> plan;
-  Plan::Request request;
-  napi_deferred promise = nullptr;
-  Napi::ObjectReference arrays;  // the typed arrays that the run reads and writes
-  bool completed = false;
-  std::string error;
-};
-
+// In a worker that is being terminated every call fails, and none may throw.
 void Environment::finish(Napi::Env env, Napi::Function, Environment* self, Job* raw) {
   const std::unique_ptr<Job> job(raw);
-  if (env == nullptr) {  // the environment is being torn down
-    job->arrays.SuppressDestruct();
-    return;
-  }
+  if (env == nullptr) return;  // the environment is being torn down
   self->ended(env, raw);
-  // Plain Node-API without its statuses: in a worker that is being terminated every call fails, and none may throw.
-  napi_value value = nullptr, text = nullptr;
   if (job->error.empty()) {
-    napi_get_boolean(env, job->completed, &value);
-    napi_resolve_deferred(env, job->promise, value);
-  } else {
-    napi_create_string_utf8(env, job->error.data(), job->error.size(), &text);
-    napi_create_error(env, nullptr, text, &value);
-    napi_reject_deferred(env, job->promise, value);
+    try {
+      napi_resolve_deferred(env, job->promise, job->result(env));
+      return;
+    } catch (const std::exception& error) { job->error = error.what(); }
   }
+  napi_value text = nullptr, value = nullptr;
+  napi_create_string_utf8(env, job->error.data(), job->error.size(), &text);
+  napi_create_error(env, nullptr, text, &value);
+  napi_reject_deferred(env, job->promise, value);
 }
 
 void Environment::shutDown() {
   {
     std::unique_lock lock(mutex);
-    for (Job* job : running) job->request.cancelled->store(true);
+    for (Job* job : running) job->stop();
     drained.wait(lock, [this] { return inFlight == 0; });
   }
-  pool::release();
+  threads::release();
 }
 
 // --- JavaScript to plain structs --------------------------------------------------------------------------------
 
-DType dtypeOf(const Napi::Value& value) {
-  const std::string name = value.ToString();
-  for (const DType dtype : {DType::f32, DType::f16, DType::bf16, DType::i8, DType::u8, DType::i32})
-    if (name == nameOf(dtype)) return dtype;
-  fail("dtype '", name, "' is unknown");
+constexpr int64_t most = int64_t{1} << 40;  // of elements, bytes and counts: their products stay far from overflow
+
+int64_t integerOf(const Napi::Value& value, const char* what, int64_t least, int64_t largest) {
+  const double x = value.IsNumber() ? value.As<Napi::Number>().DoubleValue() : NAN;
+  if (!(x >= static_cast<double>(least) && x <= static_cast<double>(largest)) || x != std::trunc(x))
+    fail(what, " must be an integer from ", least, " to ", largest);
+  return static_cast<int64_t>(x);
 }
 
-Device deviceOf(const Napi::Value& value) {
-  const std::string name = value.ToString();
-  for (const Device device : {Device::reference, Device::cpu})
-    if (name == nameOf(device)) return device;
-  fail("device '", name, "' is unknown, wanted cpu or reference");
+std::string textOf(const Napi::Value& value, const char* what) {
+  if (!value.IsString()) fail(what, " must be a string");
+  return value.As<Napi::String>();
+}
+
+Napi::Array arrayOf(const Napi::Value& value, const char* what) {
+  if (!value.IsArray()) fail(what, " must be an array");
+  return value.As<Napi::Array>();
+}
+
+Napi::Object objectOf(const Napi::Value& value, const char* what) {
+  if (!value.IsObject()) fail(what, " must be an object");
+  return value.As<Napi::Object>();
+}
+
+constexpr DType dtypes[] = {DType::f32, DType::f16, DType::bf16, DType::i8, DType::u8, DType::i32};
+
+DType dtypeOf(const Napi::Value& value) {
+  const std::string name = textOf(value, "dtype");
+  for (const DType dtype : dtypes)
+    if (name == nameOf(dtype)) return dtype;
+  fail("dtype '", name, "' is unknown");
 }
 
 Attr attrOf(const Napi::Value& value, int depth = 0) {
@@ -142,42 +186,70 @@ Attr attrOf(const Napi::Value& value, int depth = 0) {
   return {std::move(map)};
 }
 
-struct Bytes {
-  void* data;
-  size_t size;
-};
-
-Bytes bytesOf(Napi::Env env, const Napi::Value& value) {
+// The bytes of a typed array as they are now; valid until JavaScript runs again.
+std::span<const std::byte> bytesOf(Napi::Env env, const Napi::Value& value) {
+  static constexpr size_t sizes[] = {1, 1, 1, 2, 2, 4, 4, 4, 8, 8, 8};  // by napi_typedarray_type
   napi_typedarray_type type;
   size_t length = 0;
   void* data = nullptr;
   if (napi_get_typedarray_info(env, value, &type, &length, &data, nullptr, nullptr) != napi_ok)
     fail("wanted a typed array");
-  switch (type) {
-    case napi_int8_array:
-    case napi_uint8_array:
-    case napi_uint8_clamped_array:
-      return {data, length};
-    case napi_int16_array:
-    case napi_uint16_array:
-      return {data, length * 2};
-    case napi_int32_array:
-    case napi_uint32_array:
-    case napi_float32_array:
-      return {data, length * 4};
-    default:
-      fail("typed arrays of this type hold no tensor");
-  }
+  if (static_cast<size_t>(type) >= std::size(sizes)) fail("typed arrays of this type hold no tensor");
+  return {static_cast<const std::byte*>(data), length * sizes[type]};
 }
 
-std::vector<size_t> indices(const Napi::Value& value) {
-  const auto array = value.As<Napi::Array>();
+std::vector<size_t> indicesOf(const Napi::Value& value, const char* what) {
+  const Napi::Array array = arrayOf(value, what);
   std::vector<size_t> list;
-  for (uint32_t i = 0; i < array.Length(); i++) list.push_back(array.Get(i).ToNumber().Uint32Value());
+  for (uint32_t i = 0; i < array.Length(); i++) list.push_back(static_cast<size_t>(integerOf(array.Get(i), what, 0, most)));
   return list;
 }
 
-// Native objects in JavaScript's hands; `Held` may be emptied early by release().
+Param paramOf(Napi::Env env, const std::string& role, const Napi::Object& item) {
+  Param param{dtypeOf(item.Get("dtype")), {}, {}};
+  const Napi::Array shape = arrayOf(item.Get("shape"), "shape of a parameter");
+  int64_t elements = 1;
+  for (uint32_t d = 0; d < shape.Length(); d++) {
+    param.shape.push_back(integerOf(shape.Get(d), "size of a parameter", 0, most / std::max<int64_t>(elements, 1)));
+    elements *= param.shape.back();
+  }
+  const auto bytes = bytesOf(env, item.Get("data"));
+  if (static_cast<size_t>(elements) * octconv::bytesOf(param.dtype) != bytes.size())
+    fail("parameter '", role, "' has ", bytes.size(), " bytes, its shape wants ",
+         static_cast<size_t>(elements) * octconv::bytesOf(param.dtype));
+  param.data.assign(bytes.begin(), bytes.end());
+  return param;
+}
+
+TensorType typeOf(const Napi::Object& item) {
+  const Napi::Array shape = arrayOf(item.Get("shape"), "plan: shape of a value");
+  int64_t sizes[5], elements = 1;
+  for (uint32_t d = 0; d < 5; d++) {
+    sizes[d] = integerOf(shape.Get(d), "plan: size of a value", 1, most / elements);
+    elements *= sizes[d];
+  }
+  TensorType type{dtypeOf(item.Get("dtype")), {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]}};
+  if (item.Get("scale").IsNumber()) type.scale = item.Get("scale").ToNumber().FloatValue();
+  if (item.Get("zero").IsNumber()) type.zero = static_cast<int>(integerOf(item.Get("zero"), "plan: zero", 0, 255));
+  return type;
+}
+
+PlanSpec::Value valueOf(const Napi::Object& item) {
+  PlanSpec::Value value{typeOf(item)};
+  const std::string place = textOf(item.Get("place"), "plan: place of a value");
+  if (place != "arena" && place != "input" && place != "output") fail("plan: place '", place, "' of a value");
+  if (place == "input") value.place = PlanSpec::Place::input;
+  if (place == "output") value.place = PlanSpec::Place::output;
+  value.at = static_cast<size_t>(integerOf(item.Get("at"), "plan: place of a value", 0, most));
+  const Napi::Value rounds = item.Get("rounds");
+  if (!rounds.IsUndefined())
+    value.rounds = integerOf(rounds, "plan: rounds of a value", 1, most / value.type.shape.elements());
+  return value;
+}
+
+// --- Native objects in JavaScript's hands -----------------------------------------------------------------------
+
+// `object` may be let go early by release().
 template <class T>
 struct Held {
   std::shared_ptr<T> object;
@@ -193,9 +265,17 @@ struct Held {
     external.TypeTag(&tag);
     return external;
   }
-  static Held* unwrap(const Napi::Value& value, const char* what) {
-    if (!value.IsExternal() || !value.As<Napi::External<Held>>().CheckTypeTag(&tag)) fail("wanted ", what);
-    return value.As<Napi::External<Held>>().Data();
+  static bool is(const Napi::Value& value) {
+    return value.IsExternal() && value.As<Napi::External<Held>>().CheckTypeTag(&tag);
+  }
+  static Held& unwrap(const Napi::Value& value, const char* what) {
+    if (!is(value)) fail("wanted ", what);
+    return *value.As<Napi::External<Held>>().Data();
+  }
+  static const std::shared_ptr<T>& get(const Napi::Value& value, const char* what) {
+    Held& held = unwrap(value, what);
+    if (!held.object) fail(what, " was disposed of");
+    return held.object;
   }
   void free(Napi::Env env) {
     if (!object) return;
@@ -204,174 +284,220 @@ struct Held {
   }
   static const napi_type_tag tag;
 };
+// The address of a variable tells this copy of the addon from another one.
+const char copy = 0;
 template <>
-const napi_type_tag Held<const Packed>::tag = {0x6f6374636f6e7601, 1};
+const napi_type_tag Held<const Packed>::tag = {0x6f6374636f6e7601, reinterpret_cast<uint64_t>(&copy)};
 template <>
-const napi_type_tag Held<Plan>::tag = {0x6f6374636f6e7602, 1};
+const napi_type_tag Held<Program>::tag = {0x6f6374636f6e7602, reinterpret_cast<uint64_t>(&copy)};
+
+PlanSpec::Step stepOf(const Napi::Object& item) {
+  PlanSpec::Step step;
+  step.node.op = textOf(item.Get("op"), "plan: op of a step");
+  step.node.name = textOf(item.Get("name"), "plan: name of a step");
+  step.node.attrs = attrOf(item.Get("attrs"));
+  step.inputs = indicesOf(item.Get("inputs"), "plan: inputs of a step");
+  step.outputs = indicesOf(item.Get("outputs"), "plan: outputs of a step");
+  const Napi::Array packed = arrayOf(item.Get("packed"), "plan: packed parameters of a step");
+  for (uint32_t i = 0; i < packed.Length(); i++)
+    step.node.packed.push_back(Held<const Packed>::get(packed.Get(i), "packed parameters"));
+  return step;
+}
+
+PlanSpec specOf(const Napi::Object& object) {
+  PlanSpec spec;
+  spec.threads = static_cast<int>(integerOf(object.Get("threads"), "plan: threads", 1, 1024));
+  spec.arenaBytes = static_cast<size_t>(integerOf(object.Get("arenaBytes"), "plan: arenaBytes", 0, most));
+  const Napi::Array values = arrayOf(object.Get("values"), "plan: values"),
+                    steps = arrayOf(object.Get("steps"), "plan: steps");
+  for (uint32_t i = 0; i < values.Length(); i++)
+    spec.values.push_back(valueOf(objectOf(values.Get(i), "plan: a value")));
+  for (uint32_t i = 0; i < steps.Length(); i++) spec.steps.push_back(stepOf(objectOf(steps.Get(i), "plan: a step")));
+  if (object.Get("segments").IsUndefined()) return spec;
+  const Napi::Array segments = arrayOf(object.Get("segments"), "plan: segments");
+  for (uint32_t i = 0; i < segments.Length(); i++) {
+    const Napi::Object item = objectOf(segments.Get(i), "plan: a segment");
+    spec.segments.push_back({static_cast<size_t>(integerOf(item.Get("steps"), "plan: steps of a segment", 0, most)),
+                             integerOf(item.Get("rounds"), "plan: rounds of a segment", 1, most)});
+  }
+  return spec;
+}
 
 // --- The functions ----------------------------------------------------------------------------------------------
 
-Napi::Value info(const Napi::CallbackInfo& call) {
-  auto result = Napi::Object::New(call.Env());
-  result.Set("isa", levelNames[static_cast<int>(level())]);
-  result.Set("threads", pool::hardwareThreads());
+Environment& environmentOf(Napi::Env env) { return *env.GetInstanceData<Environment>(); }
+
+Napi::Array namesOf(Napi::Env env, const std::vector<DType>& list) {
+  auto names = Napi::Array::New(env);
+  for (const DType dtype : list) names.Set(names.Length(), nameOf(dtype));
+  return names;
+}
+
+Napi::Object traitsOf(Napi::Env env, const Traits& traits) {
+  auto result = Napi::Object::New(env), ops = Napi::Object::New(env);
+  for (const auto& [op, list] : traits.ops) {
+    auto each = Napi::Object::New(env);
+    each.Set("dtypes", namesOf(env, list));
+    each.Set("keepsType", Registered<Contract>::find(op)->keepsType);
+    ops.Set(op, each);
+  }
+  result.Set("isa", traits.isa);
+  result.Set("threads", traits.threads);
+  result.Set("align", static_cast<double>(traits.align));
+  result.Set("fuses", traits.fuses);
+  result.Set("subBatches", traits.subBatches);
+  result.Set("winograd", traits.winograd);
+  result.Set("dotProducts", namesOf(env, traits.dotProducts));
+  result.Set("ops", ops);
   return result;
 }
 
-Napi::Value packParams(const Napi::CallbackInfo& call) {
-  const std::string name = call[0].ToString();
-  const Device device = deviceOf(call[1]);
-  const auto object = call[3].As<Napi::Object>();
-  const Napi::Array roles = object.GetPropertyNames();
-  Params params;
-  for (uint32_t i = 0; i < roles.Length(); i++) {
-    const auto item = object.Get(roles.Get(i)).As<Napi::Object>();
-    Param param{dtypeOf(item.Get("dtype")), {}, nullptr};
-    const auto shape = item.Get("shape").As<Napi::Array>();
-    for (uint32_t d = 0; d < shape.Length(); d++) param.shape.push_back(shape.Get(d).ToNumber().Int64Value());
-    const Bytes bytes = bytesOf(call.Env(), item.Get("data"));
-    if (param.elements() < 0 || static_cast<size_t>(param.elements()) * octconv::bytesOf(param.dtype) != bytes.size)
-      fail(name, ": parameter '", roles.Get(i).ToString().Utf8Value(), "' has ", bytes.size,
-           " bytes, its shape wants another size");
-    param.data = bytes.data;
-    params.emplace(roles.Get(i).ToString(), std::move(param));
+Napi::Value devices(const Napi::CallbackInfo& call) {
+  const Napi::Env env = call.Env();
+  auto list = Napi::Array::New(env);
+  for (const auto& [name, kind] : Registered<DeviceKind>::all()) {
+    auto device = Napi::Object::New(env);
+    device.Set("name", name);
+    try {
+      device.Set("traits", traitsOf(env, kind.open(0).traits()));
+    } catch (const Error& error) { device.Set("why", error.what()); }
+    list.Set(list.Length(), device);
   }
-  const Op& op = Register::find(name, device);
-  if (!op.pack) fail(name, ": this op has no parameters");
-  auto packed = op.pack(attrOf(call[2]), params, device);
-  const size_t bytes = packed->bytes();
-  return Held<const Packed>::wrap(call.Env(), std::move(packed), bytes);
+  return list;
+}
+
+Napi::Value format(const Napi::CallbackInfo& call) {
+  const Device& device = Device::find(textOf(call[0], "device"));
+  return Napi::String::New(call.Env(), device.format(textOf(call[1], "op"), attrOf(call[2])));
+}
+
+Napi::Value pack(const Napi::CallbackInfo& call) {
+  struct Packing : Job {
+    std::string op;
+    Attr attrs;
+    Params params;
+    std::shared_ptr<const Packed> packed;
+    Napi::Value result(Napi::Env env) override {
+      const size_t bytes = packed->bytes();
+      return Held<const Packed>::wrap(env, std::move(packed), bytes);
+    }
+  };
+  const Device& device = Device::find(textOf(call[0], "device"));
+  auto job = std::make_unique<Packing>();
+  job->op = textOf(call[1], "op");
+  job->attrs = attrOf(call[2]);
+  const Napi::Object params = objectOf(call[3], "parameters");
+  const Napi::Array roles = params.GetPropertyNames();
+  for (uint32_t i = 0; i < roles.Length(); i++) {
+    const std::string role = roles.Get(i).ToString();
+    job->params.emplace(role, paramOf(call.Env(), role, objectOf(params.Get(role), "parameter")));
+  }
+  Packing* packing = job.get();
+  return environmentOf(call.Env()).inBackground(call.Env(), std::move(job), threads::hardware(), [&device, packing](Crew& crew) {
+    packing->packed = device.pack(packing->op, packing->attrs, packing->params, crew);
+    packing->params.clear();
+  });
 }
 
 Napi::Value compile(const Napi::CallbackInfo& call) {
-  const auto object = call[0].As<Napi::Object>();
-  PlanSpec spec;
-  spec.device = deviceOf(object.Get("device"));
-  spec.threads = object.Get("threads").ToNumber();
-  spec.arenaBytes = static_cast<size_t>(object.Get("arenaBytes").ToNumber().Int64Value());
-  const auto values = object.Get("values").As<Napi::Array>(), steps = object.Get("steps").As<Napi::Array>();
-  for (uint32_t i = 0; i < values.Length(); i++) {
-    const auto item = values.Get(i).As<Napi::Object>();
-    const auto shape = item.Get("shape").As<Napi::Array>();
-    constexpr int64_t most = int64_t{1} << 40;
-    int64_t sizes[5], elements = 1;
-    for (uint32_t d = 0; d < 5; d++) {
-      sizes[d] = shape.Get(d).ToNumber().Int64Value();
-      if (sizes[d] < 1 || sizes[d] > most / elements) fail("plan: value ", i, " has an impossible shape");
-      elements *= sizes[d];
+  struct Compiling : Job {
+    PlanSpec spec;
+    std::shared_ptr<Program> program;
+    Napi::Value result(Napi::Env env) override {
+      auto result = Napi::Object::New(env);
+      auto algorithms = Napi::Array::New(env);
+      for (const StepInfo& step : program->steps()) algorithms.Set(algorithms.Length(), step.algorithm);
+      const size_t bytes = program->runBytes();
+      result.Set("runBytes", static_cast<double>(bytes));
+      result.Set("algorithms", algorithms);
+      result.Set("plan", Held<Program>::wrap(env, std::move(program), bytes));
+      return result;
     }
-    const std::string place = item.Get("place").ToString();
-    TensorType type{dtypeOf(item.Get("dtype")), {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]}};
-    if (item.Get("scale").IsNumber()) type.scale = item.Get("scale").ToNumber().FloatValue();
-    const Napi::Value rounds = item.Get("rounds");
-    const int64_t count = rounds.IsNumber() ? rounds.As<Napi::Number>().Int64Value() : 1;
-    if (count < 1 || count > most / elements) fail("plan: value ", i, " has impossible rounds");
-    if (item.Get("zero").IsNumber()) type.zero = item.Get("zero").ToNumber().Int32Value();
-    PlanSpec::Value value{type, PlanSpec::Place::arena, static_cast<size_t>(item.Get("at").ToNumber().Int64Value()),
-                          count};
-    if (place == "input") value.place = PlanSpec::Place::input, spec.inputs = std::max(spec.inputs, value.at + 1);
-    if (place == "output") value.place = PlanSpec::Place::output, spec.outputs = std::max(spec.outputs, value.at + 1);
-    spec.values.push_back(value);
-  }
-  for (uint32_t i = 0; i < steps.Length(); i++) {
-    const auto item = steps.Get(i).As<Napi::Object>();
-    PlanSpec::Step step;
-    step.node.op = item.Get("op").ToString();
-    step.node.name = item.Get("name").ToString();
-    step.node.attrs = attrOf(item.Get("attrs"));
-    step.inputs = indices(item.Get("inputs"));
-    step.outputs = indices(item.Get("outputs"));
-    if (item.Has("packed"))
-      step.node.packed = Held<const Packed>::unwrap(item.Get("packed"), "packed parameters")->object;
-    spec.steps.push_back(std::move(step));
-  }
-  if (object.Get("segments").IsArray()) {
-    const auto segments = object.Get("segments").As<Napi::Array>();
-    for (uint32_t i = 0; i < segments.Length(); i++) {
-      const auto item = segments.Get(i).As<Napi::Object>();
-      spec.segments.push_back({item.Get("steps").ToNumber().Uint32Value(), item.Get("rounds").ToNumber().Int64Value()});
-    }
-  }
-  auto plan = std::make_shared<Plan>(std::move(spec));
-  auto result = Napi::Object::New(call.Env());
-  auto algorithms = Napi::Array::New(call.Env());
-  for (const Kernel& kernel : plan->kernels) algorithms.Set(algorithms.Length(), kernel.algorithm);
-  result.Set("runBytes", static_cast<double>(plan->runBytes()));
-  result.Set("algorithms", algorithms);
-  const size_t bytes = plan->runBytes();
-  result.Set("plan", Held<Plan>::wrap(call.Env(), std::move(plan), bytes));
-  return result;
+  };
+  const std::string name = textOf(call[0], "device");
+  const Device& device = Device::find(name);
+  auto job = std::make_unique<Compiling>();
+  job->spec = specOf(objectOf(call[1], "plan"));
+  Compiling* compiling = job.get();
+  return environmentOf(call.Env()).inBackground(call.Env(), std::move(job), 1, [&device, name, compiling](Crew&) {
+    complete(compiling->spec, name, device.traits());
+    compiling->program = device.compile(std::move(compiling->spec));
+  });
 }
 
 Napi::Value run(const Napi::CallbackInfo& call) {
-  const Napi::Env env = call.Env();
-  auto plan = Held<Plan>::unwrap(call[0], "a plan")->object;
-  if (!plan) fail("plan: it was disposed");
-  auto job = std::make_unique<Job>(std::move(plan));
-  auto arrays = Napi::Array::New(env);
-  const auto take = [&](const Napi::Value& list, size_t count, const char* what, auto wanted) {
-    std::vector<void*> addresses;
-    for (uint32_t i = 0; i < count; i++) {
-      const Napi::Value item = list.As<Napi::Array>().Get(i);
-      const Bytes bytes = bytesOf(env, item);
-      if (bytes.size != wanted(i)) fail("plan: ", what, ' ', i, " has ", bytes.size, " bytes, wanted ", wanted(i));
-      addresses.push_back(bytes.data);
-      arrays.Set(arrays.Length(), item);
+  struct Running : Job {
+    std::shared_ptr<Program> program;
+    std::shared_ptr<Request> request;
+    void stop() override { request->stop = true; }
+    Napi::Value result(Napi::Env env) override {
+      if (!request->error.empty()) fail(request->error);
+      auto result = Napi::Object::New(env);
+      auto outputs = Napi::Array::New(env);
+      for (const auto& bytes : request->outputs) {
+        if (!request->completed) break;
+        auto buffer = Napi::ArrayBuffer::New(env, bytes.size());
+        std::memcpy(buffer.Data(), bytes.data(), bytes.size());
+        outputs.Set(outputs.Length(), buffer);
+      }
+      auto times = Napi::Float32Array::New(env, request->stepMilliseconds.size());
+      std::copy(request->stepMilliseconds.begin(), request->stepMilliseconds.end(), times.Data());
+      result.Set("completed", request->completed);
+      result.Set("outputs", outputs);
+      result.Set("stepMilliseconds", times);
+      return result;
     }
-    return addresses;
   };
-  const Plan& p = *job->plan;
-  job->request.inputs = take(call[1], p.spec.inputs, "input", [&](size_t i) { return p.inputBytes(i); });
-  job->request.outputs = take(call[2], p.spec.outputs, "output", [&](size_t i) { return p.outputBytes(i); });
-  if (!call[3].IsNull()) {
-    const Bytes times = bytesOf(env, call[3]);
-    if (times.size != p.spec.steps.size() * sizeof(float)) fail("plan: step times want ", p.spec.steps.size(), " f32");
-    job->request.stepMilliseconds = static_cast<float*>(times.data);
-    arrays.Set(arrays.Length(), call[3]);
+  const Napi::Env env = call.Env();
+  auto job = std::make_unique<Running>();
+  job->program = Held<Program>::get(call[0], "a plan");
+  job->request = job->program->prepare();
+  Request& request = *job->request;
+  const Napi::Array inputs = arrayOf(call[1], "plan: inputs");
+  for (uint32_t i = 0; i < request.inputs.size(); i++) {
+    const auto bytes = bytesOf(env, inputs.Get(i)), to = std::as_bytes(request.inputs[i]);
+    if (bytes.size() != to.size()) fail("plan: input ", i, " has ", bytes.size(), " bytes, wanted ", to.size());
+    std::memcpy(request.inputs[i].data(), bytes.data(), bytes.size());
   }
-  job->arrays = Napi::Persistent(arrays.As<Napi::Object>());
+  if (call[2].ToBoolean()) request.stepMilliseconds.resize(job->program->steps().size());
 
-  auto* environment = env.GetInstanceData<Environment>();
   auto result = Napi::Object::New(env);
-  // The job may be gone when cancel is called, so the flag is shared.
-  const auto cancelled = job->request.cancelled;
-  result.Set("cancel", Napi::Function::New(env, [cancelled](const Napi::CallbackInfo&) { cancelled->store(true); }));
-  napi_value done = nullptr;
-  if (napi_create_promise(env, &job->promise, &done) != napi_ok) fail("plan: no promise could be made");
-  result.Set("done", done);
-  Job* raw = job.release();
-  environment->start(env, raw);
-  try {
-    pool::submit(raw->plan->spec.threads, [environment, raw](Gang& gang) {
-      try {
-        raw->completed = raw->plan->run(raw->request, gang);
-      } catch (const std::exception& error) { raw->error = error.what(); }
-      environment->report(raw);
-    });
-  } catch (const std::exception& error) {  // no thread could be started
-    raw->error = error.what();
-    environment->report(raw);
-  }
+  result.Set("cancel", Napi::Function::New(env, [request = job->request](const Napi::CallbackInfo&) {
+               request->stop = true;
+             }));
+  Environment& environment = environmentOf(env);
+  result.Set("done", environment.begin(env, std::move(job), [&environment](Job* job) {
+    auto& running = static_cast<Running&>(*job);
+    running.program->start(running.request, [&environment, job] { environment.report(job); });
+  }));
   return result;
 }
 
 void release(const Napi::CallbackInfo& call) {
-  if (call[0].As<Napi::External<Held<Plan>>>().CheckTypeTag(&Held<Plan>::tag))
-    Held<Plan>::unwrap(call[0], "a plan")->free(call.Env());
+  if (Held<Program>::is(call[0]))
+    Held<Program>::unwrap(call[0], "a plan").free(call.Env());
   else
-    Held<const Packed>::unwrap(call[0], "a plan or packed parameters")->free(call.Env());
+    Held<const Packed>::unwrap(call[0], "a plan or packed parameters").free(call.Env());
 }
 
 Napi::Value peak(const Napi::CallbackInfo& call) {
-  const auto gflops = std::make_shared<std::promise<double>>();
-  pool::submit(call[0].ToNumber(), [gflops](Gang& gang) { gflops->set_value(measurePeak(gang)); });
-  return Napi::Number::New(call.Env(), gflops->get_future().get());
+  struct Measuring : Job {
+    double gflops = 0;
+    Napi::Value result(Napi::Env env) override { return Napi::Number::New(env, gflops); }
+  };
+  const int count = static_cast<int>(integerOf(call[0], "threads", 1, 1024));
+  auto job = std::make_unique<Measuring>();
+  Measuring* measuring = job.get();
+  return environmentOf(call.Env()).inBackground(call.Env(), std::move(job), count, [measuring](Crew& crew) {
+    measuring->gflops = measurePeak(crew);
+  });
 }
 
 Napi::Object init(Napi::Env env, Napi::Object exports) {
   env.SetInstanceData(new Environment(env));
-  exports.Set("info", Napi::Function::New(env, info));
-  exports.Set("pack", Napi::Function::New(env, packParams));
+  exports.Set("devices", Napi::Function::New(env, devices));
+  exports.Set("format", Napi::Function::New(env, format));
+  exports.Set("pack", Napi::Function::New(env, pack));
   exports.Set("compile", Napi::Function::New(env, compile));
   exports.Set("run", Napi::Function::New(env, run));
   exports.Set("release", Napi::Function::New(env, release));

@@ -1,5 +1,5 @@
 import { expect } from 'chai';
-import { foldBatchNorm, fuse, joinActivation, joinResidual, joinShortcut, sinkPooling } from '../lib/graph/fuse.js';
+import { foldBatchNorm, fuse, joinActivations, joinPooling, joinPrologues, joinResidual, joinShortcut, sinkPooling } from '../lib/graph/fuse.js';
 import { Graph, Parameter, toNTHWC, type Value } from '../lib/graph/graph.js';
 import { convStep, lower, type Steps } from '../lib/graph/lower.js';
 import { planMemory } from '../lib/graph/memory.js';
@@ -60,6 +60,8 @@ const branch = ({ steps }: Steps, step = 0, index = 0) => {
   return found;
 };
 
+const stored = (steps: Steps, step = 0, index = 0) => branch(steps, step, index).stores.map(({ value }) => value);
+
 describe('graph: lowering', () => {
   it('writes the paper formulas as sources', () => {
     const r = new Recorder();
@@ -98,7 +100,7 @@ describe('graph: fusion', () => {
     const steps = foldBatchNorm(r.steps(r.batchNorm(r.conv(r.input()))));
     expect(ops(steps)).to.deep.equal(['octConv']);
     expect(branch(steps).terms[0]?.batchNorm?.weight).to.equal('bn1.weight');
-    expect(branch(steps).outputs).to.deep.equal(r.graph.outputs);
+    expect(stored(steps)).to.deep.equal(r.graph.outputs);
   });
 
   it('leaves a batch normalisation alone whose input is read elsewhere too', () => {
@@ -116,15 +118,16 @@ describe('graph: fusion', () => {
   it('joins activation and residual in the order in which the epilogue applies them', () => {
     const r = new Recorder();
     const x = r.input();
-    const fused = joinActivation(joinResidual(r.steps(r.relu(r.add(r.conv(x), x)))));
+    const fused = joinActivations(joinResidual(r.steps(r.relu(r.add(r.conv(x), x)))));
     expect(ops(fused)).to.deep.equal(['octConv']);
-    expect(branch(fused)).to.include({ low: 0, residual: x.id });
+    expect(branch(fused).residual).to.equal(x.id);
+    expect(branch(fused).stores).to.deep.equal([{ value: r.graph.outputs[0], pool: 0, activation: { least: 0 } }]);
   });
 
   it('does not add a residual behind an activation', () => {
     const r = new Recorder();
     const x = r.input();
-    expect(ops(joinResidual(joinActivation(r.steps(r.add(r.relu(r.conv(x)), x)))))).to.deep.equal(['octConv', 'add']);
+    expect(ops(joinResidual(joinActivations(r.steps(r.add(r.relu(r.conv(x)), x)))))).to.deep.equal(['octConv', 'add']);
   });
 
   it('takes a residual only from a step before the convolution', () => {
@@ -133,6 +136,59 @@ describe('graph: fusion', () => {
     const y = r.conv(x);
     const fused = joinResidual(r.steps(r.add(y, r.relu(r.relu(x)))));
     expect(ops(fused)).to.deep.equal(['octConv', 'relu', 'relu', 'add']);
+  });
+
+  it('stores a sum as it is and normalised, where both are read', () => {
+    const r = new Recorder();
+    const x = r.input();
+    const sum = r.add(r.conv(x), x);
+    const first = r.relu(r.batchNorm(sum));
+    const second = r.batchNorm(sum);
+    const fused = joinActivations(joinResidual(r.steps(r.conv(first), r.conv(second), sum)));
+    expect(ops(fused)).to.deep.equal(['octConv', 'octConv', 'octConv']);
+    const [raw, ...others] = branch(fused).stores;
+    expect(raw).to.deep.equal({ value: sum.id, pool: 0 });
+    expect(others.map(({ value, activation }) => [value, activation?.batchNorm?.weight, activation?.least])).to.deep.equal([
+      [first.id, 'bn1.weight', 0],
+      [second.id, 'bn2.weight', undefined],
+    ]);
+  });
+
+  it('leaves a sum unstored that is only read normalised', () => {
+    const r = new Recorder();
+    const x = r.input();
+    const fused = joinActivations(joinResidual(r.steps(r.relu(r.batchNorm(r.add(r.conv(x), x))))));
+    expect(branch(fused).stores.map(({ value }) => value)).to.deep.equal(r.graph.outputs);
+  });
+
+  it('has convolutions normalise what they read, where no convolution makes it', () => {
+    const r = new Recorder();
+    const x = r.input();
+    const y = r.relu(r.batchNorm(x));
+    const fused = joinPrologues(r.steps(r.conv(y), r.conv(y)));
+    expect(ops(fused)).to.deep.equal(['octConv', 'octConv']);
+    for (const step of [0, 1]) {
+      const [source] = branch(fused, step).terms[0]?.sources ?? [];
+      expect([source?.input, source?.prologue?.batchNorm?.weight, source?.prologue?.least]).to.deep.equal([x.id, 'bn0.weight', 0]);
+    }
+  });
+
+  it('leaves a normalisation alone that something else than a convolution reads', () => {
+    const r = new Recorder();
+    const y = r.batchNorm(r.input());
+    expect(ops(joinPrologues(r.steps(r.conv(y), r.add(y, y))))).to.deep.equal(['batchNorm', 'octConv', 'add']);
+  });
+
+  it('takes an average pooling that is P into the convolution before it', () => {
+    const window = { kernel: [1, 2, 2], stride: [1, 2, 2], padding: [0, 0, 0], ceilMode: false, countIncludePad: true };
+    for (const [attrs, size, joined] of [[window, 8, true], [window, 7, false], [{ ...window, ceilMode: true, countIncludePad: false }, 7, true], [{ ...window, stride: [1, 1, 1] }, 8, false]] as const) {
+      const r = new Recorder();
+      const y = r.conv(r.graph.input('f32', [1, size, size, 4]));
+      const [pooled] = r.graph.add('avgPool', [y], attrs, {}, [f32(1, Math.ceil(size / 2), Math.ceil(size / 2), 4)]);
+      const fused = joinPooling(r.steps(pooled as Value));
+      expect(ops(fused)).to.deep.equal(joined ? ['octConv'] : ['octConv', 'avgPool']);
+      if (joined) expect(branch(fused).stores).to.deep.equal([{ value: pooled?.id, pool: 1 }]);
+    }
   });
 
   it('accumulates a projection shortcut in the last convolution of its block', () => {
@@ -145,7 +201,7 @@ describe('graph: fusion', () => {
     const fused = fuse(r.steps(...sums));
     expect(ops(fused)).to.deep.equal(['octConv', 'octConv']);
     expect(branch(fused, 1, 0).terms.map((t) => t.sources.length)).to.deep.equal([2, 1]);
-    expect(branch(fused, 1, 1)).to.include({ low: 0 });
+    expect(branch(fused, 1, 1).stores[0]?.activation).to.deep.equal({ least: 0 });
   });
 
   it('keeps a shortcut apart of which only one branch is summed', () => {
@@ -161,10 +217,10 @@ describe('graph: fusion', () => {
     const r = new Recorder();
     const [h, l] = r.octConv(r.input());
     const steps = sinkPooling(r.steps(...r.octConv(h, l, 2)));
-    expect(branch(steps, 0, 0).outputs).to.have.length(3); // y, P(y), P(P(y))
-    expect(branch(steps, 0, 1).outputs).to.have.length(2); // y, P(y)
-    const shapes = branch(steps, 0, 0).outputs.map((id) => steps.values[id]?.shape);
-    expect(shapes).to.deep.equal([[1, 8, 8, 4], [1, 4, 4, 4], [1, 2, 2, 4]]);
+    expect(stored(steps, 0, 0)).to.have.length(2); // P(y), P(P(y)): nobody reads y
+    expect(stored(steps, 0, 1)).to.have.length(2); // y, P(y)
+    const shapes = stored(steps, 0, 0).map((id) => steps.values[id]?.shape);
+    expect(shapes).to.deep.equal([[1, 4, 4, 4], [1, 2, 2, 4]]);
     expect(branch(steps, 1, 1).terms[0]?.sources.map((s) => s.pool)).to.deep.equal([0, 0]);
     expect(branch(steps, 0, 1).terms[0]?.sources.map((s) => s.pool)).to.deep.equal([1]); // the network's own input
   });
@@ -199,7 +255,7 @@ describe('graph: memory', () => {
       [h, l] = [r.add(next[0] as Value, h), r.add(next[1] as Value, l)];
     }
     for (const steps of [r.steps(h, l), fuse(lower(r.graph))]) {
-      const { offsets, bytes } = planMemory(steps);
+      const { offsets, bytes } = planMemory(steps, 64);
       const size = (id: number) => (steps.values[id]?.shape ?? []).reduce((a, b) => a * b, 4);
       const last = (id: number) => steps.steps.findLastIndex((s) => s.inputs.includes(id) || s.outputs.includes(id));
       const first = (id: number) => steps.steps.findIndex((s) => s.outputs.includes(id));
@@ -218,8 +274,8 @@ describe('graph: memory', () => {
   });
 
   it('gives a value that nobody reads its own place while it is written', () => {
-    const step = convStep('a', [{ terms: [], outputs: [1, 2] }]);
-    const { offsets } = planMemory({ values: [f32(1, 4), f32(1, 4), f32(1, 4)], steps: [step], inputs: [0], outputs: [] });
+    const step = convStep('a', [{ terms: [], y: 1, stores: [{ value: 1, pool: 0 }, { value: 2, pool: 0 }] }]);
+    const { offsets } = planMemory({ values: [f32(1, 4), f32(1, 4), f32(1, 4)], steps: [step], inputs: [0], outputs: [] }, 64);
     expect(offsets.get(1)).to.not.equal(offsets.get(2));
   });
 });

@@ -9,7 +9,8 @@ import { expect } from 'chai';
 import { relativeError } from '../lib/bench/measure.js';
 import { buildNetwork, createModel, defaultInput, initialize, loadModel, Model, quantize, Tensor } from '../lib/index.js';
 import { resolveNetworkOptions } from '../lib/models/index.js';
-import { stepsFor } from '../lib/plan.js';
+import { targetOf } from '../lib/devices.js';
+import { stepsFor } from '../lib/targets.js';
 import { writeModelFolder } from '../lib/weights/folder.js';
 
 const small = { alpha: 0.5, width: 8, classes: 10, stem: 'cifar' } as const;
@@ -114,7 +115,7 @@ describe('lifecycle: sub-batches', () => {
     let first: Float32Array | undefined;
     for (const threads of [1, 2, 3, 4, 8]) {
       using model = createModel('oct-resnet-26', options, { threads });
-      const { segments = [{ steps: 0, images: 6 }] } = stepsFor(model.record(x.shape), 'cpu', 'f32', new Map(), threads);
+      const { segments = [{ steps: 0, images: 6 }] } = stepsFor(model.record(x.shape), { traits: targetOf('cpu').traits, threads });
       for (const segment of segments) images.add(segment.images);
       const y = await model.run(x);
       first ??= y.data;

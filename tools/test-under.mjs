@@ -16,23 +16,25 @@ const reportFolder = join(root, 'reports', 'sanitizer');
 // error other than a race or a leak ends the process.
 const options = `log_path=${reportFolder}/report:stack_trace_format='    #%n %f %S %M'`;
 
+const ops = ['ops', 'ops-fused', 'ops-types', 'ops-winograd', 'reference', 'native'];
+
 const worlds = {
   asan: {
     sanitize: 'address,undefined',
     runtime: 'asan',
     env: { ASAN_OPTIONS: `${options}:abort_on_error=1`, LSAN_OPTIONS: 'exitcode=0', UBSAN_OPTIONS: 'print_stacktrace=1' },
-    fast: ['golden', 'input', 'lifecycle', 'ops'],
+    fast: ['golden', 'input', 'lifecycle', ...ops],
   },
-  ubsan: { sanitize: 'undefined', runtime: 'ubsan', env: { UBSAN_OPTIONS: `${options}:print_stacktrace=1` }, fast: ['golden', 'input', 'ops'] },
+  ubsan: { sanitize: 'undefined', runtime: 'ubsan', env: { UBSAN_OPTIONS: `${options}:print_stacktrace=1` }, fast: ['golden', 'input', ...ops] },
   tsan: {
     sanitize: 'thread',
     runtime: 'tsan',
     env: { TSAN_OPTIONS: `${options}:exitcode=0:report_signal_unsafe=0` },
     fast: ['golden', 'lifecycle'],
   },
-  avx512: { emulated: true, env: { OCTCONV_ISA: 'avx512' }, fast: ['golden', 'ops'] },
-  avx512bf16: { emulated: true, env: { OCTCONV_ISA: 'avx512bf16' }, fast: ['golden', 'ops'] },
-  baseline: { fast: ['golden', 'input', 'ops'] },
+  avx512: { emulated: true, env: { OCTCONV_ISA: 'avx512' }, fast: ['golden', ...ops] },
+  avx512bf16: { emulated: true, env: { OCTCONV_ISA: 'avx512bf16' }, fast: ['golden', ...ops] },
+  baseline: { fast: ['golden', 'input', ...ops] },
 };
 
 /** What to preload: the sanitizer's runtime, and the C++ library, in which it looks for the functions that it wraps. */

@@ -111,7 +111,7 @@ export async function benchModels(options: BenchModelsOptions): Promise<ModelsRe
     const x = input(batch, size);
     const subjects: Subject[] = [];
     try {
-      peak[threads] = Math.max(peak[threads] ?? 0, measurePeak(threads)); // threads may share a core for a while
+      peak[threads] = Math.max(peak[threads] ?? 0, await measurePeak(threads)); // threads may share a core for a while
       for (const net of nets) {
         say(`checking ${net.title} against onnxruntime`);
         subjects.push(await open(net, x, group, device));

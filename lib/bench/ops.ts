@@ -5,6 +5,7 @@ import { countFlops } from '../flops.js';
 import { type ComputeType, Graph, type GraphNode, Parameter, type TensorType } from '../graph/graph.js';
 import { Model, type ModelOptions } from '../model.js';
 import { buildNetwork, type NetworkOptions } from '../models/index.js';
+import { targetOf } from '../devices.js';
 import type { Device } from '../native.js';
 import { PackedWeights, Plan } from '../plan.js';
 import { Tensor } from '../tensor.js';
@@ -89,7 +90,7 @@ export interface OpsResult {
 export async function benchOps(options: BenchOpsOptions): Promise<OpsResult> {
   const { network: name, options: networkOptions, size, dtype = 'f32', batch, threads, rounds, device, progress } = options;
   const peer = await peerVersion();
-  const roof: Roof = { peaks: peaksOf(measurePeak(threads)), bandwidth: await measureBandwidth(threads) };
+  const roof: Roof = { peaks: peaksOf(await measurePeak(threads)), bandwidth: await measureBandwidth(threads) };
   const network = buildNetwork(name, networkOptions);
   const f32 = initialize(network);
   const weights = dtype === 'i8' ? await quantizeOnNoise(network, f32, { height: size, width: size }) : f32;
@@ -205,7 +206,7 @@ async function timeOp(
   const read = async (name: string) => fill(Tensor.zeros('f32', shapeOf(name))).data;
   const tensors = new Map([...graph.params].map(([name, shape]) => [name, { dtype: 'f32' as const, shape }]));
   const inputs = typesOf(graph, graph.inputs).map(({ shape }) => fill(Tensor.zeros('f32', shape)));
-  const compile = (on: Device) => Plan.compile(graph, new PackedWeights({ tensors, read }, on, dtype), threads);
+  const compile = (on: Device) => Plan.compile(graph, new PackedWeights({ tensors, read }, targetOf(on), dtype), threads);
 
   const reference = await compile('reference');
   const plan = await compile(device);

@@ -1,14 +1,17 @@
 /** Which algorithm computes a branch on the CPU: a function of shape and data type. */
+import type { Traits } from '../targets.js';
 import { toNTHWC } from './graph.js';
 import { type Branch, convStep, sourcesOf, type Steps } from './lower.js';
-import { hasDotProductOfBFloat16, hasDotProductOfBytes } from './types.js';
 
 /** Of integers, so many input channels may be summed up (native/cpu/winograd.h). */
 export const mostChannels = { 2: 1827, 4: 114 } as const;
 
 /** Whether Winograd's F(size x size) can do it: products are of f32, activations may be bf16; or all is integers, exactly. */
-export function fitsWinograd({ terms, residual, outputs, compute = 'f32' }: Branch, { values }: Steps, size: 2 | 4): boolean {
-  const types = [outputs[0], residual ?? outputs[0]].map((id) => values[id ?? -1]?.dtype);
+export function fitsWinograd({ terms, residual, stores, compute = 'f32' }: Branch, { values }: Steps, size: 2 | 4): boolean {
+  // Tiles write the one store there is, or y as f32.
+  const [first, ...others] = new Set(stores.map(({ activation }) => JSON.stringify(activation)));
+  const y = others.length || first?.includes('batchNorm') ? 'f32' : values[stores[0]?.value ?? -1]?.dtype;
+  const types = [y, residual === undefined ? y : values[residual]?.dtype];
   const sources = sourcesOf({ terms });
   const plain = sources.every(
     ({ kernel, stride = [1], padding, dilation = [1], groups }) =>
@@ -29,13 +32,12 @@ export function fitsWinograd({ terms, residual, outputs, compute = 'f32' }: Bran
  * the transforms take longer than what they save, with 16 they pay. Of i8: 56 px .57 / .56 / .38 (plain, 64 channels:
  * 1.24 / .98 / .63), 28 px .55 / .43 / .34, 14 px .53 / .44, 7 px 1.2 / 1.0; the whole alpha .5 27.5 / 26.5 / 25.7.
  */
-function winogradOf(branch: Branch, steps: Steps): 2 | 4 | undefined {
+function winogradOf(branch: Branch, steps: Steps, { dotProducts }: Pick<Traits, 'dotProducts'>): 2 | 4 | undefined {
   // Two products of bf16 at once are as good as Winograd's, which are of f32; four of bytes as its, which are of i16.
-  if (branch.compute === 'bf16' && hasDotProductOfBFloat16) return undefined;
-  if (branch.compute === 'i8' && hasDotProductOfBytes) return undefined;
+  if (dotProducts.includes(branch.compute ?? 'f32')) return undefined;
   const shape = (id: number | undefined) => toNTHWC(steps.values[id ?? -1]?.shape ?? []);
   const sources = sourcesOf(branch);
-  const [n, t, h, w, c] = shape(branch.outputs[0]);
+  const [n, t, h, w, c] = shape(branch.y);
   if (Math.min(c, Math.max(...sources.map(({ input }) => shape(input)[4]))) < 16) return undefined;
   const coarse = sources.some(({ upsample }) => upsample) ? 2 : 1;
   // Sub-batches (subbatch.ts) depend on the threads, what is computed must not: only small maps count all images.
@@ -45,12 +47,12 @@ function winogradOf(branch: Branch, steps: Steps): 2 | 4 | undefined {
   return tiles(2) >= 4 && fitsWinograd(branch, steps, 2) ? 2 : undefined;
 }
 
-export function chooseAlgorithms(given: Steps): Steps {
+export function chooseAlgorithms(given: Steps, traits: Pick<Traits, 'dotProducts'>): Steps {
   const steps = given.steps.map((step) => {
     if (!step.branches) return step;
     const branches = step.branches.map((branch) => {
-      const winograd = winogradOf(branch, given);
-      return winograd ? { ...branch, winograd } : branch;
+      const winograd = winogradOf(branch, given, traits);
+      return winograd ? { ...branch, hints: { winograd } } : branch;
     });
     return convStep(step.name, branches);
   });

@@ -3,7 +3,7 @@
  * convolution with its pooling, upsampling, adds, batch normalisation, residual and activation is one step.
  */
 import type { TensorType } from './graph.js';
-import { type Branch, convStep, type Source, type Step, type Steps } from './lower.js';
+import { type Activation, type BatchNormParams, type Branch, convStep, type Source, sourcesOf, type Step, type Steps } from './lower.js';
 import { halved } from './shape.js';
 
 /** The steps while a pass rewrites them: which one makes a value, and which ones read it. */
@@ -42,42 +42,62 @@ class Uses {
     const [reader = -1, ...others] = this.#readersOf(id);
     return others.length || this.#outputs.has(id) ? undefined : this.steps.get(reader);
   }
-  /** The convolution branch whose output the value is, if `reader` alone reads it. */
-  branchOf(id: number | undefined, reader: Step): Branch | undefined {
+  /** The convolution branch that stores the value. */
+  branchOf(id: number): Branch | undefined {
+    return this.maker(id)?.branches?.find((branch) => branch.stores.some(({ value }) => value === id));
+  }
+  /** The same, if `reader` alone reads it and nothing has been joined to it. */
+  openBranchOf(id: number | undefined, reader: Step): Branch | undefined {
     if (id === undefined || this.onlyReader(id) !== reader) return undefined;
-    return this.maker(id)?.branches?.find((branch) => branch.outputs[0] === id);
+    const branch = this.branchOf(id);
+    return branch && isOpen(branch) ? branch : undefined;
+  }
+  /** Whether the caller sees the value. */
+  isOutput(id: number): boolean {
+    return this.#outputs.has(id);
+  }
+  readersOf(id: number): readonly Step[] {
+    return [...new Set(this.#readersOf(id))].flatMap((place) => this.steps.get(place) ?? []);
   }
 }
 
-const isOpen = (branch: Branch) => branch.low === undefined && branch.high === undefined && branch.outputs.length === 1;
+/** Whether y alone is stored, as it is. */
+const isOpen = ({ stores: [store, ...others] }: Branch) => others.length === 0 && store?.pool === 0 && store.activation === undefined;
+
+const stored = (branch: Branch, value: number): Branch => ({ ...branch, y: value, stores: [{ value, pool: 0 }] });
 
 /**
  * Runs a rewrite over the steps in order. `rewrite` looks at one step and says which branch takes over its work, as a
- * new branch whose output is the step's; the step itself goes.
+ * new branch that stores the step's output; the step itself goes.
  */
-function absorb(given: Steps, rewrite: (step: Step, uses: Uses) => { from: number; branch: Branch } | undefined): Steps {
+function absorb(given: Steps, rewrite: (step: Step, uses: Uses) => { from: Branch; branch: Branch } | undefined): Steps {
   const uses = new Uses(given);
   for (const [place, step] of uses.steps) {
-    const { from = -1, branch } = rewrite(step, uses) ?? {};
-    const maker = uses.maker(from);
-    if (!maker?.branches || !branch) continue;
-    const to = uses.place(from);
+    const { from, branch } = rewrite(step, uses) ?? {};
+    if (!from || !branch) continue;
+    const to = uses.place(from.stores[0]?.value ?? -1);
+    const maker = uses.steps.get(to);
     uses.put(place);
-    uses.put(to, convStep(maker.name, maker.branches.map((b) => (b.outputs[0] === from ? branch : b))));
+    uses.put(to, convStep(maker?.name ?? '', maker?.branches?.map((b) => (b === from ? branch : b)) ?? []));
   }
   return { ...given, steps: [...uses.steps.values()] };
 }
 
+const normOf = ({ params: { weight = '', bias = '', running_mean = '', running_var = '' } }: Step): BatchNormParams => ({
+  weight,
+  bias,
+  running_mean,
+  running_var,
+});
+
 /** Batch normalisation right behind a convolution: native code folds it into the weights while it packs them. */
 export function foldBatchNorm(given: Steps): Steps {
   return absorb(given, (step, uses) => {
-    const [from = -1] = step.inputs;
-    const branch = step.op === 'batchNorm' ? uses.branchOf(from, step) : undefined;
-    const [term, ...others] = branch?.terms ?? [];
-    if (!branch || !isOpen(branch) || !term || others.length || term.batchNorm || branch.residual !== undefined) return;
-    const { weight = '', bias = '', running_mean = '', running_var = '' } = step.params;
-    const batchNorm = { weight, bias, running_mean, running_var };
-    return { from, branch: { ...branch, terms: [{ ...term, batchNorm, eps: step.attrs.eps as number }], outputs: step.outputs } };
+    const from = step.op === 'batchNorm' ? uses.openBranchOf(step.inputs[0], step) : undefined;
+    const [term, ...others] = from?.terms ?? [];
+    if (!from || !term || others.length || term.batchNorm || from.residual !== undefined) return;
+    const folded = { ...term, batchNorm: normOf(step), eps: step.attrs.eps as number };
+    return { from, branch: { ...stored(from, step.outputs[0] ?? -1), terms: [folded] } };
   });
 }
 
@@ -90,12 +110,12 @@ export function joinShortcut(given: Steps): Steps {
   for (const [place, later] of uses.steps) {
     if (!later.branches) continue;
     const sums = later.branches.flatMap((branch) => {
-      const sum = uses.onlyReader(branch.outputs[0] ?? -1);
-      const other = sum?.op === 'add' ? sum.inputs.find((id) => id !== branch.outputs[0]) : undefined;
-      const earlier = sum && uses.branchOf(other, sum);
-      return sum && earlier && isOpen(branch) && isOpen(earlier) ? { branch, sum, earlier } : [];
+      const sum = uses.onlyReader(branch.y);
+      const other = sum?.op === 'add' ? sum.inputs.find((id) => id !== branch.y) : undefined;
+      const earlier = sum && uses.openBranchOf(other, sum);
+      return sum && earlier && isOpen(branch) ? { branch, sum, earlier } : [];
     });
-    const [from = -1, ...others] = new Set(sums.map((s) => uses.place(s.earlier.outputs[0] ?? -1)));
+    const [from = -1, ...others] = new Set(sums.map((s) => uses.place(s.earlier.y)));
     const earlier = uses.steps.get(from);
     const count = later.branches.length;
     if (!earlier || others.length || from > place || sums.length !== count || earlier.branches?.length !== count) continue;
@@ -103,7 +123,7 @@ export function joinShortcut(given: Steps): Steps {
     if (groups.size !== 1 || sums.some((s) => s.branch.residual !== undefined || s.earlier.residual !== undefined)) continue;
     const joined = convStep(
       earlier.name,
-      sums.map((s) => ({ terms: [...s.earlier.terms, ...s.branch.terms], outputs: s.sum.outputs })),
+      sums.map((s) => stored({ ...s.branch, terms: [...s.earlier.terms, ...s.branch.terms] }, s.sum.outputs[0] ?? -1)),
     );
     for (const gone of [from, ...sums.map((s) => uses.place(s.sum.outputs[0] ?? -1))]) uses.put(gone);
     uses.put(place, joined);
@@ -116,23 +136,96 @@ export function joinResidual(given: Steps): Steps {
   return absorb(given, (step, uses) => {
     if (step.op !== 'add') return;
     const [residual = -1, from = -1] = [...step.inputs].sort((a, b) => uses.place(a) - uses.place(b));
-    const branch = uses.branchOf(from, step);
-    if (!branch || !isOpen(branch) || branch.residual !== undefined || uses.place(residual) === uses.place(from)) return;
-    return { from, branch: { ...branch, residual, outputs: step.outputs } };
+    const branch = uses.openBranchOf(from, step);
+    if (!branch || branch.residual !== undefined || uses.place(residual) === uses.place(from)) return;
+    return { from: branch, branch: { ...stored(branch, step.outputs[0] ?? -1), residual } };
   });
 }
 
-/** ReLU or ReLU6 behind a convolution: the epilogue clamps. */
-export function joinActivation(given: Steps): Steps {
+const clampOf = ({ op }: Step): Activation | undefined => (op === 'relu' ? { least: 0 } : op === 'relu6' ? { least: 0, most: 6 } : undefined);
+
+/** The batch normalisation, clamp or both that begin with a step: what they compute, and the steps that they are. */
+function activationFrom(step: Step, uses: Uses): { activation: Activation; steps: readonly Step[] } | undefined {
+  const clamp = clampOf(step);
+  if (clamp) return { activation: clamp, steps: [step] };
+  if (step.op !== 'batchNorm') return undefined;
+  const next = uses.onlyReader(step.outputs[0] ?? -1);
+  const after = next && clampOf(next);
+  return { activation: { batchNorm: normOf(step), eps: step.attrs.eps as number, ...after }, steps: after ? [step, next] : [step] };
+}
+
+/**
+ * Batch normalisation and clamp of what a convolution computes: one more store of its epilogue, in which the value
+ * itself is a store only if somebody else reads it.
+ */
+export function joinActivations(given: Steps): Steps {
+  const uses = new Uses(given);
+  for (const [place, step] of uses.steps) {
+    const [input = -1] = step.inputs;
+    const branch = uses.branchOf(input);
+    const raw = branch?.stores.find(({ value }) => value === input);
+    const found = raw?.activation === undefined && raw?.pool === 0 ? activationFrom(step, uses) : undefined;
+    const maker = uses.maker(input);
+    if (!branch || !found || !maker?.branches) continue;
+    for (const gone of found.steps) uses.put(uses.place(gone.outputs[0] ?? -1));
+    const value = found.steps.at(-1)?.outputs[0] ?? -1;
+    const unread = uses.readersOf(input).length === 0 && !uses.isOutput(input);
+    const stores = [...branch.stores.filter((store) => store !== raw || !unread), { value, pool: 0, activation: found.activation }];
+    const to = uses.place(branch.stores[0]?.value ?? -1);
+    uses.put(to, convStep(maker.name, maker.branches.map((b) => (b === branch ? { ...b, y: unread ? value : b.y, stores } : b))));
+    if (to >= place) throw new Error('fuse: a step reads what a later one makes');
+  }
+  return { ...given, steps: [...uses.steps.values()] };
+}
+
+/** The same of a value that no convolution makes, if convolutions alone read it: each prepares what it reads. */
+export function joinPrologues(given: Steps): Steps {
+  const uses = new Uses(given);
+  for (const step of [...uses.steps.values()]) {
+    const found = activationFrom(step, uses);
+    const [input = -1] = step.inputs;
+    const value = found?.steps.at(-1)?.outputs[0] ?? -1;
+    const readers = uses.readersOf(value);
+    const reads = (branch: Branch) => sourcesOf(branch).some((source) => source.input === value);
+    const fine = readers.every(({ branches = [] }) => branches.length > 0 && branches.every((b) => b.residual !== value));
+    if (!found || !fine || readers.length === 0 || uses.isOutput(value)) continue;
+    const prologue = found.activation;
+    const behind = (source: Source): Source => (source.input === value ? { ...source, input, prologue } : source);
+    for (const reader of readers) {
+      const branches = (reader.branches ?? []).map((b) => (reads(b) ? eachSource(b, behind) : b));
+      uses.put(uses.place(reader.outputs[0] ?? -1), convStep(reader.name, branches));
+    }
+    for (const gone of found.steps) uses.put(uses.place(gone.outputs[0] ?? -1));
+  }
+  return { ...given, steps: [...uses.steps.values()] };
+}
+
+const eachSource = (branch: Branch, f: (source: Source) => Source): Branch => ({
+  ...branch,
+  terms: branch.terms.map((term) => ({ ...term, sources: term.sources.map(f) })),
+});
+
+/** Pooling that is P, behind a convolution that nobody else reads: the convolution stores P(y). */
+export function joinPooling(given: Steps): Steps {
   return absorb(given, (step, uses) => {
-    const [from = -1] = step.inputs;
-    const branch = step.op === 'relu' || step.op === 'relu6' ? uses.branchOf(from, step) : undefined;
-    if (!branch || !isOpen(branch)) return;
-    return { from, branch: { ...branch, low: 0, ...(step.op === 'relu6' && { high: 6 }), outputs: step.outputs } };
+    const [input = -1] = step.inputs;
+    const [output = -1] = step.outputs;
+    const from = step.op === 'avgPool' && uses.onlyReader(input) === step ? uses.branchOf(input) : undefined;
+    const [store, ...others] = from?.stores ?? [];
+    if (!from || !store || others.length || store.pool > 1 || !isHalving(step, given.values[input]?.shape ?? [])) return;
+    return { from, branch: { ...from, stores: [{ ...store, value: output, pool: store.pool + 1 }] } };
   });
 }
 
-/** P(x) for a later layer is written by the step that makes x, while x is in the cache. */
+/** Whether an average pooling is P: 2x2, over what exists where a size is odd. */
+function isHalving({ attrs }: Step, shape: readonly number[]): boolean {
+  const { kernel, stride, padding, ceilMode, countIncludePad } = attrs as { [key: string]: unknown };
+  const [h = 0, w = 0] = shape.slice(-3);
+  const even = h % 2 === 0 && w % 2 === 0;
+  return String([kernel, stride, padding]) === '1,2,2,1,2,2,0,0,0' && (even || (ceilMode === true && countIncludePad === false));
+}
+
+/** P(x) for a later layer is written by the step that makes x, while x is in the cache; what nobody reads is not stored. */
 export function sinkPooling(given: Steps): Steps {
   const values: TensorType[] = [...given.values];
   const pooled = new Map<number, number>();
@@ -146,29 +239,36 @@ export function sinkPooling(given: Steps): Steps {
   };
   const sink = (source: Source): Source => {
     const maker = uses.maker(source.input);
-    const most = maker?.branches ? 2 : maker?.op === 'maxPool' ? 1 : 0;
+    const before = uses.branchOf(source.input)?.stores.find(({ value }) => value === source.input)?.pool ?? 0;
+    // With a prologue, P comes after it.
+    const most = source.prologue ? 0 : maker?.branches ? 2 - before : maker?.op === 'maxPool' ? 1 : 0;
     let { input } = source;
     const times = Math.min(most, source.pool);
     for (let i = 0; i < times; i++) input = pool(input);
     return { ...source, input, pool: source.pool - times };
   };
-  const sunk = given.steps.map((step) =>
-    step.branches
-      ? convStep(step.name, step.branches.map((b) => ({ ...b, terms: b.terms.map((t) => ({ ...t, sources: t.sources.map(sink) })) })))
-      : step,
-  );
+  const sunk = given.steps.map((step) => (step.branches ? convStep(step.name, step.branches.map((b) => eachSource(b, sink))) : step));
   const copies = (id: number): number[] => {
     const next = pooled.get(id);
     return next === undefined ? [id] : [id, ...copies(next)];
   };
+  const read = new Set([...sunk.flatMap((step) => step.inputs), ...given.outputs]);
   const steps = sunk.map((step) => {
-    if (step.branches) return convStep(step.name, step.branches.map((b) => ({ ...b, outputs: copies(b.outputs[0] ?? -1) })));
-    return step.op === 'maxPool' ? { ...step, outputs: copies(step.outputs[0] ?? -1) } : step;
+    if (step.op === 'maxPool') return { ...step, outputs: copies(step.outputs[0] ?? -1) };
+    if (!step.branches) return step;
+    const all = ({ stores }: Branch) =>
+      stores.flatMap((store) => copies(store.value).map((value, i) => ({ ...store, value, pool: store.pool + i })));
+    const wanted = (branch: Branch) => {
+      const stores = all(branch).filter(({ value }) => read.has(value));
+      return stores.length ? stores : branch.stores;
+    };
+    return convStep(step.name, step.branches.map((b) => ({ ...b, stores: wanted(b) })));
   });
   return { ...given, values, steps };
 }
 
 /** All passes, in order; `types` are given to what is left of the values, before pooled copies are added. */
 export function fuse(steps: Steps, types: (steps: Steps) => Steps = (same) => same): Steps {
-  return [foldBatchNorm, joinShortcut, joinResidual, joinActivation, types, sinkPooling].reduce((s, pass) => pass(s), steps);
+  const passes = [foldBatchNorm, joinShortcut, joinResidual, joinActivations, joinPrologues, joinPooling, types, sinkPooling];
+  return passes.reduce((s, pass) => pass(s), steps);
 }

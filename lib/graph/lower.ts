@@ -1,10 +1,25 @@
 /**
  * Lowering: convolutions and linear layers become the one form that native code runs, an output branch as a sum over
- * sources (native/ops/octconv.cc). All other ops stay as they were recorded.
+ * sources (native/ops/octconv/contract.cc). All other ops stay as they were recorded.
  */
 import type { Attrs, ComputeType, Graph, GraphNode, TensorType } from './graph.js';
 
 type Size3 = readonly number[];
+
+export interface BatchNormParams {
+  readonly weight: string;
+  readonly bias: string;
+  readonly running_mean: string;
+  readonly running_var: string;
+}
+
+/** Batch normalisation, then a clamp to [least, most]; each may be absent. */
+export interface Activation {
+  readonly batchNorm?: BatchNormParams;
+  readonly eps?: number;
+  readonly least?: number;
+  readonly most?: number;
+}
 
 /** One convolution of one input within a branch. */
 export interface Source {
@@ -17,7 +32,9 @@ export interface Source {
   readonly padding?: Size3;
   readonly dilation?: Size3;
   readonly groups: number;
-  /** How often P (2x2 average pooling) is applied to the input first. */
+  /** Of the input, before it is pooled. */
+  readonly prologue?: Activation;
+  /** How often P (2x2 average pooling) is applied to the input. */
   readonly pool: number;
   /** Whether U (2x nearest upsampling) is applied to the product. */
   readonly upsample: boolean;
@@ -28,13 +45,6 @@ export interface Source {
   readonly zero?: number;
 }
 
-export interface BatchNormParams {
-  readonly weight: string;
-  readonly bias: string;
-  readonly running_mean: string;
-  readonly running_var: string;
-}
-
 /** batchNorm(bias + sum of sources) */
 export interface Term {
   readonly sources: readonly Source[];
@@ -43,24 +53,37 @@ export interface Term {
   readonly eps?: number;
 }
 
-/** clamp(residual + sum of terms), and its pooled copies. */
+/** P^pool(activation(y)), as a value. */
+export interface Store {
+  readonly value: number;
+  readonly pool: number;
+  readonly activation?: Activation;
+}
+
+/** y = residual + sum of terms, and what of it is stored. The contract stands in native/ops/octconv/contract.cc. */
 export interface Branch {
   readonly terms: readonly Term[];
   readonly residual?: number;
-  readonly low?: number;
-  readonly high?: number;
-  /** y, and where a later layer reads them P(y) and P(P(y)). */
-  readonly outputs: readonly number[];
+  /** A value of the shape of y: the first one that was stored, whether it still is or not. */
+  readonly y: number;
+  readonly stores: readonly Store[];
   /** What its products are of; default f32. */
   readonly compute?: ComputeType;
-  /** 3x3 convolutions by Winograd's F(2x2, 3x3) or F(4x4, 3x3) on the CPU. */
-  readonly winograd?: 2 | 4;
+  /** What a target's own pass chose. `winograd`: 3x3 convolutions by F(2x2, 3x3) or F(4x4, 3x3). */
+  readonly hints?: { readonly winograd?: 2 | 4 };
 }
 
 export const sourcesOf = ({ terms }: Pick<Branch, 'terms'>): Source[] => terms.flatMap(({ sources }) => sources);
 
 /** A step: a recorded node, or a convolution in branch form. */
 export type Step = GraphNode & { readonly branches?: readonly Branch[] };
+
+/** What is packed at once: the parameters of a branch, or of a step without branches. */
+export interface Packing {
+  readonly attrs: Attrs;
+  /** Role to name. */
+  readonly params: { readonly [role: string]: string };
+}
 
 /** Steps that go over a batch together, some images at a time. */
 export interface Segment {
@@ -82,16 +105,26 @@ export interface Steps {
 export function convStep(name: string, branches: readonly Branch[]): Step {
   const inputs = new Set<number>();
   for (const branch of branches) {
-    for (const { sources } of branch.terms) for (const source of sources) inputs.add(source.input);
+    for (const source of sourcesOf(branch)) inputs.add(source.input);
     if (branch.residual !== undefined) inputs.add(branch.residual);
   }
-  const outputs = branches.flatMap((branch) => branch.outputs);
-  const step = { op: 'octConv', name, inputs: [...inputs], outputs, branches };
-  return { ...step, ...nativeForm(step) };
+  const outputs = branches.flatMap(({ stores }) => stores.map(({ value }) => value));
+  const forms = branches.map((branch) => nativeForm(branch, [...inputs], outputs));
+  const params = Object.fromEntries(forms.flatMap(({ params }, i) => Object.entries(params).map(([role, of]) => [`${i}.${role}`, of])));
+  return { op: 'octConv', name, inputs: [...inputs], outputs, attrs: { branches: forms.map(({ attrs }) => attrs) }, params, branches };
 }
 
-/** Attributes and parameters as native code takes them: positions for values, roles for parameters. */
-function nativeForm(step: { inputs: number[]; outputs: number[]; branches: readonly Branch[] }) {
+/** One for each branch of a convolution, one for any other step with parameters. */
+export function packingsOf({ branches, inputs, outputs, attrs, params }: Step): Packing[] {
+  if (!branches) return Object.keys(params).length ? [{ attrs, params }] : [];
+  return branches.map((branch) => {
+    const form = nativeForm(branch, inputs, outputs);
+    return { attrs: { branches: [form.attrs] }, params: form.params };
+  });
+}
+
+/** A branch as native code takes it: positions for values, roles for parameters. */
+function nativeForm(branch: Branch, inputs: readonly number[], outputs: readonly number[]): Packing {
   const params: Record<string, string> = {};
   let count = 0;
   const role = (kind: string, name: string) => {
@@ -104,22 +137,29 @@ function nativeForm(step: { inputs: number[]; outputs: number[]; branches: reado
     for (const [part, name] of Object.entries(names)) params[`${key}.${part}`] = name;
     return key;
   };
-  const branches = step.branches.map((branch) => ({
-    ...branch,
-    residual: branch.residual === undefined ? undefined : step.inputs.indexOf(branch.residual),
-    outputs: branch.outputs.map((id) => step.outputs.indexOf(id)),
+  const activation = (given: Activation) => ({ ...given, batchNorm: given.batchNorm && norm(given.batchNorm) });
+  const { residual, compute, hints } = branch;
+  const attrs = {
+    compute,
+    hints,
+    residual: residual === undefined ? undefined : inputs.indexOf(residual),
     terms: branch.terms.map((term) => ({
       eps: term.eps,
       bias: term.bias === undefined ? undefined : role('b', term.bias),
       batchNorm: term.batchNorm && norm(term.batchNorm),
-      sources: term.sources.map(({ weightScale, ...source }) => {
+      sources: term.sources.map(({ weightScale, prologue, ...source }) => {
         const weight = role('w', source.weight);
         if (weightScale !== undefined) params[`${weight}.scale`] = weightScale;
-        return { ...source, input: step.inputs.indexOf(source.input), weight };
+        return { ...source, prologue: prologue && activation(prologue), input: inputs.indexOf(source.input), weight };
       }),
     })),
-  }));
-  return { attrs: { branches } satisfies Attrs, params };
+    stores: branch.stores.map(({ value, pool, activation: given }) => ({
+      output: outputs.indexOf(value),
+      pool,
+      activation: given && activation(given),
+    })),
+  } satisfies Attrs;
+  return { attrs, params };
 }
 
 /**
@@ -143,15 +183,17 @@ function octConvBranches(node: GraphNode, values: readonly TensorType[]): Branch
     [...path('l2l', xL, down), ...path('h2l', xH, down + 1)],
   ];
   const bias = [node.params.biasH, node.params.biasL];
-  return node.outputs.map((output, i) => ({ terms: [{ sources: sources[i] ?? [], bias: bias[i] }], outputs: [output] }));
+  return node.outputs.map((y, i) => ({ terms: [{ sources: sources[i] ?? [], bias: bias[i] }], y, stores: [{ value: y, pool: 0 }] }));
 }
 
 function convBranch(node: GraphNode): Branch {
   const { kernel = [1, 1, 1], stride, padding, dilation, groups = 1 } = node.attrs as Partial<Omit<Source, 'input'>>;
   const [input = -1] = node.inputs;
+  const [y = -1] = node.outputs;
   const { weight = '', bias } = node.params;
   const sizes = { kernel, ...(stride && { stride }), ...(padding && { padding }), ...(dilation && { dilation }) };
-  return { terms: [{ sources: [{ input, weight, ...sizes, groups, pool: 0, upsample: false }], bias }], outputs: node.outputs };
+  const source = { input, weight, ...sizes, groups, pool: 0, upsample: false };
+  return { terms: [{ sources: [source], bias }], y, stores: [{ value: y, pool: 0 }] };
 }
 
 export function lower(graph: Graph): Steps {

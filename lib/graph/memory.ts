@@ -9,10 +9,10 @@ export interface MemoryPlan {
   readonly bytes: number;
 }
 
-export const align = (bytes: number): number => Math.ceil(bytes / 64) * 64;
+export const aligned = (bytes: number, align: number): number => Math.ceil(bytes / align) * align;
 
-/** Largest first, each at the lowest place where it overlaps nothing that lives at the same time. */
-export function planMemory(given: Steps): MemoryPlan {
+/** Largest first, each at the lowest multiple of `align` where it overlaps nothing that lives at the same time. */
+export function planMemory(given: Steps, align: number): MemoryPlan {
   const { values, steps, inputs, outputs } = given;
   const outside = new Set([...inputs, ...outputs]);
   const batch = batchOf(given);
@@ -27,7 +27,7 @@ export function planMemory(given: Steps): MemoryPlan {
       if (!type || outside.has(id)) continue;
       const elements = type.shape.reduce((a, b) => a * b, 1);
       const share = whole.has(id) ? 1 : images / batch;
-      const bytes = align(elements * share * bytesPerElement[type.dtype]);
+      const bytes = aligned(elements * share * bytesPerElement[type.dtype], align);
       lives.set(id, { id, from: whole.has(id) ? first : at, to: at, bytes });
     }
     for (const id of step.inputs) {

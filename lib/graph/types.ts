@@ -2,7 +2,7 @@
  * Data types: what each convolution multiplies, and as what each value between the steps is kept. The recorded graph is
  * f32; here bf16 or u8 take its place wherever the maker and all readers of a value can deal with them.
  */
-import { calling, native } from '../native.js';
+import type { Traits } from '../targets.js';
 import { besideI8 } from '../weights/source.js';
 import type { ComputeType, TensorType } from './graph.js';
 import { type Branch, convStep, sourcesOf, type Step, type Steps } from './lower.js';
@@ -18,16 +18,11 @@ export type Quantized = ReadonlyMap<string, InputType>;
 
 export const weightScaleOf = (weight: string): string => besideI8(weight).weightScale.name;
 
-const { isa } = calling(() => native.info());
-/** Whether the CPU multiplies two bf16 at once, and four u8 by i8. */
-export const hasDotProductOfBFloat16 = isa === 'avx512bf16';
-export const hasDotProductOfBytes = hasDotProductOfBFloat16 || isa === 'avx512vnni';
-
 /**
  * A branch is i8 if all of its weights are. One that reads the network's own f32 alone stays f32 where bf16 would be no
  * faster: what it makes may be bf16 all the same.
  */
-function typed(branch: Branch, compute: ComputeType, quantized: Quantized, inputs: readonly number[]): Branch {
+function typed(branch: Branch, { compute, quantized, traits }: Typing, inputs: readonly number[]): Branch {
   const integers = compute === 'i8' && sourcesOf(branch).every(({ weight }) => quantized.has(weight));
   const terms = branch.terms.map((term) => ({
     ...term,
@@ -37,52 +32,74 @@ function typed(branch: Branch, compute: ComputeType, quantized: Quantized, input
       return { ...source, weightScale: weightScaleOf(source.weight), ...(integers && input) };
     }),
   }));
-  const given = !hasDotProductOfBFloat16 && sourcesOf(branch).every(({ input }) => inputs.includes(input));
+  const given = !traits.dotProducts.includes('bf16') && sourcesOf(branch).every(({ input }) => inputs.includes(input));
   const own = (compute === 'i8' && !integers) || (compute === 'bf16' && given) ? 'f32' : compute;
   return { ...branch, terms, ...(own !== 'f32' && { compute: own }) };
 }
 
-export function assignTypes(given: Steps, compute: ComputeType, quantized: Quantized): Steps {
+export interface Typing {
+  readonly compute: ComputeType;
+  readonly quantized: Quantized;
+  readonly traits: Pick<Traits, 'dotProducts' | 'ops'>;
+}
+
+type Type = Omit<TensorType, 'shape'>;
+
+export function assignTypes(given: Steps, typing: Typing): Steps {
+  const { compute, quantized } = typing;
   if (compute === 'f32' && quantized.size === 0) return given;
   const steps = given.steps.map((step) =>
-    step.branches ? convStep(step.name, step.branches.map((branch) => typed(branch, compute, quantized, given.inputs))) : step,
+    step.branches ? convStep(step.name, step.branches.map((branch) => typed(branch, typing, given.inputs))) : step,
   );
   if (compute === 'f32') return { ...given, steps };
+  const types = narrowTypes({ ...given, steps }, typing);
+  return { ...given, steps, values: given.values.map((value, id) => ({ ...value, ...types.get(id) })) };
+}
 
+/** The values that may be kept as another type than f32: of which their maker and all of their readers have kernels. */
+function narrowTypes(given: Steps, { compute, traits }: Typing): Map<number, Type> {
+  const types = new Map<number, Type>();
   const readers = new Map<number, Step[]>();
-  for (const step of steps) for (const id of step.inputs) readers.set(id, [...(readers.get(id) ?? []), step]);
+  for (const step of given.steps) for (const id of step.inputs) readers.set(id, [...(readers.get(id) ?? []), step]);
+  const takes = ({ op }: Step, { dtype }: Type) => traits.ops[op]?.dtypes.includes(dtype) ?? false;
+  const keeps = ({ op }: Step) => traits.ops[op]?.keepsType ?? false;
 
-  /** The type of a value, if it may be kept as another than f32. */
-  const wanted = (id: number): Omit<TensorType, 'shape'> | undefined => {
+  const wanted = (id: number): Type | undefined => {
     const all = readers.get(id) ?? [];
     if (given.outputs.includes(id) || given.inputs.includes(id) || all.length === 0) return undefined;
-    if (!all.every(({ op, branches }) => branches || op === 'maxPool' || op === 'globalAvgPool')) return undefined;
-    if (compute === 'bf16') return { dtype: 'bf16' };
-    // The scale is the one that convolutions read it with, or what comes out of a pooling.
+    const type = compute === 'bf16' ? { dtype: 'bf16' as const } : scaleOf(id, all);
+    return type && all.every((step) => takes(step, type)) ? type : undefined;
+  };
+  /** The scale is the one that convolutions read it with, or what comes out of an op that keeps its type. */
+  const scaleOf = (id: number, all: readonly Step[]): Type | undefined => {
     const sources = all.flatMap(({ branches = [] }) => branches.flatMap(sourcesOf)).filter(({ input }) => input === id);
+    if (sources.some(({ prologue }) => prologue)) return undefined;
     const scales = sources.flatMap(({ scale, zero }) => (scale === undefined ? [] : [{ scale, zero }]));
-    const pooled = all.flatMap(({ op, outputs }) => (op === 'maxPool' ? (types.get(outputs[0] ?? -1) ?? []) : []));
-    const [first, ...others] = [...scales, ...pooled];
+    const kept = all.filter(keeps).flatMap(({ outputs }) => types.get(outputs[0] ?? -1) ?? []);
+    const [first, ...others] = [...scales, ...kept];
     if (!first || others.some(({ scale, zero }) => scale !== first.scale || zero !== first.zero)) return undefined;
     return { dtype: 'u8', scale: first.scale, zero: first.zero };
   };
-  const types = new Map<number, Omit<TensorType, 'shape'>>();
-  for (const step of [...steps].reverse()) {
-    if (!step.branches && step.op !== 'maxPool') continue;
+  for (const step of [...given.steps].reverse()) {
     for (const id of step.outputs) {
-      const type = wanted(id);
-      if (type) types.set(id, type);
+      const type = step.branches || keeps(step) ? wanted(id) : undefined;
+      if (type && takes(step, type)) types.set(id, type);
     }
   }
-  // A pooling gives what it takes.
+  keepTypes(given.steps.filter(keeps), types);
+  return types;
+}
+
+/** An op that keeps its type has one type for all that it reads and writes. */
+function keepTypes(steps: readonly Step[], types: Map<number, Type>): void {
+  const name = (id: number) => JSON.stringify(types.get(id) ?? null);
   for (let settled = false; !settled; ) {
     settled = true;
-    for (const { op, inputs, outputs } of steps) {
-      const ends = [inputs[0] ?? -1, outputs[0] ?? -1];
-      if (op !== 'maxPool' || ends.every((id) => types.has(id)) || !ends.some((id) => types.has(id))) continue;
+    for (const { inputs, outputs } of steps) {
+      const ends = [...inputs, ...outputs];
+      if (new Set(ends.map(name)).size <= 1) continue;
       for (const id of ends) types.delete(id);
       settled = false;
     }
   }
-  return { ...given, steps, values: given.values.map((value, id) => ({ ...value, ...types.get(id) })) };
 }

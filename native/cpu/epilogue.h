@@ -14,7 +14,7 @@ struct Epilogue {
   Elements out;
   ptrdiff_t pitch;  // elements from pixel to pixel
   ptrdiff_t channels;
-  float low, high;  // relu, relu6, the ends of u8 or the infinities
+  float least, most;  // relu, relu6, the ends of u8 or the infinities
 };
 
 }  // namespace octconv

@@ -16,7 +16,7 @@ OCTCONV_INLINE void finishVector(const Epilogue& t, Vec y, ptrdiff_t at, int cou
     const auto* from = static_cast<const Residual*>(t.residual.data) + at;
     y += (count == lanes ? load(from) : load(from, count)) * t.residualSteps;
   }
-  y = clamp(y, splat(t.low), splat(t.high));
+  y = clamp(y, splat(t.least), splat(t.most));
   auto* to = static_cast<Out*>(t.out.data) + at;
   count == lanes ? store(to, y) : store(to, y, count);
 }

@@ -23,18 +23,18 @@ double multiplyAdd(int64_t rounds) {
 #include <chrono>
 #include <vector>
 
-#include "../core/pool.h"
+#include "../core/threads.h"
 
 namespace octconv {
 
-double measurePeak(Gang& gang) {
+double measurePeak(Crew& crew) {
   using Clock = std::chrono::steady_clock;
   const auto loop = OCTCONV_PICK(multiplyAdd);
-  std::vector<double> flops(static_cast<size_t>(gang.threads));
+  std::vector<double> flops(static_cast<size_t>(crew.threads));
   double best = 0;
   for (int i = 0; i < 64; i++) {
     const auto start = Clock::now();
-    gang.parallel(gang.threads, [&](int64_t task, int) { flops[static_cast<size_t>(task)] = loop(500'000); });
+    crew.parallel(crew.threads, [&](int64_t task, int) { flops[static_cast<size_t>(task)] = loop(500'000); });
     const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
     double all = 0;
     for (const double some : flops) all += some;

@@ -9,9 +9,9 @@ OCTCONV_DECLARE(double multiplyAdd(int64_t rounds))
 
 namespace octconv {
 
-class Gang;
+class Crew;
 
-// GFLOP/s of all threads of the gang together, with the instruction set in use: the best of 64 tries of about 1 ms.
-double measurePeak(Gang& gang);
+// GFLOP/s of all threads of the crew together, with the instruction set in use: the best of 64 tries of about 1 ms.
+double measurePeak(Crew& crew);
 
 }  // namespace octconv

@@ -75,4 +75,39 @@ void convertElements(const Elements& from, const Elements& to, ptrdiff_t count) 
   if (from.dtype == DType::u8) into(static_cast<const uint8_t*>(from.data));
 }
 
+template <class From, class To>
+static void activate(const Elements& from, ptrdiff_t fromPitch, const Elements& to, ptrdiff_t toPitch,
+                     const float* scale, const float* shift, float least, float most, ptrdiff_t pixels,
+                     ptrdiff_t channels) {
+  const Vec low = splat(least), high = splat(most), steps = splat(1 / to.scale), zero = splat(static_cast<float>(to.zero));
+  for (ptrdiff_t c = 0; c < channels; c += lanes) {
+    const int count = channels - c < lanes ? static_cast<int>(channels - c) : lanes;
+    const Vec factor = (scale ? load(scale + c, count) : splat(1)) * from.scale,
+              addend = (shift ? load(shift + c, count) : Vec{}) - factor * static_cast<float>(from.zero);
+    const From* x = static_cast<const From*>(from.data) + c;
+    To* y = static_cast<To*>(to.data) + c;
+    for (ptrdiff_t p = 0; p < pixels; p++, x += fromPitch, y += toPitch) {
+      Vec v = clamp((count == lanes ? load(x) : load(x, count)) * factor + addend, low, high);
+      if constexpr (sizeof(To) == 1) v = clamp(v * steps + zero, Vec{}, splat(255));
+      count == lanes ? store(y, v) : store(y, v, count);
+    }
+  }
+}
+
+void activatePixels(const Elements& from, ptrdiff_t fromPitch, const Elements& to, ptrdiff_t toPitch,
+                    const float* scale, const float* shift, float least, float most, ptrdiff_t pixels,
+                    ptrdiff_t channels) {
+  const auto as = [&](auto x, auto y) {
+    activate<decltype(x), decltype(y)>(from, fromPitch, to, toPitch, scale, shift, least, most, pixels, channels);
+  };
+  const auto into = [&](auto x) {
+    if (to.dtype == DType::f32) as(x, float{});
+    if (to.dtype == DType::bf16) as(x, BFloat16{});
+    if (to.dtype == DType::u8) as(x, uint8_t{});
+  };
+  if (from.dtype == DType::f32) into(float{});
+  if (from.dtype == DType::bf16) into(BFloat16{});
+  if (from.dtype == DType::u8) into(uint8_t{});
+}
+
 }  // namespace octconv::OCTCONV_LEVEL

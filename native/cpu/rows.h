@@ -26,3 +26,8 @@ OCTCONV_DECLARE(void halveRows(DType dtype, const void* in, ptrdiff_t inPitch, i
                                ptrdiff_t outPitch, int channels))
 // The same numbers as elements of another type.
 OCTCONV_DECLARE(void convertElements(const Elements& from, const Elements& to, ptrdiff_t count))
+// to = clamp(scale[c] * from + shift[c], least, most) of `channels` channels of some pixels, whose pitches are in
+// elements; without scale and shift if they are null.
+OCTCONV_DECLARE(void activatePixels(const Elements& from, ptrdiff_t fromPitch, const Elements& to, ptrdiff_t toPitch,
+                                    const float* scale, const float* shift, float least, float most, ptrdiff_t pixels,
+                                    ptrdiff_t channels))

@@ -315,7 +315,7 @@ OCTCONV_INLINE void oneTile(Tile& t) {
   constexpr int step = V * lanes * Type::wordBytes;
   const char *w = t.weights, *ahead = t.ahead;
   const char* const* rows = t.rows;
-  for (const Segment* s = t.segments; s < t.segments + t.segmentCount; s++) {
+  for (const TapRun* s = t.tapRuns; s < t.tapRuns + t.tapRunCount; s++) {
     for (int64_t tap = 0; tap < s->taps; tap++, rows += t.rowStride) {
       const char* a[M];
 #pragma GCC unroll 16
@@ -345,7 +345,7 @@ OCTCONV_INLINE void oneDepthwise(const Tile& t) {
   const auto* w = reinterpret_cast<const float*>(t.weights);
   const char* const* rows = t.rows;
   const bool whole = t.channels >= lanes;
-  for (const Segment* s = t.segments; s < t.segments + t.segmentCount; s++)
+  for (const TapRun* s = t.tapRuns; s < t.tapRuns + t.tapRunCount; s++)
     for (int64_t tap = 0; tap < s->taps; tap++, rows += t.rowStride, w += lanes)
 #pragma GCC unroll 16
       for (int m = 0; m < M; m++) {

@@ -16,8 +16,8 @@
 
 namespace octconv {
 
-// A run of taps that read equally many channels.
-struct Segment {
+// Taps, one after the other, that read equally many channels.
+struct TapRun {
   int64_t taps;
   ptrdiff_t bytes;   // whole words of channels a tap multiplies; depthwise: not used
   ptrdiff_t offset;  // of the group's first channel, in bytes
@@ -26,8 +26,8 @@ struct Segment {
 struct Tile : Epilogue {    // bias and scale of V * lanes channels, of which `channels` are stored
   const char* const* rows;  // [tap][pixel], `rowStride` pointers from tap to tap
   ptrdiff_t rowStride;
-  const Segment* segments;
-  size_t segmentCount;
+  const TapRun* tapRuns;
+  size_t tapRunCount;
   const char* weights;  // packed: [tap][word][V * lanes]; depthwise: f32 [tap][V * lanes]
   const char* ahead;    // weights to fetch meanwhile into the L2 cache, and how many bytes of them per word
   ptrdiff_t aheadStep;

@@ -19,22 +19,29 @@ void mulAll(const float* x, const float* y, float* z, ptrdiff_t count) {
 }  // namespace octconv::OCTCONV_LEVEL
 
 #if OCTCONV_MAIN
-#include "../core/op.h"
+#include "../cpu/kernel.h"
 
 namespace octconv {
 namespace {
 
 using Loop = void (*)(const float*, const float*, float*, ptrdiff_t);
 
-// By pieces of the whole, which end at pixels where y is a gate.
-Kernel make(const Node& node, bool multiply, Loop loop) {
-  node.want(2, 1);
-  node.wantF32();
+bool isGate(const Node& node) {
   const Shape x = node.in(0), y = node.in(1);
-  const bool gate = multiply && y == Shape{x.n, 1, 1, 1, x.c} && y != x;
-  if ((x != y && !gate) || node.out(0) != x)
+  return node.op == "mul" && y == Shape{x.n, 1, 1, 1, x.c} && y != x;
+}
+
+void check(const Node& node) {
+  node.want(2, 1);
+  const Shape x = node.in(0), y = node.in(1);
+  if ((x != y && !isGate(node)) || node.out(0) != x)
     fail(node.op, ": inputs ", x, " and ", y, ", output ", node.out(0), ", wanted one shape");
-  if (gate) {
+}
+
+// By pieces of the whole, which end at pixels where y is a gate.
+Kernel make(const Node& node, Loop loop) {
+  const Shape x = node.in(0);
+  if (isGate(node)) {
     const int64_t image = x.t * x.h * x.w, parts = pieces(x.pixels(), 1 + (1 << 16) / x.c);
     return {[=](Run& run) {
       run.parallel(parts, [&](int64_t task, char*) {
@@ -54,14 +61,14 @@ Kernel make(const Node& node, bool multiply, Loop loop) {
 }
 
 // The reference of one addition or product is the baseline's loop: there is nothing to order or round differently.
-Kernel add(const Node& node, Device device) {
-  return make(node, false, device == Device::reference ? &baseline::addAll : OCTCONV_PICK(addAll));
-}
-Kernel mul(const Node& node, Device device) {
-  return make(node, true, device == Device::reference ? &baseline::mulAll : OCTCONV_PICK(mulAll));
-}
+Kernel slowAdd(const Node& node, int) { return make(node, &baseline::addAll); }
+Kernel slowMul(const Node& node, int) { return make(node, &baseline::mulAll); }
+Kernel fastAdd(const Node& node, int) { return make(node, OCTCONV_PICK(addAll)); }
+Kernel fastMul(const Node& node, int) { return make(node, OCTCONV_PICK(mulAll)); }
 
-const Register ops[] = {{"add", add}, {"mul", mul}};
+const Registered<Contract> contracts[] = {{"add", {check}}, {"mul", {check}}};
+const Registered<Kernels<Reference>> slow[] = {{"add", {slowAdd}}, {"mul", {slowMul}}};
+const Registered<Kernels<Cpu>> fast[] = {{"add", {fastAdd}}, {"mul", {fastMul}}};
 
 }  // namespace
 }  // namespace octconv

@@ -20,18 +20,18 @@ void scaleShift(const float* x, const float* scale, const float* shift, float* y
 #if OCTCONV_MAIN
 #include <cmath>
 
-#include "../core/op.h"
+#include "../cpu/kernel.h"
 
 namespace octconv {
 namespace {
 
-struct Affine : Packed {
+struct ScaleShift : Packed {
   std::vector<float> scale, shift;
   std::vector<double> exactScale, exactShift;
   size_t bytes() const override { return scale.size() * 24; }
 };
 
-std::shared_ptr<const Packed> pack(const Attr& attrs, const Params& params, Device) {
+std::shared_ptr<const Packed> pack(const Attr& attrs, const Params& params, Crew&) {
   std::vector<float> values[4];
   static constexpr const char* roles[] = {"weight", "bias", "running_mean", "running_var"};
   for (int i = 0; i < 4; i++) {
@@ -41,7 +41,7 @@ std::shared_ptr<const Packed> pack(const Attr& attrs, const Params& params, Devi
     if (values[i].size() != values[0].size())
       fail("batchNorm: ", roles[i], " has ", values[i].size(), " elements, weight has ", values[0].size());
   }
-  auto affine = std::make_shared<Affine>();
+  auto affine = std::make_shared<ScaleShift>();
   for (size_t c = 0; c < values[0].size(); c++) {
     const double scale = values[0][c] / std::sqrt(values[3][c] + attrs.number("eps", 1e-5)),
                  shift = values[1][c] - values[2][c] * scale;
@@ -51,25 +51,33 @@ std::shared_ptr<const Packed> pack(const Attr& attrs, const Params& params, Devi
   return affine;
 }
 
-Kernel make(const Node& node, Device device) {
+void check(const Node& node) {
   node.want(1, 1);
-  node.wantF32();
+  if (node.out(0) != node.in(0))
+    fail("batchNorm: output ", node.out(0), " of input ", node.in(0), ", wanted the same shape");
+}
+
+const ScaleShift& scaleShiftOf(const Node& node) {
+  const auto& affine = node.weights<ScaleShift>();
+  if (affine.scale.size() != static_cast<size_t>(node.in(0).c))
+    fail("batchNorm: ", affine.scale.size(), " parameters for the ", node.in(0).c, " channels of ", node.in(0));
+  return affine;
+}
+
+Kernel slow(const Node& node, int) {
   const Shape s = node.in(0);
-  const auto& affine = node.weights<Affine>();
-  if (node.out(0) != s) fail("batchNorm: output ", node.out(0), " of input ", s, ", wanted the same shape");
-  if (affine.scale.size() != static_cast<size_t>(s.c))
-    fail("batchNorm: ", affine.scale.size(), " parameters for the ", s.c, " channels of ", s);
-  if (device == Device::reference)
-    return {[=, keep = node.packed](Run& run) {
-      const auto& a = static_cast<const Affine&>(*keep);
-      for (int64_t i = 0; i < s.elements(); i++) {
-        const size_t c = static_cast<size_t>(i % s.c);
-        run.out<float>(0)[i] = static_cast<float>(run.in<float>(0)[i] * a.exactScale[c] + a.exactShift[c]);
-      }
-    }};
+  return {[s, &a = scaleShiftOf(node), keep = node.packed](Run& run) {
+    for (int64_t i = 0; i < s.elements(); i++) {
+      const size_t c = static_cast<size_t>(i % s.c);
+      run.out<float>(0)[i] = static_cast<float>(run.in<float>(0)[i] * a.exactScale[c] + a.exactShift[c]);
+    }
+  }};
+}
+
+Kernel fast(const Node& node, int) {
+  const Shape s = node.in(0);
   const int64_t parts = pieces(s.pixels(), 1 + (1 << 16) / s.c);
-  return {[=, keep = node.packed, fast = OCTCONV_PICK(scaleShift)](Run& run) {
-    const auto& a = static_cast<const Affine&>(*keep);
+  return {[s, parts, &a = scaleShiftOf(node), keep = node.packed, fast = OCTCONV_PICK(scaleShift)](Run& run) {
     run.parallel(parts, [&](int64_t task, char*) {
       const auto [begin, end] = piece(s.pixels(), parts, task);
       fast(run.in<float>(0) + begin * s.c, a.scale.data(), a.shift.data(), run.out<float>(0) + begin * s.c, end - begin,
@@ -78,7 +86,9 @@ Kernel make(const Node& node, Device device) {
   }};
 }
 
-const Register op{"batchNorm", make, pack};
+const Registered<Contract> contract{"batchNorm", {check}};
+const Registered<Kernels<Reference>> onReference{"batchNorm", {slow, {DType::f32}, pack}};
+const Registered<Kernels<Cpu>> onCpu{"batchNorm", {fast, {DType::f32}, pack}};
 
 }  // namespace
 }  // namespace octconv

@@ -2,14 +2,13 @@
 // for every device.
 #include <algorithm>
 
-#include "../core/op.h"
+#include "../cpu/kernel.h"
 
 namespace octconv {
 namespace {
 
-Kernel make(const Node& node, Device) {
+void check(const Node& node) {
   node.want(std::max<size_t>(node.inputs.size(), 1), 1);
-  node.wantF32();
   const Shape o = node.out(0);
   int64_t channels = 0;
   for (size_t i = 0; i < node.inputs.size(); i++) {
@@ -19,6 +18,10 @@ Kernel make(const Node& node, Device) {
     channels += node.in(i).c;
   }
   if (channels != o.c) fail("concat: output ", o, " of inputs with ", channels, " channels");
+}
+
+Kernel make(const Node& node, int) {
+  const Shape o = node.out(0);
   const int64_t parts = pieces(o.pixels(), 1 + (1 << 16) / o.c);
   return {[=](Run& run) {
     run.parallel(parts, [&](int64_t task, char*) {
@@ -33,7 +36,9 @@ Kernel make(const Node& node, Device) {
   }};
 }
 
-const Register op{"concat", make};
+const Registered<Contract> contract{"concat", {check}};
+const Registered<Kernels<Reference>> onReference{"concat", {make}};
+const Registered<Kernels<Cpu>> onCpu{"concat", {make}};
 
 }  // namespace
 }  // namespace octconv

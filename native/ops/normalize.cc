@@ -1,7 +1,7 @@
 // normalize: pictures u8 [N,T,H,W,C] to f32 of the same shape, y = (x * scale - mean[c]) / std[c], rounded once.
 #include <algorithm>
 
-#include "../core/op.h"
+#include "../cpu/kernel.h"
 
 namespace octconv {
 namespace {
@@ -14,32 +14,38 @@ std::vector<double> perChannel(const Node& node, const char* key) {
   return values;
 }
 
-Kernel normalize(const Node& node, Device device) {
+void check(const Node& node) {
   node.want(1, 1);
   if (node.inputs[0].dtype != DType::u8 || node.outputs[0].dtype != DType::f32)
     fail("normalize: got ", nameOf(node.inputs[0].dtype), " to ", nameOf(node.outputs[0].dtype), ", wanted u8 to f32");
   if (node.in(0) != node.out(0))
     fail("normalize: input ", node.in(0), " and output ", node.out(0), " must have one shape");
-  const double scale = node.attrs["scale"].number();
-  const std::vector<double> mean = perChannel(node, "mean"), std = perChannel(node, "std");
-  const int64_t pixels = node.in(0).pixels(), channels = node.in(0).c;
-  const auto value = [=](int x, int64_t c) { return static_cast<float>((x * scale - mean[c]) / std[c]); };
+  perChannel(node, "mean"), perChannel(node, "std"), node.attrs["scale"].number();
+}
 
-  Kernel kernel;
-  if (device == Device::reference) {
-    kernel.run = [=](Run& run) {
-      for (int64_t i = 0; i < pixels; i++)
-        for (int64_t c = 0; c < channels; c++)
-          run.out<float>(0)[i * channels + c] = value(run.in<uint8_t>(0)[i * channels + c], c);
-    };
-    return kernel;
-  }
+auto valueOf(const Node& node) {
+  return [scale = node.attrs["scale"].number(), mean = perChannel(node, "mean"), std = perChannel(node, "std")](
+             int x, int64_t c) { return static_cast<float>((x * scale - mean[c]) / std[c]); };
+}
+
+Kernel slow(const Node& node, int) {
+  const int64_t pixels = node.in(0).pixels(), channels = node.in(0).c;
+  return {[=, value = valueOf(node)](Run& run) {
+    for (int64_t i = 0; i < pixels; i++)
+      for (int64_t c = 0; c < channels; c++)
+        run.out<float>(0)[i * channels + c] = value(run.in<uint8_t>(0)[i * channels + c], c);
+  }};
+}
+
+Kernel fast(const Node& node, int) {
+  const int64_t pixels = node.in(0).pixels(), channels = node.in(0).c;
+  const auto value = valueOf(node);
   // A byte has 256 values: one table per channel is as exact as the reference and as quick as memory.
   std::vector<float> table;
   for (int64_t c = 0; c < channels; c++)
     for (int x = 0; x < 256; x++) table.push_back(value(x, c));
   const int64_t parts = pieces(pixels, 1 << 14);
-  kernel.run = [=, table = std::move(table)](Run& run) {
+  return {[=, table = std::move(table)](Run& run) {
     run.parallel(parts, [&](int64_t task, char*) {
       const auto [begin, end] = piece(pixels, parts, task);
       const uint8_t* x = run.in<uint8_t>(0) + begin * channels;
@@ -47,11 +53,12 @@ Kernel normalize(const Node& node, Device device) {
       for (int64_t i = begin; i < end; i++)
         for (int64_t c = 0; c < channels; c++) *y++ = table[c * 256 + *x++];
     });
-  };
-  return kernel;
+  }};
 }
 
-const Register op{"normalize", normalize};
+const Registered<Contract> contract{"normalize", {check, false}};
+const Registered<Kernels<Reference>> onReference{"normalize", {slow, {DType::u8}}};
+const Registered<Kernels<Cpu>> onCpu{"normalize", {fast, {DType::u8}}};
 
 }  // namespace
 }  // namespace octconv

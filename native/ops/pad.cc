@@ -1,22 +1,26 @@
 // pad: `before` and `after` [t,h,w] more positions of `value`. f32; only moves data, the same for every device.
 #include <algorithm>
 
-#include "../core/op.h"
+#include "../cpu/kernel.h"
 
 namespace octconv {
 namespace {
 
-Kernel make(const Node& node, Device) {
+void check(const Node& node) {
   node.want(1, 1);
-  node.wantF32();
   const Size3 before(node.attrs["before"]), after(node.attrs["after"]);
-  const float value = static_cast<float>(node.attrs.number("value", 0));
   const Shape s = node.in(0), o = node.out(0);
   for (const Size3& size : {before, after})
     if (size.t < 0 || size.h < 0 || size.w < 0) fail("pad: sizes must not be negative");
   if (const Shape wanted{s.n, s.t + before.t + after.t, s.h + before.h + after.h, s.w + before.w + after.w, s.c};
       o != wanted)
     fail("pad: output ", o, " of input ", s, ", wanted ", wanted);
+}
+
+Kernel make(const Node& node, int) {
+  const Size3 before(node.attrs["before"]), after(node.attrs["after"]);
+  const float value = static_cast<float>(node.attrs.number("value", 0));
+  const Shape s = node.in(0), o = node.out(0);
   return {[=](Run& run) {
     run.parallel(o.rows(), [&](int64_t row, char*) {
       const int64_t n = row / (o.t * o.h), t = row / o.h % o.t - before.t, y = row % o.h - before.h;
@@ -32,7 +36,9 @@ Kernel make(const Node& node, Device) {
   }};
 }
 
-const Register op{"pad", make};
+const Registered<Contract> contract{"pad", {check}};
+const Registered<Kernels<Reference>> onReference{"pad", {make}};
+const Registered<Kernels<Cpu>> onCpu{"pad", {make}};
 
 }  // namespace
 }  // namespace octconv

@@ -47,7 +47,7 @@ void scaleBy(float* y, float factor, ptrdiff_t count) {
 #if OCTCONV_MAIN
 #include <cmath>
 
-#include "../core/op.h"
+#include "../cpu/kernel.h"
 
 namespace octconv {
 namespace {
@@ -75,10 +75,10 @@ struct Reach {
   }
 };
 
-Window windowOf(const Node& node, bool average) {
+Window windowOf(const Node& node) {
   const Attr& a = node.attrs;
   const Window w{Size3(a["kernel"]), Size3(a["stride"]),        Size3(a["padding"]),
-                 a.flag("ceilMode"), a.flag("countIncludePad"), average};
+                 a.flag("ceilMode"), a.flag("countIncludePad"), node.op == "avgPool"};
   for (const auto& [k, s, p] :
        {std::array{w.kernel.t, w.stride.t, w.padding.t}, std::array{w.kernel.h, w.stride.h, w.padding.h},
         std::array{w.kernel.w, w.stride.w, w.padding.w}})
@@ -88,12 +88,9 @@ Window windowOf(const Node& node, bool average) {
   return w;
 }
 
-void check(const Node& node, const Window& w) {
+void check(const Node& node) {
+  const Window w = windowOf(node);
   node.want(1, !w.average && node.outputs.size() == 2 ? 2 : 1);
-  if (w.average)
-    node.wantF32();
-  else
-    node.wantOneType();
   const Shape x = node.in(0);
   const Shape y{x.n, pooledSize(x.t, w.kernel.t, w.stride.t, w.padding.t, w.ceilMode),
                 pooledSize(x.h, w.kernel.h, w.stride.h, w.padding.h, w.ceilMode),
@@ -115,7 +112,8 @@ int64_t eachInput(const Shape& s, const Window& w, int64_t n, int64_t t, int64_t
   return rt.counted * rh.counted * rw.counted;
 }
 
-void referencePool(const Node& node, const Window& w, Run& run) {
+void referencePool(const Node& node, Run& run) {
+  const Window w = windowOf(node);
   const Shape s = node.in(0), o = node.out(0);
   for (int64_t p = 0; p < o.pixels(); p++)
     for (int64_t c = 0; c < o.c; c++) {
@@ -148,23 +146,29 @@ void setLowest(void* y, const TensorType& type) {
   for (int64_t c = 0; c < type.shape.c; c++) setValue(y, type, c, -INFINITY);
 }
 
-Kernel pool(const Node& node, Device device, bool average) {
-  const Window w = windowOf(node, average);
-  check(node, w);
-  if (device == Device::reference) return {[=](Run& run) { referencePool(node, w, run); }};
+Kernel slowPool(const Node& node, int) {
+  return {[=](Run& run) { referencePool(node, run); }};
+}
+
+Kernel avgPool(const Node& node, int) {
+  const Window w = windowOf(node);
   const Shape s = node.in(0), o = node.out(0);
-  if (average)
-    return {[=, add = OCTCONV_PICK(addInto), scale = OCTCONV_PICK(scaleBy)](Run& run) {
-      run.parallel(o.n * o.t * o.h, [&](int64_t row, char*) {
-        float* to = run.out<float>(0) + row * o.w * o.c;
-        for (int64_t x = 0; x < o.w; x++, to += o.c) {
-          std::fill(to, to + o.c, 0.f);
-          const int64_t count = eachInput(s, w, row / (o.h * o.t), row / o.h % o.t, row % o.h, x,
-                                          [&](int64_t at) { add(to, run.in<float>(0) + at, o.c); });
-          scale(to, 1 / static_cast<float>(count), o.c);
-        }
-      });
-    }};
+  return {[=, add = OCTCONV_PICK(addInto), scale = OCTCONV_PICK(scaleBy)](Run& run) {
+    run.parallel(o.n * o.t * o.h, [&](int64_t row, char*) {
+      float* to = run.out<float>(0) + row * o.w * o.c;
+      for (int64_t x = 0; x < o.w; x++, to += o.c) {
+        std::fill(to, to + o.c, 0.f);
+        const int64_t count = eachInput(s, w, row / (o.h * o.t), row / o.h % o.t, row % o.h, x,
+                                        [&](int64_t at) { add(to, run.in<float>(0) + at, o.c); });
+        scale(to, 1 / static_cast<float>(count), o.c);
+      }
+    });
+  }};
+}
+
+Kernel maxPool(const Node& node, int) {
+  const Window w = windowOf(node);
+  const Shape s = node.in(0), o = node.out(0);
   const bool halves = node.outputs.size() == 2;
   const int64_t rows = halves ? 2 : 1, pairs = (o.h + rows - 1) / rows;  // a task: a row, or the two that P needs
   const DType dtype = node.outputs[0].dtype;
@@ -195,18 +199,19 @@ Kernel pool(const Node& node, Device device, bool average) {
           0, static_cast<size_t>(most) * sizeof(char*)};
 }
 
-Kernel maxPool(const Node& node, Device device) { return pool(node, device, false); }
-Kernel avgPool(const Node& node, Device device) { return pool(node, device, true); }
-
-// Sums in double, pixel by pixel: the input is read once and small, so the reference is the kernel.
-Kernel globalAvgPool(const Node& node, Device) {
+void checkGlobal(const Node& node) {
   node.want(1, 1);
-  const TensorType& type = node.inputs[0];
   if (node.outputs[0].dtype != DType::f32)
     fail("globalAvgPool: output ", nameOf(node.outputs[0].dtype), ", wanted f32");
   const Shape s = node.in(0);
   if (node.out(0) != Shape{s.n, 1, 1, 1, s.c})
     fail("globalAvgPool: output ", node.out(0), " of input ", s, ", wanted ", Shape{s.n, 1, 1, 1, s.c});
+}
+
+// Sums in double, pixel by pixel: the input is read once and small, so the reference is the kernel.
+Kernel globalAvgPool(const Node& node, int) {
+  const TensorType& type = node.inputs[0];
+  const Shape s = node.in(0);
   const int64_t parts = pieces(s.c, 64);
   return {[=, type = TensorType(type)](Run& run) {
     run.parallel(s.n * parts, [&](int64_t task, char*) {
@@ -222,7 +227,13 @@ Kernel globalAvgPool(const Node& node, Device) {
   }};
 }
 
-const Register ops[] = {{"maxPool", maxPool}, {"avgPool", avgPool}, {"globalAvgPool", globalAvgPool}};
+const std::vector<DType> kept = {DType::f32, DType::bf16, DType::u8};
+const Registered<Contract> contracts[] = {
+    {"maxPool", {check}}, {"avgPool", {check}}, {"globalAvgPool", {checkGlobal, false}}};
+const Registered<Kernels<Reference>> slow[] = {
+    {"maxPool", {slowPool, kept}}, {"avgPool", {slowPool}}, {"globalAvgPool", {globalAvgPool, kept}}};
+const Registered<Kernels<Cpu>> fast[] = {
+    {"maxPool", {maxPool, kept}}, {"avgPool", {avgPool}}, {"globalAvgPool", {globalAvgPool, kept}}};
 
 }  // namespace
 }  // namespace octconv

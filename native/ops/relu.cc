@@ -19,42 +19,41 @@ void clampAll(const float* x, float* y, ptrdiff_t count, float low, float high) 
 #if OCTCONV_MAIN
 #include <cmath>
 
-#include "../core/op.h"
+#include "../cpu/kernel.h"
 
 namespace octconv {
 
 static void check(const Node& node) {
   node.want(1, 1);
-  node.wantF32();
   if (node.in(0) != node.out(0))
     fail(node.op, ": input ", node.in(0), " and output ", node.out(0), " must have one shape");
 }
 
-// low and high as in clamp; a NaN is neither below nor above.
-static Kernel clampKernel(const Node& node, Device device, float low, float high) {
-  check(node);
+static float mostOf(const Node& node) { return node.op == "relu6" ? 6 : INFINITY; }
+
+// A NaN is neither below 0 nor above `most`.
+static Kernel slowClamp(const Node& node, int) {
   const int64_t count = node.in(0).elements();
-  if (device == Device::reference)
-    return {[=](Run& run) {
-      const float* x = run.in<float>(0);
-      float* y = run.out<float>(0);
-      for (int64_t i = 0; i < count; i++) y[i] = x[i] < low ? low : x[i] > high ? high : x[i];
-    }};
+  return {[=, most = mostOf(node)](Run& run) {
+    const float* x = run.in<float>(0);
+    float* y = run.out<float>(0);
+    for (int64_t i = 0; i < count; i++) y[i] = x[i] < 0 ? 0 : x[i] > most ? most : x[i];
+  }};
+}
+
+static Kernel fastClamp(const Node& node, int) {
+  const int64_t count = node.in(0).elements();
   const int64_t parts = pieces(count, 1 << 16);
-  return {[=, fast = OCTCONV_PICK(clampAll)](Run& run) {
+  return {[=, most = mostOf(node), fast = OCTCONV_PICK(clampAll)](Run& run) {
     run.parallel(parts, [&](int64_t task, char*) {
       const auto [begin, end] = piece(count, parts, task);
-      fast(run.in<float>(0) + begin, run.out<float>(0) + begin, end - begin, low, high);
+      fast(run.in<float>(0) + begin, run.out<float>(0) + begin, end - begin, 0, most);
     });
   }};
 }
 
-static Kernel relu(const Node& node, Device device) { return clampKernel(node, device, 0, INFINITY); }
-static Kernel relu6(const Node& node, Device device) { return clampKernel(node, device, 0, 6); }
-
 // One loop for both devices: exp dominates, and no network of the paper has a large sigmoid.
-static Kernel sigmoid(const Node& node, Device) {
-  check(node);
+static Kernel sigmoid(const Node& node, int) {
   const int64_t count = node.in(0).elements(), parts = pieces(count, 1 << 12);
   return {[=](Run& run) {
     run.parallel(parts, [&](int64_t task, char*) {
@@ -64,7 +63,11 @@ static Kernel sigmoid(const Node& node, Device) {
   }};
 }
 
-static const Register ops[] = {{"relu", relu}, {"relu6", relu6}, {"sigmoid", sigmoid}};
+static const Registered<Contract> contracts[] = {{"relu", {check}}, {"relu6", {check}}, {"sigmoid", {check}}};
+static const Registered<Kernels<Reference>> slow[] = {
+    {"relu", {slowClamp}}, {"relu6", {slowClamp}}, {"sigmoid", {sigmoid}}};
+static const Registered<Kernels<Cpu>> fast[] = {
+    {"relu", {fastClamp}}, {"relu6", {fastClamp}}, {"sigmoid", {sigmoid}}};
 
 }  // namespace octconv
 #endif

@@ -69,7 +69,7 @@ void resizeColumns(const uint8_t* x, uint8_t* y, ptrdiff_t pitch, ptrdiff_t size
 #include <algorithm>
 #include <cmath>
 
-#include "../core/op.h"
+#include "../cpu/kernel.h"
 
 namespace octconv {
 namespace {
@@ -127,7 +127,10 @@ struct Geometry {
   int64_t pictures, height, width, outHeight, outWidth;
   bool downFirst;
   Axis down, across;
-  int64_t between() const { return (downFirst ? outHeight * across.size : down.size * outWidth) * 3; }  // bytes
+  int64_t pictureIn() const { return height * width * 3; }  // bytes
+  int64_t pictureOut() const { return outHeight * outWidth * 3; }
+  int64_t start() const { return (down.start * width + across.start) * 3; }  // what is read begins here
+  int64_t between() const { return (downFirst ? outHeight * across.size : down.size * outWidth) * 3; }
 };
 
 Geometry geometry(const Node& node) {
@@ -167,12 +170,13 @@ uint8_t weighted(const Axis& axis, int64_t i, const At& at) {
   return static_cast<uint8_t>(std::clamp<int64_t>(sum >> baseline::fractionBits, 0, 255));
 }
 
-// x [height,...,3], of which `down` reads whole rows of `size` bytes, to y [down,size].
+// Rows of `size` bytes, which begin every `pitch` bytes, to `height` such rows.
 void referenceDown(const Axis& down, const uint8_t* x, int64_t pitch, int64_t size, int64_t height, uint8_t* y) {
   for (int64_t i = 0; i < height; i++)
     for (int64_t j = 0; j < size; j++) y[i * size + j] = weighted(down, i, [&](int64_t p) { return x[p * pitch + j]; });
 }
 
+// `height` rows, which begin every `pitch` bytes, to rows of `width` pixels.
 void referenceAcross(const Axis& across, const uint8_t* x, int64_t pitch, int64_t height, int64_t width, uint8_t* y) {
   for (int64_t r = 0; r < height; r++)
     for (int64_t i = 0; i < width; i++)
@@ -180,7 +184,7 @@ void referenceAcross(const Axis& across, const uint8_t* x, int64_t pitch, int64_
         y[(r * width + i) * 3 + c] = weighted(across, i, [&](int64_t p) { return x[r * pitch + p * 3 + c]; });
 }
 
-// x is the first pixel that is read, y [outHeight,outWidth,3].
+// x begins with the first pixel that is read.
 void reference(const Geometry& g, const uint8_t* x, uint8_t* between, uint8_t* y) {
   const int64_t pitch = g.width * 3;
   if (g.downFirst) {
@@ -192,20 +196,24 @@ void reference(const Geometry& g, const uint8_t* x, uint8_t* between, uint8_t* y
   }
 }
 
-Kernel resize(const Node& node, Device device) {
+void check(const Node& node) { geometry(node); }
+
+Kernel slow(const Node& node, int) {
   Geometry g = geometry(node);
-  const int64_t pitch = g.width * 3, pictureIn = g.height * pitch, pictureOut = g.outHeight * g.outWidth * 3;
-  const int64_t start = g.down.start * pitch + g.across.start * 3;
+  const auto shared = static_cast<size_t>(g.between());
+  return {[=, g = std::move(g)](Run& run) {
+            for (int64_t p = 0; p < g.pictures; p++)
+              reference(g, run.in<uint8_t>(0) + p * g.pictureIn() + g.start(), reinterpret_cast<uint8_t*>(run.shared),
+                        run.out<uint8_t>(0) + p * g.pictureOut());
+          },
+          shared};
+}
+
+Kernel fast(const Node& node, int) {
+  Geometry g = geometry(node);
+  const int64_t pitch = g.width * 3;
   Kernel kernel;
   kernel.sharedBytes = static_cast<size_t>(g.between());
-  if (device == Device::reference) {
-    kernel.run = [=, g = std::move(g)](Run& run) {
-      for (int64_t p = 0; p < g.pictures; p++)
-        reference(g, run.in<uint8_t>(0) + p * pictureIn + start, reinterpret_cast<uint8_t*>(run.shared),
-                  run.out<uint8_t>(0) + p * pictureOut);
-    };
-    return kernel;
-  }
   kernel.run = [=, g = std::move(g), row = OCTCONV_PICK(resizeRow), columns = OCTCONV_PICK(resizeColumns)](Run& run) {
     const auto rows = [&](int64_t count, const auto& one) {  // `one` makes one row of the result
       const int64_t parts = pieces(count, 16);
@@ -228,8 +236,8 @@ Kernel resize(const Node& node, Device device) {
     };
     uint8_t* between = reinterpret_cast<uint8_t*>(run.shared);
     for (int64_t p = 0; p < g.pictures; p++) {
-      const uint8_t* x = run.in<uint8_t>(0) + p * pictureIn + start;
-      uint8_t* y = run.out<uint8_t>(0) + p * pictureOut;
+      const uint8_t* x = run.in<uint8_t>(0) + p * g.pictureIn() + g.start();
+      uint8_t* y = run.out<uint8_t>(0) + p * g.pictureOut();
       if (g.downFirst) {
         down(x, pitch, g.across.size * 3, between);
         across(between, g.across.size * 3, g.outHeight, y);
@@ -242,7 +250,9 @@ Kernel resize(const Node& node, Device device) {
   return kernel;
 }
 
-const Register op{"resize", resize};
+const Registered<Contract> contract{"resize", {check}};
+const Registered<Kernels<Reference>> onReference{"resize", {slow, {DType::u8}}};
+const Registered<Kernels<Cpu>> onCpu{"resize", {fast, {DType::u8}}};
 
 }  // namespace
 }  // namespace octconv

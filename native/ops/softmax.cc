@@ -5,16 +5,19 @@
 #include <algorithm>
 #include <cmath>
 
-#include "../core/op.h"
+#include "../cpu/kernel.h"
 
 namespace octconv {
 namespace {
 
-Kernel softmax(const Node& node, Device) {
+void check(const Node& node) {
   node.want(1, 1);
-  node.wantF32();
+  if (node.out(0) != node.in(0))
+    fail("softmax: output ", node.out(0), " of input ", node.in(0), ", wanted the same shape");
+}
+
+Kernel softmax(const Node& node, int) {
   const Shape s = node.in(0);
-  if (node.out(0) != s) fail("softmax: output ", node.out(0), " of input ", s, ", wanted the same shape");
   const int64_t parts = pieces(s.pixels(), 1 + (1 << 12) / s.c);
   return {[=](Run& run) {
     run.parallel(parts, [&](int64_t task, char*) {
@@ -31,7 +34,9 @@ Kernel softmax(const Node& node, Device) {
   }};
 }
 
-const Register op{"softmax", softmax};
+const Registered<Contract> contract{"softmax", {check}};
+const Registered<Kernels<Reference>> onReference{"softmax", {softmax}};
+const Registered<Kernels<Cpu>> onCpu{"softmax", {softmax}};
 
 }  // namespace
 }  // namespace octconv

@@ -2,19 +2,23 @@
 // a pooling that rounded up. f32; only moves data, the same for every device.
 #include <algorithm>
 
-#include "../core/op.h"
+#include "../cpu/kernel.h"
 
 namespace octconv {
 namespace {
 
-Kernel make(const Node& node, Device) {
+void check(const Node& node) {
   node.want(1, 1);
-  node.wantF32();
   const Size3 scale(node.attrs["scale"]);
   const Shape s = node.in(0), o = node.out(0);
   const auto fits = [](int64_t in, int64_t out, int64_t by) { return by > 0 && (out + by - 1) / by == in; };
   if (o.n != s.n || o.c != s.c || !fits(s.t, o.t, scale.t) || !fits(s.h, o.h, scale.h) || !fits(s.w, o.w, scale.w))
     fail("upsampleNearest: output ", o, " of input ", s, " does not fit the scale");
+}
+
+Kernel make(const Node& node, int) {
+  const Size3 scale(node.attrs["scale"]);
+  const Shape s = node.in(0), o = node.out(0);
   return {[=](Run& run) {
     run.parallel(o.rows(), [&](int64_t row, char*) {
       const int64_t n = row / (o.t * o.h), t = row / o.h % o.t / scale.t, y = row % o.h / scale.h;
@@ -25,7 +29,9 @@ Kernel make(const Node& node, Device) {
   }};
 }
 
-const Register op{"upsampleNearest", make};
+const Registered<Contract> contract{"upsampleNearest", {check}};
+const Registered<Kernels<Reference>> onReference{"upsampleNearest", {make}};
+const Registered<Kernels<Cpu>> onCpu{"upsampleNearest", {make}};
 
 }  // namespace
 }  // namespace octconv

@@ -1,4 +1,4 @@
-#include "op.h"
+#include "node.h"
 
 #include <cstring>
 
@@ -31,16 +31,16 @@ std::vector<float> Param::floats(int64_t first, int64_t count) const {
   };
   switch (dtype) {
     case DType::f32:
-      std::memcpy(out.data(), static_cast<const float*>(data) + first, out.size() * 4);
+      std::memcpy(out.data(), data.data() + first * 4, out.size() * 4);
       break;
     case DType::f16:
-      convert(static_cast<const uint16_t*>(data), halfToFloat);
+      convert(reinterpret_cast<const uint16_t*>(data.data()), halfToFloat);
       break;
     case DType::bf16:
-      convert(static_cast<const BFloat16*>(data), floatOf);
+      convert(reinterpret_cast<const BFloat16*>(data.data()), floatOf);
       break;
     case DType::i8:
-      convert(static_cast<const int8_t*>(data), [](int8_t x) { return static_cast<float>(x); });
+      convert(reinterpret_cast<const int8_t*>(data.data()), [](int8_t x) { return static_cast<float>(x); });
       break;
     default:
       fail("parameter of type ", nameOf(dtype), ", wanted f32, f16, bf16 or i8");
@@ -62,37 +62,13 @@ static const Shape& shapeAt(const Node& node, const std::vector<TensorType>& typ
 const Shape& Node::in(size_t i) const { return shapeAt(*this, inputs, i, "input"); }
 const Shape& Node::out(size_t i) const { return shapeAt(*this, outputs, i, "output"); }
 
-void Node::wantF32() const {
-  for (const auto* side : {&inputs, &outputs})
-    for (const TensorType& type : *side)
-      if (type.dtype != DType::f32) fail(op, ": '", name, "' has no kernel for ", nameOf(type.dtype), ", only for f32");
-}
-
 void Node::wantOneType() const {
   const TensorType& first = inputs.at(0);
   for (const auto* side : {&inputs, &outputs})
-    for (const TensorType& type : *side) {
-      if (type.dtype != DType::f32 && type.dtype != DType::bf16 && type.dtype != DType::u8)
-        fail(op, ": '", name, "' has no kernel for ", nameOf(type.dtype), ", only for f32, bf16 and u8");
+    for (const TensorType& type : *side)
       if (type.dtype != first.dtype || type.scale != first.scale || type.zero != first.zero)
         fail(op, ": '", name, "' has ", nameOf(first.dtype), " and ", nameOf(type.dtype),
              ", wanted one type and scale");
-    }
-}
-
-static std::map<std::string, Op>& table() {
-  static std::map<std::string, Op> ops;  // filled before main by the registrations, never changed after
-  return ops;
-}
-
-Register::Register(const char* name, decltype(Op::make) make, decltype(Op::pack) pack) {
-  table().emplace(name, Op{make, pack});
-}
-
-const Op& Register::find(const std::string& name, Device device) {
-  const auto found = table().find(name);
-  if (found == table().end()) fail(name, ": no kernel for this op on device '", nameOf(device), "'");
-  return found->second;
 }
 
 }  // namespace octconv

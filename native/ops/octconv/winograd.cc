@@ -6,8 +6,9 @@
 // the sums to outputs, which start from the upsampled low product T and get bias, residual and clamp on their way.
 // Position by position, so that inputs and weights of one are in the L1 cache; a block is so large that its inputs and
 // sums stay in L2. Tiles lie on a fixed grid: no cut into blocks changes a bit.
-#include "../cpu/winograd.h"
-#include "octconv_cpu.h"
+#include "../../cpu/winograd.h"
+
+#include "cpu.h"
 
 namespace octconv {
 namespace {
@@ -78,11 +79,11 @@ struct Transform {
     }
 
     const int64_t width = widthOf(b, block.panelEnd) - widthOf(b, block.panelBegin);
-    const Segment segment{1, bytes, 0};
+    const TapRun taps{1, bytes, 0};
     Tile tile{};
     tile.rows = rows;
-    tile.segments = &segment;
-    tile.segmentCount = 1;
+    tile.tapRuns = &taps;
+    tile.tapRunCount = 1;
     tile.raw = true;
     tile.pitch = width;
     for (int64_t p = 0; p < positions; p++) {
@@ -90,7 +91,7 @@ struct Transform {
       char* to = sums + p * count * width * 4;
       for (int64_t i = block.panelBegin; i < block.panelEnd; i++) {
         const Panel& panel = b.packed->panels[i];
-        tile.weights = plan.weights->memory.data() + (low ? panel.low : panel.weights) + p * bytes * b.packed->widths;
+        tile.weights = b.packed->memory.data() + (low ? panel.low : panel.weights) + p * bytes * b.packed->widths;
         tile.out.data = to;
         runTiles(*b.packed->set, tile, panel, false, count);
         to += panel.vectors * b.packed->set->lanes * 4;
@@ -114,6 +115,16 @@ struct Transform {
 
 }  // namespace
 
+void checkWinograd(const Branch& branch) {
+  if (branch.winograd != 2 && branch.winograd != 4) fail("octConv: winograd ", branch.winograd, ", wanted 2 or 4");
+  branch.eachSource([&](const Source& s) {
+    const Size3 one(1, 1, 1);
+    if (s.kernel != Size3(1, 3, 3) || s.padding != Size3(0, 1, 1) || s.stride != one || s.dilation != one ||
+        s.groups != 1)
+      fail("octConv: winograd wants 3x3 convolutions of stride 1 and padding 1, without dilation or groups");
+  });
+}
+
 Source overTiles(const Source& source, int64_t winograd) {
   Source tiles = source;
   tiles.kernel = Size3(1, winograd + 2, winograd + 2);
@@ -124,7 +135,7 @@ Source overTiles(const Source& source, int64_t winograd) {
 size_t winogradScratch(const BranchPlan& b) { return piecesOf(b).size; }
 
 void runWinograd(const FastPlan& plan, const Node& node, const BranchPlan& b, const Block& block, const Run& run,
-                 char* memory) {
+                 char* memory, char* out) {
   const Pieces at = piecesOf(b);
   const Shape &y = b.main.grid, &l = b.low.grid;
   const Transform transform{
@@ -145,15 +156,15 @@ void runWinograd(const FastPlan& plan, const Node& node, const BranchPlan& b, co
   }
   const Panel panels = b.packed->joined(block.panelBegin, block.panelEnd);
   WinogradOutput outputs{};
-  static_cast<Epilogue&>(outputs) = epilogueOf(plan, node, b, run, panels, 0);
+  static_cast<Epilogue&>(outputs) = epilogueOf(node, b, run, panels, block, out);
   outputs.startRow = l.w * width;
   outputs.startPitch = width;
   outputs.row = y.w * y.c;
   const auto elementBytes = static_cast<int64_t>(bytesOf(outputs.out.dtype));
-  char *out = static_cast<char*>(outputs.out.data), *residual = static_cast<char*>(outputs.residual.data);
+  char *const first = static_cast<char*>(outputs.out.data), *const residual = static_cast<char*>(outputs.residual.data);
   transform(b.main, false, block.row, block.rowEnd, outputs, [&](WinogradOutput& tile, int64_t row, int64_t x) {
-    const int64_t corner = (row * y.w + x) * y.c * elementBytes;
-    tile.out.data = out + corner;
+    const int64_t corner = ((row - block.row) * y.w + x) * y.c * elementBytes;
+    tile.out.data = first + corner;
     if (residual) tile.residual.data = residual + corner;
     if (b.low.taps) tile.start = low + ((lowRow(row) - lowFirst) * l.w + x / 2) * width * 4;
   });

@@ -1,4 +1,4 @@
-#include "pool.h"
+#include "threads.h"
 
 #include <algorithm>
 #include <cmath>
@@ -27,7 +27,7 @@ static void pause() {
 // Steps follow each other within microseconds, so a helper spins for about 30 of them before it sleeps.
 static constexpr int spins = 1000;
 
-bool Gang::work(int slot) {
+bool Crew::work(int slot) {
   bool any = false;
   uint64_t word = ticket.load(std::memory_order_acquire);
   while ((word & mask) < (word >> bits & mask)) {
@@ -42,7 +42,7 @@ bool Gang::work(int slot) {
   return any;
 }
 
-void Gang::parallel(int64_t tasks, Body run) {
+void Crew::parallel(int64_t tasks, Body run) {
   const int64_t most = static_cast<int64_t>(mask / 2);  // leaves room for the tickets drawn in vain
   for (int64_t first = 0; first < tasks; first += most) {
     const int64_t count = std::min(most, tasks - first);
@@ -68,7 +68,7 @@ void Gang::parallel(int64_t tasks, Body run) {
   }
 }
 
-void Gang::help(int slot, const std::atomic<int64_t>& queuedRuns) {
+void Crew::help(int slot, const std::atomic<int64_t>& queuedRuns) {
   int waited = 0;
   while (true) {
     const uint32_t seen = generation.load();
@@ -85,7 +85,7 @@ void Gang::help(int slot, const std::atomic<int64_t>& queuedRuns) {
   }
 }
 
-void Gang::close() {
+void Crew::close() {
   closed.store(true);
   generation.fetch_add(1);
   generation.notify_all();
@@ -93,7 +93,7 @@ void Gang::close() {
 
 class Pool {
  public:
-  void submit(int threads, std::function<void(Gang&)> job) {
+  void submit(int threads, std::function<void(Crew&)> job) {
     std::unique_lock lock(mutex);
     grow(threads);
     queue.push_back({std::max(1, threads), std::move(job)});
@@ -103,7 +103,7 @@ class Pool {
   }
 
   // The calling thread leads; workers that are idle help.
-  void here(int threads, std::function<void(Gang&)> job) {
+  void here(int threads, std::function<void(Crew&)> job) {
     std::unique_lock lock(mutex);
     grow(threads);
     Job mine{std::max(1, threads), std::move(job)};
@@ -122,11 +122,11 @@ class Pool {
  private:
   struct Job {
     int threads;
-    std::function<void(Gang&)> run;
+    std::function<void(Crew&)> run;
   };
 
   void grow(int threads) {
-    const size_t wanted = static_cast<size_t>(std::max(threads, pool::hardwareThreads()));
+    const size_t wanted = static_cast<size_t>(std::max(threads, threads::hardware()));
     try {
       while (workers.size() < wanted) workers.emplace_back([this] { work(); });
     } catch (const std::system_error&) {
@@ -142,12 +142,12 @@ class Pool {
         queue.pop_front();
         queuedRuns.store(static_cast<int64_t>(queue.size()));
         lead(job, lock);
-      } else if (const auto [gang, slot] = openSlot(); gang) {
-        gang->taken[static_cast<size_t>(slot)] = true;
+      } else if (const auto [crew, slot] = openSlot(); crew) {
+        crew->taken[static_cast<size_t>(slot)] = true;
         lock.unlock();
-        gang->help(slot, queuedRuns);
+        crew->help(slot, queuedRuns);
         lock.lock();
-        gang->taken[static_cast<size_t>(slot)] = false;
+        crew->taken[static_cast<size_t>(slot)] = false;
       } else if (stop) {
         return;
       } else {
@@ -157,22 +157,22 @@ class Pool {
   }
 
   void lead(Job& job, std::unique_lock<std::mutex>& lock) {
-    const auto gang = std::make_shared<Gang>(job.threads);
-    if (job.threads > 1) gangs.push_back(gang);
+    const auto crew = std::make_shared<Crew>(job.threads);
+    if (job.threads > 1) crews.push_back(crew);
     lock.unlock();
     if (job.threads > 1) wake.notify_all();
-    job.run(*gang);
+    job.run(*crew);
     job.run = nullptr;  // what it holds goes before the lock is taken
-    gang->close();
+    crew->close();
     lock.lock();
-    if (job.threads > 1) gangs.erase(std::find(gangs.begin(), gangs.end(), gang));
+    if (job.threads > 1) crews.erase(std::find(crews.begin(), crews.end(), crew));
   }
 
-  std::pair<std::shared_ptr<Gang>, int> openSlot() const {
-    for (const auto& gang : gangs) {
-      const auto free = std::find(gang->taken.begin(), gang->taken.end(), false);
-      if (!gang->closed.load() && free != gang->taken.end())
-        return {gang, static_cast<int>(free - gang->taken.begin())};
+  std::pair<std::shared_ptr<Crew>, int> openSlot() const {
+    for (const auto& crew : crews) {
+      const auto free = std::find(crew->taken.begin(), crew->taken.end(), false);
+      if (!crew->closed.load() && free != crew->taken.end())
+        return {crew, static_cast<int>(free - crew->taken.begin())};
     }
     return {nullptr, 0};
   }
@@ -181,12 +181,12 @@ class Pool {
   std::condition_variable wake;
   std::deque<Job> queue;
   std::atomic<int64_t> queuedRuns{0};
-  std::vector<std::shared_ptr<Gang>> gangs;
+  std::vector<std::shared_ptr<Crew>> crews;
   std::vector<std::thread> workers;
   bool stop = false;
 };
 
-namespace pool {
+namespace threads {
 
 // Never destroyed by the end of the process: threads must not be joined by a static destructor.
 static std::mutex& guard() {
@@ -208,7 +208,7 @@ void release() {
   instance = nullptr;
 }
 
-void submit(int threads, std::function<void(Gang&)> job) {
+void submit(int threads, std::function<void(Crew&)> job) {
   std::lock_guard lock(guard());
   instance->submit(threads, std::move(job));
 }
@@ -221,8 +221,8 @@ void parallel(int64_t tasks, const std::function<void(int64_t)>& body) {
   }
   std::mutex mutex;
   std::exception_ptr error;
-  pool->here(hardwareThreads(), [&](Gang& gang) {
-    gang.parallel(tasks, [&](int64_t task, int) {
+  pool->here(hardware(), [&](Crew& crew) {
+    crew.parallel(tasks, [&](int64_t task, int) {
       try {
         body(task);
       } catch (...) {
@@ -248,7 +248,7 @@ static double cgroupCores() {
   return INFINITY;
 }
 
-int hardwareThreads() {
+int hardware() {
   static const int count = [] {
     int cores = static_cast<int>(std::thread::hardware_concurrency());
 #if defined(__linux__)
@@ -261,5 +261,5 @@ int hardwareThreads() {
   return count;
 }
 
-}  // namespace pool
+}  // namespace threads
 }  // namespace octconv

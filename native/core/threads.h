@@ -1,4 +1,4 @@
-// The one thread pool of the process. A run is led by one worker; idle workers join its gang and take tasks of its
+// The one thread pool of the process. A run is led by one worker; idle workers join its crew and take tasks of its
 // steps. A worker that leads or helps leaves nothing to wait for: with many runs in flight each has one thread (the
 // best throughput), with one run it has all it asked for (the best latency).
 #pragma once
@@ -13,10 +13,10 @@
 namespace octconv {
 
 // The threads that work on one run: its leader is slot 0, helpers come and go.
-class Gang {
+class Crew {
  public:
   using Body = FunctionRef<void(int64_t task, int slot)>;
-  explicit Gang(int threads) : threads(threads), taken(static_cast<size_t>(threads), false) { taken[0] = true; }
+  explicit Crew(int threads) : threads(threads), taken(static_cast<size_t>(threads), false) { taken[0] = true; }
 
   // Calls body(task, slot) once for each task; returns when all are done.
   void parallel(int64_t tasks, Body body);
@@ -42,18 +42,18 @@ class Gang {
   std::vector<bool> taken;  // slots, guarded by the pool's mutex
 };
 
-namespace pool {
+namespace threads {
 
 // Each environment (main thread or worker_threads) retains the pool; the last release joins its threads.
 void retain();
 void release();
-// Runs job(gang) on a worker; at most `threads` of them work on it.
-void submit(int threads, std::function<void(Gang&)> job);
+// Runs job(crew) on a worker; at most `threads` of them work on it.
+void submit(int threads, std::function<void(Crew&)> job);
 // Calls body(task) once for each task, on the calling thread and on workers that are idle: it waits for no run. Throws
 // what one of them threw.
 void parallel(int64_t tasks, const std::function<void(int64_t task)>& body);
 // Cores that this process may use: the affinity mask, at most the cgroup's CPU quota.
-int hardwareThreads();
+int hardware();
 
-}  // namespace pool
+}  // namespace threads
 }  // namespace octconv

@@ -1,19 +1,30 @@
-// What an octConv node says (see octconv.cc), for the files that compute it.
+// What an octConv node says (see contract.cc), for the files that compute it.
 #pragma once
 #include <cmath>
 #include <optional>
 
-#include "../core/op.h"
+#include "../../core/node.h"
 
 namespace octconv {
+
+// batchNorm, then clamp; each may be absent.
+struct Activation {
+  std::string batchNorm;  // role of its parameters
+  double eps = 1e-5;
+  float least = -INFINITY, most = INFINITY;
+  bool operator==(const Activation&) const = default;
+  bool isIdentity() const { return *this == Activation{{}, eps}; }
+};
 
 struct Source {
   size_t input;
   std::string weight;
   Size3 kernel, stride, padding, dilation;
-  int64_t groups, pool;  // pool: how often P is applied to the input first
-  bool upsample;         // U is applied to the product
-  float scale;           // i8: the input as u8
+  int64_t groups;
+  Activation prologue;  // of the input, before it is pooled
+  int64_t pool;         // how often P is applied to the input
+  bool upsample;        // U is applied to the product
+  float scale;          // i8: the input as u8
   int zero;
   int64_t taps() const { return kernel.product(); }
 };
@@ -22,6 +33,12 @@ struct Term {
   std::vector<Source> sources;
   std::string bias, batchNorm;
   double eps;
+};
+
+struct Store {
+  size_t output;
+  Activation activation;
+  int64_t pool;  // how often P is applied after it
 };
 
 // What the products of a branch are made of.
@@ -33,10 +50,9 @@ inline DType activationOf(Compute compute) {
 struct Branch {
   std::vector<Term> terms;
   std::optional<size_t> residual;
-  float low, high;
-  std::vector<size_t> outputs;
+  std::vector<Store> stores;
   Compute compute;
-  int64_t winograd;  // 2 or 4: by Winograd's F(2 x 2, 3 x 3) or F(4 x 4, 3 x 3); 0: directly
+  int64_t winograd;  // a hint: 2 or 4 for Winograd's F(2 x 2, 3 x 3) or F(4 x 4, 3 x 3); 0: direct convolution
 
   template <class F>
   void eachSource(F&& visit) const {
@@ -47,26 +63,25 @@ struct Branch {
 };
 
 std::vector<Branch> branchesOf(const Attr& attrs);
+Branch oneBranchOf(const Attr& attrs);  // of the attributes that a branch is packed with
 Shape halved(Shape shape, int64_t times = 1);
+// The shape of y: that of a store's value before P.
+Shape shapeOf(const Branch& branch, const Node& node);
 
 // --- Parameters -------------------------------------------------------------------------------------------------
 
 int64_t outputChannels(const Branch& branch, const Params& params);
 int64_t inputsOf(const Source& source, const Params& params);  // channels that a weight reads: of a group
 
-// Batch normalisation in evaluation mode as y = scale * x + shift, per output channel; the term's bias included.
+// Batch normalisation in evaluation mode as y = scale * x + shift, per channel.
 struct Affine {
   std::vector<double> scale, shift;
 };
-Affine affineOf(const Term& term, const Params& params, int64_t channels);
+Affine affineOf(const Term& term, const Params& params, int64_t channels);  // the term's bias included
+Affine affineOf(const Activation& activation, const Params& params);        // empty without batch normalisation
 
 // A source's weight, shape checked, [O, I / groups, taps]: numbers, or integers; either way times a scale per output.
 const Param& weightOf(const Source& source, const Params& params, int64_t outputs);
 std::vector<float> weightScalesOf(const Source& source, const Params& params, int64_t outputs);
-
-// --- The fast kernel (octconv_cpu.cc) ---------------------------------------------------------------------------
-
-std::shared_ptr<const Packed> packFast(const std::vector<Branch>& branches, const Params& params);
-Kernel makeFast(const Node& node, const std::vector<Branch>& branches);
 
 }  // namespace octconv

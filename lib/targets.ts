@@ -1,0 +1,55 @@
+/**
+ * Which passes make a graph into the steps that a device runs. All that they know of a device are its traits, plain data
+ * that its native side tells; none reads a global, and none needs the addon.
+ */
+import type { DType } from './dtype.js';
+import { chooseAlgorithms } from './graph/algorithm.js';
+import { fuse } from './graph/fuse.js';
+import type { ComputeType, Graph } from './graph/graph.js';
+import { lower, type Step, type Steps } from './graph/lower.js';
+import { subBatch } from './graph/subbatch.js';
+import { assignTypes, type Quantized } from './graph/types.js';
+
+/** See `Traits` in native/core/device.h. */
+export interface Traits {
+  /** Instruction set or architecture. */
+  readonly isa: string;
+  /** Threads that a run has unless told otherwise. */
+  readonly threads: number;
+  /** Values in the arena begin at multiples of so many bytes. */
+  readonly align: number;
+  /** Whether it takes steps after fusion, or the graph as recorded. */
+  readonly fuses: boolean;
+  /** Whether it goes over a batch some images at a time. */
+  readonly subBatches: boolean;
+  /** Whether it knows the hint `winograd`. */
+  readonly winograd: boolean;
+  /** What it multiplies faster than f32. */
+  readonly dotProducts: readonly ComputeType[];
+  /** Data types of inputs that an op has a kernel for, and whether outputs have the type of the inputs. */
+  readonly ops: { readonly [op: string]: { readonly dtypes: readonly DType[]; readonly keepsType: boolean } };
+}
+
+/** What steps are made for. */
+export interface Aim {
+  readonly traits: Traits;
+  readonly threads?: number;
+  /** What convolutions multiply; default f32. */
+  readonly compute?: ComputeType;
+  readonly quantized?: Quantized;
+}
+
+type Pass = (steps: Steps) => Steps;
+
+/** The steps that a device runs. */
+export function stepsFor(graph: Graph, { threads = 1, compute = 'f32', quantized = new Map(), traits }: Aim): Steps {
+  const types: Pass = (steps) => assignTypes(steps, { compute, quantized, traits });
+  const elements = (name: string) => (graph.params.get(name) ?? []).reduce((a, b) => a * b, 1);
+  const weightBytes = (step: Step) => Object.values(step.params).reduce((sum, name) => sum + elements(name), 0) * bytesPerWeight[compute];
+  const passes: Pass[] = [(steps) => (traits.fuses ? fuse(steps, types) : types(steps))];
+  if (traits.subBatches) passes.push((steps) => subBatch(steps, threads, weightBytes));
+  if (traits.winograd) passes.push((steps) => chooseAlgorithms(steps, traits));
+  return passes.reduce((steps, pass) => pass(steps), lower(graph));
+}
+
+const bytesPerWeight = { f32: 4, bf16: 2, i8: 1 } as const;

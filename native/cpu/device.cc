@@ -1,0 +1,24 @@
+// The device `cpu`: fused kernels, for the widest instruction set that the CPU has.
+#include "../core/threads.h"
+#include "host_device.h"
+#include "levels.h"
+
+namespace octconv {
+
+static Device& open(int index) {
+  onlyFirst("cpu", index);
+  static auto& device = *new HostDevice<Cpu>("cpu", [] {
+    Traits traits;
+    traits.isa = levelNames[static_cast<int>(level())];
+    traits.threads = threads::hardware();
+    traits.fuses = traits.subBatches = traits.winograd = true;
+    if (level() >= Level::avx512vnni) traits.dotProducts.push_back(DType::i8);
+    if (level() >= Level::avx512bf16) traits.dotProducts.push_back(DType::bf16);
+    return traits;
+  }());
+  return device;
+}
+
+static const Registered<DeviceKind> kind{"cpu", {open}};
+
+}  // namespace octconv

@@ -1,0 +1,107 @@
+#include "program.h"
+
+#include <chrono>
+
+#include "../core/threads.h"
+
+namespace octconv {
+
+void Run::parallel(int64_t tasks, Body body) {
+  crew->parallel(tasks,
+                 [&](int64_t task, int slot) { body(task, scratch + static_cast<size_t>(slot) * scratchStride); });
+}
+
+HostProgram::HostProgram(PlanSpec given, std::vector<Kernel> made) : spec(std::move(given)), kernels(std::move(made)) {
+  size_t shared = 0, scratch = 0;
+  for (const Kernel& kernel : kernels) {
+    shared = std::max(shared, kernel.sharedBytes);
+    scratch = std::max(scratch, kernel.threadBytes);
+  }
+  Layout layout;
+  layout.add(spec.arenaBytes);
+  sharedAt = layout.add(shared);
+  scratchStride = (scratch + 127) / 64 * 64;  // threads never share a cache line
+  scratchAt = layout.add(scratchStride * static_cast<size_t>(spec.threads));
+  runBytes_ = layout.size();
+  for (const auto* sizes : {&spec.inputBytes, &spec.outputBytes})
+    for (const size_t bytes : *sizes) boundary.add(bytes);
+}
+
+std::vector<StepInfo> HostProgram::steps() const {
+  std::vector<StepInfo> steps;
+  for (const Kernel& kernel : kernels) steps.push_back({kernel.algorithm});
+  return steps;
+}
+
+struct HostProgram::HostRequest : Request {
+  std::shared_ptr<HostProgram> program;
+  Memory memory;
+
+  explicit HostRequest(std::shared_ptr<HostProgram> owner) : program(std::move(owner)) {
+    memory = program->boundaries.take();
+    if (memory.size() == 0) memory = Memory(program->boundary.size());
+    Layout layout;
+    const auto place = [&](const std::vector<size_t>& sizes, std::vector<std::span<std::byte>>& spans) {
+      for (const size_t bytes : sizes)
+        spans.emplace_back(reinterpret_cast<std::byte*>(memory.data() + layout.add(bytes)), bytes);
+    };
+    place(program->spec.inputBytes, inputs);
+    place(program->spec.outputBytes, outputs);
+  }
+  ~HostRequest() override { program->boundaries.give(std::move(memory)); }
+};
+
+std::shared_ptr<Request> HostProgram::prepare() {
+  return std::make_shared<HostRequest>(std::static_pointer_cast<HostProgram>(shared_from_this()));
+}
+
+void HostProgram::start(std::shared_ptr<Request> request, std::function<void()> done) {
+  threads::submit(spec.threads, [this, request = std::move(request), done = std::move(done)](Crew& crew) {
+    try {
+      go(*request, crew);
+    } catch (const std::exception& error) { request->error = error.what(); }
+    done();
+  });
+}
+
+void HostProgram::go(Request& request, Crew& crew) {
+  Room room = rooms.take();
+  if (room.block.size() == 0) room.block = Memory(runBytes_);
+  char* const arena = room.block.data();
+  const auto address = [&](size_t id, int64_t round) -> void* {
+    const PlanSpec::Value& value = spec.values[id];
+    char* const first =
+        value.place == PlanSpec::Place::input    ? reinterpret_cast<char*>(request.inputs[value.at].data())
+        : value.place == PlanSpec::Place::output ? reinterpret_cast<char*>(request.outputs[value.at].data())
+                                                 : arena + value.at;
+    return value.rounds == 1 ? first : first + static_cast<size_t>(round) * value.type.bytes();
+  };
+  Run& run = room.run;
+  run.crew = &crew;
+  run.shared = arena + sharedAt;
+  run.scratch = arena + scratchAt;
+  run.scratchStride = scratchStride;
+  using Clock = std::chrono::steady_clock;
+  auto start = Clock::now();
+  const auto runStep = [&](size_t i, int64_t round) {
+    run.inputs.clear(), run.outputs.clear();
+    for (const size_t id : spec.steps[i].inputs) run.inputs.push_back(address(id, round));
+    for (const size_t id : spec.steps[i].outputs) run.outputs.push_back(address(id, round));
+    kernels[i].run(run);
+    if (request.stepMilliseconds.empty()) return;
+    const auto now = Clock::now();
+    request.stepMilliseconds[i] += std::chrono::duration<float, std::milli>(now - start).count();
+    start = now;
+  };
+  const auto stopped = [&] { return request.stop.load(std::memory_order_relaxed); };
+  size_t first = 0;
+  for (const PlanSpec::Segment& segment : spec.segments) {
+    for (int64_t round = 0; round < segment.rounds && !stopped(); round++)
+      for (size_t i = first; i < first + segment.steps && !stopped(); i++) runStep(i, round);
+    first += segment.steps;
+  }
+  request.completed = !stopped();
+  rooms.give(std::move(room));
+}
+
+}  // namespace octconv

@@ -1,0 +1,450 @@
+// octConv on the CPU.
+//
+// A task computes a block of output pixels (whole rows, or whole images where they are small) for some panels of
+// output channels (1 to 4 vectors each). For each panel:
+//   1. conv(xL; Wlh) of the low pixels under the block goes into T, a few KB that stay in the L1 cache;
+//   2. the register tiles of the block START from their T (upsampling costs a load), add up all other sources,
+//      add the residual, clamp and store.
+// In the end the other stores, batch normalised, clamped or pooled, are made of the rows just stored.
+// Nothing is shared between tasks, so neither a barrier nor the thread count can change a bit.
+//
+// Some inputs need preparing, in a pass before the tasks: one with a prologue; one that the producer could not write as it is wanted (the
+// network's own, an odd number of channels), which is converted, its channels filled up to whole words of 32 bits, and
+// pooled; and one of few channels under a wide kernel (the stem's 7x7 over RGB), which is copied with its padding so
+// that a row of taps is one tap of kernel.w * C channels.
+#include "cpu.h"
+
+#include "../../cpu/rows.h"
+
+namespace octconv {
+namespace {
+
+constexpr int64_t fewChannels = 16;           // below this an input under a wide kernel is copied with its padding
+constexpr int64_t blockBytes = 256 << 10;     // input bytes of a block: a good part of the L2 cache
+constexpr int64_t winogradBytes = 384 << 10;  // transformed inputs and sums of a block: most of the L2 cache
+constexpr int64_t fewestTiles = 24;
+constexpr int64_t fewestPixels = 48;  // of a block: a panel's weights are read once per block
+constexpr double taskFlops = 2e6;     // about 20 us: less is not worth another thread
+constexpr int64_t tasksPerThread = 6;
+
+Elements elementsOf(void* data, const TensorType& type) { return {data, type.dtype, type.scale, type.zero}; }
+
+// --- Inputs -----------------------------------------------------------------------------------------------------
+
+// The same numbers: roles of different branches may have one name.
+bool sameNumbers(const float* a, const float* b, int64_t count) {
+  return a == b || (a && b && std::equal(a, a + count, b));
+}
+
+// Adds what a source reads to the plan, unless it is there; gives its index.
+int prepare(FastPlan& plan, Prepared wanted, Layout& layout) {
+  for (size_t i = 0; i < plan.prepared.size(); i++) {
+    const Prepared& p = plan.prepared[i];
+    if (p.input == wanted.input && p.compute == wanted.compute && p.groups == wanted.groups &&
+        p.padding == wanted.padding && p.pool == wanted.pool && p.step == wanted.step && p.zero == wanted.zero &&
+        p.least == wanted.least && p.most == wanted.most && sameNumbers(p.scale, wanted.scale, p.from.c) &&
+        sameNumbers(p.shift, wanted.shift, p.from.c))
+      return static_cast<int>(i);
+  }
+  Shape shape = wanted.from;
+  shape.h += 2 * wanted.padding.h, shape.w += 2 * wanted.padding.w;
+  shape.c = wanted.groups * wordsOf(shape.c / wanted.groups, wanted.compute) * perWord(wanted.compute);
+  for (int64_t times = 0; times <= wanted.pool; times++) {
+    wanted.shapes.push_back(halved(shape, times));
+    wanted.offsets.push_back(layout.add(wanted.shapes.back().elements() * sizeOf(wanted.compute)));
+  }
+  plan.prepared.push_back(std::move(wanted));
+  return static_cast<int>(plan.prepared.size()) - 1;
+}
+
+// The sum over a branch's main sources, or over its upsampled ones (`low`).
+Sum sumOf(FastPlan& plan, const Node& node, const BranchPlan& b, const Shape& y, bool low, Layout& layout) {
+  const Branch& branch = b.spec;
+  const bool depthwise = b.packed->depthwise;
+  Sum sum;
+  const int64_t bytes = sizeOf(branch.compute);
+  sum.grid = sum.points = low ? halved(y) : y;
+  if (const int64_t o = branch.winograd; o > 0)
+    sum.points.h = (sum.grid.h + o - 1) / o, sum.points.w = (sum.grid.w + o - 1) / o;
+  sum.tapRuns.resize(branch.groups());
+  size_t next = 0;
+  branch.eachSource([&](const Source& s) {
+    const PackedBranch::ScaleShift& norm = b.packed->prologues[next++];
+    if (s.upsample != low) return;
+    const TensorType& x = node.inputs[s.input];
+    const int64_t inGroup = x.shape.c / s.groups;
+    const bool rowTaps = !branch.winograd && inGroup < fewChannels && s.kernel.w > 1 && s.groups == 1 &&
+                         s.dilation.w == 1 && s.pool == 0;
+    const bool whole = depthwise || inGroup * bytes % 4 == 0;
+    const bool asIs = x.dtype == activationOf(branch.compute) && whole && s.pool == 0 && !rowTaps &&
+                      s.prologue.isIdentity();
+    TileSource source{branch.winograd ? overTiles(s, branch.winograd) : s, -1, x.shape, {}, rowTaps};
+    if (!asIs) {
+      source.prepared = prepare(plan,
+                                {s.input, branch.compute,
+                                 depthwise ? 1 : s.groups,  // it reads elements, not words: one group, as wide as it is
+                                 rowTaps ? s.padding : Size3(0, 0, 0), s.prologue.least, s.prologue.most,
+                                 norm.channels ? b.packed->floats(norm.scale) : nullptr,
+                                 norm.channels ? b.packed->floats(norm.shift) : nullptr, s.pool, s.scale, s.zero,
+                                 x.shape, {}, {}},
+                                layout);
+      source.shape = plan.prepared[source.prepared].shapes.back();
+    }
+    const int64_t pitch = source.shape.c * bytes, channels = pitch / s.groups;
+    for (int64_t g = 0; g < branch.groups(); g++)
+      sum.tapRuns[g].push_back({source.taps(),
+                                rowTaps     ? s.kernel.w * pitch
+                                : depthwise ? 0
+                                            : channels,
+                                depthwise ? g * bytes : g * channels});
+    source.zeros.assign(rowTaps ? s.kernel.w * pitch : pitch,
+                        static_cast<char>(branch.compute == Compute::i8 ? s.zero : 0));
+    sum.taps += source.taps();
+    sum.sources.push_back(std::move(source));
+  });
+  return sum;
+}
+
+// Converts, pads and pools one plane.
+void runPrepared(const Prepared& p, const Node& node, const Run& run, int64_t plane) {
+  const auto convert = OCTCONV_PICK(convertElements);
+  const auto activate = OCTCONV_PICK(activatePixels);
+  const TensorType& type = node.inputs[p.input];
+  const Shape& shape = p.shapes[0];
+  const int64_t bytes = sizeOf(p.compute), inGroup = p.from.c / p.groups, group = shape.c / p.groups;
+  const auto fromBytes = static_cast<int64_t>(bytesOf(type.dtype));
+  const auto planeOf = [&](size_t k) {
+    return run.shared + p.offsets[k] + plane * p.shapes[k].h * p.shapes[k].w * shape.c * bytes;
+  };
+  const char* from = run.in<char>(p.input) + plane * p.from.h * p.from.w * p.from.c * fromBytes;
+  char* to = planeOf(0);
+  const auto put = [&](int64_t count) {  // elements that lie together on both sides
+    const Elements x = elementsOf(const_cast<char*>(from), type), y{to, activationOf(p.compute), p.step, p.zero};
+    if (p.activates())
+      activate(x, p.from.c, y, p.from.c, p.scale, p.shift, p.least, p.most, count / p.from.c, p.from.c);
+    else
+      convert(x, y, count);
+    from += count * fromBytes, to += count * bytes;
+  };
+  const auto outside = static_cast<char>(p.compute == Compute::i8 ? p.zero : 0);
+  const auto fill = [&](int64_t count) {
+    std::fill(to, to + count * bytes, outside);
+    to += count * bytes;
+  };
+  fill(p.padding.h * shape.w * shape.c);
+  for (int64_t y = 0; y < p.from.h; y++) {
+    fill(p.padding.w * shape.c);
+    // Converted at the end of their row, then moved to their places from the front.
+    const int64_t count = p.from.w * p.groups;
+    char* row = to;
+    to += count * (group - inGroup) * bytes;
+    const char* packed = to;
+    put(count * inGroup);
+    // Byte by byte: there are few, too few for a call.
+    for (int64_t i = 0; group > inGroup && i < count; i++) {
+      for (int64_t k = 0; k < inGroup * bytes; k++) *row++ = *packed++;
+      for (int64_t k = inGroup * bytes; k < group * bytes; k++) *row++ = outside;
+    }
+    fill(p.padding.w * shape.c);
+  }
+  fill(p.padding.h * shape.w * shape.c);
+  const auto halve = OCTCONV_PICK(halveRows);
+  for (size_t k = 1; k < p.shapes.size(); k++)
+    halve(activationOf(p.compute), planeOf(k - 1), shape.c, p.shapes[k - 1].h, p.shapes[k - 1].w, planeOf(k), shape.c,
+          static_cast<int>(shape.c));
+}
+
+// --- Stores -----------------------------------------------------------------------------------------------------
+
+// Groups a branch's stores, the one that tiles write first: the only one, if it is just clamped; else y itself, as f32.
+std::vector<StoreGroup> groupStores(const Node& node, const BranchPlan& b, const Shape& y) {
+  std::vector<StoreGroup> groups;
+  std::vector<const Activation*> activations;
+  for (size_t k = 0; k < b.spec.stores.size(); k++) {
+    const Store& store = b.spec.stores[k];
+    size_t g = 0;
+    while (g < groups.size() && !(*activations[g] == store.activation)) g++;
+    if (g == groups.size()) {
+      const PackedBranch::ScaleShift& norm = b.packed->stores[k];
+      TensorType type = node.outputs[store.output];
+      type.shape = y;
+      groups.push_back({type, store.activation.least, store.activation.most,
+                        norm.channels ? b.packed->floats(norm.scale) : nullptr,
+                        norm.channels ? b.packed->floats(norm.shift) : nullptr, 1, {}, {}});
+      activations.push_back(&store.activation);
+    }
+    groups[g].levels = std::max(groups[g].levels, static_cast<int>(store.pool) + 1);
+    groups[g].outputs[store.pool] = store.output;
+  }
+  if (groups.size() == 1 && !groups[0].scale) return groups;
+  for (size_t g = 0; g < groups.size(); g++)
+    if (activations[g]->isIdentity() && groups[g].type.dtype == DType::f32) {
+      std::swap(groups[0], groups[g]);
+      return groups;
+    }
+  groups.insert(groups.begin(), StoreGroup{{DType::f32, y}, -INFINITY, INFINITY, nullptr, nullptr, 1, {}, {}});
+  return groups;
+}
+
+// Lays out the levels that are no outputs; gives the end.
+size_t layOutStores(BranchPlan& b, size_t from) {
+  Layout layout;
+  layout.add(from);
+  b.storesAt = layout.size();
+  const Shape y = b.main.grid;
+  for (StoreGroup& group : b.stores)
+    for (int k = 0; k < group.levels; k++) {
+      const int64_t rows = b.planes > 1 ? b.planes * halved(y, k).h : (b.rows >> k) + 1;
+      const Shape level = halved(y, k);
+      if (!group.outputs[k]) group.scratch[k] = layout.add(rows * level.w * level.c * bytesOf(group.type.dtype));
+    }
+  return layout.size();
+}
+
+// The row of level k that a row of y goes into; rows are counted through all planes.
+int64_t rowAt(const Shape& y, int64_t row, int k) { return row / y.h * halved(y, k).h + (row % y.h >> k); }
+
+// Where a block's part of a level begins.
+char* levelAt(const BranchPlan& b, const StoreGroup& group, int k, const Block& block, const Run& run, char* memory) {
+  if (!group.outputs[k]) return memory + group.scratch[k];
+  const Shape level = halved(b.main.grid, k);
+  const auto bytes = static_cast<int64_t>(bytesOf(group.type.dtype));
+  return run.out<char>(*group.outputs[k]) + rowAt(b.main.grid, block.row, k) * level.w * level.c * bytes;
+}
+
+// P of a level, of all panels at once: lines of one panel, a power of two apart, share few sets of the cache (the first
+// stage's last convolutions took 10 % longer panel by panel).
+void halveLevel(const BranchPlan& b, const StoreGroup& group, int k, const Block& block, const Panel& panels,
+                const char* from, char* to) {
+  const auto halve = OCTCONV_PICK(halveRows);
+  const Shape &y = b.main.grid, in = halved(y, k - 1), out = halved(y, k);
+  const auto bytes = static_cast<int64_t>(bytesOf(group.type.dtype));
+  for (int64_t row = block.row; row < block.rowEnd;) {  // plane by plane
+    const int64_t end = std::min(block.rowEnd, (row / y.h + 1) * y.h);
+    const int64_t first = rowAt(y, row, k - 1), last = rowAt(y, end - 1, k - 1) + 1;
+    const int64_t at = (first - rowAt(y, block.row, k - 1)) * in.w * in.c,
+                  to_ = (rowAt(y, row, k) - rowAt(y, block.row, k)) * out.w * out.c;
+    halve(group.type.dtype, from + (at + panels.begin) * bytes, in.c, last - first, in.w,
+          to + (to_ + panels.begin) * bytes, out.c, static_cast<int>(panels.channels));
+    row = end;
+  }
+}
+
+// What is made of the values that tiles have just stored.
+void runStores(const BranchPlan& b, const Block& block, const Run& run, char* memory) {
+  const Panel panels = b.packed->joined(block.panelBegin, block.panelEnd);
+  const Shape& y = b.main.grid;
+  const auto at = [&](const StoreGroup& group, int k) { return levelAt(b, group, k, block, run, memory); };
+  const auto channelsOf = [&](const StoreGroup& group, char* data) {
+    return elementsOf(data + panels.begin * static_cast<int64_t>(bytesOf(group.type.dtype)), group.type);
+  };
+  for (size_t g = 0; g < b.stores.size(); g++) {
+    const StoreGroup& group = b.stores[g];
+    if (g > 0)
+      OCTCONV_PICK(activatePixels)
+      (channelsOf(b.stores[0], at(b.stores[0], 0)), y.c, channelsOf(group, at(group, 0)), y.c,
+       group.scale ? group.scale + panels.begin : nullptr, group.shift ? group.shift + panels.begin : nullptr,
+       group.least, group.most, (block.rowEnd - block.row) * y.w, panels.channels);
+    for (int k = 1; k < group.levels; k++) halveLevel(b, group, k, block, panels, at(group, k - 1), at(group, k));
+  }
+}
+
+// --- Tasks ------------------------------------------------------------------------------------------------------
+
+void runTask(const FastPlan& plan, const Node& node, const BranchPlan& b, int64_t task, const Run& run, char* memory) {
+  const Shape& y = b.main.grid;
+  const int64_t at = task / b.panelGroups, plane = at / b.rowBlocks * b.planes;
+  const int64_t row = plane * y.h + at % b.rowBlocks * b.rows;
+  const auto [begin, end] = piece(static_cast<int64_t>(b.packed->panels.size()), b.panelGroups, task % b.panelGroups);
+  const Block block{row, std::min(row + b.planes * b.rows, std::min((plane + b.planes) * y.h, y.rows())), begin, end};
+  char* const out = levelAt(b, b.stores[0], 0, block, run, memory);
+  (b.spec.winograd ? runWinograd : runDirect)(plan, node, b, block, run, memory, out);
+  runStores(b, block, run, memory);
+}
+
+// How a branch is cut into tasks; by shape and thread count only.
+void split(BranchPlan& b, int threads) {
+  const Shape& y = b.main.grid;
+  const int64_t o = b.spec.winograd, bytes = sizeOf(b.spec.compute);
+  int64_t inputBytes = 0, weightBytes = 0;  // per output pixel; of all panels
+  double flops = 0;
+  int levels = 1;
+  for (const StoreGroup& group : b.stores) levels = std::max(levels, group.levels);
+  for (const Sum* sum : {&b.main, &b.low})
+    for (const TileSource& s : sum->sources) {
+      const int64_t products = y.c * (s.shape.c / s.conv.groups) * s.conv.taps();
+      // Transformed inputs and sums of Winograd's tiles stay in the cache together.
+      const int64_t tile =
+          positionsOf(b.spec) * (s.shape.c * packedInputBytes(b.spec) + y.c * 4) / std::max<int64_t>(1, o * o);
+      inputBytes += (o ? tile : s.shape.c * bytes * s.conv.stride.h * s.conv.stride.w) / (s.conv.upsample ? 4 : 1);
+      weightBytes += products * packedInputBytes(b.spec);
+      flops += 2. * static_cast<double>(sum->points.pixels() * products);
+    }
+  const auto cut = [&](int64_t pixels) {
+    // Row pairs that share a low row or a pooled row stay together, as do rows of a tile, or of tiles that share one on
+    // the low grid. Blocks are of nearly equal size: one with the last few rows would read all weights for them.
+    const int64_t shared = int64_t{1} << std::max(levels - 1, b.low.taps ? 1 : 0);
+    const int64_t align = o ? std::max(shared, b.low.taps ? 2 * o : o) : shared;
+    const int64_t plane = y.h * y.w, count = std::max<int64_t>(1, (plane + pixels / 2) / pixels);
+    b.planes = std::clamp<int64_t>(pixels / plane, 1, y.n * y.t);
+    b.rows = std::min(y.h, ((y.h + count - 1) / count + align - 1) / align * align);
+    b.rowBlocks = (y.h + b.rows - 1) / b.rows;
+    b.blocks = (y.n * y.t + b.planes - 1) / b.planes * b.rowBlocks;
+  };
+  int64_t wanted = std::max(fewestPixels, (o ? winogradBytes : blockBytes) / std::max<int64_t>(1, inputBytes));
+  // Weights that come from memory are read for enough tiles.
+  if (o && weightBytes > winogradBytes) wanted = std::max(wanted, fewestTiles * o * o);
+  cut(wanted);
+  if (threads == 1) return;
+  // Every panel group of Winograd's tiles transforms the inputs again: no more of them than threads.
+  const int64_t most = int64_t{o ? 2 : tasksPerThread} * threads;
+  const int64_t useful = std::clamp<int64_t>(static_cast<int64_t>(flops / taskFlops), 1, most);
+  const auto groups = [&] {
+    const int64_t wanted = o ? std::min<int64_t>(useful, threads) : useful;
+    return std::clamp<int64_t>((wanted + b.blocks - 1) / b.blocks, 1, static_cast<int64_t>(b.packed->panels.size()));
+  };
+  // More blocks read the weights again, more panel groups the input: the larger stays whole.
+  const bool fewWeights =
+      o ? weightBytes < winogradBytes : weightBytes < inputBytes * y.pixels() || groups() * b.blocks < useful;
+  if (b.blocks < useful && fewWeights) cut(std::max(fewestPixels, std::min(wanted, y.pixels() / useful)));
+  b.panelGroups = groups();
+}
+
+// --- Making a kernel --------------------------------------------------------------------------------------------
+
+void checkWinogradTypes(const Node& node, const BranchPlan& b) {
+  const bool integers = b.spec.compute == Compute::i8;
+  int64_t channels[2] = {0, 0};
+  b.spec.eachSource([&](const Source& s) { channels[s.upsample] += node.in(s.input).c; });
+  const DType dtype = b.stores[0].type.dtype;
+  if ((b.spec.residual && node.inputs.at(*b.spec.residual).dtype != dtype) || (dtype == DType::u8) != integers)
+    fail("octConv: winograd of '", node.name, "' wants f32 or bf16, or of i8 u8, for residual and output the same");
+  const int64_t most = std::max(channels[0], channels[1]);
+  if (integers && most > winogradChannels(b.spec.winograd))
+    fail("octConv: winograd of '", node.name, "' sums up ", most, " channels of i8, wanted at most ",
+         winogradChannels(b.spec.winograd));
+}
+
+// Weights that were packed for another node are an error here, not a read out of bounds later.
+void checkWeights(const Node& node, const BranchPlan& b) {
+  const PackedBranch& packed = *b.packed;
+  const auto words = [&](const Sum& sum) {
+    int64_t count = 0;
+    for (const TapRun& taps : sum.tapRuns[0])
+      count += taps.taps * (packed.depthwise ? 1 : taps.bytes / sizeOf(packed.compute) / perPackedWord(b.spec));
+    return count;
+  };
+  if (words(b.main) != packed.mainWords || words(b.low) != packed.lowWords ||
+      packed.panels.back().begin + packed.panels.back().channels != b.main.grid.c)
+    fail("octConv: the weights given to '", node.name, "' were packed for another layer");
+}
+
+void checkPacked(const Node& node, const Branch& branch, const PackedBranch& packed, const Shape& y) {
+  size_t source = 0;
+  bool fits = packed.compute == branch.compute && packed.winograd == branch.winograd &&
+              packed.stores.size() == branch.stores.size();
+  const auto check = [&](const Activation& a, const PackedBranch::ScaleShift& norm, int64_t channels) {
+    fits = fits && norm.channels == (a.batchNorm.empty() ? 0 : channels);
+  };
+  branch.eachSource([&](const Source& s) {
+    fits = fits && source < packed.prologues.size();
+    if (fits) check(s.prologue, packed.prologues[source++], node.in(s.input).c);
+  });
+  for (size_t k = 0; fits && k < branch.stores.size(); k++) check(branch.stores[k].activation, packed.stores[k], y.c);
+  if (!fits || source != packed.prologues.size())
+    fail("octConv: the weights given to '", node.name, "' were packed for another layer");
+}
+
+BranchPlan planOf(FastPlan& plan, const Node& node, const Branch& branch, const PackedBranch& packed, int threads,
+                  Layout& shared) {
+  const Shape y = shapeOf(branch, node);
+  checkPacked(node, branch, packed, y);
+  BranchPlan b{branch, &packed, {}, {}, {}};
+  b.stores = groupStores(node, b, y);
+  if (branch.winograd) checkWinograd(branch), checkWinogradTypes(node, b);
+  b.main = sumOf(plan, node, b, y, false, shared);
+  b.low = sumOf(plan, node, b, y, true, shared);
+  checkWeights(node, b);
+  split(b, threads);
+  return b;
+}
+
+std::string describe(const BranchPlan& b) {
+  const int64_t vectors = b.packed->panels[0].vectors;
+  std::ostringstream text;
+  if (b.spec.winograd) text << "winograd " << b.spec.winograd << 'x' << b.spec.winograd << ", ";
+  text << (b.packed->depthwise ? "depthwise " : "tile ")
+       << (b.packed->depthwise ? 4 : b.packed->set->shape.maxPixels[vectors]) << 'x' << vectors * b.packed->set->lanes
+       << ' ' << b.blocks << " blocks x " << b.panelGroups;
+  return text.str();
+}
+
+void runStep(const FastPlan& plan, const Node& node, Run& run) {
+  int64_t planes = 0, tasks = 0;
+  for (const Prepared& p : plan.prepared) planes += p.from.n * p.from.t;
+  run.parallel(planes, [&](int64_t task, char*) {
+    for (const Prepared& p : plan.prepared) {
+      if (task < p.from.n * p.from.t) return runPrepared(p, node, run, task);
+      task -= p.from.n * p.from.t;
+    }
+  });
+  for (const BranchPlan& b : plan.branches) tasks += b.tasks();
+  run.parallel(tasks, [&](int64_t task, char* scratch) {
+    for (const BranchPlan& b : plan.branches) {
+      if (task < b.tasks()) return runTask(plan, node, b, task, run, scratch);
+      task -= b.tasks();
+    }
+  });
+}
+
+Kernel make(const Node& node, int threads) {
+  const std::vector<Branch> branches = branchesOf(node.attrs);
+  auto plan = std::make_shared<FastPlan>();
+  Layout shared;
+  size_t threadBytes = 0;
+  std::string algorithm;
+  for (size_t i = 0; i < branches.size(); i++) {
+    BranchPlan b = planOf(*plan, node, branches[i], node.weights<PackedBranch>(i), threads, shared);
+    threadBytes = std::max(threadBytes, layOutStores(b, b.spec.winograd ? winogradScratch(b) : directScratch(b)));
+    algorithm += (i ? ", " : "") + describe(b);
+    plan->branches.push_back(std::move(b));
+  }
+  return {[plan, node](Run& run) { runStep(*plan, node, run); }, shared.size(), threadBytes, algorithm};
+}
+
+const Registered<Kernels<Cpu>> kernels{"octConv",
+                                       {make, {DType::f32, DType::bf16, DType::u8}, packBranch, formatOf}};
+
+}  // namespace
+
+Epilogue epilogueOf(const Node& node, const BranchPlan& b, const Run& run, const Panel& panel, const Block& block,
+                    char* out) {
+  const int64_t pitch = b.main.grid.c;
+  const auto from = [&](void* data, const TensorType& type, int64_t pixel) {
+    const int64_t corner = pixel * pitch + panel.begin;
+    return elementsOf(static_cast<char*>(data) + corner * static_cast<int64_t>(bytesOf(type.dtype)), type);
+  };
+  const StoreGroup& store = b.stores[0];
+  const Elements y = from(out, store.type, 0);
+  const Elements residual =
+      b.spec.residual
+          ? from(run.inputs[*b.spec.residual], node.inputs[*b.spec.residual], block.row * b.main.grid.w)
+          : Elements{nullptr, y.dtype};
+  const bool bytes = y.dtype == DType::u8;
+  const auto zero = static_cast<float>(y.zero);
+  const float steps = 1 / y.scale, residualSteps = residual.scale * steps, least = store.least * steps + zero,
+              most = store.most * steps + zero;
+  return {b.spec.compute == Compute::i8 ? b.packed->floats(panel.scale) : nullptr,
+          b.packed->floats(panel.bias),
+          steps,
+          zero - static_cast<float>(residual.zero) * residualSteps,
+          residual,
+          residualSteps,
+          y,
+          pitch,
+          panel.channels,
+          bytes ? std::clamp(least, 0.f, 255.f) : least,
+          bytes ? std::clamp(most, 0.f, 255.f) : most};
+}
+
+}  // namespace octconv

@@ -1,0 +1,282 @@
+// Weights of octConv as the tiles of the CPU read them: batch normalisation folded in, in panels of output channels,
+// [tap][word of input channels][output channel].
+#include "cpu.h"
+
+namespace octconv {
+namespace {
+
+// Puts the weights of element `i` of a word for `channels` of `width` output channels (see Words in tile.h); they lie
+// `stride` apart.
+void putWeights(Words words, char* word, int64_t width, int64_t channels, int64_t i, const float* w, int64_t stride) {
+  const auto put = [&](auto* to, int64_t step, auto&& convert) {
+    for (int64_t c = 0; c < channels; c++) to[c * step] = convert(w[c * stride]);
+  };
+  switch (words) {
+    case Words::f32:
+      return put(reinterpret_cast<float*>(word), 1, [](float x) { return x; });
+    case Words::bf16:
+      return put(reinterpret_cast<BFloat16*>(word) + i, 2, bfloat16Of);
+    case Words::bf16AsF32:
+      return put(reinterpret_cast<float*>(word) + i * width, 1, [](float x) { return floatOf(bfloat16Of(x)); });
+    case Words::u8:
+      return put(reinterpret_cast<int8_t*>(word) + i, 4, [](float x) { return static_cast<int8_t>(x); });
+    case Words::i16:
+      return put(reinterpret_cast<int16_t*>(word) + i, 2, [](float x) { return static_cast<int16_t>(x); });
+    case Words::u8AsI16:
+      return put(reinterpret_cast<int16_t*>(word) + i % 2 * width * 2 + i / 2, 2,
+                 [](float x) { return static_cast<int16_t>(x); });
+  }
+}
+
+// Splits a group's channels into panels of nearly equal vectors, about as many as are best.
+std::vector<Panel> panelsOf(const TileSet& set, int64_t channels, int64_t groups, bool depthwise) {
+  const auto& [best, most, pixels] = set.shape;
+  std::vector<Panel> panels;
+  for (int64_t g = 0; g < (depthwise ? 1 : groups); g++) {
+    const int64_t inGroup = depthwise ? channels : channels / groups, vectors = (inGroup + set.lanes - 1) / set.lanes;
+    const int64_t count = depthwise ? vectors : std::max((vectors + most - 1) / most, vectors / best);
+    for (int64_t i = 0; i < count; i++) {
+      const auto [first, last] = piece(vectors, count, i);
+      const int64_t begin = first * set.lanes;
+      panels.push_back({g * inGroup + begin, std::min(inGroup, last * set.lanes) - begin, last - first,
+                        depthwise ? begin : g, 0, 0, 0, 0});
+    }
+  }
+  return panels;
+}
+
+// Whether i8 weights do not do as i8: -128 changes its sign with a negative batch normalisation, and where pairs of
+// products saturate, two weights of neighbouring input channels add up to more than 128.
+bool needsShorts(const Branch& branch, const Params& params, const std::vector<Affine>& affines, bool saturates) {
+  const int64_t outputs = outputChannels(branch, params);
+  for (size_t t = 0; t < branch.terms.size(); t++)
+    for (const Source& s : branch.terms[t].sources) {
+      const std::vector<float> w = weightOf(s, params, outputs).floats();
+      const int64_t inputs = inputsOf(s, params), taps = s.taps();
+      for (int64_t o = 0; o < outputs; o++)
+        for (int64_t i = 0; i < inputs; i++)
+          for (int64_t tap = 0; tap < taps; tap++) {
+            const float* x = w.data() + (o * inputs + i) * taps + tap;
+            if (x[0] == -128 && affines[t].scale[o] < 0) return true;
+            if (saturates && i % 2 == 0 && i + 1 < inputs && std::abs(x[0] + x[taps]) > 128) return true;
+          }
+    }
+  return false;
+}
+
+// Words of weights of a tap and an output channel.
+int64_t tapWordsOf(const Branch& branch, const Source& source, const Params& params) {
+  return wordsOf(inputsOf(source, params), branch.compute) * perWord(branch.compute) / perPackedWord(branch);
+}
+
+const TileSet& tileSetOf(const Branch& branch, const Params& params, const std::vector<Affine>& affines) {
+  const auto& sets = *OCTCONV_PICK(tileSets);
+  if (branch.compute != Compute::i8) return sets[branch.winograd ? 0 : static_cast<int>(branch.compute)];
+  return sets[branch.winograd ? 4 : needsShorts(branch, params, affines, sets[2].saturates) ? 3 : 2];
+}
+
+void checkChannels(const Branch& branch, const Params& params) {
+  const int64_t channels = outputChannels(branch, params), groups = branch.groups();
+  if (channels < 1 || groups < 1 || channels % groups)
+    fail("octConv: ", groups, " groups do not divide ", channels, " output channels");
+  branch.eachSource([&](const Source& s) { weightOf(s, params, channels); });
+}
+
+// Where the panels' numbers go: panel by panel, in the order of their use.
+void layOutDirect(PackedBranch& packed, Layout& layout) {
+  const bool integers = packed.compute == Compute::i8;
+  for (Panel& panel : packed.panels) {
+    const int64_t width = panel.vectors * packed.set->lanes;
+    const int64_t bytes = packed.depthwise ? 4 : packedBytes(packed.set->words);
+    panel.bias = layout.add(width * 4);
+    panel.scale = integers ? layout.add(width * 4) : 0;
+    panel.low = layout.add(packed.lowWords * width * bytes);
+    panel.weights = layout.add(packed.mainWords * width * bytes);
+  }
+}
+
+// [position][panel], as Winograd's products read them.
+void layOutWinograd(PackedBranch& packed, const Branch& branch, Layout& layout) {
+  for (const Panel& panel : packed.panels) packed.widths += panel.vectors * packed.set->lanes;
+  const int64_t all = packed.widths * 4, positions = positionsOf(branch);
+  size_t bias = layout.add(all), scale = packed.compute == Compute::i8 ? layout.add(all) : 0;
+  size_t main = layout.add(packed.mainWords * all), low = layout.add(packed.lowWords * all);
+  for (Panel& panel : packed.panels) {
+    const int64_t bytes = panel.vectors * packed.set->lanes * 4;
+    panel.bias = bias, panel.scale = scale, panel.weights = main, panel.low = low;
+    bias += bytes, scale += bytes;
+    main += packed.mainWords / positions * bytes;
+    low += packed.lowWords / positions * bytes;
+  }
+}
+
+PackedBranch::ScaleShift layOutAffine(const Affine& affine, Layout& layout) {
+  const size_t bytes = affine.scale.size() * 4;
+  if (bytes == 0) return {};
+  return {static_cast<int64_t>(affine.scale.size()), layout.add(bytes), layout.add(bytes)};
+}
+
+void putAffine(const Affine& affine, const PackedBranch::ScaleShift& at, char* memory) {
+  std::copy(affine.scale.begin(), affine.scale.end(), reinterpret_cast<float*>(memory + at.scale));
+  std::copy(affine.shift.begin(), affine.shift.end(), reinterpret_cast<float*>(memory + at.shift));
+}
+
+// Whether there are lanes beyond the last channel, or elements beyond the last input, that no weight fills.
+bool hasGaps(const Branch& branch, const PackedBranch& per, const Params& params) {
+  bool gaps = false;
+  for (const Panel& panel : per.panels) gaps = gaps || panel.channels < panel.vectors * per.set->lanes;
+  branch.eachSource([&](const Source& s) { gaps = gaps || inputsOf(s, params) % perWord(branch.compute) != 0; });
+  return gaps;
+}
+
+// The weights of a panel of one source: [channel][input][tap], with batch normalisation folded in.
+std::vector<float> foldedWeights(const Source& source, const Panel& panel, const Params& params, const Affine& affine,
+                                 int64_t outputs, bool integers) {
+  const int64_t row = inputsOf(source, params) * source.taps();
+  std::vector<float> w = weightOf(source, params, outputs).floats(panel.begin * row, panel.channels * row);
+  const std::vector<float> scales = weightScalesOf(source, params, outputs);
+  for (int64_t c = 0; c < panel.channels; c++) {
+    const double scale = affine.scale[panel.begin + c] * scales[panel.begin + c];
+    // Integers keep their size; only the sign is folded in.
+    const double factor = !integers ? scale : scale < 0 ? -1 : scale > 0 ? 1 : 0;
+    for (int64_t i = 0; i < row; i++) w[c * row + i] *= static_cast<float>(factor);
+  }
+  return w;
+}
+
+// bias[c] + unit[c] * sum is the value of a sum of products; unit[c] of integers: f32 value of one u8 x i8 product.
+struct Units {
+  std::vector<double> bias, unit;
+};
+
+// Takes in one source of integers: its scale must be the others', and its zero point goes into the bias.
+void addIntegers(Units& units, const Source& source, const Panel& panel, const Params& params, const Affine& affine,
+                 const std::vector<float>& w, int64_t outputs) {
+  const std::vector<float> scales = weightScalesOf(source, params, outputs);
+  const int64_t row = static_cast<int64_t>(w.size()) / panel.channels;
+  for (int64_t c = 0; c < panel.channels; c++) {
+    double& unit = units.unit[c];
+    const double mine = std::abs(affine.scale[panel.begin + c] * scales[panel.begin + c] * source.scale);
+    if (unit == 0) unit = mine;
+    if (std::abs(mine - unit) > 1e-4 * std::abs(unit) && mine != 0)
+      fail("octConv: ", source.weight, " has i8 of another scale than the others of output channel ",
+           panel.begin + c, ", ", mine, " instead of ", unit);
+    double sum = 0;
+    for (int64_t i = 0; i < row; i++) sum += w[c * row + i];
+    units.bias[c] -= unit * source.zero * sum;
+  }
+}
+
+// Writes one source's weights at `at`, which goes on to the next source's.
+void putSource(const Branch& branch, const PackedBranch& packed, const Panel& panel, const Source& source,
+               const Params& params, std::vector<float> w, char* memory, size_t& at) {
+  const Words format = !packed.depthwise                 ? packed.set->words
+                       : branch.compute == Compute::bf16 ? Words::bf16AsF32
+                                                         : Words::f32;  // depthwise: one f32 per channel and tap
+  const int64_t width = panel.vectors * packed.set->lanes, inputs = inputsOf(source, params);
+  const int64_t wordBytes = width * (packed.depthwise ? 4 : packedBytes(packed.set->words));
+  const int64_t taps = branch.winograd ? positionsOf(branch) : source.taps(), each = perPackedWord(branch),
+                tapWords = packed.depthwise ? 1 : tapWordsOf(branch, source, params);
+  if (branch.winograd && branch.compute == Compute::bf16)
+    for (float& x : w) x = floatOf(bfloat16Of(x));
+  if (branch.winograd) w = winogradWeights(w, branch);
+  // A tap of Winograd's, a position, has the channels of all sources together, panel by panel.
+  const int64_t all = source.upsample ? packed.lowWords : packed.mainWords,
+                tapBytes = branch.winograd ? all / taps * packed.widths * 4 : tapWords * wordBytes;
+  for (int64_t i = 0; i < inputs; i++)
+    for (int64_t tap = 0; tap < taps; tap++)
+      putWeights(format, memory + at + tap * tapBytes + i / each * wordBytes, width, panel.channels, i % each,
+                 w.data() + i * taps + tap, inputs * taps);
+  at += (branch.winograd ? 1 : taps) * tapWords * wordBytes;
+}
+
+// One panel: all terms and sources, one after the other.
+void packPanel(const Branch& branch, const PackedBranch& packed, const Panel& panel, const Params& params,
+               const std::vector<Affine>& affines, char* memory) {
+  const int64_t outputs = outputChannels(branch, params);
+  const bool integers = branch.compute == Compute::i8;
+  Units units{std::vector<double>(panel.channels, 0), std::vector<double>(panel.channels, integers ? 0 : 1)};
+  size_t main = panel.weights, low = panel.low;
+  for (size_t t = 0; t < branch.terms.size(); t++) {
+    for (int64_t c = 0; c < panel.channels; c++) units.bias[c] += affines[t].shift[panel.begin + c];
+    for (const Source& source : branch.terms[t].sources) {
+      std::vector<float> w = foldedWeights(source, panel, params, affines[t], outputs, integers);
+      if (integers) addIntegers(units, source, panel, params, affines[t], w, outputs);
+      putSource(branch, packed, panel, source, params, std::move(w), memory, source.upsample ? low : main);
+    }
+  }
+  for (int64_t c = 0; c < panel.channels; c++) {
+    reinterpret_cast<float*>(memory + panel.bias)[c] = static_cast<float>(units.bias[c]);
+    if (integers) reinterpret_cast<float*>(memory + panel.scale)[c] = static_cast<float>(units.unit[c]);
+  }
+}
+
+void write(std::ostream& out, const Size3& size) { out << size.t << 'x' << size.h << 'x' << size.w; }
+
+}  // namespace
+
+std::shared_ptr<const Packed> packBranch(const Attr& attrs, const Params& params, Crew& crew) {
+  const Branch branch = oneBranchOf(attrs);
+  checkChannels(branch, params);
+  if (branch.winograd) checkWinograd(branch);
+  const int64_t channels = outputChannels(branch, params), groups = branch.groups();
+  std::vector<Affine> affines, prologues, stores;
+  for (const Term& term : branch.terms) affines.push_back(affineOf(term, params, channels));
+  branch.eachSource([&](const Source& s) { prologues.push_back(affineOf(s.prologue, params)); });
+  for (const Store& store : branch.stores) stores.push_back(affineOf(store.activation, params));
+
+  auto packed = std::make_shared<PackedBranch>();
+  packed->set = &tileSetOf(branch, params, affines);
+  packed->compute = branch.compute;
+  packed->winograd = branch.winograd;
+  packed->depthwise = groups > 1 && groups == channels;
+  branch.eachSource([&](const Source& s) {
+    packed->depthwise = packed->depthwise && inputsOf(s, params) == 1 && !s.upsample;
+  });
+  packed->panels = panelsOf(*packed->set, channels, groups, packed->depthwise);
+  branch.eachSource([&](const Source& s) {
+    (s.upsample ? packed->lowWords : packed->mainWords) +=
+        (branch.winograd ? positionsOf(branch) : s.taps()) * tapWordsOf(branch, s, params);
+  });
+  Layout layout;
+  branch.winograd ? layOutWinograd(*packed, branch, layout) : layOutDirect(*packed, layout);
+  for (const Affine& affine : prologues) packed->prologues.push_back(layOutAffine(affine, layout));
+  for (const Affine& affine : stores) packed->stores.push_back(layOutAffine(affine, layout));
+
+  packed->memory = Memory(layout.size());
+  char* const memory = packed->memory.data();
+  if (hasGaps(branch, *packed, params)) std::fill(memory, memory + layout.size(), 0);
+  for (size_t i = 0; i < prologues.size(); i++) putAffine(prologues[i], packed->prologues[i], memory);
+  for (size_t i = 0; i < stores.size(); i++) putAffine(stores[i], packed->stores[i], memory);
+  crew.parallel(static_cast<int64_t>(packed->panels.size()), [&](int64_t panel, int) {
+    packPanel(branch, *packed, packed->panels[panel], params, affines, memory);
+  });
+  return packed;
+}
+
+// All of a branch that its packed form depends on: not where it reads and stores, nor clamps, strides and padding.
+std::string formatOf(const Attr& attrs) {
+  const Branch branch = oneBranchOf(attrs);
+  std::ostringstream out;
+  out.precision(17);
+  const auto norm = [&](const std::string& role, double eps) {
+    if (!role.empty()) out << " norm " << role << ' ' << eps;
+  };
+  out << static_cast<int>(branch.compute) << " winograd " << branch.winograd << " groups " << branch.groups();
+  for (const Term& term : branch.terms) {
+    out << " term " << term.bias;
+    norm(term.batchNorm, term.eps);
+    for (const Source& s : term.sources) {
+      out << " source " << s.weight << ' ' << s.upsample << ' ' << s.scale << ' ' << s.zero << ' ';
+      write(out, s.kernel);
+      norm(s.prologue.batchNorm, s.prologue.eps);
+    }
+  }
+  for (const Store& store : branch.stores) {
+    out << " store";
+    norm(store.activation.batchNorm, store.activation.eps);
+  }
+  return out.str();
+}
+
+}  // namespace octconv

@@ -1,0 +1,20 @@
+// The device `reference`: plain loops that specify every other device. It runs the graph as recorded.
+#include "../core/threads.h"
+#include "../cpu/host_device.h"
+
+namespace octconv {
+
+static Device& open(int index) {
+  onlyFirst("reference", index);
+  static auto& device = *new HostDevice<Reference>("reference", [] {
+    Traits traits;
+    traits.isa = "plain loops";
+    traits.threads = threads::hardware();
+    return traits;
+  }());
+  return device;
+}
+
+static const Registered<DeviceKind> kind{"reference", {open}};
+
+}  // namespace octconv

@@ -1,0 +1,145 @@
+/** Native code trusts no plan. */
+import { expect } from 'chai';
+import { type Device, native, type NativeParam, type NativePlanSpec } from '../lib/native.js';
+
+describe('ops: native code trusts no plan', () => {
+  type Sizes = readonly number[];
+  const x = [1, 1, 5, 6, 4];
+  const window = { kernel: [1, 3, 3], stride: [1, 1, 1], padding: [0, 0, 0], ceilMode: false };
+  const source = { input: 0, weight: 'w', kernel: [1, 3, 3], padding: [0, 1, 1], groups: 1, pool: 0, upsample: false };
+  const branches = (more: object, branch: object = {}) => ({
+    branches: [{ terms: [{ sources: [{ ...source, ...more }] }], stores: [{ output: 0 }], ...branch }],
+  });
+  const weight = { w: { dtype: 'f32', shape: [4, 4, 3, 3], data: new Float32Array(144) } } as const;
+
+  /** Why a plan of this one step is refused. */
+  const refusal = (
+    op: string,
+    inputs: Sizes[],
+    outputs: Sizes[],
+    attrs: object = {},
+    { packed = false, dtype = 'f32', devices = ['reference', 'cpu'] }: { packed?: boolean; dtype?: 'f32' | 'i8'; devices?: Device[] } = {},
+  ): Promise<string[]> => {
+    const values = [...inputs, ...outputs].map((shape, at) => ({ dtype, shape, place: 'arena', at: at * 4096 }) as const);
+    const ids = values.map((_, id) => id);
+    const step = { op, name: 'a.b', attrs: attrs as never, inputs: ids.slice(0, inputs.length), outputs: ids.slice(inputs.length) };
+    const refused = async (device: Device) => {
+      const list = packed ? [await native.pack(device, 'octConv', branches({}), weight)] : [];
+      await native.compile(device, { threads: 1, arenaBytes: 4096 * values.length, values, steps: [{ ...step, packed: list }] });
+    };
+    return Promise.all(devices.map((device) => refused(device).then(() => 'nothing was refused', (error: Error) => error.message)));
+  };
+  const packed = { packed: true };
+
+  it('refuses what does not fit, by the name of the op', async () => {
+    const table: [wanted: string, refused: Promise<string[]>][] = [
+      ['jump: there is no such op', refusal('jump', [x], [x])],
+      ["relu: 'a.b' has 2 inputs and 1 outputs, wanted 1 and 1", refusal('relu', [x, x], [x])],
+      ["relu: no kernel for i8 on", refusal('relu', [x], [x], {}, { dtype: 'i8' })],
+      ['relu6: input [1,1,5,6,4] and output [1,1,5,6,3]', refusal('relu6', [x], [[1, 1, 5, 6, 3]])],
+      ['softmax: output [1,1,5,6,3] of input [1,1,5,6,4]', refusal('softmax', [x], [[1, 1, 5, 6, 3]])],
+      ['add: inputs [1,1,5,6,4] and [1,1,1,1,4]', refusal('add', [x, [1, 1, 1, 1, 4]], [x])],
+      ['mul: inputs [1,1,5,6,4] and [2,1,1,1,4]', refusal('mul', [x, [2, 1, 1, 1, 4]], [x])],
+      ['concat: output [1,1,5,6,9] of inputs with 8 channels', refusal('concat', [x, x], [[1, 1, 5, 6, 9]])],
+      ['concat: input 1 is [1,1,5,5,4], wanted [1,1,5,6,4]', refusal('concat', [x, [1, 1, 5, 5, 4]], [[1, 1, 5, 6, 8]])],
+      ['maxPool: output [1,1,5,6,4] of input [1,1,5,6,4], wanted [1,1,3,4,4]', refusal('maxPool', [x], [x], window)],
+      ['avgPool: kernel 3, stride 1, padding 2', refusal('avgPool', [x], [x], { ...window, padding: [0, 2, 2] })],
+      ['maxPool: pooled output [1,1,2,2,3]', refusal('maxPool', [x], [[1, 1, 3, 4, 4], [1, 1, 2, 2, 3]], window)],
+      ['globalAvgPool: output [1,1,1,1,5]', refusal('globalAvgPool', [x], [[1, 1, 1, 1, 5]])],
+      ['upsampleNearest: output [1,1,8,12,4]', refusal('upsampleNearest', [x], [[1, 1, 8, 12, 4]], { scale: [1, 2, 2] })],
+      ['pad: output [1,1,5,6,4] of', refusal('pad', [x], [x], { before: [0, 1, 0], after: [0, 0, 0] })],
+      ['pad: sizes must not be negative', refusal('pad', [x], [x], { before: [0, -1, 0], after: [0, 1, 0] })],
+      ["batchNorm: the weights of 'a.b' were not packed for this op", refusal('batchNorm', [x], [x], {}, packed)],
+      ["octConv: the weights of 'a.b' were not packed for this op", refusal('octConv', [x], [x], branches({}))],
+      ["octConv: 'a.b' makes [1,1,5,6,4]", refusal('octConv', [x], [[1, 1, 5, 5, 4]], branches({}), packed)],
+      ['octConv: 3 groups do not divide 4', refusal('octConv', [x], [x], branches({ groups: 3 }), packed)],
+      ['octConv: padding or pool out of range', refusal('octConv', [x], [x], branches({ pool: 9 }), packed)],
+      ['octConv: compute', refusal('octConv', [x], [x], branches({}, { compute: 'f64' }), packed)],
+            ['octConv: scale 0 or zero 0 out of range', refusal('octConv', [x], [x], branches({ scale: 0 }), packed)],
+      ['octConv: scale 1 or zero 256 out of range', refusal('octConv', [x], [x], branches({ zero: 256 }), packed)],
+      ['octConv: residual [1,1,1,1,4] must be', refusal('octConv', [x, [1, 1, 1, 1, 4]], [x], branches({}, { residual: 1 }), packed)],
+      [
+        "octConv: the weights given to 'a.b' were packed for another layer",
+        refusal('octConv', [x], [[1, 1, 5, 6, 5]], branches({}), packed),
+      ],
+    ];
+    const huge = [2 ** 31, 2 ** 9, 2 ** 24, 1, 1]; // 2^64 elements
+    table.push(
+      ['plan: size of a value must be an integer from 1 to', refusal('relu', [huge], [huge])],
+      ["octConv: 'a.b' has no input 7, only 1", refusal('octConv', [x], [x], branches({ input: 7 }), packed)],
+      ["octConv: 'a.b' has no output 3, only 1", refusal('octConv', [x], [x], branches({}, { stores: [{ output: 3 }] }), packed)],
+      ['attribute nan must be an integer', refusal('octConv', [x], [x], branches({ groups: Number.NaN }), packed)],
+      ['attribute 1e+300 must be an integer', refusal('octConv', [x], [x], branches({ pool: 1e300 }), packed)],
+    );
+    for (const [wanted, refused] of table) for (const message of await refused) expect(message).to.include(wanted);
+  });
+
+  it('refuses stores that do not fit', async () => {
+    const stores = (...list: object[]) => branches({}, { stores: list });
+    const half = [1, 1, 3, 3, 4];
+    const table: [wanted: string, refused: Promise<string[]>][] = [
+      ["octConv: 'a.b' has a branch without stores", refusal('octConv', [x], [x], stores(), packed)],
+      ["octConv: output 0 of 'a.b' is stored twice", refusal('octConv', [x], [x], stores({ output: 0 }, { output: 0 }), packed)],
+      ["octConv: 'a.b' leaves an output unwritten", refusal('octConv', [x], [x, x], stores({ output: 0 }), packed)],
+      ["octConv: a store of 'a.b' is [1,1,5,6,4], wanted [1,1,3,3,4]", refusal('octConv', [x], [x], stores({ output: 0, pool: 1 }), packed)],
+      ['octConv: a store has pool 3', refusal('octConv', [x], [half], stores({ output: 0, pool: 3 }), packed)],
+      ['octConv: a clamp from 2 to 1', refusal('octConv', [x], [x], stores({ output: 0, activation: { least: 2, most: 1 } }), packed)],
+      [
+        'were packed for another layer',
+        refusal('octConv', [x], [x], stores({ output: 0, activation: { batchNorm: 'n' } }), packed),
+      ],
+    ];
+    for (const [wanted, refused] of table) for (const message of await refused) expect(message).to.include(wanted);
+  });
+
+  it('refuses to pack what does not fit', async () => {
+    const pack = (attrs: object, w = weight.w as NativeParam, more = {}) =>
+      native.pack('cpu', 'octConv', attrs as never, { w, ...more }).then(() => 'nothing was refused', String);
+    const i8 = { dtype: 'i8', shape: [4, 4, 3, 3], data: new Int8Array(144).fill(100) } as const;
+    const scale = (data: Float32Array) => ({ 'w.scale': { dtype: 'f32', shape: [data.length], data } as const });
+    const hints = (winograd: number) => ({ hints: { winograd } });
+    expect(await pack(branches({}, hints(3)))).to.include('octConv: winograd 3, wanted 2 or 4');
+    expect(await pack(branches({ stride: [1, 2, 2] }, hints(4)))).to.include('octConv: winograd wants 3x3');
+    expect(await pack(branches({ kernel: [1, 1, 1] }, hints(4)))).to.include('octConv: w does not have 4 output channels and 1 taps');
+    expect(await pack(branches({ kernel: [1, 1, 1] }))).to.include('octConv: w does not have 4 output channels and 1 taps');
+    expect(await pack(branches({ groups: 3 }))).to.include('octConv: 3 groups do not divide 4');
+    expect(await pack(branches({}, { compute: 'i8' }), i8)).to.include("octConv: parameter 'w.scale' is missing");
+    expect(await pack(branches({}, { compute: 'i8' }), i8, scale(new Float32Array(3)))).to.include('octConv: w.scale has 3 elements, wanted 4');
+    const twice = { branches: [{ terms: [{ sources: [source, { ...source, scale: 2 }] }], stores: [{ output: 0 }], compute: 'i8' }] };
+    expect(await pack(twice, i8, scale(new Float32Array(4).fill(1)))).to.include('octConv: w has i8 of another scale');
+  });
+
+  it('refuses segments and places that do not fit their steps or values', async () => {
+    const type = { dtype: 'f32', shape: x, place: 'arena' } as const;
+    const steps = [{ op: 'relu', name: 'a', attrs: {}, inputs: [0], outputs: [1], packed: [] }];
+    const refused = (spec: Partial<NativePlanSpec>) =>
+      native.compile('cpu', { threads: 1, arenaBytes: 4096, values: [], steps, ...spec }).then(() => 'nothing was refused', String);
+    const compile = (rounds: number, segments: { steps: number; rounds: number }[]) =>
+      refused({ values: [{ ...type, at: 0, rounds }, { ...type, at: 2048 }], segments });
+    expect(await compile(2, [{ steps: 1, rounds: 2 }])).to.equal('nothing was refused');
+    expect(await compile(2, [{ steps: 1, rounds: 3 }])).to.include('plan: a value of 2 rounds in a segment of 3');
+    expect(await compile(1, [{ steps: 2, rounds: 1 }])).to.include('plan: segments must cover all steps');
+    expect(await compile(1, [{ steps: 0, rounds: 1 }])).to.include('plan: segments must cover all steps');
+    expect(await compile(9, [{ steps: 1, rounds: 9 }])).to.include('plan: a value [1,1,5,6,4] at 0 does not fit into 4096');
+    const thrown = (f: () => unknown, text: string) => expect(f).to.throw(text);
+    thrown(() => compile(1, [{ steps: 1, rounds: 0 }]), 'plan: rounds of a segment must be an integer from 1');
+    thrown(() => compile(0, [{ steps: 1, rounds: 1 }]), 'plan: rounds of a value must be an integer from 1');
+    for (const arenaBytes of [-64, -1, 2 ** 61, 1.5, Number.NaN]) thrown(() => refused({ arenaBytes }), 'plan: arenaBytes must be an integer from 0');
+    const [small, large] = [[1, 1, 1, 1, 4], x].map((shape) => ({ ...type, shape, place: 'input', at: 0 }) as const);
+    expect(await refused({ values: [small as never, large as never] })).to.include('plan: input 0 is of 16 and of 480 bytes');
+    expect(await refused({ values: [{ ...type, place: 'input', at: 2 ** 39 }, { ...type, at: 0 }] })).to.include('plan: input 549755813888 of 2 values');
+    expect(await refused({ values: [{ ...type, place: 'output', at: 1 }, { ...type, at: 0 }] })).to.include('plan: no value is output 0');
+  });
+
+  it('refuses arrays of the wrong length', async () => {
+    const values = ['input', 'output'].map((place) => ({ dtype: 'f32', shape: x, place, at: 0 }) as const);
+    const steps = [{ op: 'relu', name: 'a', attrs: {}, inputs: [0], outputs: [1], packed: [] }];
+    const { plan } = await native.compile('cpu', { threads: 1, arenaBytes: 0, values: values as never, steps });
+    expect(() => native.run(plan, [new Float32Array(119)], false)).to.throw('plan: input 0 has 476 bytes, wanted 480');
+    expect(() => native.run(plan, [], false)).to.throw('wanted a typed array');
+    const { outputs, completed } = await native.run(plan, [new Float32Array(120).fill(-1)], false).done;
+    expect([completed, outputs[0]?.byteLength]).to.deep.equal([true, 480]);
+    native.release(plan);
+    expect(() => native.run(plan, [new Float32Array(120)], false)).to.throw('a plan was disposed of');
+  });
+});

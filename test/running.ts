@@ -1,0 +1,228 @@
+/** What the tests of ops share: compiling, running and comparing graphs and steps. */
+import { expect } from 'chai';
+import { targetOf } from '../lib/devices.js';
+import { arrayFor, type TypedArray } from '../lib/dtype.js';
+import { Graph, Parameter, type Value } from '../lib/graph/graph.js';
+import type { Steps } from '../lib/graph/lower.js';
+import type { Device } from '../lib/native.js';
+import { Octave } from '../lib/octave.js';
+import * as ops from '../lib/ops.js';
+import { PackedWeights, Plan } from '../lib/plan.js';
+import { stepsFor } from '../lib/targets.js';
+import { Tensor } from '../lib/tensor.js';
+import { type Case, numbers } from './cases.js';
+
+export const guard = 37; // odd, so that starts are not aligned
+
+/** A plan of any steps; `read` gives parameters that the graph does not hold. */
+export function compileSteps(steps: Steps, device: Device, threads: number, read: (name: string) => Tensor): Promise<Plan> {
+  const names = new Set(steps.steps.flatMap(({ params }) => Object.values(params)));
+  const tensors = new Map([...names].map((name) => [name, read(name)]));
+  const source = { tensors, read: async (name: string) => (tensors.get(name) as Tensor).data };
+  return Plan.ofSteps(new Graph(), steps, new PackedWeights(source, targetOf(device)), threads);
+}
+
+export function compile(graph: Graph, device: Device, threads: number, read: (name: string) => Tensor): Promise<Plan> {
+  const steps = stepsFor(graph, { traits: targetOf(device).traits, threads });
+  return compileSteps(steps, device, threads, (name) => graph.constants.get(name) ?? read(name));
+}
+
+/** Runs, and checks that the inputs stay as they were. */
+export async function run(plan: Plan | Promise<Plan>, inputs: readonly TypedArray[]): Promise<TypedArray[]> {
+  const compiled = await plan;
+  const before = inputs.map((x) => x.slice());
+  const given = inputs.map((x, i) => {
+    const { dtype, shape } = compiled.inputs[i] ?? { dtype: 'f32', shape: [] };
+    return new Tensor(dtype, shape, x);
+  });
+  const outputs = await compiled.run(given);
+  expect(inputs, 'an input was written').to.deep.equal(before);
+  return outputs.map(({ data }) => data);
+}
+
+/** Largest difference and where it is; the bound is rounding of `terms` numbers of this magnitude. */
+export function compare(got: TypedArray, wanted: TypedArray, terms: number): void {
+  let [worst, at, magnitude] = [0, 0, 0];
+  for (let i = 0; i < wanted.length; i++) {
+    const [a, b] = [got[i] as number, wanted[i] as number];
+    const difference = Number.isNaN(a) || Number.isNaN(b) ? (Number.isNaN(a) && Number.isNaN(b) ? 0 : Infinity) : a === b ? 0 : Math.abs(a - b);
+    magnitude = Math.max(magnitude, Number.isFinite(b) ? Math.abs(b) : 0);
+    if (difference > worst) [worst, at] = [difference, i];
+  }
+  const bound = 2 ** -23 * (2 + Math.sqrt(terms)) * Math.max(magnitude, 1);
+  expect(worst, `worst at ${at}: ${got[at]}, wanted ${wanted[at]}`).to.be.at.most(bound);
+}
+
+export const noParams = () => {
+  throw new Error('no parameters');
+};
+
+/** Inputs that start unaligned, between NaN: what is read beyond them shows. */
+export function inputsOf({ inputs, dtype = 'f32' }: Pick<Case, 'inputs' | 'dtype'>, scale = 2): TypedArray[] {
+  return inputs.map((shape, i) => {
+    const values = numbers(shape.reduce((a, b) => a * b, 1), 99 + i);
+    const room = new (arrayFor(dtype))(values.length + 2 * guard).fill(Number.NaN).subarray(guard, -guard);
+    values.forEach((x, j) => {
+      room[j] = dtype === 'u8' ? (x + 1) * 127 : x * scale * (i + 1);
+    });
+    return room;
+  });
+}
+
+/** The same inputs with a NaN and an infinity each. */
+export const poisoned = (inputs: readonly TypedArray[]) =>
+  inputs.map((x) => {
+    const room = x.slice();
+    room[Math.floor(x.length * 0.6)] = Number.NaN;
+    room[Math.floor(x.length * 0.2)] = Number.POSITIVE_INFINITY;
+    return room;
+  });
+
+export const bits = (arrays: readonly TypedArray[]) => arrays.map((x) => Buffer.from(x.buffer, x.byteOffset, x.byteLength));
+export const sameBits = (a: readonly TypedArray[], b: readonly TypedArray[]) =>
+  a.length === b.length && bits(a).every((x, i) => x.equals(bits(b)[i] as Buffer));
+
+/** `cpu` against `reference`, with one thread and with more, with a NaN in the inputs, and without it again; what it chose. */
+export async function checkGraph(graph: Graph, inputs: readonly TypedArray[], given: number, read: (name: string) => Tensor): Promise<string[]> {
+  const reference = await compile(graph, 'reference', 1, read);
+  const cpu = await compile(graph, 'cpu', 1, read);
+  const winograd = cpu.algorithms.some((text) => text.includes('winograd')); // errs more, and spreads over a tile what is not finite
+  const terms = winograd ? 16 * given : given;
+  const wanted = await run(reference, inputs);
+  const got = await run(cpu, inputs);
+  for (const [i, y] of got.entries()) compare(y, wanted[i] as TypedArray, terms);
+  const algorithms: string[] = [];
+  for (const threads of [2, 3, 4]) {
+    const parallel = await compile(graph, 'cpu', threads, read);
+    expect(sameBits(await run(parallel, inputs), got), `${threads} threads give other bits than one`).to.equal(true);
+    algorithms.push(...parallel.algorithms);
+  }
+  if (inputs.every((x) => x instanceof Float32Array)) {
+    const bad = poisoned(inputs);
+    const wanted = await run(reference, bad);
+    for (const [i, y] of (await run(cpu, bad)).entries()) {
+      if (winograd) expect(wanted[i]?.every((x, j) => Number.isFinite(x) || !Number.isFinite(y[j]))).to.equal(true);
+      else compare(y, wanted[i] as TypedArray, terms);
+    }
+  }
+  expect(sameBits(await run(cpu, inputs), got), 'a second run gives other bits').to.equal(true);
+  return algorithms;
+}
+
+/** Says what was being checked in front of what was wrong. */
+export async function naming<T>(what: string, check: Promise<T>): Promise<T> {
+  return check.catch((error: Error) => {
+    throw new Error(`${what}: ${error.message}`);
+  });
+}
+
+/** Makes random graphs: the same for the same seed. */
+class Blocks {
+  readonly graph = new Graph();
+  readonly video: boolean;
+  #state: number;
+  #names = 0;
+  constructor(readonly seed: number) {
+    this.#state = seed;
+    this.video = seed % 5 === 0;
+  }
+  pick = <T>(...options: T[]): T => {
+    this.#state = (Math.imul(this.#state, 1664525) + 1013904223) >>> 0;
+    return options[Math.floor((this.#state / 2 ** 32) * options.length)] as T;
+  };
+  #param(...shape: number[]): never {
+    return Object.assign(new Parameter(shape), { name: `p${this.#names++}.weight` }) as never;
+  }
+  norm(x: Value): Value {
+    const c = x.shape.at(-1) as number;
+    const variance = Object.assign(new Parameter([c]), { name: `p${this.#names++}.running_var` }) as never;
+    const params = { weight: this.#param(c), bias: this.#param(c), running_mean: this.#param(c), running_var: variance };
+    return ops.batchNorm(x as never, params) as Value;
+  }
+  act(v: Value): Value {
+    return this.pick(ops.relu, ops.relu6)(v as never) as Value;
+  }
+  /** groups: a number, or all channels (depthwise). */
+  conv(x: Octave<Value>, [oh, ol]: readonly [number, number], k: number, stride: 1 | 2, groups = 1): Octave<Value> {
+    const [ih, il] = [x.high.shape.at(-1) as number, (x.low?.shape.at(-1) as number) ?? 0];
+    const window = this.video ? [this.pick(1, 3), k, k] : [k, k];
+    const depthwise = groups > 1 && groups === ih + il;
+    const weight = (o: number, i: number, crosses = false) =>
+      o && i && !(depthwise && crosses) ? this.#param(o, depthwise ? 1 : i / groups, ...window) : undefined;
+    const bias = this.pick(true, false);
+    const params = {
+      h2h: weight(oh, ih) as never,
+      l2h: weight(oh, il, true),
+      h2l: weight(ol, ih, true),
+      l2l: weight(ol, il),
+      ...(bias && { biasH: this.#param(oh), ...(ol && { biasL: this.#param(ol) }) }),
+    };
+    return ops.octConv(x as never, params, { stride, groups }) as unknown as Octave<Value>;
+  }
+}
+
+/** A random block: convolutions, normalisation, activation, residual or projection, then a consumer that pools. */
+export function block(seed: number): { graph: Graph; whole: boolean } {
+  const b = new Blocks(seed);
+  const { pick, graph, video } = b;
+  const conv = b.conv.bind(b);
+  const [norm, act] = [(v: Value) => b.norm(v), (v: Value) => b.act(v)];
+  const whole = seed % 3 !== 0; // in the others something stands in the way of fusion
+  const size = [pick(1, 2), ...(video ? [pick(1, 2, 5)] : []), pick(5, 8, 9, 13, 20), pick(4, 7, 8, 11, 33), pick(3, 8, 17)];
+  const input = graph.input('f32', size) as Value;
+  const window = { kernel: video ? [1, 3, 3] : 3, stride: video ? [1, 2, 2] : 2, padding: video ? [0, 1, 1] : 1 };
+  const entered = pick(true, false) ? (ops.maxPool(input as never, window as never) as Value) : input;
+  const [high, low] = [pick(1, 5, 8, 17, 33), pick(0, 3, 8, 20)];
+  const x = conv(new Octave(entered), [high, low], pick(1, 3), 1).map((v) => act(norm(v)));
+  const stride = pick(1, 2) as 1 | 2;
+  const even = [pick(4, 8, 16, 70), low && pick(2, 8)] as const;
+  const raw = conv(x, even, pick(1, 3, 5), stride);
+  if (!whole && pick(true, false)) graph.outputs.push(raw.high.id);
+  let inner = raw.map((v) => act(norm(v)));
+  const groups = pick(1, 2, even[0] + even[1]);
+  if (groups > 1) inner = conv(inner, even, 3, 1, groups).map((v) => act(norm(v)));
+  const last = conv(inner, [high, low], pick(1, 3), 1).map((v) => norm(v));
+  const shortcut = stride === 2 || pick(true, false) ? conv(x, [high, low], 1, stride).map((v) => norm(v)) : x;
+  let y = last.zip(shortcut, (a, b) => act(ops.add(a as never, b as never) as Value));
+  if (!whole) {
+    const gate = y.high.shape.map((size, i, all) => (i === 0 || i === all.length - 1 ? size : 1));
+    y = new Octave(ops.mul(y.high as never, graph.input('f32', gate) as never) as Value, y.low);
+  }
+  const end = conv(y, [6, 3], pick(1, 3), pick(1, 2) as 1 | 2);
+  graph.outputs.push(end.high.id, end.low?.id as number);
+  return { graph, whole };
+}
+
+/** Random pre-activation and dense blocks: sums that are read raw and normalised, concatenations that several normalise. */
+export function preactivation(seed: number): Graph {
+  const b = new Blocks(seed);
+  const { pick, graph } = b;
+  const size = [pick(1, 2), ...(b.video ? [pick(1, 3)] : []), pick(6, 8, 9, 13, 20), pick(4, 7, 8, 11, 33), pick(3, 8, 17)];
+  const widths = [pick(5, 8, 17, 33), pick(0, 3, 8, 20)] as const;
+  let x = b.conv(new Octave(graph.input('f32', size) as Value), widths, pick(1, 3), 1);
+  for (let i = 0; i < 2; i++) {
+    const first = x.map((v) => b.act(b.norm(v)));
+    const inner = b.conv(first, [pick(4, 16, 70), widths[1] && pick(2, 8)], pick(1, 3), 1).map((v) => b.act(b.norm(v)));
+    const y = b.conv(inner, widths, pick(1, 3), 1);
+    const shortcut = pick(true, false) ? x : b.conv(pick(first, x.map((v) => b.norm(v))), widths, 1, 1);
+    x = y.zip(shortcut, (a, c) => ops.add(a as never, c as never) as Value);
+  }
+  const dense = b.conv(x.map((v) => b.act(b.norm(v))), [6, widths[1] && 3], 3, 1);
+  const all = x.zip(dense, (a, c) => ops.concat([a as never, c as never]) as Value);
+  const transition = b.conv(all.map((v) => b.act(b.norm(v))), [7, widths[1] && 5], 1, 1);
+  const window = b.video ? [1, 2, 2] : 2;
+  const pooled = transition.map((v) => ops.avgPool(v as never, { kernel: window, ceilMode: true, countIncludePad: false } as never) as Value);
+  const ends = [b.conv(pooled, [4, 0], 3, 1), b.conv(all.map((v) => b.act(b.norm(v))), [4, 2], pick(1, 3), 2), x.map((v) => b.norm(v))];
+  const ids = ends.flatMap(({ high, low }) => (low ? [high.id, low.id] : [high.id]));
+  graph.outputs.push(...ids);
+  return graph;
+}
+
+export const parameters = (graph: Graph) => (name: string) => {
+  const shape = graph.params.get(name) ?? [];
+  const fan = shape.slice(1).reduce((a, b) => a * b, 1);
+  const data = numbers(shape.reduce((a, b) => a * b, 1), name.length * 31 + Number(name.match(/\d+/)?.[0]));
+  const scale = shape.length > 1 ? 2 / Math.sqrt(fan) : 1;
+  return new Tensor('f32', shape, data.map((v) => (name.endsWith('running_var') ? 1.5 + v : v * scale)));
+};
+
