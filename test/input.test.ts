@@ -314,6 +314,8 @@ describe('input: sources', () => {
     ['an ArrayBuffer', () => bytes.buffer],
     ['a Blob', () => new Blob([cat])],
     ['a Readable', () => Readable.from(halves())],
+    ['a stream of single bytes', () => Readable.from(Array.from(cat, (byte) => Uint8Array.of(byte)))],
+    ['an empty chunk and a large one', () => Readable.from([new Uint8Array(0), cat])],
     ['a file stream', () => createReadStream(path, { highWaterMark: 777 })],
     ['a web stream', () => new Response(cat).body as AsyncIterable<Uint8Array>],
     [

@@ -45,20 +45,25 @@ export async function readSource(source: PictureSource, name: string, maxBytes: 
     check(source.size);
     return new Uint8Array(await source.arrayBuffer());
   }
-  const chunks: Uint8Array[] = [];
+  let bytes = new Uint8Array(2 ** 16); // doubled when full: a list of chunks of one byte each would take hundreds of times as much
   let size = 0;
   try {
     for await (const chunk of addAbortSignal(signal, streamOf(source, name))) {
       if (!types.isUint8Array(chunk)) throw new OctconvError(`${name}: the stream gives ${typeof chunk}, wanted Uint8Array`);
+      check(size + chunk.length);
+      if (size + chunk.length > bytes.length) {
+        const larger = new Uint8Array(Math.max(size + chunk.length, 2 * bytes.length));
+        larger.set(bytes.subarray(0, size));
+        bytes = larger;
+      }
+      bytes.set(chunk, size);
       size += chunk.length;
-      check(size);
-      chunks.push(chunk);
     }
   } catch (error) {
     if (error instanceof OctconvError) throw error;
     throw new OctconvError(`${name}: cannot be read: ${(error as Error | undefined)?.message ?? error}`, { cause: error });
   }
-  return Buffer.concat(chunks, size);
+  return bytes.subarray(0, size);
 }
 
 /** Takes over a source that may have to wait: a stream that fails until then must not end the process. */
