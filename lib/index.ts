@@ -13,8 +13,9 @@ export { type Attr, type Attrs, type ComputeType, Graph, type GraphNode, Paramet
 export type { BatchNormParams, Branch, Size3, Source, Step, Term } from './graph/lower.js';
 export { countFlops, type Flops } from './flops.js';
 export { type Batch, type BatchOptions, loadBatches } from './input/batches.js';
-export { decodeImage, type Picture } from './input/image.js';
+export { type DecodeOptions, decodeImage, type Picture, type PictureFormat } from './input/image.js';
 export { defaultInput, type InputConfig, type InputTensor, preprocess } from './input/preprocess.js';
+export type { PictureSource } from './input/source.js';
 export * as layers from './layers/index.js';
 export { type Feature, Module, namedParameters } from './layers/index.js';
 export { toNCHW, toNHWC } from './layout.js';

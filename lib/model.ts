@@ -1,8 +1,10 @@
 /** Models: a network with its weights, ready to run on a device at any input size. */
+import { type Classified, classifyAll, type ClassifyOptions } from './classify.js';
 import { type Target, targetOf } from './devices.js';
 import { OctconvError } from './error.js';
 import { type ComputeType, Graph, kindOf, Value } from './graph/graph.js';
 import type { InputConfig } from './input/preprocess.js';
+import type { PictureSource } from './input/source.js';
 import { type Module, namedParameters, parameterShapes } from './layers/module.js';
 import { type AnyNetworkName, buildNetwork, type Classifier, defaultInputOf, type NetworkOptions, resolveNetworkOptions } from './models/index.js';
 import { type ResolvedOptions, resolveOptions, withParameterNames } from './models/infer.js';
@@ -195,6 +197,16 @@ export class Model<S extends Shape = Shape> {
         this.#done(kept);
       }
     });
+  }
+
+  /**
+   * What pictures show: one answer for one picture, many for many. A long list is better given to `classify()`.
+   * @throws OctconvError that names the first picture that cannot be read; the signal's reason if it is aborted.
+   */
+  classify(source: PictureSource, options?: ClassifyOptions): Promise<Classified>;
+  classify(sources: readonly PictureSource[], options?: ClassifyOptions): Promise<Classified[]>;
+  classify(sources: PictureSource | readonly PictureSource[], options?: ClassifyOptions): Promise<Classified | Classified[]> {
+    return classifyAll(this, sources, options);
   }
 
   async #use<T>(work: () => Promise<T>): Promise<T> {

@@ -1,19 +1,24 @@
+import { execFileSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { createReadStream, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { Readable } from 'node:stream';
+import { fileURLToPath } from 'node:url';
 import { crc32 } from 'node:zlib';
 import { expect } from 'chai';
 import sharp, { type Color, type Sharp } from 'sharp';
 import { OctconvError } from '../lib/error.js';
 import { Graph } from '../lib/graph/graph.js';
 import { loadBatches } from '../lib/input/batches.js';
-import { decodeImage } from '../lib/input/image.js';
+import { type DecodeOptions, decodeImage, type PictureFormat } from '../lib/input/image.js';
 import { defaultInput, parseInput, preprocess, resizeGeometry } from '../lib/input/preprocess.js';
+import type { PictureSource } from '../lib/input/source.js';
 import type { Device } from '../lib/native.js';
 import { normalize, resize } from '../lib/ops.js';
 import { runGraph } from '../lib/plan.js';
 import { tensor } from '../lib/tensor.js';
+import { png, profile } from './pictures.js';
 
 const cat = readFileSync(new URL('images/cat.jpg', import.meta.url));
 const plain = (width: number, height: number, background: Color, channels: 3 | 4 = 3): Sharp =>
@@ -102,6 +107,73 @@ describe('input: decoding', () => {
   });
 });
 
+describe('input: colour profiles', () => {
+  const rgb = [[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255], [128, 128, 128], [200, 120, 40], [10, 20, 30]];
+  const grey = [0, 10, 64, 128, 192, 255].map((value) => [value]);
+  const adobe = [[0.60974, 0.31111, 0.01947], [0.20528, 0.62567, 0.06087], [0.14919, 0.06322, 0.74457]];
+  const prophoto = [[0.79767, 0.28803, 0], [0.13519, 0.71188, 0], [0.03134, 0.00009, 0.82491]];
+  const srgb = [[0.43607, 0.22249, 0.01392], [0.38515, 0.71687, 0.09708], [0.14307, 0.06061, 0.7141]];
+  const ofSharp = async (name: string) =>
+    (await sharp(await plain(1, 1, 'red').withIccProfile(name).png().toBuffer()).metadata()).icc as Buffer;
+
+  // What LittleCMS 2.19 (Pillow's ImageCms) makes of these colours in 8 bits.
+  const table: [string, () => Promise<Buffer | undefined> | Buffer, number[][], number[][]][] = [
+    ['none', async () => undefined, rgb, rgb],
+    ['sRGB', () => ofSharp('srgb'), rgb, rgb],
+    ['Display P3', () => ofSharp('p3'), rgb, [
+      [255, 0, 0], [0, 255, 0], [2, 0, 255], [255, 255, 255], [128, 128, 128], [213, 115, 0], [7, 20, 31],
+    ]],
+    ['Adobe RGB', () => profile('RGB ', 2.2, adobe), rgb, [
+      [255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255], [129, 129, 129], [224, 121, 25], [0, 12, 24],
+    ]],
+    ['ProPhoto', () => profile('RGB ', 1.8, prophoto), rgb, [
+      [255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255], [146, 146, 146], [255, 114, 0], [0, 28, 42],
+    ]],
+    ['linear RGB', () => profile('RGB ', 1, srgb), rgb, [
+      [255, 0, 0], [1, 255, 0], [0, 0, 255], [255, 255, 255], [188, 188, 188], [229, 182, 110], [56, 79, 96],
+    ]],
+    ['linear grey', () => profile('GRAY', 1), grey, [0, 55, 137, 188, 225, 255].map((v) => [v, v, v])],
+    ['grey of gamma 2.2', () => profile('GRAY', 2.2), grey, [0, 3, 62, 129, 193, 255].map((v) => [v, v, v])],
+    ['damaged', () => Buffer.from('nonsense'), rgb, rgb],
+    ['grey for RGB', () => profile('GRAY', 2.2), rgb, rgb],
+  ];
+  const expectClose = (data: Uint8Array, wanted: readonly number[][], tolerance: number, what: string) => {
+    expect(data.length).to.equal(wanted.length * 3);
+    for (const [i, value] of wanted.flat().entries()) expect(data[i], `${what}, byte ${i}`).to.be.closeTo(value, tolerance);
+  };
+  for (const [name, make, pixels, wanted] of table) {
+    for (const depth of [8, 16] as const) {
+      it(`${name}, ${depth} bits: LittleCMS' colours, with and without alpha, PNG and TIFF`, async () => {
+        for (const alpha of [undefined, 255, 128]) {
+          const given = pixels.map((pixel) => (alpha === undefined ? pixel : [...pixel, alpha]));
+          const shown = wanted.map((pixel) => pixel.map((v) => (v * (alpha ?? 255) + 255 * (255 - (alpha ?? 255))) / 255));
+          const file = png(given, depth, await make());
+          const space = pixels === grey ? { 8: 'b-w', 16: 'grey16' } : { 8: 'srgb', 16: 'rgb16' };
+          const tiff = await sharp(file).keepIccProfile().toColourspace(space[depth]).tiff({ compression: 'none' }).toBuffer();
+          expect((await sharp(tiff).metadata()).depth).to.equal(depth === 8 ? 'uchar' : 'ushort');
+          for (const [format, bytes] of Object.entries({ png: file, tiff })) {
+            const { data } = await decodeImage(bytes, { formats: ['png', 'tiff'] });
+            expectClose(data, shown, 1, `${format}, alpha ${alpha}`);
+          }
+        }
+      });
+    }
+    // JPEG rounds, and one level of a dark linear colour is 13 of sRGB.
+    if (pixels !== rgb || ['damaged', 'grey for RGB', 'linear RGB'].includes(name)) continue;
+    it(`${name}: LittleCMS' colours, JPEG and WebP`, async () => {
+      const blocks = png(pixels.flatMap((pixel) => Array<number[]>(16).fill(pixel)), 8, await make());
+      const tall = () => sharp(blocks).keepIccProfile().resize(pixels.length * 16, 16, { fit: 'fill', kernel: 'nearest' });
+      const files = [tall().jpeg({ quality: 100, chromaSubsampling: '4:4:4' }), tall().webp({ lossless: true })];
+      for (const file of files) {
+        const { data, width } = await decodeImage(await file.toBuffer());
+        const row = (8 * width + 8) * 3;
+        const got = wanted.flatMap((_, i) => [...data.subarray(row + i * 48, row + i * 48 + 3)]);
+        expectClose(Uint8Array.from(got), wanted, 3, 'a block');
+      }
+    });
+  }
+});
+
 describe('input: files that are no pictures', () => {
   const folder = mkdtempSync(join(tmpdir(), 'octconv-input-'));
   after(() => rmSync(folder, { recursive: true }));
@@ -118,7 +190,7 @@ describe('input: files that are no pictures', () => {
     ['truncated.webp', async () => (await sharp(cat).webp().toBuffer()).subarray(0, 3000), /cannot be decoded/],
     ['text.jpg', () => 'this is no picture\n', /is not a picture, wanted JPEG, PNG or WebP/],
     ['empty.png', () => '', /is empty, wanted a picture/],
-    ['bomb.png', bomb, /is too large, wanted at most 178956970 pixels/],
+    ['bomb.png', bomb, /is too large, 60000 x 60000, wanted at most 89478485 pixels \(maxPixels\)/],
   ];
   for (const [name, make, message] of wrong) {
     it(`${name}: an error of one line that begins with the file`, async () => {
@@ -146,14 +218,199 @@ describe('input: files that are no pictures', () => {
     expect([...(await decodeImage(path)).data]).to.deep.equal([4, 5, 6]);
   });
 
-  /** A PNG of one pixel whose header says 60,000 x 60,000. */
-  async function bomb(): Promise<Uint8Array> {
+  /** A PNG of one pixel whose header says more. */
+  async function bomb(width = 60000, height = 60000): Promise<Uint8Array> {
     const png = await plain(1, 1, 'red').png().toBuffer();
-    png.writeUInt32BE(60000, 16);
-    png.writeUInt32BE(60000, 20);
+    png.writeUInt32BE(width, 16);
+    png.writeUInt32BE(height, 20);
     png.writeUInt32BE(crc32(png.subarray(12, 29)), 29);
     return png;
   }
+
+  it('169 megapixels are refused by the header', async () => {
+    const message = await failure(decodeImage(await bomb(13000, 13000)));
+    expect(message).to.equal('picture: is too large, 13000 x 13000, wanted at most 89478485 pixels (maxPixels)');
+  });
+
+  it('a pipe and a device are errors, also through links', async () => {
+    const fifo = join(folder, 'fifo.png');
+    execFileSync('mkfifo', [fifo]);
+    symlinkSync('/dev/zero', join(folder, 'zero.png'));
+    for (const path of [fifo, join(folder, 'zero.png'), '/dev/zero']) {
+      expect(await failure(decodeImage(path))).to.equal(`${path}: not a regular file, wanted a file`);
+    }
+  });
+
+  const svg = (content: string): Buffer => Buffer.from(`<svg xmlns="http://www.w3.org/2000/svg" width="700" height="700">${content}</svg>`);
+  const slowSvg = svg(`<filter id="f"><feTurbulence baseFrequency=".9" numOctaves="9"/><feGaussianBlur stdDeviation="3"/></filter>
+    <rect width="700" height="700" filter="url(#f)"/>`);
+  const head = (text: string): Buffer => Buffer.from(text, 'latin1');
+  const others: [string, () => Promise<Uint8Array> | Uint8Array, string][] = [
+    ['GIF', () => plain(8, 8, 'red').gif().toBuffer(), 'is GIF, wanted JPEG, PNG or WebP (others: the option formats)'],
+    ['TIFF', () => plain(8, 8, 'red').tiff({ compression: 'none' }).toBuffer(), 'is TIFF, wanted JPEG, PNG or WebP (others: the option formats)'],
+    ['AVIF', () => plain(8, 8, 'red').avif().toBuffer(), 'is AVIF, wanted JPEG, PNG or WebP (others: the option formats)'],
+    ['SVG', () => svg('<rect width="700" height="700" fill="red"/>'), 'is SVG, wanted JPEG, PNG or WebP (others: the option formats)'],
+    ['HEIC', () => head('\0\0\0\x18ftypheic\0\0\0\0mif1heic'), 'is HEIC, which cannot be decoded, wanted JPEG, PNG or WebP'],
+    ['BMP', () => head('BM\x46\0\0\0'), 'is BMP, which cannot be decoded, wanted JPEG, PNG or WebP'],
+    ['JPEG XL', () => head('\xff\x0a\0'), 'is JPEG XL, which cannot be decoded, wanted JPEG, PNG or WebP'],
+    ['a film', () => head('\0\0\0\x18ftypisom\0\0\0\0isommp41'), 'is not a picture, wanted JPEG, PNG or WebP'],
+    ['HTML with SVG', () => head('<!DOCTYPE html><svg>'), 'is not a picture, wanted JPEG, PNG or WebP'],
+  ];
+  for (const [name, make, message] of others) {
+    it(`${name} is refused by name`, async () => {
+      expect(await failure(decodeImage(await make()))).to.equal(`picture: ${message}`);
+    });
+  }
+  for (const [name, make] of others.slice(0, 4)) {
+    it(`${name} is decoded on request, and then alone`, async () => {
+      const formats = [name.toLowerCase() as PictureFormat];
+      const { data } = await decodeImage(await make(), { formats });
+      expect([...data.subarray(0, 3)]).to.deep.equal([name === 'AVIF' ? 254 : 255, 0, 0]);
+      expect(await failure(decodeImage(cat, { formats }))).to.equal(`picture: is JPEG, wanted ${name} (others: the option formats)`);
+    });
+  }
+
+  it('the cause is the last line of the decoder', async () => {
+    const avif = (await sharp(cat).avif().toBuffer()).subarray(0, 3000);
+    const message = await failure(decodeImage(avif, { formats: ['avif'] }));
+    expect(message).to.match(/^picture: cannot be decoded: heif: Invalid input: Unexpected end of file/);
+  });
+
+  it('an abort and the time limit end decoding at once, not when the decoder is done', async () => {
+    const formats = ['svg'] as const;
+    for (const [options, wanted] of [
+      [{ signal: AbortSignal.timeout(50) }, /aborted due to timeout/],
+      [{ timeout: 0.05 }, /^picture: is not decoded after 0\.05 s \(timeout\)$/],
+    ] as const) {
+      const start = performance.now();
+      const error = await decodeImage(slowSvg, { formats, ...options }).catch((e: Error) => e);
+      expect(error).to.be.instanceOf(Error).with.property('message').that.matches(wanted);
+      expect(performance.now() - start).to.be.below(1000);
+    }
+  });
+
+  it('limits that make no sense are errors', async () => {
+    const wrong: [DecodeOptions, RegExp][] = [
+      [{ maxPixels: 0 }, /^maxPixels: 0, wanted a positive integer$/],
+      [{ maxBytes: 1.5 }, /^maxBytes: 1\.5, wanted a positive integer$/],
+      [{ timeout: -1 }, /^timeout: -1, wanted seconds, at most 3600$/],
+      [{ timeout: Number.NaN }, /^timeout: NaN/],
+      [{ formats: [] }, /^formats: none, wanted some of jpeg, png, webp, gif, tiff, avif, svg$/],
+      [{ formats: ['jpg' as PictureFormat] }, /^formats: jpg, wanted some of jpeg/],
+    ];
+    for (const [options, message] of wrong) expect(await failure(decodeImage(cat, options))).to.match(message);
+  });
+});
+
+describe('input: sources', () => {
+  const path = fileURLToPath(new URL('images/cat.jpg', import.meta.url));
+  const bytes = Uint8Array.from(cat);
+  const halves = () => [cat.subarray(0, 1000), cat.subarray(1000)];
+  const sources: [string, () => PictureSource][] = [
+    ['a path', () => path],
+    ['a URL', () => new URL('images/cat.jpg', import.meta.url)],
+    ['a Buffer', () => cat],
+    ['a part of an ArrayBuffer', () => Uint8Array.from([0, 0, 0, ...cat]).subarray(3)],
+    ['an ArrayBuffer', () => bytes.buffer],
+    ['a Blob', () => new Blob([cat])],
+    ['a Readable', () => Readable.from(halves())],
+    ['a stream of single bytes', () => Readable.from(Array.from(cat, (byte) => Uint8Array.of(byte)))],
+    ['an empty chunk and a large one', () => Readable.from([new Uint8Array(0), cat])],
+    ['a file stream', () => createReadStream(path, { highWaterMark: 777 })],
+    ['a web stream', () => new Response(cat).body as AsyncIterable<Uint8Array>],
+    [
+      'an async generator',
+      async function* () {
+        yield* halves();
+      },
+    ],
+  ];
+  for (const [what, make] of sources) {
+    it(what, async () => {
+      expect(await decodeImage(make())).to.deep.equal(await decodeImage(cat));
+    });
+    it(`${what}: more than maxBytes is an error`, async () => {
+      const source = make();
+      const message = await failure(decodeImage(source, { maxBytes: cat.length - 1 }));
+      expect(message).to.match(/(picture|cat\.jpg): is larger than \d+ bytes \(maxBytes\)$/);
+      if (source instanceof Readable) expect(source.destroyed).to.equal(true);
+      await decodeImage(make(), { maxBytes: cat.length });
+    });
+  }
+
+  it('bytes are copied: the caller may change or transfer them at once', async () => {
+    const own = Uint8Array.from(cat);
+    const decoding = decodeImage(own);
+    structuredClone(own.buffer, { transfer: [own.buffer] });
+    expect(await decoding).to.deep.equal(await decodeImage(cat));
+  });
+
+  it('an endless stream is read no further than maxBytes', async () => {
+    let given = 0;
+    const endless = new Readable({
+      read() {
+        given += 65536;
+        this.push(Buffer.alloc(65536));
+      },
+    });
+    expect(await failure(decodeImage(endless, { maxBytes: 2 ** 20 }))).to.match(/larger than 1048576 bytes/);
+    expect(given).to.be.below(2 ** 21);
+    expect(endless.destroyed).to.equal(true);
+  });
+
+  const ends: [string, () => DecodeOptions][] = [
+    ['the time limit', () => ({ timeout: 0.05 })],
+    ['a signal', () => ({ signal: AbortSignal.timeout(50) })],
+    ['a signal that was aborted before', () => ({ signal: AbortSignal.abort() })],
+  ];
+  for (const [what, make] of ends) {
+    it(`a stream that stalls is destroyed by ${what}`, async () => {
+      const stalled = new Readable({ read() {} });
+      let cancelled = false;
+      const cancel = () => {
+        cancelled = true;
+      };
+      const web = new ReadableStream<Uint8Array>({ cancel });
+      for (const source of [stalled, web]) {
+        const start = performance.now();
+        expect(await decodeImage(source, make()).catch((error: Error) => error)).to.be.instanceOf(Error);
+        expect(performance.now() - start).to.be.below(1000);
+      }
+      await new Promise((resolve) => setTimeout(resolve, 20));
+      expect([stalled.destroyed, cancelled]).to.deep.equal([true, true]);
+    });
+  }
+
+  it('what is no source is an error that says so', async () => {
+    const locked = new Response(cat).body as ReadableStream<Uint8Array>;
+    locked.getReader();
+    const broken = new Readable({ read() {} });
+    broken.on('error', () => undefined).destroy(new Error('the client left'));
+    const wrong: [unknown, RegExp][] = [
+      [null, /^picture: got Null, wanted a path, URL, Uint8Array, ArrayBuffer, Blob or stream of bytes$/],
+      [7, /^picture: got Number, wanted/],
+      [new Uint16Array(4), /^picture: got Uint16Array, wanted/],
+      [{ path: 'cat.jpg' }, /^picture: got Object, wanted/],
+      [Readable.from(['text']), /^picture: the stream gives string, wanted Uint8Array$/],
+      [broken, /^picture: cannot be read: the client left$/],
+      [locked, /^picture: cannot be read: .*locked/],
+      [new URL('https://example.org/cat.jpg'), /^https:\/\/example\.org\/cat\.jpg: wanted a file: URL$/],
+      [`${path}\0`, /cannot be used \(ERR_INVALID_ARG_VALUE\)$/],
+    ];
+    for (const [source, message] of wrong) expect(await failure(decodeImage(source as PictureSource))).to.match(message);
+  });
+
+  it('a hundred pictures on one signal are no warning', async () => {
+    const warnings: string[] = [];
+    const warned = (warning: Error) => void warnings.push(warning.message);
+    process.on('warning', warned);
+    const { signal } = new AbortController();
+    const one = await plain(1, 1, 'red').png().toBuffer();
+    await Promise.all(Array.from({ length: 100 }, () => decodeImage(one, { signal })));
+    await new Promise((resolve) => setImmediate(resolve));
+    process.off('warning', warned);
+    expect(warnings).to.deep.equal([]);
+  });
 });
 
 describe('input: sizes', () => {
@@ -327,13 +584,23 @@ describe('input: resize', () => {
     }
   }
 
-  // sha256 of what Pillow 12.3 makes of the same noise
+  // sha256 of what Pillow 13.0 makes of the same noise; where the height is resized first, Pillow 12 makes other bytes.
   const pillow: [Size, Size, Interpolation, string][] = [
     [[97, 61], [32, 20], 'bilinear', '56e350a252eebc59'],
     [[97, 61], [32, 20], 'bicubic', '696208f5725fffba'],
     [[17, 23], [50, 67], 'bilinear', '0c0c23be05729b54'],
     [[17, 23], [50, 67], 'bicubic', '89483eb38dea3474'],
     [[300, 451], [256, 384], 'bicubic', '5ea9d3770ec43e6d'],
+    [[120, 40], [96, 32], 'bilinear', 'df65e2c86a608404'],
+    [[120, 40], [96, 32], 'bicubic', 'd858ae4ac8392b74'],
+    [[120, 40], [24, 8], 'bicubic', 'a853a146ddfee14a'],
+    [[500, 5], [100, 1], 'bicubic', '1852103dbb20d25a'],
+    [[90, 30], [30, 40], 'bilinear', '1141ed97b4aa1256'],
+    [[90, 30], [30, 30], 'bicubic', '2b0ff4a104b1bd37'],
+    [[66, 20], [64, 19], 'bicubic', '98e5fd5381956845'], // two pixels and one: the width first
+    [[67, 20], [64, 19], 'bicubic', 'f6a5de90d40f24d4'],
+    [[300, 2], [299, 2], 'bicubic', '23390aeceb09417c'],
+    [[20, 100], [4, 33], 'bicubic', 'b4e2b23a683678c5'],
   ];
   for (const [from, to, interpolation, hash] of pillow) {
     it(`${from} to ${to}, ${interpolation}: the bytes of Pillow`, async () => {
@@ -344,16 +611,18 @@ describe('input: resize', () => {
     });
   }
 
-  it('a crop is that part of the whole', async () => {
-    for (const device of ['cpu', 'reference'] as const) {
-      const whole = await resized(noise([40, 50]), [40, 50], [60, 30], 'bicubic', device);
-      const part = await resized(noise([40, 50]), [40, 50], [60, 30], 'bicubic', device, [11, 7, 20, 18]);
-      for (let y = 0; y < 20; y++) {
-        const row = ((y + 11) * 30 + 7) * 3;
-        expect(part.slice(y * 54, (y + 1) * 54)).to.deep.equal(whole.slice(row, row + 54));
+  for (const [from, to] of [[[40, 50], [60, 30]], [[120, 40], [60, 30]]] as const) {
+    it(`${from} to ${to}: a crop is that part of the whole`, async () => {
+      for (const device of ['cpu', 'reference'] as const) {
+        const whole = await resized(noise(from), from, to, 'bicubic', device);
+        const part = await resized(noise(from), from, to, 'bicubic', device, [11, 7, 20, 18]);
+        for (let y = 0; y < 20; y++) {
+          const row = ((y + 11) * 30 + 7) * 3;
+          expect(part.slice(y * 54, (y + 1) * 54)).to.deep.equal(whole.slice(row, row + 54));
+        }
       }
-    }
-  });
+    });
+  }
 
   const wrong: [string, Size, readonly [number, number, number, number], string, RegExp][] = [
     [
@@ -473,6 +742,35 @@ describe('input: batches', () => {
     }
     expect(seen).to.deep.equal([2, 2]);
     expect(failed).to.deep.equal(paths.slice(4));
+  });
+
+  it('one source needs no list; sources that are not files have numbers', async () => {
+    const [path = ''] = await files('one', 1);
+    for (const sources of [path, [path]]) {
+      for await (const { files, indices } of loadBatches(sources, input)) expect([files, indices]).to.deep.equal([[path], [0]]);
+    }
+    const seen: unknown[] = [];
+    const bytes = readFileSync(path);
+    const failed = (error: OctconvError, file: string, index: number) => seen.push([error.message, file, index]);
+    for await (const { files, indices } of loadBatches([bytes, Buffer.from('text'), path], input, { failed })) seen.push([files, indices]);
+    expect(seen).to.deep.equal([
+      ['picture 1: is not a picture, wanted JPEG, PNG or WebP', 'picture 1', 1],
+      [['picture 0', path], [0, 2]],
+    ]);
+  });
+
+  it('a stream that fails while it waits is told in its turn; those not read are destroyed', async () => {
+    const [path = ''] = await files('stream', 1);
+    const late = new Readable({ read() {} });
+    const unread = new Readable({ read() {} });
+    const told: string[] = [];
+    for await (const _ of loadBatches([path, late, path, unread], input, { batch: 1, failed: (error) => told.push(error.message) })) {
+      if (late.destroyed) break;
+      late.destroy(new Error('the client left'));
+      await new Promise((resolve) => setTimeout(resolve, 20));
+    }
+    expect(told).to.deep.equal(['picture 1: cannot be read: the client left']);
+    expect(unread.destroyed).to.equal(true);
   });
 
   it('a signal ends the loop', async () => {

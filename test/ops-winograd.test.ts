@@ -1,7 +1,7 @@
 /** Winograd's algorithm against direct sums. */
 import { expect } from 'chai';
 import { targetOf } from '../lib/devices.js';
-import { type TypedArray } from '../lib/dtype.js';
+import type { TypedArray } from '../lib/dtype.js';
 import { fitsWinograd, mostChannels } from '../lib/graph/algorithm.js';
 import { fuse } from '../lib/graph/fuse.js';
 import type { Graph } from '../lib/graph/graph.js';

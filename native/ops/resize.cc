@@ -2,16 +2,16 @@
 // `bilinear` or `bicubic` (a = -.5) filter whose support grows with the reduction. With `crop` {top, left} only the
 // window of the output's size at this place is computed, so that a crop costs no more than its own rows and columns.
 //
-// Each axis has a table of weights in 22-bit fixed point. Rows are resized first and rounded to 8 bits, then columns.
-// Networks were trained on pictures made this way, so both devices give these very bytes. (Pillow 12 takes the columns
-// first where a picture is 100 times as high as wide, Pillow 13 where the height shrinks by twice as many pixels as the
-// width; bilinear pictures then differ by at most one grey level.)
+// Each axis has a table of weights in 22-bit fixed point. One axis is resized and rounded to 8 bits, then the other: the
+// width first, but the height where it shrinks by more than twice as many pixels as the width. Networks were trained on
+// pictures made this way, so both devices give these very bytes. The order is that of Pillow 13; Pillow 12 takes the
+// height first only where a picture is 100 times as high as wide, and bicubic noise then differs by up to 25 levels.
 #include "../cpu/levels.h"
 #include "../cpu/vec.h"
 
 OCTCONV_DECLARE(void resizeRow(const uint8_t* x, uint8_t* y, ptrdiff_t width, const int32_t* first, const int32_t* taps,
                                const int32_t* weights, ptrdiff_t pitch))
-OCTCONV_DECLARE(void resizeColumns(const uint8_t* x, uint8_t* y, ptrdiff_t stride, int32_t taps,
+OCTCONV_DECLARE(void resizeColumns(const uint8_t* x, uint8_t* y, ptrdiff_t pitch, ptrdiff_t size, int32_t taps,
                                    const int32_t* weights))
 
 namespace octconv::OCTCONV_LEVEL {
@@ -43,15 +43,16 @@ void resizeRow(const uint8_t* x, uint8_t* y, ptrdiff_t width, const int32_t* fir
   }
 }
 
-// One row of `stride` bytes made of `taps` rows of as many bytes.
-void resizeColumns(const uint8_t* x, uint8_t* y, ptrdiff_t stride, int32_t taps, const int32_t* weights) {
+// One row of `size` bytes made of `taps` rows of as many bytes, which begin every `pitch` bytes.
+void resizeColumns(const uint8_t* x, uint8_t* y, ptrdiff_t pitch, ptrdiff_t size, int32_t taps,
+                   const int32_t* weights) {
   constexpr ptrdiff_t block = 64;  // sums stay in registers
-  for (ptrdiff_t i = 0; i < stride; i += block) {
+  for (ptrdiff_t i = 0; i < size; i += block) {
     int32_t sums[block];
-    const ptrdiff_t count = stride - i < block ? stride - i : block;
+    const ptrdiff_t count = size - i < block ? size - i : block;
     for (ptrdiff_t j = 0; j < block; j++) sums[j] = 1 << (fractionBits - 1);
     for (int32_t k = 0; k < taps; k++) {
-      const uint8_t* row = x + k * stride + i;
+      const uint8_t* row = x + k * pitch + i;
       const int32_t weight = weights[k];
       if (count == block)
         for (ptrdiff_t j = 0; j < block; j++) sums[j] += row[j] * weight;
@@ -93,10 +94,11 @@ Filter filterOf(const std::string& interpolation) {
   fail("resize: interpolation '", interpolation, "', wanted bilinear or bicubic");
 }
 
-// Pixels [begin, begin + count) of an axis that is resized from `from` to `to` pixels.
+// Pixels [begin, begin + count) of an axis that is resized from `from` to `to` pixels. They are made of `size` pixels
+// from `start` on; pixel i of taps[i] from start + first[i] on, its weights start at weights[i * pitch].
 struct Axis {
   std::vector<int32_t> first, taps, weights;
-  int64_t pitch;
+  int64_t pitch, start, size;
 
   Axis(int64_t from, int64_t to, int64_t begin, int64_t count, const Filter& filter) {
     const double scale = static_cast<double>(from) / static_cast<double>(to), stretch = std::max(scale, 1.0);
@@ -113,17 +115,22 @@ struct Axis {
         sum += exact[k] = filter.weight((static_cast<double>(low + k) - centre + 0.5) * (1 / stretch));
       for (int64_t k = 0; k < high - low; k++)
         weights[i * pitch + k] = static_cast<int32_t>(std::round(exact[k] / sum * (1 << baseline::fractionBits)));
-      first.push_back(static_cast<int32_t>(low));
+      if (i == 0) start = low;
+      first.push_back(static_cast<int32_t>(low - start));
       taps.push_back(static_cast<int32_t>(high - low));
     }
+    size = first.back() + taps.back();
   }
-  int64_t begin() const { return first.front(); }  // the pixels that are read
-  int64_t size() const { return first.back() + taps.back() - first.front(); }
 };
 
 struct Geometry {
   int64_t pictures, height, width, outHeight, outWidth;
+  bool downFirst;
   Axis down, across;
+  int64_t pictureIn() const { return height * width * 3; }  // bytes
+  int64_t pictureOut() const { return outHeight * outWidth * 3; }
+  int64_t start() const { return (down.start * width + across.start) * 3; }  // what is read begins here
+  int64_t between() const { return (downFirst ? outHeight * across.size : down.size * outWidth) * 3; }
 };
 
 Geometry geometry(const Node& node) {
@@ -150,11 +157,12 @@ Geometry geometry(const Node& node) {
           in.w,
           out.h,
           out.w,
+          in.h > height && in.h - height > (in.w - width) * 2,
           Axis(in.h, height, top, out.h, filter),
           Axis(in.w, width, left, out.w, filter)};
 }
 
-// Pixel i of an axis; at(p) is the value of the axis' pixel p.
+// Pixel i of an axis; at(p) is the value of pixel start + p.
 template <class At>
 uint8_t weighted(const Axis& axis, int64_t i, const At& at) {
   int64_t sum = 1 << (baseline::fractionBits - 1);
@@ -162,59 +170,81 @@ uint8_t weighted(const Axis& axis, int64_t i, const At& at) {
   return static_cast<uint8_t>(std::clamp<int64_t>(sum >> baseline::fractionBits, 0, 255));
 }
 
-// x [H,W,3] to y [h,w,3] by way of rows [down.size(),w,3].
-void reference(const Geometry& g, const uint8_t* x, uint8_t* rows, uint8_t* y) {
-  const int64_t begin = g.down.begin();
-  for (int64_t r = 0; r < g.down.size(); r++)
-    for (int64_t i = 0; i < g.outWidth; i++)
+// Rows of `size` bytes, which begin every `pitch` bytes, to `height` such rows.
+void referenceDown(const Axis& down, const uint8_t* x, int64_t pitch, int64_t size, int64_t height, uint8_t* y) {
+  for (int64_t i = 0; i < height; i++)
+    for (int64_t j = 0; j < size; j++) y[i * size + j] = weighted(down, i, [&](int64_t p) { return x[p * pitch + j]; });
+}
+
+// `height` rows, which begin every `pitch` bytes, to rows of `width` pixels.
+void referenceAcross(const Axis& across, const uint8_t* x, int64_t pitch, int64_t height, int64_t width, uint8_t* y) {
+  for (int64_t r = 0; r < height; r++)
+    for (int64_t i = 0; i < width; i++)
       for (int64_t c = 0; c < 3; c++)
-        rows[(r * g.outWidth + i) * 3 + c] =
-            weighted(g.across, i, [&](int64_t p) { return x[((begin + r) * g.width + p) * 3 + c]; });
-  const int64_t stride = g.outWidth * 3;
-  for (int64_t i = 0; i < g.outHeight; i++)
-    for (int64_t j = 0; j < stride; j++)
-      y[i * stride + j] = weighted(g.down, i, [&](int64_t p) { return rows[(p - begin) * stride + j]; });
+        y[(r * width + i) * 3 + c] = weighted(across, i, [&](int64_t p) { return x[r * pitch + p * 3 + c]; });
+}
+
+// x begins with the first pixel that is read.
+void reference(const Geometry& g, const uint8_t* x, uint8_t* between, uint8_t* y) {
+  const int64_t pitch = g.width * 3;
+  if (g.downFirst) {
+    referenceDown(g.down, x, pitch, g.across.size * 3, g.outHeight, between);
+    referenceAcross(g.across, between, g.across.size * 3, g.outHeight, g.outWidth, y);
+  } else {
+    referenceAcross(g.across, x, pitch, g.down.size, g.outWidth, between);
+    referenceDown(g.down, between, g.outWidth * 3, g.outWidth * 3, g.outHeight, y);
+  }
 }
 
 void check(const Node& node) { geometry(node); }
 
 Kernel slow(const Node& node, int) {
   Geometry g = geometry(node);
-  const int64_t pictureIn = g.height * g.width * 3, pictureOut = g.outHeight * g.outWidth * 3;
-  const auto shared = static_cast<size_t>(g.down.size() * g.outWidth * 3);
+  const auto shared = static_cast<size_t>(g.between());
   return {[=, g = std::move(g)](Run& run) {
             for (int64_t p = 0; p < g.pictures; p++)
-              reference(g, run.in<uint8_t>(0) + p * pictureIn, reinterpret_cast<uint8_t*>(run.shared),
-                        run.out<uint8_t>(0) + p * pictureOut);
+              reference(g, run.in<uint8_t>(0) + p * g.pictureIn() + g.start(), reinterpret_cast<uint8_t*>(run.shared),
+                        run.out<uint8_t>(0) + p * g.pictureOut());
           },
           shared};
 }
 
 Kernel fast(const Node& node, int) {
   Geometry g = geometry(node);
-  const int64_t stride = g.outWidth * 3, rowCount = g.down.size();
-  const int64_t pictureIn = g.height * g.width * 3, pictureOut = g.outHeight * stride;
+  const int64_t pitch = g.width * 3;
   Kernel kernel;
-  kernel.sharedBytes = static_cast<size_t>(rowCount * stride);
-  const int64_t rowParts = pieces(rowCount, 16), outParts = pieces(g.outHeight, 16);
+  kernel.sharedBytes = static_cast<size_t>(g.between());
   kernel.run = [=, g = std::move(g), row = OCTCONV_PICK(resizeRow), columns = OCTCONV_PICK(resizeColumns)](Run& run) {
-    const Axis &down = g.down, &across = g.across;
-    uint8_t* rows = reinterpret_cast<uint8_t*>(run.shared);
+    const auto rows = [&](int64_t count, const auto& one) {  // `one` makes one row of the result
+      const int64_t parts = pieces(count, 16);
+      run.parallel(parts, [&](int64_t task, char*) {
+        const auto [begin, end] = piece(count, parts, task);
+        for (int64_t i = begin; i < end; i++) one(i);
+      });
+    };
+    const auto down = [&](const uint8_t* x, int64_t from, int64_t size, uint8_t* y) {
+      rows(g.outHeight, [&](int64_t i) {
+        columns(x + g.down.first[i] * from, y + i * size, from, size, g.down.taps[i],
+                g.down.weights.data() + i * g.down.pitch);
+      });
+    };
+    const auto across = [&](const uint8_t* x, int64_t from, int64_t height, uint8_t* y) {
+      rows(height, [&](int64_t i) {
+        row(x + i * from, y + i * g.outWidth * 3, g.outWidth, g.across.first.data(), g.across.taps.data(),
+            g.across.weights.data(), g.across.pitch);
+      });
+    };
+    uint8_t* between = reinterpret_cast<uint8_t*>(run.shared);
     for (int64_t p = 0; p < g.pictures; p++) {
-      const uint8_t* x = run.in<uint8_t>(0) + p * pictureIn + down.begin() * g.width * 3;
-      uint8_t* y = run.out<uint8_t>(0) + p * pictureOut;
-      run.parallel(rowParts, [&](int64_t task, char*) {
-        const auto [begin, end] = piece(rowCount, rowParts, task);
-        for (int64_t r = begin; r < end; r++)
-          row(x + r * g.width * 3, rows + r * stride, g.outWidth, across.first.data(), across.taps.data(),
-              across.weights.data(), across.pitch);
-      });
-      run.parallel(outParts, [&](int64_t task, char*) {
-        const auto [begin, end] = piece(g.outHeight, outParts, task);
-        for (int64_t i = begin; i < end; i++)
-          columns(rows + (down.first[i] - down.begin()) * stride, y + i * stride, stride, down.taps[i],
-                  down.weights.data() + i * down.pitch);
-      });
+      const uint8_t* x = run.in<uint8_t>(0) + p * g.pictureIn() + g.start();
+      uint8_t* y = run.out<uint8_t>(0) + p * g.pictureOut();
+      if (g.downFirst) {
+        down(x, pitch, g.across.size * 3, between);
+        across(between, g.across.size * 3, g.outHeight, y);
+      } else {
+        across(x, pitch, g.down.size, between);
+        down(between, g.outWidth * 3, g.outWidth * 3, y);
+      }
     }
   };
   return kernel;
