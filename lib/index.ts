@@ -19,7 +19,7 @@ export * as layers from './layers/index.js';
 export { type Feature, Module, namedParameters } from './layers/index.js';
 export { toNCHW, toNHWC } from './layout.js';
 export { createModel, loadModel, Model, type ModelInput, type ModelOptions, type Network } from './model.js';
-export { buildNetwork, type Classifier, type NetworkOptions, networkNames } from './models/index.js';
+export { buildNetwork, type Classifier, type Family, type NetworkName, type NetworkOptions, networkNames } from './models/index.js';
 export type { Device } from './native.js';
 export { Octave, type Paths, splitChannels } from './octave.js';
 export * as ops from './ops.js';

@@ -2,11 +2,11 @@
 import { type Classified, classifyAll, type ClassifyOptions } from './classify.js';
 import { OctconvError } from './error.js';
 import { type ComputeType, Graph, type Value } from './graph/graph.js';
-import { defaultInput, type InputConfig } from './input/preprocess.js';
+import type { InputConfig } from './input/preprocess.js';
 import type { PictureSource } from './input/source.js';
 import { type Module, namedParameters, parameterShapes } from './layers/module.js';
-import { buildNetwork, type NetworkOptions, resolveNetworkOptions } from './models/index.js';
-import { type ResolvedOptions, resolveOptions } from './models/infer.js';
+import { type AnyNetworkName, buildNetwork, defaultInputOf, type NetworkOptions, resolveNetworkOptions } from './models/index.js';
+import { type ResolvedOptions, resolveOptions, withParameterNames } from './models/infer.js';
 import type { ResolvedNetworkOptions } from './models/options.js';
 import type { Device } from './native.js';
 import { PackedWeights, Plan, type RunOptions, threadsOf } from './plan.js';
@@ -168,7 +168,7 @@ export class Model {
  * @throws OctconvError for an unknown name or an option out of range.
  */
 export function createModel(
-  name: string,
+  name: AnyNetworkName,
   options: NetworkOptions & { seed?: number } = {},
   modelOptions: ModelOptions = {},
 ): Model {
@@ -176,7 +176,7 @@ export function createModel(
   const network = buildNetwork(name, given);
   const model = new Model(network, initialize(network, seed), modelOptions);
   const networkOptions = resolveNetworkOptions(name, given);
-  return Object.assign(model, { name, options: networkOptions, input: defaultInput(networkOptions.stem) });
+  return Object.assign(model, { name, options: networkOptions, input: defaultInputOf(name, networkOptions) });
 }
 
 /** A registered network whose parameters lie in a file. */
@@ -198,15 +198,16 @@ export interface NetworkFile {
  */
 export async function openNetwork(path: string, given: Partial<ResolvedOptions> = {}): Promise<NetworkFile> {
   const folder = (await isModelFolder(path)) ? await readModelFolder(path) : undefined;
-  const source = folder?.weights ?? (await openWeights(path));
+  const file = folder?.weights ?? (await openWeights(path));
   try {
-    const { network: name, options } = folder?.config ?? resolveOptions(source, given);
+    const { network: name, options } = folder?.config ?? resolveOptions(file, given);
+    const source = withParameterNames(file, name);
     const network = buildNetwork(name, options);
     checkWeights(parameterShapes(network), source);
-    const input = folder?.config.input ?? defaultInput(options.stem);
+    const input = folder?.config.input ?? defaultInputOf(name, options);
     return { name, options, network, source, input, labels: folder?.labels };
   } catch (error) {
-    await source.close();
+    await file.close();
     throw error;
   }
 }

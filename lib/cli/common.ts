@@ -3,9 +3,8 @@ import { fileURLToPath } from 'node:url';
 import { type Command, InvalidArgumentError, Option } from 'commander';
 import { devices } from '../devices.js';
 import type { ComputeType } from '../graph/graph.js';
-import { defaultInput } from '../input/preprocess.js';
 import { loadModel, Model, type ModelOptions, type NetworkFile, openNetwork } from '../model.js';
-import { buildNetwork, type NetworkOptions, resolveNetworkOptions } from '../models/index.js';
+import { buildNetwork, defaultInputOf, type NetworkOptions, resolveNetworkOptions } from '../models/index.js';
 import type { ResolvedOptions } from '../models/infer.js';
 import { initialize } from '../weights/random.js';
 import { UsageError } from './output.js';
@@ -127,7 +126,7 @@ export async function networkFrom(flags: NetworkFlags): Promise<Omit<NetworkFile
   const shape = shapeOf(flags);
   const network = buildNetwork(name, shape);
   const options = resolveNetworkOptions(name, shape);
-  return { name, options, network, source: initialize(network, seed), input: defaultInput(options.stem) };
+  return { name, options, network, source: initialize(network, seed), input: defaultInputOf(name, options) };
 }
 
 export const modelOptions = ({ device, dtype, threads }: DeviceOptions): ModelOptions => ({ device, dtype, threads });

@@ -133,7 +133,7 @@ async function open(network: string | undefined, flags: Options): Promise<Model>
   const options = { dtype, threads };
   if ((network === undefined) === (model === undefined)) throw new UsageError('wanted either a network or --model');
   if (network === undefined) return modelFrom(flags, options);
-  if (networkNames.includes(network)) return modelFrom({ ...flags, network }, options);
+  if (networkNames.some((name) => name === network)) return modelFrom({ ...flags, network }, options);
   const found = await stat(network).catch(() => undefined);
   if (!found) throw new OctconvError(`${network}: no such file, and no network: those are ${networkNames.join(', ')}`);
   return modelFrom({ ...flags, ...(found.isDirectory() ? { model: network } : { weights: network }) }, options);

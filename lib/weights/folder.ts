@@ -2,7 +2,8 @@ import { mkdir, readFile, stat, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { OctconvError, show } from '../error.js';
 import { type InputConfig, parseInput } from '../input/preprocess.js';
-import { checkOptions, type NetworkOptions, type ResolvedNetworkOptions } from '../models/options.js';
+import { type NetworkOptions, resolveNetworkOptions } from '../models/index.js';
+import type { ResolvedNetworkOptions } from '../models/options.js';
 import { fileError } from './file.js';
 import { writeSafetensors } from './safetensors.js';
 import { openWeights, type WeightSource } from './source.js';
@@ -88,13 +89,13 @@ export function parseConfig(text: string, file: string): ModelConfig {
 }
 
 function parseOptions(value: unknown, network: string, file: string): ResolvedNetworkOptions {
-  const given = fields(value, ['alpha', 'width', 'classes', 'stem'], 'options', file);
+  const given = fields(value, ['alpha', 'width', 'classes', 'stem', 'blocks'], 'options', file);
   const { alpha = 0 } = given;
   if (typeof alpha !== 'number' || !(alpha >= 0 && alpha < 1)) {
     throw new OctconvError(`${file}: options.alpha is ${show(alpha)}, wanted a number in [0, 1)`);
   }
   try {
-    return checkOptions('options', given as NetworkOptions, network.startsWith('oct-'));
+    return resolveNetworkOptions(network, given as NetworkOptions, 'options');
   } catch (error) {
     throw new OctconvError(`${file}: ${(error as Error).message}`);
   }
