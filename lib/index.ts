@@ -25,8 +25,10 @@ export { Octave, type Paths, splitChannels } from './octave.js';
 export * as ops from './ops.js';
 export { type PlanOptions, runGraph, type RunOptions } from './plan.js';
 export { quantize, type QuantizeOptions } from './quantize.js';
+export { saveModel } from './save.js';
 export { type Image, type Matrix, type Shape, type Spatial, Tensor, tensor, type Video } from './tensor.js';
 export { initialize } from './weights/random.js';
+export type { WriteOptions } from './weights/folder.js';
 export { openWeights, type WeightSource } from './weights/source.js';
 
 /** Exports a recorded graph as ONNX. @throws OctconvError for video, and for ops on pictures' bytes. */

@@ -2,7 +2,7 @@
 import { type Classified, classifyAll, type ClassifyOptions } from './classify.js';
 import { OctconvError } from './error.js';
 import { type ComputeType, Graph, type Value } from './graph/graph.js';
-import type { InputConfig } from './input/preprocess.js';
+import { channelCount, type InputConfig } from './input/preprocess.js';
 import type { PictureSource } from './input/source.js';
 import { type Module, namedParameters, parameterShapes } from './layers/module.js';
 import { type AnyNetworkName, buildNetwork, defaultInputOf, type NetworkOptions, resolveNetworkOptions } from './models/index.js';
@@ -50,6 +50,13 @@ export function record(network: Network, shape: readonly number[]): Graph {
 const files = new WeakMap<Model, WeightSource>();
 const forgotten = new FinalizationRegistry<WeightSource>((source) => void source.close());
 
+const weightsOfModels = new WeakMap<Model, Pick<WeightSource, 'tensors' | 'read'>>();
+
+/** The parameters that a model was made of. */
+export function weightsOf(model: Model): Pick<WeightSource, 'tensors' | 'read'> {
+  return weightsOfModels.get(model) as Pick<WeightSource, 'tensors' | 'read'>;
+}
+
 /** Plans that a model keeps, one per input shape; the oldest goes first. */
 const keptPlans = 4;
 
@@ -92,6 +99,7 @@ export class Model {
     this.threads = threadsOf(threads);
     this.#network = network;
     checkWeights(parameterShapes(network), weights);
+    weightsOfModels.set(this, weights);
     this.#weights = new PackedWeights(weights, this.device, dtype);
   }
 
@@ -225,7 +233,7 @@ export async function loadModel(
   const { network, source, ...described } = await openNetwork(path, given);
   try {
     const model = Object.assign(new Model(network, source, modelOptions), described);
-    await model.plan([1, described.input.height, described.input.width, 3]); // packs all parameters
+    await model.plan([1, described.input.height, described.input.width, channelCount(described.input)]); // packs all parameters
     files.set(model, source);
     forgotten.register(model, source, model);
     return model;
