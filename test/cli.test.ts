@@ -1,8 +1,8 @@
 /** The command line as a user meets it: what it prints, where, and with which exit code. */
 import { spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
-import { copyFileSync, existsSync, mkdirSync, mkdtempSync, readFileSync } from 'node:fs';
-import { rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import { copyFileSync, existsSync, linkSync, mkdirSync, mkdtempSync, readFileSync } from 'node:fs';
+import { rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -506,6 +506,20 @@ describe('command line', function () {
       expect(code, stderr).to.equal(0);
       expect(stdout).to.match(/net\.onnx: oct-resnet-26, input \[N,3,64,64\]/);
       expect(existsSync(inFolder('net.onnx'))).to.equal(true);
+    });
+
+    it('export and convert say the same as JSON; a network is not exported onto its own files', () => {
+      const from = words('--network oct-resnet-26 --width 8 --size 64x32 --json --onnx');
+      const made = JSON.parse(octconv('export', ...from, 'wide.onnx').stdout);
+      expect(made).to.deep.include({ file: 'wide.onnx', network: 'oct-resnet-26', input: [null, 3, 64, 32], bytes: statSync(inFolder('wide.onnx')).size });
+      copyFileSync(`${checkpoint}.pth`, inFolder('own.pth'));
+      linkSync(inFolder('own.pth'), inFolder('hard.pth'));
+      for (const name of ['own.pth', './own.pth', 'hard.pth']) {
+        expectError(octconv('export', '--weights', 'own.pth', '--onnx', name), 1, 'is read, as own.pth; wanted another file');
+      }
+      expect(readFileSync(inFolder('own.pth')).equals(readFileSync(`${checkpoint}.pth`))).to.equal(true);
+      const { folder: target, network, input, tensors } = JSON.parse(octconv('convert', 'own.pth', 'own', '--json').stdout);
+      expect([target, network, input.resize, tensors > 100]).to.deep.equal(['own', 'oct-resnet-26', 32, true]);
     });
 
     it('devices says what was chosen, why, and which file was loaded', () => {
