@@ -493,9 +493,10 @@ describe('command line', function () {
       const shell = (command: string) => spawnSync('bash', ['-c', command], { encoding: 'utf8', cwd: folder });
       const full = shell(`${script} classify "${cat}" > /dev/full`);
       expect([full.status, full.stderr]).to.deep.equal([1, 'octconv: standard output: no space left on the device\n']);
-      writeFileSync(inFolder('data/cat/bad.jpg'), 'text');
-      const deaf = shell(`${script} quantize "${shipped}" --data data --out deaf 2> >(exec true); echo $?`);
-      rmSync(inFolder('data/cat/bad.jpg'));
+      mkdirSync(inFolder('unheard'));
+      copyFileSync(cat, inFolder('unheard/cat.jpg'));
+      writeFileSync(inFolder('unheard/bad.jpg'), 'text');
+      const deaf = shell(`${script} quantize "${shipped}" --data unheard --out deaf 2> >(exec true); echo $?`);
       expect(deaf.stdout).to.match(/^deaf: oct-resnet-26, 91 weights in int8.*\n.*\n1\n$/);
       expect(existsSync(inFolder('deaf/config.json'))).to.equal(true);
     });
