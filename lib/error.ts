@@ -19,7 +19,12 @@ const control = /[\p{Cc}\u2028\u2029\u202a-\u202e\u2066-\u2069]/gu;
 
 function oneLine(text: string): string {
   const cut = text.length > longest ? `${text.slice(0, longest - end)} ... ${text.slice(-end)}` : text;
-  return cut.replace(control, (char) => `\\u${char.charCodeAt(0).toString(16).padStart(4, '0')}`);
+  return printable(cut);
+}
+
+/** Foreign text on one line, in which nothing is a command to a terminal. */
+export function printable(text: string): string {
+  return text.replace(control, (char) => `\\u${char.charCodeAt(0).toString(16).padStart(4, '0')}`);
 }
 
 const shown = 120;

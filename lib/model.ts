@@ -3,7 +3,7 @@ import { type Classified, classifyAll, type ClassifyOptions } from './classify.j
 import { type Target, targetOf } from './devices.js';
 import { OctconvError } from './error.js';
 import { type ComputeType, Graph, kindOf, Value } from './graph/graph.js';
-import type { InputConfig } from './input/preprocess.js';
+import { channelCount, type InputConfig } from './input/preprocess.js';
 import type { PictureSource } from './input/source.js';
 import { type Module, namedParameters, parameterShapes } from './layers/module.js';
 import { type AnyNetworkName, buildNetwork, type Classifier, defaultInputOf, type NetworkOptions, resolveNetworkOptions } from './models/index.js';
@@ -114,6 +114,14 @@ export class Model<S extends Shape = Shape> {
     this.#weights = new PackedWeights(weights, target, dtype);
     this.#keptPlans = plans;
     if (weights.close) forgotten.register(this, weights, this);
+  }
+
+  /**
+   * The parameters that it was made of.
+   * @internal
+   */
+  get weights(): Weights {
+    return this.#source;
   }
 
   /** Records the network for one input shape, [N,H,W,C] or [N,T,H,W,C]. */
@@ -307,7 +315,7 @@ export async function loadModel(
   const { network, source, ...described } = await openNetwork(path, given, { key });
   try {
     const model = Object.assign(new Model(network, source, modelOptions), described);
-    await model.plan([1, described.input.height, described.input.width, 3]); // packs all parameters
+    await model.plan([1, described.input.height, described.input.width, channelCount(described.input)]); // packs all parameters
     return model;
   } catch (error) {
     await source.close();

@@ -1,6 +1,6 @@
-import { writeFile } from 'node:fs/promises';
 import { OctconvError, show } from './error.js';
-import { fileError, RandomFile } from './weights/file.js';
+import { writeWhole } from './files/write.js';
+import { RandomFile } from './weights/file.js';
 import { toFloats } from './weights/floats.js';
 import { elementCount } from './weights/source.js';
 
@@ -142,11 +142,7 @@ function inCOrder(data: Float32Array, shape: readonly number[]): Float32Array {
 }
 
 export async function writeNpy(path: string, shape: readonly number[], data: Float32Array): Promise<void> {
-  try {
-    await writeFile(path, encodeNpy(path, shape, data));
-  } catch (error) {
-    throw fileError(path, error);
-  }
+  await writeWhole(path, encodeNpy(path, shape, data));
 }
 
 /** The content of a .npy file of float32, which errors call `name`: its header and a view of `data`. */

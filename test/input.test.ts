@@ -438,6 +438,21 @@ describe('input: sizes', () => {
     });
   }
 
+  it('a size of both sides squashes', () => {
+    const got = resizeGeometry(300, 451, { resize: [40, 30], height: 36, width: 28 });
+    expect(got).to.deep.equal({ height: 40, width: 30, crop: { top: 2, left: 1, height: 36, width: 28 } });
+  });
+
+  it('config.json: a crop percentage, both sides, blue first, one channel', () => {
+    const of = (more: object) => parseInput({ height: 224, width: 224, ...more }, 'config.json');
+    expect(of({ cropPct: 0.875 }).resize).to.equal(256);
+    expect(of({ cropPct: 0.9 }).resize).to.equal(248); // timm's floor of 248.9
+    expect(of({ resize: [256, 240] }).resize).to.deep.equal([256, 240]);
+    expect(of({ channels: 'bgr' })).to.deep.include({ channels: 'bgr', mean: [0, 0, 0] });
+    expect(of({ channels: 'gray', mean: [0.5] })).to.deep.include({ mean: [0.5], std: [1] });
+    expect(of({ channels: 'rgb' })).to.not.have.property('channels');
+  });
+
   it('config.json: what is left out', () => {
     expect(parseInput({ height: 32, width: 48 }, 'config.json')).to.deep.equal({
       height: 32,
@@ -455,11 +470,16 @@ describe('input: sizes', () => {
     [{ width: 32 }, /^config\.json: input\.height is nothing, wanted an integer from 1 to 65536$/],
     [{ height: 32.5, width: 32 }, /input\.height is 32\.5/],
     [{ height: 32, width: 1e9 }, /input\.width is 1000000000/],
-    [{ height: 32, width: 32, resize: 31 }, /input\.resize is 31, wanted an integer from 32/],
+    [{ height: 32, width: 32, resize: 31 }, /input\.resize is 31, wanted at least the size, 32 x 32/],
     [{ height: 32, width: 32, interpolation: 'lanczos' }, /"lanczos", wanted "bilinear" or "bicubic"/],
     [{ height: 32, width: 32, scale: 0 }, /input\.scale is 0, wanted a positive number/],
+    [{ height: 32, width: 32, cropPct: 0.5, resize: 64 }, /input: cropPct and resize say the same/],
+    [{ height: 32, width: 64, cropPct: 0.5 }, /input: cropPct beside 32 x 64, wanted resize/],
+    [{ height: 32, width: 32, resize: [32, 31] }, /input\.resize is \[32,31\], wanted at least the size/],
+    [{ height: 32, width: 32, channels: 'gray', mean: [0, 0, 0] }, /input\.mean is \[0,0,0\], wanted one number for "gray"/],
+    [{ height: 32, width: 32, mean: [123.7, 116.3, 103.5] }, /input\.mean is .*, but the scale 1\/255 makes pictures 0 \.\. 1: wanted/],
     [{ height: 32, width: 32, mean: [1, 2] }, /input\.mean is \[1,2\], wanted three numbers/],
-    [{ height: 32, width: 32, std: [1, 0, 1] }, /input\.std is \[1,0,1\], wanted three numbers/],
+    [{ height: 32, width: 32, std: [1, 0, 1] }, /input\.std\[1\] is 0, wanted a positive number/],
   ];
   for (const [value, message] of bad) {
     it(`config.json: ${JSON.stringify(value)} is an error`, () => {
@@ -678,6 +698,16 @@ describe('input: preprocess', () => {
       [2.059, -1.98, -1.707],
       [2.059, -1.98, -1.707],
     ]);
+  });
+
+  it('blue comes first, or luma alone, with the means in that order', async () => {
+    const picture = { data: Uint8Array.of(255, 0, 0, 10, 200, 30), height: 1, width: 2 };
+    const base = { height: 1, width: 2, resize: [1, 2], interpolation: 'bilinear', scale: 1, std: [1, 1, 1] } as const;
+    const bgr = await preprocess([picture], { ...base, channels: 'bgr', mean: [1, 2, 3] });
+    expect([...bgr.data]).to.deep.equal([-1, -2, 252, 29, 198, 7]);
+    const gray = await preprocess([picture], { ...base, channels: 'gray', mean: [1], std: [2] });
+    expect(gray.shape).to.deep.equal([1, 1, 2, 1]);
+    expect([...gray.data]).to.deep.equal([(76 - 1) / 2, (124 - 1) / 2]); // (19595 r + 38470 g + 7471 b) / 65536, rounded
   });
 
   it('a picture of one row and 30,000 columns costs no more than its crop', async () => {

@@ -5,6 +5,7 @@ import { expect } from 'chai';
 import { targetOf } from '../lib/devices.js';
 import * as ops from '../lib/ops.js';
 import { type Case, cases, graphOf } from './cases.js';
+import { levels } from './levels.js';
 import { checkGraph, inputsOf, naming, noParams } from './running.js';
 
 describe('ops: the table', () => {
@@ -27,7 +28,7 @@ describe('ops: the table', () => {
 describe('ops: every other instruction set', function () {
   this.timeout(600_000);
   if (process.env.OCTCONV_ISA) return; // this is such a run
-  for (const isa of ['baseline', 'avx2', 'avx512', 'avx512vnni', 'avx512bf16'].filter((isa) => isa !== targetOf('cpu').traits.isa)) {
+  for (const isa of levels.filter((isa) => isa !== targetOf('cpu').traits.isa)) {
     it(`the whole table on ${isa} @slow`, function () {
       const env = { ...process.env, OCTCONV_ISA: isa };
       const probe = `import('${new URL('../lib/devices.ts', import.meta.url)}').then(({ devices }) => devices())`;
