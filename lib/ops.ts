@@ -410,8 +410,10 @@ export function pad<X extends Operand<Spatial>>(
 export interface ResizeOptions extends RunAt {
   readonly height: number;
   readonly width: number;
-  /** With antialiasing, exactly as Pillow does it. */
+  /** With antialiasing exactly as Pillow does it, without as OpenCV does it (bicubic: a = -.75), up to one level. */
   readonly interpolation: 'bilinear' | 'bicubic';
+  /** Default true. */
+  readonly antialias?: boolean | undefined;
   /** The part of the resized picture that is wanted; default: all of it. */
   readonly crop?: { readonly top: number; readonly left: number; readonly height: number; readonly width: number };
 }
@@ -422,7 +424,7 @@ export function resize<X extends Operand<Spatial, 'u8'>>(
   options: ResizeOptions,
 ): Result<X, Windowed<X['shape']>, 'u8'> {
   return apply('resize', [x], {}, options, () => {
-    const { height, width, interpolation, crop = { top: 0, left: 0, height, width } } = options;
+    const { height, width, interpolation, antialias = true, crop = { top: 0, left: 0, height, width } } = options;
     const [t = 1] = extentOf(x);
     check('resize', channels(x) === 3, `got ${of(x)}, wanted 3 channels`);
     const inside = (begin: number, size: number, all: number) =>
@@ -431,7 +433,7 @@ export function resize<X extends Operand<Spatial, 'u8'>>(
     const place = `${crop.height} x ${crop.width} at (${crop.top}, ${crop.left})`;
     check('resize', fine, `a crop of ${place} is not inside of ${height} x ${width}`);
     const shape = withExtent(x, [t, crop.height, crop.width], 3);
-    return { shape, dtype: 'u8', attrs: { height, width, interpolation, crop } };
+    return { shape, dtype: 'u8', attrs: { height, width, interpolation, antialias, crop } };
   });
 }
 

@@ -213,6 +213,18 @@ const pictures: Case[] = [
       }),
     ),
   ),
+  ...(['bilinear', 'bicubic'] as const).flatMap((interpolation) =>
+    ([[5, 7, 11, 4], [40, 30, 8, 9], [1, 1, 6, 5]] as const).map(
+      ([h, w, height, width]): Case => ({
+        op: 'resize',
+        title: `${interpolation} without antialiasing ${h}x${w} -> ${height}x${width}`,
+        inputs: [[1, h, w, 3]],
+        dtype: 'u8',
+        terms: 1,
+        record: ([x]) => ops.resize(x, { height, width, interpolation, antialias: false }) as never,
+      }),
+    ),
+  ),
   ...[[2, 3, 5, 3], [1, 2, 4, 5, 3], [1, 180, 200, 3]].map(
     (x): Case => ({
       op: 'normalize',

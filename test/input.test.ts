@@ -668,6 +668,30 @@ describe('input: resize', () => {
   }
 });
 
+describe('input: resize without antialiasing', () => {
+  /** What OpenCV 5.0 makes of the noise below, 7 x 5 to 4 x 3. */
+  const table: readonly [interpolation: 'bilinear' | 'bicubic', wanted: readonly number[]][] = [
+    ['bilinear', [187, 40, 137, 27, 122, 172, 109, 83, 36, 66, 82, 155, 212, 88, 154, 194, 145, 85, 116, 191, 89, 52, 182, 10, 56, 79, 166, 146, 79, 200, 44, 108, 167, 222, 162, 139]],
+    ['bicubic', [204, 35, 136, 15, 126, 169, 110, 74, 28, 51, 78, 158, 229, 82, 163, 200, 157, 79, 127, 191, 84, 49, 190, 1, 45, 67, 178, 152, 75, 209, 45, 103, 175, 241, 172, 135]],
+  ];
+  let state = 12345n;
+  const noise = Uint8Array.from({ length: 7 * 5 * 3 }, () => {
+    state = (state * 1103515245n + 12345n) & 0x7fffffffn;
+    return Number((state >> 16n) & 255n);
+  });
+
+  for (const [interpolation, wanted] of table) {
+    for (const device of ['cpu', 'reference'] as const) {
+      it(`${interpolation} as OpenCV's, to one level, on ${device}`, async () => {
+        const options = { height: 4, width: 3, interpolation, antialias: false, device };
+        const { data } = await resize(tensor('u8', [1, 7, 5, 3], noise), options);
+        const off = [...data].map((x, i) => Math.abs(x - (wanted[i] as number)));
+        expect(Math.max(...off)).to.be.at.most(1);
+      });
+    }
+  }
+});
+
 describe('input: preprocess', () => {
   it('normalize is (x * scale - mean) / std, rounded once', async () => {
     const x = Uint8Array.from({ length: 768 }, (_, i) => i % 256);

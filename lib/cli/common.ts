@@ -9,7 +9,7 @@ import { buildNetwork, defaultInputOf, type NetworkOptions, resolveNetworkOption
 import type { ResolvedOptions } from '../models/infer.js';
 import { isModelFolder, modelFiles } from '../weights/folder.js';
 import { initialize } from '../weights/random.js';
-import { UsageError } from './output.js';
+import { note, UsageError } from './output.js';
 
 /** The network that `classify` and `demo` use unless told otherwise. */
 export const shippedModel = fileURLToPath(new URL('../../models/cifar10-oct-resnet-26-a50', import.meta.url));
@@ -82,7 +82,9 @@ export interface NetworkFlags {
   width?: number;
   classes?: number;
   stem?: 'imagenet' | 'cifar';
+  blocks?: readonly number[];
   weights?: string;
+  key?: string;
   model?: string;
   seed?: number;
 }
@@ -92,21 +94,24 @@ export function withShape(command: Command): Command {
     .option('--alpha <share>', 'share of the low branch, 0 <= alpha < 1', number)
     .option('--width <channels>', 'channels of the stem', integer(1))
     .option('--classes <n>', 'number of classes', integer(1))
-    .addOption(new Option('--stem <kind>', 'imagenet: 7x7 and max-pool; cifar: 3x3').choices(['imagenet', 'cifar']));
+    .addOption(new Option('--stem <kind>', 'imagenet: 7x7 and max-pool; cifar: 3x3').choices(['imagenet', 'cifar']))
+    .option('--blocks <a,b,...>', 'blocks of each stage, of a network whose name has no depth', listOf(integer(1)));
 }
 
 export function withNetwork(command: Command): Command {
   return withShape(command.option('--network <name>', 'a registered network, e.g. oct-resnet-50'))
-    .option('--weights <file>', '.pth or .safetensors; what is not given is read off it')
+    .option('--weights <file>', '.pth, .safetensors or .params; what is not given is read off it')
+    .option('--key <name>', 'which dictionary of a .pth holds the parameters')
     .option('--model <dir>', 'a model folder')
     .option('--seed <n>', 'of random weights, where there are no others (default: 0)', integer(0));
 }
 
-const shapeOf = ({ alpha, width, classes, stem }: NetworkFlags): NetworkOptions => ({
+const shapeOf = ({ alpha, width, classes, stem, blocks }: NetworkFlags): NetworkOptions => ({
   ...(alpha !== undefined && { alpha }),
   ...(width !== undefined && { width }),
   ...(classes !== undefined && { classes }),
   ...(stem !== undefined && { stem }),
+  ...(blocks !== undefined && { blocks }),
 });
 
 /** What must agree with a weight file. */
@@ -117,7 +122,7 @@ function checkFlags(flags: NetworkFlags): void {
   const { network, weights, model } = flags;
   if (!network && !weights && !model) throw new UsageError('one of --network, --weights and --model is needed');
   if (model && (network || weights || Object.keys(shapeOf(flags)).length)) {
-    throw new UsageError('--model says it all: no --network, --weights, --alpha, --width, --classes, --stem beside it');
+    throw new UsageError('--model says it all: no --network, --weights, --alpha, --width, --classes, --stem, --blocks beside it');
   }
 }
 
@@ -128,11 +133,17 @@ export async function inputsOf({ model, weights }: NetworkFlags): Promise<string
   return (await isModelFolder(model)) ? modelFiles(model) : [model];
 }
 
+/** Says what was chosen, renamed or converted in a file. */
+export function withNotes<T extends { readonly notes?: readonly string[] | undefined }>(opened: T): T {
+  for (const line of opened.notes ?? []) note(line);
+  return opened;
+}
+
 /** A model from --model, --weights or --network. */
 export async function modelFrom(flags: NetworkFlags, options: ModelOptions): Promise<Model> {
   checkFlags(flags);
   const file = flags.model ?? flags.weights;
-  if (file !== undefined) return loadModel(file, { ...options, network: givenTo(flags) });
+  if (file !== undefined) return withNotes(await loadModel(file, { ...options, network: givenTo(flags), key: flags.key }));
   const { network, source, ...described } = await networkFrom(flags);
   if (options.dtype !== 'i8') return Object.assign(new Model(network, source, options), described);
   const { quantizeOnNoise } = await import('../bench/measure.js');
@@ -145,7 +156,7 @@ export async function networkFrom(flags: NetworkFlags): Promise<Omit<NetworkFile
   checkFlags(flags);
   const { network: name = '', weights, model, seed = 0 } = flags;
   const file = model ?? weights;
-  if (file !== undefined) return openNetwork(file, givenTo(flags));
+  if (file !== undefined) return withNotes(await openNetwork(file, givenTo(flags), { key: flags.key }));
   const shape = shapeOf(flags);
   const network = buildNetwork(name, shape);
   const options = resolveNetworkOptions(name, shape);

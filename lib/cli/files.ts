@@ -3,14 +3,15 @@ import { type Command, Option } from 'commander';
 import { describeInput, type InputConfig, type PerChannel, resolveInput } from '../input/preprocess.js';
 import { openNetwork, record } from '../model.js';
 import { checkLabels, checkModelOutput, readLabels, writeModelFolder } from '../weights/folder.js';
-import { inputsOf, type NetworkFlags, networkFrom, number, numbers, side, withNetwork } from './common.js';
+import { inputsOf, type NetworkFlags, networkFrom, number, numbers, side, withNetwork, withNotes } from './common.js';
 import { count, note, print, printable, printJson } from './output.js';
 import { checkOut, writeOut } from './streams.js';
 
 export function convertCommand(program: Command): void {
   program
     .command('convert <file> <dir>')
-    .description('makes a model folder of a PyTorch checkpoint (.pth) or .safetensors file')
+    .description('makes a model folder of a PyTorch checkpoint (.pth), .safetensors or MXNet .params file')
+    .option('--key <name>', 'which dictionary of a .pth holds the parameters, e.g. model_ema')
     .option('--labels <file>', 'names of the classes, one per line, or imagenet-1k (default: class 0, class 1, ...)')
     .option('--size <pixels>', 'height and width of the input, as trained: 224, or 256x128', sides)
     .option('--resize <pixels>', 'short side of a picture before the crop to --size; 256x128: both, whatever its aspect ratio', sides)
@@ -35,13 +36,14 @@ interface InputFlags extends Partial<Pick<InputConfig, 'interpolation' | 'scale'
 
 interface ConvertOptions extends InputFlags {
   readonly labels?: string;
+  readonly key?: string;
   readonly force?: boolean;
   readonly json?: boolean;
 }
 
-async function convert(file: string, folder: string, { labels, force, json, ...flags }: ConvertOptions): Promise<void> {
+async function convert(file: string, folder: string, { labels, key, force, json, ...flags }: ConvertOptions): Promise<void> {
   await checkModelOutput(folder, { force, inputs: [file] });
-  const { name: network, options, source, input: usual, labels: known } = await openNetwork(file);
+  const { name: network, options, source, input: usual, labels: known } = withNotes(await openNetwork(file, {}, { key }));
   try {
     const input = inputFrom(flags, usual);
     const names = await namesOf(labels, options.classes, known);

@@ -18,6 +18,8 @@ export interface InputConfig {
    */
   readonly resize: number | readonly [number, number];
   readonly interpolation: 'bilinear' | 'bicubic';
+  /** `false`: as OpenCV resizes, which the authors' MXNet networks are trained on. Default true: as Pillow does. */
+  readonly antialias?: boolean | undefined;
   /** Order of the channels that the network sees; `gray` is one, Pillow's luma. Default `rgb`. */
   readonly channels?: Channels | undefined;
   /** (x * scale - mean) / std for each channel in that order, x in 0 .. 255. */
@@ -51,6 +53,7 @@ export const inputSchema = object({
   resize: v.optional(v.union([size, v.strictTuple([size, size])], `${size.pipe[0].message}, or [height, width]`)),
   cropPct: v.optional(numberIn(0.01, 1, 'a number from 0.01 to 1')),
   interpolation: v.optional(oneOf('bilinear', 'bicubic'), 'bilinear'),
+  antialias: v.optional(v.boolean('true or false'), true),
   channels: v.optional(oneOf('rgb', 'bgr', 'gray'), 'rgb'),
   scale: v.optional(numberIn(1e-6, 1000, 'a positive number, from 1e-6 to 1000'), 1 / 255),
   mean: v.optional(perChannel(numberIn(-1e6, 1e6, 'a number'))),
@@ -71,7 +74,7 @@ export type GivenInput = { readonly [Key in keyof InputConfig]?: InputConfig[Key
  * @throws OctconvError if fields contradict one another.
  */
 export function resolveInput(given: GivenInput, where: string): InputConfig {
-  const { height, width, cropPct, interpolation = 'bilinear', channels = 'rgb', scale = 1 / 255 } = given;
+  const { height, width, cropPct, interpolation = 'bilinear', antialias = true, channels = 'rgb', scale = 1 / 255 } = given;
   const wrong = (what: string): never => {
     throw new OctconvError(`${where}${what}`);
   };
@@ -93,15 +96,15 @@ export function resolveInput(given: GivenInput, where: string): InputConfig {
     const scaled = white === 1 ? '1/255' : show(scale);
     wrong(`.mean is ${show(mean)}, but the scale ${scaled} makes pictures 0 .. ${white}: wanted a mean within, or another scale`);
   }
-  const order = channels === 'rgb' ? {} : { channels };
-  return { height, width, resize, interpolation, ...order, scale, mean, std: each('std', 1) };
+  const unusual = { ...(!antialias && { antialias }), ...(channels !== 'rgb' && { channels }) };
+  return { height, width, resize, interpolation, ...unusual, scale, mean, std: each('std', 1) };
 }
 
 /** The same in words. */
-export function describeInput({ height, width, resize, interpolation, channels = 'rgb', scale, mean, std }: InputConfig): string {
+export function describeInput({ height, width, resize, interpolation, antialias = true, channels = 'rgb', scale, mean, std }: InputConfig): string {
   const resized = typeof resize === 'number' ? `the short side to ${resize}` : `to ${resize.join(' x ')}`;
   const bytes = scale === 1 / 255 ? '0 .. 1' : `0 .. 255 times ${scale}`;
-  return `${resized} (${interpolation}), a crop of ${height} x ${width}, ${channels}, ${bytes}, mean ${mean.join(',')}, std ${std.join(',')}`;
+  return `${resized} (${interpolation}${antialias ? '' : ' without antialiasing'}), a crop of ${height} x ${width}, ${channels}, ${bytes}, mean ${mean.join(',')}, std ${std.join(',')}`;
 }
 
 /** Size of the whole resized picture, and the part of it that the network sees. */
@@ -155,8 +158,8 @@ export async function preprocessOne(
 ): Promise<Float32Array> {
   const graph = new Graph();
   const picture = graph.input('u8', [1, height, width, 3]);
-  const { interpolation, channels = 'rgb', scale } = input;
-  const resized = resize(picture, { ...resizeGeometry(height, width, input), interpolation });
+  const { interpolation, antialias, channels = 'rgb', scale } = input;
+  const resized = resize(picture, { ...resizeGeometry(height, width, input), interpolation, antialias });
   // Which of the network's channels red, green and blue are.
   const places = { rgb: [0, 1, 2], bgr: [2, 1, 0], gray: [0, 0, 0] }[channels];
   const [mean, std] = [input.mean, input.std].map((values) => places.map((place) => values[place] as number)) as [number[], number[]];

@@ -100,7 +100,7 @@ export const alphasOf = ({ alpha }: ResolvedNetworkOptions): readonly number[] =
  */
 export function symbolInput(stem: 'imagenet' | 'cifar'): InputConfig {
   if (stem === 'cifar') return defaultInput(stem);
-  return { ...defaultInput(stem), interpolation: 'bicubic', scale: 0.0167, mean: [2.0708, 1.9539, 1.7368], std: [1, 1, 1] };
+  return { ...defaultInput(stem), interpolation: 'bicubic', antialias: false, scale: 0.0167, mean: [2.0708, 1.9539, 1.7368], std: [1, 1, 1] };
 }
 
 const normParts: Readonly<Record<string, string>> = { gamma: 'weight', beta: 'bias', moving_mean: 'running_mean', moving_var: 'running_var' };

@@ -10,6 +10,7 @@ import { type InputConfig, inputSchema, parseInput } from '../input/preprocess.j
 import { type NetworkOptions, resolveNetworkOptions } from '../models/index.js';
 import type { ResolvedNetworkOptions } from '../models/options.js';
 import { fileError } from './file.js';
+import { parseJson } from './json.js';
 import { encodeSafetensors } from './safetensors.js';
 import { openWeights, type WeightSource } from './source.js';
 
@@ -190,12 +191,7 @@ function filesOf(text: string | undefined): string[] {
 
 /** Checks the text of a config.json, which `file` names in errors, and fills in what was left out. */
 export function parseConfig(text: string, file: string): ModelConfig {
-  let value: unknown;
-  try {
-    value = JSON.parse(text);
-  } catch (error) {
-    throw new OctconvError(`${file}: not JSON: ${(error as Error).message.split('\n')[0]}`);
-  }
+  const value = parseJson(Buffer.from(text), 16, file);
   const { network, options, weights, labels, input } = parse(configSchema, value, file);
   return {
     network,

@@ -6,6 +6,10 @@
 // width first, but the height where it shrinks by more than twice as many pixels as the width. Networks were trained on
 // pictures made this way, so both devices give these very bytes. The order is that of Pillow 13; Pillow 12 takes the
 // height first only where a picture is 100 times as high as wide, and bicubic noise then differs by up to 25 levels.
+//
+// antialias: false is OpenCV's resize (INTER_LINEAR, INTER_CUBIC with a = -.75): the filter does not grow, pixels beyond
+// the border are the border's. It agrees to one level, but
+// where noise overshoots the bytes between the axes: OpenCV rounds and clips once, behind both.
 #include "../cpu/levels.h"
 #include "../cpu/vec.h"
 
@@ -77,20 +81,24 @@ namespace {
 struct Filter {
   double support;
   double (*weight)(double distance);
+  bool antialias;
 };
 
 double bilinear(double x) { return std::max(0.0, 1 - std::abs(x)); }
+template <int quarters>
 double bicubic(double x) {
-  constexpr double a = -0.5;
+  constexpr double a = -quarters / 4.;
   x = std::abs(x);
   if (x < 1) return ((a + 2) * x - (a + 3)) * x * x + 1;
   if (x < 2) return (((x - 5) * x + 8) * x - 4) * a;
   return 0;
 }
 
-Filter filterOf(const std::string& interpolation) {
-  if (interpolation == "bilinear") return {1, bilinear};
-  if (interpolation == "bicubic") return {2, bicubic};
+Filter filterOf(const Attr& attrs) {
+  const std::string& interpolation = attrs["interpolation"].text();
+  const bool antialias = !attrs.has("antialias") || attrs.flag("antialias");
+  if (interpolation == "bilinear") return {1, bilinear, antialias};
+  if (interpolation == "bicubic") return {2, antialias ? bicubic<2> : bicubic<3>, antialias};
   fail("resize: interpolation '", interpolation, "', wanted bilinear or bicubic");
 }
 
@@ -101,18 +109,24 @@ struct Axis {
   int64_t pitch, start, size;
 
   Axis(int64_t from, int64_t to, int64_t begin, int64_t count, const Filter& filter) {
-    const double scale = static_cast<double>(from) / static_cast<double>(to), stretch = std::max(scale, 1.0);
+    const double scale = static_cast<double>(from) / static_cast<double>(to), stretch = filter.antialias ? std::max(scale, 1.0) : 1.0;
     const double support = filter.support * stretch;
     pitch = static_cast<int64_t>(std::ceil(support)) * 2 + 1;
     weights.resize(static_cast<size_t>(count * pitch));
     std::vector<double> exact(static_cast<size_t>(pitch));
     for (int64_t i = 0; i < count; i++) {
       const double centre = (static_cast<double>(begin + i) + 0.5) * scale;
-      const int64_t low = std::max<int64_t>(0, static_cast<int64_t>(centre - support + 0.5));
-      const int64_t high = std::min(from, static_cast<int64_t>(centre + support + 0.5));
+      const auto begins = static_cast<int64_t>(std::floor(centre - support + 0.5)),
+                 ends = static_cast<int64_t>(std::floor(centre + support + 0.5));
+      const int64_t low = std::clamp<int64_t>(begins, 0, from - 1), high = std::clamp<int64_t>(ends, low + 1, from);
       double sum = 0;
-      for (int64_t k = 0; k < high - low; k++)
-        sum += exact[k] = filter.weight((static_cast<double>(low + k) - centre + 0.5) * (1 / stretch));
+      std::fill(exact.begin(), exact.end(), 0);
+      for (int64_t p = begins; p < ends; p++) {
+        if (filter.antialias && (p < low || p >= high)) continue;  // Pillow leaves them out
+        const double w = filter.weight((static_cast<double>(p) - centre + 0.5) * (1 / stretch));
+        exact[std::clamp(p, low, high - 1) - low] += w;
+        sum += w;
+      }
       for (int64_t k = 0; k < high - low; k++)
         weights[i * pitch + k] = static_cast<int32_t>(std::round(exact[k] / sum * (1 << baseline::fractionBits)));
       if (i == 0) start = low;
@@ -151,7 +165,7 @@ Geometry geometry(const Node& node) {
   if (top < 0 || left < 0 || top > height - out.h || left > width - out.w)
     fail("resize: a crop of ", out.h, " x ", out.w, " at (", top, ", ", left, ") is not inside of ", height, " x ",
          width);
-  const Filter filter = filterOf(node.attrs["interpolation"].text());
+  const Filter filter = filterOf(node.attrs);
   return {in.n * in.t,
           in.h,
           in.w,
