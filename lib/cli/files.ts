@@ -1,9 +1,11 @@
 /** convert and export: from one kind of file to another. */
 import { readFile, writeFile } from 'node:fs/promises';
+import { dirname } from 'node:path';
 import { type Command, InvalidArgumentError, Option } from 'commander';
+import { OctconvError } from '../error.js';
 import { openNetwork, record } from '../model.js';
 import { fileError } from '../weights/file.js';
-import { writeModelFolder } from '../weights/folder.js';
+import { readConfigBeside, writeModelFolder } from '../weights/folder.js';
 import { integer, listOf, type NetworkFlags, networkFrom, number, withNetwork } from './common.js';
 import { count, print } from './output.js';
 
@@ -17,7 +19,11 @@ export function convertCommand(program: Command): void {
     .addOption(new Option('--interpolation <kind>', 'of the resize').choices(['bilinear', 'bicubic']))
     .option('--mean <r,g,b>', 'subtracted from 0 .. 1', colour)
     .option('--std <r,g,b>', 'divides', colour)
-    .addHelpText('after', '\nThe input is otherwise as usual for ImageNet, with a 3x3 stem as usual for CIFAR-10.')
+    .addHelpText(
+      'after',
+      '\nThe input and the labels are otherwise those of config.json and labels.txt in the folder of the checkpoint, as\n' +
+        'examples/train writes them; without these the input is as usual for ImageNet, with a 3x3 stem for CIFAR-10.',
+    )
     .action(convert);
 }
 
@@ -37,8 +43,13 @@ interface ConvertOptions {
 }
 
 async function convert(file: string, folder: string, { labels, size, ...given }: ConvertOptions): Promise<void> {
-  const { name: network, options, source, input: usual, labels: known } = await openNetwork(file);
+  const beside = await readConfigBeside(file);
+  const trained = beside && { network: beside.config.network, ...beside.config.options };
+  const { name: network, options, source, ...read } = await openNetwork(file, trained).catch((error: Error) => {
+    throw beside ? new OctconvError(`${error.message} (the network is that of config.json in its folder)`) : error;
+  });
   try {
+    const { input: usual, labels: known } = { ...read, ...(beside && { input: beside.config.input, labels: beside.labels }) };
     const sizes = size ? { height: size, width: size, resize: Math.max(size, usual.resize) } : {};
     const input = { ...usual, ...sizes, ...given };
     const unnamed = () => Array.from({ length: options.classes }, (_, i) => `class ${i}`);
@@ -46,7 +57,8 @@ async function convert(file: string, folder: string, { labels, size, ...given }:
     await writeModelFolder(folder, { network, options, input }, names, source);
     const { alpha, width, classes } = options;
     const tensors = count(source.tensors.size);
-    print(`${folder}: ${network}, alpha ${alpha}, width ${width}, ${classes} classes, ${tensors} tensors`);
+    const from = beside ? `, input and labels from ${dirname(file)}` : '';
+    print(`${folder}: ${network}, alpha ${alpha}, width ${width}, ${classes} classes, ${tensors} tensors${from}`);
   } finally {
     await source.close();
   }

@@ -30,12 +30,25 @@ export async function isModelFolder(path: string): Promise<boolean> {
 
 /** Reads config.json and labels.txt, and opens the parameters. */
 export async function readModelFolder(folder: string): Promise<ModelFolder> {
+  const read = await readConfig(folder);
+  return { ...read, weights: await openWeights(join(folder, 'model.safetensors')) };
+}
+
+/** config.json and labels.txt in the folder of a checkpoint, as a training leaves them; other programs' are ignored. */
+export async function readConfigBeside(checkpoint: string): Promise<Omit<ModelFolder, 'weights'> | undefined> {
+  if (await isModelFolder(checkpoint)) return undefined;
+  const folder = dirname(checkpoint);
+  const text = await readText(join(folder, 'config.json')).catch(() => '');
+  return /"network"\s*:/.test(text) && /"input"\s*:/.test(text) ? readConfig(folder) : undefined;
+}
+
+async function readConfig(folder: string): Promise<Omit<ModelFolder, 'weights'>> {
   const configFile = join(folder, 'config.json');
   const config = parseConfig(await readText(configFile), configFile);
   const labelsFile = join(folder, 'labels.txt');
   const labels = (await readText(labelsFile)).replace(/\r/g, '').replace(/\n+$/, '').split('\n');
   checkLabels(labels, config.options.classes, labelsFile);
-  return { config, labels, weights: await openWeights(join(folder, 'model.safetensors')) };
+  return { config, labels };
 }
 
 /** Writes a model folder, config.json last: without it, it is none. */
