@@ -19,7 +19,7 @@ import random
 import tarfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,11 +31,17 @@ from torch.utils.data import DataLoader, Dataset
 import octave
 
 SUFFIXES = {'.jpg', '.jpeg', '.png', '.webp'}
-Content = Path | bytes
 
 
-def find_pictures(data: Path, *splits: str) -> list[tuple[str, Content]]:
-    """Class and content of every picture of the first split that is there, in the order of their names."""
+class Picture(NamedTuple):
+    label: str
+    path: Path
+    content: bytes | None = None
+    """Of a picture in an archive."""
+
+
+def find_pictures(data: Path, *splits: str) -> list[Picture]:
+    """Every picture of the first split that is there, in the order of their names."""
 
     def is_picture(path: Path) -> bool:
         return path.suffix.lower() in SUFFIXES and not path.name.startswith('.')
@@ -43,17 +49,18 @@ def find_pictures(data: Path, *splits: str) -> list[tuple[str, Content]]:
     for split in splits:
         if (folder := data / split).is_dir():
             files = (path.relative_to(folder) for path in folder.rglob('*') if is_picture(path))
-            return [(path.parts[0], folder / path) for path in sorted(files) if len(path.parts) > 1]
+            return [Picture(path.parts[0], folder / path) for path in sorted(files) if len(path.parts) > 1]
         for archive in data.glob(f'{split}.tar*'):
             with tarfile.open(archive) as tar:
-                found = {Path(member.name): tar.extractfile(member).read() for member in tar if member.isfile()}
-            return [(path.parts[1], found[path]) for path in sorted(found) if is_picture(path) and len(path.parts) > 2]
+                files = {Path(member.name): tar.extractfile(member).read() for member in tar if member.isfile()}
+            files = {path: content for path, content in files.items() if is_picture(path) and len(path.parts) > 2}
+            return [Picture(path.parts[1], path, files[path]) for path in sorted(files)]
     raise SystemExit(f'{data}: no folder or .tar of the name {" or ".join(splits)}')
 
 
-def decode(content: Content) -> Image.Image:
+def decode(file: Path | io.BytesIO) -> Image.Image:
     """A picture as octconv sees it: upright, in sRGB, transparency over white."""
-    picture = ImageOps.exif_transpose(Image.open(io.BytesIO(content) if isinstance(content, bytes) else content))
+    picture = ImageOps.exif_transpose(Image.open(file))
     profile = picture.info.get('icc_profile')
     if picture.mode.startswith('I'):
         picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))  # 16-bit grey
@@ -91,8 +98,8 @@ def random_crop(picture: Image.Image, config: dict[str, Any], least: float, rng:
 class Pictures(Dataset):
     """Pictures [3, H, W] as u8, and the indices of their classes. `least_area` of 1 gives them as they are tested."""
 
-    def __init__(self, found: list[tuple[str, Content]], labels: list[str], config: dict[str, Any], least_area: float = 1):
-        if unknown := {label for label, _ in found} - set(labels):
+    def __init__(self, found: list[Picture], labels: list[str], config: dict[str, Any], least_area: float = 1):
+        if unknown := {picture.label for picture in found} - set(labels):
             raise SystemExit(f'{", ".join(sorted(unknown))}: to be tested, but not among the classes to be trained')
         self.found, self.labels, self.config, self.least_area = found, labels, config, least_area
         self.seed = ''
@@ -101,8 +108,11 @@ class Pictures(Dataset):
         return len(self.found)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        label, content = self.found[index]
-        picture = decode(content)
+        label, path, content = self.found[index]
+        try:
+            picture = decode(path if content is None else io.BytesIO(content))
+        except OSError as error:
+            raise SystemExit(f'{path}: {error}') from None
         if self.least_area < 1:
             # The numbers depend on epoch and picture alone, not on the workers, nor on where --resume begins.
             rng = random.Random(f'{self.seed} {index}')
@@ -181,7 +191,7 @@ def train(flags: argparse.Namespace) -> None:
         'std': [0.247, 0.2435, 0.2616] if small else [0.229, 0.224, 0.225],
     }
     found = find_pictures(flags.data, 'train')
-    labels = sorted({label for label, _ in found})
+    labels = sorted({picture.label for picture in found})
     if flags.pictures:
         found = random.Random(0).sample(found, min(flags.pictures, len(found)))
     training = Pictures(found, labels, config, flags.least_area)
@@ -225,6 +235,7 @@ def train(flags: argparse.Namespace) -> None:
     (flags.out / 'config.json').write_text(f'{text}\n')
     (flags.out / 'labels.txt').write_text(''.join(f'{label}\n' for label in labels))
 
+    print(f'{len(training)} pictures of {len(labels)} classes, {len(testing)} more to test with, on {device}', flush=True)
     steps = len(train_loader)
     for epoch in range(done, flags.epochs):
         began, loss_sum = time.monotonic(), 0.0
