@@ -191,6 +191,12 @@ class ResNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
+            if isinstance(module, (Block, OctBlock)):
+                # A block begins as its shortcut, so that high rates do not blow it up (arXiv 1706.02677, section 5.1).
+                last = module.get_submodule(f'{"conv" if self.octave else "bn"}{module.count}')
+                for name, parameter in last.named_parameters():
+                    if name in ('weight', 'bn_h.weight', 'bn_l.weight'):
+                        nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(x)))
