@@ -1,10 +1,10 @@
-/** From picture files to labels. */
+/** From pictures to labels. */
 import { OctconvError } from './error.js';
-import { loadBatches } from './input/batches.js';
+import { type BatchOptions, loadBatches } from './input/batches.js';
+import type { PictureSource } from './input/source.js';
 import type { Model } from './model.js';
 import { softmax } from './ops.js';
-import type { RunOptions } from './plan.js';
-import type { Tensor } from './tensor.js';
+import type { Matrix, Tensor } from './tensor.js';
 
 export interface Guess {
   readonly label: string;
@@ -14,47 +14,80 @@ export interface Guess {
 }
 
 export interface Classified {
+  /** The picture's path; `picture 3` for the fourth source where it has none. */
   readonly file: string;
+  /** Its place among the sources. */
+  readonly index: number;
   /** The likeliest first. */
   readonly top: readonly Guess[];
   /** What the network took for this picture, its share of the batch. */
   readonly milliseconds: number;
 }
 
-export interface ClassifyOptions extends RunOptions {
+/** How many pictures make a batch, what is left out, and what a picture may cost. */
+export interface ClassifyOptions extends Omit<BatchOptions, 'device'> {
   /** Guesses per picture; default 5. */
   readonly top?: number | undefined;
-  /** Pictures per run; default 32. */
-  readonly batch?: number | undefined;
-  /** Told of each file that is no picture; the others go on. Without it such a file ends the loop with an error. */
-  readonly failed?: ((error: OctconvError, file: string) => void) | undefined;
 }
 
 /**
- * Classifies picture files (JPEG, PNG, WebP) with a model; the next batch is decoded while one runs.
+ * Classifies pictures with a model; the next batch is decoded while one runs.
  *
  *     for await (const { file, top } of classify(model, ['cat.jpg'])) console.log(file, top[0]?.label);
+ *
+ * @throws OctconvError that names the picture, if it cannot be read and `failed` is not given, or if the network gives
+ * infinities or NaN for it; the signal's reason if it is aborted.
  */
 export async function* classify(
   model: Model,
-  files: readonly string[],
+  sources: PictureSource | readonly PictureSource[],
   options: ClassifyOptions = {},
 ): AsyncGenerator<Classified, void, void> {
   const { top = 5, signal } = options;
   if (!Number.isInteger(top) || top < 1) throw new OctconvError(`top: ${top}, wanted a positive integer`);
   if (!model.input) throw new OctconvError('classify: the model does not say how a picture becomes its input');
-  for await (const { x, files: read } of loadBatches(files, model.input, options)) {
+  for await (const { x, files, indices } of loadBatches(sources, model.input, options)) {
     await model.plan(x.shape); // compiled outside of what is timed
     const start = performance.now();
     const logits = await model.run(x, { signal });
-    const milliseconds = (performance.now() - start) / read.length;
-    const probabilities = await softmax(logits as Tensor<'f32', readonly [number, number]>);
-    const classes = probabilities.length / read.length;
-    for (const [i, file] of read.entries()) {
-      const row = probabilities.data.subarray(i * classes, (i + 1) * classes);
-      yield { file, top: likeliest(row, top, model.labels), milliseconds };
+    const milliseconds = (performance.now() - start) / files.length;
+    checkLogits(logits, files, model.labels);
+    const { data, shape } = await softmax(logits as Tensor<'f32', Matrix>);
+    for (const [i, file] of files.entries()) {
+      const row = data.subarray(i * shape[1], (i + 1) * shape[1]);
+      yield { file, index: indices[i] as number, top: likeliest(row, top, model.labels), milliseconds };
     }
   }
+}
+
+/** One answer for one picture, many for many; one picture that cannot be read has no answer, `failed` or not. */
+export async function classifyAll(
+  model: Model,
+  sources: PictureSource | readonly PictureSource[],
+  options: ClassifyOptions = {},
+): Promise<Classified | Classified[]> {
+  const many = Array.isArray(sources);
+  const all: Classified[] = [];
+  for await (const one of classify(model, sources, many ? options : { ...options, failed: undefined })) all.push(one);
+  return many ? all : (all[0] as Classified);
+}
+
+/** @throws OctconvError that names the first picture and class whose logit is not finite: such logits have no order. */
+export function checkLogits(
+  logits: Tensor<'f32'>,
+  files: readonly string[],
+  labels?: readonly string[],
+): void {
+  const { data, shape } = logits;
+  const [n, classes = 0] = shape;
+  if (shape.length !== 2 || n !== files.length) {
+    throw new OctconvError(`classify: the network gives [${shape}], wanted [${files.length},classes]`);
+  }
+  const bad = data.findIndex((logit) => !Number.isFinite(logit));
+  if (bad < 0) return;
+  const index = bad % classes;
+  const label = labels?.[index] === undefined ? '' : ` (${labels[index]})`;
+  throw new OctconvError(`${files[Math.floor(bad / classes)]}: the network gives ${data[bad]} for class ${index}${label}, wanted a number`);
 }
 
 function likeliest(row: Float32Array, top: number, labels: readonly string[] | undefined): Guess[] {

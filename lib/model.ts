@@ -1,10 +1,12 @@
 /** Models: a network with its weights, ready to run on a device at any input size. */
+import { type Classified, classifyAll, type ClassifyOptions } from './classify.js';
 import { OctconvError } from './error.js';
 import { type ComputeType, Graph, type Value } from './graph/graph.js';
-import { defaultInput, type InputConfig } from './input/preprocess.js';
+import { channelCount, type InputConfig } from './input/preprocess.js';
+import type { PictureSource } from './input/source.js';
 import { type Module, namedParameters, parameterShapes } from './layers/module.js';
-import { buildNetwork, type NetworkOptions, resolveNetworkOptions } from './models/index.js';
-import { type ResolvedOptions, resolveOptions } from './models/infer.js';
+import { type AnyNetworkName, buildNetwork, defaultInputOf, type NetworkOptions, resolveNetworkOptions } from './models/index.js';
+import { type ResolvedOptions, resolveOptions, withParameterNames } from './models/infer.js';
 import type { ResolvedNetworkOptions } from './models/options.js';
 import type { Device } from './native.js';
 import { PackedWeights, Plan, type RunOptions, threadsOf } from './plan.js';
@@ -48,6 +50,13 @@ export function record(network: Network, shape: readonly number[]): Graph {
 const files = new WeakMap<Model, WeightSource>();
 const forgotten = new FinalizationRegistry<WeightSource>((source) => void source.close());
 
+const weightsOfModels = new WeakMap<Model, Pick<WeightSource, 'tensors' | 'read'>>();
+
+/** The parameters that a model was made of. */
+export function weightsOf(model: Model): Pick<WeightSource, 'tensors' | 'read'> {
+  return weightsOfModels.get(model) as Pick<WeightSource, 'tensors' | 'read'>;
+}
+
 /** Plans that a model keeps, one per input shape; the oldest goes first. */
 const keptPlans = 4;
 
@@ -90,6 +99,7 @@ export class Model {
     this.threads = threadsOf(threads);
     this.#network = network;
     checkWeights(parameterShapes(network), weights);
+    weightsOfModels.set(this, weights);
     this.#weights = new PackedWeights(weights, this.device, dtype);
   }
 
@@ -135,6 +145,16 @@ export class Model {
     return y as Tensor<'f32'>;
   }
 
+  /**
+   * What pictures show: one answer for one picture, many for many. A long list is better given to `classify()`.
+   * @throws OctconvError that names the first picture that cannot be read; the signal's reason if it is aborted.
+   */
+  classify(source: PictureSource, options?: ClassifyOptions): Promise<Classified>;
+  classify(sources: readonly PictureSource[], options?: ClassifyOptions): Promise<Classified[]>;
+  classify(sources: PictureSource | readonly PictureSource[], options?: ClassifyOptions): Promise<Classified | Classified[]> {
+    return classifyAll(this, sources, options);
+  }
+
   /** Gives the memory back at once; runs in flight end well. */
   dispose(): void {
     this.#disposed = true;
@@ -156,7 +176,7 @@ export class Model {
  * @throws OctconvError for an unknown name or an option out of range.
  */
 export function createModel(
-  name: string,
+  name: AnyNetworkName,
   options: NetworkOptions & { seed?: number } = {},
   modelOptions: ModelOptions = {},
 ): Model {
@@ -164,7 +184,7 @@ export function createModel(
   const network = buildNetwork(name, given);
   const model = new Model(network, initialize(network, seed), modelOptions);
   const networkOptions = resolveNetworkOptions(name, given);
-  return Object.assign(model, { name, options: networkOptions, input: defaultInput(networkOptions.stem) });
+  return Object.assign(model, { name, options: networkOptions, input: defaultInputOf(name, networkOptions) });
 }
 
 /** A registered network whose parameters lie in a file. */
@@ -186,15 +206,16 @@ export interface NetworkFile {
  */
 export async function openNetwork(path: string, given: Partial<ResolvedOptions> = {}): Promise<NetworkFile> {
   const folder = (await isModelFolder(path)) ? await readModelFolder(path) : undefined;
-  const source = folder?.weights ?? (await openWeights(path));
+  const file = folder?.weights ?? (await openWeights(path));
   try {
-    const { network: name, options } = folder?.config ?? resolveOptions(source, given);
+    const { network: name, options } = folder?.config ?? resolveOptions(file, given);
+    const source = withParameterNames(file, name);
     const network = buildNetwork(name, options);
     checkWeights(parameterShapes(network), source);
-    const input = folder?.config.input ?? defaultInput(options.stem);
+    const input = folder?.config.input ?? defaultInputOf(name, options);
     return { name, options, network, source, input, labels: folder?.labels };
   } catch (error) {
-    await source.close();
+    await file.close();
     throw error;
   }
 }
@@ -212,7 +233,7 @@ export async function loadModel(
   const { network, source, ...described } = await openNetwork(path, given);
   try {
     const model = Object.assign(new Model(network, source, modelOptions), described);
-    await model.plan([1, described.input.height, described.input.width, 3]); // packs all parameters
+    await model.plan([1, described.input.height, described.input.width, channelCount(described.input)]); // packs all parameters
     files.set(model, source);
     forgotten.register(model, source, model);
     return model;

@@ -14,6 +14,7 @@ import type { Device } from '../lib/native.js';
 import { normalize, resize } from '../lib/ops.js';
 import { runGraph } from '../lib/plan.js';
 import { tensor } from '../lib/tensor.js';
+import { png, profile } from './pictures.js';
 
 const cat = readFileSync(new URL('images/cat.jpg', import.meta.url));
 const plain = (width: number, height: number, background: Color, channels: 3 | 4 = 3): Sharp =>
@@ -102,6 +103,73 @@ describe('input: decoding', () => {
   });
 });
 
+describe('input: colour profiles', () => {
+  const rgb = [[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255], [128, 128, 128], [200, 120, 40], [10, 20, 30]];
+  const grey = [0, 10, 64, 128, 192, 255].map((value) => [value]);
+  const adobe = [[0.60974, 0.31111, 0.01947], [0.20528, 0.62567, 0.06087], [0.14919, 0.06322, 0.74457]];
+  const prophoto = [[0.79767, 0.28803, 0], [0.13519, 0.71188, 0], [0.03134, 0.00009, 0.82491]];
+  const srgb = [[0.43607, 0.22249, 0.01392], [0.38515, 0.71687, 0.09708], [0.14307, 0.06061, 0.7141]];
+  const ofSharp = async (name: string) =>
+    (await sharp(await plain(1, 1, 'red').withIccProfile(name).png().toBuffer()).metadata()).icc as Buffer;
+
+  // What LittleCMS 2.19 (Pillow's ImageCms) makes of these colours in 8 bits.
+  const table: [string, () => Promise<Buffer | undefined> | Buffer, number[][], number[][]][] = [
+    ['none', async () => undefined, rgb, rgb],
+    ['sRGB', () => ofSharp('srgb'), rgb, rgb],
+    ['Display P3', () => ofSharp('p3'), rgb, [
+      [255, 0, 0], [0, 255, 0], [2, 0, 255], [255, 255, 255], [128, 128, 128], [213, 115, 0], [7, 20, 31],
+    ]],
+    ['Adobe RGB', () => profile('RGB ', 2.2, adobe), rgb, [
+      [255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255], [129, 129, 129], [224, 121, 25], [0, 12, 24],
+    ]],
+    ['ProPhoto', () => profile('RGB ', 1.8, prophoto), rgb, [
+      [255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255], [146, 146, 146], [255, 114, 0], [0, 28, 42],
+    ]],
+    ['linear RGB', () => profile('RGB ', 1, srgb), rgb, [
+      [255, 0, 0], [1, 255, 0], [0, 0, 255], [255, 255, 255], [188, 188, 188], [229, 182, 110], [56, 79, 96],
+    ]],
+    ['linear grey', () => profile('GRAY', 1), grey, [0, 55, 137, 188, 225, 255].map((v) => [v, v, v])],
+    ['grey of gamma 2.2', () => profile('GRAY', 2.2), grey, [0, 3, 62, 129, 193, 255].map((v) => [v, v, v])],
+    ['damaged', () => Buffer.from('nonsense'), rgb, rgb],
+    ['grey for RGB', () => profile('GRAY', 2.2), rgb, rgb],
+  ];
+  const expectClose = (data: Uint8Array, wanted: readonly number[][], tolerance: number, what: string) => {
+    expect(data.length).to.equal(wanted.length * 3);
+    for (const [i, value] of wanted.flat().entries()) expect(data[i], `${what}, byte ${i}`).to.be.closeTo(value, tolerance);
+  };
+  for (const [name, make, pixels, wanted] of table) {
+    for (const depth of [8, 16] as const) {
+      it(`${name}, ${depth} bits: LittleCMS' colours, with and without alpha, PNG and TIFF`, async () => {
+        for (const alpha of [undefined, 255, 128]) {
+          const given = pixels.map((pixel) => (alpha === undefined ? pixel : [...pixel, alpha]));
+          const shown = wanted.map((pixel) => pixel.map((v) => (v * (alpha ?? 255) + 255 * (255 - (alpha ?? 255))) / 255));
+          const file = png(given, depth, await make());
+          const space = pixels === grey ? { 8: 'b-w', 16: 'grey16' } : { 8: 'srgb', 16: 'rgb16' };
+          const tiff = await sharp(file).keepIccProfile().toColourspace(space[depth]).tiff({ compression: 'none' }).toBuffer();
+          expect((await sharp(tiff).metadata()).depth).to.equal(depth === 8 ? 'uchar' : 'ushort');
+          for (const [format, bytes] of Object.entries({ png: file, tiff })) {
+            const { data } = await decodeImage(bytes, { formats: ['png', 'tiff'] });
+            expectClose(data, shown, 1, `${format}, alpha ${alpha}`);
+          }
+        }
+      });
+    }
+    // JPEG rounds, and one level of a dark linear colour is 13 of sRGB.
+    if (pixels !== rgb || ['damaged', 'grey for RGB', 'linear RGB'].includes(name)) continue;
+    it(`${name}: LittleCMS' colours, JPEG and WebP`, async () => {
+      const blocks = png(pixels.flatMap((pixel) => Array<number[]>(16).fill(pixel)), 8, await make());
+      const tall = () => sharp(blocks).keepIccProfile().resize(pixels.length * 16, 16, { fit: 'fill', kernel: 'nearest' });
+      const files = [tall().jpeg({ quality: 100, chromaSubsampling: '4:4:4' }), tall().webp({ lossless: true })];
+      for (const file of files) {
+        const { data, width } = await decodeImage(await file.toBuffer());
+        const row = (8 * width + 8) * 3;
+        const got = wanted.flatMap((_, i) => [...data.subarray(row + i * 48, row + i * 48 + 3)]);
+        expectClose(Uint8Array.from(got), wanted, 3, 'a block');
+      }
+    });
+  }
+});
+
 describe('input: files that are no pictures', () => {
   const folder = mkdtempSync(join(tmpdir(), 'octconv-input-'));
   after(() => rmSync(folder, { recursive: true }));
@@ -118,7 +186,7 @@ describe('input: files that are no pictures', () => {
     ['truncated.webp', async () => (await sharp(cat).webp().toBuffer()).subarray(0, 3000), /cannot be decoded/],
     ['text.jpg', () => 'this is no picture\n', /is not a picture, wanted JPEG, PNG or WebP/],
     ['empty.png', () => '', /is empty, wanted a picture/],
-    ['bomb.png', bomb, /is too large, wanted at most 178956970 pixels/],
+    ['bomb.png', bomb, /is too large, 60000 x 60000, wanted at most 89478485 pixels \(maxPixels\)/],
   ];
   for (const [name, make, message] of wrong) {
     it(`${name}: an error of one line that begins with the file`, async () => {
@@ -181,6 +249,21 @@ describe('input: sizes', () => {
     });
   }
 
+  it('a size of both sides squashes', () => {
+    const got = resizeGeometry(300, 451, { resize: [40, 30], height: 36, width: 28 });
+    expect(got).to.deep.equal({ height: 40, width: 30, crop: { top: 2, left: 1, height: 36, width: 28 } });
+  });
+
+  it('config.json: a crop percentage, both sides, blue first, one channel', () => {
+    const of = (more: object) => parseInput({ height: 224, width: 224, ...more }, 'config.json');
+    expect(of({ cropPct: 0.875 }).resize).to.equal(256);
+    expect(of({ cropPct: 0.9 }).resize).to.equal(248); // timm's floor of 248.9
+    expect(of({ resize: [256, 240] }).resize).to.deep.equal([256, 240]);
+    expect(of({ channels: 'bgr' })).to.deep.include({ channels: 'bgr', mean: [0, 0, 0] });
+    expect(of({ channels: 'gray', mean: [0.5] })).to.deep.include({ mean: [0.5], std: [1] });
+    expect(of({ channels: 'rgb' })).to.not.have.property('channels');
+  });
+
   it('config.json: what is left out', () => {
     expect(parseInput({ height: 32, width: 48 }, 'config.json')).to.deep.equal({
       height: 32,
@@ -198,11 +281,16 @@ describe('input: sizes', () => {
     [{ width: 32 }, /^config\.json: input\.height is nothing, wanted an integer from 1 to 65536$/],
     [{ height: 32.5, width: 32 }, /input\.height is 32\.5/],
     [{ height: 32, width: 1e9 }, /input\.width is 1000000000/],
-    [{ height: 32, width: 32, resize: 31 }, /input\.resize is 31, wanted an integer from 32/],
+    [{ height: 32, width: 32, resize: 31 }, /input\.resize is 31, wanted at least the size, 32 x 32/],
     [{ height: 32, width: 32, interpolation: 'lanczos' }, /"lanczos", wanted "bilinear" or "bicubic"/],
     [{ height: 32, width: 32, scale: 0 }, /input\.scale is 0, wanted a positive number/],
+    [{ height: 32, width: 32, cropPct: 0.5, resize: 64 }, /input: cropPct and resize say the same/],
+    [{ height: 32, width: 64, cropPct: 0.5 }, /input: cropPct beside 32 x 64, wanted resize/],
+    [{ height: 32, width: 32, resize: [32, 31] }, /input\.resize is \[32,31\], wanted at least the size/],
+    [{ height: 32, width: 32, channels: 'gray', mean: [0, 0, 0] }, /input\.mean is \[0,0,0\], wanted one number for "gray"/],
+    [{ height: 32, width: 32, mean: [123.7, 116.3, 103.5] }, /input\.mean is .*, but the scale 1\/255 makes pictures 0 \.\. 1: wanted/],
     [{ height: 32, width: 32, mean: [1, 2] }, /input\.mean is \[1,2\], wanted three numbers/],
-    [{ height: 32, width: 32, std: [1, 0, 1] }, /input\.std is \[1,0,1\], wanted three numbers/],
+    [{ height: 32, width: 32, std: [1, 0, 1] }, /input\.std\[1\] is 0, wanted a positive number/],
   ];
   for (const [value, message] of bad) {
     it(`config.json: ${JSON.stringify(value)} is an error`, () => {
@@ -409,6 +497,16 @@ describe('input: preprocess', () => {
       [2.059, -1.98, -1.707],
       [2.059, -1.98, -1.707],
     ]);
+  });
+
+  it('blue comes first, or luma alone, with the means in that order', async () => {
+    const picture = { data: Uint8Array.of(255, 0, 0, 10, 200, 30), height: 1, width: 2 };
+    const base = { height: 1, width: 2, resize: [1, 2], interpolation: 'bilinear', scale: 1, std: [1, 1, 1] } as const;
+    const bgr = await preprocess([picture], { ...base, channels: 'bgr', mean: [1, 2, 3] });
+    expect([...bgr.data]).to.deep.equal([-1, -2, 252, 29, 198, 7]);
+    const gray = await preprocess([picture], { ...base, channels: 'gray', mean: [1], std: [2] });
+    expect(gray.shape).to.deep.equal([1, 1, 2, 1]);
+    expect([...gray.data]).to.deep.equal([(76 - 1) / 2, (124 - 1) / 2]); // Image.convert('L') of Pillow 12
   });
 
   it('a picture of one row and 30,000 columns costs no more than its crop', async () => {

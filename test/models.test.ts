@@ -1,23 +1,37 @@
 import { existsSync } from 'node:fs';
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { expect } from 'chai';
 import {
   buildNetwork,
   countFlops,
+  createModel,
+  defaultInput,
+  type Family,
   type Feature,
   type Flops,
   Graph,
+  initialize,
   layers,
+  loadModel,
   Module,
   namedParameters,
+  type NetworkName,
   type NetworkOptions,
   networkNames,
   Octave,
   OctconvError,
   openWeights,
   ops,
+  Tensor,
 } from '../lib/index.js';
+import { families } from '../lib/models/index.js';
+import { commonOptions } from '../lib/models/options.js';
 import { checkWeights } from '../lib/weights/check.js';
+import { writeModelFolder } from '../lib/weights/folder.js';
+import { writeSafetensors } from '../lib/weights/safetensors.js';
 
 function record(network: { forward(x: Feature): { id: number } } & Module, size = 224): Graph {
   const graph = new Graph();
@@ -37,6 +51,21 @@ describe('models: cost at 224 px', () => {
     101: ['7.801', '6.625', '5.598', '3.991', '2.982', 44_549_160],
     152: ['11.514', '9.685', '8.092', '5.615', '4.084', 60_192_808],
   } as const;
+  it('ResNet-18 and ResNet-34 of basic blocks, octave with a projection in the first block', () => {
+    for (const [name, multiplyAdds, parameters] of [
+      ['resnet-18', '1.814', 11_689_512],
+      ['resnet-34', '3.664', 21_797_672],
+    ] as const) {
+      const plain = countFlops(record(buildNetwork(name)));
+      expect([giga(plain.multiplyAdds), plain.parameters]).to.deep.equal([multiplyAdds, parameters]);
+      const merged = countFlops(record(buildNetwork(`oct-${name}`, { alpha: 0 })));
+      expect([giga(merged.multiplyAdds), merged.parameters]).to.deep.equal([multiplyAdds, parameters]);
+      const half = countFlops(record(buildNetwork(`oct-${name}`, { alpha: 0.5 })));
+      expect(half.parameters).to.equal(parameters + 64 * 64 + 2 * 64);
+      expect(half.multiplyAdds / plain.multiplyAdds).to.be.within(0.5, 0.65); // 1 - 3/4 alpha (2 - alpha), stem and layer4 aside
+    }
+  });
+
   for (const [depth, row] of Object.entries(table)) {
     it(`ResNet-${depth} and Oct-ResNet-${depth}`, () => {
       const octave = [0.125, 0.25, 0.5, 0.75].map((alpha) => buildNetwork(`oct-resnet-${depth}`, { alpha }));
@@ -157,6 +186,23 @@ describe('models: parameters', () => {
     expect(shapes.size).to.equal(267);
   });
 
+  it("ResNet-18 has torchvision's names, Oct-ResNet-18 the same pattern as d-li14's", () => {
+    const shapes = shapesOf('resnet-18');
+    expect(shapes.size).to.equal(102); // 122 with counters
+    expect([...shapes.keys()].slice(0, 2)).to.deep.equal(['conv1.weight', 'bn1.weight']);
+    expect(shapes.get('layer1.0.conv1.weight')).to.deep.equal([64, 64, 3, 3]);
+    expect(shapes.has('layer1.0.downsample.0.weight')).to.equal(false);
+    expect(shapes.get('layer2.0.downsample.0.weight')).to.deep.equal([128, 64, 1, 1]);
+    expect(shapes.get('layer4.1.bn2.running_var')).to.deep.equal([512]);
+    const octave = shapesOf('oct-resnet-18');
+    expect(octave.get('layer1.0.conv1.conv.conv_h2l.weight')).to.deep.equal([32, 64, 3, 3]);
+    expect(octave.get('layer1.0.downsample.0.conv.conv_h2l.weight')).to.deep.equal([32, 64, 1, 1]);
+    expect(octave.get('layer4.0.conv1.conv.conv_l2h.weight')).to.deep.equal([512, 128, 3, 3]);
+    expect(octave.has('layer4.0.conv2.conv.conv_l2h.weight')).to.equal(false);
+    expect(octave.has('layer1.1.downsample.0.conv.conv_h2h.weight')).to.equal(false);
+    expect(shapesOf('oct-resnet-18', { alpha: 0 }).has('layer1.0.downsample.0.conv.conv_h2h.weight')).to.equal(false);
+  });
+
   const files: [file: string, network: string, options: NetworkOptions][] = [
     ['weights/cifar10-oct-resnet-26-a0.pth', 'oct-resnet-26', { alpha: 0, width: 16, classes: 10, stem: 'cifar' }],
     ['weights/cifar10-oct-resnet-26-a50.pth', 'oct-resnet-26', { alpha: 0.5, width: 16, classes: 10, stem: 'cifar' }],
@@ -203,17 +249,76 @@ describe('models: structure', () => {
 
   it('names and options out of range are errors', () => {
     const cases: [name: string, options: object, message: string][] = [
-      ['resnet-18', {}, "network 'resnet-18', wanted one of resnet-26, "],
+      ['resnet-51', {}, "network 'resnet-51', wanted one of resnet-18, resnet-34, resnet-26, "],
+      ['\u001b[2J', {}, "network '\\u001b[2J', wanted one of"],
       ['constructor', {}, "network 'constructor', wanted one of"],
-      ['oct-resnet-50', { alpha: 1 }, 'octave: alpha 1, wanted at least 0 and less than 1'],
-      ['oct-resnet-50', { alpha: -0.1 }, 'octave: alpha -0.1, wanted'],
-      ['resnet-50', { alpha: 0.5 }, 'resnet-50: alpha 0.5, but only the octave networks have one'],
+      ['oct-resnet-50', { alpha: 1 }, 'oct-resnet-50: alpha 1, wanted at least 0 and less than 1'],
+      ['oct-resnet-50', { alpha: -0.1 }, 'oct-resnet-50: alpha -0.1, wanted'],
+      ['resnet-50', { alpha: 0.5 }, 'resnet-50: alpha 0.5, wanted 0: only the octave networks have one'],
       ['resnet-50', { width: 0 }, 'resnet-50: width 0, wanted an integer from 1 to 65536'],
       ['resnet-50', { classes: 2.5 }, 'resnet-50: classes 2.5, wanted'],
       ['resnet-50', { stem: 'mnist' }, 'resnet-50: stem "mnist", wanted imagenet or cifar'],
-      ['resnet-50', { widht: 8 }, "resnet-50: option 'widht', wanted alpha, width, classes or stem"],
+      ['resnet-50', { widht: 8 }, 'resnet-50: option "widht", wanted alpha, width, classes, stem'],
     ];
     for (const [name, options, message] of cases)
       expect(() => buildNetwork(name, options)).to.throw(OctconvError, message);
+  });
+});
+
+describe('models: a family from outside', () => {
+  class Tiny extends Module {
+    readonly only: layers.Linear;
+    constructor(classes: number) {
+      super();
+      this.only = new layers.Linear(3, classes);
+    }
+    forward(x: Feature) {
+      return this.only.forward(ops.globalAvgPool(x));
+    }
+  }
+  const tiny: Family<'tiny'> = {
+    names: ['tiny'],
+    options: () => ({ classes: commonOptions(false).classes }),
+    build: (_, { classes }) => new Tiny(classes),
+    defaultInput: () => ({ ...defaultInput('cifar'), mean: [0, 0, 0] }),
+    infer(parameters) {
+      const [classes] = parameters.get('only.weight') ?? [];
+      return classes === undefined ? undefined : { network: 'tiny', options: { classes } };
+    },
+  };
+  before(() => families.push(tiny));
+  after(() => families.splice(families.indexOf(tiny), 1));
+
+  it('is made, written, read and inferred as all others are', async () => {
+    const folder = await mkdtemp(join(tmpdir(), 'octconv-family-'));
+    try {
+      using made = createModel('tiny', { classes: 2 });
+      expect(made.options).to.deep.equal({ classes: 2 });
+      expect(made.input?.mean).to.deep.equal([0, 0, 0]);
+      const x = new Tensor('f32', [1, 2, 2, 3], Float32Array.from({ length: 12 }, (_, i) => i));
+      const wanted = (await made.run(x)).data;
+      const weights = initialize(buildNetwork('tiny', { classes: 2 }));
+      const file = join(folder, 'tiny.safetensors');
+      await writeSafetensors(file, weights);
+      const config = { network: 'tiny', options: made.options as never, input: defaultInput('cifar') };
+      await writeModelFolder(join(folder, 'model'), config, ['a', 'b'], weights);
+      for (const path of [file, join(folder, 'model')]) {
+        using model = await loadModel(path);
+        expect([model.name, model.options]).to.deep.equal(['tiny', { classes: 2 }]);
+        expect((await model.run(x)).data).to.deep.equal(wanted);
+      }
+      expect(() => createModel('tiny', { alpha: 0 })).to.throw(OctconvError, 'tiny: option "alpha", wanted classes');
+      expect(() => buildNetwork('teeny')).to.throw(OctconvError, /wanted one of .*, tiny$/);
+    } finally {
+      await rm(folder, { recursive: true });
+    }
+  });
+
+  it('its names are a type', () => {
+    const name: NetworkName = 'oct-resnet-18';
+    expect(networkNames).to.include(name);
+    // @ts-expect-error no such network
+    const none: NetworkName = 'oct-resnet-19';
+    expect(networkNames).to.not.include(none);
   });
 });

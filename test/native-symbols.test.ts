@@ -5,6 +5,7 @@ import { execFileSync } from 'node:child_process';
 import { existsSync, readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { levels } from './levels.js';
 
 const build = fileURLToPath(new URL('../build/', import.meta.url));
 const output = (program: string, args: string[]) => execFileSync(program, args, { encoding: 'utf8' });
@@ -29,7 +30,7 @@ describe('native symbols', () => {
     if (!existsSync(join(build, 'Release/octconv.node'))) this.skip();
   });
 
-  for (const level of ['avx2', 'avx512', 'avx512vnni', 'avx512bf16']) {
+  for (const level of levels.filter((name) => name !== 'baseline')) {
     it(`objects compiled for ${level} define nothing outside octconv::${level}`, function () {
       if (process.arch !== 'x64') return this.skip();
       const folder = join(build, `CMakeFiles/octconv_${level}.dir`);

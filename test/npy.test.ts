@@ -1,18 +1,19 @@
+import { execFileSync } from 'node:child_process';
 import { expect } from 'chai';
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { OctconvError } from '../lib/error.js';
-import { readNpy, writeNpy } from '../lib/npy.js';
+import { decodeNpy, readNpy, writeNpy } from '../lib/npy.js';
 
-function npy(dict: string, data: number, version = 1): Buffer {
+function npy(dict: string, data: number | Uint8Array, version = 1): Buffer {
   const head = Buffer.alloc(version === 1 ? 10 : 12);
   head.write('\x93NUMPY', 'latin1');
   head[6] = version;
   if (version === 1) head.writeUInt16LE(dict.length, 8);
   else head.writeUInt32LE(dict.length, 8);
-  return Buffer.concat([head, Buffer.from(dict, 'latin1'), Buffer.alloc(data)]);
+  return Buffer.concat([head, Buffer.from(dict, 'latin1'), typeof data === 'number' ? Buffer.alloc(data) : data]);
 }
 
 describe('.npy', () => {
@@ -57,14 +58,77 @@ describe('.npy', () => {
     }
   });
 
+  // [[0, 1, 2.5], [100, -3.25, 65504]], [[0, 1, 2], [100, 127, 3]] and [[0, 1, 1], [1, 0, 1]] as NumPy 2.4 writes them
+  const fractions = [0, 1, 2.5, 100, -3.25, 65504];
+  const integers = [0, 1, 2, 100, 127, 3];
+  const numbers: [string, string, number[]][] = [
+    ['<f2', '0000003c00414056 80c2ff7b', fractions],
+    ['>f2', '00003c0041005640 c2807bff', fractions],
+    ['>f4', '000000003f80000040200000 42c80000c0500000477fe000', fractions],
+    ['<f8', '0000000000000000000000000000f03f0000000000000440 00000000000059400000000000000ac00000000000fcef40', fractions],
+    ['>f8', '00000000000000003ff00000000000004004000000000000 4059000000000000c00a00000000000040effc0000000000', fractions],
+    ['|u1', '000102647f03', integers],
+    ['|i1', '000102647f03', integers],
+    ['<u2', '000001000200 64007f000300', integers],
+    ['>i2', '000000010002 0064007f0003', integers],
+    ['<i4', '000000000100000002000000 640000007f00000003000000', integers],
+    ['>u4', '000000000000000100000002 000000640000007f00000003', integers],
+    ['<i8', '000000000000000001000000000000000200000000000000 64000000000000007f000000000000000300000000000000', integers],
+    ['>u8', '000000000000000000000000000000010000000000000002 0000000000000064000000000000007f0000000000000003', integers],
+    ['|b1', '000101010001', [0, 1, 1, 1, 0, 1]],
+  ];
+  for (const [descr, hex, wanted] of numbers) {
+    it(`converts ${descr}`, async () => {
+      const bytes = npy(dict(`'${descr}'`), Buffer.from(hex.replace(' ', ''), 'hex'));
+      await writeFile(path, bytes);
+      const read = await readNpy(path);
+      expect(read).to.deep.equal({ shape: [2, 3], data: new Float32Array(wanted) });
+      expect(await decodeNpy(bytes)).to.deep.equal(read);
+    });
+  }
+
+  it('converts Fortran order', async () => {
+    // numpy.arange(24).reshape(2, 3, 4)
+    const hex = '000c0410081401 0d051109150 20e06120a16030f07130b17';
+    const bytes = npy(dict("'|u1'", 'True', '(2, 3, 4)'), Buffer.from(hex.replaceAll(' ', ''), 'hex'));
+    const { shape, data } = await decodeNpy(bytes);
+    expect(shape).to.deep.equal([2, 3, 4]);
+    expect(data).to.deep.equal(Float32Array.from({ length: 24 }, (_, i) => i));
+  });
+
+  it('reads a header of Python 2', async () => {
+    const bytes = npy(dict("'<f4'", 'False', '(2L, 1L)'), 8);
+    expect((await decodeNpy(bytes)).shape).to.deep.equal([2, 1]);
+  });
+
+  it('reads what has no aligned data', async () => {
+    const x = decodeNpy(Buffer.concat([Buffer.alloc(1), npy(dict("'<f4'", 'False', '(2,)'), 8)]).subarray(1));
+    expect((await x).data).to.deep.equal(new Float32Array(2));
+  });
+
+  for (const [what, filler] of [['spaces', ' '], ['digits', '1'], ['quotes', "'"], ['commas', '1,'], ['words', 'shape']] as const) {
+    it(`65,000 bytes of ${what} in the header take no time`, async () => {
+      for (const order of ['False', 'True']) {
+        const start = performance.now();
+        const text = filler.repeat(64000 / filler.length);
+        for (const header of [dict("'<f4'", order, `(${text}`), `{'shape': (${text}x`]) {
+          await writeFile(path, npy(header, 24));
+          await failure(readNpy(path));
+        }
+        expect(performance.now() - start).to.be.below(1000);
+      }
+    });
+  }
+
   const dict = (descr: string, order = 'False', shape = '(2, 3)') =>
     `{'descr': ${descr}, 'fortran_order': ${order}, 'shape': ${shape}, }\n`;
   const cases: [string, Buffer, RegExp][] = [
-    ['float64', npy(dict("'<f8'"), 48), /x\.npy: elements are "<f8", wanted "<f4" \(float32\)$/],
-    ['big-endian', npy(dict("'>f4'"), 24), /elements are ">f4"/],
-    ['records', npy(dict("[('a', '<f4')]"), 24), /elements are "a record"/],
+    ['records', npy(dict("[('a', '<f4')]"), 24), /x\.npy: elements are "records", wanted numbers$/],
     ['objects', npy(dict("'|O'"), 24), /elements are "\|O"/],
-    ['Fortran order', npy(dict("'<f4'", 'True'), 24), /Fortran order, wanted C order/],
+    ['complex numbers', npy(dict("'<c8'"), 48), /elements are "<c8"/],
+    ['text', npy(dict("'<U1'"), 24), /elements are "<U1"/],
+    ['a kind that is no kind', npy(dict("'<toString'"), 24), /elements are "<toString"/],
+    ['half of a float64', npy(dict("'<f8'"), 24), /24 bytes of data, wanted 48 for \[2,3\]/],
     ['truncated data', npy(dict("'<f4'"), 23), /23 bytes of data, wanted 24 for \[2,3\]/],
     ['more data', npy(dict("'<f4'"), 25), /25 bytes of data, wanted 24/],
     [
@@ -73,6 +137,9 @@ describe('.npy', () => {
       /shape \[99999999999,99999999999\] is impossible/,
     ],
     ['a negative size', npy(dict("'<f4'", 'False', '(-1, 6)'), 24), /damaged \.npy header/],
+    ['a size that is no number', npy(dict("'<f4'", 'False', `(${'9'.repeat(400)}, 0)`), 0), /damaged \.npy header/],
+    ['a dict that does not end', npy("{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3)", 24), /damaged/],
+    ['a header nested 60,000 deep', npy(`{'descr': ${'['.repeat(60000)}`, 24), /damaged \.npy header/],
     ['no shape', npy("{'descr': '<f4', 'fortran_order': False}", 24), /damaged \.npy header/],
     ['a header beyond the file', npy(dict("'<f4'"), 24).subarray(0, 40), /truncated at 40 bytes/],
     ['a header of 4 GiB', Buffer.from('\x93NUMPY\x02\x00\xff\xff\xff\xff', 'latin1'), /a header of 4294967295 bytes/],
@@ -86,6 +153,13 @@ describe('.npy', () => {
       expect(await failure(readNpy(path))).to.match(message);
     });
   }
+
+  it('a pipe and a device are no files', async () => {
+    const fifo = join(path, '../fifo');
+    execFileSync('mkfifo', [fifo]);
+    expect(await failure(readNpy(fifo))).to.match(/fifo: not a regular file, wanted a file$/);
+    expect(await failure(readNpy('/dev/zero'))).to.match(/^\/dev\/zero: not a regular file/);
+  });
 
   it('names files that cannot be used', async () => {
     expect(await failure(readNpy(join(path, '../none.npy')))).to.match(/none\.npy: no such file$/);

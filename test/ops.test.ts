@@ -16,6 +16,7 @@ import { stepsFor } from '../lib/plan.js';
 import { Tensor } from '../lib/tensor.js';
 import { type Case, cases, graphOf, numbers } from './cases.js';
 import { byDefinition, definedOps, Input } from './definitions.js';
+import { levels } from './levels.js';
 
 const guard = 37; // odd, so that starts are not aligned
 const guardValue = 77;
@@ -706,7 +707,7 @@ describe('ops: native code trusts no plan', () => {
 describe('ops: every other instruction set', function () {
   this.timeout(600_000);
   if (process.env.OCTCONV_ISA) return; // this is such a run
-  for (const isa of ['baseline', 'avx2', 'avx512', 'avx512vnni', 'avx512bf16'].filter((isa) => isa !== native.info().isa)) {
+  for (const isa of levels.filter((isa) => isa !== native.info().isa)) {
     it(`the whole table on ${isa} @slow`, function () {
       const env = { ...process.env, OCTCONV_ISA: isa };
       const probe = `import('${new URL('../lib/native.ts', import.meta.url)}').then(({ native }) => native.info())`;

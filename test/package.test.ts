@@ -29,7 +29,7 @@ describe('package @slow', function () {
   after(() => rmSync(folder, { recursive: true, force: true }));
 
   it('holds the compiled library, the prebuild and the models, and no sources', () => {
-    expect(readdirSync(installed())).to.have.members(['LICENSE', 'README.md', 'dist', 'models', 'package.json', 'prebuilds']);
+    expect(readdirSync(installed())).to.have.members(['LICENSE', 'README.md', 'dist', 'models', 'package.json', 'prebuilds', 'schemas']);
     expect(readdirSync(installed('prebuilds'))).to.deep.equal([`linux-${process.arch}`]);
     const dist = readdirSync(installed('dist'), { recursive: true, encoding: 'utf8' });
     expect(dist.filter((file) => file.includes('.') && !/\.(js|d\.ts)$/.test(file))).to.be.empty;

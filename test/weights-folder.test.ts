@@ -1,11 +1,16 @@
+import { toJsonSchema } from '@valibot/to-json-schema';
 import { expect } from 'chai';
+import { execFileSync } from 'node:child_process';
 import { cp, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { existsSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { OctconvError } from '../lib/error.js';
-import { isModelFolder, type ModelConfig, readModelFolder, writeModelFolder } from '../lib/weights/folder.js';
+import { createModel, loadModel } from '../lib/model.js';
+import { saveModel } from '../lib/save.js';
+import { Tensor } from '../lib/tensor.js';
+import { configSchema, isModelFolder, type ModelConfig, readModelFolder, writeModelFolder } from '../lib/weights/folder.js';
 import { memoryWeights } from '../lib/weights/memory.js';
 import { openWeights } from '../lib/weights/source.js';
 
@@ -86,22 +91,30 @@ describe('model folders', () => {
     const cases: [string, RegExp][] = [
       ['', /not JSON/],
       ['[]', /the file is \[\], wanted an object$/],
+      ['['.repeat(1e5) + ']'.repeat(1e5), /the file is \[+\.\.\., wanted an object$/],
+      [`{"input":`.repeat(1e5) + '1' + '}'.repeat(1e5), /unknown field "input\.input"/],
       ['{"network": "x"', /not JSON/],
       [change('network', 26), /network is 26/],
       [change('network', undefined), /network is nothing/],
-      [change('weights', 'x'), /unknown field "weights", wanted network, options, input/],
+      [change('weights', '../x'), /weights is "\.\.\/x", wanted the name of a file/],
+      [change('weight', 'x'), /unknown field "weight", wanted \$schema, network, options, input, weights, labels$/],
+      [change('x'.repeat(1e5), 'x'), /unknown field "x{100,}\.\.\., wanted/],
       [change('options', undefined), /options is nothing, wanted an object/],
       [change('options.depth', 26), /unknown field "options\.depth"/],
       [change('options.alpha', 1), /options\.alpha is 1, wanted a number in \[0, 1\)/],
       [change('options.alpha', '.5'), /options\.alpha is "\.5"/],
       [change('options.alpha', null), /options\.alpha is null/],
-      [change('options.width', 0), /options: width 0/],
-      [change('options.classes', 2.5), /options: classes 2\.5/],
-      [change('options.stem', 'deep'), /options: stem "deep"/],
+      [change('options.width', 0), /options\.width is 0, wanted an integer from 1 to 65536$/],
+      [change('options.classes', 2.5), /options\.classes is 2\.5/],
+      [change('options.stem', 'deep'), /options\.stem is "deep", wanted "imagenet" or "cifar"$/],
       [change('input', 224), /input is 224, wanted an object/],
       [change('input.height', 0), /input\.height is 0/],
       [change('input.mean', [1, 2]), /input\.mean is \[1,2\]/],
-      [change('input.std', [1, 1, 0]), /input\.std is \[1,1,0\]/],
+      [change('input.std', [1, 1, 0]), /input\.std\[2\] is 0, wanted a positive number$/],
+      [change('input.scale', 1e300), /input\.scale is 1e\+300/],
+      [change('input.scale', 1 / 255), /input\.mean is \[1,2,3\], but the scale 1\/255 makes pictures 0 \.\. 1: wanted/],
+      [change('input.men', [1, 2, 3]), /unknown field "input\.men"/],
+      [change('input.bgr', true), /unknown field "input\.bgr"/],
       [change('input.interpolation', 'nearest'), /input\.interpolation is "nearest"/],
       [change('options.classes', 4), /labels\.txt: 3 labels, wanted 4 \(classes\)$/],
     ];
@@ -109,7 +122,7 @@ describe('model folders', () => {
       await writeFile(path, changed);
       const error = await failure(readModelFolder(copy));
       expect(error).to.match(message);
-      expect(error.startsWith(join(copy, /labels/.test(error) ? 'labels.txt: ' : 'config.json: '))).to.equal(true);
+      expect(error.startsWith(join(copy, /labels\.txt/.test(error) ? 'labels.txt: ' : 'config.json: '))).to.equal(true);
     }
     await writeFile(path, text);
   });
@@ -132,7 +145,58 @@ describe('model folders', () => {
     expect(model.labels).to.deep.equal(['a', 'b', 'c']);
     await model.weights.close();
     await writeFile(join(copy, 'labels.txt'), 'a\n\nc\n');
-    expect(await failure(readModelFolder(copy))).to.match(/labels\.txt: line 2 is no label$/);
+    expect(await failure(readModelFolder(copy))).to.match(/labels\.txt: line 2 is "", wanted a label$/);
+  });
+
+  it('take labels that begin with a byte order mark; Latin-1 is an error', async () => {
+    const copy = `${folder}-marked`;
+    await cp(folder, copy, { recursive: true });
+    await writeFile(join(copy, 'labels.txt'), '\ufeffa\nb\nc\n\n');
+    const model = await readModelFolder(copy);
+    expect(model.labels).to.deep.equal(['a', 'b', 'c']);
+    await model.weights.close();
+    await writeFile(join(copy, 'labels.txt'), Buffer.from('ä\nb\nc\n', 'latin1'));
+    expect(await failure(readModelFolder(copy))).to.match(/labels\.txt: not UTF-8/);
+    await rm(join(copy, 'config.json'));
+    execFileSync('mkfifo', [join(copy, 'config.json')]);
+    expect(await failure(readModelFolder(copy))).to.match(/config\.json: not a regular file, wanted a file$/);
+  });
+
+  it('are replaced only when forced; what else is in the folder stays', async () => {
+    const copy = `${folder}-force`;
+    await cp(folder, copy, { recursive: true });
+    await writeFile(join(copy, 'README'), 'mine');
+    expect(await failure(writeModelFolder(copy, config, labels, weights))).to.match(/-force: has a config\.json already; --force/);
+    await writeModelFolder(copy, config, ['x', 'y', 'z'], weights, { force: true });
+    const model = await readModelFolder(copy);
+    expect(model.labels).to.deep.equal(['x', 'y', 'z']);
+    await model.weights.close();
+    const files = (await readdir(copy)).sort();
+    expect(files).to.have.length(4).and.include.members(['README', 'config.json', model.config.labels, model.config.weights]);
+  });
+
+  it('have a JSON schema, which ships', async () => {
+    const file = fileURLToPath(new URL('../schemas/config.schema.json', import.meta.url));
+    const schema = toJsonSchema(configSchema, { typeMode: 'input' });
+    if (process.env.OCTCONV_UPDATE) await writeFile(file, `${JSON.stringify(schema, null, 2)}\n`);
+    expect(JSON.parse(await readFile(file, 'utf8'))).to.deep.equal(schema);
+  });
+
+  it('are made of a model', async () => {
+    const path = `${folder}-saved`;
+    using made = createModel('oct-resnet-26', { width: 8, classes: 3, stem: 'cifar', seed: 3 });
+    await saveModel(path, made);
+    using read = await loadModel(path);
+    const x = Tensor.zeros('f32', [1, 32, 32, 3]);
+    expect((await read.run(x)).data).to.deep.equal((await made.run(x)).data);
+    expect([read.name, read.input, read.labels]).to.deep.equal([made.name, made.input, ['class 0', 'class 1', 'class 2']]);
+    expect(await failure(saveModel(path, read))).to.match(/-saved: has a config\.json already/);
+    read.labels = ['a', 'b', 'c'];
+    await saveModel(path, read, { force: true });
+    using again = await loadModel(path);
+    expect([again.labels, (await again.run(x)).data]).to.deep.equal([['a', 'b', 'c'], (await made.run(x)).data]);
+    made.name = undefined;
+    expect(await failure(saveModel(`${path}-2`, made))).to.match(/the model has no name and input/);
   });
 
   it('are not written where something is wrong', async () => {

@@ -116,15 +116,19 @@ describe('options read off the weights', () => {
     };
     const info = (...shape: number[]): TensorInfo => ({ dtype: 'f32', shape });
     const cases: [(tensors: Map<string, TensorInfo>) => void, RegExp][] = [
-      [(t) => t.clear(), /^weights: no 'conv1\.weight', wanted a ResNet/],
+      [(t) => t.clear(), /^weights: no known network has these parameters \(nothing\), wanted one of resnet-18, /],
+      [(t) => t.delete('conv1.weight'), /^weights: no 'conv1\.weight', which the names beside it call for/],
       [(t) => t.delete('fc.weight'), /no 'fc\.weight'/],
       [(t) => t.set('conv1.weight', info(8, 3, 5, 5)), /'conv1\.weight' is 5x5, wanted 7x7/],
       [(t) => t.set('conv1.weight', info(8, 3, 5, 7, 7)), /'conv1\.weight' has shape \[8,3,5,7,7\], wanted 4 sizes/],
       [
         (t) => t.set('layer2.2.conv1.conv.conv_h2h.weight', info(1, 1, 1, 1)),
-        /blocks per layer are \[2,3,2,2\], wanted \[2,2,2,2\] or/,
+        /layer1 to layer4 have \[2,3,2,2\] bottlenecks, wanted \[2,2,2,2\] or/,
       ],
-      [(t) => t.delete('layer1.0.conv1.conv.conv_h2h.weight'), /no 'layer1\.0\.conv3\.weight'/],
+      [
+        (t) => t.delete('layer1.0.conv1.conv.conv_h2h.weight'),
+        /no known network has these parameters \("conv1\.weight", "bn1\.weight", "bn1\.bias"\), wanted/,
+      ],
       [
         (t) => t.set('layer2.0.conv1.conv.conv_h2l.weight', info(2, 16, 1, 1)),
         /no alpha gives every layer its low channels/,
@@ -133,9 +137,26 @@ describe('options read off the weights', () => {
     for (const [edit, message] of cases) expect(() => inferOptions(change(edit))).to.throw(OctconvError, message);
   });
 
-  it('does not take basic blocks for bottlenecks', () => {
-    const { tensors } = weights('resnet-26', { width: 64 }); // [2,2,2,2], as ResNet-18
-    for (const name of [...tensors.keys()]) if (/\.(conv|bn)3\./.test(name)) tensors.delete(name);
-    expect(() => inferOptions({ tensors })).to.throw(OctconvError, "no 'layer1.0.conv3.weight'");
+  it('names ResNeXt and wide networks, plain and octave, as what they are', () => {
+    const changed = (network: string, change: (name: string, shape: readonly number[]) => readonly number[]) => {
+      const { tensors } = weights(network, {});
+      for (const [name, info] of tensors) tensors.set(name, { ...info, shape: change(name, info.shape) });
+      return () => inferOptions({ name: 'x.pth', tensors });
+    };
+    /** Inner convolutions of a bottleneck `factor` times as wide, in groups. */
+    const wider = (factor: number, groups: number) => (name: string, [o = 1, i = 1, ...window]: readonly number[]) => {
+      const at = Number(/^layer\d.*conv([123])\..*weight/.exec(name)?.[1] ?? 0);
+      if (at === 0) return [o, i, ...window].slice(0, window.length ? 4 : i > 1 ? 2 : 1);
+      return [at < 3 ? o * factor : o, at === 2 ? (i * factor) / groups : at === 3 ? i * factor : i, ...window];
+    };
+    for (const [network, change, name] of [
+      ['resnet-50', wider(2, 32), 'ResNeXt-50 32x4d'],
+      ['resnet-101', wider(4, 32), 'ResNeXt-101 32x8d'],
+      ['oct-resnet-50', wider(2, 32), 'ResNeXt-50 32x4d'],
+      ['resnet-50', wider(2, 1), 'Wide ResNet-50-2'],
+      ['resnet-101', wider(2, 1), 'Wide ResNet-101-2'],
+    ] as const) {
+      expect(changed(network, change)).to.throw(OctconvError, `x.pth: ${name}: this network does not exist here yet`);
+    }
   });
 });

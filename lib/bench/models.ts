@@ -5,7 +5,7 @@ import { countFlops } from '../flops.js';
 import type { ComputeType } from '../graph/graph.js';
 import { type Ranges, readerOf } from '../graph/onnx.js';
 import { createModel, Model, type ModelOptions, record } from '../model.js';
-import { buildNetwork, type NetworkOptions } from '../models/index.js';
+import { buildNetwork, type NetworkOptions, octaveForm } from '../models/index.js';
 import { Tensor } from '../tensor.js';
 import { initialize } from '../weights/random.js';
 import type { WeightSource } from '../weights/source.js';
@@ -91,11 +91,13 @@ const tolerances = { f32: 1e-4, bf16: 1e-4, i8: 1e-3 } as const;
 /** @throws OctconvError if a network's results differ from the reference, from our f32, or from onnxruntime. */
 export async function benchModels(options: BenchModelsOptions): Promise<ModelsResult> {
   const { network, alphas, size, dtypes, batches, threads, rounds, device, progress } = options;
-  if (network.startsWith('oct-')) {
+  const plain = new Net(network, {}, size);
+  const octave = octaveForm(network);
+  if (octave === undefined) {
     throw new OctconvError(`bench: network '${network}', wanted the plain one, to which its octave forms are added`);
   }
   const peer = await peerVersion();
-  const nets = [new Net(network, {}, size), ...alphas.map((alpha) => new Net(`oct-${network}`, { alpha }, size))];
+  const nets = [plain, ...alphas.map((alpha) => new Net(octave, { alpha }, size))];
   for (const net of nets) {
     progress?.(`checking ${net.title} against the reference`);
     await checkAgainstReference(net, { device });
@@ -235,9 +237,10 @@ function expectEqual(what: string, dtype: ComputeType, got: Tensor<'f32'>, wante
 
 export function modelsTable({ rows, peak, machine, peer, size, rounds }: ModelsResult): string {
   const goals = rows.some(({ goal }) => goal !== undefined);
-  const head = ['network', 'alpha', 'batch', 'thr', 'dtype', 'GMAdd', 'ours min', 'median', 'GFLOP/s', 'of peak'];
-  head.push('ort', 'min', 'median', 'ours/ort', 'ours/ort plain', ...(goals ? ['floor', 'goal'] : []));
+  const head = ['network', 'alpha', 'batch', 'thr', 'dtype', 'GMAdd', 'ours min', 'ours median', 'GFLOP/s', 'of peak'];
+  head.push('ort', 'ort min', 'ort median', 'ours/ort', 'ours/ort plain', ...(goals ? ['floor', 'goal'] : []));
   head.push('ours/our plain', 'FLOP ratio');
+  const drop = ['ours median', 'ort median', 'GFLOP/s', 'ort', 'of peak', 'GMAdd', 'ours/our plain', 'FLOP ratio', 'floor', 'goal'];
   const ratio = (value: number | undefined) => value?.toFixed(2) ?? '';
   const lines = rows.map((row) => [
     row.network,
@@ -262,6 +265,6 @@ export function modelsTable({ rows, peak, machine, peer, size, rounds }: ModelsR
     `${size} x ${size}, ${rounds} interleaved rounds, ms per image, ratios are paired medians`,
     ...(goals && machine.isa !== goalsIsa ? [`goals are for ${goalsMachine}; this machine is ${machine.isa}`] : []),
     '',
-    table(head, lines),
+    table(head, lines, { drop }),
   ].join('\n');
 }

@@ -265,7 +265,7 @@ function stepLines(steps: readonly StepRow[]): string {
     algorithm,
   ]);
   const head = ['step', 'op', 'GFLOP', 'MiB', 'min', 'median', 'bound', 'by', 'reached', 'of all', 'algorithm'];
-  return table(head, lines, ['op', 'by', 'algorithm']);
+  return table(head, lines, { left: ['op', 'by', 'algorithm'], drop: ['algorithm', 'MiB', 'by', 'median', 'op', 'GFLOP', 'bound'] });
 }
 
 export function opLines(ops: readonly OpRow[], peak: number): string {

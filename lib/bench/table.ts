@@ -1,9 +1,44 @@
-/** Columns; the first one is flush left, and so are those called `left`. */
-export function table(head: readonly string[], lines: readonly (readonly string[])[], left: readonly string[] = []): string {
+export interface TableOptions {
+  /** Columns that are flush left beside the first one. */
+  readonly left?: readonly string[];
+  /** Columns that go when the table is too wide, in this order. */
+  readonly drop?: readonly string[];
+  /** Characters of a line; default: as the terminal has. */
+  readonly width?: number;
+}
+
+/** Characters of a line on the terminal; without one lines may be of any length. */
+export const terminalWidth = (): number => process.stdout.columns ?? Number.POSITIVE_INFINITY;
+
+/** Columns as wide as their content; rows in several lines where no column is left that could go. */
+export function table(head: readonly string[], lines: readonly (readonly string[])[], options: TableOptions = {}): string {
+  const { left = [], drop = [], width = terminalWidth() } = options;
   const widths = head.map((name, i) => Math.max(name.length, ...lines.map((line) => line[i]?.length ?? 0)));
   const flush = head.map((name, i) => i === 0 || left.includes(name));
+  const kept = new Set(head.keys());
+  const total = () => [...kept].reduce((sum, i) => sum + (widths[i] ?? 0) + 2, -2);
+  for (const name of drop) if (total() > width) kept.delete(head.indexOf(name));
+  const cells = [...kept];
+  if (total() > width) return lines.map((line) => stacked(cells.map((i) => [head[i] ?? '', line[i] ?? '']), width)).join('\n');
   const cell = (text: string, i: number) => (flush[i] ? text.padEnd(widths[i] ?? 0) : text.padStart(widths[i] ?? 0));
-  return [head, ...lines].map((row) => row.map(cell).join('  ').trimEnd()).join('\n');
+  return [head, ...lines].map((row) => cells.map((i) => cell(row[i] ?? '', i)).join('  ').trimEnd()).join('\n');
+}
+
+/** A row as its first cell, and the others with their names below it. */
+function stacked([[, title] = ['', ''], ...cells]: readonly [string, string][], width: number): string {
+  const words = cells.filter(([, text]) => text).map(([name, text]) => `${name} ${text}`);
+  return [title, ...wrapped(words, width - 2, ', ').map((line) => `  ${line}`)].join('\n');
+}
+
+/** Pieces of text in as few lines as hold them. */
+export function wrapped(pieces: readonly string[], width: number, comma = ' '): string[] {
+  const lines: string[] = [];
+  for (const piece of pieces) {
+    const last = lines.at(-1);
+    if (last !== undefined && last.length + comma.length + piece.length <= width) lines[lines.length - 1] = last + comma + piece;
+    else lines.push(piece);
+  }
+  return lines;
 }
 
 export const share = (part: number): string => `${(100 * part).toFixed(0)} %`;

@@ -1,13 +1,11 @@
-import { writeFile } from 'node:fs/promises';
-import { dirname } from 'node:path';
 import type { Command } from 'commander';
 import { devices } from '../devices.js';
+import { checkOutput, writeWhole } from '../files/write.js';
 import type { ComputeType } from '../graph/graph.js';
 import type { NetworkOptions } from '../models/index.js';
-import { fileError } from '../weights/file.js';
-import { makeFolder } from '../weights/folder.js';
 import { type DeviceOptions, deviceOption, dtype, dtypeOption, integer, listOf, number } from './common.js';
-import { print, printJson, progressLine } from './output.js';
+import { print, printJson } from './output.js';
+import { Progress } from './progress.js';
 
 export function benchCommand(program: Command): void {
   const bench = program.command('bench').description('timed against onnxruntime-node, round by round, checked first');
@@ -67,11 +65,11 @@ interface ModelsOptions extends Common {
 async function models(options: ModelsOptions): Promise<void> {
   await prepare(options.out, options.chart);
   const { benchModels, modelsTable } = await import('../bench/models.js');
-  const line = progressLine();
+  const line = await progress();
   const { threads = [...new Set([1, devices().threads])] } = options;
   const result = await benchModels({ ...options, batches: options.batch, threads, progress: line.show });
-  line.clear();
-  if (options.chart) await write(options.chart, (await import('../bench/chart.js')).chart(result));
+  line.stop();
+  if (options.chart) await writeWhole(options.chart, [(await import('../bench/chart.js')).chart(result)]);
   await report(options, result, modelsTable(result));
 }
 
@@ -87,9 +85,9 @@ interface OpsOptions extends Common {
 async function ops({ alpha, ...options }: OpsOptions): Promise<void> {
   await prepare(options.out);
   const { benchOps, opsTable } = await import('../bench/ops.js');
-  const line = progressLine();
+  const line = await progress();
   const result = await benchOps({ ...options, options: alphaOf(alpha), progress: line.show });
-  line.clear();
+  line.stop();
   await report(options, result, opsTable(result));
 }
 
@@ -103,32 +101,27 @@ interface MemoryOptions extends Common {
 async function memory({ alpha, threads = devices().threads, ...options }: MemoryOptions): Promise<void> {
   await prepare(options.out);
   const { benchMemory, memoryTable } = await import('../bench/memory.js');
-  const line = progressLine();
+  const line = await progress();
   const result = await benchMemory({ ...options, threads, options: alphaOf(alpha), progress: line.show });
-  line.clear();
+  line.stop();
   await report(options, result, memoryTable(result));
+}
+
+async function progress(): Promise<Progress> {
+  const line = new Progress();
+  await line.start();
+  return line;
 }
 
 const alphaOf = (alpha: number | undefined): NetworkOptions => (alpha === undefined ? {} : { alpha });
 
 async function report({ out, json }: Common, result: object, table: string): Promise<void> {
-  if (out) await write(out, `${JSON.stringify(result, null, 1)}\n`);
+  if (out) await writeWhole(out, [`${JSON.stringify(result, null, 1)}\n`]);
   if (json) printJson(result);
   else print(table);
 }
 
-/** Minutes of measuring are not lost to a folder that cannot be made. */
+/** Minutes of measuring are not lost to a file that cannot be. */
 async function prepare(...files: (string | undefined)[]): Promise<void> {
-  for (const file of files) {
-    if (file === undefined) continue;
-    await makeFolder(dirname(file)).catch((error) => {
-      throw fileError(file, error);
-    });
-  }
-}
-
-async function write(file: string, text: string): Promise<void> {
-  await writeFile(file, text).catch((error) => {
-    throw fileError(file, error);
-  });
+  for (const file of files) if (file !== undefined) await checkOutput(file);
 }

@@ -3,10 +3,11 @@ import { fileURLToPath } from 'node:url';
 import { type Command, InvalidArgumentError, Option } from 'commander';
 import { devices } from '../devices.js';
 import type { ComputeType } from '../graph/graph.js';
-import { defaultInput } from '../input/preprocess.js';
+import type { PerChannel } from '../input/preprocess.js';
 import { loadModel, Model, type ModelOptions, type NetworkFile, openNetwork } from '../model.js';
-import { buildNetwork, type NetworkOptions, resolveNetworkOptions } from '../models/index.js';
+import { buildNetwork, defaultInputOf, type NetworkOptions, resolveNetworkOptions } from '../models/index.js';
 import type { ResolvedOptions } from '../models/infer.js';
+import { isModelFolder, modelFiles } from '../weights/folder.js';
 import { initialize } from '../weights/random.js';
 import { UsageError } from './output.js';
 
@@ -25,6 +26,20 @@ export function number(text: string): number {
   const value = Number(text);
   if (text.trim() !== '' && Number.isFinite(value)) return value;
   throw new InvalidArgumentError('wanted a number.');
+}
+
+/** Height or width. */
+export const side = integer(1);
+
+/** A number for each channel. */
+export function numbers(length: number, positive = false) {
+  return (text: string): PerChannel => {
+    const values = listOf(number)(text);
+    if (values.length !== length || (positive && values.some((x) => x <= 0))) {
+      throw new InvalidArgumentError(`wanted ${length} ${positive ? 'positive numbers' : 'numbers'} with commas between them.`);
+    }
+    return values as unknown as PerChannel;
+  };
 }
 
 /** A comma between each two. */
@@ -106,6 +121,13 @@ function checkFlags(flags: NetworkFlags): void {
   }
 }
 
+/** The files that they name. */
+export async function inputsOf({ model, weights }: NetworkFlags): Promise<string[]> {
+  if (weights !== undefined) return [weights];
+  if (model === undefined) return [];
+  return (await isModelFolder(model)) ? modelFiles(model) : [model];
+}
+
 /** A model from --model, --weights or --network. */
 export async function modelFrom(flags: NetworkFlags, options: ModelOptions): Promise<Model> {
   checkFlags(flags);
@@ -127,7 +149,7 @@ export async function networkFrom(flags: NetworkFlags): Promise<Omit<NetworkFile
   const shape = shapeOf(flags);
   const network = buildNetwork(name, shape);
   const options = resolveNetworkOptions(name, shape);
-  return { name, options, network, source: initialize(network, seed), input: defaultInput(options.stem) };
+  return { name, options, network, source: initialize(network, seed), input: defaultInputOf(name, options) };
 }
 
 export const modelOptions = ({ device, dtype, threads }: DeviceOptions): ModelOptions => ({ device, dtype, threads });

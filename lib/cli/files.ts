@@ -1,96 +1,132 @@
 /** convert and export: from one kind of file to another. */
-import { readFile, writeFile } from 'node:fs/promises';
-import { dirname } from 'node:path';
-import { type Command, InvalidArgumentError, Option } from 'commander';
+import { dirname, join } from 'node:path';
+import { type Command, Option } from 'commander';
 import { OctconvError } from '../error.js';
+import { describeInput, type InputConfig, type PerChannel, resolveInput } from '../input/preprocess.js';
 import { openNetwork, record } from '../model.js';
-import { fileError } from '../weights/file.js';
-import { readConfigBeside, writeModelFolder } from '../weights/folder.js';
-import { integer, listOf, type NetworkFlags, networkFrom, number, withNetwork } from './common.js';
-import { count, print } from './output.js';
+import { checkLabels, checkModelOutput, readConfigBeside, readLabels, writeModelFolder } from '../weights/folder.js';
+import { inputsOf, type NetworkFlags, networkFrom, number, numbers, side, withNetwork } from './common.js';
+import { count, note, print, printable, printJson } from './output.js';
+import { checkOut, writeOut } from './streams.js';
 
 export function convertCommand(program: Command): void {
   program
     .command('convert <file> <dir>')
     .description('makes a model folder of a PyTorch checkpoint (.pth) or .safetensors file')
-    .option('--labels <file>', 'names of the classes, one per line (default: class 0, class 1, ...)')
-    .option('--size <pixels>', 'height and width of the input, as trained', integer(1))
-    .option('--resize <pixels>', 'short side of a picture before the crop to --size', integer(1))
+    .option('--labels <file>', 'names of the classes, one per line, or imagenet-1k (default: class 0, class 1, ...)')
+    .option('--size <pixels>', 'height and width of the input, as trained: 224, or 256x128', sides)
+    .option('--resize <pixels>', 'short side of a picture before the crop to --size; 256x128: both, whatever its aspect ratio', sides)
+    .option('--crop-pct <share>', '--size as a share of --resize', number)
     .addOption(new Option('--interpolation <kind>', 'of the resize').choices(['bilinear', 'bicubic']))
-    .option('--mean <r,g,b>', 'subtracted from 0 .. 1', colour)
-    .option('--std <r,g,b>', 'divides', colour)
+    .option('--bgr', 'the network takes blue first')
+    .option('--scale <factor>', 'of the bytes 0 .. 255 (default: 1/255)', number)
+    .option('--mean <a,b,c>', 'subtracted, in the order of the channels', numbers(3))
+    .option('--std <a,b,c>', 'divides', numbers(3, true))
+    .option('--force', 'replace a model that is there')
+    .option('--json', 'print one JSON object')
     .addHelpText(
       'after',
-      '\nThe input and the labels are otherwise those of config.json and labels.txt in the folder of the checkpoint, as\n' +
-        'examples/train writes them; without these the input is as usual for ImageNet, with a 3x3 stem for CIFAR-10.',
+      '\nInput and labels are otherwise those of config.json and labels.txt beside the checkpoint, as examples/train writes\n' +
+        'them; without these the input is as usual for ImageNet, with a 3x3 stem as usual for CIFAR-10.',
     )
     .action(convert);
 }
 
-function colour(text: string): number[] {
-  const values = listOf(number)(text);
-  if (values.length === 3) return values;
-  throw new InvalidArgumentError('wanted three numbers with commas between them.');
+interface InputFlags extends Partial<Pick<InputConfig, 'interpolation' | 'scale' | 'mean' | 'std'>> {
+  readonly size?: readonly [number, number];
+  readonly resize?: readonly [number, number];
+  readonly cropPct?: number;
+  readonly bgr?: boolean;
 }
 
-interface ConvertOptions {
-  labels?: string;
-  size?: number;
-  resize?: number;
-  interpolation?: 'bilinear' | 'bicubic';
-  mean?: [number, number, number];
-  std?: [number, number, number];
+interface ConvertOptions extends InputFlags {
+  readonly labels?: string;
+  readonly force?: boolean;
+  readonly json?: boolean;
 }
 
-async function convert(file: string, folder: string, { labels, size, ...given }: ConvertOptions): Promise<void> {
-  const beside = await readConfigBeside(file);
-  const trained = beside && { network: beside.config.network, ...beside.config.options };
-  const { name: network, options, source, ...read } = await openNetwork(file, trained).catch((error: Error) => {
-    throw beside ? new OctconvError(`${error.message} (the network is that of config.json in its folder)`) : error;
+async function convert(file: string, folder: string, { labels, force, json, ...flags }: ConvertOptions): Promise<void> {
+  await checkModelOutput(folder, { force, inputs: [file] });
+  const trained = await readConfigBeside(file);
+  const { name: network, options, source, input: usual, labels: known } = await openNetwork(
+    file,
+    trained && { network: trained.network, ...trained.options },
+  ).catch((error: Error) => {
+    throw trained ? new OctconvError(`${error.message} (the network is that of config.json in its folder)`) : error;
   });
   try {
-    const { input: usual, labels: known } = { ...read, ...(beside && { input: beside.config.input, labels: beside.labels }) };
-    const sizes = size ? { height: size, width: size, resize: Math.max(size, usual.resize) } : {};
-    const input = { ...usual, ...sizes, ...given };
-    const unnamed = () => Array.from({ length: options.classes }, (_, i) => `class ${i}`);
-    const names = labels ? await lines(labels) : (known ?? unnamed());
-    await writeModelFolder(folder, { network, options, input }, names, source);
+    const input = inputFrom(flags, trained?.input ?? usual);
+    const names = await namesOf(labels, options.classes, trained?.names ?? known);
+    await writeModelFolder(folder, { network, options, input }, names, source, { force });
+    const tensors = source.tensors.size;
+    if (json) {
+      printJson({ folder, network, options, input, tensors });
+      return;
+    }
     const { alpha, width, classes } = options;
-    const tensors = count(source.tensors.size);
-    const from = beside ? `, input and labels from ${dirname(file)}` : '';
-    print(`${folder}: ${network}, alpha ${alpha}, width ${width}, ${classes} classes, ${tensors} tensors${from}`);
+    print(`${printable(folder)}: ${network}, alpha ${alpha}, width ${width}, ${classes} classes, ${count(tensors)} tensors`);
+    const said = trained ? `, as ${printable(join(dirname(file), 'config.json'))} says` : ', as is usual for such a network';
+    const assumed = Object.keys(flags).length ? '' : said;
+    print(`input${assumed}: ${describeInput(input)}`);
   } finally {
     await source.close();
   }
 }
 
-async function lines(file: string): Promise<string[]> {
-  try {
-    return (await readFile(file, 'utf8')).replace(/\r/g, '').replace(/\n+$/, '').split('\n');
-  } catch (error) {
-    throw fileError(file, error);
+/** What is left out is derived of what is given: the size that a picture is resized to, of the crop; the order of means, of that of channels. */
+function inputFrom({ size, resize, cropPct, bgr, ...given }: InputFlags, usual: InputConfig): InputConfig {
+  const [height, width] = size ?? [usual.height, usual.width];
+  const ratio = typeof usual.resize === 'number' ? usual.resize / Math.max(usual.height, usual.width) : 1;
+  const derived = height === width ? Math.round(height * ratio) : ([height, width] as const);
+  const asked = resize && (resize[0] === resize[1] ? resize[0] : resize);
+  const order = (values: PerChannel) => (bgr ? ([...values].reverse() as unknown as PerChannel) : values);
+  const resized = cropPct === undefined ? { resize: asked ?? (size ? derived : usual.resize) } : { resize: asked, cropPct };
+  const channels = bgr ? { channels: 'bgr' as const, mean: order(usual.mean), std: order(usual.std) } : {};
+  return resolveInput({ ...usual, height, width, ...resized, ...channels, ...given }, 'convert: input');
+}
+
+async function namesOf(labels: string | undefined, classes: number, known: readonly string[] | undefined): Promise<readonly string[]> {
+  if (labels === 'imagenet-1k') {
+    const { imagenet1k } = await import('../input/imagenet-1k.js');
+    checkLabels(imagenet1k, classes, labels);
+    return imagenet1k;
   }
+  return labels ? readLabels(labels, classes) : (known ?? Array.from({ length: classes }, (_, i) => `class ${i}`));
 }
 
 export function exportCommand(program: Command): void {
   withNetwork(program.command('export'))
     .description('a network as it was recorded, unfused, in another format')
-    .requiredOption('--onnx <file>', 'ONNX: input [N,3,H,W], output logits [N,classes], N dynamic')
-    .option('--size <pixels>', 'height and width of the input (default: what the network was made for)', integer(1))
+    .requiredOption('--onnx <file>', 'ONNX: input [N,3,H,W], output logits [N,classes], N dynamic; - is standard output')
+    .option('--size <pixels>', 'height and width of the input, 224 or 256x128 (default: what the network was made for)', sides)
+    .option('--json', 'print one JSON object')
     .action(toFile);
 }
 
-async function toFile({ onnx, size, ...flags }: NetworkFlags & { onnx: string; size?: number }): Promise<void> {
+interface ExportOptions extends NetworkFlags {
+  readonly onnx: string;
+  readonly size?: readonly [number, number];
+  readonly json?: boolean;
+}
+
+async function toFile({ onnx, size, json, ...flags }: ExportOptions): Promise<void> {
+  await checkOut(onnx, await inputsOf(flags));
   const { readerOf, toOnnx } = await import('../graph/onnx.js');
-  const { name, network, source, input } = await networkFrom(flags);
+  const { name, options, network, source, input } = await networkFrom(flags);
   try {
-    const { height, width } = size ? { height: size, width: size } : input;
+    const [height, width] = size ?? [input.height, input.width];
     const bytes = await toOnnx(record(network, [1, height, width, 3]), readerOf(source));
-    await writeFile(onnx, bytes).catch((error) => {
-      throw fileError(onnx, error);
-    });
-    print(`${onnx}: ${name}, input [N,3,${height},${width}], ${count(bytes.length)} bytes`);
+    await writeOut(onnx, [bytes]);
+    const say = onnx === '-' ? note : print;
+    if (json) say(JSON.stringify({ file: onnx, network: name, options, input: [null, 3, height, width], bytes: bytes.length }));
+    else say(`${printable(onnx)}: ${name}, input [N,3,${height},${width}], ${count(bytes.length)} bytes`);
   } finally {
     await source.close();
   }
+}
+
+/** `224` or `256x128`. */
+function sides(text: string): readonly [number, number] {
+  const [height = '', width = height, ...more] = text.split('x');
+  return [side(more.length ? '' : height), side(width)];
 }

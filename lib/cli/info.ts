@@ -1,6 +1,6 @@
 import { stat } from 'node:fs/promises';
 import type { Command } from 'commander';
-import { table } from '../bench/table.js';
+import { table, terminalWidth, wrapped } from '../bench/table.js';
 import { costsOf, type StepCost } from '../costs.js';
 import { OctconvError } from '../error.js';
 import { countFlops } from '../flops.js';
@@ -66,7 +66,10 @@ async function run(network: string | undefined, options: Options): Promise<void>
     device: deviceLine(model),
     'memory of a run': `${mebi(memory.activations)} of activations, ${mebi(memory.run)} with scratch`,
   };
-  for (const [key, value] of Object.entries(facts)) print(`  ${key.padEnd(20)}${value}`);
+  for (const [key, value] of Object.entries(facts)) {
+    const lines = wrapped(value.split(' '), Math.max(20, terminalWidth() - 22));
+    print(`  ${key.padEnd(20)}${lines.join(`\n${' '.repeat(22)}`)}`);
+  }
   if (options.graph) {
     show('recorded', shapesTable(recorded));
     show('after fusion', shapesTable(fused));
@@ -125,7 +128,11 @@ function planTable(steps: readonly PlanStep[]): string {
   ]);
   lines.push(['all', '', '', '', mega(sum((step) => step.multiplyAdds)), ...bytes, '']);
   const head = ['step', 'op', 'types', 'products', 'M MAdd', 'KiB in', 'out', 'weights', 'algorithm'];
-  return table(head, lines, ['op', 'types', 'products', 'algorithm']);
+  return table(head, lines, {
+    left: ['op', 'types', 'products', 'algorithm'],
+    drop: ['products', 'KiB in', 'out', 'op', 'types', 'weights'],
+    width: terminalWidth() - 2,
+  });
 }
 
 async function open(network: string | undefined, flags: Options): Promise<Model> {
@@ -133,7 +140,7 @@ async function open(network: string | undefined, flags: Options): Promise<Model>
   const options = { dtype, threads };
   if ((network === undefined) === (model === undefined)) throw new UsageError('wanted either a network or --model');
   if (network === undefined) return modelFrom(flags, options);
-  if (networkNames.includes(network)) return modelFrom({ ...flags, network }, options);
+  if (networkNames.some((name) => name === network)) return modelFrom({ ...flags, network }, options);
   const found = await stat(network).catch(() => undefined);
   if (!found) throw new OctconvError(`${network}: no such file, and no network: those are ${networkNames.join(', ')}`);
   return modelFrom({ ...flags, ...(found.isDirectory() ? { model: network } : { weights: network }) }, options);

@@ -1,25 +1,28 @@
-import { dirname, resolve } from 'node:path';
+import { dirname } from 'node:path';
 import type { Command } from 'commander';
+import { checkLogits } from '../classify.js';
 import { bytesPerElement } from '../dtype.js';
 import { OctconvError } from '../error.js';
-import { loadBatches } from '../input/batches.js';
+import { type Batch, loadBatches } from '../input/batches.js';
 import { Model, openNetwork } from '../model.js';
 import { quantize } from '../quantize.js';
 import type { Tensor } from '../tensor.js';
-import { writeModelFolder } from '../weights/folder.js';
+import { checkModelOutput, writeModelFolder } from '../weights/folder.js';
 import { elementCount, type WeightSource } from '../weights/source.js';
 import { type DeviceOptions, integer } from './common.js';
-import { picturesOf } from './eval.js';
-import { count, percent, print, printError, printJson, progressBar } from './output.js';
+import { count, percent, print, printable, printJson } from './output.js';
+import { filesBelow } from './pictures.js';
+import { Progress } from './progress.js';
 
 export function quantizeCommand(program: Command): void {
   program
     .command('quantize <dir>')
     .description('makes a model folder in int8 of one in f32')
-    .requiredOption('--data <folder>', 'typical pictures, in a folder for each class as for eval')
+    .requiredOption('--data <folder>', 'typical pictures, in folders or not')
     .requiredOption('--out <dir>', 'the new model folder')
-    .option('--images <n>', 'pictures to measure activations on, as many of each class', integer(1), 512)
+    .option('--images <n>', 'pictures to measure activations on, as many of each folder', integer(1), 512)
     .option('--threads <n>', 'threads of a run (default: all cores)', integer(1))
+    .option('--force', 'replace a model that is there')
     .option('--json', 'print one JSON object')
     .action(run);
 }
@@ -28,64 +31,63 @@ interface QuantizeFlags extends Pick<DeviceOptions, 'threads' | 'json'> {
   data: string;
   out: string;
   images: number;
+  force?: boolean;
 }
 
-async function run(folder: string, { data, out, images, threads, json }: QuantizeFlags): Promise<void> {
-  if (resolve(out) === resolve(folder)) throw new OctconvError(`${out}: the f32 weights lie there, wanted another folder`);
+async function run(folder: string, { data, out, images, threads, force, json }: QuantizeFlags): Promise<void> {
+  await checkModelOutput(out, { force, inputs: [folder, data] });
   const { name, network, options, source, input, labels } = await openNetwork(folder);
-  const bar = json ? undefined : await progressBar('{bar} {value}/{total} {what}');
-  const interrupted = () => {
-    bar?.stop();
-    process.exit(130);
-  };
-  process.once('SIGINT', interrupted);
+  const progress = new Progress();
   try {
     if (!labels) throw new OctconvError(`${folder}: no labels, wanted a model folder`);
-    const files = byTurns(await picturesOf(data, labels)).slice(0, images);
+    const files = byTurns(await filesBelow(data)).slice(0, images);
+    if (files.length === 0) throw new OctconvError(`${data}: no pictures`);
     const bad = new Set<string>();
     const failed = (error: Error, file: string) => {
       bad.add(file);
-      if (bar) process.stderr.write('\r\x1b[2K'); // the bar comes back with the next picture
-      printError(error.message);
+      progress.error(error.message);
       process.exitCode = 1;
     };
-    // All activations of a batch are in memory at a time: 64 small pictures, or one of 224 pixels.
-    const batch = Math.max(1, Math.floor(2 ** 16 / (input.height * input.width)));
+    // All activations of a batch are in memory at a time: 64 small pictures, or one of 224 pixels. Of few a tenth: the bar moves.
+    const most = Math.max(1, Math.floor(2 ** 16 / (input.height * input.width)));
+    const batch = Math.min(most, Math.ceil(files.length / 10));
     async function* batches(pictures: readonly string[], what: string) {
       let read = 0;
-      bar?.start(pictures.length, 0, { what });
-      for await (const { x, files } of loadBatches(pictures, input, { batch, failed })) {
-        yield x;
-        read += files.length;
-        bar?.update(read);
+      if (!json) await progress.start(pictures.length, what);
+      for await (const part of loadBatches(pictures, input, { batch, failed })) {
+        yield part;
+        read += part.files.length;
+        progress.update(read, what);
       }
-      bar?.stop();
+      progress.stop();
       if (read === 0) throw new OctconvError(`${data}: none of ${count(pictures.length)} pictures could be read`);
     }
-    const quantized = await quantize(network, source, batches(files, 'pictures measured'), { threads });
-    await writeModelFolder(out, { network: name, options, input }, labels, quantized);
+    async function* measured() {
+      for await (const { x } of batches(files, 'pictures measured')) yield x;
+    }
+    const quantized = await quantize(network, source, measured(), { threads });
+    await writeModelFolder(out, { network: name, options, input }, labels, quantized, { force });
 
     const good = files.filter((file) => !bad.has(file));
     using f32 = new Model(network, source, { threads });
     using i8 = new Model(network, quantized, { threads });
-    const { same, cosine } = await compare(f32, i8, batches(good, 'pictures compared'));
+    const { same, cosine } = await compare(f32, i8, batches(good, 'pictures compared'), labels);
     const weights = [...quantized.tensors.values()].filter(({ dtype }) => dtype === 'i8').length;
     const bytes = { before: bytesOf(source), after: bytesOf(quantized) };
     if (json) {
       printJson({ network: name, options, weights, bytes, pictures: good.length, failed: bad.size, same, cosine });
     } else {
-      print(`${out}: ${name}, ${weights} weights in int8, ${count(bytes.before)} bytes are ${count(bytes.after)}`);
+      print(`${printable(out)}: ${name}, ${weights} weights in int8, ${count(bytes.before)} bytes are ${count(bytes.after)}`);
       const share = `${count(same)} of ${count(good.length)} pictures, ${percent(same / good.length)}`;
       print(`the same first guess as in f32 on ${share}; cosine of the logits ${cosine.toFixed(5)}`);
     }
   } finally {
-    bar?.stop();
-    process.off('SIGINT', interrupted);
+    progress.stop();
     await source.close();
   }
 }
 
-/** The first of each class, the second of each, ... */
+/** The first of each folder, the second of each, ... */
 function byTurns(files: readonly string[]): string[] {
   const taken = new Map<string, number>();
   const turns = files.map((file) => {
@@ -96,11 +98,12 @@ function byTurns(files: readonly string[]): string[] {
   return turns.sort((a, b) => a.turn - b.turn).map(({ file }) => file);
 }
 
-async function compare(f32: Model, i8: Model, batches: AsyncIterable<Tensor<'f32'>>) {
+async function compare(f32: Model, i8: Model, batches: AsyncIterable<Batch>, labels: readonly string[]) {
   let [same, ab, aa, bb] = [0, 0, 0, 0];
-  for await (const x of batches) {
+  for await (const { x, files } of batches) {
     const a = await f32.run(x);
     const b = await i8.run(x);
+    for (const logits of [a, b]) checkLogits(logits, files, labels);
     a.data.forEach((wanted, i) => {
       const got = b.data[i] as number;
       ab += wanted * got;

@@ -1,11 +1,13 @@
 import { type Command, Option } from 'commander';
-import { OctconvError } from '../error.js';
+import { OctconvError, show } from '../error.js';
+import { channelCount } from '../input/preprocess.js';
 import { toNHWC } from '../layout.js';
-import { readNpy, writeNpy } from '../npy.js';
+import { decodeNpy, encodeNpy, type NpyArray, readNpy } from '../npy.js';
 import { Tensor } from '../tensor.js';
 import {
   deviceLine,
   type DeviceOptions,
+  inputsOf,
   modelFrom,
   modelOptions,
   type NetworkFlags,
@@ -13,39 +15,55 @@ import {
   withDevice,
   withNetwork,
 } from './common.js';
-import { print, printJson } from './output.js';
+import { note, print, printable } from './output.js';
+import { checkOut, readStdin, standardInput, writeOut } from './streams.js';
 
 export function runCommand(program: Command): void {
   withDevice(withNetwork(program.command('run')))
     .description('a network on a .npy file of images: f32 [N,H,W,C] in, f32 logits [N,classes] out')
-    .requiredOption('--input <file>', '.npy of images')
-    .requiredOption('--output <file>', '.npy of logits')
+    .requiredOption('--input <file>', '.npy of images; - is standard input')
+    .requiredOption('--output <file>', '.npy of logits; - is standard output')
     .addOption(new Option('--layout <order>', 'of the input').choices(['nhwc', 'nchw']).default('nhwc'))
     .action(run);
 }
 
 type Options = DeviceOptions & NetworkFlags & { input: string; output: string; layout: 'nhwc' | 'nchw' };
 
+/** Bytes of standard input. */
+const most = 2 ** 31;
+
 async function run(options: Options): Promise<void> {
+  const { input, output } = options;
+  await checkOut(output, [input, ...(await inputsOf(options))]);
+  const images = input === '-' ? await decodeNpy(await readStdin(most), standardInput) : await readNpy(input);
   using model = await modelFrom(options, modelOptions(options));
-  const { shape, data } = await readNpy(options.input);
-  if (shape.length !== 4) {
-    const wanted = options.layout === 'nchw' ? '[N,C,H,W]' : '[N,H,W,C]';
-    throw new OctconvError(`${options.input}: shape [${shape}], wanted ${wanted}`);
-  }
-  const given = new Tensor('f32', shape, data);
-  const x = options.layout === 'nchw' ? toNHWC(given) : given;
+  const x = imagesOf(input === '-' ? standardInput : input, images, options.layout, channelCount(model.input ?? {}));
+  const begin = performance.now();
   await model.plan(x.shape);
   const start = performance.now();
   const y = await model.run(x);
-  const milliseconds = performance.now() - start;
-  await writeNpy(options.output, y.shape, y.data);
+  const [compile, milliseconds] = [start - begin, performance.now() - start];
+  await writeOut(output, encodeNpy(output, y.shape, y.data));
+  const say = output === '-' ? note : print;
   if (options.json) {
     const { name: network, options: networkOptions } = model;
     const shapes = { input: x.shape, output: y.shape };
-    const result = { network, options: networkOptions, ...shapes, file: options.output, milliseconds };
-    printJson({ ...result, ...placeOf(model) });
+    const result = { network, options: networkOptions, ...shapes, file: output, milliseconds, compileMilliseconds: compile };
+    say(JSON.stringify({ ...result, ...placeOf(model) }));
   } else {
-    print(`${options.output}: logits [${y.shape}], ${milliseconds.toFixed(2)} ms, ${deviceLine(model)}`);
+    const times = `${milliseconds.toFixed(2)} ms after ${compile.toFixed(0)} ms of compiling`;
+    say(`${printable(output)}: logits [${y.shape}], ${times}, ${deviceLine(model)}`);
   }
+}
+
+/** @throws OctconvError if the array is no batch of images, or seems to be in the other layout. */
+function imagesOf(name: string, { shape, data }: NpyArray, layout: Options['layout'], channels: number): Tensor<'f32'> {
+  const orders = { nhwc: '[N,H,W,C]', nchw: '[N,C,H,W]' };
+  const other = layout === 'nchw' ? 'nhwc' : 'nchw';
+  const wrong = (why: string) => new OctconvError(`${name}: shape ${show(shape)}, wanted ${orders[layout]}${why}`);
+  if (shape.length !== 4) throw wrong('');
+  const found = { nhwc: shape[3] === channels, nchw: shape[1] === channels };
+  if (!found[layout]) throw wrong(` with ${channels} channels${found[other] ? `; this looks like ${orders[other]}: --layout ${other}` : ''}`);
+  const given = new Tensor('f32', shape, data);
+  return layout === 'nchw' ? toNHWC(given) : given;
 }

@@ -1,87 +1,100 @@
+import { onAbort } from '../abort.js';
 import { OctconvError } from '../error.js';
 import type { PlanOptions, RunOptions } from '../plan.js';
-import { decodeImage, type Picture } from './image.js';
+import { checkLimits, type DecodeOptions, decodeImage, type Picture } from './image.js';
 import { type InputConfig, type InputTensor, preprocessOne, stack } from './preprocess.js';
+import { discard, hold, nameOf, type PictureSource } from './source.js';
 
 export interface Batch {
   /** One picture per file. */
   readonly x: InputTensor;
-  /** The files that could be read, in the order given. */
+  /** The pictures that could be read, in the order given: paths, or `picture 3` for the fourth source. */
   readonly files: readonly string[];
+  /** Their places among the sources. */
+  readonly indices: readonly number[];
 }
 
-export interface BatchOptions extends Pick<PlanOptions, 'device'>, RunOptions {
+/** Told in order of each source that is no picture; it is left out. */
+export type Failed = (error: OctconvError, file: string, index: number) => void;
+
+export interface BatchOptions extends Pick<PlanOptions, 'device'>, RunOptions, DecodeOptions {
   /** Pictures per batch; default 32. */
   readonly batch?: number | undefined;
-  /** Told in order of each file that is no picture; it is left out. Without `failed` such a file ends the loop. */
-  readonly failed?: ((error: OctconvError, file: string) => void) | undefined;
+  /** Without it a source that is no picture ends the loop with its error. */
+  readonly failed?: Failed | undefined;
 }
 
 /** Pictures that are decoded at a time: sharp decodes on libuv's pool, which has four threads. */
 const decoders = 4;
 
 /**
- * Reads picture files as batches for a network. While the caller works on one batch the next is read, so memory holds
- * two batches and four decoded pictures.
+ * Reads pictures as batches for a network. While the caller works on one batch the next is read, so memory holds two
+ * batches and four decoded pictures. Streams are read or, if the loop ends before, destroyed.
  */
 export async function* loadBatches(
-  files: readonly string[],
+  sources: PictureSource | readonly PictureSource[],
   input: InputConfig,
   options: BatchOptions = {},
 ): AsyncGenerator<Batch, void, void> {
   const { batch = 32, failed, signal } = options;
   if (!Number.isInteger(batch) || batch < 1) throw new OctconvError(`batch: ${batch}, wanted a positive integer`);
-  let stopped = false;
+  checkLimits(options);
+  const list = isList(sources) ? sources : [sources];
+  list.forEach(hold);
+  const names = isList(sources) ? list.map(nameOf) : [nameOf(sources)];
+  const stop = new AbortController(); // also ends what is being decoded when the caller leaves the loop
+  const forget = signal && onAbort(signal, () => stop.abort(signal.reason));
 
-  const load = async (part: readonly string[]): Promise<(Float32Array | OctconvError)[]> => {
-    const loaded: (Float32Array | OctconvError)[] = [];
-    const queue = part.entries();
+  const loadOne = async (i: number): Promise<Float32Array | OctconvError> => {
+    let picture: Picture;
+    try {
+      picture = await decodeImage(list[i] as PictureSource, { ...options, signal: stop.signal }, names[i]);
+    } catch (error) {
+      if (error instanceof OctconvError && !stop.signal.aborted) return error;
+      throw error;
+    }
+    // One thread: pictures are side by side already.
+    return preprocessOne(picture, input, { device: options.device, threads: 1, signal: stop.signal });
+  };
+  const load = async (begin: number): Promise<(Float32Array | OctconvError)[]> => {
+    const loaded = Array<Float32Array | OctconvError>(Math.max(0, Math.min(batch, list.length - begin)));
+    const queue = loaded.keys();
     const worker = async () => {
-      for (const [i, file] of queue) {
-        if (stopped) return;
-        signal?.throwIfAborted();
-        loaded[i] = await loadOne(file, input, { ...options, threads: 1 }); // side by side already
-      }
+      for (const i of queue) loaded[i] = await loadOne(begin + i);
     };
     await Promise.all(Array.from({ length: decoders }, worker));
     return loaded;
   };
   const startAt = (begin: number) => {
-    const loading = load(files.slice(begin, begin + batch));
+    const loading = load(begin);
     loading.catch(() => undefined); // it is awaited later: a rejection until then is not unhandled
     return loading;
   };
 
-  let next = startAt(0);
   try {
-    for (let begin = 0; begin < files.length; begin += batch) {
+    signal?.throwIfAborted();
+    let next = startAt(0);
+    for (let begin = 0; begin < list.length; begin += batch) {
       const loaded = await next;
       next = startAt(begin + batch);
-      const good: string[] = [];
+      const indices: number[] = [];
       const pictures: Float32Array[] = [];
       for (const [i, result] of loaded.entries()) {
-        const file = files[begin + i] as string;
+        const index = begin + i;
         if (!(result instanceof OctconvError)) {
-          good.push(file);
+          indices.push(index);
           pictures.push(result);
-        } else if (failed) failed(result, file);
+        } else if (failed) failed(result, names[index] as string, index);
         else throw result;
       }
-      if (pictures.length) yield { x: stack(pictures, input), files: good };
+      const files = indices.map((index) => names[index] as string);
+      if (pictures.length) yield { x: stack(pictures, input), files, indices };
     }
   } finally {
-    stopped = true;
-    await next.catch(() => undefined);
+    forget?.();
+    stop.abort();
+    list.forEach(discard);
   }
 }
 
-async function loadOne(file: string, input: InputConfig, options: PlanOptions & RunOptions) {
-  let picture: Picture;
-  try {
-    picture = await decodeImage(file);
-  } catch (error) {
-    if (error instanceof OctconvError) return error;
-    throw error;
-  }
-  return preprocessOne(picture, input, options);
-}
+const isList = (sources: PictureSource | readonly PictureSource[]): sources is readonly PictureSource[] => Array.isArray(sources);

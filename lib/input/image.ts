@@ -1,6 +1,6 @@
-import { readFile } from 'node:fs/promises';
+import { onAbort } from '../abort.js';
 import { OctconvError } from '../error.js';
-import { fileError } from '../weights/file.js';
+import { nameOf, type PictureSource, readSource } from './source.js';
 
 /** A decoded picture: 8-bit sRGB, [height, width, 3]. */
 export interface Picture {
@@ -9,23 +9,98 @@ export interface Picture {
   readonly width: number;
 }
 
-/** Pillow's limit; a picture that claims to be larger is an error before its pixels are decoded. */
-export const maxPixels = 178_956_970;
+const formatNames = { jpeg: 'JPEG', png: 'PNG', webp: 'WebP', gif: 'GIF', tiff: 'TIFF', avif: 'AVIF', svg: 'SVG' };
+
+export type PictureFormat = keyof typeof formatNames;
+
+/** Limits of what one picture may cost. */
+export interface DecodeOptions {
+  /** Default 89,478,485, from where Pillow warns: 256 MiB as RGB. Checked before pixels are decoded. */
+  readonly maxPixels?: number | undefined;
+  /** Bytes of a file or stream; default 64 MiB. */
+  readonly maxBytes?: number | undefined;
+  /** Default JPEG, PNG and WebP. A small SVG can take minutes, and no decoder is stopped within it. */
+  readonly formats?: readonly PictureFormat[] | undefined;
+  /** Seconds until a picture must be read and decoded, waiting for a free decoder included; default 30. */
+  readonly timeout?: number | undefined;
+  /** Ends reading and decoding with the signal's reason. */
+  readonly signal?: AbortSignal | undefined;
+}
 
 /**
- * Decodes JPEG, PNG, WebP and whatever else sharp reads (GIF, AVIF, TIFF, SVG). The network gets the picture as a
- * viewer shows it: EXIF orientation and an embedded colour profile are obeyed; grey, CMYK and 16-bit pictures become
- * 8-bit sRGB; transparent parts lie over white (torchvision drops the alpha channel, which shows whatever colours are
- * hidden there); of an animation the first frame. A truncated file is an error: half a picture would get a label, too.
+ * Decodes JPEG, PNG and WebP, and on request what else sharp reads. The network gets the picture as a viewer shows it:
+ * EXIF orientation and an embedded colour profile are obeyed; grey, CMYK and 16-bit pictures become 8-bit sRGB;
+ * transparent parts lie over white (torchvision drops the alpha channel, which shows whatever colours are hidden there);
+ * of an animation the first frame. A truncated file is an error: half a picture would get a label, too.
+ * @throws OctconvError that begins with `name`: the file unless given; the signal's reason if it is aborted.
  */
-export async function decodeImage(file: string | Uint8Array): Promise<Picture> {
-  const name = typeof file === 'string' ? file : 'picture';
-  // Always from memory: libvips caches what it opened by path, and would not see that a file has changed.
-  const bytes = typeof file === 'string' ? await readBytes(file) : file;
-  if (bytes.length === 0) throw new OctconvError(`${name}: is empty, wanted a picture`);
+export async function decodeImage(source: PictureSource, options: DecodeOptions = {}, name = nameOf(source)): Promise<Picture> {
+  const { signal, timeout, maxBytes, ...limits } = checkLimits(options);
+  const late = () => new OctconvError(`${name}: is not decoded after ${timeout} s (timeout)`);
+  return within(timeout, signal, late, async (stopped) => {
+    const bytes = await readSource(source, name, maxBytes, stopped);
+    stopped.throwIfAborted();
+    return decode(bytes, name, { ...limits, timeout });
+  });
+}
+
+type Limits = { [Name in Exclude<keyof DecodeOptions, 'signal'>]-?: NonNullable<DecodeOptions[Name]> };
+
+/** Fills in the defaults. @throws OctconvError for a limit that makes no sense. */
+export function checkLimits(options: DecodeOptions): Limits & Pick<DecodeOptions, 'signal'> {
+  const { maxPixels = 89_478_485, maxBytes = 2 ** 26, formats = ['jpeg', 'png', 'webp'], timeout = 30, signal } = options;
+  for (const [key, value] of Object.entries({ maxPixels, maxBytes })) {
+    if (!Number.isSafeInteger(value) || value < 1) throw new OctconvError(`${key}: ${value}, wanted a positive integer`);
+  }
+  if (!(timeout > 0 && timeout <= 3600)) throw new OctconvError(`timeout: ${timeout}, wanted seconds, at most 3600`);
+  const unknown = formats.find((format) => !Object.hasOwn(formatNames, format));
+  if (unknown !== undefined || formats.length === 0) {
+    throw new OctconvError(`formats: ${unknown ?? 'none'}, wanted some of ${Object.keys(formatNames).join(', ')}`);
+  }
+  return { maxPixels, maxBytes, formats, timeout, signal };
+}
+
+/** What `work` gives, unless the signal or the clock ends it: it is left to itself then. */
+async function within<T>(
+  seconds: number,
+  signal: AbortSignal | undefined,
+  late: () => Error,
+  work: (stopped: AbortSignal) => Promise<T>,
+): Promise<T> {
+  signal?.throwIfAborted();
+  const stop = new AbortController();
+  const timer = setTimeout(() => stop.abort(late()), seconds * 1000);
+  const forget = signal && onAbort(signal, () => stop.abort(signal.reason));
   try {
-    const { default: sharp } = await import('sharp'); // 17 MiB that only pictures need
-    const { data, info } = await sharp(bytes, { failOn: 'error', limitInputPixels: maxPixels })
+    return await new Promise<T>((resolve, reject) => {
+      stop.signal.addEventListener('abort', () => reject(stop.signal.reason), { once: true });
+      work(stop.signal).then(resolve, reject);
+    });
+  } finally {
+    clearTimeout(timer);
+    forget?.();
+  }
+}
+
+async function decode(bytes: Uint8Array, name: string, { maxPixels, formats, timeout }: Omit<Limits, 'maxBytes'>): Promise<Picture> {
+  if (bytes.length === 0) throw new OctconvError(`${name}: is empty, wanted a picture`);
+  const wanted = new Intl.ListFormat('en-GB', { type: 'disjunction' }).format(formats.map((format) => formatNames[format]));
+  const found = formatOf(bytes);
+  const format = formats.find((format) => formatNames[format] === found);
+  if (!format) {
+    const known = Object.values(formatNames).some((known) => known === found);
+    if (known) throw new OctconvError(`${name}: is ${found}, wanted ${wanted} (others: the option formats)`);
+    throw new OctconvError(`${name}: is ${found ? `${found}, which cannot be decoded` : 'not a picture'}, wanted ${wanted}`);
+  }
+  const { default: sharp } = await import('sharp'); // 17 MiB that only pictures need
+  const options = { failOn: 'error', limitInputPixels: maxPixels } as const;
+  try {
+    const picture = sharp(bytes, options);
+    const space = hasDeepPixels(format, bytes) ? (await sharp(bytes, options).metadata()).space : undefined;
+    // sharp leaves 16-bit colours in Display P3, and the profile of 16-bit grey out: it gets 8 bits.
+    if (space === 'rgb16' || space === 'grey16') picture.pipelineColourspace(space === 'rgb16' ? 'srgb' : 'b-w');
+    const { data, info } = await picture
+      .timeout({ seconds: Math.ceil(timeout) })
       .autoOrient()
       .flatten({ background: 'white' })
       .toColourspace('srgb')
@@ -34,23 +109,49 @@ export async function decodeImage(file: string | Uint8Array): Promise<Picture> {
     if (info.channels !== 3) throw new Error(`${info.channels} channels, wanted grey, RGB or CMYK`);
     return { data, height: info.height, width: info.width };
   } catch (error) {
-    throw new OctconvError(`${name}: ${describe(error as Error)}`);
+    const { message } = error as Error;
+    if (!message.includes('exceeds pixel limit')) throw new OctconvError(`${name}: cannot be decoded: ${causeOf(message)}`);
+    const { width, height } = await sharp(bytes, { limitInputPixels: false }).metadata();
+    throw new OctconvError(`${name}: is too large, ${width} x ${height}, wanted at most ${maxPixels} pixels (maxPixels)`);
   }
 }
 
-async function readBytes(file: string): Promise<Uint8Array> {
-  try {
-    return await readFile(file);
-  } catch (error) {
-    throw fileError(file, error);
-  }
+/** Whether pixels may have 16 bits per channel. */
+function hasDeepPixels(format: PictureFormat, bytes: Uint8Array): boolean {
+  return format === 'png' ? bytes[24] === 16 : format === 'tiff' || format === 'avif';
 }
 
-/** sharp's message in our words; libvips repeats itself on further lines. */
-function describe(error: Error): string {
-  const [line = ''] = error.message.split('\n');
-  if (/unsupported image format/.test(line))
-    return 'is not a picture, wanted JPEG, PNG or WebP';
-  if (/exceeds pixel limit/.test(line)) return `is too large, wanted at most ${maxPixels} pixels`;
-  return `cannot be decoded: ${line}`;
+/** How files of each format begin: at which byte, and how. */
+const signatures: readonly (readonly [name: string, at: number, text: string])[] = [
+  ['JPEG', 0, '\xff\xd8\xff'],
+  ['PNG', 0, '\x89PNG\r\n\x1a\n'],
+  ['WebP', 8, 'WEBP'],
+  ['GIF', 0, 'GIF8'],
+  ['TIFF', 0, 'II*\0'],
+  ['TIFF', 0, 'MM\0*'],
+  ['TIFF', 0, 'II+\0'],
+  ['TIFF', 0, 'MM\0+'],
+  ['JPEG XL', 0, '\xff\x0a'],
+  ['JPEG XL', 4, 'JXL \r\n'],
+  ['BMP', 0, 'BM'],
+  ['PDF', 0, '%PDF'],
+];
+
+/** The name of a file's format, as far as it is known. */
+function formatOf(bytes: Uint8Array): string | undefined {
+  const head = Buffer.from(bytes.buffer, bytes.byteOffset, Math.min(bytes.length, 1000)).toString('latin1');
+  const found = signatures.find(([, at, text]) => head.startsWith(text, at));
+  if (found) return found[0];
+  if (head.startsWith('ftyp', 4)) {
+    const brands = head.slice(8, bytes[3]);
+    if (/avi[fs]/.test(brands)) return 'AVIF';
+    return /he[iv]|mif1|msf1/.test(brands) ? 'HEIC' : undefined;
+  }
+  return /^[^<]{0,100}<(svg|\?xml|!--|!DOCTYPE svg)/.test(head) && head.includes('<svg') ? 'SVG' : undefined;
+}
+
+/** The cause is the last of libvips' lines; one that begins with a space belongs to the line before. */
+function causeOf(message: string): string {
+  const lines = message.split('\n').filter((line) => /^\S/.test(line));
+  return (lines.at(-1) ?? 'damaged').replace(/^Input buffer has corrupt header:$/, 'damaged header');
 }

@@ -1,23 +1,33 @@
+import * as v from 'valibot';
 import { OctconvError, show } from '../error.js';
+import { integerIn, numberIn, object, oneOf, parse } from '../files/schema.js';
 import { Graph } from '../graph/graph.js';
 import { normalize, resize } from '../ops.js';
 import { type PlanOptions, type RunOptions, runGraph } from '../plan.js';
 import { type Tensor, tensor } from '../tensor.js';
 import type { Picture } from './image.js';
 
-/** `input` of a model folder's config.json: what becomes of a picture before the network sees it. */
+/** What becomes of a picture before the network sees it. */
 export interface InputConfig {
   /** Size that the network sees: a crop from the middle. */
   readonly height: number;
   readonly width: number;
-  /** The short side is resized to this before the crop. */
-  readonly resize: number;
+  /**
+   * Before the crop the short side is resized to this; or the picture to [height, width], whatever its aspect ratio. As
+   * torchvision's `Resize`.
+   */
+  readonly resize: number | readonly [number, number];
   readonly interpolation: 'bilinear' | 'bicubic';
-  /** (x * scale - mean) / std for each of red, green and blue, x in 0 .. 255. */
+  /** Order of the channels that the network sees; `gray` is one, Pillow's luma. Default `rgb`. */
+  readonly channels?: Channels | undefined;
+  /** (x * scale - mean) / std for each channel in that order, x in 0 .. 255. */
   readonly scale: number;
-  readonly mean: readonly [number, number, number];
-  readonly std: readonly [number, number, number];
+  readonly mean: PerChannel;
+  readonly std: PerChannel;
 }
+
+export type Channels = 'rgb' | 'bgr' | 'gray';
+export type PerChannel = readonly [number, number, number] | readonly [number];
 
 /** What torchvision's ImageNet networks, and networks for 32 x 32 pictures (`cifar` stem), are trained on. */
 export function defaultInput(stem: 'imagenet' | 'cifar' = 'imagenet'): InputConfig {
@@ -27,41 +37,71 @@ export function defaultInput(stem: 'imagenet' | 'cifar' = 'imagenet'): InputConf
     : { height: 224, width: 224, resize: 256, ...common, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225] };
 }
 
+const size = integerIn(1, 65536);
+const perChannel = <Number extends v.GenericSchema<number>>(number: Number) => {
+  const wanted = 'three numbers for the channels, or one of "gray"';
+  return v.union([v.strictTuple([number, number, number]), v.strictTuple([number])], ({ issues }) =>
+    issues?.find(({ type }) => type !== 'strict_tuple' && type !== 'number')?.message ?? wanted);
+};
+
+/** `input` of a config.json. */
+export const inputSchema = object({
+  height: size,
+  width: size,
+  resize: v.optional(v.union([size, v.strictTuple([size, size])], `${size.pipe[0].message}, or [height, width]`)),
+  cropPct: v.optional(numberIn(0.01, 1, 'a number from 0.01 to 1')),
+  interpolation: v.optional(oneOf('bilinear', 'bicubic'), 'bilinear'),
+  channels: v.optional(oneOf('rgb', 'bgr', 'gray'), 'rgb'),
+  scale: v.optional(numberIn(1e-6, 1000, 'a positive number, from 1e-6 to 1000'), 1 / 255),
+  mean: v.optional(perChannel(numberIn(-1e6, 1e6, 'a number'))),
+  std: v.optional(perChannel(numberIn(1e-6, 1e6, 'a positive number'))),
+});
+
 /** Checks `input` of a config.json, which `file` names in errors, and fills in what was left out. */
 export function parseInput(value: unknown, file: string): InputConfig {
-  const wrong = (what: string): never => {
-    throw new OctconvError(`${file}: input${what}`);
-  };
-  if (typeof value !== 'object' || value === null) return wrong(` is ${show(value)}, wanted an object`);
-  const given = value as Record<string, unknown>;
-  const size = (key: string, least: number, otherwise?: number): number => {
-    const x = given[key] ?? otherwise;
-    if (typeof x === 'number' && Number.isInteger(x) && x >= least && x <= 65536) return x;
-    return wrong(`.${key} is ${show(x)}, wanted an integer from ${least} to 65536`);
-  };
-  const positive = (x: unknown): boolean => typeof x === 'number' && Number.isFinite(x) && x > 0;
-  const colour = (key: string, fits: (x: unknown) => boolean, otherwise: number): [number, number, number] => {
-    const x = given[key] ?? [otherwise, otherwise, otherwise];
-    if (Array.isArray(x) && x.length === 3 && x.every(fits)) return x as [number, number, number];
-    return wrong(`.${key} is ${show(x)}, wanted three numbers for red, green and blue`);
-  };
+  return resolveInput(parse(inputSchema, value, file, 'input'), `${file}: input`);
+}
 
-  const height = size('height', 1);
-  const width = size('width', 1);
-  const { interpolation = 'bilinear', scale = 1 / 255 } = given;
-  if (interpolation !== 'bilinear' && interpolation !== 'bicubic') {
-    return wrong(`.interpolation is ${show(interpolation)}, wanted "bilinear" or "bicubic"`);
-  }
-  if (!positive(scale)) return wrong(`.scale is ${show(scale)}, wanted a positive number`);
-  return {
-    height,
-    width,
-    resize: size('resize', Math.max(height, width), Math.max(height, width)),
-    interpolation,
-    scale: scale as number,
-    mean: colour('mean', Number.isFinite, 0),
-    std: colour('std', positive, 1),
+/** What config.json or the command line say of an input. */
+export type GivenInput = { readonly [Key in keyof InputConfig]?: InputConfig[Key] | undefined } &
+  Pick<InputConfig, 'height' | 'width'> & { readonly cropPct?: number | undefined };
+
+/**
+ * Derives what was left out: `resize` of the crop percentage (timm's, for square sizes), else no more than the crop needs.
+ * @throws OctconvError if fields contradict one another.
+ */
+export function resolveInput(given: GivenInput, where: string): InputConfig {
+  const { height, width, cropPct, interpolation = 'bilinear', channels = 'rgb', scale = 1 / 255 } = given;
+  const wrong = (what: string): never => {
+    throw new OctconvError(`${where}${what}`);
   };
+  const side = Math.max(height, width);
+  if (cropPct !== undefined && given.resize !== undefined) wrong(`: cropPct and resize say the same, wanted one of them`);
+  if (cropPct !== undefined && height !== width) wrong(`: cropPct beside ${height} x ${width}, wanted resize unless the size is square`);
+  const { resize = cropPct === undefined ? side : Math.floor(side / cropPct) } = given;
+  const covers = typeof resize === 'number' ? resize >= side : resize[0] >= height && resize[1] >= width;
+  if (!covers) wrong(`.resize is ${show(resize)}, wanted at least the size, ${height} x ${width}`);
+  const count = channels === 'gray' ? 1 : 3;
+  const each = (key: 'mean' | 'std', otherwise: number): PerChannel => {
+    const { [key]: values = Array.from({ length: count }, () => otherwise) as unknown as PerChannel } = given;
+    if (values.length !== count) wrong(`.${key} is ${show(values)}, wanted ${count === 1 ? 'one number' : 'three numbers'} for "${channels}"`);
+    return values;
+  };
+  const mean = each('mean', 0);
+  const white = Number((255 * scale).toPrecision(6));
+  if (mean.some((x) => x > white)) {
+    const scaled = white === 1 ? '1/255' : show(scale);
+    wrong(`.mean is ${show(mean)}, but the scale ${scaled} makes pictures 0 .. ${white}: wanted a mean within, or another scale`);
+  }
+  const order = channels === 'rgb' ? {} : { channels };
+  return { height, width, resize, interpolation, ...order, scale, mean, std: each('std', 1) };
+}
+
+/** The same in words. */
+export function describeInput({ height, width, resize, interpolation, channels = 'rgb', scale, mean, std }: InputConfig): string {
+  const resized = typeof resize === 'number' ? `the short side to ${resize}` : `to ${resize.join(' x ')}`;
+  const bytes = scale === 1 / 255 ? '0 .. 1' : `0 .. 255 times ${scale}`;
+  return `${resized} (${interpolation}), a crop of ${height} x ${width}, ${channels}, ${bytes}, mean ${mean.join(',')}, std ${std.join(',')}`;
 }
 
 /** Size of the whole resized picture, and the part of it that the network sees. */
@@ -77,8 +117,10 @@ export function resizeGeometry(
   width: number,
   input: Pick<InputConfig, 'height' | 'width' | 'resize'>,
 ): Geometry {
-  const scaled = (side: number): number => Math.trunc((input.resize * side) / Math.min(height, width));
-  const whole = { height: scaled(height), width: scaled(width) };
+  const { resize } = input;
+  const scaled = (side: number, i: 0 | 1): number =>
+    typeof resize === 'number' ? Math.trunc((resize * side) / Math.min(height, width)) : resize[i];
+  const whole = { height: scaled(height, 0), width: scaled(width, 1) };
   const top = middle(whole.height - input.height);
   const left = middle(whole.width - input.width);
   return { ...whole, crop: { top, left, height: input.height, width: input.width } };
@@ -90,8 +132,11 @@ function middle(spare: number): number {
   return spare % 2 === 1 && low % 2 === 1 ? low + 1 : low;
 }
 
-/** Input of a network, [N, height, width, 3]. */
-export type InputTensor = Tensor<'f32', readonly [number, number, number, 3]>;
+/** How many channels the network sees. */
+export const channelCount = ({ channels }: Pick<InputConfig, 'channels'>): 1 | 3 => (channels === 'gray' ? 1 : 3);
+
+/** Input of a network, [N, height, width, 3]; the last is 1 for `gray`. */
+export type InputTensor = Tensor<'f32', readonly [number, number, number, 1 | 3]>;
 
 /** Resizes, crops and normalises pictures of any size, and stacks them to one batch. */
 export async function preprocess(
@@ -102,7 +147,7 @@ export async function preprocess(
   return stack(await Promise.all(pictures.map((picture) => preprocessOne(picture, input, options))), input);
 }
 
-/** One picture as [height, width, 3]. */
+/** One picture as [height, width, channels]. */
 export async function preprocessOne(
   { data, height, width }: Picture,
   input: InputConfig,
@@ -110,17 +155,38 @@ export async function preprocessOne(
 ): Promise<Float32Array> {
   const graph = new Graph();
   const picture = graph.input('u8', [1, height, width, 3]);
-  const { interpolation, scale, mean, std } = input;
+  const { interpolation, channels = 'rgb', scale } = input;
   const resized = resize(picture, { ...resizeGeometry(height, width, input), interpolation });
+  // Which of the network's channels red, green and blue are.
+  const places = { rgb: [0, 1, 2], bgr: [2, 1, 0], gray: [0, 0, 0] }[channels];
+  const [mean, std] = [input.mean, input.std].map((values) => places.map((place) => values[place] as number)) as [number[], number[]];
   graph.outputs.push(normalize(resized, { scale, mean, std }).id);
-  const [y] = await runGraph(graph, [tensor('u8', [1, height, width, 3], data)], options);
-  return y?.data as Float32Array;
+  const bytes = channels === 'gray' ? toGray(data) : data;
+  const [y] = await runGraph(graph, [tensor('u8', [1, height, width, 3], bytes)], options);
+  return reorder(y?.data as Float32Array, channels);
 }
 
-/** Pictures [height, width, 3] to one batch. */
-export function stack(pictures: readonly Float32Array[], { height, width }: InputConfig): InputTensor {
-  const size = height * width * 3;
+/** Pillow's `convert('L')`, in all three channels. */
+function toGray(rgb: Uint8Array): Uint8Array {
+  const gray = new Uint8Array(rgb.length);
+  for (let i = 0; i < rgb.length; i += 3) {
+    gray.fill((rgb[i]! * 19595 + rgb[i + 1]! * 38470 + rgb[i + 2]! * 7471 + 0x8000) >> 16, i, i + 3);
+  }
+  return gray;
+}
+
+function reorder(data: Float32Array, channels: Channels): Float32Array {
+  if (channels === 'gray') return data.filter((_, i) => i % 3 === 0);
+  if (channels === 'bgr') for (let i = 0; i < data.length; i += 3) data.subarray(i, i + 3).reverse();
+  return data;
+}
+
+/** Pictures [height, width, channels] to one batch. */
+export function stack(pictures: readonly Float32Array[], input: InputConfig): InputTensor {
+  const { height, width } = input;
+  const channels = channelCount(input);
+  const size = height * width * channels;
   const batch = new Float32Array(pictures.length * size);
   for (const [i, picture] of pictures.entries()) batch.set(picture, i * size);
-  return tensor('f32', [pictures.length, height, width, 3], batch);
+  return tensor('f32', [pictures.length, height, width, channels], batch);
 }

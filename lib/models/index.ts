@@ -1,37 +1,54 @@
-import { OctconvError } from '../error.js';
-import type { Value } from '../graph/graph.js';
-import type { Feature, Module } from '../layers/index.js';
-import type { Matrix } from '../tensor.js';
+import { OctconvError, show } from '../error.js';
+import type { InputConfig } from '../input/preprocess.js';
+import type { Classifier, Family } from './family.js';
 import { checkOptions, type NetworkOptions, type ResolvedNetworkOptions } from './options.js';
-import { octResNet, resNet } from './resnet.js';
+import { resNets } from './resnet.js';
 
-export type { NetworkOptions };
+export type { Classifier, Family, NetworkOptions };
 
-/** A network that classifies: [N, H, W, 3] -> logits [N, classes]. */
-export type Classifier = Module<Feature, Value<'f32', Matrix>>;
+const registered = [
+  resNets,
+] as const;
 
-const networks: { readonly [name: string]: (options: ResolvedNetworkOptions) => Classifier } = {
-  'resnet-26': (options) => resNet(26, options),
-  'resnet-50': (options) => resNet(50, options),
-  'resnet-101': (options) => resNet(101, options),
-  'resnet-152': (options) => resNet(152, options),
-  'oct-resnet-26': (options) => octResNet(26, options),
-  'oct-resnet-50': (options) => octResNet(50, options),
-  'oct-resnet-101': (options) => octResNet(101, options),
-  'oct-resnet-152': (options) => octResNet(152, options),
-};
+/** Every family of networks; one that is added to the list is known everywhere. */
+export const families: Family[] = [...registered];
 
-/** Every name that `buildNetwork` knows. */
-export const networkNames: readonly string[] = Object.keys(networks);
+/** Name of a network that comes with the package. */
+export type NetworkName = (typeof registered)[number]['names'][number];
 
-/** @throws OctconvError for an unknown name or an option out of range. */
-export function buildNetwork(name: string, options: NetworkOptions = {}): Classifier {
-  const build = Object.hasOwn(networks, name) ? networks[name] : undefined;
-  if (!build) throw new OctconvError(`network '${name}', wanted one of ${networkNames.join(', ')}`);
-  return build(resolveNetworkOptions(name, options));
+/** Names that complete in an editor; a family of one's own has others. */
+export type AnyNetworkName = NetworkName | (string & Record<never, never>);
+
+/** The networks that come with the package. */
+export const networkNames: readonly NetworkName[] = registered.flatMap(({ names }): readonly NetworkName[] => names);
+
+function familyOf(name: string): Family {
+  const family = families.find(({ names }) => names.includes(name));
+  if (family) return family;
+  const known = families.flatMap(({ names }) => names).join(', ');
+  throw new OctconvError(`network '${show(name).slice(1, -1)}', wanted one of ${known}`);
 }
 
-/** The options with what was left out. @throws OctconvError for one that is out of range. */
-export function resolveNetworkOptions(name: string, options: NetworkOptions): ResolvedNetworkOptions {
-  return checkOptions(name, options, name.startsWith('oct-'));
+/** @throws OctconvError for an unknown name or an option out of range. */
+export function buildNetwork(name: AnyNetworkName, options: NetworkOptions = {}): Classifier {
+  return familyOf(name).build(name, resolveNetworkOptions(name, options));
+}
+
+/** The options with what was left out; errors name the network. @throws OctconvError for one that is out of range. */
+export function resolveNetworkOptions(
+  name: AnyNetworkName,
+  options: NetworkOptions,
+  where: string = name,
+): ResolvedNetworkOptions {
+  return checkOptions(where, familyOf(name).options(name), options);
+}
+
+/** How a picture becomes the input of a network, unless a model folder says it. */
+export function defaultInputOf(name: AnyNetworkName, options: NetworkOptions): InputConfig {
+  return familyOf(name).defaultInput(name, resolveNetworkOptions(name, options));
+}
+
+/** The octave form of a plain network, if there is one. */
+export function octaveForm(name: AnyNetworkName): string | undefined {
+  return families.some(({ names }) => names.includes(name) && names.includes(`oct-${name}`)) ? `oct-${name}` : undefined;
 }

@@ -1,7 +1,11 @@
+/** From a weight file's names and shapes to the network that it is of. */
 import { OctconvError, show } from '../error.js';
-import type { WeightSource } from '../weights/source.js';
+import { parameterShapes } from '../layers/module.js';
+import { missingTensor, type WeightSource } from '../weights/source.js';
+import { buildNetwork, families, networkNames, resolveNetworkOptions } from './index.js';
 import type { ResolvedNetworkOptions } from './options.js';
 
+/** A network by its name and all of its options. */
 export interface Inferred {
   readonly network: string;
   readonly options: ResolvedNetworkOptions;
@@ -14,12 +18,20 @@ export interface ResolvedOptions extends ResolvedNetworkOptions {
 
 type Source = Pick<WeightSource, 'name' | 'tensors'>;
 
-const depths = new Map([['2,2,2,2', 26], ['3,4,6,3', 50], ['3,4,23,3', 101], ['3,8,36,3', 152]]);
-
-/** A ResNet's or octave ResNet's name and options, from the names and shapes of its parameters. */
+/** The network and its options, from the names and shapes of its parameters, or of the records of an MXNet file. */
 export function inferOptions(source: Source): Inferred {
-  const { network, options, splits } = inspect(source);
-  return { network, options: { alpha: simplestAlpha(source, splits), ...options } };
+  const { name: where = 'weights', tensors } = source;
+  try {
+    for (const family of families) {
+      const records = recordsOf(tensors, family.parameterOf);
+      const found = family.infer(new Map([...records].map(([name, record]) => [name, tensors.get(record)?.shape ?? []])));
+      if (found) return { network: found.network, options: resolveNetworkOptions(found.network, found.options) };
+    }
+  } catch (error) {
+    throw error instanceof OctconvError ? new OctconvError(`${where}: ${error.message}`) : error;
+  }
+  const some = [...tensors.keys()].slice(0, 3).map(show).join(', ') || 'nothing';
+  throw new OctconvError(`${where}: no known network has these parameters (${some}), wanted one of ${networkNames.join(', ')}`);
 }
 
 /** The same with what a user said: that stays where the weights agree with it, and is an error where they do not. */
@@ -27,90 +39,45 @@ export function resolveOptions(
   source: Source,
   given: { readonly [K in keyof ResolvedOptions]?: ResolvedOptions[K] | undefined },
 ): Inferred {
-  const { network, options, splits } = inspect(source);
-  const wrong = (key: string, asked: unknown, found: unknown): OctconvError =>
-    new OctconvError(`${where(source)}: ${key} ${show(asked)} was asked for, the weights have ${show(found)}`);
-  if (given.network !== undefined && given.network !== network) throw wrong('network', given.network, network);
-  for (const key of ['width', 'classes', 'stem'] as const) {
-    if (given[key] !== undefined && given[key] !== options[key]) throw wrong(key, given[key], options[key]);
+  const found = inferOptions(source);
+  const all: ResolvedOptions = { network: found.network, ...found.options };
+  for (const [key, asked] of Object.entries(given)) {
+    const has = all[key as keyof ResolvedOptions];
+    if (asked === undefined || show(asked) === show(has)) continue;
+    if (key === 'alpha' && sameShapes(found, Number(asked))) continue;
+    throw new OctconvError(`${source.name ?? 'weights'}: ${key} ${show(asked)} was asked for, the weights have ${show(has)}`);
   }
-  const { alpha = simplestAlpha(source, splits) } = given;
-  if (!(alpha >= 0 && alpha < 1 && fits(alpha, splits))) throw wrong('alpha', alpha, simplestAlpha(source, splits));
-  return { network, options: { alpha, ...options } };
+  return { ...found, options: { ...found.options, ...(given.alpha !== undefined && { alpha: given.alpha }) } };
 }
 
-/** A layer's C output channels, of which `low` are in the low branch: low = trunc(alpha C). */
-interface Split {
-  readonly layer: string;
-  readonly channels: number;
-  readonly low: number;
+/** Whether the network has the same parameters at another alpha. */
+function sameShapes({ network, options }: Inferred, alpha: number): boolean {
+  const shapes = (a: number) => JSON.stringify([...parameterShapes(buildNetwork(network, { ...options, alpha: a }))]);
+  try {
+    return shapes(alpha) === shapes(options.alpha);
+  } catch {
+    return false;
+  }
 }
 
-function where(source: Source): string {
-  return source.name ?? 'weights';
+/** Parameter names, each with what a file calls it: an MXNet file has names of its own. */
+function recordsOf(tensors: Source['tensors'], parameterOf?: (record: string) => string | undefined): Map<string, string> {
+  return new Map([...tensors.keys()].map((record) => [parameterOf?.(record) ?? record, record]));
 }
 
-function inspect(source: Source): { network: string; options: Omit<ResolvedNetworkOptions, 'alpha'>; splits: Split[] } {
-  const { tensors } = source;
-  const fail = (what: string): OctconvError => new OctconvError(`${where(source)}: ${what}`);
-  const shape = (name: string, rank: number): readonly number[] => {
-    const found = tensors.get(name)?.shape;
-    if (!found) throw fail(`no '${name}', wanted a ResNet (torchvision's names) or an octave ResNet (d-li14's)`);
-    if (found.length !== rank) throw fail(`'${name}' has shape ${show(found)}, wanted ${rank} sizes`);
-    return found;
+/** A file of one of these networks with the network's names for its tensors. */
+export function withParameterNames(source: WeightSource, network: string): WeightSource {
+  const family = families.find(({ names }) => names.includes(network));
+  const records = recordsOf(source.tensors, family?.parameterOf);
+  const info = (record: string) => source.tensors.get(record) ?? { dtype: 'f32' as const, shape: [] };
+  if ([...records].every(([name, record]) => name === record)) return source;
+  return {
+    ...source,
+    tensors: new Map([...records].map(([name, record]) => [name, info(record)])),
+    read(name, memory) {
+      const record = records.get(name);
+      return record === undefined ? Promise.reject(missingTensor(source.name ?? 'weights', name)) : source.read(record, memory);
+    },
+    close: () => source.close(),
   };
-
-  const [width = 0, , kernel, kernelWidth] = shape('conv1.weight', 4);
-  const [classes = 0] = shape('fc.weight', 2);
-  const stem = kernel === 7 ? 'imagenet' : 'cifar';
-  if (kernel !== kernelWidth || (kernel !== 3 && kernel !== 7)) {
-    throw fail(`'conv1.weight' is ${kernel}x${kernelWidth}, wanted 7x7 (imagenet) or 3x3 (cifar)`);
-  }
-
-  const blocks: [Set<string>, Set<string>, Set<string>, Set<string>] = [new Set(), new Set(), new Set(), new Set()];
-  for (const name of tensors.keys()) {
-    const [, layer, block] = /^layer([1-4])\.(\d+)\./.exec(name) ?? [];
-    if (layer && block) blocks[Number(layer) - 1]!.add(block);
-  }
-  const counts = blocks.map((block) => block.size);
-  const depth = depths.get(counts.join());
-  const possible = [...depths.keys()].map((key) => `[${key}]`).join(' or ');
-  if (!depth) throw fail(`blocks per layer are ${show(counts)}, wanted ${possible}`);
-
-  // An octave network at alpha 0 has one branch, yet the octave operator: its names say so.
-  const octave = tensors.has('layer1.0.conv1.conv.conv_h2h.weight');
-  shape(octave ? 'layer1.0.conv3.conv.conv_h2h.weight' : 'layer1.0.conv3.weight', 4);
-  const splits: Split[] = [];
-  if (octave) {
-    for (const [name, { shape: [high = 0] }] of tensors) {
-      // layer4 begins with the merge: from there on everything is in the high branch.
-      const layer = /^(layer[1-3]\..*\.conv)\.conv_h2h\.weight$/.exec(name)?.[1];
-      if (!layer) continue;
-      const low = tensors.get(`${layer}.conv_h2l.weight`)?.shape[0] ?? 0;
-      splits.push({ layer, channels: high + low, low });
-    }
-  }
-  return { network: `${octave ? 'oct-' : ''}resnet-${depth}`, options: { width, classes, stem }, splits };
-}
-
-function fits(alpha: number, splits: readonly Split[]): boolean {
-  // A plain network has no splits, and no alpha but 0.
-  return splits.length === 0 ? alpha === 0 : splits.every(({ channels, low }) => Math.trunc(alpha * channels) === low);
-}
-
-/** The alpha that a person would have written, out of those with low = trunc(alpha C) in every layer. */
-function simplestAlpha(source: Source, splits: readonly Split[]): number {
-  let from = 0;
-  let to = 1;
-  for (const { channels, low } of splits) {
-    from = Math.max(from, low / channels);
-    to = Math.min(to, (low + 1) / channels);
-  }
-  const candidates = [0, 0.5, 0.25, 0.75, 0.125, 0.375, 0.625, 0.875];
-  for (let digits = 1; digits <= 15; digits++) candidates.push(Math.ceil(from * 10 ** digits) / 10 ** digits);
-  candidates.push((from + to) / 2);
-  const alpha = candidates.find((candidate) => candidate < 1 && fits(candidate, splits));
-  if (alpha !== undefined) return alpha;
-  const lows = splits.slice(0, 4).map(({ layer, channels, low }) => `${layer} ${low} of ${channels}`);
-  throw new OctconvError(`${where(source)}: no alpha gives every layer its low channels (${lows.join(', ')}, ...)`);
 }

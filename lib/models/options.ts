@@ -1,5 +1,4 @@
 import { OctconvError, show } from '../error.js';
-import { splitChannels } from '../octave.js';
 
 export interface NetworkOptions {
   /** Share of the channels in the low branch, in [0, 1); default .5 for the octave networks, which alone have one. */
@@ -10,24 +9,60 @@ export interface NetworkOptions {
   readonly classes?: number | undefined;
   /** `imagenet` (default): 7x7 stride 2 and 3x3 max-pool stride 2. `cifar`: 3x3 stride 1, no max-pool. */
   readonly stem?: 'imagenet' | 'cifar' | undefined;
+  /** Blocks of the four stages, for names without a depth (`resnet-v2`). */
+  readonly blocks?: readonly number[] | undefined;
 }
 
-export type ResolvedNetworkOptions = { readonly [K in keyof NetworkOptions]-?: Exclude<NetworkOptions[K], undefined> };
+export interface ResolvedNetworkOptions {
+  readonly alpha: number;
+  readonly width: number;
+  readonly classes: number;
+  readonly stem: 'imagenet' | 'cifar';
+  /** Absent where the name says it. */
+  readonly blocks?: readonly number[];
+}
+
+/** What an option may be, in words too, and what it is when it is left out. */
+export interface Option<T = unknown> {
+  readonly usual: T;
+  readonly wanted: string;
+  fits(value: unknown): boolean;
+}
+type Given = Required<NetworkOptions>;
+export type OptionSchema = { readonly [K in keyof NetworkOptions]?: Option<Exclude<Given[K], undefined>> };
+
+const isSize = (value: unknown): boolean => Number.isInteger(value) && Number(value) >= 1 && Number(value) <= 65536;
+const size = (usual: number): Option<number> => ({ usual, wanted: 'an integer from 1 to 65536', fits: isSize });
+
+/** The options that every network has; more, or narrower ones, are spread behind it. */
+export function commonOptions(octave: boolean) {
+  const alpha: Option<number> = octave
+    ? { usual: 0.5, wanted: 'at least 0 and less than 1', fits: (x) => typeof x === 'number' && x >= 0 && x < 1 }
+    : { usual: 0, wanted: '0: only the octave networks have one', fits: (x) => x === 0 };
+  const stem: Option<'imagenet' | 'cifar'> = {
+    usual: 'imagenet',
+    wanted: 'imagenet or cifar',
+    fits: (x) => x === 'imagenet' || x === 'cifar',
+  };
+  return { alpha, width: size(64), classes: size(1000), stem } satisfies OptionSchema;
+}
+
+/** `blocks`, for a network that has it. */
+export function blocksOption(usual: readonly number[]): Option<readonly number[]> {
+  const fits = (x: unknown) => Array.isArray(x) && x.length === 4 && x.every((n) => isSize(n) && n <= 256);
+  return { usual, wanted: 'four integers from 1 to 256', fits };
+}
 
 /** Fills in what was left out. @throws OctconvError that names the network and the option that is out of range. */
-export function checkOptions(name: string, given: NetworkOptions, octave: boolean): ResolvedNetworkOptions {
-  const { alpha = octave ? 0.5 : 0, width = 64, classes = 1000, stem = 'imagenet', ...others } = given;
-  const wrong = (what: string): never => {
-    throw new OctconvError(`${name}: ${what}`);
-  };
-  const [unknown] = Object.keys(others);
-  if (unknown !== undefined) wrong(`option '${unknown}', wanted alpha, width, classes or stem`);
-  for (const [key, value] of Object.entries({ width, classes })) {
-    const fine = Number.isInteger(value) && value >= 1 && value <= 65536;
-    if (!fine) wrong(`${key} ${show(value)}, wanted an integer from 1 to 65536`);
+export function checkOptions(name: string, schema: OptionSchema, given: NetworkOptions): ResolvedNetworkOptions {
+  const unknown = Object.keys(given).find((key) => !Object.hasOwn(schema, key));
+  if (unknown !== undefined) {
+    throw new OctconvError(`${name}: option ${show(unknown)}, wanted ${Object.keys(schema).join(', ')}`);
   }
-  if (stem !== 'imagenet' && stem !== 'cifar') wrong(`stem ${show(stem)}, wanted imagenet or cifar`);
-  if (!octave && alpha !== 0) wrong(`alpha ${show(alpha)}, but only the octave networks have one`);
-  splitChannels(width, alpha);
-  return { alpha, width, classes, stem };
+  const resolved = Object.entries(schema).map(([key, { usual, wanted, fits }]) => {
+    const { [key as keyof NetworkOptions]: value = usual } = given;
+    if (!fits(value)) throw new OctconvError(`${name}: ${key} ${show(value)}, wanted ${wanted}`);
+    return [key, value] as const;
+  });
+  return Object.fromEntries(resolved) as unknown as ResolvedNetworkOptions;
 }

@@ -1,15 +1,73 @@
 /**
- * Post-activation ResNets and octave ResNets with bottleneck blocks, stride in the 3x3 ("v1b"). The plain ones have
- * torchvision's parameter names, the octave ones d-li14's. (arXiv 1512.03385; arXiv 1904.05049, section 4.)
+ * Post-activation ResNets and octave ResNets: basic blocks, or bottlenecks with the stride in the 3x3 ("v1b"). The plain
+ * ones have torchvision's parameter names, the octave ones d-li14's. (arXiv 1512.03385; arXiv 1904.05049, section 4.)
  */
-import { BatchNorm, Conv, ConvNorm, type Feature, Linear, Module, OctConvNorm } from '../layers/index.js';
+import { OctconvError, show } from '../error.js';
 import type { Value } from '../graph/graph.js';
-import { Octave } from '../octave.js';
+import { defaultInput } from '../input/preprocess.js';
+import { BatchNorm, Conv, ConvNorm, type Feature, Linear, Module, OctConvNorm } from '../layers/index.js';
+import { Octave, splitChannels } from '../octave.js';
 import { add, globalAvgPool, maxPool, relu } from '../ops.js';
 import type { Matrix } from '../tensor.js';
-import type { ResolvedNetworkOptions } from './options.js';
+import { type Family, splitName, withOctave } from './family.js';
+import { commonOptions, type ResolvedNetworkOptions } from './options.js';
+import { checkWidth, countBlocks, inferAlpha, inferEnds, nameOf } from './shapes.js';
 
-const expansion = 4;
+/** What a block takes and gives. */
+interface Place {
+  readonly from: number;
+  readonly width: number;
+  readonly to: number;
+  readonly stride: number;
+  readonly alphaIn: number;
+  readonly alphaOut: number;
+  /** Whether the shortcut needs a convolution: the shape changes. */
+  readonly projected: boolean;
+}
+
+/** relu(x + 3x3(3x3(x))), where x is projected if the shape changes. */
+class BasicBlock extends Module {
+  readonly conv1: Conv;
+  readonly bn1: BatchNorm;
+  readonly conv2: Conv;
+  readonly bn2: BatchNorm;
+  readonly downsample: ConvNorm | undefined;
+
+  constructor({ from, to, stride, projected }: Place) {
+    super();
+    this.conv1 = new Conv(from, to, { kernel: 3, stride });
+    this.bn1 = new BatchNorm(to);
+    this.conv2 = new Conv(to, to, { kernel: 3 });
+    this.bn2 = new BatchNorm(to);
+    this.downsample = projected ? new ConvNorm(from, to, { kernel: 1, stride }) : undefined;
+  }
+
+  forward(x: Feature): Feature {
+    const first = relu(this.bn1.forward(this.conv1.forward(x)));
+    const second = this.bn2.forward(this.conv2.forward(first));
+    return relu(add(second, this.downsample?.forward(x) ?? x));
+  }
+}
+
+/** The same of octave convolutions. */
+class OctBasicBlock extends Module {
+  readonly conv1: OctConvNorm;
+  readonly conv2: OctConvNorm;
+  readonly downsample: readonly OctConvNorm[];
+
+  constructor({ from, to, stride, alphaIn, alphaOut, projected }: Place) {
+    super();
+    this.conv1 = new OctConvNorm(from, to, { kernel: 3, stride, alphaIn, alphaOut });
+    this.conv2 = new OctConvNorm(to, to, { kernel: 3, alphaIn: alphaOut, alphaOut });
+    this.downsample = projected ? [new OctConvNorm(from, to, { kernel: 1, stride, alphaIn, alphaOut })] : [];
+  }
+
+  forward(x: Octave<Feature>): Octave<Feature> {
+    const first = this.conv1.forward(x).map((branch) => relu(branch));
+    const shortcut = this.downsample.reduce((y, layer) => layer.forward(y), x);
+    return this.conv2.forward(first).zip(shortcut, (a, b) => relu(add(a, b)));
+  }
+}
 
 /** relu(x + 1x1(3x3(1x1(x)))), where x is projected if the shape changes. */
 class Bottleneck extends Module {
@@ -21,9 +79,8 @@ class Bottleneck extends Module {
   readonly bn3: BatchNorm;
   readonly downsample: ConvNorm | undefined;
 
-  constructor({ from, width, stride, projected }: BlockPlace) {
+  constructor({ from, width, to, stride, projected }: Place) {
     super();
-    const to = width * expansion;
     this.conv1 = new Conv(from, width, { kernel: 1 });
     this.bn1 = new BatchNorm(width);
     this.conv2 = new Conv(width, width, { kernel: 3, stride });
@@ -48,9 +105,8 @@ class OctBottleneck extends Module {
   readonly conv3: OctConvNorm;
   readonly downsample: readonly OctConvNorm[];
 
-  constructor({ from, width, stride, projected }: BlockPlace, alphaIn: number, alphaOut: number) {
+  constructor({ from, width, to, stride, alphaIn, alphaOut, projected }: Place) {
     super();
-    const to = width * expansion;
     const inside = { alphaIn: alphaOut, alphaOut };
     this.conv1 = new OctConvNorm(from, width, { kernel: 1, alphaIn, alphaOut });
     this.conv2 = new OctConvNorm(width, width, { kernel: 3, stride, ...inside });
@@ -67,37 +123,22 @@ class OctBottleneck extends Module {
   }
 }
 
-/** Where a block stands. */
-interface BlockPlace {
-  readonly from: number;
-  readonly width: number;
-  readonly stride: number;
-  readonly projected: boolean;
-  /** 1 to 4, `layer1` to `layer4`; these are stages 2 to 5 of the papers. */
-  readonly layer: number;
-}
-
 /** What differs between the plain and the octave network: the blocks, and what they pass to each other. */
-interface Family<F> {
-  block(place: BlockPlace): Module<F, F>;
+interface Form<F> {
+  readonly basic: new (place: Place) => Module<F, F>;
+  readonly bottleneck: new (place: Place) => Module<F, F>;
   enter(x: Feature): F;
   leave(x: F): Feature;
 }
 
-const plain: Family<Feature> = { block: (place) => new Bottleneck(place), enter: (x) => x, leave: (x) => x };
+const plainForm: Form<Feature> = { basic: BasicBlock, bottleneck: Bottleneck, enter: (x) => x, leave: (x) => x };
 
-/** Octave from the first block of layer1 on, which splits; the first block of layer4 merges. */
-function octave(alpha: number): Family<Octave<Feature>> {
-  const alphas = [0, alpha, alpha, alpha, 0];
-  return {
-    block: (place) => {
-      const alphaOut = alphas[place.layer] ?? 0;
-      return new OctBottleneck(place, place.projected ? (alphas[place.layer - 1] ?? 0) : alphaOut, alphaOut);
-    },
-    enter: (x) => new Octave(x),
-    leave: (x) => x.high,
-  };
-}
+const octaveForm: Form<Octave<Feature>> = {
+  basic: OctBasicBlock,
+  bottleneck: OctBottleneck,
+  enter: (x) => new Octave(x),
+  leave: (x) => x.high,
+};
 
 /** [N, H, W, 3] -> logits [N, classes] */
 class ResNet<F> extends Module {
@@ -108,44 +149,85 @@ class ResNet<F> extends Module {
   readonly layer3: readonly Module<F, F>[];
   readonly layer4: readonly Module<F, F>[];
   readonly fc: Linear;
-  readonly #family: Family<F>;
+  readonly #form: Form<F>;
   readonly #pools: boolean;
 
-  constructor(blocks: readonly number[], { width, classes, stem }: ResolvedNetworkOptions, family: Family<F>) {
+  constructor(kind: 'basic' | 'bottleneck', blocks: readonly number[], options: ResolvedNetworkOptions, form: Form<F>) {
     super();
-    this.#family = family;
+    const { alpha, width, classes, stem } = options;
+    const expansion = kind === 'basic' ? 1 : 4;
+    this.#form = form;
     this.#pools = stem === 'imagenet';
     this.conv1 = new Conv(3, width, stem === 'imagenet' ? { kernel: 7, stride: 2 } : { kernel: 3 });
     this.bn1 = new BatchNorm(width);
+    // Octave from the first block of layer1 on, which splits; the first block of layer4 merges.
+    const alphas = [0, alpha, alpha, alpha, 0];
+    let [from, alphaIn] = [width, 0];
     const layer = (index: number) =>
       Array.from({ length: blocks[index - 1] ?? 0 }, (_, i) => {
         const inner = width * 2 ** (index - 1);
-        const from = i > 0 ? inner * expansion : index > 1 ? (inner / 2) * expansion : width;
+        const [to, alphaOut] = [inner * expansion, alphas[index] ?? 0];
         const stride = i === 0 && index > 1 ? 2 : 1;
-        return family.block({ from, width: inner, stride, projected: i === 0, layer: index });
+        const resplit = splitChannels(from, alphaIn).low !== splitChannels(to, alphaOut).low;
+        const projected = stride > 1 || from !== to || resplit;
+        const block = new form[kind]({ from, width: inner, to, stride, alphaIn, alphaOut, projected });
+        [from, alphaIn] = [to, alphaOut];
+        return block;
       });
     this.layer1 = layer(1);
     this.layer2 = layer(2);
     this.layer3 = layer(3);
     this.layer4 = layer(4);
-    this.fc = new Linear(width * 8 * expansion, classes);
+    this.fc = new Linear(from, classes);
   }
 
   forward(x: Feature): Value<'f32', Matrix> {
     const stem = relu(this.bn1.forward(this.conv1.forward(x)));
-    let y = this.#family.enter(this.#pools ? maxPool(stem, { kernel: 3, stride: 2, padding: 1 }) : stem);
+    let y = this.#form.enter(this.#pools ? maxPool(stem, { kernel: 3, stride: 2, padding: 1 }) : stem);
     for (const block of [this.layer1, this.layer2, this.layer3, this.layer4].flat()) y = block.forward(y);
-    return this.fc.forward(globalAvgPool(this.#family.leave(y)));
+    return this.fc.forward(globalAvgPool(this.#form.leave(y)));
   }
 }
 
-const depths = { 26: [2, 2, 2, 2], 50: [3, 4, 6, 3], 101: [3, 4, 23, 3], 152: [3, 8, 36, 3] } as const;
+const basic = { 'resnet-18': [2, 2, 2, 2], 'resnet-34': [3, 4, 6, 3] } as const;
+const bottleneck = {
+  'resnet-26': [2, 2, 2, 2],
+  'resnet-50': [3, 4, 6, 3],
+  'resnet-101': [3, 4, 23, 3],
+  'resnet-152': [3, 8, 36, 3],
+} as const;
+const all = { ...basic, ...bottleneck };
+const names = withOctave(Object.keys(all) as (keyof typeof all)[]);
 
-export function resNet(depth: keyof typeof depths, options: ResolvedNetworkOptions) {
-  return new ResNet(depths[depth], options, plain);
-}
+/** At alpha 0 the octave operator stays: its stride-2 layers pool, and it is not the plain network. */
+export const resNets: Family<(typeof names)[number]> = {
+  names,
 
-/** At alpha 0 the operator is the same: its stride-2 layers pool, and it is not the plain network. */
-export function octResNet(depth: keyof typeof depths, options: ResolvedNetworkOptions) {
-  return new ResNet(depths[depth], options, octave(options.alpha));
-}
+  options: (name) => commonOptions(splitName(name).octave),
+
+  build(name, options) {
+    const { plain, octave } = splitName(name);
+    const kind = plain in basic ? 'basic' : 'bottleneck';
+    return octave ? new ResNet(kind, all[plain], options, octaveForm) : new ResNet(kind, all[plain], options, plainForm);
+  },
+
+  defaultInput: (_, { stem }) => defaultInput(stem),
+
+  infer(parameters) {
+    // Pre-activation networks have a last batch normalisation, the tail.
+    const octave = parameters.has('layer1.0.conv1.conv.conv_h2h.weight');
+    if ((!octave && !parameters.has('layer1.0.conv1.weight')) || parameters.has('tail.weight')) return undefined;
+    const ends = inferEnds(parameters);
+    const weightOf = (layer: string) => `${layer}${octave ? '.conv.conv_h2h' : ''}.weight`;
+    const blocks = countBlocks(parameters);
+    const [kind, layouts, layers] = parameters.has(weightOf('layer1.0.conv3'))
+      ? (['bottlenecks', bottleneck, 3] as const)
+      : (['basic blocks', basic, 2] as const);
+    checkWidth(parameters, weightOf, ends.width, layers * blocks.reduce((a, b) => a + b, 0) + 2);
+    const name = nameOf<keyof typeof all>(layouts, blocks);
+    const possible = Object.values(layouts).map(show).join(' or ');
+    if (!name) throw new OctconvError(`layer1 to layer4 have ${show(blocks)} ${kind}, wanted ${possible}`);
+    const alpha = octave ? inferAlpha(parameters) : 0;
+    return { network: octave ? `oct-${name}` : name, options: { alpha, ...ends } };
+  },
+};

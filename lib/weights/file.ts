@@ -1,4 +1,4 @@
-import { readSync } from 'node:fs';
+import { constants, readSync } from 'node:fs';
 import { type FileHandle, open } from 'node:fs/promises';
 import { OctconvError } from '../error.js';
 
@@ -37,7 +37,7 @@ export class RandomFile {
 
   static async open(path: string): Promise<RandomFile> {
     try {
-      const handle = await open(path, 'r');
+      const handle = await open(path, constants.O_RDONLY | constants.O_NONBLOCK); // a pipe without a writer would block
       const stat = await handle.stat();
       if (stat.isFile()) return new RandomFile(path, stat.size, handle);
       await handle.close();

@@ -1,10 +1,16 @@
-import { mkdir, readFile, stat, writeFile } from 'node:fs/promises';
+import { randomBytes } from 'node:crypto';
+import { link, mkdir, readdir, rename, rm, stat } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
+import * as v from 'valibot';
 import { OctconvError, show } from '../error.js';
-import { type InputConfig, parseInput } from '../input/preprocess.js';
-import { checkOptions, type NetworkOptions, type ResolvedNetworkOptions } from '../models/options.js';
+import { readText } from '../files/read.js';
+import { integerIn, numberIn, object, oneOf, parse } from '../files/schema.js';
+import { isFolder, makeFolder, refuseInput, resolved, syncFolder, withSibling, writeNew, writeWhole } from '../files/write.js';
+import { type InputConfig, inputSchema, parseInput } from '../input/preprocess.js';
+import { type NetworkOptions, resolveNetworkOptions } from '../models/index.js';
+import type { ResolvedNetworkOptions } from '../models/options.js';
 import { fileError } from './file.js';
-import { writeSafetensors } from './safetensors.js';
+import { encodeSafetensors } from './safetensors.js';
 import { openWeights, type WeightSource } from './source.js';
 
 /** config.json of a model folder. */
@@ -12,7 +18,36 @@ export interface ModelConfig {
   readonly network: string;
   readonly options: ResolvedNetworkOptions;
   readonly input: InputConfig;
+  /** The files beside it; by default `model.safetensors` and `labels.txt`. */
+  readonly weights?: string;
+  readonly labels?: string;
 }
+
+const usualFiles = { weights: 'model.safetensors', labels: 'labels.txt' } as const;
+const wantedFile = 'the name of a file in this folder';
+const file = (usual: string) => v.optional(v.pipe(v.string(wantedFile), v.regex(/^(?!config\.json$)[^./\\][^/\\]*$/, wantedFile)), usual);
+const wantedName = 'a name as "oct-resnet-50"';
+const wantedBlocks = 'four integers';
+const size = integerIn(1, 65536);
+
+/** What a network accepts of the options, its family says (lib/models). */
+const optionsSchema = object({
+  alpha: v.optional(v.pipe(numberIn(0, 1, 'a number in [0, 1)'), v.ltValue(1, 'a number in [0, 1)'))),
+  width: v.optional(size),
+  classes: v.optional(size),
+  stem: v.optional(oneOf('imagenet', 'cifar')),
+  blocks: v.optional(v.pipe(v.array(size, wantedBlocks), v.maxLength(4, wantedBlocks))),
+});
+
+/** The whole config.json, as `schemas/config.schema.json` describes it to editors. */
+export const configSchema = object({
+  $schema: v.optional(v.string('text')),
+  network: v.pipe(v.string(wantedName), v.minLength(1, wantedName)),
+  options: optionsSchema,
+  input: inputSchema,
+  weights: file(usualFiles.weights),
+  labels: file(usualFiles.labels),
+});
 
 export interface ModelFolder {
   readonly config: ModelConfig;
@@ -23,61 +58,144 @@ export interface ModelFolder {
 }
 
 /** Whether a path is to be read as a model folder: whether it is a folder at all. */
-export async function isModelFolder(path: string): Promise<boolean> {
-  const stats = await stat(path).catch(() => undefined);
-  return stats?.isDirectory() ?? false;
-}
+export const isModelFolder = isFolder;
 
 /** Reads config.json and labels.txt, and opens the parameters. */
 export async function readModelFolder(folder: string): Promise<ModelFolder> {
-  const read = await readConfig(folder);
-  return { ...read, weights: await openWeights(join(folder, 'model.safetensors')) };
-}
-
-/** config.json and labels.txt in the folder of a checkpoint, as a training leaves them; other programs' are ignored. */
-export async function readConfigBeside(checkpoint: string): Promise<Omit<ModelFolder, 'weights'> | undefined> {
-  if (await isModelFolder(checkpoint)) return undefined;
-  const folder = dirname(checkpoint);
-  const text = await readText(join(folder, 'config.json')).catch(() => '');
-  return /"network"\s*:/.test(text) && /"input"\s*:/.test(text) ? readConfig(folder) : undefined;
-}
-
-async function readConfig(folder: string): Promise<Omit<ModelFolder, 'weights'>> {
   const configFile = join(folder, 'config.json');
-  const config = parseConfig(await readText(configFile), configFile);
-  const labelsFile = join(folder, 'labels.txt');
-  const labels = (await readText(labelsFile)).replace(/\r/g, '').replace(/\n+$/, '').split('\n');
-  checkLabels(labels, config.options.classes, labelsFile);
-  return { config, labels };
+  const text = await readText(configFile);
+  const config = parseConfig(text, configFile);
+  const { weights, labels } = { ...usualFiles, ...config };
+  try {
+    const names = await readLabels(join(folder, labels), config.options.classes);
+    return { config, labels: names, weights: await openWeights(join(folder, weights)) };
+  } catch (error) {
+    // Another process may have replaced the model meanwhile.
+    if ((await readText(configFile).catch(() => text)) === text) throw error;
+    return readModelFolder(folder);
+  }
 }
 
-/** Writes a model folder, config.json last: without it, it is none. */
+/** What describes a checkpoint in its own folder, as training leaves it: config.json and labels.txt. Other programs' are none. */
+export async function readConfigBeside(checkpoint: string): Promise<(ModelConfig & { names: readonly string[] }) | undefined> {
+  if (await isFolder(checkpoint)) return undefined;
+  const configFile = join(dirname(checkpoint), 'config.json');
+  const text = await readText(configFile).catch(() => '');
+  if (!text.includes('"network"') || !text.includes('"input"')) return undefined;
+  const config = parseConfig(text, configFile);
+  const { labels } = { ...usualFiles, ...config };
+  return { ...config, names: await readLabels(join(dirname(checkpoint), labels), config.options.classes) };
+}
+
+export interface WriteOptions {
+  /** Whether a model that is there is replaced; by default it is an error. */
+  readonly force?: boolean | undefined;
+}
+
+/**
+ * Writes a model folder. A new one appears under its name when it is complete. In a folder that is there, the new files
+ * lie beside the old ones until config.json, which names them, is replaced. So whatever ends the process, a reader finds
+ * the old model or the new one, and of two writers one.
+ * @throws OctconvError that names the file; if there is a model already, unless `force` is given.
+ */
 export async function writeModelFolder(
   folder: string,
   config: ModelConfig,
   labels: readonly string[],
   source: Pick<WeightSource, 'tensors' | 'read'>,
+  { force = false }: WriteOptions = {},
 ): Promise<void> {
-  const configFile = join(folder, 'config.json');
-  const json = `${JSON.stringify(config, null, 2)}\n`;
-  parseConfig(json, configFile);
-  const labelsFile = join(folder, 'labels.txt');
-  checkLabels(labels, config.options.classes, labelsFile);
+  const { network, options, input } = config;
+  const textOf = (more: object) => `${JSON.stringify({ network, options, input, ...more }, null, 2)}\n`;
+  parseConfig(textOf({}), join(folder, 'config.json'));
+  checkLabels(labels, options.classes, join(folder, usualFiles.labels));
   try {
-    await makeFolder(folder);
-    await writeSafetensors(join(folder, 'model.safetensors'), source);
-    await writeFile(labelsFile, `${labels.join('\n')}\n`);
-    await writeFile(configFile, json);
+    await checkModelOutput(folder, { force });
+    await makeFolder(dirname(folder));
+    const target = await resolved(folder);
+    await withSibling((await isFolder(target)) ? join(target, 'model') : target, async (stage) => {
+      await mkdir(stage);
+      const staged = (name: string) => join(stage, name);
+      await writeNew(staged(usualFiles.weights), encodeSafetensors(join(folder, usualFiles.weights), source));
+      await writeNew(staged(usualFiles.labels), [`${labels.join('\n')}\n`]);
+      await writeNew(staged('config.json'), [textOf({})]);
+      await syncFolder(stage);
+      if (dirname(stage) !== target) {
+        if (await renamed(stage, target)) return;
+        await checkModelOutput(folder, { force }); // another writer was first
+      }
+      await moveInto(target, staged, textOf);
+    });
   } catch (error) {
     throw fileError(folder, error);
   }
 }
 
-async function readText(path: string): Promise<string> {
+/**
+ * Says before long work that a model cannot be written.
+ * @throws OctconvError if the folder is no folder, is one of `inputs`, or holds a model or a part of one and `force` is not given.
+ */
+export async function checkModelOutput(
+  folder: string,
+  { force, inputs = [] }: WriteOptions & { readonly inputs?: readonly string[] },
+): Promise<void> {
+  const there = await stat(folder).catch(() => undefined);
+  if (there && !there.isDirectory()) throw new OctconvError(`${folder}: exists and is not a folder`);
+  for (const input of inputs) {
+    await refuseInput(folder, input);
+    await refuseInput(folder, dirname(await resolved(input)), input);
+  }
+  const files = there && !force ? await readdir(folder) : [];
+  const found = ['config.json', ...Object.values(usualFiles)].find((name) => files.includes(name));
+  if (found !== undefined) throw new OctconvError(`${folder}: has a ${found} already; --force (force: true) replaces a model`);
+}
+
+/** Whether a complete folder could take its name; not if another one has it. */
+async function renamed(stage: string, target: string): Promise<boolean> {
   try {
-    return await readFile(path, 'utf8');
+    await rename(stage, target);
   } catch (error) {
-    throw fileError(path, error);
+    if (await isFolder(target)) return false;
+    throw error;
+  }
+  await syncFolder(dirname(target));
+  return true;
+}
+
+/**
+ * Moves staged files into a folder. Names that a config.json there may mean are left alone until it is replaced; then what
+ * it named is removed.
+ */
+async function moveInto(target: string, staged: (name: string) => string, textOf: (more: object) => string): Promise<void> {
+  const configFile = join(target, 'config.json');
+  const oldText = await readText(configFile).catch(() => undefined);
+  const id = randomBytes(4).toString('hex');
+  const names: Partial<Record<'weights' | 'labels', string>> = {};
+  for (const [key, other] of [['weights', `model-${id}.safetensors`], ['labels', `labels-${id}.txt`]] as const) {
+    const from = staged(usualFiles[key]);
+    // A link, unlike a rename, replaces nothing.
+    if (oldText === undefined && (await link(from, join(target, usualFiles[key])).then(() => true, () => false))) continue;
+    await rename(from, join(target, other));
+    names[key] = other;
+  }
+  await syncFolder(target);
+  await writeWhole(configFile, [textOf(names)]);
+  for (const name of filesOf(oldText)) await rm(join(target, name), { force: true });
+}
+
+/** The files of a model folder. */
+export async function modelFiles(folder: string): Promise<string[]> {
+  const configFile = join(folder, 'config.json');
+  return [configFile, ...filesOf(await readText(configFile)).map((name) => join(folder, name))];
+}
+
+/** What a config.json names, if it is one. */
+function filesOf(text: string | undefined): string[] {
+  try {
+    const { weights, labels } = { ...usualFiles, ...parseConfig(text ?? '', '') };
+    return [weights, labels];
+  } catch {
+    return [];
   }
 }
 
@@ -89,58 +207,36 @@ export function parseConfig(text: string, file: string): ModelConfig {
   } catch (error) {
     throw new OctconvError(`${file}: not JSON: ${(error as Error).message.split('\n')[0]}`);
   }
-  const config = fields(value, ['network', 'options', 'input'], '', file);
-  if (typeof config.network !== 'string' || config.network === '') {
-    throw new OctconvError(`${file}: network is ${show(config.network)}, wanted a name as "oct-resnet-50"`);
-  }
+  const { network, options, weights, labels, input } = parse(configSchema, value, file);
   return {
-    network: config.network,
-    options: parseOptions(config.options, config.network, file),
-    input: parseInput(config.input, file),
+    network,
+    options: optionsOf(network, options, file),
+    input: parseInput(input, file),
+    ...(weights !== usualFiles.weights && { weights }),
+    ...(labels !== usualFiles.labels && { labels }),
   };
 }
 
-function parseOptions(value: unknown, network: string, file: string): ResolvedNetworkOptions {
-  const given = fields(value, ['alpha', 'width', 'classes', 'stem'], 'options', file);
-  const { alpha = 0 } = given;
-  if (typeof alpha !== 'number' || !(alpha >= 0 && alpha < 1)) {
-    throw new OctconvError(`${file}: options.alpha is ${show(alpha)}, wanted a number in [0, 1)`);
-  }
+function optionsOf(network: string, given: NetworkOptions, file: string): ResolvedNetworkOptions {
   try {
-    return checkOptions('options', given as NetworkOptions, network.startsWith('oct-'));
+    return resolveNetworkOptions(network, given, 'options');
   } catch (error) {
     throw new OctconvError(`${file}: ${(error as Error).message}`);
   }
 }
 
-/** An object that has no other fields than these: a misspelt one would silently be a default. */
-function fields(value: unknown, known: readonly string[], path: string, file: string): Record<string, unknown> {
-  if (typeof value !== 'object' || value === null || Array.isArray(value)) {
-    throw new OctconvError(`${file}: ${path || 'the file'} is ${show(value)}, wanted an object`);
-  }
-  const other = Object.keys(value).find((key) => !known.includes(key));
-  if (other === undefined) return value as Record<string, unknown>;
-  const name = path ? `${path}.${other}` : other;
-  throw new OctconvError(`${file}: unknown field ${show(name)}, wanted ${known.join(', ')}`);
+/** Reads names of classes, one a line. @throws OctconvError that names the file, if there are not `classes`. */
+export async function readLabels(file: string, classes: number): Promise<string[]> {
+  const labels = (await readText(file)).trimEnd().split(/\r?\n/);
+  checkLabels(labels, classes, file);
+  return labels;
 }
 
-function checkLabels(labels: readonly string[], classes: number, file: string): void {
+/** @throws OctconvError that names the file, if there are not `classes`, or one is empty. */
+export function checkLabels(labels: readonly string[], classes: number, file: string): void {
   if (labels.length !== classes) {
     throw new OctconvError(`${file}: ${labels.length} labels, wanted ${classes} (classes)`);
   }
-  const bad = labels.findIndex((label) => label.trim() === '' || label.includes('\n'));
-  if (bad !== -1) throw new OctconvError(`${file}: line ${bad + 1} is no label`);
-}
-
-/** mkdir's own `recursive` never ends where a folder cannot be made in one that is there, as in /proc. */
-export async function makeFolder(path: string): Promise<void> {
-  try {
-    await mkdir(path);
-  } catch (error) {
-    const exists = async (folder: string) => (await stat(folder).catch(() => undefined))?.isDirectory() ?? false;
-    if (await exists(path)) return;
-    if ((error as NodeJS.ErrnoException).code !== 'ENOENT' || (await exists(dirname(path)))) throw error;
-    await makeFolder(dirname(path));
-    await mkdir(path);
-  }
+  const bad = labels.findIndex((label) => label.trim() === '' || /[\r\n]/.test(label));
+  if (bad !== -1) throw new OctconvError(`${file}: line ${bad + 1} is ${show(labels[bad])}, wanted a label`);
 }

@@ -1,9 +1,7 @@
-import { randomBytes } from 'node:crypto';
-import { open, rename, rm } from 'node:fs/promises';
-import { basename, dirname, join } from 'node:path';
 import { bytesPerElement, type DType, dtypes, type TypedArray } from '../dtype.js';
 import { OctconvError, show } from '../error.js';
-import { fileError, type RandomFile } from './file.js';
+import { writeWhole } from '../files/write.js';
+import type { RandomFile } from './file.js';
 import { asElements, elementCount, isCounter, missingTensor, type TensorInfo, type WeightSource } from './source.js';
 
 // The format: u64 header length, a JSON header { name: { dtype, shape, data_offsets: [begin, end] }, ... } that may be
@@ -123,15 +121,24 @@ function repeatedKey(json: string): string | undefined {
   return undefined;
 }
 
-/**
- * Writes every tensor of a source, one at a time, under a temporary name in the same folder that becomes `path` when it
- * is complete. Wide data types come first, so that every tensor is aligned in the file.
- */
+/** Writes every tensor of a source. */
 export async function writeSafetensors(
   path: string,
   source: Pick<WeightSource, 'tensors' | 'read'>,
   metadata?: Readonly<Record<string, string>>,
 ): Promise<void> {
+  await writeWhole(path, encodeSafetensors(path, source, metadata));
+}
+
+/**
+ * The content of a file, which errors call `path`: every tensor of a source, one at a time. Wide data types come first, so
+ * that every tensor is aligned in the file.
+ */
+export async function* encodeSafetensors(
+  path: string,
+  source: Pick<WeightSource, 'tensors' | 'read'>,
+  metadata?: Readonly<Record<string, string>>,
+): AsyncGenerator<Uint8Array, void, void> {
   const order = [...source.tensors].sort(([, a], [, b]) => bytesPerElement[b.dtype] - bytesPerElement[a.dtype]);
   const header: Record<string, unknown> = Object.create(null);
   if (metadata) header.__metadata__ = metadata;
@@ -147,26 +154,13 @@ export async function writeSafetensors(
   padded.writeBigUInt64LE(BigInt(padded.length - 8));
   json.copy(padded, 8);
 
-  const temporary = join(dirname(path), `.${basename(path)}.${randomBytes(6).toString('hex')}`);
-  try {
-    const file = await open(temporary, 'wx');
-    try {
-      await file.writeFile(padded);
-      for (const [name, info] of order) {
-        const data = await source.read(name);
-        const wanted = elementCount(info.shape);
-        if (data.length !== wanted) {
-          throw new OctconvError(`${path}: tensor ${show(name)} has ${data.length} elements, wanted ${wanted}`);
-        }
-        await file.writeFile(new Uint8Array(data.buffer, data.byteOffset, data.byteLength));
-      }
-      await file.sync();
-    } finally {
-      await file.close();
+  yield padded;
+  for (const [name, info] of order) {
+    const data = await source.read(name);
+    const wanted = elementCount(info.shape);
+    if (data.length !== wanted) {
+      throw new OctconvError(`${path}: tensor ${show(name)} has ${data.length} elements, wanted ${wanted}`);
     }
-    await rename(temporary, path);
-  } catch (error) {
-    await rm(temporary, { force: true });
-    throw fileError(path, error);
+    yield new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
   }
 }

@@ -1,0 +1,108 @@
+/** Which pictures a command is about: files, folders, patterns; a folder for each class. */
+import { readdir, realpath, stat } from 'node:fs/promises';
+import { basename, join } from 'node:path';
+import { OctconvError, show } from '../error.js';
+import { fileError } from '../weights/file.js';
+import { count } from './output.js';
+
+const isPicture = (file: string) => /\.(jpe?g|png|webp)$/i.test(file);
+
+/** Arguments as files: `-` and what exists stand for themselves, a folder for the pictures below it, the rest may be patterns. */
+export async function expand(args: readonly string[]): Promise<string[]> {
+  const files: string[] = [];
+  for (const arg of args) {
+    const there = arg === '-' ? undefined : await stat(arg).catch(() => undefined);
+    if (there?.isDirectory()) {
+      const pictures = (await filesBelow(arg)).filter(isPicture);
+      if (pictures.length === 0) throw new OctconvError(`${arg}: no pictures (.jpg, .jpeg, .png, .webp)`);
+      for (const picture of pictures) files.push(picture);
+    } else if (there || !/[*?[{]/.test(arg)) files.push(arg);
+    else for (const match of await matches(arg)) files.push(match);
+  }
+  return files;
+}
+
+async function matches(pattern: string): Promise<string[]> {
+  const { glob } = await import('tinyglobby');
+  const found = await glob(pattern, { expandDirectories: false });
+  if (found.length === 0) throw new OctconvError(`${pattern}: no such file`);
+  return found.sort(byBytes);
+}
+
+/** As Python sorts text. */
+const byBytes = (a: string, b: string): number => Buffer.compare(Buffer.from(a), Buffer.from(b));
+
+interface Entries {
+  readonly files: string[];
+  readonly folders: string[];
+}
+
+/** What lies in a folder, in order; links are followed, hidden files are none. */
+async function list(folder: string): Promise<Entries> {
+  const entries = await readdir(folder, { withFileTypes: true }).catch((error) => {
+    throw fileError(folder, error);
+  });
+  const [files, folders]: [string[], string[]] = [[], []];
+  for (const entry of entries.filter(({ name }) => !name.startsWith('.')).sort((a, b) => byBytes(a.name, b.name))) {
+    const path = join(folder, entry.name);
+    const kind = entry.isSymbolicLink() ? ((await stat(path).catch(() => undefined)) ?? entry) : entry;
+    (kind.isDirectory() ? folders : files).push(path);
+  }
+  return { files, folders };
+}
+
+/** Every file below a folder; a link to a folder that it is in is not followed. */
+export async function filesBelow(folder: string, above: readonly string[] = []): Promise<string[]> {
+  const here = await realpath(folder).catch(() => folder);
+  if (above.includes(here)) return [];
+  const { files, folders } = await list(folder);
+  for (const inner of folders) for (const file of await filesBelow(inner, [...above, here])) files.push(file);
+  return files;
+}
+
+export interface ClassFolders {
+  readonly files: readonly string[];
+  /** The class of each file. */
+  readonly classes: readonly number[];
+  /** How folders became classes: by their names, or by their order as torchvision's ImageFolder does. */
+  readonly by: 'name' | 'order';
+}
+
+/**
+ * The pictures of a folder that holds one for each class. Folders are classes by name; if none is the name of one class,
+ * or names repeat, by their order, where there are as many as classes.
+ * @throws OctconvError that names the folder if neither fits.
+ */
+export async function classFolders(data: string, labels: readonly string[] | undefined, classes: number): Promise<ClassFolders> {
+  const { files, folders } = await list(data);
+  if (folders.length === 0) {
+    const found = files.length ? `${count(files.length)} files and no folders` : 'no pictures';
+    throw new OctconvError(`${data}: ${found}, wanted one folder per class`);
+  }
+  const indices = folders.map((folder) => labels?.indexOf(basename(folder)) ?? -1);
+  const repeats = (i: number) => labels?.indexOf(labels[i] as string, i + 1) !== -1;
+  const by = indices.every((i) => i >= 0 && !repeats(i)) ? 'name' : 'order';
+  if (by === 'order') {
+    const fits = folders.length === classes && (new Set(labels).size < classes || indices.every((i) => i < 0));
+    if (!fits) throw noClass(folders, indices, labels, classes);
+  }
+  const [all, wanted]: [string[], number[]] = [[], []];
+  for (const [place, folder] of folders.entries()) {
+    for (const file of await filesBelow(folder)) {
+      all.push(file);
+      wanted.push(by === 'name' ? (indices[place] as number) : place);
+    }
+  }
+  if (all.length === 0) throw new OctconvError(`${data}: no pictures, wanted one folder per class`);
+  return { files: all, classes: wanted, by };
+}
+
+function noClass(folders: readonly string[], indices: readonly number[], labels: readonly string[] = [], classes: number): OctconvError {
+  const place = Math.max(0, indices.indexOf(-1));
+  const folder = folders[place] as string;
+  const name = show(basename(folder));
+  const known = `${labels.slice(0, 10).join(', ')}${labels.length > 10 ? ', ...' : ''}`;
+  const why = labels.includes(basename(folder)) ? `${name} is the name of several classes` : `${name} is no label of the model (${known})`;
+  const counted = folders.length === classes ? '' : `, and ${folders.length} folders are not its ${classes} classes`;
+  return new OctconvError(`${folder}: ${why}${counted}`);
+}

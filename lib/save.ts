@@ -1,0 +1,22 @@
+import { OctconvError } from './error.js';
+import { type Model, weightsOf } from './model.js';
+import { buildNetwork, resolveNetworkOptions } from './models/index.js';
+import { parameterShapes } from './layers/module.js';
+import { checkWeights } from './weights/check.js';
+import { type WriteOptions, writeModelFolder } from './weights/folder.js';
+
+/**
+ * Writes a model folder that `loadModel` reads: config.json, labels (`class 0`, `class 1`, ... where the model has none) and
+ * weights, of the types that they have. It appears as a whole.
+ * @throws OctconvError that names the folder; if the network is not registered under the model's name, or a model is there
+ * already and `force` is not given.
+ */
+export async function saveModel(folder: string, model: Model, options: WriteOptions = {}): Promise<void> {
+  const { name, input } = model;
+  if (name === undefined || !input) throw new OctconvError(`${folder}: the model has no name and input, wanted a registered network`);
+  const weights = weightsOf(model);
+  const networkOptions = resolveNetworkOptions(name, model.options ?? {});
+  checkWeights(parameterShapes(buildNetwork(name, networkOptions)), weights);
+  const labels = model.labels ?? Array.from({ length: networkOptions.classes }, (_, i) => `class ${i}`);
+  await writeModelFolder(folder, { network: name, options: networkOptions, input }, labels, weights, options);
+}
