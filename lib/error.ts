@@ -42,11 +42,11 @@ function write(value: unknown, room: number): string {
   if (typeof value !== 'object' || value === null) return JSON.stringify(value) ?? 'nothing';
   const list = Array.isArray(value);
   let text = list ? '[' : '{';
-  for (const key in value) {
+  for (const key of list ? value.keys() : Object.keys(value)) {
     if (text.length >= room) return text;
     if (text.length > 1) text += ',';
-    if (!list) text += `${write(key, room)}:`;
-    text += write((value as Record<string, unknown>)[key], room - text.length);
+    if (!list) text += `${write(String(key), room)}:`;
+    text += write((value as Record<string | number, unknown>)[key], room - text.length);
   }
   return text + (list ? ']' : '}');
 }

@@ -49,8 +49,20 @@ export async function quantize(
     if (!sourcesOf(branch).every(({ weight }) => inputs.has(weight))) continue;
     for (const [key, tensor] of await quantizeBranch(branch, inputs, weights)) result.set(key, tensor);
   }
-  for (const [key, info] of tensors) if (!result.has(key)) result.set(key, { ...info, data: await weights.read(key) });
+  for (const [key, info] of tensors) {
+    if (result.has(key)) continue;
+    const data = await weights.read(key);
+    checkFinite(key, toFloats(info.dtype, data));
+    result.set(key, { ...info, data });
+  }
   return memoryWeights(result, name);
+}
+
+/** Levels of NaN would be clean-looking numbers. */
+function checkFinite(name: string, data: Float32Array): Float32Array {
+  const bad = data.findIndex((x) => !Number.isFinite(x));
+  if (bad < 0) return data;
+  throw new OctconvError(`quantize: parameter '${name}' has ${data[bad]} at ${bad}, wanted finite numbers`);
 }
 
 const branchesOf = ({ steps }: Steps): Branch[] => steps.flatMap(({ branches = [] }) => branches);
@@ -75,6 +87,7 @@ async function observe(network: Network, weights: Weights, batches: Batches, { t
   const plans = new Map<string, Plan>();
   const seen = new Map<number, Histogram>();
   let shape: readonly number[] | undefined;
+  let images = 0;
   try {
     for await (const x of batches) {
       ({ shape } = x);
@@ -86,10 +99,15 @@ async function observe(network: Network, weights: Weights, batches: Batches, { t
       for (const [id, [reader]] of readersOf(graph, weights.tensors)) {
         const value = outputs[graph.outputs.indexOf(id)] ?? x; // the input is no output
         const histogram = seen.get(id) ?? new Histogram();
-        const fine = histogram.add(value.data as Float32Array);
-        if (!fine) throw new OctconvError(`quantize: what '${reader}' is applied to is not finite`);
+        const data = value.data as Float32Array;
+        if (!histogram.add(data)) throw notFinite(`what '${reader}' is applied to`, data, images, x);
         seen.set(id, histogram);
       }
+      for (const y of outputs.slice(0, 1)) {
+        const data = y.data as Float32Array;
+        if (!data.every(Number.isFinite)) throw notFinite('the result', data, images, x);
+      }
+      images += x.shape[0] ?? 1;
     }
   } finally {
     for (const plan of plans.values()) plan.dispose();
@@ -97,6 +115,11 @@ async function observe(network: Network, weights: Weights, batches: Batches, { t
   }
   if (!shape) throw new OctconvError('quantize: no images, wanted some that are typical');
   return { shape, seen };
+}
+
+function notFinite(what: string, data: Float32Array, before: number, { shape: [n = 1] }: Tensor<'f32'>): OctconvError {
+  const image = Math.floor(data.findIndex((x) => !Number.isFinite(x)) / (data.length / n));
+  return new OctconvError(`quantize: image ${before + image}: ${what} is not finite`);
 }
 
 /** The network with all values that layers read as outputs. */
@@ -232,9 +255,14 @@ async function partsOf(
   inputs: ReadonlyMap<string, InputType>,
   weights: Weights,
 ): Promise<Part[]> {
-  const floats = async (name: string) => toFloats(weights.tensors.get(name)?.dtype ?? 'f32', await weights.read(name));
+  const floats = async (name: string) =>
+    checkFinite(name, toFloats(weights.tensors.get(name)?.dtype ?? 'f32', await weights.read(name)));
   const gamma = batchNorm && (await floats(batchNorm.weight));
   const variance = batchNorm && (await floats(batchNorm.running_var));
+  const negative = variance?.findIndex((x) => !(x + eps > 0)) ?? -1;
+  if (negative >= 0) {
+    throw new OctconvError(`quantize: parameter '${batchNorm?.running_var}' has ${variance?.[negative]} at ${negative}, wanted a variance`);
+  }
   const affine = gamma && variance && Float64Array.from(gamma, (scale, o) => scale / Math.sqrt(variance[o]! + eps));
   return Promise.all(
     sources.map(async ({ weight }): Promise<Part> => {

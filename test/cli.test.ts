@@ -1,8 +1,8 @@
 /** The command line as a user meets it: what it prints, where, and with which exit code. */
 import { spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
-import { copyFileSync, existsSync, mkdirSync, mkdtempSync, readFileSync } from 'node:fs';
-import { rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import { copyFileSync, existsSync, linkSync, mkdirSync, mkdtempSync, readFileSync } from 'node:fs';
+import { rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -10,6 +10,7 @@ import { expect } from 'chai';
 import sharp, { type Sharp } from 'sharp';
 import { angularError } from '../lib/bench/measure.js';
 import { readNpy, writeNpy } from '../lib/npy.js';
+import { readModelFolder, writeModelFolder } from '../lib/weights/folder.js';
 import { levels } from './levels.js';
 
 const root = fileURLToPath(new URL('..', import.meta.url));
@@ -37,9 +38,13 @@ function octconvWith(variables: NodeJS.ProcessEnv, ...args: string[]) {
 
 /** The same on a terminal: what it shows there. */
 function onTerminal(variables: NodeJS.ProcessEnv, ...args: string[]): string {
+  return onTerminalOf(80, variables, ...args);
+}
+
+function onTerminalOf(columns: number, variables: NodeJS.ProcessEnv, ...args: string[]): string {
   const { NO_COLOR: _, FORCE_COLOR: __, CI: ___, ...others } = process.env; // Node shows no colours in CI
   const env = { ...others, TERM: 'xterm', ...variables };
-  const command = [process.execPath, cli, ...args].map((arg) => `'${arg}'`).join(' ');
+  const command = `stty cols ${columns}; ${[process.execPath, cli, ...args].map((arg) => `'${arg}'`).join(' ')}`;
   return spawnSync('script', ['-qec', command, '/dev/null'], { encoding: 'utf8', cwd: folder, env }).stdout;
 }
 const noTerminal = Boolean(spawnSync('script', ['--version']).error);
@@ -110,9 +115,17 @@ describe('command line', function () {
     });
 
     it('says a name of control characters in one line, and gives the terminal none of them', () => {
-      expectError(octconv('classify', 'two\nlines\x1b[2J.jpg'), 1, 'octconv: two lines [2J.jpg: no such file');
+      expectError(octconv('classify', 'two\nlines\x1b[2J.jpg'), 1, 'octconv: two\\u000alines\\u001b[2J.jpg: no such file');
       copyFileSync(cat, inFolder('red\x1b[31m.jpg'));
-      expect(octconv('classify', 'red\x1b[31m.jpg').stdout).to.match(/^red \[31m\.jpg {2}/);
+      expect(octconv('classify', 'red\x1b[31m.jpg').stdout).to.match(/^red\\u001b\[31m\.jpg {2}/);
+      const labels = Array.from({ length: 10 }, (_, i) => `\x1b]0;label ${i}\x9b31m`);
+      writeFileSync(inFolder('wild.txt'), labels.join('\n'));
+      expect(octconv('convert', `${checkpoint}.pth`, 'wild', '--labels', 'wild.txt').stderr).to.equal('');
+      for (const json of [[], ['--json']]) {
+        const { code, stdout } = octconv('classify', cat, '--model', 'wild', ...json);
+        expect(code).to.equal(0);
+        expect(stdout.replaceAll('\n', '')).to.match(/label \d/).and.not.match(/\p{Cc}/u);
+      }
     });
 
     it('has colours on a terminal, unless NO_COLOR is set', function () {
@@ -241,10 +254,14 @@ describe('command line', function () {
       await writeNpy(inFolder('deep.npy'), [1, 8, 8, 4], new Float32Array(256));
       const run = (from: string, to = 'z.npy') => octconv('run', '--model', shipped, '--input', from, '--output', to);
       expectError(run('flat.npy'), 1, 'flat.npy: shape [2,3], wanted [N,H,W,C]');
-      expectError(run('deep.npy'), 1, 'needs 3 input channels, got x [1,8,8,4]');
+      expectError(run('deep.npy'), 1, 'deep.npy: shape [1,8,8,4], wanted [N,H,W,C] with 3 channels');
+      await writeNpy(inFolder('second.npy'), [1, 3, 8, 8], new Float32Array(192));
+      expectError(run('second.npy'), 1, 'with 3 channels; this looks like [N,C,H,W]: --layout nchw');
       expectError(run('nothing.npy'), 1, 'nothing.npy: no such file');
       expectError(run(cat), 1, 'not a .npy file');
-      expectError(run(`${checkpoint}.x.npy`, 'no/where/y.npy'), 1, 'no/where/y.npy');
+      expectError(run(`${checkpoint}.x.npy`, 'no/where/y.npy'), 1, 'no/where/y.npy: there is no folder no/where');
+      expectError(run('flat.npy', 'flat.npy'), 1, 'flat.npy: is read, as flat.npy; wanted another file');
+      expectError(run('second.npy', join(shipped, 'model.safetensors')), 1, 'model.safetensors; wanted another file');
     });
   });
 
@@ -284,15 +301,47 @@ describe('command line', function () {
 
     it('has a progress bar on a terminal, which errors leave alone', function () {
       if (noTerminal) return this.skip();
-      const shown = onTerminal({}, 'eval', '--model', shipped, '--data', 'spoilt');
-      const clearLine = '\r\x1b[2K';
-      expect(shown).to.contain('2/3 pictures').and.contain(`${clearLine}octconv: spoilt/cat/z.jpg: `);
+      for (const columns of [50, 60, 80]) {
+        const shown = onTerminalOf(columns, {}, 'eval', '--model', shipped, '--data', 'spoilt').replaceAll('\r', '');
+        const bars = shown.match(/[█░]+ \d\/3 pictures[^\p{Cc}]*/gu) ?? [];
+        expect(bars).to.not.be.empty;
+        for (const bar of bars) expect(bar.length).to.be.within(20, columns - 1);
+        expect(shown).to.match(/3\/3 pictures, top-1 50\.0 %/);
+        // The reason has a line of its own, whole.
+        expect(shown).to.match(/\dKoctconv: spoilt\/cat\/z\.jpg: is not a picture, wanted JPEG, PNG or WebP\n/);
+      }
+    });
+
+    it('counts by index where labels repeat, and takes folders in their order then', () => {
+      const { labels } = { labels: readFileSync(join(shipped, 'labels.txt'), 'utf8').replace('dog', 'cat') };
+      writeFileSync(inFolder('twice.txt'), labels);
+      expect(octconv('convert', join(shipped, 'model.safetensors'), 'twice', '--labels', 'twice.txt').code).to.equal(0);
+      for (const [i, name] of 'abcdefghij'.split('').entries()) {
+        mkdirSync(inFolder(`ordered/${name}/inner`), { recursive: true });
+        if (i === 3) copyFileSync(cat, inFolder(`ordered/${name}/inner/picture.jpg`));
+      }
+      const { code, stdout, stderr } = octconv('eval', '--model', 'twice', '--data', 'ordered', '--json');
+      expect([code, stderr]).to.deep.equal([0, '']);
+      expect(JSON.parse(stdout)).to.include({ pictures: 1, top1: 1, classesBy: 'order' });
+      expect(octconv('eval', '--model', 'twice', '--data', 'ordered').stdout).to.contain('classes by their order, as in ImageFolder');
+      expectError(octconv('eval', '--model', 'twice', '--data', 'data'), 1, '"dog" is no label of the model');
+      mkdirSync(inFolder('single/cat'), { recursive: true });
+      expectError(octconv('eval', '--model', 'twice', '--data', 'single'), 1, '"cat" is the name of several classes, and 1 folders are not its 10');
+    });
+
+    it('logits that are not finite are an error that names the picture and the class', async () => {
+      const { config, labels, weights } = await readModelFolder(shipped);
+      const read = async (name: string) => (name === 'fc.bias' ? new Float32Array(10).fill(3e38) : name === 'fc.weight' ? (await weights.read(name)).map((x) => x * 3e38) : weights.read(name));
+      await writeModelFolder(inFolder('infinite'), config, labels, { tensors: weights.tensors, read: read as typeof weights.read });
+      await weights.close();
+      expectError(octconv('eval', '--model', 'infinite', '--data', 'data'), 1, /data\/cat\/picture\.jpg: the network gives \S+ for class \d/);
     });
 
     it('refuses folders that are no labels, and no folders at all', () => {
       mkdirSync(inFolder('other/unicorn'), { recursive: true });
       mkdirSync(inFolder('bare'), { recursive: true });
-      expectError(octconv('eval', '--model', shipped, '--data', 'other'), 1, "'unicorn' is no label of the model");
+      expectError(octconv('eval', '--model', shipped, '--data', 'other'), 1, '"unicorn" is no label of the model');
+      expectError(octconv('eval', '--model', shipped, '--data', 'data/cat'), 1, 'data/cat: 1 files and no folders, wanted one folder per class');
       expectError(octconv('eval', '--model', shipped, '--data', 'bare'), 1, 'no pictures');
       expectError(octconv('eval', '--model', shipped, '--data', 'nowhere'), 1, 'nowhere: no such file');
     });
@@ -385,7 +434,8 @@ describe('command line', function () {
       expectError(octconv('convert', 'bad.pth', 'out'), 1, 'bad.pth: not a weight file');
       expectError(octconv('convert', 'missing.pth', 'out'), 1, 'missing.pth: no such file');
       writeFileSync(inFolder('few.txt'), 'a\nb\n');
-      expectError(octconv('convert', `${checkpoint}.pth`, 'out', '--labels', 'few.txt'), 1, /2 .*10/);
+      expectError(octconv('convert', `${checkpoint}.pth`, 'out', '--labels', 'few.txt'), 1, 'few.txt: 2 labels, wanted 10 (classes)');
+      expectError(octconv('convert', `${checkpoint}.pth`, 'out', '--labels', 'imagenet-1k'), 1, 'imagenet-1k: 1000 labels, wanted 10');
       expect(existsSync(inFolder('out/config.json'))).to.equal(false);
     });
 
@@ -399,8 +449,56 @@ describe('command line', function () {
       expect(config.input).to.deep.include({ mean: [0.1, 0.2, 0.3], std: [1, 2, 3] });
       const { top } = JSON.parse(octconv('classify', cat, '--model', 'tuned', '--json').stdout).results[0];
       expect(top.map(({ label }: { label: string }) => label).join('')).to.match(/^[a-j]{5}$/);
-      expectError(octconv('convert', 'x', 'y', '--mean', '1,2'), 2, 'wanted three numbers');
-      expectError(octconv('convert', `${checkpoint}.pth`, 'y', '--std', '1,0,1'), 1, 'input.std');
+      expectError(octconv('convert', 'x', 'y', '--mean', '1,2'), 2, 'wanted 3 numbers');
+      expectError(octconv('convert', 'x', 'y', '--std', '1,0,1'), 2, 'wanted 3 positive numbers');
+      expectError(octconv('convert', `${checkpoint}.pth`, 'y', '--resize', '16'), 1, 'convert: input.resize is 16, wanted at least the size, 32 x 32');
+      expectError(octconv('convert', `${checkpoint}.pth`, 'y', '--mean', '123,117,104'), 1, 'but the scale 1/255 makes pictures 0 .. 1');
+    });
+
+    it('convert derives what depends on what is given, says it, and replaces a model only by force', () => {
+      const convert = (...flags: string[]) => octconv('convert', `${inFolder('big.safetensors')}`, 'derived', '--force', '--json', ...flags);
+      const { stdout } = octconv('convert', join(shipped, 'model.safetensors'), 'plain');
+      expect(stdout).to.match(/\ninput, as is usual for such a network: the short side to 32 \(bilinear\), a crop of 32 x 32, rgb, 0 \.\. 1, mean /);
+      expectError(octconv('convert', join(shipped, 'model.safetensors'), 'plain'), 1, 'plain: has a config.json already; --force');
+      expectError(octconv('convert', 'plain', 'plain', '--force'), 1, 'plain: is read, as plain; wanted another folder');
+      symlinkSync('plain', inFolder('plain-link'));
+      expectError(octconv('convert', 'plain/model.safetensors', 'plain-link', '--force'), 1, 'plain-link: is read, as plain/model.safetensors');
+      copyFileSync(join(shipped, 'model.safetensors'), inFolder('big.safetensors'));
+      const inputOf = (...flags: string[]) => JSON.parse(convert(...flags).stdout).input;
+      expect(inputOf('--size', '64')).to.include({ height: 64, width: 64, resize: 64 });
+      expect(inputOf('--size', '48x24').resize).to.deep.equal([48, 24]);
+      expect(inputOf('--size', '64', '--crop-pct', '.875').resize).to.equal(73);
+      const { channels, mean, std } = inputOf('--bgr');
+      expect([channels, mean, std]).to.deep.equal(['bgr', [0.4465, 0.4822, 0.4914], [0.2616, 0.2435, 0.247]]);
+      expect(inputOf('--scale', '1', '--mean', '123,117,104')).to.deep.include({ scale: 1, mean: [123, 117, 104] });
+    });
+
+    it('classify takes folders, patterns and standard input; run takes and gives streams', () => {
+      mkdirSync(inFolder('album/inner'), { recursive: true });
+      for (const name of ['b.jpg', 'inner/a[1].JPG', 'notes.txt']) copyFileSync(cat, inFolder(`album/${name}`));
+      const files = (...args: string[]) => JSON.parse(octconv('classify', '--json', ...args).stdout).results.map(({ file }: { file: string }) => file);
+      expect(files('album', 'album/*.jpg', 'album/inner/a[1].JPG')).to.deep.equal(['album/b.jpg', 'album/inner/a[1].JPG', 'album/b.jpg', 'album/inner/a[1].JPG']);
+      expectError(octconv('classify', 'album/*.png'), 1, 'album/*.png: no such file');
+      const script = `"${process.execPath}" "${cli}"`;
+      const shell = (command: string) => spawnSync('bash', ['-c', command], { encoding: 'buffer', cwd: folder });
+      expect(shell(`${script} classify - < "${cat}"`).stdout.toString()).to.match(/^standard input {2}[\d.]+ ms\n {2}cat /);
+      expect(shell(`echo text | ${script} classify -`).stderr.toString()).to.match(/^octconv: standard input: is not a picture/);
+      const { stdout, stderr } = shell(`cat "${checkpoint}.x.npy" | ${script} run --weights "${checkpoint}.pth" --input - --output -`);
+      expect(stdout.subarray(0, 6).toString('latin1')).to.equal('\x93NUMPY');
+      expect(stderr.toString()).to.match(/^-: logits \[3,10\], [\d.]+ ms after \d+ ms of compiling, cpu /);
+    });
+
+    it('a full disk is told; the end of whoever reads errors does not end the work', () => {
+      const script = `"${process.execPath}" "${cli}"`;
+      const shell = (command: string) => spawnSync('bash', ['-c', command], { encoding: 'utf8', cwd: folder });
+      const full = shell(`${script} classify "${cat}" > /dev/full`);
+      expect([full.status, full.stderr]).to.deep.equal([1, 'octconv: standard output: no space left on the device\n']);
+      mkdirSync(inFolder('unheard'));
+      copyFileSync(cat, inFolder('unheard/cat.jpg'));
+      writeFileSync(inFolder('unheard/bad.jpg'), 'text');
+      const deaf = shell(`${script} quantize "${shipped}" --data unheard --out deaf 2> >(exec true); echo $?`);
+      expect(deaf.stdout).to.match(/^deaf: oct-resnet-26, 91 weights in int8.*\n.*\n1\n$/);
+      expect(existsSync(inFolder('deaf/config.json'))).to.equal(true);
     });
 
     it('export writes ONNX', () => {
@@ -409,6 +507,20 @@ describe('command line', function () {
       expect(code, stderr).to.equal(0);
       expect(stdout).to.match(/net\.onnx: oct-resnet-26, input \[N,3,64,64\]/);
       expect(existsSync(inFolder('net.onnx'))).to.equal(true);
+    });
+
+    it('export and convert say the same as JSON; a network is not exported onto its own files', () => {
+      const from = words('--network oct-resnet-26 --width 8 --size 64x32 --json --onnx');
+      const made = JSON.parse(octconv('export', ...from, 'wide.onnx').stdout);
+      expect(made).to.deep.include({ file: 'wide.onnx', network: 'oct-resnet-26', input: [null, 3, 64, 32], bytes: statSync(inFolder('wide.onnx')).size });
+      copyFileSync(`${checkpoint}.pth`, inFolder('own.pth'));
+      linkSync(inFolder('own.pth'), inFolder('hard.pth'));
+      for (const name of ['own.pth', './own.pth', 'hard.pth']) {
+        expectError(octconv('export', '--weights', 'own.pth', '--onnx', name), 1, 'is read, as own.pth; wanted another file');
+      }
+      expect(readFileSync(inFolder('own.pth')).equals(readFileSync(`${checkpoint}.pth`))).to.equal(true);
+      const { folder: target, network, input, tensors } = JSON.parse(octconv('convert', 'own.pth', 'own', '--json').stdout);
+      expect([target, network, input.resize, tensors > 100]).to.deep.equal(['own', 'oct-resnet-26', 32, true]);
     });
 
     it('devices says what was chosen, why, and which file was loaded', () => {

@@ -4,7 +4,7 @@ import { once } from 'node:events';
 import { chmodSync, cpSync, existsSync, linkSync, mkdirSync, mkdtempSync, readdirSync, readFileSync } from 'node:fs';
 import { rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { expect } from 'chai';
 import { OctconvError } from '../lib/error.js';
@@ -148,7 +148,7 @@ describe('writing', function () {
     writeFileSync(inFolder('input'), 'old');
     symlinkSync('input', inFolder('soft'));
     linkSync(inFolder('input'), inFolder('hard'));
-    for (const name of ['input', 'soft', 'hard', '../' + folder.split('/').at(-1) + '/input']) {
+    for (const name of ['input', 'soft', 'hard', `../${basename(folder)}/input`]) {
       expect(await failure(checkOutput(inFolder(name), [undefined, inFolder('input')]))).to.match(/: is read, as .*input; wanted another file/);
     }
     await checkOutput(inFolder('other'), [inFolder('input')]);

@@ -1,5 +1,5 @@
 import { spawnSync } from 'node:child_process';
-import { copyFileSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { copyFileSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync, symlinkSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -239,6 +239,15 @@ describe('quantize', () => {
     const nan = image([1, 2, 2, 2], [1, Number.NaN]);
     await rejects(quantize(network, weights, [nan]), /^quantize: .*'a\.0\.weight'.* finite$/);
     await rejects(quantize(network, weights, [image([1, 2, 2, 2], [1, Infinity])]), /finite$/);
+    await rejects(quantize(network, weights, [x, image([2, 2, 2, 2], [1, 1, 1, 1, 1, 1, 1, 1, Infinity])]), /^quantize: image 2: what/);
+    for (const [name, value, message] of [
+      ['last.weight', Number.NaN, /^quantize: (image 0: the result is not finite|parameter 'last\.weight' has NaN at 0, wanted finite numbers)$/],
+      ['last.bias', Infinity, /^quantize: (image 0: the result is not finite|parameter 'last\.bias' has Infinity)/],
+    ] as const) {
+      if (!weights.tensors.has(name)) continue;
+      const read = async (key: string) => (key === name ? (await weights.read(key)).map(() => value) : weights.read(key));
+      await rejects(quantize(network, { ...weights, read: read as typeof weights.read }, [x]), message);
+    }
     await rejects(quantize(network, weights, [image([1, 2, 2, 3], [1])]), /channels/);
     await rejects(quantize(new (class extends Sum {
       readonly more = new layers.Linear(1, 1);
@@ -330,13 +339,13 @@ describe('quantized model folders', function () {
   });
 
   it('takes as many pictures of each class, and goes on after a bad one', () => {
-    expect(JSON.parse(toI8('--images', '3', '--json').stdout)).to.include({ weights: 91, pictures: 3, failed: 0 });
+    expect(JSON.parse(toI8('--images', '3', '--json', '--force').stdout)).to.include({ weights: 91, pictures: 3, failed: 0 });
     mkdirSync(inFolder('spoilt/frog'), { recursive: true });
     mkdirSync(inFolder('spoilt/cat'));
     copyFileSync(inFolder('data/cat/cat.jpg'), inFolder('spoilt/frog/a.jpg'));
     copyFileSync(inFolder('data/cat/cat.jpg'), inFolder('spoilt/frog/b.jpg'));
     writeFileSync(inFolder('spoilt/cat/z.jpg'), 'text');
-    const args = ['quantize', shipped('a0'), '--data', 'spoilt', '--out', 'i8', '--images', '2', '--json'];
+    const args = ['quantize', shipped('a0'), '--data', 'spoilt', '--out', 'i8', '--images', '2', '--json', '--force'];
     const { code, stdout, stderr } = octconv(...args);
     expect(code).to.equal(1);
     expect(stderr).to.match(/^octconv: spoilt\/cat\/z\.jpg: [^\n]+\n$/);
@@ -350,12 +359,15 @@ describe('quantized model folders', function () {
     };
     mkdirSync(inFolder('bare'));
     const to = ['--data', 'data', '--out', 'new'];
-    expect(toI8().code).to.equal(0);
-    fails(octconv('quantize', 'i8', ...to), 1, /i8\/model\.safetensors: quantized already/);
+    expect(toI8('--force').code).to.equal(0);
+    fails(toI8(), 1, /i8: has a config\.json already; --force/);
+    symlinkSync(shipped('a50'), inFolder('link'));
+    fails(octconv('quantize', shipped('a50'), '--data', 'data', '--out', 'link', '--force'), 1, /link: is read, as .*; wanted another folder/);
+    fails(octconv('quantize', 'i8', ...to), 1, /i8\/model\S*\.safetensors: quantized already/);
     fails(octconv('quantize', 'nowhere', ...to), 1, /nowhere: no such file/);
     fails(octconv('quantize', join(shipped('a0'), 'model.safetensors'), ...to), 1, /no labels, wanted a model folder/);
     fails(octconv('quantize', shipped('a50'), '--data', 'bare', '--out', 'new'), 1, /bare: no pictures/);
-    fails(octconv('quantize', shipped('a50'), '--data', 'data', '--out', shipped('a50')), 1, /wanted another folder/);
+    fails(octconv('quantize', shipped('a50'), '--data', 'data', '--out', shipped('a50'), '--force'), 1, /wanted another folder/);
     fails(octconv('quantize', shipped('a50'), '--data', 'data'), 2, /'--out <dir>' not specified/);
     fails(toI8('--images', '0'), 2, /wanted an integer of at least 1/);
     expect(existsSync(inFolder('new'))).to.equal(false);

@@ -92,7 +92,7 @@ describe('model folders', () => {
       ['', /not JSON/],
       ['[]', /the file is \[\], wanted an object$/],
       ['['.repeat(1e5) + ']'.repeat(1e5), /the file is \[+\.\.\., wanted an object$/],
-      [`{"input":`.repeat(1e5) + '1' + '}'.repeat(1e5), /unknown field "input\.input"/],
+      [`${'{"input":'.repeat(1e5)}1${'}'.repeat(1e5)}`, /unknown field "input\.input"/],
       ['{"network": "x"', /not JSON/],
       [change('network', 26), /network is 26/],
       [change('network', undefined), /network is nothing/],

@@ -238,9 +238,9 @@ function expectEqual(what: string, dtype: ComputeType, got: Tensor<'f32'>, wante
 export function modelsTable({ rows, peak, machine, peer, size, rounds }: ModelsResult): string {
   const goals = rows.some(({ goal }) => goal !== undefined);
   const head = ['network', 'alpha', 'batch', 'thr', 'dtype', 'GMAdd', 'ours min', 'ours median', 'GFLOP/s', 'of peak'];
-  head.push('ort', 'ort min', 'ort median', 'ours/ort', 'ours/ort plain', ...(goals ? ['floor', 'goal'] : []));
-  head.push('ours/our plain', 'FLOP ratio');
-  const drop = ['ours median', 'ort median', 'GFLOP/s', 'ort', 'of peak', 'GMAdd', 'ours/our plain', 'FLOP ratio', 'floor', 'goal'];
+  head.push('ort', 'ort min', 'ort median', '/ort', '/ort plain', ...(goals ? ['floor', 'goal'] : []));
+  head.push('/our plain', 'FLOP ratio');
+  const drop = ['ours median', 'ort median', 'GFLOP/s', 'ort', 'of peak', 'GMAdd', '/our plain', 'FLOP ratio', 'floor', 'goal'];
   const ratio = (value: number | undefined) => value?.toFixed(2) ?? '';
   const lines = rows.map((row) => [
     row.network,
@@ -262,7 +262,7 @@ export function modelsTable({ rows, peak, machine, peer, size, rounds }: ModelsR
   const peaks = Object.entries(peak).map(([count, gflops]) => `${threadsOf(count)} ${gflops.toFixed(0)}`);
   return [
     `${machine.cpu}, ${machine.isa}; measured peak of f32, GFLOP/s: ${peaks.join(', ')}; ort: onnxruntime-node ${peer}`,
-    `${size} x ${size}, ${rounds} interleaved rounds, ms per image, ratios are paired medians`,
+    `${size} x ${size}, ${rounds} interleaved rounds, ms per image, ratios (/ort: ours to it) are paired medians`,
     ...(goals && machine.isa !== goalsIsa ? [`goals are for ${goalsMachine}; this machine is ${machine.isa}`] : []),
     '',
     table(head, lines, { drop }),

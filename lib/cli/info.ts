@@ -130,7 +130,7 @@ function planTable(steps: readonly PlanStep[]): string {
   const head = ['step', 'op', 'types', 'products', 'M MAdd', 'KiB in', 'out', 'weights', 'algorithm'];
   return table(head, lines, {
     left: ['op', 'types', 'products', 'algorithm'],
-    drop: ['products', 'KiB in', 'out', 'op', 'types', 'weights'],
+    drop: ['products', 'algorithm', 'KiB in', 'out', 'op', 'types', 'weights'],
     width: terminalWidth() - 2,
   });
 }
