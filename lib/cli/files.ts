@@ -1,8 +1,10 @@
 /** convert and export: from one kind of file to another. */
+import { dirname, join } from 'node:path';
 import { type Command, Option } from 'commander';
+import { OctconvError } from '../error.js';
 import { describeInput, type InputConfig, type PerChannel, resolveInput } from '../input/preprocess.js';
 import { openNetwork, record } from '../model.js';
-import { checkLabels, checkModelOutput, readLabels, writeModelFolder } from '../weights/folder.js';
+import { checkLabels, checkModelOutput, readConfigBeside, readLabels, writeModelFolder } from '../weights/folder.js';
 import { inputsOf, type NetworkFlags, networkFrom, number, numbers, side, withNetwork, withNotes } from './common.js';
 import { count, note, print, printable, printJson } from './output.js';
 import { checkOut, writeOut } from './streams.js';
@@ -23,7 +25,11 @@ export function convertCommand(program: Command): void {
     .option('--std <a,b,c>', 'divides', numbers(3, true))
     .option('--force', 'replace a model that is there')
     .option('--json', 'print one JSON object')
-    .addHelpText('after', '\nThe input is otherwise as usual for ImageNet, with a 3x3 stem as usual for CIFAR-10.')
+    .addHelpText(
+      'after',
+      '\nInput and labels are otherwise those of config.json and labels.txt beside the checkpoint, as examples/train writes\n' +
+        'them; without these the input is as usual for ImageNet, with a 3x3 stem as usual for CIFAR-10.',
+    )
     .action(convert);
 }
 
@@ -43,10 +49,15 @@ interface ConvertOptions extends InputFlags {
 
 async function convert(file: string, folder: string, { labels, key, force, json, ...flags }: ConvertOptions): Promise<void> {
   await checkModelOutput(folder, { force, inputs: [file] });
-  const { name: network, options, source, input: usual, labels: known } = withNotes(await openNetwork(file, {}, { key }));
+  const trained = await readConfigBeside(file);
+  const given = trained && { network: trained.network, ...trained.options };
+  const opened = await openNetwork(file, given, { key }).catch((error: Error) => {
+    throw trained ? new OctconvError(`${error.message} (the network is that of config.json in its folder)`) : error;
+  });
+  const { name: network, options, source, input: usual, labels: known } = withNotes(opened);
   try {
-    const input = inputFrom(flags, usual);
-    const names = await namesOf(labels, options.classes, known);
+    const input = inputFrom(flags, trained?.input ?? usual);
+    const names = await namesOf(labels, options.classes, trained?.names ?? known);
     await writeModelFolder(folder, { network, options, input }, names, source, { force });
     const tensors = source.tensors.size;
     if (json) {
@@ -55,7 +66,8 @@ async function convert(file: string, folder: string, { labels, key, force, json,
     }
     const { alpha, width, classes } = options;
     print(`${printable(folder)}: ${network}, alpha ${alpha}, width ${width}, ${classes} classes, ${count(tensors)} tensors`);
-    const assumed = Object.keys(flags).length ? '' : ', as is usual for such a network';
+    const said = trained ? `, as ${printable(join(dirname(file), 'config.json'))} says` : ', as is usual for such a network';
+    const assumed = Object.keys(flags).length ? '' : said;
     print(`input${assumed}: ${describeInput(input)}`);
   } finally {
     await source.close();

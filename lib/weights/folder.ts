@@ -77,6 +77,17 @@ export async function readModelFolder(folder: string): Promise<ModelFolder> {
   }
 }
 
+/** What describes a checkpoint in its own folder, as training leaves it: config.json and labels.txt. Other programs' are none. */
+export async function readConfigBeside(checkpoint: string): Promise<(ModelConfig & { names: readonly string[] }) | undefined> {
+  if (await isFolder(checkpoint)) return undefined;
+  const configFile = join(dirname(checkpoint), 'config.json');
+  const text = await readText(configFile).catch(() => '');
+  if (!text.includes('"network"') || !text.includes('"input"')) return undefined;
+  const config = parseConfig(text, configFile);
+  const { labels } = { ...usualFiles, ...config };
+  return { ...config, names: await readLabels(join(dirname(checkpoint), labels), config.options.classes) };
+}
+
 export interface WriteOptions {
   /** Whether a model that is there is replaced; by default it is an error. */
   readonly force?: boolean | undefined;
