@@ -1,7 +1,9 @@
 /** Models: a network with its weights, ready to run on a device at any input size. */
+import { access } from 'node:fs/promises';
+import { fileURLToPath } from 'node:url';
 import { type Classified, classifyAll, type ClassifyOptions } from './classify.js';
 import { type Target, targetOf } from './devices.js';
-import { OctconvError } from './error.js';
+import { OctconvError, show } from './error.js';
 import { type ComputeType, Graph, kindOf, Value } from './graph/graph.js';
 import { channelCount, type InputConfig } from './input/preprocess.js';
 import type { PictureSource } from './input/source.js';
@@ -281,12 +283,26 @@ export interface NetworkFile {
   readonly notes?: readonly string[] | undefined;
 }
 
+/** A path or a `file:` URL; or the name of a model that this package ships, unless there is a file of that name. */
+async function placeOf(from: string | URL): Promise<string> {
+  if (typeof from === 'string' && /^[\w.-]+$/.test(from) && !(await exists(from))) {
+    const shipped = fileURLToPath(new URL(`../models/${from}`, import.meta.url));
+    if (await isModelFolder(shipped)) return shipped;
+  }
+  const path = from instanceof URL && from.protocol === 'file:' ? fileURLToPath(from) : from;
+  if (typeof path === 'string') return path;
+  throw new OctconvError(`model: got ${show(String(from))}, wanted a path or a file: URL`);
+}
+
+const exists = (path: string) => access(path).then(() => true, () => false);
+
 /**
- * Opens a model folder, or bare weights (.safetensors, its shards, .pth) whose network is read off their names and shapes;
- * `given` must agree with them.
+ * Opens a model folder, or bare weights (.safetensors, its shards, .pth, .params) whose network is read off their names and
+ * shapes; `given` must agree with them. The name of a model that the package ships works too.
  * @throws OctconvError that names the file and what does not fit.
  */
-export async function openNetwork(path: string, given: Partial<ResolvedOptions> = {}, open: OpenOptions = {}): Promise<NetworkFile> {
+export async function openNetwork(from: string | URL, given: Partial<ResolvedOptions> = {}, open: OpenOptions = {}): Promise<NetworkFile> {
+  const path = await placeOf(from);
   const folder = (await isModelFolder(path)) && !(await indexOf(path)) ? await readModelFolder(path) : undefined;
   const file = folder?.weights ?? withUsualNames(await openWeights(path, open));
   try {
@@ -308,7 +324,7 @@ export async function openNetwork(path: string, given: Partial<ResolvedOptions> 
  * @throws OctconvError that names the file and what does not fit.
  */
 export async function loadModel(
-  path: string,
+  path: string | URL,
   options: ModelOptions & OpenOptions & { network?: Partial<ResolvedOptions> } = {},
 ): Promise<Model<Matrix>> {
   const { network: given, key, ...modelOptions } = options;

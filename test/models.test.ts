@@ -208,6 +208,25 @@ describe('models: structure', () => {
   });
 });
 
+describe('models: from where they are loaded', () => {
+  const name = 'cifar10-oct-resnet-26-a50';
+  it('a shipped model by its name, from any folder', async () => {
+    using model = await loadModel(name);
+    expect(model.labels).to.include('cat');
+  });
+
+  it('a file: URL', async () => {
+    using model = await loadModel(new URL(`../models/${name}`, import.meta.url));
+    expect(model.name).to.equal('oct-resnet-26');
+  });
+
+  it('other URLs and names are errors that say what was wanted', async () => {
+    expect(await loadModel(new URL('https://example.org/model')).catch(String)).to.include('wanted a path or a file: URL');
+    expect(await loadModel('no-such-model').catch(String)).to.include('no-such-model: no such file');
+    expect(await loadModel(undefined as never).catch(String)).to.include('model: got "undefined"');
+  });
+});
+
 describe('models: a family from outside', () => {
   class Tiny extends Module {
     readonly only: layers.Linear;
