@@ -1,8 +1,9 @@
 /** The benches do what they say; how fast anything is, is not tested. */
 import { spawnSync } from 'node:child_process';
 import { once } from 'node:events';
-import { readdirSync } from 'node:fs';
+import { mkdtempSync, readdirSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { Worker } from 'node:worker_threads';
 import { expect } from 'chai';
@@ -101,8 +102,14 @@ describe('bench', () => {
 
   it('memory: peaks and milliseconds of fresh processes, and nothing left behind', async function () {
     this.timeout(60_000);
-    const left = () => readdirSync(tmpdir()).filter((name) => /^octconv-.{6}$/.test(name));
-    const before = left();
+    const usual = process.env.TMPDIR;
+    const own = mkdtempSync(join(tmpdir(), 'octconv-bench-'));
+    process.env.TMPDIR = own;
+    after(() => {
+      if (usual === undefined) delete process.env.TMPDIR;
+      else process.env.TMPDIR = usual;
+      rmSync(own, { recursive: true, force: true });
+    });
     const result = await benchMemory({ ...tiny, dtypes: ['bf16', 'i8'], rounds: 2 });
     expect(result.rows.map(({ dtype, peerDType, goal }) => [dtype, peerDType, goal])).to.deep.equal([
       ['bf16', 'f32', undefined],
@@ -114,7 +121,7 @@ describe('bench', () => {
       expect(milliseconds.min).to.be.above(0);
     }
     expect(lines(memoryTable(result))).to.have.length(4 + 1 + 4);
-    expect(left()).to.deep.equal(before);
+    expect(readdirSync(own)).to.deep.equal([]);
   });
 
   it('the multiply-adds of the steps are those of the network, fused or not', () => {

@@ -12,6 +12,7 @@ import { angularError } from '../lib/bench/measure.js';
 import { readNpy, writeNpy } from '../lib/npy.js';
 import { readModelFolder, writeModelFolder } from '../lib/weights/folder.js';
 import { levels } from './levels.js';
+import { skip } from './skip.js';
 
 const root = fileURLToPath(new URL('..', import.meta.url));
 const cat = join(root, 'test/images/cat.jpg');
@@ -129,7 +130,7 @@ describe('command line', function () {
     });
 
     it('has colours on a terminal, unless NO_COLOR is set', function () {
-      if (noTerminal) return this.skip();
+      if (noTerminal) skip(this, 'terminal');
       const bold = '\x1b[1m';
       expect(onTerminal({}, 'classify', cat)).to.contain(bold + cat);
       expect(onTerminal({ NO_COLOR: '1' }, 'classify', cat)).to.contain(cat).and.not.contain('\x1b');
@@ -300,7 +301,7 @@ describe('command line', function () {
     });
 
     it('has a progress bar on a terminal, which errors leave alone', function () {
-      if (noTerminal) return this.skip();
+      if (noTerminal) skip(this, 'terminal');
       for (const columns of [50, 60, 80]) {
         const shown = onTerminalOf(columns, {}, 'eval', '--model', shipped, '--data', 'spoilt').replaceAll('\r', '');
         const bars = shown.match(/[█░]+ \d\/3 pictures[^\p{Cc}]*/gu) ?? [];
@@ -351,10 +352,7 @@ describe('command line', function () {
     for (const [name, [top1, top5]] of Object.entries(recorded)) {
       it(`CIFAR-10's 10,000 test pictures on ${name}: ${top1} right, ${top5} among five @slow`, function () {
         this.timeout(300_000);
-        if (!existsSync(archive)) {
-          console.log(`      skipped: CIFAR-10's pictures are not here`);
-          this.skip();
-        }
+        if (!existsSync(archive)) skip(this, 'shared');
         if (!existsSync(inFolder('test'))) spawnSync('tar', ['-xJf', archive, '-C', folder]);
         const model = join(root, `models/cifar10-oct-resnet-26-${name}`);
         const { code, stdout, stderr } = octconv('eval', '--model', model, '--data', 'test', '--json');

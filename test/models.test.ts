@@ -30,6 +30,7 @@ import { commonOptions } from '../lib/models/options.js';
 import { checkWeights } from '../lib/weights/check.js';
 import { writeModelFolder } from '../lib/weights/folder.js';
 import { writeSafetensors } from '../lib/weights/safetensors.js';
+import { skip } from './skip.js';
 
 function record(network: { forward(x: Feature): { id: number } } & Module, size = 224): Graph {
   const graph = new Graph(namedParameters(network));
@@ -149,7 +150,7 @@ describe('models: parameters', () => {
   for (const [file, network, options] of files) {
     it(`${network} is what ${file} holds`, async function () {
       const path = fileURLToPath(new URL(`../../shared/${file}`, import.meta.url));
-      if (!existsSync(path)) this.skip();
+      if (!existsSync(path)) skip(this, 'shared');
       const source = await openWeights(path);
       try {
         checkWeights(shapesOf(network, options), source);

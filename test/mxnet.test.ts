@@ -16,6 +16,7 @@ import { readNpy } from '../lib/npy.js';
 import { toFloats } from '../lib/weights/floats.js';
 import { writeModelFolder } from '../lib/weights/folder.js';
 import { floats, params, record, tar } from './weights-files.js';
+import { skip } from './skip.js';
 
 const path = (relative: string) => fileURLToPath(new URL(relative, import.meta.url));
 const shared = path('../../shared/golden/mxnet'); // test/golden has copies of some cases
@@ -75,10 +76,7 @@ describe('mxnet: golden networks on every other instruction set', function () {
         env: { ...process.env, OCTCONV_ISA: isa },
         encoding: 'utf8',
       });
-      if (/not supported by this CPU/.test(stdout + stderr)) {
-        if (this.test) this.test.title += ': this CPU lacks it, npm run test:avx512 emulates it';
-        return this.skip();
-      }
+      if (/not supported by this CPU/.test(stdout + stderr)) skip(this, 'cpu');
       expect(status, stdout + stderr).to.equal(0);
       expect(stdout).to.contain(`${symbols.length} passing`);
     });
@@ -188,7 +186,7 @@ describe('mxnet: records', () => {
       'v3.weight': record({ version: 3, shape: [], data: floats(7) }),
       none: record({ version: 2, shape: [], data: Buffer.alloc(0) }),
       'arg:empty': record({ version: 2, shape: [0], data: Buffer.alloc(0) }),
-      f8: record({ shape: [2], type: 1, data: doubles(1 / 3, 1e300) }),
+      f8: record({ shape: [2], type: 1, data: doubles(1 / 3, 1e30) }),
       f2: record({ shape: [2], type: 2, data: Buffer.from(Uint16Array.of(0x3c00, 0xc000).buffer) }),
       bf16: record({ shape: [1], type: 12, data: Buffer.from(Uint16Array.of(0x4040).buffer) }),
       i4: record({ shape: [1], type: 4, data: Buffer.from(Int32Array.of(-5).buffer) }),
@@ -207,7 +205,7 @@ describe('mxnet: records', () => {
       expect(await read('v2')).to.deep.equal([[1, 1, 1, 1], 6]);
       expect(await read('v3.weight')).to.deep.equal([[], 7]);
       expect(await read('empty')).to.deep.equal([[0]]);
-      expect(await read('f8')).to.deep.equal([[2], Math.fround(1 / 3), Infinity]);
+      expect(await read('f8')).to.deep.equal([[2], Math.fround(1 / 3), Math.fround(1e30)]);
       expect(await read('f2')).to.deep.equal([[2], 1, -2]);
       expect(await read('bf16')).to.deep.equal([[1], 3]);
       expect(await read('i4')).to.deep.equal([[1], -5]);

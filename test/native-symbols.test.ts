@@ -6,6 +6,7 @@ import { existsSync, readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { levels } from './levels.js';
+import { skip } from './skip.js';
 
 const build = fileURLToPath(new URL('../build/', import.meta.url));
 const output = (program: string, args: string[]) => execFileSync(program, args, { encoding: 'utf8' });
@@ -27,12 +28,12 @@ const leaks = (symbols: NativeSymbol[], level: string) =>
 
 describe('native symbols', () => {
   before(function () {
-    if (!existsSync(join(build, 'Release/octconv.node'))) this.skip();
+    if (!existsSync(join(build, 'Release/octconv.node'))) skip(this, 'build');
   });
 
   for (const level of levels.filter((name) => name !== 'baseline')) {
     it(`objects compiled for ${level} define nothing outside octconv::${level}`, function () {
-      if (process.arch !== 'x64') return this.skip();
+      if (process.arch !== 'x64') skip(this, 'cpu');
       const folder = join(build, `CMakeFiles/octconv_${level}.dir`);
       const objects = readdirSync(folder, { recursive: true, encoding: 'utf8' }).filter((file) => file.endsWith('.o'));
       expect(objects).to.not.be.empty;

@@ -7,6 +7,7 @@ import * as ops from '../lib/ops.js';
 import { type Case, cases, graphOf } from './cases.js';
 import { levels } from './levels.js';
 import { checkGraph, inputsOf, naming, noParams } from './running.js';
+import { skip } from './skip.js';
 
 describe('ops: the table', () => {
   it('has a row for every op', () => {
@@ -33,10 +34,7 @@ describe('ops: every other instruction set', function () {
       const env = { ...process.env, OCTCONV_ISA: isa };
       const probe = `import('${new URL('../lib/devices.ts', import.meta.url)}').then(({ devices }) => devices())`;
       const can = spawnSync(process.execPath, ['--import=tsx', '-e', probe], { env, encoding: 'utf8' });
-      if (/not supported by this CPU/.test(can.stderr)) {
-        if (this.test) this.test.title += ': this CPU lacks it, npm run test:avx512 emulates it';
-        return this.skip();
-      }
+      if (/not supported by this CPU/.test(can.stderr)) skip(this, 'cpu');
       const mocha = fileURLToPath(new URL('../node_modules/mocha/bin/mocha.js', import.meta.url));
       const args = ['--import=tsx', mocha, '--no-config', '--reporter', 'dot', '--timeout', '120000', fileURLToPath(import.meta.url)];
       const { status, stdout, stderr } = spawnSync(process.execPath, args, { env, encoding: 'utf8' });

@@ -24,6 +24,7 @@ import { toFloats } from '../lib/weights/floats.js';
 import { readModelFolder, writeModelFolder } from '../lib/weights/folder.js';
 import { type MemoryTensor, memoryWeights } from '../lib/weights/memory.js';
 import { numbers } from './cases.js';
+import { skip } from './skip.js';
 
 /** The values over and over. */
 function image(shape: readonly number[], values: readonly number[]): Tensor<'f32'> {
@@ -387,10 +388,7 @@ describe('quantized model folders', function () {
   const archive = (name: string) => join(root, `../shared/cifar10/${name}.tar.xz`);
   for (const [name, right] of [['a50', 8790], ['a0', 8823]] as const) {
     it(`CIFAR-10's 10,000 test pictures on ${name}: within half a point of ${right} right @slow`, function () {
-      if (!existsSync(archive('train'))) {
-        console.log(`      skipped: CIFAR-10's pictures are not here`);
-        this.skip();
-      }
+      if (!existsSync(archive('train'))) skip(this, 'shared');
       for (const part of ['train', 'test']) {
         if (!existsSync(inFolder(part))) spawnSync('tar', ['-xJf', archive(part), '-C', folder]);
       }

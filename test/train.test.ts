@@ -11,6 +11,7 @@ import { parameterShapes } from '../lib/layers/index.js';
 import { loadModel } from '../lib/model.js';
 import { buildNetwork, networkNames } from '../lib/models/index.js';
 import { readNpy } from '../lib/npy.js';
+import { skip } from './skip.js';
 
 const root = fileURLToPath(new URL('..', import.meta.url));
 const examples = join(root, 'examples/train');
@@ -69,10 +70,7 @@ describe('examples/train', function () {
   before(function () {
     const find = 'import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, ["numpy", "PIL", "torch"])))';
     const { status } = spawnSync(interpreter, ['-c', find]);
-    if (status !== 0) {
-      console.log(`      skipped: ${interpreter} has no numpy, pillow and torch; OCTCONV_PYTHON may name one that has`);
-      this.skip();
-    }
+    if (status !== 0) skip(this, 'python');
     folder = mkdtempSync(join(tmpdir(), 'octconv-train-'));
   });
   after(() => folder && rmSync(folder, { recursive: true }));

@@ -21,6 +21,7 @@ import { type OpenOptions, openWeights, type WeightSource } from '../lib/weights
 import {
   call, counted, dict, FALSE, floats, global, int, legacyPth, NONE, object, pth, safetensors, str, tensor, tensorArgs, TRUE, type TensorSpec, tuple,
 } from './weights-files.js';
+import { skip } from './skip.js';
 
 const golden = fileURLToPath(new URL('golden/pth/', import.meta.url));
 const reports = fileURLToPath(new URL('../../shared/reports/checkpoints/', import.meta.url));
@@ -481,9 +482,7 @@ describe('checkpoints', () => {
 
   describe('of the reports', () => {
     before(function () {
-      if (existsSync(reports)) return;
-      console.log('      skipped: ../shared/reports is not here');
-      this.skip();
+      if (!existsSync(reports)) skip(this, 'shared');
     });
     const x = tensorOf('f32', [1, 32, 32, 3], Float32Array.from({ length: 3072 }, (_, i) => Math.sin(i)));
     const logits = async (file: string) => {

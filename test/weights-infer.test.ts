@@ -6,6 +6,7 @@ import { namedParameters } from '../lib/layers/index.js';
 import { buildNetwork, networkNames } from '../lib/models/index.js';
 import { inferOptions, resolveOptions } from '../lib/models/infer.js';
 import { openWeights, type TensorInfo } from '../lib/weights/source.js';
+import { skip } from './skip.js';
 
 type Options = Parameters<typeof buildNetwork>[1];
 
@@ -73,10 +74,7 @@ describe('options read off the weights', () => {
     ];
     for (const [file, network, alpha, width, stem] of files) {
       const path = fileURLToPath(new URL(`../../shared/${file}.pth`, import.meta.url));
-      if (!existsSync(path)) {
-        console.log('      skipped: ../shared is not here');
-        this.skip();
-      }
+      if (!existsSync(path)) skip(this, 'shared');
       const source = await openWeights(path);
       const found = inferOptions(source);
       expect(found).to.deep.include({ network });

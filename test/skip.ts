@@ -1,0 +1,15 @@
+/** Leaves a test, or the tests of a hook's suite, out, and says why in the report: `.ci/summary.mjs` refuses reasons that it does not know. */
+export function skip(context: Mocha.Context, why: keyof typeof reasons): never {
+  const test = context.test as (Mocha.Runnable & { readonly type?: string }) | undefined;
+  const reason = ` (skipped: ${reasons[why]})`;
+  for (const each of test?.type === 'hook' ? (test.parent?.tests ?? []) : [test]) if (each) each.title += reason;
+  return context.skip();
+}
+
+const reasons = {
+  cpu: 'this CPU lacks it, npm run test:avx512 emulates it',
+  python: 'no Python with numpy, pillow and torch, OCTCONV_PYTHON may name one',
+  shared: '../shared is not here',
+  terminal: 'there is no script(1) for a terminal',
+  build: 'the addon was not built here',
+} as const;
