@@ -52,8 +52,8 @@ export function record(network: Network, shape: readonly number[]): Graph {
 }
 
 /** A source that must be closed is open as long as its model: a plan for another input size may want weights once more. */
-type Weights = Pick<WeightSource, 'tensors' | 'read'> & Partial<Pick<WeightSource, 'close'>>;
-const forgotten = new FinalizationRegistry<Weights>((source) => void source.close?.());
+export type ModelWeights = Pick<WeightSource, 'tensors' | 'read'> & Partial<Pick<WeightSource, 'close'>>;
+const forgotten = new FinalizationRegistry<ModelWeights>((source) => void source.close?.());
 
 interface KeptPlan {
   readonly promise: Promise<Plan>;
@@ -81,7 +81,7 @@ export class Model<S extends Shape = Shape> {
   notes: readonly string[] | undefined;
 
   readonly #network: Network<S>;
-  readonly #source: Weights;
+  readonly #source: ModelWeights;
   readonly #weights: PackedWeights;
   readonly #keptPlans: number;
   /** By shape, the latest used last. */
@@ -95,7 +95,7 @@ export class Model<S extends Shape = Shape> {
    * are closed with the model.
    * @throws OctconvError if a parameter is missing, has another shape, or is left over.
    */
-  constructor(network: Network<S>, weights: Weights, options: ModelOptions = {}) {
+  constructor(network: Network<S>, weights: ModelWeights, options: ModelOptions = {}) {
     const { tensors } = weights;
     const quantized = [...tensors.values()].some((tensor) => tensor.dtype === 'i8');
     const { device, dtype = quantized ? 'i8' : 'f32', threads, plans = 8 } = options;
@@ -122,7 +122,7 @@ export class Model<S extends Shape = Shape> {
    * The parameters that it was made of.
    * @internal
    */
-  get weights(): Weights {
+  get weights(): ModelWeights {
     return this.#source;
   }
 

@@ -75,8 +75,8 @@ export type Gate<S extends Shape> = S extends Image
   : S extends Video
     ? readonly [S[0], 1, 1, 1, S[4]]
     : S;
-type PerImage<S extends Shape> = readonly [S[0], Channels<S>];
-type Vectors<X extends Operand> = X extends Value
+export type PerImage<S extends Shape> = readonly [S[0], Channels<S>];
+export type Vectors<X extends Operand> = X extends Value
   ? Value<'f32', readonly [number, number]> | Tensor<'f32', readonly [number, number]> | Parameter<readonly [number, number]>
   : Tensor<'f32', readonly [number, number]>;
 type PlainParams<S extends Shape> = { readonly weight: Weight<S>; readonly bias?: Weight<Vector> | undefined };

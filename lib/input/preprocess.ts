@@ -21,14 +21,14 @@ export interface InputConfig {
   /** `false`: as OpenCV resizes, which the authors' MXNet networks are trained on. Default true: as Pillow does. */
   readonly antialias?: boolean | undefined;
   /** Order of the channels that the network sees; `gray` is one, Pillow's luma. Default `rgb`. */
-  readonly channels?: Channels | undefined;
+  readonly channels?: ChannelOrder | undefined;
   /** (x * scale - mean) / std for each channel in that order, x in 0 .. 255. */
   readonly scale: number;
   readonly mean: PerChannel;
   readonly std: PerChannel;
 }
 
-export type Channels = 'rgb' | 'bgr' | 'gray';
+export type ChannelOrder = 'rgb' | 'bgr' | 'gray';
 export type PerChannel = readonly [number, number, number] | readonly [number];
 
 /** What torchvision's ImageNet networks, and networks for 32 x 32 pictures (`cifar` stem), are trained on. */
@@ -178,7 +178,7 @@ function toGray(rgb: Uint8Array): Uint8Array {
   return gray;
 }
 
-function reorder(data: Float32Array, channels: Channels): Float32Array {
+function reorder(data: Float32Array, channels: ChannelOrder): Float32Array {
   if (channels === 'gray') return data.filter((_, i) => i % 3 === 0);
   if (channels === 'bgr') for (let i = 0; i < data.length; i += 3) data.subarray(i, i + 3).reverse();
   return data;
