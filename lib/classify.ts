@@ -1,10 +1,11 @@
 /** From pictures to labels. */
 import { OctconvError } from './error.js';
+import { kindOf } from './graph/graph.js';
 import { type BatchOptions, loadBatches } from './input/batches.js';
 import type { PictureSource } from './input/source.js';
 import type { Model } from './model.js';
 import { softmax } from './ops.js';
-import type { Matrix, Tensor } from './tensor.js';
+import { type Matrix, Tensor } from './tensor.js';
 
 export interface Guess {
   readonly label: string;
@@ -78,6 +79,7 @@ export function checkLogits(
   files: readonly string[],
   labels?: readonly string[],
 ): void {
+  if (!(logits instanceof Tensor)) throw new OctconvError(`classify: the network gives ${kindOf(logits)}, wanted logits`);
   const { data, shape } = logits;
   const [n, classes = 0] = shape;
   if (shape.length !== 2 || n !== files.length) {

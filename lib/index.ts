@@ -6,6 +6,7 @@
  *     const logits = await model.run(tensor('f32', [1, 32, 32, 3], data));
  */
 export { type Classified, classify, type ClassifyOptions, type Guess } from './classify.js';
+export { compile, Compiled, type CompileOptions, type RankedInputs } from './compile.js';
 export { type DeviceInfo, type Devices, devices, type Target } from './devices.js';
 export type { DType, TypedArray, TypedArrayOf } from './dtype.js';
 export { OctconvError } from './error.js';
@@ -19,7 +20,7 @@ export type { PictureSource } from './input/source.js';
 export * as layers from './layers/index.js';
 export { type Feature, Module, namedParameters } from './layers/index.js';
 export { toNCHW, toNHWC } from './layout.js';
-export { createModel, loadModel, Model, type ModelInput, type ModelOptions, type ModelWeights, type Network } from './model.js';
+export { createModel, type Inputs, loadModel, Model, type ModelOptions, type ModelWeights, type Network } from './model.js';
 export { type AnyNetworkName, buildNetwork, type Classifier, type NetworkName, type NetworkOptions, networkNames } from './models/index.js';
 export type { ResolvedOptions } from './models/infer.js';
 export type { ResolvedNetworkOptions } from './models/options.js';
@@ -30,6 +31,7 @@ export * as ops from './ops.js';
 export { type Plan, type PlanOptions, runGraph, type RunOptions } from './plan.js';
 export { type Batches, quantize, type QuantizeOptions, type Weights } from './quantize.js';
 export { saveModel } from './save.js';
+export type { Input, InputSpec, Tensors, Values } from './structure.js';
 export { type Channels, type Image, type Match, type Matrix, type Shape, type Spatial, Tensor, tensor, type Vector, type Video } from './tensor.js';
 export { initialize } from './weights/random.js';
 export type { WriteOptions } from './weights/folder.js';

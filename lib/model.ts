@@ -2,9 +2,11 @@
 import { access } from 'node:fs/promises';
 import { fileURLToPath } from 'node:url';
 import { type Classified, classifyAll, type ClassifyOptions } from './classify.js';
+import { checkCompute, Compiled, type CompileOptions } from './compile.js';
 import { type Target, targetOf } from './devices.js';
 import { OctconvError, show } from './error.js';
-import { type ComputeType, Graph, kindOf, Value } from './graph/graph.js';
+import { type ComputeType, Graph, type Value } from './graph/graph.js';
+import type { DType } from './dtype.js';
 import { channelCount, type InputConfig } from './input/preprocess.js';
 import type { PictureSource } from './input/source.js';
 import { type Module, namedParameters, parameterShapes } from './layers/module.js';
@@ -13,60 +15,58 @@ import { type ResolvedOptions, resolveOptions, withParameterNames } from './mode
 import type { ResolvedNetworkOptions } from './models/options.js';
 import type { Device } from './native.js';
 import { PackedWeights, Plan, type RunOptions, threadsOf } from './plan.js';
+import { type Input, type InputSpec, type Recorded, recordCall, splitArguments, type Tensors, typesOf } from './structure.js';
 import { type Matrix, type Shape, Tensor } from './tensor.js';
-import type { DType, TypedArrayOf } from './dtype.js';
 import { checkWeights } from './weights/check.js';
 import { withUsualNames } from './weights/names.js';
 import { isModelFolder, readModelFolder } from './weights/folder.js';
 import { initialize } from './weights/random.js';
 import { indexOf, openWeights, type OpenOptions, type WeightSource } from './weights/source.js';
 
-export interface ModelOptions {
-  /** `auto` takes the fastest device that is there: `cpu`. Default `auto`. */
-  readonly device?: Device | 'auto' | undefined;
+export interface ModelOptions extends Omit<CompileOptions, 'dtype'> {
   /**
    * What the convolutions multiply; inputs and outputs are f32 always. `i8` (u8 activations, i8 weights) wants quantized
    * weights, and is their default; otherwise the default is `f32`.
    */
   readonly dtype?: ComputeType | undefined;
-  /** Threads of one run; default: the cores that the process may use. */
-  readonly threads?: number | undefined;
   /** How many plans are kept, one per input shape; the one that was used longest ago goes first. Default 8. */
   readonly plans?: number | undefined;
 }
 
-/** A network is a module that takes images [N,H,W,C] and gives one value. */
-export type Network<S extends Shape = Shape> = Module & { forward(x: Value<'f32', Shape>): Value<DType, S> };
+/**
+ * A network is a module whose `forward` takes values `X`, images [N,H,W,C] unless it is said otherwise, and gives `Y`:
+ * a value, or arrays, objects and `Octave`s of values.
+ */
+export type Network<Y = Value<'f32', Shape>, X extends readonly Value[] = [x: Value<'f32', Shape>]> = Module & { forward(...inputs: X): Y };
 
-/** What a run takes: a tensor, or data with its shape. */
-export type ModelInput = Tensor<'f32'> | { readonly data: TypedArrayOf<'f32'>; readonly shape: readonly number[] };
+/** What a run takes for values of any shape. */
+export type Inputs<X extends readonly Value[]> = { readonly [K in keyof X]: X[K] extends Value<infer D extends DType> ? Input<D> : never };
 
-/** A network as a graph, for one input shape, [N,H,W,C] or [N,T,H,W,C]. */
-export function record(network: Network, shape: readonly number[]): Graph {
-  const graph = new Graph(namedParameters(network));
-  const y: unknown = network.forward(graph.input('f32', shape));
-  if (!(y instanceof Value)) throw new OctconvError(`model: forward gives ${kindOf(y)}, wanted a Value`);
-  if (y.graph !== graph) throw new OctconvError('model: forward gives a value of another recording, wanted one of its own x');
-  graph.outputs.push(y.id);
-  return graph;
+/** A network as a graph, for inputs of given shapes: [N,H,W,C], [N,T,H,W,C] or [N,C]. */
+export function record(network: Module, ...inputs: readonly InputSpec[]): Graph {
+  return recordNetwork(network, inputs).graph;
+}
+
+function recordNetwork<Y>(network: Module<never, Y>, inputs: readonly InputSpec[]): Recorded<Y> {
+  return recordCall('model: forward', network.forward.bind(network), inputs, new Graph(namedParameters(network)));
 }
 
 /** A source that must be closed is open as long as its model: a plan for another input size may want weights once more. */
 export type ModelWeights = Pick<WeightSource, 'tensors' | 'read'> & Partial<Pick<WeightSource, 'close'>>;
 const forgotten = new FinalizationRegistry<ModelWeights>((source) => void source.close?.());
 
-interface KeptPlan {
-  readonly promise: Promise<Plan>;
+interface KeptPlan<X extends readonly Value[], Y> {
+  readonly promise: Promise<Compiled<X, Y>>;
   /** When it is compiled. */
-  plan?: Plan;
+  compiled?: Compiled<X, Y>;
   /** Runs that need it, the compilation among them. */
   users: number;
   /** It goes with its last user. */
   kept: boolean;
 }
 
-/** `S` is the shape of what a run gives; of a classifier [N, classes]. */
-export class Model<S extends Shape = Shape> {
+/** `Y` is what the network gives, of a classifier `Value<'f32', Matrix>`; `X` are the values that it takes. */
+export class Model<Y = Value<'f32', Shape>, X extends readonly Value[] = [x: Value<'f32', Shape>]> {
   readonly device: Device;
   readonly dtype: ComputeType;
   readonly threads: number;
@@ -80,12 +80,12 @@ export class Model<S extends Shape = Shape> {
   /** What was chosen, renamed or converted in the file of its weights, a line each. */
   notes: readonly string[] | undefined;
 
-  readonly #network: Network<S>;
+  readonly #network: Network<Y, X>;
   readonly #source: ModelWeights;
   readonly #weights: PackedWeights;
   readonly #keptPlans: number;
   /** By shape, the latest used last. */
-  readonly #plans = new Map<string, KeptPlan>();
+  readonly #plans = new Map<string, KeptPlan<X, Y>>();
   /** Runs and compilations in flight: what they need goes when they have ended. */
   #inFlight = 0;
   #disposed = false;
@@ -95,17 +95,12 @@ export class Model<S extends Shape = Shape> {
    * are closed with the model.
    * @throws OctconvError if a parameter is missing, has another shape, or is left over.
    */
-  constructor(network: Network<S>, weights: ModelWeights, options: ModelOptions = {}) {
+  constructor(network: Network<Y, X>, weights: ModelWeights, options: ModelOptions = {}) {
     const { tensors } = weights;
     const quantized = [...tensors.values()].some((tensor) => tensor.dtype === 'i8');
     const { device, dtype = quantized ? 'i8' : 'f32', threads, plans = 8 } = options;
     const target: Target = targetOf(device);
-    if (dtype !== 'f32' && dtype !== 'bf16' && dtype !== 'i8') {
-      throw new OctconvError(`dtype '${dtype}': wanted f32, bf16 or i8`);
-    }
-    if (dtype === 'i8' && !quantized) {
-      throw new OctconvError(`dtype 'i8': wanted quantized weights, as 'octconv quantize' makes them`);
-    }
+    checkCompute(dtype, quantized);
     if (!(Number.isInteger(plans) && plans >= 1)) throw new OctconvError(`plans: ${plans}, wanted a positive integer`);
     this.device = target.name;
     this.dtype = dtype;
@@ -126,33 +121,33 @@ export class Model<S extends Shape = Shape> {
     return this.#source;
   }
 
-  /** Records the network for one input shape, [N,H,W,C] or [N,T,H,W,C]. */
-  record(shape: readonly number[]): Graph {
-    return record(this.#network, shape);
+  /** Records the network for inputs of given shapes: [N,H,W,C], [N,T,H,W,C] or [N,C]. */
+  record(...inputs: readonly InputSpec[]): Graph {
+    return record(this.#network, ...inputs);
   }
 
-  /** The compiled plan for one input shape; it is disposed of when it is no longer kept, or with the model. */
-  async plan(shape: readonly number[]): Promise<Plan> {
+  /** The compiled plan for inputs of given shapes; it is disposed of when it is no longer kept, or with the model. */
+  async plan(...inputs: readonly InputSpec[]): Promise<Plan> {
     return this.#use(async () => {
-      const kept = this.#take(shape);
+      const kept = this.#take(inputs);
       try {
-        return await kept.promise;
+        return (await kept.promise).plan;
       } finally {
         this.#done(kept);
       }
     });
   }
 
-  /** Packs weights and compiles plans for input shapes that will be run. */
-  async warmUp(shapes: readonly (readonly number[])[]): Promise<void> {
-    for (const shape of shapes) await this.plan(shape);
+  /** Packs weights and compiles plans for inputs that will be run: shapes, or lists of them for a network of several inputs. */
+  async warmUp(all: readonly (InputSpec | readonly InputSpec[])[]): Promise<void> {
+    for (const inputs of all) await this.plan(...(isList(inputs) ? inputs : [inputs]));
   }
 
-  /** The plan for a shape, in use until `#done`. */
-  #take(shape: readonly number[]): KeptPlan {
-    const key = shape.join();
+  /** The plan for such inputs, in use until `#done`. */
+  #take(inputs: readonly InputSpec[]): KeptPlan<X, Y> {
+    const key = typesOf('model: forward', inputs).map(({ dtype, shape }) => `${dtype}[${shape}]`).join();
     const known = this.#plans.get(key);
-    const kept = known && !known.plan?.disposed ? known : this.#compile(shape);
+    const kept = known && !known.compiled?.plan.disposed ? known : this.#compile(key, inputs);
     kept.users++;
     this.#plans.delete(key);
     this.#plans.set(key, kept);
@@ -160,24 +155,26 @@ export class Model<S extends Shape = Shape> {
       if (this.#plans.size <= this.#keptPlans) break;
       this.#plans.delete(oldest);
       old.kept = false;
-      if (old.users === 0) old.plan?.dispose();
+      if (old.users === 0) old.compiled?.dispose();
     }
     return kept;
   }
 
-  #done(kept: KeptPlan): void {
+  #done(kept: KeptPlan<X, Y>): void {
     kept.users--;
-    if (kept.users === 0 && !kept.kept) kept.plan?.dispose();
+    if (kept.users === 0 && !kept.kept) kept.compiled?.dispose();
   }
 
-  #compile(shape: readonly number[]): KeptPlan {
-    const key = shape.join();
-    const compile = async () => Plan.compile(this.record(shape), this.#weights, this.threads);
-    const kept: KeptPlan = { promise: compile(), users: 0, kept: true };
+  #compile(key: string, inputs: readonly InputSpec[]): KeptPlan<X, Y> {
+    const compile = async () => {
+      const { graph, arrange } = recordNetwork(this.#network as Module<never, Y>, inputs);
+      return new Compiled<X, Y>(await Plan.compile(graph, this.#weights, this.threads), arrange);
+    };
+    const kept: KeptPlan<X, Y> = { promise: compile(), users: 0, kept: true };
     kept.promise.then(
-      (plan) => {
-        kept.plan = plan;
-        if (kept.users === 0 && !kept.kept) plan.dispose();
+      (compiled) => {
+        kept.compiled = compiled;
+        if (kept.users === 0 && !kept.kept) compiled.dispose();
       },
       () => {
         if (this.#plans.get(key) === kept) this.#plans.delete(key); // the next one tries again
@@ -187,22 +184,22 @@ export class Model<S extends Shape = Shape> {
   }
 
   /**
-   * Runs the network on a batch: images [N,H,W,C] to logits [N, classes]. Runs may overlap; each uses the library's
-   * own threads and leaves the event loop free. The input is copied before this returns (60 us for an image of
-   * 224 x 224): do with it what you like afterwards.
-   * @throws OctconvError if the shape does not fit; the signal's reason if it is aborted.
+   * Runs the network on a batch: images [N,H,W,C] to logits [N, classes], or whatever else it takes, an argument for
+   * each input, and gives. Runs may overlap; each uses the library's own threads and leaves the event loop free. Inputs
+   * are copied before this returns (60 us for an image of 224 x 224): do with them what you like afterwards.
+   * @throws OctconvError if a shape does not fit; the signal's reason if it is aborted.
    */
-  async run(input: ModelInput, options: RunOptions = {}): Promise<Tensor<'f32', S>> {
-    options.signal?.throwIfAborted();
-    const x = input instanceof Tensor ? input : new Tensor('f32', input.shape, input.data);
+  async run(...args: [...inputs: Inputs<X>, options?: RunOptions]): Promise<Tensors<Y>> {
+    const { inputs, options } = splitArguments<RunOptions>('model', args);
+    options?.signal?.throwIfAborted();
     return this.#use(async () => {
-      const kept = this.#take(x.shape);
+      const kept = this.#take(inputs);
+      const run = (compiled: Compiled<X, Y>, x: readonly Tensor[]) => compiled.run(...([...x, options] as never));
       try {
         // Native code copies what it is given in the call, which can only be made when the plan is there.
-        const [y] = kept.plan
-          ? await kept.plan.run([x], options)
-          : await runLater(kept.promise, new Tensor('f32', x.shape, x.data.slice()), options);
-        return y as Tensor<'f32', S>;
+        if (kept.compiled) return await run(kept.compiled, inputs);
+        const copies = inputs.map((x) => new Tensor(x.dtype, x.shape, x.data.slice()));
+        return await run(await kept.promise, copies);
       } finally {
         this.#done(kept);
       }
@@ -213,9 +210,9 @@ export class Model<S extends Shape = Shape> {
    * What pictures show: one answer for one picture, many for many. A long list is better given to `classify()`.
    * @throws OctconvError that names the first picture that cannot be read; the signal's reason if it is aborted.
    */
-  classify(source: PictureSource, options?: ClassifyOptions): Promise<Classified>;
-  classify(sources: readonly PictureSource[], options?: ClassifyOptions): Promise<Classified[]>;
-  classify(sources: PictureSource | readonly PictureSource[], options?: ClassifyOptions): Promise<Classified | Classified[]> {
+  classify(this: Model, source: PictureSource, options?: ClassifyOptions): Promise<Classified>;
+  classify(this: Model, sources: readonly PictureSource[], options?: ClassifyOptions): Promise<Classified[]>;
+  classify(this: Model, sources: PictureSource | readonly PictureSource[], options?: ClassifyOptions): Promise<Classified | Classified[]> {
     return classifyAll(this, sources, options);
   }
 
@@ -238,7 +235,7 @@ export class Model<S extends Shape = Shape> {
 
   #freeIfUnused(): void {
     if (!this.#disposed || this.#inFlight > 0) return;
-    for (const { promise } of this.#plans.values()) promise.then((plan) => plan.dispose(), () => undefined);
+    for (const { promise } of this.#plans.values()) promise.then((compiled) => compiled.dispose(), () => undefined);
     this.#plans.clear();
     this.#weights.dispose();
     if (forgotten.unregister(this)) void this.#source.close?.();
@@ -249,8 +246,9 @@ export class Model<S extends Shape = Shape> {
   }
 }
 
-async function runLater(plan: Promise<Plan>, x: Tensor<'f32'>, options: RunOptions): Promise<Tensor[]> {
-  return (await plan).run([x], options);
+/** Whether these are several inputs, or the shape of one. */
+function isList(inputs: InputSpec | readonly InputSpec[]): inputs is readonly InputSpec[] {
+  return Array.isArray(inputs) && typeof inputs[0] !== 'number';
 }
 
 /**
@@ -261,7 +259,7 @@ export function createModel(
   name: AnyNetworkName,
   options: NetworkOptions & { seed?: number } = {},
   modelOptions: ModelOptions = {},
-): Model<Matrix> {
+): Model<Value<'f32', Matrix>> {
   const { seed = 0, ...given } = options;
   const network = buildNetwork(name, given);
   const model = new Model(network, initialize(network, seed), modelOptions);
@@ -326,7 +324,7 @@ export async function openNetwork(from: string | URL, given: Partial<ResolvedOpt
 export async function loadModel(
   path: string | URL,
   options: ModelOptions & OpenOptions & { network?: Partial<ResolvedOptions> } = {},
-): Promise<Model<Matrix>> {
+): Promise<Model<Value<'f32', Matrix>>> {
   const { network: given, key, ...modelOptions } = options;
   const { network, source, ...described } = await openNetwork(path, given, { key });
   try {

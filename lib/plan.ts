@@ -205,6 +205,8 @@ export class Plan {
   }
 
   #check(inputs: readonly Tensor[]): void {
+    const wanted = this.inputs.length;
+    if (inputs.length > wanted) throw new OctconvError(`plan: got ${inputs.length} inputs, wanted ${wanted}`);
     for (const [i, { dtype, shape }] of this.inputs.entries()) {
       const given = inputs[i];
       if (given?.dtype === dtype && given.shape.join() === shape.join()) continue;
@@ -276,17 +278,22 @@ export function threadsOf(threads = targetOf('cpu').traits.threads): number {
 
 const noWeights = { tensors: new Map(), read: () => Promise.reject(new OctconvError('plan: this graph has no parameters')) };
 
-/** Compiles a graph whose parameters are all constants, runs it once, and lets it go. */
-export async function runGraph(graph: Graph, inputs: readonly Tensor[], options: PlanOptions & RunOptions = {}): Promise<Tensor[]> {
-  const weights = new PackedWeights(noWeights, targetOf(options.device));
+/** Compiles a graph whose parameters are all constants; the plan holds all that it needs. */
+export async function compileGraph(graph: Graph, target: Target, compute: ComputeType, threads: number): Promise<Plan> {
+  const weights = new PackedWeights(noWeights, target, compute);
   try {
-    const plan = await Plan.compile(graph, weights, threadsOf(options.threads));
-    try {
-      return await plan.run(inputs, options);
-    } finally {
-      plan.dispose();
-    }
+    return await Plan.compile(graph, weights, threads);
   } finally {
     weights.dispose();
+  }
+}
+
+/** Compiles such a graph, runs it once, and lets it go. */
+export async function runGraph(graph: Graph, inputs: readonly Tensor[], options: PlanOptions & RunOptions = {}): Promise<Tensor[]> {
+  const plan = await compileGraph(graph, targetOf(options.device), 'f32', threadsOf(options.threads));
+  try {
+    return await plan.run(inputs, options);
+  } finally {
+    plan.dispose();
   }
 }

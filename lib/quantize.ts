@@ -30,7 +30,7 @@ export interface QuantizeOptions extends RunOptions, Pick<PlanOptions, 'threads'
  * @throws OctconvError if the weights do not fit or are quantized, there is no image, or an activation is not finite.
  */
 export async function quantize(
-  network: Network,
+  network: Network<unknown>,
   weights: Weights,
   batches: Batches,
   options: QuantizeOptions = {},
@@ -83,7 +83,7 @@ function readersOf(graph: Graph, tensors: WeightSource['tensors']): Map<number, 
 }
 
 /** Runs the network on all batches: what was seen of each value that a layer reads. */
-async function observe(network: Network, weights: Weights, batches: Batches, { threads, signal }: QuantizeOptions) {
+async function observe(network: Network<unknown>, weights: Weights, batches: Batches, { threads, signal }: QuantizeOptions) {
   const packed = new PackedWeights(weights, targetOf('cpu'));
   const plans = new Map<string, Plan>();
   const seen = new Map<number, Histogram>();
@@ -124,7 +124,7 @@ function notFinite(what: string, data: Float32Array, before: number, { shape: [n
 }
 
 /** The network with all values that layers read as outputs. */
-function probe(network: Network, { tensors }: Weights, shape: readonly number[]): Graph {
+function probe(network: Network<unknown>, { tensors }: Weights, shape: readonly number[]): Graph {
   const graph = record(network, shape);
   const known = [...graph.inputs, ...graph.outputs];
   graph.outputs.push(...[...readersOf(graph, tensors).keys()].filter((id) => !known.includes(id)));

@@ -83,7 +83,7 @@ describe('classify', () => {
 
   class Mean extends Module {
     readonly fc = new Linear(3, 2);
-    forward(x: Value<'f32', readonly number[]>): Value {
+    forward(x: Value<'f32', readonly number[]>): Value<'f32'> {
       return this.fc.forward(ops.globalAvgPool(x as Value<'f32', readonly [number, number, number, number]>));
     }
   }

@@ -127,23 +127,32 @@ describe('record: what a network may hold and give', () => {
   const recorded = (forward: (x: Feature) => unknown) => problem(() => record({ forward } as unknown as Network, [1, 4, 4, 2]));
   const other = new Graph().input('f32', [1, 4, 4, 2]);
 
-  for (const [title, forward, kind] of [
-    ['an Octave', (x: Feature) => new Octave(x), 'an Octave'],
-    ['an array', (x: Feature) => [x], 'an Array'],
-    ['nothing', () => undefined, 'nothing'],
-    ['a promise', async (x: Feature) => x, 'a Promise'],
-    ['a tensor', () => constant([1, 2], 1), 'a Tensor'],
-    ['a number', () => 7, 'a number'],
-    ['an object without a class', () => Object.create(null), 'an object'],
-  ] as const) {
+  const structure = 'wanted a Value, or arrays, objects or Octaves of Values';
+  const loop: unknown[] = [];
+  loop.push(loop);
+  for (const [title, forward, message] of [
+    ['nothing', () => undefined, `nothing, ${structure}`],
+    ['null', () => null, `nothing, ${structure}`],
+    ['a promise', async (x: Feature) => x, `a Promise, ${structure}`],
+    ['a tensor', () => constant([1, 2], 1), `a Tensor, ${structure}`],
+    ['a number', () => 7, `a number, ${structure}`],
+    ['a number among values', (x: Feature) => ({ scores: [ops.relu(x), 7] }), `a number at 'scores.1', ${structure}`],
+    ['null among values', (x: Feature) => [ops.relu(x), null], `nothing at '1', ${structure}`],
+    ['a Map', (x: Feature) => ({ all: new Map([['a', ops.relu(x)]]) }), `a Map at 'all', ${structure}`],
+    ['an octave of numbers', () => new Octave(1), `a number at 'high', ${structure}`],
+    ['an empty array', () => [], 'an Array without a Value'],
+    ['an object without a class', () => Object.create(null), 'an object without a Value'],
+    ['an object of nothing', () => ({ a: undefined }), 'an Object without a Value'],
+    ['a structure that holds itself', () => loop, "a structure that holds itself at '0', wanted a tree"],
+    ['its input', (x: Feature) => x, 'input 0 as it is, wanted what an op makes of it'],
+    ['its input beside more', (x: Feature) => new Octave(ops.relu(x), x), "input 0 as it is at 'low', wanted what an op makes of it"],
+    ['a value of elsewhere', () => other, 'a value of another recording, wanted one of its own inputs'],
+    ['a pair with one of elsewhere', (x: Feature) => [ops.relu(x), other], "a value of another recording at '1', wanted one of its own inputs"],
+  ] as [string, (x: Feature) => unknown, string][]) {
     it(`a forward that gives ${title}`, () => {
-      expect(recorded(forward)).to.equal(`model: forward gives ${kind}, wanted a Value`);
+      expect(recorded(forward)).to.equal(`model: forward gives ${message}`);
     });
   }
-
-  it('a forward that gives a value of elsewhere', () => {
-    expect(recorded(() => other)).to.equal('model: forward gives a value of another recording, wanted one of its own x');
-  });
 
   it('a forward that mistakes what an op takes throws at once: no rejection is left behind', async () => {
     const parameter = new Parameter([1, 2]);

@@ -10,7 +10,7 @@ export type Feature = Value<'f32', Spatial>;
  * records ops. A parameter's name is its property path, `layer1.0.conv1.weight`, as in PyTorch.
  */
 export abstract class Module<X = never, Y = unknown> {
-  abstract forward(x: X): Y;
+  abstract forward(x: X, ...more: never[]): Y;
 }
 
 /** Every parameter of a network by property path, in the order of the fields. */

@@ -1,0 +1,86 @@
+/** Ops of one's own: a function of values that is recorded, packed and planned once, and run on tensors often. */
+import { targetOf } from './devices.js';
+import type { DType } from './dtype.js';
+import { OctconvError } from './error.js';
+import type { ComputeType, Value } from './graph/graph.js';
+import type { Device } from './native.js';
+import { compileGraph, type Plan, type RunOptions, threadsOf } from './plan.js';
+import { type Input, type InputSpec, recordCall, splitArguments, type Tensors, type Values } from './structure.js';
+import type { Shape } from './tensor.js';
+import type { Wide } from './ops.js';
+
+export interface CompileOptions {
+  /** `auto` takes the fastest device that is there: `cpu`. Default `auto`. */
+  readonly device?: Device | 'auto' | undefined;
+  /** What the convolutions multiply; inputs and outputs stay what they are. Default `f32`. */
+  readonly dtype?: Exclude<ComputeType, 'i8'> | undefined;
+  /** Threads of one run; default: the cores that the process may use. */
+  readonly threads?: number | undefined;
+}
+
+/** What a run takes for values of such ranks. */
+export type RankedInputs<X extends readonly Value[]> = {
+  readonly [K in keyof X]: X[K] extends Value<infer D extends DType, infer S extends Shape> ? Input<D, Wide<S>> : never;
+};
+
+/** A function of values `X` that gives `Y`, compiled for inputs of given shapes. */
+export class Compiled<X extends readonly Value[], Y> implements Disposable {
+  readonly #arrange: (outputs: readonly never[]) => Tensors<Y>;
+
+  /** @internal */
+  constructor(
+    /** Its steps, algorithms and memory. */
+    readonly plan: Plan,
+    arrange: (outputs: readonly never[]) => Tensors<Y>,
+  ) {
+    this.#arrange = arrange;
+  }
+
+  /**
+   * Takes an input for each parameter of the function and gives what the function gave, with tensors in place of values.
+   * Runs may overlap; each uses the library's own threads and leaves the event loop free. Inputs are copied before this
+   * returns.
+   * @throws OctconvError if an input has another type or shape; the signal's reason if it is aborted.
+   */
+  async run(...args: [...inputs: RankedInputs<X>, options?: RunOptions]): Promise<Tensors<Y>> {
+    const { inputs, options } = splitArguments<RunOptions>('compile', args);
+    return this.#arrange((await this.plan.run(inputs, options)) as never[]);
+  }
+
+  /** Gives the memory back; runs in flight end well. */
+  dispose(): void {
+    this.plan.dispose();
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+}
+
+/**
+ * Compiles a function of recorded values for inputs of given shapes: what a call of an op on tensors does each time is
+ * done once. What the function gives may be a value, or arrays, objects and `Octave`s of values.
+ *
+ *     using op = await compile((h, l) => ops.octConv(new Octave(h, l), weights), [[1, 56, 56, 32], [1, 28, 28, 32]]);
+ *     const { high, low } = await op.run(h, l);
+ *
+ * An input is f32 unless it is given as `{ dtype, shape }`. Tensors beside the values are constants: they are read here,
+ * and must not be changed as long as the op is in use.
+ * @throws OctconvError if an op does not fit, or the function gives something else.
+ */
+export async function compile<const I extends readonly InputSpec[], Y>(
+  f: (...inputs: Values<I>) => Y,
+  inputs: I,
+  options: CompileOptions = {},
+): Promise<Compiled<Values<I>, Y>> {
+  const { device, dtype = 'f32', threads } = options;
+  checkCompute(dtype, false);
+  const { graph, arrange } = recordCall('compile: the function', f as (...inputs: never[]) => Y, inputs);
+  return new Compiled(await compileGraph(graph, targetOf(device), dtype, threadsOf(threads)), arrange);
+}
+
+/** @throws OctconvError unless convolutions can multiply this. */
+export function checkCompute(dtype: ComputeType, quantized: boolean): void {
+  if (dtype !== 'f32' && dtype !== 'bf16' && dtype !== 'i8') throw new OctconvError(`dtype '${dtype}': wanted f32, bf16 or i8`);
+  if (dtype === 'i8' && !quantized) throw new OctconvError(`dtype 'i8': wanted quantized weights, as 'octconv quantize' makes them`);
+}
