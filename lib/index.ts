@@ -31,7 +31,7 @@ export * as ops from './ops.js';
 export { type Plan, type PlanOptions, runGraph, type RunOptions } from './plan.js';
 export { type Batches, quantize, type QuantizeOptions, type Weights } from './quantize.js';
 export { saveModel } from './save.js';
-export type { Input, InputSpec, Tensors, Values } from './structure.js';
+export type { Input, InputSpec, Tensors, ValueOf, Values } from './structure.js';
 export { type Channels, type Image, type Match, type Matrix, type Shape, type Spatial, Tensor, tensor, type Vector, type Video } from './tensor.js';
 export { initialize } from './weights/random.js';
 export type { WriteOptions } from './weights/folder.js';
