@@ -29,7 +29,7 @@ export { Octave, type Paths, type Settled, splitChannels } from './octave.js';
 export * as ops from './ops.js';
 export { type Plan, type PlanOptions, runGraph, type RunOptions } from './plan.js';
 export { type Batches, quantize, type QuantizeOptions, type Weights } from './quantize.js';
-export type { Input, InputSpec, Tensors, Values } from './structure.js';
+export type { Input, InputSpec, Tensors, ValueOf, Values } from './structure.js';
 export { type Channels, type Image, type Match, type Matrix, type Shape, type Spatial, Tensor, tensor, type Vector, type Video } from './tensor.js';
 export { initialize } from './weights/random.js';
 export type { Memory } from './weights/file.js';

@@ -10,7 +10,7 @@ export type InputSpec = Shape | { readonly dtype?: DType; readonly shape: Shape 
 
 /** The values that inputs are while a function is recorded. */
 export type Values<I extends readonly InputSpec[]> = { readonly [K in keyof I]: ValueOf<I[K]> };
-type ValueOf<I> = I extends Shape
+export type ValueOf<I> = I extends Shape
   ? Value<'f32', I>
   : I extends { readonly dtype: infer D extends DType; readonly shape: infer S extends Shape }
     ? Value<D, S>
