@@ -269,7 +269,7 @@ function specOf(given: Steps, packed: readonly NativePacked[][], threads: number
 }
 
 /** @throws OctconvError unless it is a number of threads; by default the device's. */
-export function threadsOf(threads = targetOf('cpu').traits.threads): number {
+export function threadsOf({ traits }: Target, threads = traits.threads): number {
   if (Number.isInteger(threads) && threads >= 1 && threads <= 1024) return threads;
   throw new OctconvError(`threads: ${threads}, wanted an integer from 1 to 1024`);
 }
@@ -280,7 +280,7 @@ const noWeights = { tensors: new Map(), read: () => Promise.reject(new OctconvEr
 export async function runGraph(graph: Graph, inputs: readonly Tensor[], options: PlanOptions & RunOptions = {}): Promise<Tensor[]> {
   const weights = new PackedWeights(noWeights, targetOf(options.device));
   try {
-    const plan = await Plan.compile(graph, weights, threadsOf(options.threads));
+    const plan = await Plan.compile(graph, weights, threadsOf(weights.target, options.threads));
     try {
       return await plan.run(inputs, options);
     } finally {
