@@ -76,7 +76,8 @@ export async function compile<const I extends readonly InputSpec[], Y>(
   const { device, dtype = 'f32', threads } = options;
   checkCompute(dtype, false);
   const { graph, arrange } = recordCall('compile: the function', f as (...inputs: never[]) => Y, inputs);
-  return new Compiled(await compileGraph(graph, targetOf(device), dtype, threadsOf(threads)), arrange);
+  const target = targetOf(device);
+  return new Compiled(await compileGraph(graph, target, dtype, threadsOf(target, threads)), arrange);
 }
 
 /** @throws OctconvError unless convolutions can multiply this. */

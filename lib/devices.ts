@@ -5,7 +5,7 @@ import type { Traits } from './targets.js';
 export interface DeviceInfo {
   readonly name: Device;
   readonly about: string;
-  /** Whether `auto` means this one, and why or why not. */
+  /** Whether `auto` means this one, and why or why not, or why there is none. */
   readonly chosen: boolean;
   readonly why: string;
 }
@@ -20,13 +20,19 @@ export interface Devices {
   readonly nativeFile: string;
 }
 
+/** What `auto` means. */
+const fastest = 'cpu';
+
 let found: readonly NativeDevice[] | undefined;
 const all = (): readonly NativeDevice[] => {
   found ??= calling(() => native.devices());
   return found;
 };
 
-/** A device that there is. `auto` is the fastest: `cpu`. */
+/** What `device` may be. */
+export const deviceNames = (): string[] => ['auto', ...all().map(({ name }) => name)];
+
+/** A device that there is. */
 export interface Target {
   readonly name: Device;
   readonly traits: Traits;
@@ -34,9 +40,9 @@ export interface Target {
 
 /** @throws OctconvError that says why there is no such device. */
 export function targetOf(name: Device | 'auto' = 'auto'): Target {
-  const wanted = name === 'auto' ? 'cpu' : name;
+  const wanted = name === 'auto' ? fastest : name;
   const device = all().find((each) => each.name === wanted);
-  if (!device) throw new OctconvError(`device '${name}': wanted auto, ${all().map((each) => each.name).join(' or ')}`);
+  if (!device) throw new OctconvError(`device '${name}': wanted ${deviceNames().join(', ')}`);
   if (!device.traits) throw new OctconvError(`device '${name}': ${device.why}`);
   return { name: device.name, traits: device.traits };
 }
@@ -44,19 +50,12 @@ export function targetOf(name: Device | 'auto' = 'auto'): Target {
 /** What this process can compute on. @throws OctconvError if OCTCONV_ISA asks for what the CPU does not have. */
 export function devices(): Devices {
   const { isa, threads } = targetOf('cpu').traits;
-  const forced = process.env.OCTCONV_ISA ? 'forced by OCTCONV_ISA' : 'the widest that this CPU has';
-  return {
-    devices: [
-      {
-        name: 'cpu',
-        about: `fused kernels, ${isa} (${forced})`,
-        chosen: true,
-        why: 'the fastest device that was found',
-      },
-      { name: 'reference', about: 'the plain loops that specify the ops', chosen: false, why: 'slow, for checking' },
-    ],
-    isa,
-    threads,
-    nativeFile,
-  };
+  return { devices: all().map(infoOf), isa, threads, nativeFile };
+}
+
+function infoOf({ name, traits, why }: NativeDevice): DeviceInfo {
+  const chosen = name === fastest;
+  if (!traits) return { name, about: 'not there', chosen, why };
+  const about = `${traits.fuses ? 'fused kernels, ' : ''}${traits.isa}`;
+  return { name, about, chosen, why: chosen ? 'the fastest device that was found' : 'by its name alone' };
 }

@@ -104,7 +104,7 @@ export class Model<Y = Value<'f32', Shape>, X extends readonly Value[] = [x: Val
     if (!(Number.isInteger(plans) && plans >= 1)) throw new OctconvError(`plans: ${plans}, wanted a positive integer`);
     this.device = target.name;
     this.dtype = dtype;
-    this.threads = threadsOf(threads);
+    this.threads = threadsOf(target, threads);
     this.#network = network;
     checkWeights(parameterShapes(network), weights);
     this.#source = weights;

@@ -6,8 +6,11 @@ import { OctconvError } from './error.js';
 import type { Attrs } from './graph/graph.js';
 import type { Traits } from './targets.js';
 
-/** `cpu`: fused kernels. `reference`: the plain loops that specify them, without any fusion. */
-export type Device = 'cpu' | 'reference';
+/**
+ * A device that the addon knows. `cpu`: fused kernels. `reference`: the plain loops that specify them, without any
+ * fusion.
+ */
+export type Device = 'cpu' | 'reference' | (string & Record<never, never>);
 
 declare const packedBrand: unique symbol;
 declare const planBrand: unique symbol;

@@ -271,7 +271,7 @@ function specOf(given: Steps, packed: readonly NativePacked[][], threads: number
 }
 
 /** @throws OctconvError unless it is a number of threads; by default the device's. */
-export function threadsOf(threads = targetOf('cpu').traits.threads): number {
+export function threadsOf({ traits }: Target, threads = traits.threads): number {
   if (Number.isInteger(threads) && threads >= 1 && threads <= 1024) return threads;
   throw new OctconvError(`threads: ${threads}, wanted an integer from 1 to 1024`);
 }
@@ -290,7 +290,8 @@ export async function compileGraph(graph: Graph, target: Target, compute: Comput
 
 /** Compiles such a graph, runs it once, and lets it go. */
 export async function runGraph(graph: Graph, inputs: readonly Tensor[], options: PlanOptions & RunOptions = {}): Promise<Tensor[]> {
-  const plan = await compileGraph(graph, targetOf(options.device), 'f32', threadsOf(options.threads));
+  const target = targetOf(options.device);
+  const plan = await compileGraph(graph, target, 'f32', threadsOf(target, options.threads));
   try {
     return await plan.run(inputs, options);
   } finally {

@@ -93,7 +93,7 @@ async function observe(network: Network<unknown>, weights: Weights, batches: Bat
     for await (const x of batches) {
       ({ shape } = x);
       const key = shape.join();
-      const plan = plans.get(key) ?? (await Plan.compile(probe(network, weights, shape), packed, threadsOf(threads)));
+      const plan = plans.get(key) ?? (await Plan.compile(probe(network, weights, shape), packed, threadsOf(packed.target, threads)));
       plans.set(key, plan);
       const { graph } = plan;
       const outputs = await plan.run([x], { signal });

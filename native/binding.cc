@@ -20,6 +20,7 @@
 
 #include "core/device.h"
 #include "core/registry.h"
+#include "core/sizes.h"
 #include "core/threads.h"
 #include "cpu/peak.h"
 
@@ -131,8 +132,6 @@ void Environment::shutDown() {
 
 // --- JavaScript to plain structs --------------------------------------------------------------------------------
 
-constexpr int64_t most = int64_t{1} << 40;  // of elements, bytes and counts: their products stay far from overflow
-
 int64_t integerOf(const Napi::Value& value, const char* what, int64_t least, int64_t largest) {
   const double x = value.IsNumber() ? value.As<Napi::Number>().DoubleValue() : NAN;
   if (!(x >= static_cast<double>(least) && x <= static_cast<double>(largest)) || x != std::trunc(x))
@@ -201,33 +200,28 @@ std::span<const std::byte> bytesOf(Napi::Env env, const Napi::Value& value) {
 std::vector<size_t> indicesOf(const Napi::Value& value, const char* what) {
   const Napi::Array array = arrayOf(value, what);
   std::vector<size_t> list;
-  for (uint32_t i = 0; i < array.Length(); i++) list.push_back(static_cast<size_t>(integerOf(array.Get(i), what, 0, most)));
+  for (uint32_t i = 0; i < array.Length(); i++) list.push_back(static_cast<size_t>(integerOf(array.Get(i), what, 0, mostBytes)));
   return list;
 }
 
 Param paramOf(Napi::Env env, const std::string& role, const Napi::Object& item) {
   Param param{dtypeOf(item.Get("dtype")), {}, {}};
   const Napi::Array shape = arrayOf(item.Get("shape"), "shape of a parameter");
-  int64_t elements = 1;
-  for (uint32_t d = 0; d < shape.Length(); d++) {
-    param.shape.push_back(integerOf(shape.Get(d), "size of a parameter", 0, most / std::max<int64_t>(elements, 1)));
-    elements *= param.shape.back();
-  }
+  for (uint32_t d = 0; d < shape.Length(); d++)
+    param.shape.push_back(integerOf(shape.Get(d), "size of a parameter", 0, mostBytes));
+  const auto wanted = static_cast<size_t>(product(param.elements(), octconv::bytesOf(param.dtype)));
   const auto bytes = bytesOf(env, item.Get("data"));
-  if (static_cast<size_t>(elements) * octconv::bytesOf(param.dtype) != bytes.size())
-    fail("parameter '", role, "' has ", bytes.size(), " bytes, its shape wants ",
-         static_cast<size_t>(elements) * octconv::bytesOf(param.dtype));
+  if (wanted != bytes.size())
+    fail("parameter '", role, "' has ", bytes.size(), " bytes, its shape wants ", wanted);
   param.data.assign(bytes.begin(), bytes.end());
   return param;
 }
 
 TensorType typeOf(const Napi::Object& item) {
   const Napi::Array shape = arrayOf(item.Get("shape"), "plan: shape of a value");
-  int64_t sizes[5], elements = 1;
-  for (uint32_t d = 0; d < 5; d++) {
-    sizes[d] = integerOf(shape.Get(d), "plan: size of a value", 1, most / elements);
-    elements *= sizes[d];
-  }
+  if (shape.Length() != 5) fail("plan: shape of a value has ", shape.Length(), " sizes, wanted 5");
+  int64_t sizes[5];
+  for (uint32_t d = 0; d < 5; d++) sizes[d] = integerOf(shape.Get(d), "plan: size of a value", 1, mostBytes);
   TensorType type{dtypeOf(item.Get("dtype")), {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]}};
   if (item.Get("scale").IsNumber()) type.scale = item.Get("scale").ToNumber().FloatValue();
   if (item.Get("zero").IsNumber()) type.zero = static_cast<int>(integerOf(item.Get("zero"), "plan: zero", 0, 255));
@@ -240,10 +234,9 @@ PlanSpec::Value valueOf(const Napi::Object& item) {
   if (place != "arena" && place != "input" && place != "output") fail("plan: place '", place, "' of a value");
   if (place == "input") value.place = PlanSpec::Place::input;
   if (place == "output") value.place = PlanSpec::Place::output;
-  value.at = static_cast<size_t>(integerOf(item.Get("at"), "plan: place of a value", 0, most));
+  value.at = static_cast<size_t>(integerOf(item.Get("at"), "plan: place of a value", 0, mostBytes));
   const Napi::Value rounds = item.Get("rounds");
-  if (!rounds.IsUndefined())
-    value.rounds = integerOf(rounds, "plan: rounds of a value", 1, most / value.type.shape.elements());
+  if (!rounds.IsUndefined()) value.rounds = integerOf(rounds, "plan: rounds of a value", 1, mostBytes);
   return value;
 }
 
@@ -307,7 +300,7 @@ PlanSpec::Step stepOf(const Napi::Object& item) {
 PlanSpec specOf(const Napi::Object& object) {
   PlanSpec spec;
   spec.threads = static_cast<int>(integerOf(object.Get("threads"), "plan: threads", 1, 1024));
-  spec.arenaBytes = static_cast<size_t>(integerOf(object.Get("arenaBytes"), "plan: arenaBytes", 0, most));
+  spec.arenaBytes = static_cast<size_t>(integerOf(object.Get("arenaBytes"), "plan: arenaBytes", 0, mostBytes));
   const Napi::Array values = arrayOf(object.Get("values"), "plan: values"),
                     steps = arrayOf(object.Get("steps"), "plan: steps");
   for (uint32_t i = 0; i < values.Length(); i++)
@@ -317,8 +310,8 @@ PlanSpec specOf(const Napi::Object& object) {
   const Napi::Array segments = arrayOf(object.Get("segments"), "plan: segments");
   for (uint32_t i = 0; i < segments.Length(); i++) {
     const Napi::Object item = objectOf(segments.Get(i), "plan: a segment");
-    spec.segments.push_back({static_cast<size_t>(integerOf(item.Get("steps"), "plan: steps of a segment", 0, most)),
-                             integerOf(item.Get("rounds"), "plan: rounds of a segment", 1, most)});
+    spec.segments.push_back({static_cast<size_t>(integerOf(item.Get("steps"), "plan: steps of a segment", 0, mostBytes)),
+                             integerOf(item.Get("rounds"), "plan: rounds of a segment", 1, mostBytes)});
   }
   return spec;
 }

@@ -65,7 +65,7 @@ describe('ops: native code trusts no plan', () => {
     ];
     const huge = [2 ** 31, 2 ** 9, 2 ** 24, 1, 1]; // 2^64 elements
     table.push(
-      ['plan: size of a value must be an integer from 1 to', refusal('relu', [huge], [huge])],
+      ['sizes: 2147483648 x 512 x 16777216 x 1 x 1 is too large', refusal('relu', [huge], [huge])],
       ["octConv: 'a.b' has no input 7, only 1", refusal('octConv', [x], [x], branches({ input: 7 }), packed)],
       ["octConv: 'a.b' has no output 3, only 1", refusal('octConv', [x], [x], branches({}, { stores: [{ output: 3 }] }), packed)],
       ['attribute nan must be an integer', refusal('octConv', [x], [x], branches({ groups: Number.NaN }), packed)],
@@ -129,6 +129,73 @@ describe('ops: native code trusts no plan', () => {
     expect(await refused({ values: [small as never, large as never] })).to.include('plan: input 0 is of 16 and of 480 bytes');
     expect(await refused({ values: [{ ...type, place: 'input', at: 2 ** 39 }, { ...type, at: 0 }] })).to.include('plan: input 549755813888 of 2 values');
     expect(await refused({ values: [{ ...type, place: 'output', at: 1 }, { ...type, at: 0 }] })).to.include('plan: no value is output 0');
+  });
+
+  it('refuses sizes that overflow or that no machine has, before anything is allocated', async () => {
+    const side = 2 ** 22;
+    const wide = { kernel: [side, side, side], stride: [1, 1, 1], padding: [0, 0, 0], ceilMode: false };
+    const table: [wanted: string, refused: Promise<string[]>][] = [
+      ['plan: a value [1,1,1048576,1048576,1] of 1 rounds takes more than 1099511627776 bytes', refusal('relu', [[1, 1, 2 ** 20, 2 ** 20, 1]], [x])],
+      ['sizes: 4194304 x 4194304 x 4194304 is too large', refusal('avgPool', [x], [x], wide)],
+      ['octConv: w has 4611686018427387904 taps, wanted at most 1048576', refusal('octConv', [x], [x], branches({ kernel: [1, 2 ** 31, 2 ** 31] }), packed)],
+      ['sizes: 2147483648 x 2147483648 x 2147483648 is too large', refusal('octConv', [x], [x], branches({ kernel: [2 ** 31, 2 ** 31, 2 ** 31] }), packed)],
+      ['octConv: padding or pool out of range', refusal('octConv', [x], [x], branches({ pool: 2 ** 53 }), packed)],
+      [
+        'octConv: kernel, stride and dilation must be from 1 to',
+        refusal('octConv', [x], [[1, 1, 3, 3, 4]], branches({ stride: [1, 0, 1] }, { stores: [{ output: 0, pool: 1 }] }), packed),
+      ],
+    ];
+    for (const [wanted, refused] of table) for (const message of await refused) expect(message).to.include(wanted);
+    const picture = (height: number, place: 'input' | 'output') => ({ dtype: 'u8', shape: [1, 1, height, 8, 3], place, at: 0 }) as const;
+    const attrs = { height: 2 ** 25, width: 8, interpolation: 'bilinear' };
+    const resize = { op: 'resize', name: 'a', attrs, inputs: [0], outputs: [1], packed: [] };
+    const resized = native.compile('cpu', { threads: 1, arenaBytes: 0, values: [picture(9, 'input'), picture(2 ** 25, 'output')], steps: [resize] });
+    expect(await resized.then(() => '', String)).to.include('resize: [1,1,9,8,3] to [1,1,33554432,8,3]');
+    const type = { dtype: 'f32', shape: x, place: 'arena' } as const;
+    const steps = [{ op: 'relu', name: 'a', attrs: {}, inputs: [0], outputs: [1], packed: [] }];
+    const plan = (arenaBytes: number) =>
+      native.compile('cpu', { threads: 1, arenaBytes, values: [{ ...type, at: 0 }, { ...type, at: 2048 }], steps });
+    expect(await plan(2 ** 40).then(() => '', String)).to.include('plan: a run takes 1099511627840 bytes, wanted at most 1099511627776');
+    // V8 ends the process if it is told of 2^60 bytes at once.
+    const { plan: large, runBytes } = await plan(2 ** 39);
+    expect(runBytes).to.be.within(2 ** 39, 2 ** 40);
+    native.release(large);
+  });
+
+  it('refuses weights of another layer with as many numbers', async () => {
+    const values = (channels: number) => (['input', 'output'] as const).map((place) => ({ dtype: 'f32', shape: [1, 1, 5, 6, channels], place, at: 0 }) as const);
+    const one = { kernel: [1, 1, 1], padding: [0, 0, 0] };
+    const step = (attrs: object, list: unknown[]) => ({ op: 'octConv', name: 'a', attrs, inputs: [0], outputs: [1], packed: list }) as never;
+    for (const device of ['cpu', 'reference']) {
+      const pack = (attrs: object, ...shape: number[]) =>
+        native.pack(device, 'octConv', attrs as never, { w: { dtype: 'f32', shape, data: new Float32Array(shape.reduce((a, b) => a * b, 1)) } });
+      const compile = async (attrs: object, [from, to]: number[], held: Promise<unknown>) => {
+        const [input, output] = [values(from as number)[0], values(to as number)[1]] as never[];
+        const spec = { threads: 1, arenaBytes: 0, values: [input, output] as never, steps: [step(attrs, [await held])] };
+        return native.compile(device, spec).then(() => 'nothing was refused', String);
+      };
+      const grouped = { ...branches({ ...one, groups: 2 }) };
+      expect(await compile(grouped, [4, 4], pack(grouped, 4, 2, 1, 1)), device).to.equal('nothing was refused');
+      if (device === 'cpu') expect(await compile(branches(one), [2, 4], pack(grouped, 4, 2, 1, 1)), device).to.include('were packed for another layer');
+      expect(await compile(branches(one), [4, 9], pack(branches(one), 4, 9, 1, 1)), device).to.include('were packed for another layer');
+      const none = pack(branches({ ...one }, { compute: 'bf16' }), 0, 4, 1, 1);
+      expect(await none.then(() => '', String), device).to.include('octConv: 1 groups do not divide 0 output channels');
+    }
+    const large = native.pack.bind(null, 'cpu', 'octConv', branches({}) as never);
+    expect(() => large({ w: { dtype: 'f32', shape: [4, 2 ** 62, 1, 1], data: new Float32Array(4) } })).to.throw('size of a parameter must be an integer');
+    expect(() => large({ w: { dtype: 'f32', shape: [2 ** 40, 2 ** 40, 1, 1], data: new Float32Array(4) } })).to.throw('is too large');
+  });
+
+  it('refuses two values in one place; errors are one line of bounded length', async () => {
+    const value = (place: string, shape = x) => ({ dtype: 'f32', shape, place, at: 0 });
+    const steps = [{ op: 'relu', name: 'a', attrs: {}, inputs: [0], outputs: [2], packed: [] }];
+    const compile = (values: object[], op = 'relu') =>
+      native.compile('cpu', { threads: 1, arenaBytes: 4096, values: values as never, steps: steps.map((step) => ({ ...step, op })) }).then(() => '', (error: Error) => error.message);
+    expect(await compile([value('input'), value('input', [1, 1, 6, 5, 4]), value('output')])).to.equal('plan: two values are input 0');
+    expect(await compile([value('arena'), value('output'), value('output')])).to.equal('plan: two values are output 0');
+    const arena = [value('arena'), value('arena'), value('arena')];
+    expect(await compile(arena, 'a\nb\u001b')).to.equal('a b : there is no such op');
+    expect((await compile(arena, 'é'.repeat(10_000))).length).to.equal(503);
   });
 
   it('stops a run that is cancelled', async () => {

@@ -23,7 +23,7 @@ const worlds = {
     sanitize: 'address,undefined',
     runtime: 'asan',
     env: { ASAN_OPTIONS: `${options}:abort_on_error=1`, LSAN_OPTIONS: 'exitcode=0', UBSAN_OPTIONS: 'print_stacktrace=1' },
-    fast: ['golden', 'input', 'lifecycle', ...ops],
+    fast: ['golden', 'input', 'lifecycle', 'fuzz', ...ops],
   },
   ubsan: { sanitize: 'undefined', runtime: 'ubsan', env: { UBSAN_OPTIONS: `${options}:print_stacktrace=1` }, fast: ['golden', 'input', ...ops] },
   tsan: {

@@ -3,7 +3,7 @@ import { once } from 'node:events';
 import { cpus } from 'node:os';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Worker } from 'node:worker_threads';
-import { devices } from '../devices.js';
+import { devices, targetOf } from '../devices.js';
 import type { ComputeType } from '../graph/graph.js';
 import type { Network } from '../model.js';
 import { calling, native } from '../native.js';
@@ -77,7 +77,7 @@ export async function interleave(
 }
 
 /** Measured GFLOP/s of nothing but fused multiply-adds (native/cpu/peak.cc). */
-export const measurePeak = (threads: number): Promise<number> => calling(() => native.peak(threadsOf(threads)));
+export const measurePeak = (threads: number): Promise<number> => calling(() => native.peak(threadsOf(targetOf('cpu'), threads)));
 
 /** Products of an instruction to those of a multiply-add of f32, where there are such instructions. */
 const products: Record<ComputeType, Readonly<Record<string, number>>> = {

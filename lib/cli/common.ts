@@ -1,12 +1,13 @@
 /** What the commands share: their options, and where a network comes from. */
 import { fileURLToPath } from 'node:url';
 import { type Command, InvalidArgumentError, Option } from 'commander';
-import { devices } from '../devices.js';
+import { deviceNames, targetOf } from '../devices.js';
 import type { ComputeType } from '../graph/graph.js';
 import type { PerChannel } from '../input/preprocess.js';
 import { loadModel, Model, type ModelOptions, type NetworkFile, openNetwork } from '../model.js';
 import { buildNetwork, defaultInputOf, type NetworkOptions, resolveNetworkOptions } from '../models/index.js';
 import type { ResolvedOptions } from '../models/infer.js';
+import type { Device } from '../native.js';
 import { isModelFolder, modelFiles } from '../weights/folder.js';
 import { initialize } from '../weights/random.js';
 import { note, UsageError } from './output.js';
@@ -48,14 +49,19 @@ export function listOf<T>(one: (text: string) => T) {
 }
 
 export interface DeviceOptions {
-  device: 'auto' | 'cpu' | 'reference';
+  device: Device | 'auto';
   dtype?: ComputeType;
   threads?: number;
   json?: boolean;
 }
 
+function device(text: string): string {
+  if (deviceNames().includes(text)) return text;
+  throw new InvalidArgumentError(`wanted ${deviceNames().join(', ')}.`);
+}
+
 export const deviceOption = (): Option =>
-  new Option('--device <name>', 'what computes').choices(['auto', 'cpu', 'reference']).default('auto');
+  new Option('--device <name>', 'what computes: auto, or a device that octconv devices lists').argParser(device).default('auto');
 
 const dtypes = ['f32', 'bf16', 'i8'] as const satisfies readonly ComputeType[];
 
@@ -165,14 +171,14 @@ export async function networkFrom(flags: NetworkFlags): Promise<Omit<NetworkFile
 
 export const modelOptions = ({ device, dtype, threads }: DeviceOptions): ModelOptions => ({ device, dtype, threads });
 
-/** What a model runs on, and in; the reference has no instruction set. */
-export function placeOf(model: Model): { device: string; isa?: string; dtype: ComputeType; threads: number } {
+/** What a model runs on, and in. */
+export function placeOf(model: Model): { device: string; isa: string; dtype: ComputeType; threads: number } {
   const { device, dtype, threads } = model;
-  return { device, ...(device === 'cpu' && { isa: devices().isa }), dtype, threads };
+  return { device, isa: targetOf(device).traits.isa, dtype, threads };
 }
 
 /** `cpu avx2, f32, 2 threads` */
 export function deviceLine(model: Model): string {
   const { device, isa, dtype, threads } = placeOf(model);
-  return `${device}${isa ? ` ${isa}` : ''}, ${dtype}, ${threads} thread${threads === 1 ? '' : 's'}`;
+  return `${device} ${isa}, ${dtype}, ${threads} thread${threads === 1 ? '' : 's'}`;
 }

@@ -20,5 +20,6 @@ function run({ json }: { json?: boolean }): void {
     const mark = chosen ? style('green', '*') : ' ';
     print(`${mark} ${style('bold', name.padEnd(10))} ${about}; ${chosen ? 'chosen: ' : ''}${why}`);
   }
-  print(`  instruction set ${found.isa}, ${found.threads} threads, native file ${found.nativeFile}`);
+  const forced = process.env.OCTCONV_ISA ? 'forced by OCTCONV_ISA' : 'the widest that this CPU has';
+  print(`  instruction set ${found.isa} (${forced}), ${found.threads} threads, native file ${found.nativeFile}`);
 }

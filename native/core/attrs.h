@@ -7,7 +7,7 @@
 #include <variant>
 #include <vector>
 
-#include "error.h"
+#include "sizes.h"
 
 namespace octconv {
 
@@ -56,7 +56,7 @@ struct Size3 {
     if (list.size() != 3) fail("attribute must be [time, height, width], got ", list.size(), " numbers");
     t = list[0].integer(), h = list[1].integer(), w = list[2].integer();
   }
-  int64_t product() const { return t * h * w; }
+  int64_t product() const { return octconv::product(t, h, w); }
   bool operator==(const Size3&) const = default;
 };
 

@@ -6,7 +6,7 @@ namespace octconv {
 
 int64_t Param::elements() const {
   int64_t count = 1;
-  for (const int64_t size : shape) count *= size;
+  for (const int64_t size : shape) count = product(count, size);
   return count;
 }
 
@@ -63,7 +63,8 @@ const Shape& Node::in(size_t i) const { return shapeAt(*this, inputs, i, "input"
 const Shape& Node::out(size_t i) const { return shapeAt(*this, outputs, i, "output"); }
 
 void Node::wantOneType() const {
-  const TensorType& first = inputs.at(0);
+  if (inputs.empty()) return;
+  const TensorType& first = inputs[0];
   for (const auto* side : {&inputs, &outputs})
     for (const TensorType& type : *side)
       if (type.dtype != first.dtype || type.scale != first.scale || type.zero != first.zero)

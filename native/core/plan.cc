@@ -1,12 +1,19 @@
 #include "plan.h"
 
+#include <algorithm>
+#include <set>
+#include <tuple>
+
 #include "device.h"
 #include "registry.h"
 
 namespace octconv {
 
 static void placeValues(PlanSpec& spec) {
+  std::set<std::tuple<PlanSpec::Place, size_t, int64_t>> taken;
   for (const PlanSpec::Value& value : spec.values) {
+    if (value.bytes() > static_cast<size_t>(mostBytes))
+      fail("plan: a value ", value.type.shape, " of ", value.rounds, " rounds takes more than ", mostBytes, " bytes");
     if (value.place == PlanSpec::Place::arena) {
       if (value.at > spec.arenaBytes || value.bytes() > spec.arenaBytes - value.at)
         fail("plan: a value ", value.type.shape, " at ", value.at, " does not fit into ", spec.arenaBytes, " bytes");
@@ -16,10 +23,11 @@ static void placeValues(PlanSpec& spec) {
     const char* side = value.place == PlanSpec::Place::input ? "input " : "output ";
     if (value.at >= spec.values.size()) fail("plan: ", side, value.at, " of ", spec.values.size(), " values");
     if (value.at >= sizes.size()) sizes.resize(value.at + 1, 0);
-    // A batch and its sub-batches are views of one place.
+    // A batch and its sub-batches are views of one place, each with rounds of its own.
     if (sizes[value.at] != 0 && sizes[value.at] != value.bytes())
       fail("plan: ", side, value.at, " is of ", sizes[value.at], " and of ", value.bytes(), " bytes");
     sizes[value.at] = value.bytes();
+    if (!taken.emplace(value.place, value.at, value.rounds).second) fail("plan: two values are ", side, value.at);
   }
   for (const auto& [side, sizes] : {std::pair{"input ", &spec.inputBytes}, std::pair{"output ", &spec.outputBytes}})
     for (size_t i = 0; i < sizes->size(); i++)
@@ -60,8 +68,8 @@ static void checkNode(const Node& node, const std::string& device, const Traits&
   for (const TensorType& type : node.inputs)
     if (std::find(dtypes->second.begin(), dtypes->second.end(), type.dtype) == dtypes->second.end())
       fail(node.op, ": no kernel for ", nameOf(type.dtype), " on ", device, ", which '", node.name, "' reads");
-  if (contract->keepsType) node.wantOneType();
   contract->check(node);
+  if (contract->keepsType) node.wantOneType();
 }
 
 void complete(PlanSpec& spec, const std::string& device, const Traits& traits) {

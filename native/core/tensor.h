@@ -8,6 +8,7 @@
 #include <ostream>
 
 #include "element.h"
+#include "sizes.h"
 
 namespace octconv {
 
@@ -36,7 +37,7 @@ struct Shape {
 
   int64_t rows() const { return n * t * h; }
   int64_t pixels() const { return rows() * w; }
-  int64_t elements() const { return pixels() * c; }
+  int64_t elements() const { return product(n, t, h, w, c); }
   bool operator==(const Shape&) const = default;
 };
 
@@ -50,7 +51,7 @@ struct TensorType {
   Shape shape;
   float scale = 1;
   int zero = 0;
-  size_t bytes() const { return static_cast<size_t>(shape.elements()) * bytesOf(dtype); }
+  size_t bytes() const { return static_cast<size_t>(product(shape.elements(), bytesOf(dtype))); }
 };
 
 inline float floatOf(BFloat16 x) {

@@ -7,7 +7,7 @@
 #include <sys/mman.h>
 #endif
 
-#include "../core/error.h"
+#include "../core/sizes.h"
 
 namespace octconv {
 
@@ -74,7 +74,7 @@ class Layout {
  public:
   size_t add(size_t bytes) {
     const size_t offset = size_;
-    size_ += (bytes + 63) / 64 * 64;
+    size_ = static_cast<size_t>(sum(size_, sum(bytes, 63) / 64 * 64));
     return offset;
   }
   size_t size() const { return size_; }

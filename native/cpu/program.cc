@@ -20,11 +20,14 @@ HostProgram::HostProgram(PlanSpec given, std::vector<Kernel> made) : spec(std::m
   Layout layout;
   layout.add(spec.arenaBytes);
   sharedAt = layout.add(shared);
-  scratchStride = (scratch + 127) / 64 * 64;  // threads never share a cache line
-  scratchAt = layout.add(scratchStride * static_cast<size_t>(spec.threads));
+  scratchStride = static_cast<size_t>(sum(scratch, 127)) / 64 * 64;  // threads never share a cache line
+  scratchAt = layout.add(static_cast<size_t>(product(scratchStride, spec.threads)));
   runBytes_ = layout.size();
   for (const auto* sizes : {&spec.inputBytes, &spec.outputBytes})
     for (const size_t bytes : *sizes) boundary.add(bytes);
+  for (const size_t bytes : {runBytes_, boundary.size()})
+    if (bytes > static_cast<size_t>(mostBytes))
+      fail("plan: a run takes ", bytes, " bytes, wanted at most ", mostBytes);
 }
 
 std::vector<StepInfo> HostProgram::steps() const {

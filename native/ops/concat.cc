@@ -15,7 +15,7 @@ void check(const Node& node) {
     Shape wanted = o;
     wanted.c = node.in(i).c;
     if (node.in(i) != wanted) fail("concat: input ", i, " is ", node.in(i), ", wanted ", wanted);
-    channels += node.in(i).c;
+    channels = sum(channels, node.in(i).c);
   }
   if (channels != o.c) fail("concat: output ", o, " of inputs with ", channels, " channels");
 }

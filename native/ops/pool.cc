@@ -85,6 +85,7 @@ Window windowOf(const Node& node) {
     if (k < 1 || s < 1 || p < 0 || 2 * p > k)
       fail(node.op, ": kernel ", k, ", stride ", s, ", padding ", p,
            ", wanted positive sizes and a padding of at most half the kernel");
+  w.kernel.product();  // what counts for a mean is at most this
   return w;
 }
 

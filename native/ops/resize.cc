@@ -111,8 +111,8 @@ struct Axis {
   Axis(int64_t from, int64_t to, int64_t begin, int64_t count, const Filter& filter) {
     const double scale = static_cast<double>(from) / static_cast<double>(to), stretch = filter.antialias ? std::max(scale, 1.0) : 1.0;
     const double support = filter.support * stretch;
-    pitch = static_cast<int64_t>(std::ceil(support)) * 2 + 1;
-    weights.resize(static_cast<size_t>(count * pitch));
+    pitch = std::min(static_cast<int64_t>(std::ceil(support)) * 2 + 1, from);
+    weights.resize(static_cast<size_t>(product(count, pitch)));
     std::vector<double> exact(static_cast<size_t>(pitch));
     for (int64_t i = 0; i < count; i++) {
       const double centre = (static_cast<double>(begin + i) + 0.5) * scale;
@@ -144,7 +144,7 @@ struct Geometry {
   int64_t pictureIn() const { return height * width * 3; }  // bytes
   int64_t pictureOut() const { return outHeight * outWidth * 3; }
   int64_t start() const { return (down.start * width + across.start) * 3; }  // what is read begins here
-  int64_t between() const { return (downFirst ? outHeight * across.size : down.size * outWidth) * 3; }
+  int64_t between() const { return downFirst ? product(outHeight, across.size, 3) : product(down.size, outWidth, 3); }
 };
 
 Geometry geometry(const Node& node) {
@@ -156,11 +156,13 @@ Geometry geometry(const Node& node) {
   const bool cropped = node.attrs.has("crop");
   const int64_t top = cropped ? node.attrs["crop"]["top"].integer() : 0;
   const int64_t left = cropped ? node.attrs["crop"]["left"].integer() : 0;
-  // Byte offsets and table indices stay far from overflow; the whole result is never held, so it may be huge.
-  constexpr int64_t most = 1 << 28, mostWhole = int64_t{1} << 48;
+  // Tables, about 5 weights for each pixel of an axis, stay within memory; the whole result is never held, so it may be
+  // huge.
+  constexpr int64_t most = 1 << 24, mostWhole = int64_t{1} << 48;
   if (in.n != out.n || in.t != out.t || in.c != 3 || out.c != 3)
     fail("resize: ", in, " to ", out, ", wanted [N,T,H,W,3] to [N,T,h,w,3]");
-  if (std::min({in.h, in.w, out.h, out.w}) < 1 || std::max(in.h, in.w) > most || std::max(height, width) > mostWhole)
+  if (std::min({in.h, in.w, out.h, out.w}) < 1 || std::max({in.h, in.w, out.h, out.w}) > most ||
+      std::max(height, width) > mostWhole)
     fail("resize: ", in, " to ", out, " of ", height, " x ", width, ", wanted sizes from 1 to ", most);
   if (top < 0 || left < 0 || top > height - out.h || left > width - out.w)
     fail("resize: a crop of ", out.h, " x ", out.w, " at (", top, ", ", left, ") is not inside of ", height, " x ",

@@ -62,8 +62,29 @@ static size_t indexOf(const Attr& attr) {
   return static_cast<size_t>(index);
 }
 
+constexpr int64_t mostSize = int64_t{1} << 31, mostTaps = int64_t{1} << 20;
+
+static void checkSizes(const Source& s) {
+  for (const Size3& size : {s.kernel, s.stride, s.dilation})
+    if (std::min({size.t, size.h, size.w}) < 1 || std::max({size.t, size.h, size.w}) > mostSize)
+      fail("octConv: kernel, stride and dilation must be from 1 to ", mostSize);
+  if (s.taps() > mostTaps) fail("octConv: ", s.weight, " has ", s.taps(), " taps, wanted at most ", mostTaps);
+  if (std::min({s.padding.t, s.padding.h, s.padding.w}) < 0 ||
+      std::max({s.padding.t, s.padding.h, s.padding.w}) > mostSize || s.pool < 0 || s.pool > 2)
+    fail("octConv: padding or pool out of range");
+  if (s.groups < 1) fail("octConv: ", s.groups, " groups, wanted at least 1");
+  if (!(s.scale > 0 && s.scale < INFINITY && s.zero >= 0 && s.zero <= 255))
+    fail("octConv: scale ", s.scale, " or zero ", s.zero, " out of range");
+}
+
+static void checkActivation(const Activation& a) {
+  if (std::isnan(a.least) || std::isnan(a.most) || a.least > a.most)
+    fail("octConv: a clamp from ", a.least, " to ", a.most);
+  if (!(a.eps >= 0 && a.eps < INFINITY)) fail("octConv: eps ", a.eps, ", wanted at least 0");
+}
+
 static Source sourceOf(const Attr& s) {
-  return {indexOf(s["input"]),
+  Source source{indexOf(s["input"]),
           s["weight"].text(),
           Size3(s["kernel"]),
           sizeOf(s, "stride", 1),
@@ -75,6 +96,16 @@ static Source sourceOf(const Attr& s) {
           s.flag("upsample"),
           static_cast<float>(s.number("scale", 1)),
           static_cast<int>(std::clamp<int64_t>(s.integer("zero", 0), -1, 256))};
+  checkSizes(source);
+  checkActivation(source.prologue);
+  return source;
+}
+
+static Store storeOf(const Attr& s) {
+  Store store{indexOf(s["output"]), activationOf(s, "activation"), s.integer("pool", 0)};
+  if (store.pool < 0 || store.pool > 2) fail("octConv: a store has pool ", store.pool, ", wanted 0 to 2");
+  checkActivation(store.activation);
+  return store;
 }
 
 static Branch branchOf(const Attr& b) {
@@ -87,8 +118,7 @@ static Branch branchOf(const Attr& b) {
   }
   if (branch.terms.empty()) fail("octConv: a branch has no terms");
   if (b.has("residual")) branch.residual = indexOf(b["residual"]);
-  for (const Attr& s : b["stores"].list())
-    branch.stores.push_back({indexOf(s["output"]), activationOf(s, "activation"), s.integer("pool", 0)});
+  for (const Attr& s : b["stores"].list()) branch.stores.push_back(storeOf(s));
   return branch;
 }
 
@@ -109,8 +139,6 @@ Shape halved(Shape shape, int64_t times) {
   for (; times > 0; times--) shape.h = half(shape.h), shape.w = half(shape.w);
   return shape;
 }
-
-constexpr int64_t mostSize = int64_t{1} << 31;
 
 static Shape convolved(const Shape& x, const Source& s, int64_t channels) {
   const auto size = [](int64_t in, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation) {
@@ -135,17 +163,9 @@ Shape shapeOf(const Branch& branch, const Node& node) {
 
 static void checkSource(const Node& node, const Branch& branch, const Source& s, const Shape& y) {
   const Shape x = halved(node.in(s.input), s.pool);
-  for (const Size3& size : {s.kernel, s.stride, s.dilation})
-    if (std::min({size.t, size.h, size.w}) < 1 || std::max({size.t, size.h, size.w}) > mostSize)
-      fail("octConv: kernel, stride and dilation must be from 1 to ", mostSize);
-  if (std::min({s.padding.t, s.padding.h, s.padding.w}) < 0 ||
-      std::max({s.padding.t, s.padding.h, s.padding.w}) > mostSize || s.pool < 0 || s.pool > 2)
-    fail("octConv: padding or pool out of range");
-  if (s.groups < 1 || x.c % s.groups || y.c % s.groups || s.groups != branch.groups())
+  if (x.c % s.groups || y.c % s.groups || s.groups != branch.groups())
     fail("octConv: ", s.groups, " groups do not divide ", x.c, " input and ", y.c, " output channels of '", node.name,
          "'");
-  if (!(s.scale > 0 && s.scale < INFINITY && s.zero >= 0 && s.zero <= 255))
-    fail("octConv: scale ", s.scale, " or zero ", s.zero, " out of range");
   const TensorType& type = node.inputs[s.input];
   if (type.dtype == DType::u8 && branch.compute == Compute::i8 && s.prologue.isIdentity() &&
       (type.scale != s.scale || type.zero != s.zero))
@@ -155,23 +175,12 @@ static void checkSource(const Node& node, const Branch& branch, const Source& s,
     fail("octConv: '", node.name, "' makes ", got, " of input ", node.in(s.input), ", wanted ", wanted);
 }
 
-static void checkActivation(const Activation& a) {
-  if (std::isnan(a.least) || std::isnan(a.most) || a.least > a.most)
-    fail("octConv: a clamp from ", a.least, " to ", a.most);
-  if (!(a.eps >= 0 && a.eps < INFINITY)) fail("octConv: eps ", a.eps, ", wanted at least 0");
-}
-
 static void checkBranch(const Node& node, const Branch& branch) {
   const Shape y = shapeOf(branch, node);
-  branch.eachSource([&](const Source& s) {
-    checkSource(node, branch, s, y);
-    checkActivation(s.prologue);
-  });
+  branch.eachSource([&](const Source& s) { checkSource(node, branch, s, y); });
   if (branch.residual && node.in(*branch.residual) != y)
     fail("octConv: residual ", node.in(*branch.residual), " must be ", y);
   for (const Store& store : branch.stores) {
-    if (store.pool < 0 || store.pool > 2) fail("octConv: a store has pool ", store.pool, ", wanted 0 to 2");
-    checkActivation(store.activation);
     if (node.out(store.output) != halved(y, store.pool))
       fail("octConv: a store of '", node.name, "' is ", node.out(store.output), ", wanted ", halved(y, store.pool));
     // P of elements gives elements of the same type.
@@ -224,7 +233,10 @@ static std::vector<float> vectorOf(const Params& params, const std::string& role
 
 int64_t outputChannels(const Branch& branch, const Params& params) {
   const Param& weight = paramOf(params, branch.terms.at(0).sources.at(0).weight);
-  return weight.shape.empty() ? 0 : weight.shape[0];
+  const int64_t channels = weight.shape.empty() ? 0 : weight.shape[0];
+  if (channels < 1 || channels % branch.groups())
+    fail("octConv: ", branch.groups(), " groups do not divide ", channels, " output channels");
+  return channels;
 }
 
 int64_t inputsOf(const Source& source, const Params& params) {
@@ -264,7 +276,7 @@ const Param& weightOf(const Source& source, const Params& params, int64_t output
   const Param& param = paramOf(params, source.weight);
   const auto& shape = param.shape;
   const bool fits = shape.size() >= 2 && shape[0] == outputs && shape[1] > 0 &&
-                    param.elements() == outputs * shape[1] * source.taps();
+                    param.elements() == product(outputs, shape[1], source.taps());
   if (!fits)
     fail("octConv: ", source.weight, " does not have ", outputs, " output channels and ", source.taps(), " taps");
   return param;

@@ -51,7 +51,7 @@ int prepare(FastPlan& plan, Prepared wanted, Layout& layout) {
   shape.c = wanted.groups * wordsOf(shape.c / wanted.groups, wanted.compute) * perWord(wanted.compute);
   for (int64_t times = 0; times <= wanted.pool; times++) {
     wanted.shapes.push_back(halved(shape, times));
-    wanted.offsets.push_back(layout.add(wanted.shapes.back().elements() * sizeOf(wanted.compute)));
+    wanted.offsets.push_back(layout.add(product(wanted.shapes.back().elements(), sizeOf(wanted.compute))));
   }
   plan.prepared.push_back(std::move(wanted));
   return static_cast<int>(plan.prepared.size()) - 1;
@@ -97,7 +97,7 @@ Sum sumOf(FastPlan& plan, const Node& node, const BranchPlan& b, const Shape& y,
                                 : depthwise ? 0
                                             : channels,
                                 depthwise ? g * bytes : g * channels});
-    source.zeros.assign(rowTaps ? s.kernel.w * pitch : pitch,
+    source.zeros.assign(static_cast<size_t>(rowTaps ? product(s.kernel.w, pitch) : pitch),
                         static_cast<char>(branch.compute == Compute::i8 ? s.zero : 0));
     sum.taps += source.taps();
     sum.sources.push_back(std::move(source));
@@ -196,7 +196,7 @@ size_t layOutStores(BranchPlan& b, size_t from) {
     for (int k = 0; k < group.levels; k++) {
       const int64_t rows = b.planes > 1 ? b.planes * halved(y, k).h : (b.rows >> k) + 1;
       const Shape level = halved(y, k);
-      if (!group.outputs[k]) group.scratch[k] = layout.add(rows * level.w * level.c * bytesOf(group.type.dtype));
+      if (!group.outputs[k]) group.scratch[k] = layout.add(product(rows, level.w, level.c, bytesOf(group.type.dtype)));
     }
   return layout.size();
 }
@@ -326,32 +326,21 @@ void checkWinogradTypes(const Node& node, const BranchPlan& b) {
 }
 
 // Weights that were packed for another node are an error here, not a read out of bounds later.
-void checkWeights(const Node& node, const BranchPlan& b) {
-  const PackedBranch& packed = *b.packed;
-  const auto words = [&](const Sum& sum) {
-    int64_t count = 0;
-    for (const TapRun& taps : sum.tapRuns[0])
-      count += taps.taps * (packed.depthwise ? 1 : taps.bytes / sizeOf(packed.compute) / perPackedWord(b.spec));
-    return count;
-  };
-  if (words(b.main) != packed.mainWords || words(b.low) != packed.lowWords ||
-      packed.panels.back().begin + packed.panels.back().channels != b.main.grid.c)
-    fail("octConv: the weights given to '", node.name, "' were packed for another layer");
-}
-
 void checkPacked(const Node& node, const Branch& branch, const PackedBranch& packed, const Shape& y) {
   size_t source = 0;
-  bool fits = packed.compute == branch.compute && packed.winograd == branch.winograd &&
+  std::vector<PackedBranch::Reader> readers;
+  branch.eachSource([&](const Source& s) { readers.push_back({node.in(s.input).c / s.groups, s.taps(), s.upsample}); });
+  bool fits = packed.compute == branch.compute && packed.winograd == branch.winograd && packed.channels == y.c &&
+              packed.groups == branch.groups() && packed.readers == readers &&
               packed.stores.size() == branch.stores.size();
   const auto check = [&](const Activation& a, const PackedBranch::ScaleShift& norm, int64_t channels) {
     fits = fits && norm.channels == (a.batchNorm.empty() ? 0 : channels);
   };
   branch.eachSource([&](const Source& s) {
-    fits = fits && source < packed.prologues.size();
     if (fits) check(s.prologue, packed.prologues[source++], node.in(s.input).c);
   });
   for (size_t k = 0; fits && k < branch.stores.size(); k++) check(branch.stores[k].activation, packed.stores[k], y.c);
-  if (!fits || source != packed.prologues.size())
+  if (!fits)
     fail("octConv: the weights given to '", node.name, "' were packed for another layer");
 }
 
@@ -364,7 +353,6 @@ BranchPlan planOf(FastPlan& plan, const Node& node, const Branch& branch, const 
   if (branch.winograd) checkWinograd(branch), checkWinogradTypes(node, b);
   b.main = sumOf(plan, node, b, y, false, shared);
   b.low = sumOf(plan, node, b, y, true, shared);
-  checkWeights(node, b);
   split(b, threads);
   return b;
 }

@@ -24,9 +24,17 @@ struct PackedBranch : Packed {
     int64_t channels = 0;
     size_t scale = 0, shift = 0;
   };
+  // A source whose weights are here.
+  struct Reader {
+    int64_t inputs, taps;  // channels of a group
+    bool upsample;
+    bool operator==(const Reader&) const = default;
+  };
   const TileSet* set;
   Compute compute;
   int64_t winograd;
+  int64_t channels, groups;
+  std::vector<Reader> readers;
   bool depthwise;
   std::vector<Panel> panels;
   int64_t mainWords = 0, lowWords = 0;        // per output channel

@@ -10,14 +10,14 @@ struct Scratch {  // offsets in a thread's scratch
 
 Scratch scratchOf(const BranchPlan& b) {
   const Shape& y = b.main.grid;
-  const int64_t pixels = b.planes * b.rows * y.w;
+  const int64_t pixels = product(b.planes, b.rows, y.w);
   const int64_t lowPixels = b.low.taps ? b.planes * half(b.rows) * half(y.w) : 0;
   Layout layout;
   Scratch s{};
-  s.rows = layout.add(pixels * b.main.taps * sizeof(void*));
-  s.lowRows = layout.add(lowPixels * b.low.taps * sizeof(void*));
+  s.rows = layout.add(product(pixels, b.main.taps, sizeof(void*)));
+  s.lowRows = layout.add(product(lowPixels, b.low.taps, sizeof(void*)));
   s.start = layout.add(pixels * sizeof(void*));
-  s.low = layout.add(lowPixels * b.packed->set->shape.maxVectors * b.packed->set->lanes * 4);
+  s.low = layout.add(product(lowPixels, b.packed->set->shape.maxVectors, b.packed->set->lanes, 4));
   s.size = layout.size();
   return s;
 }

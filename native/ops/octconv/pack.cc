@@ -75,13 +75,6 @@ const TileSet& tileSetOf(const Branch& branch, const Params& params, const std::
   return sets[branch.winograd ? 4 : needsShorts(branch, params, affines, sets[2].saturates) ? 3 : 2];
 }
 
-void checkChannels(const Branch& branch, const Params& params) {
-  const int64_t channels = outputChannels(branch, params), groups = branch.groups();
-  if (channels < 1 || groups < 1 || channels % groups)
-    fail("octConv: ", groups, " groups do not divide ", channels, " output channels");
-  branch.eachSource([&](const Source& s) { weightOf(s, params, channels); });
-}
-
 // Where the panels' numbers go: panel by panel, in the order of their use.
 void layOutDirect(PackedBranch& packed, Layout& layout) {
   const bool integers = packed.compute == Compute::i8;
@@ -217,9 +210,9 @@ void write(std::ostream& out, const Size3& size) { out << size.t << 'x' << size.
 
 std::shared_ptr<const Packed> packBranch(const Attr& attrs, const Params& params, Crew& crew) {
   const Branch branch = oneBranchOf(attrs);
-  checkChannels(branch, params);
-  if (branch.winograd) checkWinograd(branch);
   const int64_t channels = outputChannels(branch, params), groups = branch.groups();
+  branch.eachSource([&](const Source& s) { weightOf(s, params, channels); });
+  if (branch.winograd) checkWinograd(branch);
   std::vector<Affine> affines, prologues, stores;
   for (const Term& term : branch.terms) affines.push_back(affineOf(term, params, channels));
   branch.eachSource([&](const Source& s) { prologues.push_back(affineOf(s.prologue, params)); });
@@ -229,8 +222,10 @@ std::shared_ptr<const Packed> packBranch(const Attr& attrs, const Params& params
   packed->set = &tileSetOf(branch, params, affines);
   packed->compute = branch.compute;
   packed->winograd = branch.winograd;
+  packed->channels = channels, packed->groups = groups;
   packed->depthwise = groups > 1 && groups == channels;
   branch.eachSource([&](const Source& s) {
+    packed->readers.push_back({inputsOf(s, params), s.taps(), s.upsample});
     packed->depthwise = packed->depthwise && inputsOf(s, params) == 1 && !s.upsample;
   });
   packed->panels = panelsOf(*packed->set, channels, groups, packed->depthwise);

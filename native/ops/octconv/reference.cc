@@ -171,9 +171,10 @@ void checkWeights(const Node& node, const Branch& branch, const PlainBranch& pla
   for (size_t t = 0; t < branch.terms.size(); t++) {
     const auto& sources = plain.terms[t].sources;
     if (sources.size() != branch.terms[t].sources.size()) unfit();
+    if (static_cast<int64_t>(plain.terms[t].affine.scale.size()) != y.c) unfit();
     for (size_t i = 0; i < sources.size(); i++) {
       const Source& s = branch.terms[t].sources[i];
-      const int64_t elements = y.c * (node.in(s.input).c / s.groups) * s.taps();
+      const int64_t elements = product(y.c, node.in(s.input).c / s.groups, s.taps());
       if (static_cast<int64_t>(sources[i].elements.size()) != elements ||
           !fits(s.prologue, sources[i].prologue, node.in(s.input).c))
         unfit();

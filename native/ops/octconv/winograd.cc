@@ -34,17 +34,17 @@ Pieces piecesOf(const BranchPlan& b) {
                 width = widthOf(b, static_cast<int64_t>(b.packed->panels.size()));
   int64_t pointers = 0, inputs = 0, sums = 0;
   for (const auto& [sum, rows] : {std::pair{&b.main, b.rows}, std::pair{&b.low, half(b.rows)}}) {
-    const int64_t tiles = b.planes * ((rows + o - 1) / o) * sum->points.w;
-    pointers = std::max(pointers, tiles * sum->taps);
-    inputs = std::max(inputs, tiles * positions * inputsOf(*sum));
-    if (sum->taps) sums = std::max(sums, tiles * positions * width);
+    const int64_t tiles = product(b.planes, (rows + o - 1) / o, sum->points.w);
+    pointers = std::max(pointers, product(tiles, sum->taps));
+    inputs = std::max(inputs, product(tiles, positions, inputsOf(*sum)));
+    if (sum->taps) sums = std::max(sums, product(tiles, positions, width));
   }
   Layout layout;
   Pieces p{};
-  p.rows = layout.add(pointers * sizeof(void*));
-  p.inputs = layout.add(inputs * packedInputBytes(b.spec));
-  p.sums = layout.add(sums * 4);
-  p.low = layout.add(b.low.taps ? b.planes * half(b.rows) * b.low.grid.w * width * 4 : 0);
+  p.rows = layout.add(product(pointers, sizeof(void*)));
+  p.inputs = layout.add(product(inputs, packedInputBytes(b.spec)));
+  p.sums = layout.add(product(sums, 4));
+  p.low = layout.add(b.low.taps ? product(b.planes, half(b.rows), b.low.grid.w, width, 4) : 0);
   p.size = layout.size();
   return p;
 }
