@@ -31,6 +31,10 @@ export interface ModelOptions {
   readonly threads?: number | undefined;
   /** How many plans are kept, one per input shape; the one that was used longest ago goes first. Default 8. */
   readonly plans?: number | undefined;
+  /** Bytes that plans keep between runs, besides the one that was used last; that of the others goes first. Default 64 MiB. */
+  readonly idleBytes?: number | undefined;
+  /** The most bytes that the weights of a plan and one run of it may take: a plan that would take more is an error. */
+  readonly maxBytes?: number | undefined;
 }
 
 /** A network is a module that takes images [N,H,W,C] and gives one value. */
@@ -82,6 +86,7 @@ export class Model<S extends Shape = Shape> {
   readonly #source: Weights;
   readonly #weights: PackedWeights;
   readonly #keptPlans: number;
+  readonly #idleBytes: number;
   /** By shape, the latest used last. */
   readonly #plans = new Map<string, KeptPlan>();
   /** Runs and compilations in flight: what they need goes when they have ended. */
@@ -96,7 +101,7 @@ export class Model<S extends Shape = Shape> {
   constructor(network: Network<S>, weights: Weights, options: ModelOptions = {}) {
     const { tensors } = weights;
     const quantized = [...tensors.values()].some((tensor) => tensor.dtype === 'i8');
-    const { device, dtype = quantized ? 'i8' : 'f32', threads, plans = 8 } = options;
+    const { device, dtype = quantized ? 'i8' : 'f32', threads, plans = 8, idleBytes = 64 * 2 ** 20, maxBytes } = options;
     const target: Target = targetOf(device);
     if (dtype !== 'f32' && dtype !== 'bf16' && dtype !== 'i8') {
       throw new OctconvError(`dtype '${dtype}': wanted f32, bf16 or i8`);
@@ -105,14 +110,18 @@ export class Model<S extends Shape = Shape> {
       throw new OctconvError(`dtype 'i8': wanted quantized weights, as 'octconv quantize' makes them`);
     }
     if (!(Number.isInteger(plans) && plans >= 1)) throw new OctconvError(`plans: ${plans}, wanted a positive integer`);
+    for (const [name, bytes] of Object.entries({ idleBytes, maxBytes })) {
+      if (bytes !== undefined && !(bytes >= 0)) throw new OctconvError(`${name}: ${bytes}, wanted a number of bytes`);
+    }
     this.device = target.name;
     this.dtype = dtype;
     this.threads = threadsOf(threads);
     this.#network = network;
     checkWeights(parameterShapes(network), weights);
     this.#source = weights;
-    this.#weights = new PackedWeights(weights, target, dtype);
+    this.#weights = new PackedWeights(weights, target, dtype, maxBytes);
     this.#keptPlans = plans;
+    this.#idleBytes = idleBytes;
     if (weights.close) forgotten.register(this, weights, this);
   }
 
@@ -146,18 +155,30 @@ export class Model<S extends Shape = Shape> {
     kept.users++;
     this.#plans.delete(key);
     this.#plans.set(key, kept);
-    for (const [oldest, old] of this.#plans) {
-      if (this.#plans.size <= this.#keptPlans) break;
-      this.#plans.delete(oldest);
-      old.kept = false;
-      if (old.users === 0) old.plan?.dispose();
-    }
     return kept;
   }
 
   #done(kept: KeptPlan): void {
     kept.users--;
     if (kept.users === 0 && !kept.kept) kept.plan?.dispose();
+    let idle = 0;
+    for (const { plan } of [...this.#plans.values()].reverse().slice(1)) {
+      idle += plan?.idleBytes ?? 0;
+      if (idle > this.#idleBytes) plan?.trim();
+    }
+  }
+
+  /** When there is a new plan: weights that it shares with an old one stay. */
+  #dropOldest(): void {
+    for (const [oldest, old] of this.#plans) {
+      const newest = [...this.#plans.values()].at(-1);
+      const idle = [...this.#plans.values()].reduce((sum, { plan }) => sum + (plan?.idleBytes ?? 0), 0);
+      const fits = this.#weights.bytes + idle + (newest?.plan?.memory.run ?? 0) <= this.#weights.maxBytes;
+      if (this.#plans.size <= this.#keptPlans && (fits || old === newest)) break;
+      this.#plans.delete(oldest);
+      old.kept = false;
+      if (old.users === 0) old.plan?.dispose();
+    }
   }
 
   #compile(shape: readonly number[]): KeptPlan {
@@ -167,6 +188,7 @@ export class Model<S extends Shape = Shape> {
     kept.promise.then(
       (plan) => {
         kept.plan = plan;
+        this.#dropOldest();
         if (kept.users === 0 && !kept.kept) plan.dispose();
       },
       () => {
