@@ -31,7 +31,7 @@ export interface ModelOptions {
   readonly threads?: number | undefined;
   /** How many plans are kept, one per input shape; the one that was used longest ago goes first. Default 8. */
   readonly plans?: number | undefined;
-  /** Bytes that plans keep between runs, besides the one that was used last; that of the others goes first. Default 64 MiB. */
+  /** Bytes that plans keep between runs, besides the one that was used last; that of the others goes first. Default 32 MiB. */
   readonly idleBytes?: number | undefined;
   /** The most bytes that the weights of a plan and one run of it may take: a plan that would take more is an error. */
   readonly maxBytes?: number | undefined;
@@ -101,7 +101,7 @@ export class Model<S extends Shape = Shape> {
   constructor(network: Network<S>, weights: Weights, options: ModelOptions = {}) {
     const { tensors } = weights;
     const quantized = [...tensors.values()].some((tensor) => tensor.dtype === 'i8');
-    const { device, dtype = quantized ? 'i8' : 'f32', threads, plans = 8, idleBytes = 64 * 2 ** 20, maxBytes } = options;
+    const { device, dtype = quantized ? 'i8' : 'f32', threads, plans = 8, idleBytes = 32 * 2 ** 20, maxBytes } = options;
     const target: Target = targetOf(device);
     if (dtype !== 'f32' && dtype !== 'bf16' && dtype !== 'i8') {
       throw new OctconvError(`dtype '${dtype}': wanted f32, bf16 or i8`);

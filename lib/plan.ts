@@ -31,6 +31,7 @@ export interface PlanOptions {
 interface Packed {
   /** When it is packed, or being packed. */
   promise?: Promise<NativePacked> | undefined;
+  held?: NativePacked;
   bytes: number;
   /** Plans, and compilations of plans. */
   users: number;
@@ -75,7 +76,7 @@ export class PackedWeights {
   async pack(steps: readonly Step[], constants: Graph['constants'], runBytes: number): Promise<{ steps: NativePacked[][]; release: () => void }> {
     const keyed: { step: Step; packing: Packing; key: string }[][] = [];
     for (const [i, step] of steps.entries()) {
-      if (i % 32 === 0) await turn();
+      if (i % 8 === 0) await turn();
       keyed.push(packingsOf(step).map((packing) => ({ step, packing, key: this.#keyOf(step, packing) })));
     }
     const all = new Map(keyed.flat().map((each) => [each.key, each]));
@@ -91,7 +92,8 @@ export class PackedWeights {
         packed.users--;
         if (packed.users > 0 || this.#packed.get(key) !== packed) continue;
         this.#packed.delete(key);
-        packed.promise?.then((held) => native.release(held), () => undefined);
+        if (packed.held) native.release(packed.held);
+        else packed.promise?.then((held) => native.release(held), () => undefined);
       }
     };
     try {
@@ -118,8 +120,13 @@ export class PackedWeights {
       const promise = calling(() => native.pack(name, step.op, packing.attrs, params));
       packed.promise = promise;
       before = promise.then(
-        (held) => { packed.bytes = native.bytes(held); },
-        () => { packed.promise = undefined; }, // the next one tries again
+        (held) => {
+          packed.held = held;
+          packed.bytes = native.bytes(held);
+        },
+        () => {
+          packed.promise = undefined; // the next one tries again
+        },
       );
     }
     await Promise.all(used.map(({ packed }) => packed.promise));
@@ -322,8 +329,8 @@ export class Plan {
     if (this.#disposed) return;
     this.#disposed = true;
     this.#idleBytes = 0;
-    native.release(this.#plan);
     this.#release();
+    native.release(this.#plan);
   }
 }
 

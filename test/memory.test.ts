@@ -74,9 +74,9 @@ describe('memory', function () {
     const x = [1, 2, 3].map((n) => Tensor.zeros('f32', [n, 32, 32, 3]));
     for (const idleBytes of [0, undefined]) {
       using model = createModel('oct-resnet-26', small, { idleBytes });
+      const plans = await Promise.all(x.map(({ shape }) => model.plan(shape)));
       for (const each of x) await model.run(each);
-      const idle = [];
-      for (const { shape } of x) idle.push((await model.plan(shape)).idleBytes > 0);
+      const idle = plans.map((plan) => plan.idleBytes > 0);
       expect(idle).to.deep.equal(idleBytes === 0 ? [false, false, true] : [true, true, true]);
       expect((await model.run(x[0] as Tensor<'f32'>)).shape).to.deep.equal([1, 10]);
     }
