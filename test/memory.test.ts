@@ -1,4 +1,4 @@
-/** What a process keeps, measured in one of its own. The bounds are several times what a quiet machine shows. */
+/** What a process keeps, measured in one of its own. The bounds leave room for a machine that does other things too. */
 import { execFile } from 'node:child_process';
 import { promisify } from 'node:util';
 import { expect } from 'chai';
@@ -48,7 +48,8 @@ describe('memory', function () {
         left.push(await resident());
       }
       return left;`);
-    expect((left.at(-1) ?? 0) - (left[0] ?? 0), String(left)).to.be.below(30);
+    // 10 to 33: the arenas of malloc. With weights and runs on the heap it was 135.
+    expect(Math.max(...left) - (left[0] ?? 0), String(left)).to.be.below(50);
   });
 
   it('of 90 input sizes on one model is about that of the largest @slow', async () => {
