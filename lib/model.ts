@@ -31,6 +31,10 @@ export interface ModelOptions extends Omit<CompileOptions, 'dtype'> {
   readonly dtype?: ComputeType | undefined;
   /** How many plans are kept, one per input shape; the one that was used longest ago goes first. Default 8. */
   readonly plans?: number | undefined;
+  /** Bytes that plans keep between runs, besides the one that was used last; that of the others goes first. Default 32 MiB. */
+  readonly idleBytes?: number | undefined;
+  /** The most bytes that the weights of a plan and one run of it may take: a plan that would take more is an error. */
+  readonly maxBytes?: number | undefined;
 }
 
 /**
@@ -84,6 +88,7 @@ export class Model<Y = Value<'f32', Shape>, X extends readonly Value[] = [x: Val
   readonly #source: ModelWeights;
   readonly #weights: PackedWeights;
   readonly #keptPlans: number;
+  readonly #idleBytes: number;
   /** By shape, the latest used last. */
   readonly #plans = new Map<string, KeptPlan<X, Y>>();
   /** Runs and compilations in flight: what they need goes when they have ended. */
@@ -98,18 +103,22 @@ export class Model<Y = Value<'f32', Shape>, X extends readonly Value[] = [x: Val
   constructor(network: Network<Y, X>, weights: ModelWeights, options: ModelOptions = {}) {
     const { tensors } = weights;
     const quantized = [...tensors.values()].some((tensor) => tensor.dtype === 'i8');
-    const { device, dtype = quantized ? 'i8' : 'f32', threads, plans = 8 } = options;
+    const { device, dtype = quantized ? 'i8' : 'f32', threads, plans = 8, idleBytes = 32 * 2 ** 20, maxBytes } = options;
     const target: Target = targetOf(device);
     checkCompute(dtype, quantized);
     if (!(Number.isInteger(plans) && plans >= 1)) throw new OctconvError(`plans: ${plans}, wanted a positive integer`);
+    for (const [name, bytes] of Object.entries({ idleBytes, maxBytes })) {
+      if (bytes !== undefined && !(bytes >= 0)) throw new OctconvError(`${name}: ${bytes}, wanted a number of bytes`);
+    }
     this.device = target.name;
     this.dtype = dtype;
     this.threads = threadsOf(target, threads);
     this.#network = network;
     checkWeights(parameterShapes(network), weights);
     this.#source = weights;
-    this.#weights = new PackedWeights(weights, target, dtype);
+    this.#weights = new PackedWeights(weights, target, dtype, maxBytes);
     this.#keptPlans = plans;
+    this.#idleBytes = idleBytes;
     if (weights.close) forgotten.register(this, weights, this);
   }
 
@@ -151,18 +160,30 @@ export class Model<Y = Value<'f32', Shape>, X extends readonly Value[] = [x: Val
     kept.users++;
     this.#plans.delete(key);
     this.#plans.set(key, kept);
-    for (const [oldest, old] of this.#plans) {
-      if (this.#plans.size <= this.#keptPlans) break;
-      this.#plans.delete(oldest);
-      old.kept = false;
-      if (old.users === 0) old.compiled?.dispose();
-    }
     return kept;
   }
 
   #done(kept: KeptPlan<X, Y>): void {
     kept.users--;
     if (kept.users === 0 && !kept.kept) kept.compiled?.dispose();
+    let idle = 0;
+    for (const { compiled } of [...this.#plans.values()].reverse().slice(1)) {
+      idle += compiled?.plan.idleBytes ?? 0;
+      if (idle > this.#idleBytes) compiled?.plan.trim();
+    }
+  }
+
+  /** When there is a new plan: weights that it shares with an old one stay. */
+  #dropOldest(): void {
+    for (const [oldest, old] of this.#plans) {
+      const newest = [...this.#plans.values()].at(-1);
+      const idle = [...this.#plans.values()].reduce((sum, { compiled }) => sum + (compiled?.plan.idleBytes ?? 0), 0);
+      const fits = this.#weights.bytes + idle + (newest?.compiled?.plan.memory.run ?? 0) <= this.#weights.maxBytes;
+      if (this.#plans.size <= this.#keptPlans && (fits || old === newest)) break;
+      this.#plans.delete(oldest);
+      old.kept = false;
+      if (old.users === 0) old.compiled?.dispose();
+    }
   }
 
   #compile(key: string, inputs: readonly InputSpec[]): KeptPlan<X, Y> {
@@ -174,6 +195,7 @@ export class Model<Y = Value<'f32', Shape>, X extends readonly Value[] = [x: Val
     kept.promise.then(
       (compiled) => {
         kept.compiled = compiled;
+        this.#dropOldest();
         if (kept.users === 0 && !kept.kept) compiled.dispose();
       },
       () => {

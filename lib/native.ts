@@ -72,6 +72,10 @@ export interface Native {
   pack(device: Device, op: string, attrs: Attrs, params: { readonly [role: string]: NativeParam }): Promise<NativePacked>;
   compile(device: Device, spec: NativePlanSpec): Promise<{ plan: NativePlan; runBytes: number; algorithms: string[] }>;
   run(plan: NativePlan, inputs: readonly TypedArray[], timed: boolean): NativeRun;
+  /** Of packed parameters, or what a plan keeps for its next runs, which is told to the garbage collector too. */
+  bytes(held: NativePacked | NativePlan): number;
+  /** Gives back what a plan keeps for its next runs. */
+  trim(plan: NativePlan): void;
   release(held: NativePacked | NativePlan): void;
   peak(threads: number): Promise<number>;
 }

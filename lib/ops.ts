@@ -268,7 +268,7 @@ function octConvRule({ high: xH, low: xL }: Octave<Operand>, params: OctConvPara
     check(op, weight !== undefined, `weight ${path} is missing: ${from} and ${to} are there`);
     checkWeight(op, `weight ${path}`, weight, from, input, depthwise ? channels(input) : groups);
     const shape = [width, weight.shape[1], ...window];
-    check(op, same(weight.shape, shape), `weight ${path} ${of(weight)}, wanted ${list(shape)}`);
+    if (!same(weight.shape, shape)) wrong(op, `weight ${path} ${of(weight)}, wanted ${list(shape)}`);
   }
   checkVector(op, 'biasH', params.biasH, high);
   if (low === undefined && params.biasL) wrong(op, `biasL ${of(params.biasL)}, wanted none: there is no yL`);
@@ -519,13 +519,13 @@ function record(
     const takes = takeBytes.has(op) ? 'u8' : 'f32';
     const values = inputs.map((x) => (x instanceof Tensor || x instanceof Parameter ? graph.operand(op, x) : x));
     for (const x of values) {
-      check(op, x instanceof Value, `got ${kindOf(x)}, wanted a Value, a Parameter or a Tensor`);
-      check(op, x.dtype === takes, `got ${x.dtype} ${of(x)}, wanted ${takes}`);
+      if (!(x instanceof Value)) wrong(op, `got ${kindOf(x)}, wanted a Value, a Parameter or a Tensor`);
+      if (x.dtype !== takes) wrong(op, `got ${x.dtype} ${of(x)}, wanted ${takes}`);
       checkRank(op, x, 2, 4, 5);
     }
     for (const [role, weight] of Object.entries(params)) {
       const fine = weight === undefined || weight instanceof Parameter || weight instanceof Tensor;
-      check(op, fine, `${role} is ${kindOf(weight)}, wanted a Parameter or a Tensor`);
+      if (!fine) wrong(op, `${role} is ${kindOf(weight)}, wanted a Parameter or a Tensor`);
     }
     const { shape, more = [], dtype = 'f32', attrs = {} } = rule();
     const types = [shape, ...more].map((s) => ({ dtype, shape: s }));

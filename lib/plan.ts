@@ -1,15 +1,16 @@
 /** From a recorded graph to a native plan, and its runs. */
+import { setImmediate as turn } from 'node:timers/promises';
 import { onAbort } from './abort.js';
 import { type Target, targetOf } from './devices.js';
 import { arrayFor, bytesPerElement, type TypedArray } from './dtype.js';
 import { OctconvError } from './error.js';
 import { type ComputeType, type Graph, type TensorType, toNTHWC } from './graph/graph.js';
-import { type Packing, packingsOf, type Step, type Steps } from './graph/lower.js';
+import { type Branch, type Packing, packingsOf, type Step, type Steps } from './graph/lower.js';
 import { aligned, planMemory } from './graph/memory.js';
 import { batchOf, segmentsByStep, wholeValues } from './graph/subbatch.js';
 import type { Quantized } from './graph/types.js';
 import { calling, type Device, type NativePacked, type NativeParam, type NativePlan, type NativePlanSpec, type NativeValue, native } from './native.js';
-import { stepsFor } from './targets.js';
+import { stepsInTurns } from './targets.js';
 import { Tensor } from './tensor.js';
 import type { Memory } from './weights/file.js';
 import { toFloats } from './weights/floats.js';
@@ -27,19 +28,35 @@ export interface PlanOptions {
   readonly threads?: number | undefined;
 }
 
+interface Packed {
+  /** When it is packed, or being packed. */
+  promise?: Promise<NativePacked> | undefined;
+  held?: NativePacked;
+  bytes: number;
+  /** Plans, and compilations of plans. */
+  users: number;
+}
+
 /**
- * Packed parameters, shared by all plans of a model: of each branch of a convolution, and of each other step that has
+ * Packed parameters, shared by the plans of a model: of each branch of a convolution, and of each other step that has
  * some. They are read step by step, always into the same memory, and packed on the library's threads, so a network is
- * never twice in memory.
+ * never twice in memory. What no plan needs any longer goes with the last one that did.
  */
 export class PackedWeights {
-  readonly #packed = new Map<string, Promise<NativePacked>>();
+  readonly #packed = new Map<string, Packed>();
   #quantized: Promise<Quantized> | undefined;
   constructor(
     readonly source: Pick<WeightSource, 'tensors' | 'read'>,
     readonly target: Target,
     readonly compute: ComputeType = 'f32',
+    /** Of the weights of a plan and one run of it. */
+    readonly maxBytes = Number.POSITIVE_INFINITY,
   ) {}
+
+  /** Of all that is packed. */
+  get bytes(): number {
+    return [...this.#packed.values()].reduce((sum, { bytes }) => sum + bytes, 0);
+  }
 
   /** The layers whose weights are i8, and how they see their inputs. */
   async quantized(): Promise<Quantized> {
@@ -52,22 +69,74 @@ export class PackedWeights {
     }
   }
 
-  /** What each step needs, packed. */
-  async pack(steps: readonly Step[], constants: Graph['constants']): Promise<NativePacked[][]> {
-    const keyed = steps.map((step) => packingsOf(step).map((packing) => ({ step, packing, key: this.#keyOf(step, packing) })));
-    const missing = keyed.flat().filter(({ key }) => !this.#packed.has(key));
+  /**
+   * What each step needs, packed; it is there until `release`.
+   * @throws OctconvError before it packs, if the weights and `runBytes` are more than `maxBytes`.
+   */
+  async pack(steps: readonly Step[], constants: Graph['constants'], runBytes: number): Promise<{ steps: NativePacked[][]; release: () => void }> {
+    const keyed: { step: Step; packing: Packing; key: string }[][] = [];
+    for (const [i, step] of steps.entries()) {
+      if (i % 8 === 0) await turn();
+      keyed.push(packingsOf(step).map((packing) => ({ step, packing, key: this.#keyOf(step, packing) })));
+    }
+    const all = new Map(keyed.flat().map((each) => [each.key, each]));
+    const used = [...all.values()].map((each) => ({ ...each, packed: this.#packed.get(each.key) ?? { users: 0, bytes: 0 } }));
+    const sum = used.reduce((bytes, { packed, packing }) => bytes + (packed.bytes || this.#packedBytesOf(packing)), 0);
+    this.#checkBytes(sum, runBytes);
+    for (const { key, packed } of used) {
+      this.#packed.set(key, packed);
+      packed.users++;
+    }
+    const release = () => {
+      for (const { key, packed } of used) {
+        packed.users--;
+        if (packed.users > 0 || this.#packed.get(key) !== packed) continue;
+        this.#packed.delete(key);
+        if (packed.held) native.release(packed.held);
+        else packed.promise?.then((held) => native.release(held), () => undefined);
+      }
+    };
+    try {
+      await this.#packAll(used, constants);
+      this.#checkBytes(used.reduce((bytes, { packed }) => bytes + packed.bytes, 0), runBytes);
+      const packed = keyed.map((each) => Promise.all(each.map(({ key }) => this.#packed.get(key)?.promise as Promise<NativePacked>)));
+      return { steps: await Promise.all(packed), release };
+    } catch (error) {
+      release();
+      throw error;
+    }
+  }
+
+  async #packAll(used: readonly { step: Step; packing: Packing; packed: Packed }[], constants: Graph['constants']): Promise<void> {
+    const missing = used.filter(({ packed }) => !packed.promise);
     const memory = new ArrayBuffer(Math.max(0, ...missing.map(({ packing }) => this.#bytesOf(packing))));
     let before: Promise<unknown> = Promise.resolve();
-    for (const { step, packing, key } of missing) {
-      if (this.#packed.has(key)) continue;
+    for (const { step, packing, packed } of missing) {
+      if (packed.promise) continue; // another plan was sooner
       const params = await this.#read(step, packing, constants, memory);
       await before; // one is packed while the next one is read
+      if (packed.promise) continue;
       const { name } = this.target;
-      const packed = calling(() => native.pack(name, step.op, packing.attrs, params));
-      this.#packed.set(key, packed);
-      before = packed.catch(() => this.#packed.delete(key)); // the next one tries again
+      const promise = calling(() => native.pack(name, step.op, packing.attrs, params));
+      packed.promise = promise;
+      before = promise.then(
+        (held) => {
+          packed.held = held;
+          packed.bytes = native.bytes(held);
+        },
+        () => {
+          packed.promise = undefined; // the next one tries again
+        },
+      );
     }
-    return Promise.all(keyed.map((each) => Promise.all(each.map(({ key }) => this.#packed.get(key) as Promise<NativePacked>))));
+    await Promise.all(used.map(({ packed }) => packed.promise));
+    await before;
+  }
+
+  #checkBytes(weights: number, run: number): void {
+    if (weights + run <= this.maxBytes) return;
+    const mebi = (bytes: number) => `${(bytes / 2 ** 20).toFixed(1)} MiB`;
+    throw new OctconvError(`plan: weights of ${mebi(weights)} and a run of ${mebi(run)} are more than maxBytes, ${mebi(this.maxBytes)}`);
   }
 
   /** A parameter or a constant that an op takes as it takes values. */
@@ -104,16 +173,29 @@ export class PackedWeights {
 
   #bytesOf({ params }: Packing): number {
     return Object.values(params).reduce((sum, name) => {
-      const { dtype = 'f32', shape = [0] } = this.source.tensors.get(name) ?? {};
-      return sum + aligned(bytesPerElement[dtype] * shape.reduce((a, b) => a * b, 1), 64);
+      const { dtype = 'f32', shape } = this.source.tensors.get(name) ?? {};
+      return sum + aligned(bytesPerElement[dtype] * elementsOf(shape), 64);
     }, 0);
   }
 
+  /** About what it will be when it is packed, not more. */
+  #packedBytesOf(packing: Packing): number {
+    const [branch] = (packing.attrs.branches ?? []) as readonly Pick<Branch, 'hints' | 'compute'>[];
+    const { winograd = 0 } = branch?.hints ?? {};
+    const element = bytesPerElement[branch?.compute ?? 'f32'];
+    const elements = Object.values(packing.params).reduce((sum, name) => sum + elementsOf(this.source.tensors.get(name)?.shape), 0);
+    // Winograd's algorithm has weights for each of (size + 2)^2 positions instead of 9.
+    return elements * element * (winograd ? (winograd + 2) ** 2 / 9 : 1);
+  }
+
+  /** What plans still use goes with them. */
   dispose(): void {
-    for (const packing of this.#packed.values()) packing.then((packed) => native.release(packed), () => undefined);
+    for (const { promise } of this.#packed.values()) promise?.then((packed) => native.release(packed), () => undefined);
     this.#packed.clear();
   }
 }
+
+const elementsOf = (shape: readonly number[] = [0]): number => shape.reduce((a, b) => a * b, 1);
 
 async function readQuantized(source: Pick<WeightSource, 'tensors' | 'read'>): Promise<Quantized> {
   const layers = [...source.tensors].filter(([, { dtype }]) => dtype === 'i8').map(async ([name]) => {
@@ -133,6 +215,8 @@ export class Plan {
   readonly #ends: Pick<Steps, 'inputs' | 'outputs'>;
   /** Behind the inputs of a run: the parameters and constants that ops take as values. */
   readonly #bound: readonly TypedArray[];
+  readonly #release: () => void;
+  #idleBytes = 0;
   #disposed = false;
 
   private constructor(
@@ -147,7 +231,9 @@ export class Plan {
     readonly algorithms: readonly string[],
     plan: NativePlan,
     bound: readonly TypedArray[],
+    release: () => void,
   ) {
+    this.#release = release;
     this.#bound = bound;
     this.steps = steps;
     this.values = values;
@@ -158,7 +244,9 @@ export class Plan {
   /** @internal */
   static async compile(graph: Graph, weights: PackedWeights, threads: number): Promise<Plan> {
     const { target, compute } = weights;
-    const steps = stepsFor(graph, { traits: target.traits, compute, quantized: await weights.quantized(), threads });
+    const quantized = await weights.quantized();
+    await turn(); // to record it took a while
+    const steps = await stepsInTurns(graph, { traits: target.traits, compute, quantized, threads });
     return Plan.ofSteps(graph, steps, weights, threads);
   }
 
@@ -168,11 +256,19 @@ export class Plan {
    */
   static async ofSteps(graph: Graph, steps: Steps, weights: PackedWeights, threads: number): Promise<Plan> {
     const { target } = weights;
-    const packed = await weights.pack(steps.steps, graph.constants);
-    const bound = await Promise.all([...graph.bound.values()].map((name) => weights.operand(name, graph.constants)));
-    const { spec, activations } = specOf(steps, packed, threads, target.traits.align);
-    const { plan, runBytes, algorithms } = await calling(() => native.compile(target.name, spec));
-    return new Plan(graph, target, steps, { activations, run: runBytes }, algorithms, plan, bound);
+    await turn();
+    const { spec, activations } = specOf(steps, threads, target.traits.align);
+    const outside = [...steps.inputs, ...steps.outputs].reduce((sum, id) => sum + bytesOf(steps.values[id]), 0);
+    const packed = await weights.pack(steps.steps, graph.constants, activations + outside);
+    try {
+      const bound = await Promise.all([...graph.bound.values()].map((name) => weights.operand(name, graph.constants)));
+      const whole = { ...spec, steps: spec.steps.map((step, i) => ({ ...step, packed: packed.steps[i] ?? [] })) };
+      const { plan, runBytes, algorithms } = await calling(() => native.compile(target.name, whole));
+      return new Plan(graph, target, steps, { activations, run: runBytes }, algorithms, plan, bound, packed.release);
+    } catch (error) {
+      packed.release();
+      throw error;
+    }
   }
 
   /** What a run takes. */
@@ -195,7 +291,8 @@ export class Plan {
     signal?.throwIfAborted();
     this.#check(inputs);
     const { done, cancel } = calling(() => native.run(this.#plan, [...inputs.map((t) => t.data), ...this.#bound], stepMilliseconds !== undefined));
-    const { completed, outputs, stepMilliseconds: times } = await orAborted(done, cancel, signal);
+    const ended = done.finally(() => this.#ended());
+    const { completed, outputs, stepMilliseconds: times } = await orAborted(ended, cancel, signal);
     stepMilliseconds?.set(times);
     if (!completed) throw new OctconvError('plan: the run was stopped');
     return outputs.map((bytes, i) => {
@@ -214,10 +311,28 @@ export class Plan {
     }
   }
 
+  /** Memory that is kept for the next runs. */
+  get idleBytes(): number {
+    return this.#idleBytes;
+  }
+
+  #ended(): void {
+    if (!this.#disposed) this.#idleBytes = native.bytes(this.#plan);
+  }
+
+  /** Gives back what is kept for the next runs. */
+  trim(): void {
+    if (!this.#disposed) native.trim(this.#plan);
+    this.#idleBytes = 0;
+  }
+
   /** Gives the memory back; runs in flight end well. */
   dispose(): void {
-    if (!this.#disposed) native.release(this.#plan);
+    if (this.#disposed) return;
     this.#disposed = true;
+    this.#idleBytes = 0;
+    this.#release();
+    native.release(this.#plan);
   }
 }
 
@@ -232,8 +347,10 @@ function orAborted<T>(done: Promise<T>, cancel: () => void, signal: AbortSignal 
   });
 }
 
-/** A plan as native code takes it: values with their places, steps that refer to them by number. */
-function specOf(given: Steps, packed: readonly NativePacked[][], threads: number, align: number): { spec: NativePlanSpec; activations: number } {
+const bytesOf = ({ dtype, shape }: TensorType = { dtype: 'u8', shape: [0] }): number => bytesPerElement[dtype] * elementsOf(shape);
+
+/** A plan as native code takes it, without weights: values with their places, steps that refer to them by number. */
+function specOf(given: Steps, threads: number, align: number): { spec: NativePlanSpec; activations: number } {
   const { steps, values, inputs, outputs } = given;
   if (new Set([...inputs, ...outputs]).size !== inputs.length + outputs.length) {
     throw new OctconvError('plan: a network must compute each of its outputs, and give each once');
@@ -263,7 +380,7 @@ function specOf(given: Steps, packed: readonly NativePacked[][], threads: number
   const nativeSteps = steps.map(({ op, name, attrs, ...step }, at) => {
     const { images } = segments[at] ?? { images: batch };
     const see = (ids: readonly number[]) => ids.map((id) => view(id, images));
-    return { op, name, attrs, inputs: see(step.inputs), outputs: see(step.outputs), packed: packed[at] ?? [] };
+    return { op, name, attrs, inputs: see(step.inputs), outputs: see(step.outputs), packed: [] };
   });
   for (const id of inputs) view(id, batch); // one that no step reads
   const rounds = (given.segments ?? [{ steps: steps.length, images: batch }]).map((s) => ({ steps: s.steps, rounds: batch / s.images }));

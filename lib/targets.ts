@@ -2,9 +2,10 @@
  * Which passes make a graph into the steps that a device runs. All that they know of a device are its traits, plain data
  * that its native side tells; none reads a global, and none needs the addon.
  */
+import { setImmediate as turn } from 'node:timers/promises';
 import type { DType } from './dtype.js';
 import { chooseAlgorithms } from './graph/algorithm.js';
-import { fuse } from './graph/fuse.js';
+import { fusing } from './graph/fuse.js';
 import type { ComputeType, Graph } from './graph/graph.js';
 import { lower, type Step, type Steps } from './graph/lower.js';
 import { subBatch } from './graph/subbatch.js';
@@ -42,14 +43,26 @@ export interface Aim {
 type Pass = (steps: Steps) => Steps;
 
 /** The steps that a device runs. */
-export function stepsFor(graph: Graph, { threads = 1, compute = 'f32', quantized = new Map(), traits }: Aim): Steps {
+export const stepsFor = (graph: Graph, aim: Aim): Steps => passesFor(graph, aim).reduce((steps, pass) => pass(steps), lower(graph));
+
+/** The same, a pass at a time: a large network takes tens of milliseconds, in which others use the event loop too. */
+export async function stepsInTurns(graph: Graph, aim: Aim): Promise<Steps> {
+  let steps = lower(graph);
+  for (const pass of passesFor(graph, aim)) {
+    await turn();
+    steps = pass(steps);
+  }
+  return steps;
+}
+
+function passesFor(graph: Graph, { threads = 1, compute = 'f32', quantized = new Map(), traits }: Aim): Pass[] {
   const types: Pass = (steps) => assignTypes(steps, { compute, quantized, traits });
   const elements = (name: string) => (graph.params.get(name) ?? []).reduce((a, b) => a * b, 1);
   const weightBytes = (step: Step) => Object.values(step.params).reduce((sum, name) => sum + elements(name), 0) * bytesPerWeight[compute];
-  const passes: Pass[] = [(steps) => (traits.fuses ? fuse(steps, types) : types(steps))];
+  const passes: Pass[] = traits.fuses ? fusing(types) : [types];
   if (traits.subBatches) passes.push((steps) => subBatch(steps, threads, weightBytes));
   if (traits.winograd) passes.push((steps) => chooseAlgorithms(steps, traits));
-  return passes.reduce((steps, pass) => pass(steps), lower(graph));
+  return passes;
 }
 
 const bytesPerWeight = { f32: 4, bf16: 2, i8: 1 } as const;

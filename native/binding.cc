@@ -5,6 +5,8 @@
 //   pack(device, op, attrs, params)    -> Promise<packed parameters>
 //   compile(device, plan)              -> Promise<{ plan, runBytes, algorithms }>
 //   run(plan, inputs, timed)           -> { done: Promise<{ completed, outputs, stepMilliseconds }>, cancel() }
+//   bytes(packed | plan)               -> bytes of packed parameters, or what a plan keeps for its next runs
+//   trim(plan)                         gives back what it keeps for its next runs
 //   release(packed | plan)             gives its memory back before the garbage collector does
 //   peak(threads)                      -> Promise of measured GFLOP/s of fused multiply-adds
 //
@@ -12,6 +14,9 @@
 // change, transfer or shrink its buffers at any time; outputs are copied into new ones. All else that is given is
 // converted to plain structs first, with every number checked.
 #include <napi.h>
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
 
 #include <condition_variable>
 #include <cstring>
@@ -249,8 +254,8 @@ struct Held {
   int64_t bytes;
 
   static Napi::Value wrap(Napi::Env env, std::shared_ptr<T> object, size_t size) {
-    auto* held = new Held{std::move(object), static_cast<int64_t>(size)};
-    Napi::MemoryManagement::AdjustExternalMemory(env, held->bytes);
+    auto* held = new Held{std::move(object), 0};
+    held->count(env, size);
     auto external = Napi::External<Held>::New(env, held, [](Napi::Env env, Held* held) {
       held->free(env);
       delete held;
@@ -270,10 +275,15 @@ struct Held {
     if (!held.object) fail(what, " was disposed of");
     return held.object;
   }
+  // Tells the garbage collector what would be free without this object.
+  void count(Napi::Env env, size_t size) {
+    const auto now = static_cast<int64_t>(size);
+    if (now != bytes) Napi::MemoryManagement::AdjustExternalMemory(env, now - bytes);
+    bytes = now;
+  }
   void free(Napi::Env env) {
-    if (!object) return;
     object.reset();
-    Napi::MemoryManagement::AdjustExternalMemory(env, -bytes);
+    count(env, 0);
   }
   static const napi_type_tag tag;
 };
@@ -403,7 +413,7 @@ Napi::Value compile(const Napi::CallbackInfo& call) {
       const size_t bytes = program->runBytes();
       result.Set("runBytes", static_cast<double>(bytes));
       result.Set("algorithms", algorithms);
-      result.Set("plan", Held<Program>::wrap(env, std::move(program), bytes));
+      result.Set("plan", Held<Program>::wrap(env, std::move(program), 0));  // it has run nothing yet
       return result;
     }
   };
@@ -455,8 +465,9 @@ Napi::Value run(const Napi::CallbackInfo& call) {
   if (call[2].ToBoolean()) request.stepMilliseconds.resize(job->program->steps().size());
 
   auto result = Napi::Object::New(env);
-  result.Set("cancel", Napi::Function::New(env, [request = job->request](const Napi::CallbackInfo&) {
-               request->stop = true;
+  // The memory of a run goes with the run, not when the garbage collector finds this function.
+  result.Set("cancel", Napi::Function::New(env, [weak = std::weak_ptr(job->request)](const Napi::CallbackInfo&) {
+               if (const auto request = weak.lock()) request->stop = true;
              }));
   Environment& environment = environmentOf(env);
   result.Set("done", environment.begin(env, std::move(job), [&environment](Job* job) {
@@ -466,11 +477,35 @@ Napi::Value run(const Napi::CallbackInfo& call) {
   return result;
 }
 
+Napi::Value bytes(const Napi::CallbackInfo& call) {
+  if (!Held<Program>::is(call[0])) {
+    const auto& packed = Held<const Packed>::get(call[0], "a plan or packed parameters");
+    return Napi::Number::New(call.Env(), static_cast<double>(packed->bytes()));
+  }
+  const size_t size = Held<Program>::get(call[0], "a plan")->idleBytes();
+  Held<Program>::unwrap(call[0], "a plan").count(call.Env(), size);
+  return Napi::Number::New(call.Env(), static_cast<double>(size));
+}
+
+void trim(const Napi::CallbackInfo& call) {
+  Held<Program>::get(call[0], "a plan")->trim();
+  Held<Program>::unwrap(call[0], "a plan").count(call.Env(), 0);
+}
+
+// Small blocks, and copies of parameters while they were packed, came from malloc, which keeps what is free.
+void trimHeap() {
+#if defined(__GLIBC__)
+  threads::submit(1, [](Crew&) { malloc_trim(0); }, threads::Kind::background);
+#endif
+}
+
 void release(const Napi::CallbackInfo& call) {
-  if (Held<Program>::is(call[0]))
-    Held<Program>::unwrap(call[0], "a plan").free(call.Env());
-  else
+  if (!Held<Program>::is(call[0])) {
     Held<const Packed>::unwrap(call[0], "a plan or packed parameters").free(call.Env());
+    return;
+  }
+  Held<Program>::unwrap(call[0], "a plan").free(call.Env());
+  trimHeap();
 }
 
 Napi::Value peak(const Napi::CallbackInfo& call) {
@@ -493,6 +528,8 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("pack", Napi::Function::New(env, pack));
   exports.Set("compile", Napi::Function::New(env, compile));
   exports.Set("run", Napi::Function::New(env, run));
+  exports.Set("bytes", Napi::Function::New(env, bytes));
+  exports.Set("trim", Napi::Function::New(env, trim));
   exports.Set("release", Napi::Function::New(env, release));
   exports.Set("peak", Napi::Function::New(env, peak));
   return exports;

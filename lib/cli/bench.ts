@@ -35,6 +35,12 @@ export function benchCommand(program: Command): void {
     .option('--dtypes <list>', 'what the convolutions multiply: f32, bf16, i8', listOf(dtype), ['f32', 'bf16', 'i8'])
     .option('--threads <n>', 'threads of a run (default: all cores)', integer(1))
     .action(memory);
+  common(bench.command('loop'), 5)
+    .description('how late the event loop comes while a model folder is loaded, warmed up, run and disposed of')
+    .option('--network <name>', 'a registered network', 'oct-resnet-152')
+    .option('--alpha <share>', 'share of the low branch', number, 0.5)
+    .option('--threads <n>', 'threads of a run (default: all cores)', integer(1))
+    .action(loop);
 }
 
 function common(command: Command, rounds: number): Command {
@@ -105,6 +111,21 @@ async function memory({ alpha, threads = devices().threads, ...options }: Memory
   const result = await benchMemory({ ...options, threads, options: alphaOf(alpha), progress: line.show });
   line.stop();
   await report(options, result, memoryTable(result));
+}
+
+interface LoopOptions extends Common {
+  network: string;
+  alpha: number;
+  threads?: number;
+}
+
+async function loop({ alpha, threads = devices().threads, ...options }: LoopOptions): Promise<void> {
+  await prepare(options.out);
+  const { benchLoop, loopTable } = await import('../bench/loop.js');
+  const line = await progress();
+  const result = await benchLoop({ ...options, threads, options: { alpha }, progress: line.show });
+  line.stop();
+  await report(options, result, loopTable(result));
 }
 
 async function progress(): Promise<Progress> {

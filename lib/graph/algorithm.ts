@@ -54,7 +54,7 @@ export function chooseAlgorithms(given: Steps, traits: Pick<Traits, 'dotProducts
       const winograd = winogradOf(branch, given, traits);
       return winograd ? { ...branch, hints: { winograd } } : branch;
     });
-    return convStep(step.name, branches);
+    return branches.some(({ hints }) => hints) ? convStep(step.name, branches) : step;
   });
   return { ...given, steps };
 }

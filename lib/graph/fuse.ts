@@ -267,8 +267,18 @@ export function sinkPooling(given: Steps): Steps {
   return { ...given, values, steps };
 }
 
+type Pass = (steps: Steps) => Steps;
+
 /** All passes, in order; `types` are given to what is left of the values, before pooled copies are added. */
-export function fuse(steps: Steps, types: (steps: Steps) => Steps = (same) => same): Steps {
-  const passes = [foldBatchNorm, joinShortcut, joinResidual, joinActivations, joinPrologues, joinPooling, types, sinkPooling];
-  return passes.reduce((s, pass) => pass(s), steps);
-}
+export const fusing = (types: Pass): Pass[] => [
+  foldBatchNorm,
+  joinShortcut,
+  joinResidual,
+  joinActivations,
+  joinPrologues,
+  joinPooling,
+  types,
+  sinkPooling,
+];
+
+export const fuse = (steps: Steps, types: Pass = (same) => same): Steps => fusing(types).reduce((s, pass) => pass(s), steps);

@@ -101,17 +101,41 @@ export interface Steps {
   readonly outputs: readonly number[];
 }
 
-/** A convolution step; inputs, outputs and parameters are those of its branches, their order gives the positions. */
+/**
+ * A convolution step; inputs, outputs and parameters are those of its branches, their order gives the positions. Passes
+ * make a step many times before native code sees it, so `attrs` and `params` are worked out when they are asked for.
+ */
 export function convStep(name: string, branches: readonly Branch[]): Step {
-  const inputs = new Set<number>();
-  for (const branch of branches) {
-    for (const source of sourcesOf(branch)) inputs.add(source.input);
-    if (branch.residual !== undefined) inputs.add(branch.residual);
+  const read = new Set<number>();
+  for (const { terms, residual } of branches) {
+    for (const { sources } of terms) for (const { input } of sources) read.add(input);
+    if (residual !== undefined) read.add(residual);
   }
+  const inputs = [...read];
   const outputs = branches.flatMap(({ stores }) => stores.map(({ value }) => value));
-  const forms = branches.map((branch) => nativeForm(branch, [...inputs], outputs));
+  let known: Packing | undefined;
+  const form = (): Packing => {
+    known ??= formOfAll(branches.map((branch) => nativeForm(branch, inputs, outputs)));
+    return known;
+  };
+  return {
+    op: 'octConv',
+    name,
+    inputs,
+    outputs,
+    branches,
+    get attrs() {
+      return form().attrs;
+    },
+    get params() {
+      return form().params;
+    },
+  };
+}
+
+function formOfAll(forms: readonly Packing[]): Packing {
   const params = Object.fromEntries(forms.flatMap(({ params }, i) => Object.entries(params).map(([role, of]) => [`${i}.${role}`, of])));
-  return { op: 'octConv', name, inputs: [...inputs], outputs, attrs: { branches: forms.map(({ attrs }) => attrs) }, params, branches };
+  return { attrs: { branches: forms.map(({ attrs }) => attrs) }, params };
 }
 
 /** One for each branch of a convolution, one for any other step with parameters. */

@@ -24,9 +24,9 @@ export const same = (a: Shape, b: Shape): boolean => a.length === b.length && a.
 export const channels = ({ shape }: Shaped): number => shape.at(-1) ?? 0;
 
 export function checkRank(op: string, x: Shaped, ...ranks: readonly (2 | 4 | 5)[]): void {
+  if (ranks.includes(x.shape.length as 2)) return;
   const forms = { 2: '[N,C]', 4: '[N,H,W,C]', 5: '[N,T,H,W,C]' };
-  const fine = ranks.includes(x.shape.length as 2);
-  check(op, fine, `got ${of(x)}, wanted ${ranks.map((rank) => forms[rank]).join(' or ')}`);
+  wrong(op, `got ${of(x)}, wanted ${ranks.map((rank) => forms[rank]).join(' or ')}`);
 }
 
 /** A size as the graph holds it, [t, h, w]: images have T = 1, and nothing (`least`) happens along it. */
@@ -35,8 +35,7 @@ export function sizes(op: string, name: string, x: Shaped, value: Size, least: 0
   const axes = x.shape.length - 2;
   const all = typeof value === 'number' ? Array<number>(axes).fill(value) : [...value];
   const fine = all.length === axes && all.every((size) => Number.isInteger(size) && size >= least && size < 2 ** 31);
-  const wanted = `wanted a number or ${axes} numbers, integers of at least ${least}`;
-  check(op, fine, `${name} ${show(value)} for x ${of(x)}, ${wanted}`);
+  if (!fine) wrong(op, `${name} ${show(value)} for x ${of(x)}, wanted a number or ${axes} numbers, integers of at least ${least}`);
   return axes === 2 ? [least, ...all] : all;
 }
 
@@ -67,7 +66,7 @@ export function windowed(op: string, x: Shaped, window: Window, c: number, ceilM
     const padding = window.padding[i] ?? 0;
     const beyond = ceilMode ? stride - 1 : 0; // how far a window may stick out
     const room = size + 2 * padding - (window.dilation?.[i] ?? 1) * (kernel - 1) - 1 + beyond;
-    check(op, room >= 0, `the kernel ${list(window.kernel.slice(-2))} does not fit into x ${of(x)} with its padding`);
+    if (room < 0) wrong(op, `the kernel ${list(window.kernel.slice(-2))} does not fit into x ${of(x)} with its padding`);
     const count = Math.floor(room / stride) + 1;
     return ceilMode && (count - 1) * stride >= size + padding ? count - 1 : count;
   });
@@ -83,16 +82,16 @@ export function halved(shape: Shape): Shape {
 export function checkWeight(op: string, role: string, weight: Shaped, name: string, x: Shaped, groups: number): void {
   const { shape } = weight;
   const [o = 0, i = 0] = shape;
-  check(op, Number.isInteger(groups) && groups >= 1, `groups ${groups}, wanted a positive integer`);
+  if (!(Number.isInteger(groups) && groups >= 1)) wrong(op, `groups ${groups}, wanted a positive integer`);
   const form = x.shape.length === 5 ? '[O,I,kt,kh,kw]' : '[O,I,kh,kw]';
-  check(op, shape.length === x.shape.length, `${role} ${of(weight)}, wanted ${form} for ${name} ${of(x)}`);
+  if (shape.length !== x.shape.length) wrong(op, `${role} ${of(weight)}, wanted ${form} for ${name} ${of(x)}`);
   const inputs = `${i * groups} input channels${groups === 1 ? '' : ` in ${groups} groups`}`;
-  check(op, i * groups === channels(x), `${role} ${of(weight)} needs ${inputs}, got ${name} ${of(x)}`);
-  check(op, o % groups === 0, `${role} ${of(weight)} has ${o} output channels, wanted a multiple of ${groups} groups`);
+  if (i * groups !== channels(x)) wrong(op, `${role} ${of(weight)} needs ${inputs}, got ${name} ${of(x)}`);
+  if (o % groups !== 0) wrong(op, `${role} ${of(weight)} has ${o} output channels, wanted a multiple of ${groups} groups`);
 }
 
 export function checkVector(op: string, role: string, vector: Shaped | undefined, length: number): void {
-  if (vector) check(op, same(vector.shape, [length]), `${role} ${of(vector)}, wanted [${length}]`);
+  if (vector && !same(vector.shape, [length])) wrong(op, `${role} ${of(vector)}, wanted [${length}]`);
 }
 
 /** [kh, kw] or [kt, kh, kw] of a weight. */

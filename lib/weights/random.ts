@@ -1,6 +1,8 @@
+import { setImmediate as turn } from 'node:timers/promises';
 import type { Parameter } from '../graph/graph.js';
 import { type Module, namedParameters } from '../layers/module.js';
 import { elementCount } from '../tensor.js';
+import { ownMemory } from './file.js';
 import { missingTensor, type WeightSource } from './source.js';
 
 /**
@@ -15,11 +17,18 @@ export function initialize(network: Module, seed = 0): WeightSource {
   return {
     name,
     tensors: new Map([...parameters].map(([key, { shape }]) => [key, { dtype: 'f32', shape }])),
-    async read(key) {
+    async read(key, memory = ownMemory) {
       const parameter = parameters.get(key);
       if (!parameter) throw missingTensor({ name, tensors: parameters }, key);
-      const data = new Float32Array(elementCount(parameter.shape));
-      fill(data, ...rangeOf(key, parameter, parameters), hash(`${seed}/${key}`));
+      const count = elementCount(parameter.shape);
+      const { buffer, byteOffset } = memory(4 * count);
+      const data = new Float32Array(buffer, byteOffset, count);
+      const range = rangeOf(key, parameter, parameters);
+      let state = hash(`${seed}/${key}`);
+      for (let at = 0; at < count; at += slice) {
+        if (at > 0) await turn(); // a millisecond at a time: others use the event loop too
+        state = fill(data.subarray(at, at + slice), ...range, state);
+      }
       return data;
     },
     async close() {},
@@ -39,8 +48,10 @@ function rangeOf(name: string, { shape }: Parameter, all: ReadonlyMap<string, Pa
   return name.endsWith('weight') ? [0.75, 0.25] : [0, 0.1];
 }
 
-/** Uniform numbers by mulberry32. */
-function fill(data: Float32Array, center: number, reach: number, seed: number): void {
+const slice = 2 ** 18;
+
+/** Uniform numbers by mulberry32; gives its state. */
+function fill(data: Float32Array, center: number, reach: number, seed: number): number {
   let state = seed;
   for (let i = 0; i < data.length; i++) {
     state = (state + 0x6d2b79f5) | 0;
@@ -48,6 +59,7 @@ function fill(data: Float32Array, center: number, reach: number, seed: number): 
     x ^= x + Math.imul(x ^ (x >>> 7), x | 61);
     data[i] = center + reach * (((x ^ (x >>> 14)) >>> 0) / 2 ** 31 - 1);
   }
+  return state;
 }
 
 /** FNV-1a */

@@ -12,6 +12,8 @@ class HostProgram : public Program {
  public:
   HostProgram(PlanSpec spec, std::vector<Kernel> kernels);
   size_t runBytes() const override { return runBytes_; }
+  size_t idleBytes() const override { return rooms.bytes() + boundaries.bytes(); }
+  void trim() override { rooms.clear(), boundaries.clear(); }
   std::vector<StepInfo> steps() const override;
   std::shared_ptr<Request> prepare() override;
   void start(std::shared_ptr<Request> request, std::function<void()> done) override;
@@ -21,6 +23,7 @@ class HostProgram : public Program {
   struct Room {
     Memory block;
     Run run;
+    size_t size() const { return block.size(); }
   };
   // Memory of runs that have ended, for the next ones: in the steady state a run allocates nothing.
   template <class T>
@@ -37,9 +40,20 @@ class HostProgram : public Program {
       std::lock_guard lock(mutex);
       if (items.size() < 4) items.push_back(std::move(item));  // a burst of runs does not keep its memory
     }
+    void clear() {
+      std::vector<T> gone;  // freed without the lock
+      std::lock_guard lock(mutex);
+      gone.swap(items);
+    }
+    size_t bytes() const {
+      std::lock_guard lock(mutex);
+      size_t sum = 0;
+      for (const T& item : items) sum += item.size();
+      return sum;
+    }
 
    private:
-    std::mutex mutex;
+    mutable std::mutex mutex;
     std::vector<T> items;
   };
   struct HostRequest;

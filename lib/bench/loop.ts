@@ -1,0 +1,100 @@
+/** How long a network keeps the event loop: in a server nobody else is answered meanwhile. */
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { type IntervalHistogram, monitorEventLoopDelay } from 'node:perf_hooks';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { loadModel } from '../model.js';
+import { defaultInputOf, type NetworkOptions, resolveNetworkOptions } from '../models/index.js';
+import { Tensor } from '../tensor.js';
+import { writeModelFolder } from '../weights/folder.js';
+import { type Machine, machine } from './measure.js';
+import { Net } from './models.js';
+import { table, threadsOf } from './table.js';
+
+export interface BenchLoopOptions {
+  readonly network: string;
+  readonly options: NetworkOptions;
+  readonly size: number;
+  readonly threads: number;
+  readonly rounds: number;
+  readonly progress?: (text: string) => void;
+}
+
+/** Milliseconds that the event loop came too late; the timer that measures it has a resolution of one. */
+export interface LoopRow {
+  readonly phase: string;
+  readonly p50: number;
+  readonly p99: number;
+  readonly max: number;
+}
+
+export interface LoopResult {
+  readonly bench: 'loop';
+  readonly machine: Machine;
+  readonly network: string;
+  readonly options: NetworkOptions;
+  readonly size: number;
+  readonly threads: number;
+  readonly rounds: number;
+  readonly rows: readonly LoopRow[];
+}
+
+const goals = { p99: 5, max: 10 };
+const batches = [1, 2, 4];
+
+export async function benchLoop({ network, options: given, size, threads, rounds, progress }: BenchLoopOptions): Promise<LoopResult> {
+  const options = resolveNetworkOptions(network, given);
+  const folder = await mkdtemp(join(tmpdir(), 'octconv-'));
+  const rows: LoopRow[] = [];
+  const whole = monitorEventLoopDelay({ resolution: 1 });
+  const phase = async <T>(name: string, work: () => Promise<T>): Promise<T> => {
+    progress?.(name);
+    const histogram = monitorEventLoopDelay({ resolution: 1 });
+    await sleep(5); // what was before is none of its business
+    for (const each of [histogram, whole]) each.enable();
+    try {
+      const result = await work();
+      await sleep(5);
+      return result;
+    } finally {
+      for (const each of [histogram, whole]) each.disable();
+      rows.push(rowOf(name, histogram));
+    }
+  };
+  try {
+    progress?.('writing the network');
+    const net = new Net(network, given, size);
+    const labels = Array.from({ length: options.classes }, (_, i) => `class ${i}`);
+    const input = { ...defaultInputOf(network, options), height: size, width: size, resize: size };
+    await writeModelFolder(folder, { network, options, input }, labels, net.weights);
+    const model = await phase('load', () => loadModel(folder, { threads }));
+    const shapes = batches.map((batch) => [batch, size, size, 3]);
+    await phase(`warm up batch ${batches.join(', ')}`, () => model.warmUp(shapes));
+    const inputs = shapes.map((shape) => Tensor.zeros('f32', shape));
+    await phase('run', async () => {
+      for (let round = 0; round < rounds; round++) for (const x of inputs) await model.run(x);
+    });
+    await phase('dispose', async () => model.dispose());
+  } finally {
+    await rm(folder, { recursive: true, force: true });
+  }
+  rows.push(rowOf('all', whole));
+  return { bench: 'loop', machine: machine(), network, options, size, threads, rounds, rows };
+}
+
+function rowOf(phase: string, histogram: Pick<IntervalHistogram, 'max' | 'percentile'>): LoopRow {
+  const milliseconds = (nanoseconds: number) => nanoseconds / 1e6;
+  return { phase, p50: milliseconds(histogram.percentile(50)), p99: milliseconds(histogram.percentile(99)), max: milliseconds(histogram.max) };
+}
+
+export function loopTable({ machine, network, options, size, threads, rounds, rows }: LoopResult): string {
+  const lines = rows.map(({ phase, p50, p99, max }) => [phase, ...[p50, p99, max].map((value) => value.toFixed(1))]);
+  return [
+    `${machine.cpu}, ${machine.isa}, ${threadsOf(threads)}`,
+    `${network}, alpha ${options.alpha}, ${size} x ${size}, ${rounds} rounds of batch ${batches.join(', ')}; milliseconds between two turns`,
+    `of the event loop, measured by a timer of 1 ms; goal for all: p99 < ${goals.p99}, max < ${goals.max}`,
+    '',
+    table(['event loop', 'p50', 'p99', 'max'], lines),
+  ].join('\n');
+}

@@ -1,0 +1,99 @@
+/** What a process keeps, measured in one of its own. The bounds leave room for a machine that does other things too. */
+import { execFile } from 'node:child_process';
+import { promisify } from 'node:util';
+import { expect } from 'chai';
+import { createModel, Tensor } from '../lib/index.js';
+
+const dist = new URL('../dist/index.js', import.meta.url).href;
+const small = { alpha: 0.5, width: 8, classes: 10, stem: 'cifar' } as const;
+
+/** What a script returns, in MiB where it calls `resident`. */
+async function child<T>(script: string): Promise<T> {
+  const code = `
+    import { createModel, Tensor } from ${JSON.stringify(dist)};
+    const rss = () => process.memoryUsage().rss / 2 ** 20;
+    const resident = async () => {
+      for (let i = 0; i < 4; i++) { gc(); await new Promise((resolve) => setTimeout(resolve, 30)); }
+      return rss();
+    };
+    const big = () => createModel('oct-resnet-50', { alpha: 0.5 });
+    const run = (model, size) => model.run(Tensor.zeros('f32', [1, size, size, 3]));
+    const main = async () => {${script}};
+    console.log(JSON.stringify(await main()));`;
+  const { stdout } = await promisify(execFile)(process.execPath, ['--expose-gc', '--input-type=module', '-e', code], { timeout: 280_000 });
+  return JSON.parse(stdout);
+}
+
+describe('memory', function () {
+  this.timeout(300_000);
+
+  it('of a run goes with it, not when the garbage collector comes by', async () => {
+    const [before, after] = await child<[number, number]>(`
+      const model = createModel('oct-resnet-26', ${JSON.stringify({ ...small, stem: 'imagenet' })});
+      const x = Tensor.zeros('f32', [1, 224, 224, 3]);
+      for (let i = 0; i < 20; i++) await model.run(x);
+      const before = await resident();
+      for (let i = 0; i < 200; i++) await model.run(x);
+      return [before, rss()];`);
+    expect(after - before).to.be.below(60); // the inputs of 200 runs are 115 MiB
+  });
+
+  it('of Oct-ResNet-50 comes back: five models, one after the other, leave what one leaves', async () => {
+    const left = await child<number[]>(`
+      const left = [];
+      for (let i = 0; i < 5; i++) {
+        const model = big();
+        await run(model, 224);
+        model.dispose();
+        left.push(await resident());
+      }
+      return left;`);
+    // 10 to 33: the arenas of malloc. With weights and runs on the heap it was 135.
+    expect(Math.max(...left) - (left[0] ?? 0), String(left)).to.be.below(50);
+  });
+
+  it('of 90 input sizes on one model is about that of the largest @slow', async () => {
+    const [alone, all, left] = await child<[number, number, number]>(`
+      const sizes = Array.from({ length: 90 }, (_, i) => 96 + 2 * i);
+      const first = big();
+      await run(first, sizes.at(-1));
+      const alone = await resident();
+      first.dispose();
+      const model = big();
+      let all = 0;
+      for (const [i, size] of sizes.entries()) {
+        await run(model, size);
+        if (i % 10 === 9) all = Math.max(all, await resident());
+      }
+      model.dispose();
+      return [alone, all, await resident()];`);
+    expect(all - alone).to.be.below(150);
+    expect(left).to.be.below(alone);
+  });
+
+  it('that plans keep between runs is bounded, besides that of the last one', async () => {
+    const x = [1, 2, 3].map((n) => Tensor.zeros('f32', [n, 32, 32, 3]));
+    for (const idleBytes of [0, undefined]) {
+      using model = createModel('oct-resnet-26', small, { idleBytes });
+      const plans = await Promise.all(x.map(({ shape }) => model.plan(shape)));
+      for (const each of x) await model.run(each);
+      const idle = plans.map((plan) => plan.idleBytes > 0);
+      expect(idle).to.deep.equal(idleBytes === 0 ? [false, false, true] : [true, true, true]);
+      expect((await model.run(x[0] as Tensor<'f32'>)).shape).to.deep.equal([1, 10]);
+    }
+    expect(() => createModel('oct-resnet-26', small, { idleBytes: -1 })).to.throw('idleBytes: -1, wanted a number of bytes');
+  });
+
+  it('of a plan may be limited: one that would take more is an error, and others still run', async () => {
+    using model = createModel('oct-resnet-26', small, { maxBytes: 4 * 2 ** 20 });
+    const x = Tensor.zeros('f32', [1, 32, 32, 3]);
+    expect((await model.run(x)).shape).to.deep.equal([1, 10]);
+    for (const shape of [[64, 128, 128, 3], [2, 4096, 4096, 3]]) {
+      const error = await model.plan(shape).catch((e) => e.message);
+      expect(error).to.match(/^plan: weights of .* MiB and a run of .* MiB are more than maxBytes, 4\.0 MiB$/);
+    }
+    expect((await model.run(x)).shape).to.deep.equal([1, 10]);
+    using none = createModel('oct-resnet-26', small, { maxBytes: 2 ** 19 });
+    expect(await none.run(x).catch((e) => e.message)).to.match(/^plan: weights of .* more than maxBytes, 0\.5 MiB$/);
+  });
+});
