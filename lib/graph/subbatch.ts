@@ -26,6 +26,9 @@ export function wholeValues(given: Steps): ReadonlySet<number> {
   return new Set([...given.inputs, ...given.outputs, ...read]);
 }
 
+/** Whether an axis takes the place of N. */
+const mixesImages = ({ op, attrs }: Step): boolean => op === 'transpose' && (attrs.axes as readonly number[])[0] !== 0;
+
 /**
  * Cuts the steps in two where the fewest bytes are moved: before the cut weights are read again for each sub-batch,
  * behind it the activations of all images go through memory.
@@ -34,7 +37,8 @@ export function subBatch(given: Steps, threads: number, weightBytes: (step: Step
   const batch = batchOf(given);
   // As many images as threads, so that each has its own.
   const images = Array.from({ length: Math.min(batch, threads) }, (_, i) => i + 1).findLast((n) => batch % n === 0) ?? 1;
-  const one = given.values.every(({ shape }) => shape[0] === batch);
+  // What the caller or a constant gives once serves all images.
+  const one = given.values.every(({ shape }, id) => shape[0] === batch || (shape[0] === 1 && given.inputs.includes(id))) && !given.steps.some(mixesImages);
   if (!one || images === batch) return given;
   const bytesOf = (id: number) => {
     const { dtype, shape } = given.values[id] ?? { dtype: 'u8' as const, shape: [] };
