@@ -73,14 +73,16 @@ double exact(Binary op, double x, double y) {
 
 Kernel slow(const Node& node, int) {
   return {[=, op = operationOf(node), walk = walkOf(node)](Run& run) {
-    for (int64_t row = 0; row < walk.rows(); row++)
+    for (int64_t row = 0; row < walk.rows(); row++) {
+      const auto from = walk.at(row);
       for (int64_t i = 0; i < walk.inner.size; i++) {
         const auto number = [&](size_t k) {
-          return valueAt(run.inputs[k], node.inputs[k], walk.at(row)[k] + i * walk.inner.steps[k]);
+          return valueAt(run.inputs[k], node.inputs[k], from[k] + i * walk.inner.steps[k]);
         };
         setValue(run.outputs[0], node.outputs[0], row * walk.inner.size + i,
                  static_cast<float>(exact(op, number(0), number(1))));
       }
+    }
   }};
 }
 
