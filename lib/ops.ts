@@ -85,11 +85,26 @@ export type Full<S extends Shape> = S extends Video
       : readonly [number, number, number, number, number];
 export type Fits<A extends number, B extends number> = [A & B] extends [never] ? (1 extends A | B ? true : false) : true;
 export type Joint<A extends number, B extends number> = A extends 1 ? B : B extends 1 ? A : number extends A ? B : A;
-export type AllFit<A extends Video, B extends Video> = false extends Fits<A[0], B[0]> | Fits<A[1], B[1]> | Fits<A[2], B[2]> | Fits<A[3], B[3]> | Fits<A[4], B[4]>
+export type AllFit<A extends Video, B extends Video> = false extends
+  | Fits<A[0], B[0]>
+  | Fits<A[1], B[1]>
+  | Fits<A[2], B[2]>
+  | Fits<A[3], B[3]>
+  | Fits<A[4], B[4]>
   ? false
   : true;
-export type AllJoint<A extends Video, B extends Video> = readonly [Joint<A[0], B[0]>, Joint<A[1], B[1]>, Joint<A[2], B[2]>, Joint<A[3], B[3]>, Joint<A[4], B[4]>];
-export type OfRank<S extends Shape, F extends Video> = S extends Video ? F : S extends Image ? readonly [F[0], F[2], F[3], F[4]] : readonly [F[0], F[4]];
+export type AllJoint<A extends Video, B extends Video> = readonly [
+  Joint<A[0], B[0]>,
+  Joint<A[1], B[1]>,
+  Joint<A[2], B[2]>,
+  Joint<A[3], B[3]>,
+  Joint<A[4], B[4]>,
+];
+export type OfRank<S extends Shape, F extends Video> = S extends Video
+  ? F
+  : S extends Image
+    ? readonly [F[0], F[2], F[3], F[4]]
+    : readonly [F[0], F[4]];
 /** The type of an operand if its sizes can be those of x or 1, otherwise a text that no operand is. */
 export type Broadcasting<S extends Shape, Y> = Y extends { readonly shape: infer T extends Shape }
   ? AllFit<Full<S>, Full<T>> extends true
@@ -491,7 +506,10 @@ export function slice<X extends Operand<Matrix | Spatial>>(x: X, options: SliceO
 }
 
 /** Axis i of the result is axis `axes[i]` of x. */
-export function transpose<X extends Operand<Matrix | Spatial>>(x: X, options: RunAt & { readonly axes: Wide<X['shape']> }): Result<X, Wide<X['shape']>>;
+export function transpose<X extends Operand<Matrix | Spatial>>(
+  x: X,
+  options: RunAt & { readonly axes: Wide<X['shape']> },
+): Result<X, Wide<X['shape']>>;
 export function transpose(x: Operand, options: RunAt & { readonly axes: readonly number[] }): unknown {
   return apply('transpose', [x], {}, options, () => {
     const axes = axesOf('transpose', x, options.axes);

@@ -98,9 +98,9 @@ const views: Case[] = [
   ...[[3, 7], [2, 3, 5, 17], small].flatMap((x) => orders(x.length).map((axes) => one('transpose', x, { axes }))),
   ...widths.map((c) => one('transpose', [2, 3, c, 5], { axes: [0, 3, 1, 2] })),
   one('transpose', large, { axes: [0, 3, 1, 2] }),
-  ...([[[2, 3, 5, 7], [2, -1]], [[2, 105], [2, 7, 3, 5]], [[4, 3, 2, 5], [2, 6, 2, 5]], [small, [1, 2, 5, -1]], [small, [5, 2, 3, 1, 6]], [large, [2, 20, 102, 33]]] as const).map(
-    ([x, shape]) => one('reshape', x, { shape }),
-  ),
+  ...[[2, -1], [2, 7, 3, 5], [5, 3, 7, 2], [2, 1, -1, 7]].flatMap((shape) => [[2, 3, 5, 7], [2, 105]].map((x) => one('reshape', x, { shape }))),
+  ...[[1, 2, 5, -1], [5, 2, 3, 1, 6]].map((shape) => one('reshape', small, { shape })),
+  one('reshape', large, { shape: [2, 20, 102, 33] }),
 ];
 
 const reductions: Case[] = [
@@ -120,7 +120,11 @@ const matmul = (x: readonly number[], y: readonly number[]): Case => ({
 });
 
 const matmuls: Case[] = [
-  ...widths.flatMap((size) => [matmul([2, 3, 9, 7], [2, 3, 7, size]), matmul([1, 2, size, 5], [1, 2, 5, 6]), matmul([1, 2, 3, size], [1, 2, size, 6])]),
+  ...widths.flatMap((size) => [
+    matmul([2, 3, 9, 7], [2, 3, 7, size]),
+    matmul([1, 2, size, 5], [1, 2, 5, 6]),
+    matmul([1, 2, 3, size], [1, 2, size, 6]),
+  ]),
   matmul([2, 1, 4, 5], [1, 3, 5, 6]),
   matmul([1, 1, 4, 5], [2, 3, 5, 6]),
   matmul([2, 3, 4, 5, 6], [2, 1, 4, 6, 7]),

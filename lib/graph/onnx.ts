@@ -64,7 +64,8 @@ const broadcasting =
 const inOnnx = (rank: number): Sizes => (rank === 4 ? [0, 3, 1, 2] : [0, 1]);
 
 /** A value with the axes in our order, for what looks at the last ones. */
-const ours = (file: OnnxFile, x: string, rank: number | undefined): string => (rank === 4 ? file.put('Transpose', [x], { perm: [0, 2, 3, 1] }) : x);
+const ours = (file: OnnxFile, x: string, rank: number | undefined): string =>
+  rank === 4 ? file.put('Transpose', [x], { perm: [0, 2, 3, 1] }) : x;
 
 /** The output of a node, from one with the axes in our order. */
 function reordered(file: OnnxFile, { outputs: [id = -1] }: GraphNode, from: string, y: string): void {
@@ -95,7 +96,11 @@ const forms: { readonly [op: string]: Form } = {
   slice: (file, { attrs, inputs: [from = -1], outputs: [to = -1] }, [x = ''], y) => {
     const [shape, part] = [from, to].map((id) => file.graph.values[id] as { readonly shape: Sizes });
     if (!shape || !part) return;
-    const cut = nativeAxes(shape).flatMap((axis, i) => (shape.shape[i] === part.shape[i] ? [] : { axis: inOnnx(shape.shape.length).indexOf(i), start: (attrs.starts as Sizes)[axis] ?? 0, size: part.shape[i] ?? 0 }));
+    const order = inOnnx(shape.shape.length);
+    const cut = nativeAxes(shape).flatMap((native, i) => {
+      const start = (attrs.starts as Sizes)[native] ?? 0;
+      return shape.shape[i] === part.shape[i] ? [] : { axis: order.indexOf(i), start, size: part.shape[i] ?? 0 };
+    });
     if (cut.length === 0) return void file.put('Identity', [x], {}, y);
     const [starts, ends, axes] = [cut.map(({ start }) => start), cut.map(({ start, size }) => start + size), cut.map(({ axis }) => axis)];
     file.put('Slice', [x, ...[starts, ends, axes].map((list) => file.vector(list))], {}, y);
