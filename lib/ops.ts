@@ -15,6 +15,8 @@ import type { DType } from './dtype.js';
 import { OctconvError } from './error.js';
 import { type Attrs, Graph, kindOf, Parameter, Value } from './graph/graph.js';
 import {
+  axesOf,
+  broadcast,
   channels,
   check,
   checkRank,
@@ -22,8 +24,10 @@ import {
   checkWeight,
   extentOf,
   halved,
+  inNative,
   kernelOf,
   list,
+  nativeAxes,
   of,
   same,
   type Size,
@@ -74,13 +78,52 @@ export type Beside<X extends Operand> = X extends Value ? Value<'f32', Wide<X['s
 export type Other<X extends Operand> = Beside<X> | (X extends Value ? Tensor<'f32', Wide<X['shape']>> | Parameter<Wide<X['shape']>> : never);
 /** The same rank, any sizes. */
 export type Wide<S extends Shape> = { readonly [K in keyof S]: number };
-/** One number per image and channel. */
-export type Gate<S extends Shape> = S extends Image
-  ? readonly [S[0], 1, 1, S[3]]
-  : S extends Video
-    ? readonly [S[0], 1, 1, 1, S[4]]
-    : S;
-export type PerImage<S extends Shape> = readonly [S[0], Channels<S>];
+/** What stands on the other side of `add`, `sub`, `mul` and `div`. */
+export type Arithmetic<X extends Operand> = Other<X> | Vectors<X> | number;
+/** A shape as native code sees it, N T H W C. */
+export type Full<S extends Shape> = S extends Video
+  ? S
+  : S extends Image
+    ? readonly [S[0], 1, S[1], S[2], S[3]]
+    : S extends Matrix
+      ? readonly [S[0], 1, 1, 1, S[1]]
+      : readonly [number, number, number, number, number];
+export type Fits<A extends number, B extends number> = [A & B] extends [never] ? (1 extends A | B ? true : false) : true;
+export type Joint<A extends number, B extends number> = A extends 1 ? B : B extends 1 ? A : number extends A ? B : A;
+export type AllFit<A extends Video, B extends Video> = false extends
+  | Fits<A[0], B[0]>
+  | Fits<A[1], B[1]>
+  | Fits<A[2], B[2]>
+  | Fits<A[3], B[3]>
+  | Fits<A[4], B[4]>
+  ? false
+  : true;
+export type AllJoint<A extends Video, B extends Video> = readonly [
+  Joint<A[0], B[0]>,
+  Joint<A[1], B[1]>,
+  Joint<A[2], B[2]>,
+  Joint<A[3], B[3]>,
+  Joint<A[4], B[4]>,
+];
+export type OfRank<S extends Shape, F extends Video> = S extends Video
+  ? F
+  : S extends Image
+    ? readonly [F[0], F[2], F[3], F[4]]
+    : readonly [F[0], F[4]];
+/** The type of an operand if its sizes can be those of x or 1, otherwise a text that no operand is. */
+export type Broadcasting<S extends Shape, Y> = Y extends { readonly shape: infer T extends Shape }
+  ? AllFit<Full<S>, Full<T>> extends true
+    ? Y
+    : 'wanted: sizes that are equal or 1'
+  : Y;
+/** The larger of both sizes along each axis. */
+export type Broadcast<S extends Shape, Y> = Y extends { readonly shape: infer T extends Shape } ? OfRank<S, AllJoint<Full<S>, Full<T>>> : S;
+/** An op of two operands, whose sizes are equal or 1. */
+export type BinaryOp = <X extends Operand<Matrix | Spatial>, Y extends Arithmetic<X>>(
+  x: X,
+  y: Broadcasting<X['shape'], Y>,
+  run?: RunAt,
+) => Result<X, Broadcast<X['shape'], Y>>;
 export type Vectors<X extends Operand> = X extends Value
   ? Value<'f32', readonly [number, number]> | Tensor<'f32', readonly [number, number]> | Parameter<readonly [number, number]>
   : Tensor<'f32', readonly [number, number]>;
@@ -96,45 +139,53 @@ export const relu = unary('relu');
 export const relu6 = unary('relu6');
 /** 1 / (1 + exp(-x)) */
 export const sigmoid = unary('sigmoid');
+/** x sigmoid(x), also known as swish. */
+export const silu = unary('silu');
+/** relu6(x + 3) / 6 */
+export const hardSigmoid = unary('hardSigmoid');
+/** x relu6(x + 3) / 6 */
+export const hardSwish = unary('hardSwish');
+/** x times the probability that a normal variable is below x: (1 + erf(x / sqrt(2))) / 2, exact, not its tanh form. */
+export const gelu = unary('gelu');
 /** Over the channels of each position. */
 export const softmax = unary('softmax');
 
-/** x + y; both of one shape. */
-export function add<X extends Operand<Matrix | Spatial>, Y extends Other<X>>(
-  x: X,
-  y: Match<X['shape'], Y['shape'], Y, 'wanted: both of one shape'>,
-  run?: RunAt,
-): Result<X, X['shape']>;
-export function add(x: Operand, y: Operand | Parameter, run?: RunAt): unknown {
-  return apply('add', [x, y], {}, run, () => {
-    check('add', same(x.shape, y.shape), `got ${of(x)} and ${of(y)}, wanted both of one shape`);
-    return { shape: x.shape };
+/** x where it is positive, otherwise `slope` (default 0.01) times x. */
+export function leakyRelu<X extends Operand<Matrix | Spatial>>(x: X, options: RunAt & { readonly slope?: number } = {}): Result<X, X['shape']> {
+  return apply('leakyRelu', [x], {}, options, () => {
+    const { slope = 0.01 } = options;
+    check('leakyRelu', Number.isFinite(slope), `slope ${slope}, wanted a finite number`);
+    return { shape: x.shape, attrs: { slope } };
   });
 }
 
-/** x * y; y of the same shape, or one number per image and channel, [N, C] or [N, 1, 1, C]. */
-export function mul<X extends Operand<Matrix | Spatial>, Y extends Other<X> | Vectors<X>>(
+/**
+ * x + y. Sizes are equal, or one of them is 1 and stands for all of the other's, as in PyTorch; [N, C] is one number
+ * per image and channel, also beside [N, H, W, C]; y may be a number.
+ */
+export const add = binary('add');
+/** x - y; sizes as in `add`. */
+export const sub = binary('sub');
+/** x * y; sizes as in `add`. */
+export const mul = binary('mul');
+/** x / y; sizes as in `add`. */
+export const div = binary('div');
+
+/** [N, H, M, K] times [N, H, K, P] -> [N, H, M, P], a product of matrices for each n and h; sizes N and H are equal or 1. Video alike. */
+export function matmul<X extends Operand<Spatial>, Y extends Other<X>>(
   x: X,
-  y: Match<
-    X['shape'],
-    Y['shape'],
-    Y,
-    Match<
-      Gate<X['shape']>,
-      Y['shape'],
-      Y,
-      Match<PerImage<X['shape']>, Y['shape'], Y, 'wanted: the same shape, [N, C] or [N, 1, 1, C]'>
-    >
-  >,
+  y: Match<Channels<X['shape']>, Y['shape'] extends readonly [...Shape, infer K, number] ? K : number, Y, 'wanted: as many rows as x has columns'>,
   run?: RunAt,
-): Result<X, X['shape']>;
-export function mul(x: Operand, y: Operand | Parameter, run?: RunAt): unknown {
-  return apply('mul', [x, y], {}, run, () => {
-    const gate = x.shape.map((size, i) => (i === 0 || i === x.shape.length - 1 ? size : 1));
-    const vector = [x.shape[0], channels(x)];
-    const fine = [x.shape, gate, vector].some((shape) => same(shape as Shape, y.shape));
-    check('mul', fine, `got ${of(x)} and ${of(y)}, wanted the same shape, ${list(vector)} or ${list(gate)}`);
-    return { shape: x.shape };
+): Result<X, Windowed<X['shape'], Channels<Y['shape']>>>;
+export function matmul(x: Operand, y: Operand | Parameter, run?: RunAt): unknown {
+  return apply('matmul', [x, y], {}, run, () => {
+    checkRank('matmul', x, 4, 5);
+    const products = x.shape.length - 2;
+    const fine = y.shape.length === x.shape.length && y.shape[products] === x.shape.at(-1);
+    const outer = fine && broadcast(x.shape.slice(0, products), y.shape.slice(0, products));
+    const wanted = products === 2 ? '[N,H,M,K] and [N,H,K,P]' : '[N,T,H,M,K] and [N,T,H,K,P]';
+    if (!outer) wrong('matmul', `got ${of(x)} and ${of(y)}, wanted ${wanted}`);
+    return { shape: [...outer, x.shape[products] ?? 1, channels(y)] };
   });
 }
 
@@ -410,6 +461,116 @@ export function pad<X extends Operand<Spatial>>(
   });
 }
 
+/**
+ * Bilinear to another height and width, without antialiasing, as PyTorch's `interpolate` with align_corners=False. (`resize`
+ * is for pictures.)
+ */
+export function interpolate<X extends Operand<Spatial>>(
+  x: X,
+  options: RunAt & { readonly height: number; readonly width: number },
+): Result<X, Windowed<X['shape'], Channels<X['shape']>>> {
+  return apply('interpolate', [x], {}, options, () => {
+    const { height, width } = options;
+    checkRank('interpolate', x, 4, 5);
+    const fine = [height, width].every((size) => Number.isInteger(size) && size > 0);
+    check('interpolate', fine, `height ${height} and width ${width}, wanted positive integers`);
+    const [t = 1] = extentOf(x);
+    return { shape: withExtent(x, [t, height, width], channels(x)) };
+  });
+}
+
+// --- Axes -------------------------------------------------------------------------------------------------------
+
+export interface SliceOptions extends RunAt {
+  /** Default: the first ones; negative ones count from the last. */
+  readonly axes?: readonly number[];
+  /** The first position along each of the axes; negative ones count from the end. */
+  readonly starts: readonly number[];
+  /** The position behind the last; default: the end of each axis. What lies beyond an axis is its end. */
+  readonly ends?: readonly number[];
+}
+
+/** A part of x: `slice(x, { axes: [-1], starts: [2], ends: [-1] })` is x[..., 2:-1] in NumPy. */
+export function slice<X extends Operand<Matrix | Spatial>>(x: X, options: SliceOptions): Result<X, Wide<X['shape']>> {
+  return apply('slice', [x], {}, options, () => {
+    const { starts, ends = starts.map(() => Infinity), axes = starts.map((_, i) => i) } = options;
+    const fine = starts.length === axes.length && ends.length === axes.length;
+    check('slice', fine, `axes ${list(axes)}, starts ${list(starts)} and ends ${list(ends)}, wanted as many of each`);
+    const first = x.shape.map(() => 0);
+    const shape = [...x.shape];
+    for (const [i, axis] of axesOf('slice', x, axes).entries()) {
+      const size = x.shape[axis] ?? 1;
+      const place = (at = 0) => Math.min(Math.max(at < 0 ? at + size : at, 0), size);
+      const [start, end] = [place(starts[i]), place(ends[i])];
+      check('slice', Number.isInteger(start) && Number.isInteger(end), `starts ${list(starts)} and ends ${list(ends)}, wanted integers`);
+      check('slice', start < end, `got ${of(x)}, and nothing of axis ${axis} from ${starts[i]} to ${ends[i]}`);
+      [first[axis], shape[axis]] = [start, end - start];
+    }
+    return { shape, attrs: { starts: inNative(x, first, [0, 0, 0, 0, 0]) } };
+  });
+}
+
+/** Axis i of the result is axis `axes[i]` of x. */
+export function transpose<X extends Operand<Matrix | Spatial>>(
+  x: X,
+  options: RunAt & { readonly axes: Wide<X['shape']> },
+): Result<X, Wide<X['shape']>>;
+export function transpose(x: Operand, options: RunAt & { readonly axes: readonly number[] }): unknown {
+  return apply('transpose', [x], {}, options, () => {
+    const axes = axesOf('transpose', x, options.axes);
+    check('transpose', axes.length === x.shape.length, `axes ${list(options.axes)}, wanted each axis of ${of(x)} once`);
+    const native = axes.map((axis) => nativeAxes(x)[axis] ?? 0);
+    return { shape: axes.map((axis) => x.shape[axis] ?? 1), attrs: { axes: inNative(x, native, [0, 1, 2, 3, 4]) } };
+  });
+}
+
+/** The same elements, row-major, in another shape; one size may be -1, which is what the others leave. */
+export function reshape<X extends Operand<Matrix | Spatial>, const S extends Matrix | Spatial>(
+  x: X,
+  options: RunAt & { readonly shape: S },
+): Result<X, { readonly [K in keyof S]: S[K] extends -1 ? number : S[K] }>;
+export function reshape(x: Operand, options: RunAt & { readonly shape: Shape }): unknown {
+  return apply('reshape', [x], {}, options, () => {
+    const elements = elementCount(x.shape);
+    const known = options.shape.reduce((all, size) => (size === -1 ? all : all * size), 1);
+    const shape = options.shape.map((size) => (size === -1 ? elements / known : size));
+    const fine = shape.every((size) => Number.isInteger(size) && size > 0) && shape.reduce((all, size) => all * size, 1) === elements;
+    check('reshape', fine, `got ${of(x)} and shape ${list(options.shape)}, wanted as many elements`);
+    checkRank('reshape', { shape }, 2, 4, 5);
+    return { shape };
+  });
+}
+
+/** What is left of a shape without the last of A axes. */
+export type Reduced<S extends Shape, A extends Shape, K> = K extends true
+  ? Wide<S>
+  : S extends Image
+    ? readonly [S[0], number]
+    : S extends Video
+      ? A['length'] extends 1
+        ? readonly [S[0], number, number, number]
+        : readonly [S[0], number]
+      : never;
+
+/**
+ * Mean over some axes, of which N is none. They go, or stay with size 1 if `keepDims`; what is left is [N, C],
+ * [N, H, W, C] or [N, T, H, W, C].
+ */
+export function mean<X extends Operand<Matrix | Spatial>, const A extends Shape, K extends boolean = false>(
+  x: X,
+  options: RunAt & { readonly axes: A; readonly keepDims?: K },
+): Result<X, Reduced<X['shape'], A, K>>;
+export function mean(x: Operand, options: RunAt & { readonly axes: Shape; readonly keepDims?: boolean }): unknown {
+  return apply('mean', [x], {}, options, () => {
+    const { keepDims = false } = options;
+    const axes = axesOf('mean', x, options.axes);
+    check('mean', axes.length > 0 && !axes.includes(0), `axes ${list(options.axes)}, wanted some, without that of N`);
+    const shape = x.shape.flatMap((size, i) => (!axes.includes(i) ? size : keepDims ? 1 : []));
+    checkRank('mean', { shape }, 2, 4, 5);
+    return { shape, attrs: { axes: axes.map((axis) => nativeAxes(x)[axis] ?? 0), keepDims } };
+  });
+}
+
 // --- Pictures ---------------------------------------------------------------------------------------------------
 
 export interface ResizeOptions extends RunAt {
@@ -471,6 +632,19 @@ type Params = { readonly [role: string]: Weight | undefined };
 
 function unary(op: string): Unary {
   return (x, run) => apply(op, [x], {}, run, () => ({ shape: x.shape }));
+}
+
+function binary(op: string): BinaryOp {
+  return (x, given, run) => {
+    const y = (typeof given === 'number' ? new Tensor('f32', [1, 1], Float32Array.of(given)) : given) as AnyOperand;
+    return apply(op, [x, y], {}, run, () => {
+      const [a, b] = x.shape.length >= y.shape.length ? [x.shape, y.shape] : [y.shape, x.shape];
+      const beside = b.length === 2 ? [b[0] ?? 1, ...a.slice(1, -1).map(() => 1), b[1] ?? 1] : b;
+      const shape = broadcast(a, beside);
+      if (!shape) wrong(op, `got ${of(x)} and ${of(y)}, wanted sizes that are equal or 1`);
+      return { shape };
+    });
+  };
 }
 
 /**

@@ -375,7 +375,8 @@ function specOf(given: Steps, threads: number, align: number): { spec: NativePla
     viewed.set(key, views.length);
     const { shape, ...type } = values[id] as TensorType;
     const [n, ...rest] = toNTHWC(shape);
-    return views.push({ ...type, shape: [images === batch ? n : images, ...rest], rounds: whole.has(id) ? batch / images : 1, ...place(id) }) - 1;
+    const some = n === batch ? images : n; // one for all images is no batch
+    return views.push({ ...type, shape: [some, ...rest], rounds: n === batch && whole.has(id) ? batch / images : 1, ...place(id) }) - 1;
   };
   const nativeSteps = steps.map(({ op, name, attrs, ...step }, at) => {
     const { images } = segments[at] ?? { images: batch };

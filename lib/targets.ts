@@ -27,8 +27,8 @@ export interface Traits {
   readonly winograd: boolean;
   /** What it multiplies faster than f32. */
   readonly dotProducts: readonly ComputeType[];
-  /** Data types of inputs that an op has a kernel for, and whether outputs have the type of the inputs. */
-  readonly ops: { readonly [op: string]: { readonly dtypes: readonly DType[]; readonly keepsType: boolean } };
+  /** Data types of inputs that an op has a kernel for, whether outputs have the type of the inputs, or each any of these types. */
+  readonly ops: { readonly [op: string]: { readonly dtypes: readonly DType[]; readonly keepsType: boolean; readonly mixesTypes: boolean } };
 }
 
 /** What steps are made for. */

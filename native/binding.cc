@@ -342,6 +342,7 @@ Napi::Object traitsOf(Napi::Env env, const Traits& traits) {
     auto each = Napi::Object::New(env);
     each.Set("dtypes", namesOf(env, list));
     each.Set("keepsType", Registered<Contract>::find(op)->keepsType);
+    each.Set("mixesTypes", Registered<Contract>::find(op)->mixesTypes);
     ops.Set(op, each);
   }
   result.Set("isa", traits.isa);

@@ -29,6 +29,7 @@ export function numbers(length: number, seed: number): Float32Array<ArrayBuffer>
   return data;
 }
 
+const named = { ...ops };
 let seeds = 0;
 const weight = (...shape: number[]) => new Tensor('f32', shape, numbers(shape.reduce((a, b) => a * b, 1), ++seeds)) as never;
 /** Variances must be positive. */
@@ -47,13 +48,94 @@ const unary = (op: Case['op'], call: (x: Value<'f32', readonly [number, number]>
     record: ([v]) => call(v),
   }));
 
-const binary = (op: 'add' | 'mul', x: readonly number[], y: readonly number[] = x): Case => ({
+type Binary = 'add' | 'sub' | 'mul' | 'div';
+const binary = (op: Binary, x: readonly number[], y: readonly number[] | number = x): Case => ({
   op,
+  title: `${x.join('x')} by ${typeof y === 'number' ? y : y.join('x')}`,
+  inputs: typeof y === 'number' ? [x] : [x, y],
+  terms: 2,
+  record: ([a, b]) => named[op](a, typeof y === 'number' ? y : b),
+});
+
+const binaries = (op: Binary): Case[] => [
+  ...widths.flatMap((c) => [
+    binary(op, [2, 3, 5, c]),
+    binary(op, [2, 3, 5, c], [2, 1, 1, c]),
+    binary(op, [2, 3, 5, c], [2, c]),
+    binary(op, [2, 3, 5, c], [2, 3, 5, 1]),
+    binary(op, [2, 3, 5, c], [1, 1, 1, c]),
+    binary(op, [3, c]),
+  ]),
+  ...[small, [1, 1, 1, 1, 3], [1, 3], [1, 2, 1, 1, 1], [1, 1, 5, 6, 1]].map((y) => binary(op, small, y)),
+  binary(op, [2, 3, 1, 5], [1, 3, 7, 1]),
+  binary(op, [1, 1, 4, 9], [3, 5, 1, 9]),
+  binary(op, [2, 3], [2, 4, 5, 3]),
+  binary(op, [1, 9], [4, 1]),
+  ...[[2, 3, 5, 9], [3, 17], small].flatMap((x) => [binary(op, x, [1, 1]), binary(op, x, 0.75)]),
+  ...[large, [2, 1, 1, 33], [2, 40, 51, 1], [1, 1]].map((y) => binary(op, large, y)),
+  binary(op, [1, 70, 51, 33], [1, 1, 1, 33]),
+];
+
+/** An op of one operand with options. */
+const one = (op: Case['op'], x: readonly number[], options: object, terms = 1): Case => ({
+  op,
+  title: `${x.join('x')} ${JSON.stringify(options)}`,
+  inputs: [x],
+  terms,
+  record: ([v]) => (named[op] as (v: unknown, options: object) => unknown)(v, options),
+});
+
+const orders = (rank: number): number[][] =>
+  rank === 0 ? [[]] : orders(rank - 1).flatMap((order) => Array.from({ length: rank }, (_, at) => order.toSpliced(at, 0, rank - 1)));
+
+const views: Case[] = [
+  ...widths.map((c) => one('slice', [2, 5, 7, c], { axes: [1, -1], starts: [1, 0], ends: [-1, Math.ceil(c / 2)] })),
+  one('slice', [3, 9], { starts: [1, -4], ends: [3, 100] }),
+  one('slice', [3, 4, 5, 6], { starts: [-2, 1, 2, 3] }),
+  one('slice', small, { axes: [1, 4], starts: [1, 1], ends: [2, 3] }),
+  one('slice', large, { axes: [2], starts: [3] }),
+  one('slice', [2, 3, 4, 5], { starts: [], ends: [] }),
+  ...[[3, 7], [2, 3, 5, 17], small].flatMap((x) => orders(x.length).map((axes) => one('transpose', x, { axes }))),
+  ...widths.map((c) => one('transpose', [2, 3, c, 5], { axes: [0, 3, 1, 2] })),
+  one('transpose', large, { axes: [0, 3, 1, 2] }),
+  ...[[2, -1], [2, 7, 3, 5], [5, 3, 7, 2], [2, 1, -1, 7]].flatMap((shape) => [[2, 3, 5, 7], [2, 105]].map((x) => one('reshape', x, { shape }))),
+  ...[[1, 2, 5, -1], [5, 2, 3, 1, 6]].map((shape) => one('reshape', small, { shape })),
+  one('reshape', large, { shape: [2, 20, 102, 33] }),
+];
+
+const reductions: Case[] = [
+  ...widths.map((c) => one('mean', [2, 5, 3, c], { axes: [1, 2] }, 15)),
+  ...[[1], [2], [3], [1, 3], [-1, -2, -3]].map((axes) => one('mean', [2, 5, 3, 70], { axes, keepDims: true }, 1050)),
+  ...[[1, 3], [2, 3]].map((axes) => one('mean', [2, 5, 3, 70], { axes }, 350)),
+  ...[[1], [4], [1, 2, 3], [2, 3, 4]].map((axes) => one('mean', [2, 4, 5, 6, 3], { axes }, 90)),
+  one('mean', [3, 150], { axes: [1], keepDims: true }, 150),
+];
+
+const matmul = (x: readonly number[], y: readonly number[]): Case => ({
+  op: 'matmul',
   title: `${x.join('x')} by ${y.join('x')}`,
   inputs: [x, y],
-  terms: 2,
-  record: ([a, b]) => (op === 'add' ? ops.add(a, b) : ops.mul(a, b)),
+  terms: x.at(-1) ?? 1,
+  record: ([a, b]) => ops.matmul(a, b),
 });
+
+const matmuls: Case[] = [
+  ...widths.flatMap((size) => [
+    matmul([2, 3, 9, 7], [2, 3, 7, size]),
+    matmul([1, 2, size, 5], [1, 2, 5, 6]),
+    matmul([1, 2, 3, size], [1, 2, size, 6]),
+  ]),
+  matmul([2, 1, 4, 5], [1, 3, 5, 6]),
+  matmul([1, 1, 4, 5], [2, 3, 5, 6]),
+  matmul([2, 3, 4, 5, 6], [2, 1, 4, 6, 7]),
+  matmul([1, 2, 75, 64], [1, 2, 64, 75]),
+];
+
+const interpolations: Case[] = [
+  ...widths.map((c) => one('interpolate', [2, 5, 4, c], { height: 10, width: 9 }, 4)),
+  ...([[7, 9, 3, 4], [1, 1, 5, 6], [4, 6, 4, 6], [3, 8, 6, 1], [30, 40, 7, 93]] as const).map(([h, w, height, width]) => one('interpolate', [1, h, w, 3], { height, width }, 4)),
+  one('interpolate', small, { height: 7, width: 5 }, 4),
+];
 
 interface ConvRow {
   x: readonly number[];
@@ -240,13 +322,15 @@ const pictures: Case[] = [
 export const cases: readonly Case[] = [
   ...unary('relu', ops.relu),
   ...unary('relu6', ops.relu6),
-  ...unary('sigmoid', ops.sigmoid),
+  ...(['sigmoid', 'silu', 'hardSigmoid', 'hardSwish', 'gelu'] as const).flatMap((op) => unary(op, named[op])),
+  ...unary('leakyRelu', ops.leakyRelu),
+  ...unary('leakyRelu', (x) => ops.leakyRelu(x, { slope: 0.2 })),
   ...unary('softmax', ops.softmax, [2, 20, 23, 9]),
-  ...widths.map((c) => binary('add', [2, 3, 5, c])),
-  ...widths.flatMap((c) => [binary('mul', [2, 3, 5, c]), binary('mul', [2, 3, 5, c], [2, 1, 1, c]), binary('mul', [2, 3, 5, c], [2, c])]),
-  binary('mul', small, [1, 1, 1, 1, 3]),
-  binary('mul', small, [1, 3]),
-  ...[binary('add', large), binary('mul', large), binary('mul', large, [2, 1, 1, 33]), binary('mul', [1, 70, 51, 33], [1, 1, 1, 33])],
+  ...(['add', 'sub', 'mul', 'div'] as const).flatMap(binaries),
+  ...matmuls,
+  ...views,
+  ...reductions,
+  ...interpolations,
   ...widths.map((c) => concat([2, 3, 4], 5, c, 2)),
   ...[concat([3], 4, 1), concat([1, 2, 2, 3], 7, 9), concat([2, 40, 51], 5, 30)],
   ...convs,

@@ -26,7 +26,7 @@ const zip = (a: Position, b: readonly number[], f: (x: number, y: number) => num
   a.map((x, axis) => f(x, b[axis] as number)) as unknown as Position;
 
 type Attrs = Readonly<Record<string, unknown>>;
-type Definition = (p: Position, x: Input, others: readonly Input[], attrs: Attrs) => number;
+type Definition = (p: Position, x: Input, others: readonly Input[], attrs: Attrs, index: number) => number;
 
 /** The elements under the window at p, and how many positions of the input with its padding lie under it. */
 function windowAt([n, t, h, w, c]: Position, x: Input, attrs: Attrs): { values: number[]; padded: number } {
@@ -49,6 +49,18 @@ function windowAt([n, t, h, w, c]: Position, x: Input, attrs: Attrs): { values: 
   return { values, padded };
 }
 
+const hardSigmoid = (x: number) => Math.min(Math.max(x + 3, 0), 6) / 6;
+
+/** Its series, for small numbers. */
+function erf(x: number): number {
+  let [sum, power] = [0, x];
+  for (let n = 0; n < 60; n++, power *= (-x * x) / n) sum += power / (2 * n + 1);
+  return (2 / Math.sqrt(Math.PI)) * sum;
+}
+
+/** Where a size is 1, its element stands for all. */
+const repeated = (p: Position, x: Input) => x.at(zip(p, x.sizes, (i, size) => i % size));
+
 const definitions: Readonly<Record<string, Definition>> = {
   maxPool: (p, x, _, attrs) => Math.max(...windowAt(p, x, attrs).values),
   avgPool: (p, x, _, attrs) => {
@@ -60,8 +72,47 @@ const definitions: Readonly<Record<string, Definition>> = {
     const all = Array.from({ length: x.sizes[4] }, (_, k) => Math.exp(x.at([n, t, h, w, k])));
     return (all[c] as number) / all.reduce((a, b) => a + b);
   },
-  add: (p, x, [y]) => x.at(p) + (y as Input).at(p),
-  mul: (p, x, [y]) => x.at(p) * (y as Input).at(zip(p, (y as Input).sizes, (i, size) => i % size)),
+  relu: (p, x) => Math.max(x.at(p), 0),
+  relu6: (p, x) => Math.min(Math.max(x.at(p), 0), 6),
+  silu: (p, x) => x.at(p) / (1 + Math.exp(-x.at(p))),
+  hardSigmoid: (p, x) => hardSigmoid(x.at(p)),
+  hardSwish: (p, x) => x.at(p) * hardSigmoid(x.at(p)),
+  leakyRelu: (p, x, _, { slope }) => Math.max(x.at(p), 0) + (slope as number) * Math.min(x.at(p), 0),
+  gelu: (p, x) => (x.at(p) * (1 + erf(x.at(p) / Math.SQRT2))) / 2,
+  add: (p, x, [y]) => repeated(p, x) + repeated(p, y as Input),
+  sub: (p, x, [y]) => repeated(p, x) - repeated(p, y as Input),
+  mul: (p, x, [y]) => repeated(p, x) * repeated(p, y as Input),
+  div: (p, x, [y]) => repeated(p, x) / repeated(p, y as Input),
+  matmul: ([n, t, h, row, column], x, [y]) => {
+    let sum = 0;
+    for (let k = 0; k < x.sizes[4]; k++) sum += repeated([n, t, h, row, k], x) * repeated([n, t, h, k, column], y as Input);
+    return sum;
+  },
+  slice: (p, x, _, { starts }) => x.at(zip(p, starts as number[], (i, start) => i + start)),
+  transpose: (p, x, _, { axes }) => x.at(p.map((_, axis) => p[(axes as number[]).indexOf(axis)]) as unknown as Position),
+  reshape: (_p, x, _, _attrs, index) => x.data[index] as number,
+  mean: (_p, x, _, { axes }, index) => {
+    const over = axes as number[];
+    let place = index; // of the sizes that are left
+    const first = [...x.sizes];
+    for (const axis of [4, 3, 2, 1, 0].filter((axis) => !over.includes(axis))) {
+      first[axis] = place % (x.sizes[axis] as number);
+      place = Math.floor(place / (x.sizes[axis] as number));
+    }
+    let all = [first];
+    for (const axis of over) all = all.flatMap((at) => Array.from({ length: x.sizes[axis] as number }, (_, i) => at.map((old, a) => (a === axis ? i : old))));
+    return all.reduce((sum, at) => sum + x.at(at as unknown as Position), 0) / all.length;
+  },
+  interpolate: ([n, t, h, w, c], x, _, attrs) => {
+    const [height, width] = attrs.size as [number, number];
+    /** Weighs all pixels of an axis by a triangle around the place; beyond the ends they repeat. */
+    const axis = (i: number, from: number, to: number) => {
+      const place = Math.min(Math.max(((i + 0.5) * from) / to - 0.5, 0), from - 1);
+      return Array.from({ length: from }, (_, k) => Math.max(0, 1 - Math.abs(k - place)));
+    };
+    const columns = axis(w, x.sizes[3], width);
+    return axis(h, x.sizes[2], height).reduce((sum, a, i) => sum + a * columns.reduce((row, b, k) => row + (b ? b * x.at([n, t, i, k, c]) : 0), 0), 0);
+  },
   concat: ([n, t, h, w, c], x, others) => {
     let channel = c;
     for (const input of [x, ...others]) {
@@ -86,12 +137,14 @@ const definitions: Readonly<Record<string, Definition>> = {
 export const definedOps = Object.keys(definitions);
 
 /** The output of a graph of one of these ops. */
-export function byDefinition(graph: Graph, [x, ...others]: readonly Input[]): Float32Array {
+export function byDefinition(graph: Graph, [x, ...more]: readonly Input[]): Float32Array {
+  const others = [...more, ...[...graph.constants.values()].map(({ data, shape }) => new Input(data, shape))];
   const [node] = graph.nodes;
   const definition = definitions[node?.op ?? ''] as Definition;
   const [n, t, h, w, c] = toNTHWC(graph.values[graph.outputs[0] ?? -1]?.shape ?? []);
+  const attrs = { ...node?.attrs, size: [h, w] };
   return Float32Array.from({ length: n * t * h * w * c }, (_, i) => {
     const [pixel, row, plane] = [Math.floor(i / c), Math.floor(i / (c * w)), Math.floor(i / (c * w * h))];
-    return definition([Math.floor(plane / t), plane % t, row % h, pixel % w, i % c], x as Input, others, node?.attrs ?? {});
+    return definition([Math.floor(plane / t), plane % t, row % h, pixel % w, i % c], x as Input, others, attrs, i);
   });
 }

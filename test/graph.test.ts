@@ -364,7 +364,7 @@ function randomGraph(seed: number): Graph {
     try {
       values.push(...[pick(...kinds)(x)].flat());
     } catch (error) {
-      if (!/wanted both of one shape/.test(String(error))) throw error; // a convolution with other channels
+      if (!/wanted sizes that are equal or 1/.test(String(error))) throw error; // a convolution with other channels
     }
   }
   const made = values.slice(1).filter((value) => value.id !== graph.inputs[0]);
@@ -409,7 +409,7 @@ function paramsOf({ nodes: all, outputs }: Graph): Set<string> {
 }
 
 /** Of a device that fuses all there is, with no instruction of its own. */
-const every = { dtypes: ['f32', 'bf16', 'u8'], keepsType: false } as const;
+const every = { dtypes: ['f32', 'bf16', 'u8'], keepsType: false, mixesTypes: false } as const;
 const traits = { dotProducts: [], ops: { octConv: every, maxPool: { ...every, keepsType: true }, globalAvgPool: every } };
 
 function checkStructure(graph: Graph, { values, steps, inputs, outputs, segments }: Steps): void {

@@ -4,17 +4,19 @@ import { targetOf } from '../lib/devices.js';
 import type { TypedArray } from '../lib/dtype.js';
 import { fitsWinograd } from '../lib/graph/algorithm.js';
 import { fuse } from '../lib/graph/fuse.js';
-import type { ComputeType, Graph } from '../lib/graph/graph.js';
+import { type ComputeType, Graph, type TensorType } from '../lib/graph/graph.js';
 import { convStep, lower, type Steps } from '../lib/graph/lower.js';
 import { assignTypes, type InputType, weightScaleOf } from '../lib/graph/types.js';
+import * as ops from '../lib/ops.js';
 import { Tensor } from '../lib/tensor.js';
+import { toFloats } from '../lib/weights/floats.js';
 import { cases, graphOf } from './cases.js';
 import { block, compare, compileSteps, inputsOf, naming, noParams, parameters, run, sameBits } from './running.js';
 
 const { traits } = targetOf('cpu');
 
 describe('ops: bf16 and i8', () => {
-  const conv = new Set<string>(['conv', 'octConv', 'linear', 'maxPool', 'globalAvgPool']);
+  const conv = ['conv', 'octConv', 'linear'];
 
   /** Any parameter, and how every convolution sees its input: i8 weights whose scales fit together, bf16 the same as f32. */
   function typed(graph: Graph, compute: ComputeType, most: number, read: (name: string) => Tensor) {
@@ -108,8 +110,84 @@ describe('ops: bf16 and i8', () => {
         await naming(`seed ${seed}`, checkTyped(graph, compute, most, parameters(graph), (what) => met.add(what)));
       }
       const kept = compute === 'bf16' ? 'bf16' : 'u8';
-      expect([...met]).to.include.members([`octConv f32 -> ${kept}`, `octConv ${kept} -> ${kept}`, `octConv ${kept} -> f32`, `maxPool ${kept} -> ${kept}`].slice(0, 3));
+      expect([...met]).to.include.members([`octConv f32 -> ${kept}`, `octConv ${kept} -> ${kept}`, `octConv ${kept} -> f32`]);
     });
   }
 });
 
+
+describe('ops: other types than f32 at the ends of an op', () => {
+  type Type = Omit<TensorType, 'shape'>;
+  const [f32, bf16] = [{ dtype: 'f32' }, { dtype: 'bf16' }] as const;
+  const [bytes, others] = [{ dtype: 'u8', scale: Math.fround(0.02), zero: 120 }, { dtype: 'u8', scale: Math.fround(0.03), zero: 7 }] as const;
+  const ends: (readonly [from: Type, to: Type])[] = [[bf16, bf16], [bytes, bytes], [f32, bf16], [bf16, f32], [bytes, bf16], [f32, others], [bytes, others], [bytes, f32]];
+
+  const elements = (x: Float32Array, { dtype }: Type): TypedArray => {
+    if (dtype === 'f32') return x;
+    return dtype === 'bf16' ? Uint16Array.from(new Uint32Array(x.slice().buffer), (word) => word >>> 16) : Uint8Array.from(x, (value) => (value + 4) * 31);
+  };
+
+  async function check(graph: Graph, from: Type, to: Type, terms: number): Promise<void> {
+    const given = lower(graph);
+    const values = given.values.map((value, id) => ({ ...value, ...(graph.inputs.includes(id) ? from : graph.outputs.includes(id) ? to : f32) }));
+    const steps = { ...given, values };
+    const read = (name: string) => graph.constants.get(name) as Tensor;
+    const inputs = inputsOf({ inputs: given.inputs.map((id) => values[id]?.shape ?? []) }).map((x, i) => elements(x as Float32Array, values[given.inputs[i] ?? -1] ?? f32));
+    const [wanted] = await run(compileSteps(steps, 'reference', 1, read), inputs);
+    const [got] = await run(compileSteps(steps, 'cpu', 1, read), inputs);
+    expect(sameBits(await run(compileSteps(steps, 'cpu', 3, read), inputs), [got as TypedArray])).to.equal(true);
+    if (to.dtype === 'f32') return compare(got as TypedArray, wanted as TypedArray, terms);
+    if (to.dtype === 'bf16') {
+      const [a, b] = [toFloats('bf16', got as TypedArray), toFloats('bf16', wanted as TypedArray)];
+      const largest = b.reduce((most, x) => Math.max(most, Math.abs(x)), 0);
+      const odd = b.findIndex((x, j) => !(Math.abs((a[j] as number) - x) <= Math.max(Math.abs(x) * 2 ** -7, largest * 1e-6)));
+      if (odd >= 0) expect.fail(`element ${odd} is ${a[odd]}, wanted ${b[odd]}`);
+      return;
+    }
+    let off = 0;
+    for (const [j, x] of (wanted as TypedArray).entries()) if (got?.[j] !== x) off += Math.abs((got?.[j] as number) - x) === 1 ? 1 : Infinity;
+    // Means of levels lie between two of them.
+    const share = graph.nodes.some(({ op }) => op === 'avgPool') && from === to ? 4 : 50;
+    expect(off, `${off} of ${wanted?.length} differ`).to.be.at.most(1 + (wanted?.length ?? 0) / share);
+  }
+
+  const moved = ['concat', 'maxPool', 'pad', 'reshape', 'slice', 'transpose', 'upsampleNearest'];
+  const computed = ['add', 'avgPool', 'batchNorm', 'div', 'gelu', 'hardSigmoid', 'hardSwish', 'leakyRelu', 'mul', 'relu', 'relu6', 'sigmoid', 'silu', 'sub'];
+  it('kernels for bf16 and u8 are there', () => {
+    const all = Object.entries(traits.ops).filter(([op, { dtypes }]) => op !== 'octConv' && dtypes.length === 3);
+    const having = (wanted: 'keepsType' | 'mixesTypes') => all.filter(([, kernels]) => kernels[wanted]).map(([op]) => op).sort();
+    expect([having('keepsType'), having('mixesTypes')]).to.deep.equal([moved, computed]);
+  });
+
+  for (const op of [...moved, ...computed, 'globalAvgPool', 'mean']) {
+    it(`${op}, every row of the table`, async function () {
+      this.timeout(60_000);
+      const { keepsType, mixesTypes } = traits.ops[op] as (typeof traits.ops)[string];
+      for (const [from, to] of ends) {
+        if (keepsType ? from !== to : !mixesTypes && to !== f32) continue;
+        if (op === 'div' && from.dtype === 'u8') continue; // nothing divides by zero
+        for (const row of cases.filter((c) => c.op === op)) {
+          const what = `${row.title}, ${from.dtype} to ${to.dtype}`;
+          // A number beside it stays f32: so does any constant.
+          await naming(what, check(graphOf(row), from, to, row.terms));
+        }
+      }
+    });
+  }
+
+  it('in a network nothing between convolutions is f32', () => {
+    const graph = new Graph();
+    const weight = (o: number, i: number) => Tensor.zeros('f32', [o, i, 1, 1]);
+    const x = ops.conv(graph.input('f32', [1, 8, 8, 4]), { weight: weight(8, 4) });
+    const gate = ops.hardSigmoid(ops.conv(x, { weight: weight(8, 8) }));
+    const shifted = ops.add(ops.mul(ops.silu(x), gate), 0.5);
+    const pooled = ops.avgPool(shifted, { kernel: 2 });
+    const up = ops.pad(ops.upsampleNearest(pooled, { scale: 2 }), { before: 1, after: 1 });
+    const joined = ops.concat([ops.slice(up, { axes: [1, 2], starts: [1, 1], ends: [-1, -1] }), x] as never) as unknown as typeof x;
+    graph.outputs.push(ops.conv(joined, { weight: weight(3, 16) as never }).id);
+    const { values, steps } = fuse(lower(graph), (given) => assignTypes(given, { compute: 'bf16', quantized: new Map(), traits }));
+    const between = steps.flatMap(({ outputs }) => outputs).filter((id) => !graph.outputs.includes(id));
+    expect(between.length).to.be.at.least(9);
+    expect(between.map((id) => `${steps.find(({ outputs }) => outputs.includes(id))?.op} ${values[id]?.dtype}`).filter((text) => !text.endsWith('bf16'))).to.deep.equal([]);
+  });
+});

@@ -19,7 +19,7 @@ describe('ops: the table', () => {
     const rows = cases.filter((c) => c.op === op);
     it(`${op}: ${rows.length} rows, cpu as the reference, any thread count to the bit`, async () => {
       for (const row of rows) {
-        const inputs = inputsOf(row, op === 'relu6' ? 9 : 2);
+        const inputs = inputsOf(row, /relu6|hard/.test(op) ? 9 : 2);
         await naming(`${op} ${row.title}`, checkGraph(graphOf(row), inputs, row.terms, noParams));
       }
     });

@@ -17,10 +17,13 @@ import {
   Tensor,
   tensor,
   toOnnx,
+  type Value,
   type WeightSource,
 } from '../lib/index.js';
+import { targetOf } from '../lib/devices.js';
 import { readerOf } from '../lib/graph/onnx.js';
 import { record } from '../lib/model.js';
+import { stepsFor } from '../lib/targets.js';
 import { memoryWeights } from '../lib/weights/memory.js';
 import { besideI8 } from '../lib/weights/source.js';
 import { numbers } from './cases.js';
@@ -247,7 +250,7 @@ describe('record: errors name the layer', () => {
         const y = ops.relu(stem.forward(x));
         return ops.add(y, ops.relu(blocks[0]?.forward(y) ?? y));
       },
-      "add: got [1,8,8,4] and [1,4,4,8], wanted both of one shape (behind 'stem.1' and 'blocks.0')",
+      "add: got [1,8,8,4] and [1,4,4,8], wanted sizes that are equal or 1 (behind 'stem.1' and 'blocks.0')",
     ],
     [
       'a pair and a high branch alone',
@@ -338,5 +341,63 @@ describe('record: parameters and constants beside values', () => {
     const { logits } = await session.run({ input: new ort.Tensor('float32', data, shape) });
     close(toNHWC(new Tensor('f32', logits?.dims ?? [], logits?.data as Float32Array)), await wanted());
     await session.release();
+  });
+
+  it('numbers are constants', async () => {
+    const x = tensor('f32', [1, 2, 2, 1], Float32Array.of(1, 2, 3, 4));
+    expect([...(await ops.mul(x, 0.5)).data]).to.deep.equal([0.5, 1, 1.5, 2]);
+    expect([...(await ops.div(await ops.sub(x, 1), 2)).data]).to.deep.equal([0, 0.5, 1, 1.5]);
+    const graph = new Graph();
+    ops.add(graph.input('f32', x.shape), 7);
+    expect([...graph.constants.values()].map(({ shape, data }) => [shape, [...data]])).to.deep.equal([[[1, 1], [7]]]);
+  });
+});
+
+describe('record: batches some images at a time', () => {
+  const { traits } = targetOf('cpu');
+  /** Convolutions of a batch around an op. */
+  const graphWith = (op: (x: Value<'f32', readonly [number, number, number, number]>) => Value) => {
+    const graph = new Graph();
+    const weight = <const S extends readonly [number, number, number, number]>(shape: S, seed: number) => tensor('f32', shape, numbers(shape[0] * shape[1], seed));
+    const x = ops.relu(ops.conv(graph.input('f32', [4, 20, 4, 3]), { weight: weight([4, 3, 1, 1], 1) }));
+    graph.outputs.push(ops.globalAvgPool(ops.relu(op(x) as typeof x)).id);
+    return graph;
+  };
+  const segments = (graph: Graph) => stepsFor(graph, { traits, threads: 1 }).segments?.map(({ images }) => images);
+  const agree = async (graph: Graph) => {
+    const x = tensor('f32', [4, 20, 4, 3], numbers(960, 3));
+    const [[wanted], [got]] = [await runGraph(graph, [x], { device: 'reference' }), await runGraph(graph, [x], { threads: 1 })];
+    for (const [i, value] of (wanted?.data ?? []).entries()) expect(got?.data[i]).to.be.closeTo(value, 1e-6);
+  };
+
+  for (const [title, op] of [
+    ['a number', (x) => ops.mul(x, 0.5)],
+    ['one number a channel', (x) => ops.add(x, tensor('f32', [1, 1, 1, 4], Float32Array.of(1, 2, 3, 4)))],
+    ['one picture', (x) => ops.sub(x, tensor('f32', [1, 20, 4, 4], numbers(320, 5)))],
+    ['one number an image', (x) => ops.mul(x, tensor('f32', [4, 1, 1, 1], Float32Array.of(1, 2, 3, 4)))],
+  ] as [string, (x: Value<'f32', readonly [number, number, number, number]>) => Value][]) {
+    it(`${title} serves all of them`, async () => {
+      expect(segments(graphWith(op))?.[0]).to.equal(1);
+      await agree(graphWith(op));
+    });
+  }
+
+  it('not where an axis takes the place of N', async () => {
+    const turned = graphWith((x) => ops.transpose(x, { axes: [3, 1, 2, 0] }));
+    expect(segments(turned)).to.equal(undefined);
+    await agree(turned);
+  });
+
+  it('a sum of other sizes is no residual', async () => {
+    const graph = new Graph();
+    const x = graph.input('f32', [2, 4, 4, 3]);
+    const weight = tensor('f32', [3, 3, 1, 1], numbers(9, 1));
+    const y = ops.conv(x, { weight });
+    graph.outputs.push(ops.add(y, ops.conv(ops.avgPool(x, { kernel: 4 }), { weight })).id, ops.add(ops.conv(x, { weight }), ops.globalAvgPool(x)).id);
+    const given = tensor('f32', [2, 4, 4, 3], numbers(96, 3));
+    const [wanted, got] = [await runGraph(graph, [given], { device: 'reference' }), await runGraph(graph, [given])];
+    wanted.forEach(({ data }, k) => {
+      for (const [i, value] of data.entries()) expect(got[k]?.data[i]).to.be.closeTo(value, 1e-6);
+    });
   });
 });

@@ -15,16 +15,16 @@ import { type Case, numbers } from './cases.js';
 export const guard = 37; // odd, so that starts are not aligned
 
 /** A plan of any steps; `read` gives parameters that the graph does not hold. */
-export function compileSteps(steps: Steps, device: Device, threads: number, read: (name: string) => Tensor): Promise<Plan> {
+export function compileSteps(steps: Steps, device: Device, threads: number, read: (name: string) => Tensor, graph = new Graph()): Promise<Plan> {
   const names = new Set(steps.steps.flatMap(({ params }) => Object.values(params)));
   const tensors = new Map([...names].map((name) => [name, read(name)]));
   const source = { tensors, read: async (name: string) => (tensors.get(name) as Tensor).data };
-  return Plan.ofSteps(new Graph(), steps, new PackedWeights(source, targetOf(device)), threads);
+  return Plan.ofSteps(graph, steps, new PackedWeights(source, targetOf(device)), threads);
 }
 
 export function compile(graph: Graph, device: Device, threads: number, read: (name: string) => Tensor): Promise<Plan> {
   const steps = stepsFor(graph, { traits: targetOf(device).traits, threads });
-  return compileSteps(steps, device, threads, (name) => graph.constants.get(name) ?? read(name));
+  return compileSteps(steps, device, threads, (name) => graph.constants.get(name) ?? read(name), graph);
 }
 
 /** Runs, and checks that the inputs stay as they were. */

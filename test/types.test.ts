@@ -27,8 +27,9 @@ describe('types', function () {
 
   it('errors say what was wanted, and each type once', () => {
     const calls = [
-      ["ops.add(v, graph.input('f32', [1, 8, 6, 4]))", 'both of one shape'],
-      ["ops.mul(v, graph.input('f32', [1, 1, 6, 3]))", 'the same shape, [N, C] or [N, 1, 1, C]'],
+      ["ops.add(v, graph.input('f32', [1, 8, 6, 4]))", 'sizes that are equal or 1'],
+      ["ops.mul(v, graph.input('f32', [1, 4]))", 'sizes that are equal or 1'],
+      ["ops.matmul(v, graph.input('f32', [1, 8, 4, 5]))", 'as many rows as x has columns'],
       ['ops.conv(v, { weight: new Parameter([16, 4, 3, 3]) })', 'as many input channels as x has'],
       ['ops.conv(v, { weight: new Parameter([16, 3, 1, 3, 3]) })', '[O, I, kh, kw] for images, [O, I, kt, kh, kw] for video'],
       ["ops.linear(graph.input('f32', [2, 64]), { weight: new Parameter([10, 32]) })", 'as many columns as x has'],

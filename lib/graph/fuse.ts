@@ -4,7 +4,7 @@
  */
 import type { TensorType } from './graph.js';
 import { type Activation, type BatchNormParams, type Branch, convStep, type Source, sourcesOf, type Step, type Steps } from './lower.js';
-import { halved } from './shape.js';
+import { halved, same } from './shape.js';
 
 /** The steps while a pass rewrites them: which one makes a value, and which ones read it. */
 class Uses {
@@ -61,6 +61,9 @@ class Uses {
   }
 }
 
+/** Whether a step adds values of one shape. */
+const isSum = ({ op, inputs: [x = -1, y = -1] }: Step, { values }: Steps) => op === 'add' && same(values[x]?.shape ?? [], values[y]?.shape ?? []);
+
 /** Whether y alone is stored, as it is. */
 const isOpen = ({ stores: [store, ...others] }: Branch) => others.length === 0 && store?.pool === 0 && store.activation === undefined;
 
@@ -111,7 +114,7 @@ export function joinShortcut(given: Steps): Steps {
     if (!later.branches) continue;
     const sums = later.branches.flatMap((branch) => {
       const sum = uses.onlyReader(branch.y);
-      const other = sum?.op === 'add' ? sum.inputs.find((id) => id !== branch.y) : undefined;
+      const other = sum && isSum(sum, given) ? sum.inputs.find((id) => id !== branch.y) : undefined;
       const earlier = sum && uses.openBranchOf(other, sum);
       return sum && earlier && isOpen(branch) ? { branch, sum, earlier } : [];
     });
@@ -134,7 +137,7 @@ export function joinShortcut(given: Steps): Steps {
 /** A residual sum behind a convolution: the epilogue adds what was computed before. */
 export function joinResidual(given: Steps): Steps {
   return absorb(given, (step, uses) => {
-    if (step.op !== 'add') return;
+    if (!isSum(step, given)) return;
     const [residual = -1, from = -1] = [...step.inputs].sort((a, b) => uses.place(a) - uses.place(b));
     const branch = uses.openBranchOf(from, step);
     if (!branch || branch.residual !== undefined || uses.place(residual) === uses.place(from)) return;

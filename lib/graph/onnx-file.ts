@@ -273,10 +273,13 @@ export class OnnxFile {
   }
 
   /** One value is a scalar, more are a vector. */
-  constant(values: Sizes, type: 'f32' | 'i64' = 'f32'): string {
-    const shape = values.length === 1 ? [] : [values.length];
-    const data = type === 'f32' ? Float32Array.from(values) : BigInt64Array.from(values, BigInt);
-    return this.#initializer(this.fresh('constant'), type === 'f32' ? float : int64, shape, data);
+  constant(values: Sizes): string {
+    return this.#initializer(this.fresh('constant'), float, values.length === 1 ? [] : [values.length], Float32Array.from(values));
+  }
+
+  /** Integers as a vector, also if there is but one. */
+  vector(values: Sizes): string {
+    return this.#initializer(this.fresh('constant'), int64, [values.length], BigInt64Array.from(values, BigInt));
   }
 
   /** TensorProto */
@@ -321,11 +324,13 @@ export class OnnxFile {
     return this.#grids.get(id);
   }
 
-  /** Batch size symbolic. */
+  /** The size of a batch is symbolic. */
   #valueInfo(id: number): Message<'ValueInfoProto'> {
     const { dtype, shape } = this.graph.values[id] ?? { dtype: 'f32' as const, shape: [] };
     const rest = shape.length === 4 ? [shape[3], shape[1], shape[2]] : shape.slice(1);
-    return valueInfo(this.name(id), dtype, [{ dim_param: 'N' }, ...rest.map((size) => ({ dim_value: size ?? 0 }))]);
+    const [n = 1] = shape;
+    const batch = n === this.graph.values[this.graph.inputs[0] ?? -1]?.shape[0];
+    return valueInfo(this.name(id), dtype, [batch ? { dim_param: 'N' } : { dim_value: n }, ...rest.map((size) => ({ dim_value: size ?? 0 }))]);
   }
 
   finish(): Uint8Array {

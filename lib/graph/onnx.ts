@@ -11,6 +11,7 @@
 import { OctconvError } from '../error.js';
 import type { WeightSource } from '../weights/source.js';
 import type { Attrs, Graph, GraphNode } from './graph.js';
+import { nativeAxes } from './shape.js';
 import { type Names, type OnnxAttrs, OnnxFile, type OnnxOptions, type Param, type Quantization, quantizationOf, type ReadParam, type Sizes } from './onnx-file.js';
 
 export type { OnnxOptions, Param, Ranges, ReadParam } from './onnx-file.js';
@@ -50,13 +51,81 @@ const same =
   (type: string, attrs: OnnxAttrs = {}): Form =>
   (file, _, x, y) => file.put(type, x, attrs, y);
 
+/** Sizes that are equal or 1; [N, C] beside an image is [N, C, 1, 1]. */
+const broadcasting =
+  (type: string): Form =>
+  (file, { inputs }, x, y) => {
+    const ranks = inputs.map((id) => file.graph.values[id]?.shape.length ?? 0);
+    const wide = (name: string, i: number) => ((ranks[i] ?? 0) < Math.max(...ranks) ? file.put('Unsqueeze', [name, file.vector([2, 3])]) : name);
+    file.put(type, x.map(wide), {}, y);
+  };
+
+/** Which of our axes each axis in the file is. */
+const inOnnx = (rank: number): Sizes => (rank === 4 ? [0, 3, 1, 2] : [0, 1]);
+
+/** A value with the axes in our order, for what looks at the last ones. */
+const ours = (file: OnnxFile, x: string, rank: number | undefined): string =>
+  rank === 4 ? file.put('Transpose', [x], { perm: [0, 2, 3, 1] }) : x;
+
+/** The output of a node, from one with the axes in our order. */
+function reordered(file: OnnxFile, { outputs: [id = -1] }: GraphNode, from: string, y: string): void {
+  const image = file.graph.values[id]?.shape.length === 4;
+  file.put(image ? 'Transpose' : 'Identity', [from], image ? { perm: [0, 3, 1, 2] } : {}, y);
+}
+
 const forms: { readonly [op: string]: Form } = {
   relu: same('Relu'),
   sigmoid: same('Sigmoid'),
-  add: same('Add'),
-  mul: (file, { inputs }, [x = '', by = ''], y) => {
-    const [image, gate] = inputs.map((id) => file.graph.values[id]?.shape.length);
-    file.put('Mul', [x, image === gate ? by : file.put('Unsqueeze', [by, file.constant([2, 3], 'i64')])], {}, y);
+  add: broadcasting('Add'),
+  sub: broadcasting('Sub'),
+  mul: broadcasting('Mul'),
+  div: broadcasting('Div'),
+  silu: (file, _, [x = ''], y) => file.put('Mul', [x, file.put('Sigmoid', [x])], {}, y),
+  hardSigmoid: same('HardSigmoid', { alpha: { float: 1 / 6 }, beta: { float: 0.5 } }),
+  hardSwish: same('HardSwish'),
+  leakyRelu: (file, { attrs }, x, y) => file.put('LeakyRelu', x, { alpha: { float: attrs.slope as number } }, y),
+  gelu: (file, _, [x = ''], y) => {
+    const erf = file.put('Erf', [file.put('Mul', [x, file.constant([Math.SQRT1_2])])]);
+    const twice = file.put('Mul', [x, file.put('Add', [erf, file.constant([1])])]);
+    file.put('Mul', [twice, file.constant([0.5])], {}, y);
+  },
+  matmul: (file, node, [x = '', by = ''], y) => {
+    const [a, b] = node.inputs.map((id) => file.graph.values[id]?.shape.length);
+    reordered(file, node, file.put('MatMul', [ours(file, x, a), ours(file, by, b)]), y);
+  },
+  slice: (file, { attrs, inputs: [from = -1], outputs: [to = -1] }, [x = ''], y) => {
+    const [shape, part] = [from, to].map((id) => file.graph.values[id] as { readonly shape: Sizes });
+    if (!shape || !part) return;
+    const order = inOnnx(shape.shape.length);
+    const cut = nativeAxes(shape).flatMap((native, i) => {
+      const start = (attrs.starts as Sizes)[native] ?? 0;
+      return shape.shape[i] === part.shape[i] ? [] : { axis: order.indexOf(i), start, size: part.shape[i] ?? 0 };
+    });
+    if (cut.length === 0) return void file.put('Identity', [x], {}, y);
+    const [starts, ends, axes] = [cut.map(({ start }) => start), cut.map(({ start, size }) => start + size), cut.map(({ axis }) => axis)];
+    file.put('Slice', [x, ...[starts, ends, axes].map((list) => file.vector(list))], {}, y);
+  },
+  transpose: (file, { attrs, inputs: [from = -1] }, [x = ''], y) => {
+    const shaped = file.graph.values[from] ?? { shape: [] };
+    const order = inOnnx(shaped.shape.length);
+    const native = nativeAxes(shaped);
+    const axes = native.map((axis) => native.indexOf((attrs.axes as Sizes)[axis] ?? 0));
+    file.put('Transpose', [x], { perm: order.map((axis) => order.indexOf(axes[axis] ?? 0)) }, y);
+  },
+  reshape: (file, node, [x = ''], y) => {
+    const [from, to] = [node.inputs[0], node.outputs[0]].map((id) => file.graph.values[id ?? -1]?.shape ?? []);
+    if (!from || !to) return;
+    const sizes = from[0] === to[0] ? [0, ...to.slice(1)] : to; // 0 is N, whatever it is
+    reordered(file, node, file.put('Reshape', [ours(file, x, from.length), file.vector(sizes)]), y);
+  },
+  mean: (file, { attrs, inputs: [from = -1] }, x, y) => {
+    const shaped = file.graph.values[from] ?? { shape: [] };
+    const axes = (attrs.axes as Sizes).map((axis) => inOnnx(shaped.shape.length).indexOf(nativeAxes(shaped).indexOf(axis)));
+    file.put('ReduceMean', x, { axes, keepdims: Number(attrs.keepDims) }, y);
+  },
+  interpolate: (file, { outputs: [to = -1] }, [x = ''], y) => {
+    const size = file.put('Concat', [file.put('Shape', [x], { start: 0, end: 2 }), file.vector(file.extent(to))], { axis: 0 });
+    file.put('Resize', [x, '', '', size], { mode: 'linear', coordinate_transformation_mode: 'half_pixel' }, y);
   },
   softmax: same('Softmax', { axis: 1 }),
   concat: same('Concat', { axis: 1 }),
@@ -139,7 +208,7 @@ function fitted(file: OnnxFile, { attrs, inputs, outputs }: GraphNode, done: Siz
 }
 
 function pad(file: OnnxFile, x: string, before: Sizes, after: Sizes, value: number, y = file.fresh()): string {
-  const pads = file.constant([0, 0, ...before, 0, 0, ...after], 'i64');
+  const pads = file.vector([0, 0, ...before, 0, 0, ...after]);
   return file.put('Pad', [x, pads, file.constant([value])], {}, y);
 }
 
@@ -149,8 +218,8 @@ function upsample(file: OnnxFile, x: string, scale: Sizes, from: Sizes, to: Size
   const attrs = { mode: 'nearest', nearest_mode: 'floor', coordinate_transformation_mode: 'asymmetric' };
   const up = file.put('Resize', [x, '', file.constant([1, 1, ...scale])], attrs, whole ? y : file.fresh());
   if (whole) return y;
-  const [starts, axes] = [file.constant([0, 0], 'i64'), file.constant([2, 3], 'i64')];
-  return file.put('Slice', [up, starts, file.constant(to, 'i64'), axes], {}, y);
+  const [starts, axes] = [file.vector([0, 0]), file.vector([2, 3])];
+  return file.put('Slice', [up, starts, file.vector(to), axes], {}, y);
 }
 
 /** Our sizes are [t, h, w]. */

@@ -41,6 +41,30 @@ export function sizes(op: string, name: string, x: Shaped, value: Size, least: 0
 
 export const show = (size: Size | undefined): string => (typeof size === 'number' ? `${size}` : list(size ?? []));
 
+/** Sizes that are equal or 1 become the larger ones; undefined if they do not fit. */
+export function broadcast(a: Shape, b: Shape): Shape | undefined {
+  const fine = a.length === b.length && a.every((size, i) => size === b[i] || size === 1 || b[i] === 1);
+  return fine ? a.map((size, i) => (size === 1 ? (b[i] ?? 1) : size)) : undefined;
+}
+
+/** Axes of x without signs. @throws OctconvError unless they are different axes of x. */
+export function axesOf(op: string, x: Shaped, axes: readonly number[]): readonly number[] {
+  const rank = x.shape.length;
+  const all = axes.map((axis) => (axis < 0 ? axis + rank : axis));
+  const fine = all.every((axis, i) => Number.isInteger(axis) && axis >= 0 && axis < rank && all.indexOf(axis) === i);
+  check(op, fine, `axes ${list(axes)}, wanted different ones of the ${rank} of x ${of(x)}`);
+  return all;
+}
+
+/** Which of N T H W C each axis of x is. */
+export const nativeAxes = ({ shape }: Shaped): readonly number[] => ({ 2: [0, 4], 4: [0, 2, 3, 4] })[shape.length] ?? [0, 1, 2, 3, 4];
+
+/** A number for each axis of x as numbers for N T H W C; `others` are those of the axes that x has not. */
+export function inNative(x: Shaped, numbers: readonly number[], others: readonly number[]): readonly number[] {
+  const axes = nativeAxes(x);
+  return others.map((other, axis) => numbers[axes.indexOf(axis)] ?? other);
+}
+
 /** The extent of x along [t, h, w]. */
 export function extentOf({ shape }: Shaped): readonly number[] {
   return shape.length === 4 ? [1, ...shape.slice(1, 3)] : shape.slice(1, 4);

@@ -4,6 +4,7 @@
  * Batch 8 of Oct-ResNet-50 at alpha .5, one AVX2 thread: 51.6 ms per image all at once, 45.6 so.
  */
 import { bytesPerElement } from '../dtype.js';
+import type { TensorType } from './graph.js';
 import type { Step, Steps } from './lower.js';
 
 /** The segment of each step: its first and last step, and how many images they take at once. */
@@ -26,6 +27,9 @@ export function wholeValues(given: Steps): ReadonlySet<number> {
   return new Set([...given.inputs, ...given.outputs, ...read]);
 }
 
+/** Whether an axis takes the place of N. */
+const mixesImages = ({ op, attrs }: Step): boolean => op === 'transpose' && (attrs.axes as readonly number[])[0] !== 0;
+
 /**
  * Cuts the steps in two where the fewest bytes are moved: before the cut weights are read again for each sub-batch,
  * behind it the activations of all images go through memory.
@@ -34,8 +38,9 @@ export function subBatch(given: Steps, threads: number, weightBytes: (step: Step
   const batch = batchOf(given);
   // As many images as threads, so that each has its own.
   const images = Array.from({ length: Math.min(batch, threads) }, (_, i) => i + 1).findLast((n) => batch % n === 0) ?? 1;
-  const one = given.values.every(({ shape }) => shape[0] === batch);
-  if (!one || images === batch) return given;
+  // What the caller or a constant gives once serves all images.
+  const fits = ({ shape: [n] }: TensorType, id: number) => n === batch || (n === 1 && given.inputs.includes(id));
+  if (images === batch || !given.values.every(fits) || given.steps.some(mixesImages)) return given;
   const bytesOf = (id: number) => {
     const { dtype, shape } = given.values[id] ?? { dtype: 'u8' as const, shape: [] };
     return bytesPerElement[dtype] * shape.reduce((a, b) => a * b, 1);

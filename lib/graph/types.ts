@@ -63,6 +63,7 @@ function narrowTypes(given: Steps, { compute, traits }: Typing): Map<number, Typ
   for (const step of given.steps) for (const id of step.inputs) readers.set(id, [...(readers.get(id) ?? []), step]);
   const takes = ({ op }: Step, { dtype }: Type) => traits.ops[op]?.dtypes.includes(dtype) ?? false;
   const keeps = ({ op }: Step) => traits.ops[op]?.keepsType ?? false;
+  const mixes = ({ op, branches }: Step) => branches !== undefined || (traits.ops[op]?.mixesTypes ?? false);
 
   const wanted = (id: number): Type | undefined => {
     const all = readers.get(id) ?? [];
@@ -82,7 +83,7 @@ function narrowTypes(given: Steps, { compute, traits }: Typing): Map<number, Typ
   };
   for (const step of [...given.steps].reverse()) {
     for (const id of step.outputs) {
-      const type = step.branches || keeps(step) ? wanted(id) : undefined;
+      const type = mixes(step) || keeps(step) ? wanted(id) : undefined;
       if (type && takes(step, type)) types.set(id, type);
     }
   }

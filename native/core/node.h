@@ -49,7 +49,8 @@ struct Node {
 // What an op demands of a node, on every device: a file of the op registers it as Registered<Contract>.
 struct Contract {
   void (*check)(const Node& node);
-  bool keepsType = true;  // inputs and outputs are of one data type and scale
+  bool keepsType = true;    // inputs and outputs are of one data type and scale
+  bool mixesTypes = false;  // each input and output is of any type that the device has a kernel for
 };
 
 }  // namespace octconv

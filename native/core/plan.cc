@@ -65,9 +65,13 @@ static void checkNode(const Node& node, const std::string& device, const Traits&
   if (!contract) fail(node.op, ": there is no such op");
   const auto dtypes = traits.ops.find(node.op);
   if (dtypes == traits.ops.end()) fail(node.op, ": no kernel on ", device);
-  for (const TensorType& type : node.inputs)
-    if (std::find(dtypes->second.begin(), dtypes->second.end(), type.dtype) == dtypes->second.end())
-      fail(node.op, ": no kernel for ", nameOf(type.dtype), " on ", device, ", which '", node.name, "' reads");
+  const auto known = [&](const std::vector<TensorType>& types, const char* what) {
+    for (const TensorType& type : types)
+      if (std::find(dtypes->second.begin(), dtypes->second.end(), type.dtype) == dtypes->second.end())
+        fail(node.op, ": no kernel for ", nameOf(type.dtype), " on ", device, ", which '", node.name, "' ", what);
+  };
+  known(node.inputs, "reads");
+  if (contract->mixesTypes) known(node.outputs, "writes");
   contract->check(node);
   if (contract->keepsType) node.wantOneType();
 }

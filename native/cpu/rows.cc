@@ -49,10 +49,10 @@ void halveRows(DType dtype, const void* in, ptrdiff_t inPitch, int64_t rows, int
 }
 
 template <class From, class To>
-static void convert(const From* from, To* to, float scale, float shift, ptrdiff_t count) {
-  const Vec factor = splat(scale), addend = splat(shift), most = splat(255);
+static void convert(const From* from, To* to, float fromZero, float scale, float toZero, ptrdiff_t count) {
+  const Vec zero = splat(fromZero), factor = splat(scale), addend = splat(toZero), most = splat(255);
   const auto converted = [&](Vec x) {
-    x = x * factor + addend;
+    x = (x - zero) * factor + addend;  // what stands for 0 becomes 0
     return sizeof(To) == 1 ? clamp(x, Vec{}, most) : x;
   };
   ptrdiff_t i = 0;
@@ -62,13 +62,13 @@ static void convert(const From* from, To* to, float scale, float shift, ptrdiff_
 }
 
 void convertElements(const Elements& from, const Elements& to, ptrdiff_t count) {
-  // scale and shift of q' = (scale (q - zero)) / scale' + zero'
-  const float scale = from.scale / to.scale,
-              shift = static_cast<float>(to.zero) - scale * static_cast<float>(from.zero);
+  // q' = (scale (q - zero)) / scale' + zero'
+  const float fromZero = static_cast<float>(from.zero), scale = from.scale / to.scale,
+              toZero = static_cast<float>(to.zero);
   const auto into = [&](const auto* elements) {
-    if (to.dtype == DType::f32) convert(elements, static_cast<float*>(to.data), scale, shift, count);
-    if (to.dtype == DType::bf16) convert(elements, static_cast<BFloat16*>(to.data), scale, shift, count);
-    if (to.dtype == DType::u8) convert(elements, static_cast<uint8_t*>(to.data), scale, shift, count);
+    if (to.dtype == DType::f32) convert(elements, static_cast<float*>(to.data), fromZero, scale, toZero, count);
+    if (to.dtype == DType::bf16) convert(elements, static_cast<BFloat16*>(to.data), fromZero, scale, toZero, count);
+    if (to.dtype == DType::u8) convert(elements, static_cast<uint8_t*>(to.data), fromZero, scale, toZero, count);
   };
   if (from.dtype == DType::f32) into(static_cast<const float*>(from.data));
   if (from.dtype == DType::bf16) into(static_cast<const BFloat16*>(from.data));

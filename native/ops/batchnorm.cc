@@ -1,26 +1,10 @@
-// batchNorm: y = (x - running_mean) / sqrt(running_var + eps) * weight + bias per channel of [N,T,H,W,C]. f32.
+// batchNorm: y = (x - running_mean) / sqrt(running_var + eps) * weight + bias per channel of [N,T,H,W,C]. Computed in
+// f32; input and output may each be f32, bf16 or u8.
 //
 // In networks it is folded into the convolution before it (lib/graph/fuse.ts); this op serves where it cannot be.
-#include "../cpu/levels.h"
-#include "../cpu/vec.h"
-
-OCTCONV_DECLARE(void scaleShift(const float* x, const float* scale, const float* shift, float* y, ptrdiff_t pixels,
-                                ptrdiff_t channels))
-
-namespace octconv::OCTCONV_LEVEL {
-
-void scaleShift(const float* x, const float* scale, const float* shift, float* y, ptrdiff_t pixels,
-                ptrdiff_t channels) {
-  for (ptrdiff_t p = 0; p < pixels; p++, x += channels, y += channels)
-    for (ptrdiff_t c = 0; c < channels; c++) y[c] = x[c] * scale[c] + shift[c];
-}
-
-}  // namespace octconv::OCTCONV_LEVEL
-
-#if OCTCONV_MAIN
 #include <cmath>
 
-#include "../cpu/kernel.h"
+#include "../cpu/floats.h"
 
 namespace octconv {
 namespace {
@@ -65,31 +49,31 @@ const ScaleShift& scaleShiftOf(const Node& node) {
 }
 
 Kernel slow(const Node& node, int) {
-  const Shape s = node.in(0);
-  return {[s, &a = scaleShiftOf(node), keep = node.packed](Run& run) {
-    for (int64_t i = 0; i < s.elements(); i++) {
-      const size_t c = static_cast<size_t>(i % s.c);
-      run.out<float>(0)[i] = static_cast<float>(run.in<float>(0)[i] * a.exactScale[c] + a.exactShift[c]);
+  return {[=, &a = scaleShiftOf(node)](Run& run) {
+    for (int64_t i = 0; i < node.in(0).elements(); i++) {
+      const size_t c = static_cast<size_t>(i % node.in(0).c);
+      const double x = valueAt(run.inputs[0], node.inputs[0], i);
+      setValue(run.outputs[0], node.outputs[0], i, static_cast<float>(x * a.exactScale[c] + a.exactShift[c]));
     }
   }};
 }
 
 Kernel fast(const Node& node, int) {
   const Shape s = node.in(0);
-  const int64_t parts = pieces(s.pixels(), 1 + (1 << 16) / s.c);
-  return {[s, parts, &a = scaleShiftOf(node), keep = node.packed, fast = OCTCONV_PICK(scaleShift)](Run& run) {
+  const int64_t parts = pieces(s.pixels(), 1 + (1 << 13) / s.c);
+  const Floats x(node.inputs[0]), y(node.outputs[0]);
+  return {[=, &a = scaleShiftOf(node), keep = node.packed, loop = OCTCONV_PICK(activatePixels)](Run& run) {
     run.parallel(parts, [&](int64_t task, char*) {
       const auto [begin, end] = piece(s.pixels(), parts, task);
-      fast(run.in<float>(0) + begin * s.c, a.scale.data(), a.shift.data(), run.out<float>(0) + begin * s.c, end - begin,
-           s.c);
+      loop(x.elements(run.inputs[0], begin * s.c), s.c, y.elements(run.outputs[0], begin * s.c), s.c, a.scale.data(),
+           a.shift.data(), -INFINITY, INFINITY, end - begin, s.c);
     });
   }};
 }
 
-const Registered<Contract> contract{"batchNorm", {check}};
-const Registered<Kernels<Reference>> onReference{"batchNorm", {slow, {DType::f32}, pack}};
-const Registered<Kernels<Cpu>> onCpu{"batchNorm", {fast, {DType::f32}, pack}};
+const Registered<Contract> contract{"batchNorm", {check, false, true}};
+const Registered<Kernels<Reference>> onReference{"batchNorm", {slow, anyFloats, pack}};
+const Registered<Kernels<Cpu>> onCpu{"batchNorm", {fast, anyFloats, pack}};
 
 }  // namespace
 }  // namespace octconv
-#endif

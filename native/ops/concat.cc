@@ -1,8 +1,8 @@
-// concat: inputs [N,T,H,W,Ci] side by side along the channels -> [N,T,H,W,sum of Ci]. f32; only moves data, the same
-// for every device.
+// concat: inputs [N,T,H,W,Ci] side by side along the channels -> [N,T,H,W,sum of Ci]. f32, bf16 or u8 of one
+// scale; only moves data, the same for every device.
 #include <algorithm>
 
-#include "../cpu/kernel.h"
+#include "../cpu/floats.h"
 
 namespace octconv {
 namespace {
@@ -22,23 +22,24 @@ void check(const Node& node) {
 
 Kernel make(const Node& node, int) {
   const Shape o = node.out(0);
+  const auto bytes = static_cast<int64_t>(bytesOf(node.outputs[0].dtype));
   const int64_t parts = pieces(o.pixels(), 1 + (1 << 16) / o.c);
   return {[=](Run& run) {
     run.parallel(parts, [&](int64_t task, char*) {
       const auto [begin, end] = piece(o.pixels(), parts, task);
-      float* to = run.out<float>(0) + begin * o.c;
+      char* to = run.out<char>(0) + begin * o.c * bytes;
       for (int64_t p = begin; p < end; p++)
         for (size_t i = 0; i < node.inputs.size(); i++) {
-          const int64_t c = node.in(i).c;
-          to = std::copy_n(run.in<float>(i) + p * c, c, to);
+          const int64_t size = node.in(i).c * bytes;
+          to = std::copy_n(run.in<char>(i) + p * size, size, to);
         }
     });
   }};
 }
 
 const Registered<Contract> contract{"concat", {check}};
-const Registered<Kernels<Reference>> onReference{"concat", {make}};
-const Registered<Kernels<Cpu>> onCpu{"concat", {make}};
+const Registered<Kernels<Reference>> onReference{"concat", {make, anyFloats}};
+const Registered<Kernels<Cpu>> onCpu{"concat", {make, anyFloats}};
 
 }  // namespace
 }  // namespace octconv

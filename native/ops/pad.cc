@@ -1,7 +1,8 @@
-// pad: `before` and `after` [t,h,w] more positions of `value`. f32; only moves data, the same for every device.
+// pad: `before` and `after` [t,h,w] more positions of `value`. f32, bf16 or u8; only moves data, the same for
+// every device.
 #include <algorithm>
 
-#include "../cpu/kernel.h"
+#include "../cpu/floats.h"
 
 namespace octconv {
 namespace {
@@ -19,26 +20,31 @@ void check(const Node& node) {
 
 Kernel make(const Node& node, int) {
   const Size3 before(node.attrs["before"]), after(node.attrs["after"]);
-  const float value = static_cast<float>(node.attrs.number("value", 0));
   const Shape s = node.in(0), o = node.out(0);
-  return {[=](Run& run) {
+  uint32_t bits = 0;
+  setValue(&bits, node.outputs[0], 0, static_cast<float>(node.attrs.number("value", 0)));
+  return {[=, dtype = node.outputs[0].dtype](Run& run) {
     run.parallel(o.rows(), [&](int64_t row, char*) {
       const int64_t n = row / (o.t * o.h), t = row / o.h % o.t - before.t, y = row % o.h - before.h;
-      float* to = run.out<float>(0) + row * o.w * o.c;
-      if (t < 0 || t >= s.t || y < 0 || y >= s.h) {
-        std::fill_n(to, o.w * o.c, value);
-        return;
-      }
-      to = std::fill_n(to, before.w * o.c, value);
-      to = std::copy_n(run.in<float>(0) + ((n * s.t + t) * s.h + y) * s.w * s.c, s.w * s.c, to);
-      std::fill_n(to, after.w * o.c, value);
+      bySize(dtype, [&](auto element) {
+        using Element = decltype(element);
+        const auto value = static_cast<Element>(bits);
+        Element* to = run.out<Element>(0) + row * o.w * o.c;
+        if (t < 0 || t >= s.t || y < 0 || y >= s.h) {
+          std::fill_n(to, o.w * o.c, value);
+          return;
+        }
+        to = std::fill_n(to, before.w * o.c, value);
+        to = std::copy_n(run.in<Element>(0) + ((n * s.t + t) * s.h + y) * s.w * s.c, s.w * s.c, to);
+        std::fill_n(to, after.w * o.c, value);
+      });
     });
   }};
 }
 
 const Registered<Contract> contract{"pad", {check}};
-const Registered<Kernels<Reference>> onReference{"pad", {make}};
-const Registered<Kernels<Cpu>> onCpu{"pad", {make}};
+const Registered<Kernels<Reference>> onReference{"pad", {make, anyFloats}};
+const Registered<Kernels<Cpu>> onCpu{"pad", {make, anyFloats}};
 
 }  // namespace
 }  // namespace octconv

@@ -1,9 +1,9 @@
-// maxPool, avgPool: windows over T, H and W of [N,T,H,W,C]; globalAvgPool: [N,T,H,W,C] -> [N,1,1,1,C]. f32.
+// maxPool, avgPool: windows over T, H and W of [N,T,H,W,C].
 //
 // Attributes as in PyTorch: kernel, stride, padding [t,h,w], ceilMode (the last window must start inside the input or
 // its left padding), countIncludePad (avgPool). Padding never wins a maximum, a NaN does. maxPool may have a second
 // output, P of the first (2x2 average, stride 2), for the octave convolution behind it: the rows are still in the
-// cache. maxPool takes bf16 and u8 too, and gives the same type; globalAvgPool gives f32 of any of them.
+// cache. maxPool takes f32, bf16 or u8 and gives the same type; avgPool takes and gives any of them, and sums in f32.
 #include "../cpu/levels.h"
 #include "../cpu/rows.h"
 #include "../cpu/vec.h"
@@ -47,7 +47,7 @@ void scaleBy(float* y, float factor, ptrdiff_t count) {
 #if OCTCONV_MAIN
 #include <cmath>
 
-#include "../cpu/kernel.h"
+#include "../cpu/floats.h"
 
 namespace octconv {
 namespace {
@@ -154,17 +154,23 @@ Kernel slowPool(const Node& node, int) {
 Kernel avgPool(const Node& node, int) {
   const Window w = windowOf(node);
   const Shape s = node.in(0), o = node.out(0);
+  const Floats from(node.inputs[0]), to(node.outputs[0]);
   return {[=, add = OCTCONV_PICK(addInto), scale = OCTCONV_PICK(scaleBy)](Run& run) {
-    run.parallel(o.n * o.t * o.h, [&](int64_t row, char*) {
-      float* to = run.out<float>(0) + row * o.w * o.c;
-      for (int64_t x = 0; x < o.w; x++, to += o.c) {
-        std::fill(to, to + o.c, 0.f);
-        const int64_t count = eachInput(s, w, row / (o.h * o.t), row / o.h % o.t, row % o.h, x,
-                                        [&](int64_t at) { add(to, run.in<float>(0) + at, o.c); });
-        scale(to, 1 / static_cast<float>(count), o.c);
-      }
-    });
-  }};
+            run.parallel(o.n * o.t * o.h, [&](int64_t row, char* scratch) {
+              auto* room = reinterpret_cast<float*>(scratch);
+              for (int64_t x = 0; x < o.w; x++) {
+                const int64_t at = (row * o.w + x) * o.c;
+                float* sums = to.target(run.outputs[0], at, room);
+                std::fill_n(sums, o.c, 0.f);
+                const int64_t count = eachInput(s, w, row / (o.h * o.t), row / o.h % o.t, row % o.h, x, [&](int64_t i) {
+                  add(sums, from.read(run.inputs[0], i, o.c, room + o.c), o.c);
+                });
+                scale(sums, 1 / static_cast<float>(count), o.c);
+                to.write(run.outputs[0], at, o.c, room);
+              }
+            });
+          },
+          0, 2 * static_cast<size_t>(o.c) * sizeof(float)};
 }
 
 Kernel maxPool(const Node& node, int) {
@@ -200,41 +206,9 @@ Kernel maxPool(const Node& node, int) {
           0, static_cast<size_t>(most) * sizeof(char*)};
 }
 
-void checkGlobal(const Node& node) {
-  node.want(1, 1);
-  if (node.outputs[0].dtype != DType::f32)
-    fail("globalAvgPool: output ", nameOf(node.outputs[0].dtype), ", wanted f32");
-  const Shape s = node.in(0);
-  if (node.out(0) != Shape{s.n, 1, 1, 1, s.c})
-    fail("globalAvgPool: output ", node.out(0), " of input ", s, ", wanted ", Shape{s.n, 1, 1, 1, s.c});
-}
-
-// Sums in double, pixel by pixel: the input is read once and small, so the reference is the kernel.
-Kernel globalAvgPool(const Node& node, int) {
-  const TensorType& type = node.inputs[0];
-  const Shape s = node.in(0);
-  const int64_t parts = pieces(s.c, 64);
-  return {[=, type = TensorType(type)](Run& run) {
-    run.parallel(s.n * parts, [&](int64_t task, char*) {
-      const auto [begin, end] = piece(s.c, parts, task % parts);
-      const int64_t n = task / parts, pixels = s.t * s.h * s.w;
-      double sums[128] = {};
-      for (int64_t p = 0; p < pixels; p++)
-        for (int64_t c = begin; c < end; c++)
-          sums[c - begin] += valueAt(run.inputs[0], type, (n * pixels + p) * s.c + c);
-      for (int64_t c = begin; c < end; c++)
-        run.out<float>(0)[n * s.c + c] = static_cast<float>(sums[c - begin] / static_cast<double>(pixels));
-    });
-  }};
-}
-
-const std::vector<DType> kept = {DType::f32, DType::bf16, DType::u8};
-const Registered<Contract> contracts[] = {
-    {"maxPool", {check}}, {"avgPool", {check}}, {"globalAvgPool", {checkGlobal, false}}};
-const Registered<Kernels<Reference>> slow[] = {
-    {"maxPool", {slowPool, kept}}, {"avgPool", {slowPool}}, {"globalAvgPool", {globalAvgPool, kept}}};
-const Registered<Kernels<Cpu>> fast[] = {
-    {"maxPool", {maxPool, kept}}, {"avgPool", {avgPool}}, {"globalAvgPool", {globalAvgPool, kept}}};
+const Registered<Contract> contracts[] = {{"maxPool", {check}}, {"avgPool", {check, false, true}}};
+const Registered<Kernels<Reference>> slow[] = {{"maxPool", {slowPool, anyFloats}}, {"avgPool", {slowPool, anyFloats}}};
+const Registered<Kernels<Cpu>> fast[] = {{"maxPool", {maxPool, anyFloats}}, {"avgPool", {avgPool, anyFloats}}};
 
 }  // namespace
 }  // namespace octconv

@@ -1,8 +1,8 @@
 // upsampleNearest: every position `scale` [t,h,w] times; the output may be cropped by less than one scale, which undoes
-// a pooling that rounded up. f32; only moves data, the same for every device.
+// a pooling that rounded up. f32, bf16 or u8; only moves data, the same for every device.
 #include <algorithm>
 
-#include "../cpu/kernel.h"
+#include "../cpu/floats.h"
 
 namespace octconv {
 namespace {
@@ -19,19 +19,20 @@ void check(const Node& node) {
 Kernel make(const Node& node, int) {
   const Size3 scale(node.attrs["scale"]);
   const Shape s = node.in(0), o = node.out(0);
+  const int64_t pixel = s.c * static_cast<int64_t>(bytesOf(node.outputs[0].dtype));
   return {[=](Run& run) {
     run.parallel(o.rows(), [&](int64_t row, char*) {
       const int64_t n = row / (o.t * o.h), t = row / o.h % o.t / scale.t, y = row % o.h / scale.h;
-      const float* from = run.in<float>(0) + ((n * s.t + t) * s.h + y) * s.w * s.c;
-      float* to = run.out<float>(0) + row * o.w * o.c;
-      for (int64_t x = 0; x < o.w; x++) to = std::copy_n(from + x / scale.w * s.c, s.c, to);
+      const char* from = run.in<char>(0) + ((n * s.t + t) * s.h + y) * s.w * pixel;
+      char* to = run.out<char>(0) + row * o.w * pixel;
+      for (int64_t x = 0; x < o.w; x++) to = std::copy_n(from + x / scale.w * pixel, pixel, to);
     });
   }};
 }
 
 const Registered<Contract> contract{"upsampleNearest", {check}};
-const Registered<Kernels<Reference>> onReference{"upsampleNearest", {make}};
-const Registered<Kernels<Cpu>> onCpu{"upsampleNearest", {make}};
+const Registered<Kernels<Reference>> onReference{"upsampleNearest", {make, anyFloats}};
+const Registered<Kernels<Cpu>> onCpu{"upsampleNearest", {make, anyFloats}};
 
 }  // namespace
 }  // namespace octconv

@@ -59,8 +59,18 @@ ops.add(v, dynamic); // `number` fits every size
 ops.add(dynamic, v);
 // @ts-expect-error other sizes
 ops.add(v, graph.input('f32', [1, 8, 6, 4]));
-// @ts-expect-error another rank
-ops.add(v, graph.input('f32', [1, 3]));
+const perImage = ops.add(v, graph.input('f32', [1, 3]));
+equal<Equal<typeof perImage, Value<'f32', readonly [1, 8, 6, 3]>>>();
+const outer = ops.sub(graph.input('f32', [1, 1, 6, 3]), graph.input('f32', [1, 8, 1, 3]));
+equal<Equal<typeof outer, Value<'f32', readonly [1, 8, 6, 3]>>>();
+const known = ops.mul(dynamic, v);
+equal<Equal<typeof known, Value<'f32', readonly [number, 8, 6, 3]>>>();
+const scaled = ops.div(x, 2);
+equal<Equal<typeof scaled, Promise<Tensor<'f32', readonly [1, 8, 6, 3]>>>>();
+// @ts-expect-error a number is the second one
+ops.sub(1, v);
+// @ts-expect-error video beside an image
+ops.add(v, graph.input('f32', [1, 1, 8, 6, 3]));
 ops.add(v, x); // a constant
 ops.add(v, new Parameter([1, 8, 6, 3]));
 // @ts-expect-error a constant of other sizes
@@ -74,7 +84,6 @@ ops.mul(v, graph.input('f32', [1, 1, 1, 3]));
 ops.mul(v, graph.input('f32', [1, 3]));
 // @ts-expect-error other channels
 ops.mul(v, graph.input('f32', [1, 4]));
-// @ts-expect-error neither the same shape nor one number per channel
 ops.mul(v, graph.input('f32', [1, 1, 6, 3]));
 // @ts-expect-error other channels
 ops.mul(v, graph.input('f32', [1, 1, 1, 4]));
@@ -136,6 +145,27 @@ ops.maxPool(v, {});
 ops.globalAvgPool(mean);
 // @ts-expect-error only a mean counts padding
 ops.maxPool(v, { kernel: 2, countIncludePad: false });
+
+// --- Axes ---
+const part = ops.slice(v, { axes: [-1], starts: [1] });
+equal<Equal<typeof part, Value<'f32', readonly [number, number, number, number]>>>();
+const flat = ops.reshape(v, { shape: [1, -1] });
+equal<Equal<typeof flat, Value<'f32', readonly [1, number]>>>();
+ops.transpose(v, { axes: [0, 3, 1, 2] });
+// @ts-expect-error an axis is missing
+ops.transpose(v, { axes: [0, 2, 1] });
+const overImage = ops.mean(v, { axes: [1, 2] });
+equal<Equal<typeof overImage, Value<'f32', readonly [1, number]>>>();
+const kept = ops.mean(v, { axes: [3], keepDims: true });
+equal<Equal<typeof kept, Value<'f32', readonly [number, number, number, number]>>>();
+const overTime = ops.mean(graph.input('f32', [1, 4, 8, 6, 3]), { axes: [1] });
+equal<Equal<typeof overTime, Value<'f32', readonly [1, number, number, number]>>>();
+const larger = ops.interpolate(v, { height: 16, width: 12 });
+equal<Equal<typeof larger, Value<'f32', readonly [1, number, number, 3]>>>();
+const product = ops.matmul(v, graph.input('f32', [1, 8, 3, 5]));
+equal<Equal<typeof product, Value<'f32', readonly [1, number, number, 5]>>>();
+// @ts-expect-error 4 rows, v has 3 columns
+ops.matmul(v, graph.input('f32', [1, 8, 4, 5]));
 
 // --- Pictures ---
 const bytes = graph.input('u8', [1, 50, 40, 3]);

@@ -1,0 +1,48 @@
+// Elements of any type as f32, for kernels that compute in f32. f32 is read and written where it lies.
+#pragma once
+#include "kernel.h"
+#include "rows.h"
+
+namespace octconv {
+
+struct Floats {
+  TensorType type;
+  decltype(&baseline::convertElements) convert = OCTCONV_PICK(convertElements);
+
+  explicit Floats(const TensorType& type) : type(type) {}
+  Elements elements(void* data, int64_t at) const {
+    return {static_cast<char*>(data) + at * static_cast<int64_t>(bytesOf(type.dtype)), type.dtype, type.scale,
+            type.zero};
+  }
+  // Elements from `at` on; `room` holds as many.
+  const float* read(void* data, int64_t at, int64_t count, float* room) const {
+    if (type.dtype == DType::f32) return static_cast<const float*>(data) + at;
+    convert(elements(data, at), {room, DType::f32}, count);
+    return room;
+  }
+  // Where results go before `write`.
+  float* target(void* data, int64_t at, float* room) const {
+    return type.dtype == DType::f32 ? static_cast<float*>(data) + at : room;
+  }
+  void write(void* data, int64_t at, int64_t count, float* room) const {
+    if (type.dtype != DType::f32) convert({room, DType::f32}, elements(data, at), count);
+  }
+};
+
+// The types of `Floats`, and of kernels that only move elements, by their size.
+inline const std::vector<DType> anyFloats = {DType::f32, DType::bf16, DType::u8};
+
+// Calls `f` with an element of the size of a type.
+template <class F>
+void bySize(DType dtype, const F& f) {
+  switch (bytesOf(dtype)) {
+    case 1:
+      return f(uint8_t{});
+    case 2:
+      return f(uint16_t{});
+    default:
+      return f(uint32_t{});
+  }
+}
+
+}  // namespace octconv
