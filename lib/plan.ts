@@ -6,6 +6,7 @@ import { OctconvError } from './error.js';
 import { type ComputeType, type Graph, type TensorType, toNTHWC } from './graph/graph.js';
 import { type Packing, packingsOf, type Step, type Steps } from './graph/lower.js';
 import { aligned, planMemory } from './graph/memory.js';
+import { sliceOf } from './graph/slices.js';
 import { batchOf, segmentsByStep, wholeValues } from './graph/subbatch.js';
 import type { Quantized } from './graph/types.js';
 import { calling, type Device, type NativePacked, type NativeParam, type NativePlan, type NativePlanSpec, type NativeValue, native } from './native.js';
@@ -256,7 +257,9 @@ function specOf(given: Steps, packed: readonly NativePacked[][], threads: number
     viewed.set(key, views.length);
     const { shape, ...type } = values[id] as TensorType;
     const [n, ...rest] = toNTHWC(shape);
-    return views.push({ ...type, shape: [images === batch ? n : images, ...rest], rounds: whole.has(id) ? batch / images : 1, ...place(id) }) - 1;
+    const pitch = values[sliceOf(given, id).of]?.shape.at(-1);
+    const rounds = whole.has(id) ? batch / images : 1;
+    return views.push({ ...type, shape: [images === batch ? n : images, ...rest], pitch, rounds, ...place(id) }) - 1;
   };
   const nativeSteps = steps.map(({ op, name, attrs, ...step }, at) => {
     const { images } = segments[at] ?? { images: batch };

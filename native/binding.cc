@@ -230,6 +230,8 @@ TensorType typeOf(const Napi::Object& item) {
   }
   TensorType type{dtypeOf(item.Get("dtype")), {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]}};
   if (item.Get("scale").IsNumber()) type.scale = item.Get("scale").ToNumber().FloatValue();
+  if (const Napi::Value pitch = item.Get("pitch"); !pitch.IsUndefined())
+    type.gap = integerOf(pitch, "plan: pitch of a value", sizes[4], most / (elements / sizes[4])) - sizes[4];
   if (item.Get("zero").IsNumber()) type.zero = static_cast<int>(integerOf(item.Get("zero"), "plan: zero", 0, 255));
   return type;
 }
@@ -243,7 +245,8 @@ PlanSpec::Value valueOf(const Napi::Object& item) {
   value.at = static_cast<size_t>(integerOf(item.Get("at"), "plan: place of a value", 0, most));
   const Napi::Value rounds = item.Get("rounds");
   if (!rounds.IsUndefined())
-    value.rounds = integerOf(rounds, "plan: rounds of a value", 1, most / value.type.shape.elements());
+    value.rounds = integerOf(rounds, "plan: rounds of a value", 1,
+                             most / (value.type.shape.pixels() * value.type.pitch()));
   return value;
 }
 
@@ -335,9 +338,10 @@ Napi::Array namesOf(Napi::Env env, const std::vector<DType>& list) {
 
 Napi::Object traitsOf(Napi::Env env, const Traits& traits) {
   auto result = Napi::Object::New(env), ops = Napi::Object::New(env);
-  for (const auto& [op, list] : traits.ops) {
+  for (const auto& [op, kernel] : traits.ops) {
     auto each = Napi::Object::New(env);
-    each.Set("dtypes", namesOf(env, list));
+    each.Set("dtypes", namesOf(env, kernel.dtypes));
+    each.Set("pitched", kernel.pitched);
     each.Set("keepsType", Registered<Contract>::find(op)->keepsType);
     ops.Set(op, each);
   }

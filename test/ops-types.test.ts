@@ -9,7 +9,7 @@ import { convStep, lower, type Steps } from '../lib/graph/lower.js';
 import { assignTypes, type InputType, weightScaleOf } from '../lib/graph/types.js';
 import { Tensor } from '../lib/tensor.js';
 import { cases, graphOf } from './cases.js';
-import { block, compare, compileSteps, inputsOf, naming, noParams, parameters, run, sameBits } from './running.js';
+import { block, compare, compileSteps, inputsOf, naming, noParams, parameters, run, sameBits, sideBySide } from './running.js';
 
 const { traits } = targetOf('cpu');
 
@@ -106,6 +106,10 @@ describe('ops: bf16 and i8', () => {
       for (let seed = 1; seed <= 150; seed += 4) {
         const { graph } = block(seed);
         await naming(`seed ${seed}`, checkTyped(graph, compute, most, parameters(graph), (what) => met.add(what)));
+        const { steps, read } = typed(graph, compute, most, parameters(graph));
+        const given = inputsOf({ inputs: graph.inputs.map((id) => graph.values[id]?.shape ?? []) });
+        const [wanted, got] = await Promise.all([steps, sideBySide(steps)].map((each) => run(compileSteps(each, 'cpu', 3, read), given)));
+        expect(sameBits(got ?? [], wanted ?? []), `seed ${seed}: slices give other bits`).to.equal(true);
       }
       const kept = compute === 'bf16' ? 'bf16' : 'u8';
       expect([...met]).to.include.members([`octConv f32 -> ${kept}`, `octConv ${kept} -> ${kept}`, `octConv ${kept} -> f32`, `maxPool ${kept} -> ${kept}`].slice(0, 3));

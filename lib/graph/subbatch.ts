@@ -5,6 +5,7 @@
  */
 import { bytesPerElement } from '../dtype.js';
 import type { Step, Steps } from './lower.js';
+import { sliceOf } from './slices.js';
 
 /** The segment of each step: its first and last step, and how many images they take at once. */
 export function segmentsByStep({ steps, segments = [] }: Steps, batch: number): { first: number; last: number; images: number }[] {
@@ -18,12 +19,16 @@ export function segmentsByStep({ steps, segments = [] }: Steps, batch: number): 
 /** Images of a batch. */
 export const batchOf = ({ values, inputs }: Steps): number => values[inputs[0] ?? -1]?.shape[0] ?? 1;
 
-/** What is kept for all images of a batch: what the caller sees, and what another segment reads. */
+/** What is kept for all images of a batch: what the caller sees, and memory that several segments use. */
 export function wholeValues(given: Steps): ReadonlySet<number> {
   const segments = segmentsByStep(given, batchOf(given));
-  const made = new Map(given.steps.flatMap((step, at) => step.outputs.map((id) => [id, segments[at]?.first] as const)));
-  const read = given.steps.flatMap((step, at) => step.inputs.filter((id) => made.get(id) !== segments[at]?.first));
-  return new Set([...given.inputs, ...given.outputs, ...read]);
+  const users = new Map<number, Set<number | undefined>>();
+  const root = (id: number) => sliceOf(given, id).of;
+  given.steps.forEach((step, at) => {
+    for (const id of [...step.inputs, ...step.outputs]) users.set(root(id), (users.get(root(id)) ?? new Set()).add(segments[at]?.first));
+  });
+  const used = given.steps.flatMap(({ inputs, outputs }) => [...inputs, ...outputs]);
+  return new Set([...given.inputs, ...given.outputs, ...used.filter((id) => (users.get(root(id))?.size ?? 0) > 1)]);
 }
 
 /**

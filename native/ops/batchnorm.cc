@@ -4,14 +4,15 @@
 #include "../cpu/levels.h"
 #include "../cpu/vec.h"
 
-OCTCONV_DECLARE(void scaleShift(const float* x, const float* scale, const float* shift, float* y, ptrdiff_t pixels,
-                                ptrdiff_t channels))
+// Pitches are in elements from pixel to pixel.
+OCTCONV_DECLARE(void scaleShift(const float* x, ptrdiff_t xPitch, const float* scale, const float* shift, float* y,
+                                ptrdiff_t yPitch, ptrdiff_t pixels, ptrdiff_t channels))
 
 namespace octconv::OCTCONV_LEVEL {
 
-void scaleShift(const float* x, const float* scale, const float* shift, float* y, ptrdiff_t pixels,
-                ptrdiff_t channels) {
-  for (ptrdiff_t p = 0; p < pixels; p++, x += channels, y += channels)
+void scaleShift(const float* x, ptrdiff_t xPitch, const float* scale, const float* shift, float* y, ptrdiff_t yPitch,
+                ptrdiff_t pixels, ptrdiff_t channels) {
+  for (ptrdiff_t p = 0; p < pixels; p++, x += xPitch, y += yPitch)
     for (ptrdiff_t c = 0; c < channels; c++) y[c] = x[c] * scale[c] + shift[c];
 }
 
@@ -66,10 +67,11 @@ const ScaleShift& scaleShiftOf(const Node& node) {
 
 Kernel slow(const Node& node, int) {
   const Shape s = node.in(0);
-  return {[s, &a = scaleShiftOf(node), keep = node.packed](Run& run) {
+  return {[s, &a = scaleShiftOf(node), node](Run& run) {
     for (int64_t i = 0; i < s.elements(); i++) {
       const size_t c = static_cast<size_t>(i % s.c);
-      run.out<float>(0)[i] = static_cast<float>(run.in<float>(0)[i] * a.exactScale[c] + a.exactShift[c]);
+      const float x = valueAt(run.inputs[0], node.inputs[0], i);
+      setValue(run.outputs[0], node.outputs[0], i, static_cast<float>(x * a.exactScale[c] + a.exactShift[c]));
     }
   }};
 }
@@ -77,18 +79,19 @@ Kernel slow(const Node& node, int) {
 Kernel fast(const Node& node, int) {
   const Shape s = node.in(0);
   const int64_t parts = pieces(s.pixels(), 1 + (1 << 16) / s.c);
-  return {[s, parts, &a = scaleShiftOf(node), keep = node.packed, fast = OCTCONV_PICK(scaleShift)](Run& run) {
+  const int64_t pitch = node.inputs[0].pitch(), outPitch = node.outputs[0].pitch();
+  return {[=, &a = scaleShiftOf(node), keep = node.packed, fast = OCTCONV_PICK(scaleShift)](Run& run) {
     run.parallel(parts, [&](int64_t task, char*) {
       const auto [begin, end] = piece(s.pixels(), parts, task);
-      fast(run.in<float>(0) + begin * s.c, a.scale.data(), a.shift.data(), run.out<float>(0) + begin * s.c, end - begin,
-           s.c);
+      fast(run.in<float>(0) + begin * pitch, pitch, a.scale.data(), a.shift.data(),
+           run.out<float>(0) + begin * outPitch, outPitch, end - begin, s.c);
     });
   }};
 }
 
 const Registered<Contract> contract{"batchNorm", {check}};
-const Registered<Kernels<Reference>> onReference{"batchNorm", {slow, {DType::f32}, pack}};
-const Registered<Kernels<Cpu>> onCpu{"batchNorm", {fast, {DType::f32}, pack}};
+const Registered<Kernels<Reference>> onReference{"batchNorm", {slow, {DType::f32}, pack, nullptr, true}};
+const Registered<Kernels<Cpu>> onCpu{"batchNorm", {fast, {DType::f32}, pack, nullptr, true}};
 
 }  // namespace
 }  // namespace octconv

@@ -26,19 +26,18 @@ Kernel make(const Node& node, int) {
   return {[=](Run& run) {
     run.parallel(parts, [&](int64_t task, char*) {
       const auto [begin, end] = piece(o.pixels(), parts, task);
-      float* to = run.out<float>(0) + begin * o.c;
-      for (int64_t p = begin; p < end; p++)
-        for (size_t i = 0; i < node.inputs.size(); i++) {
-          const int64_t c = node.in(i).c;
-          to = std::copy_n(run.in<float>(i) + p * c, c, to);
-        }
+      for (int64_t p = begin; p < end; p++) {
+        float* to = run.out<float>(0) + p * node.outputs[0].pitch();
+        for (size_t i = 0; i < node.inputs.size(); i++)
+          to = std::copy_n(run.in<float>(i) + p * node.inputs[i].pitch(), node.in(i).c, to);
+      }
     });
   }};
 }
 
 const Registered<Contract> contract{"concat", {check}};
-const Registered<Kernels<Reference>> onReference{"concat", {make}};
-const Registered<Kernels<Cpu>> onCpu{"concat", {make}};
+const Registered<Kernels<Reference>> onReference{"concat", pitched<Reference>(make)};
+const Registered<Kernels<Cpu>> onCpu{"concat", pitched<Cpu>(make)};
 
 }  // namespace
 }  // namespace octconv

@@ -100,7 +100,7 @@ void check(const Node& node) {
     fail(node.op, ": pooled output ", node.out(1), " must be half of ", y);
 }
 
-// Visits the inputs of output pixel (n, t, y, x): visit(offset of its channels); gives the number that counts.
+// Visits the inputs of output pixel (n, t, y, x): visit(pixel of the input); gives the number that counts.
 template <class F>
 int64_t eachInput(const Shape& s, const Window& w, int64_t n, int64_t t, int64_t y, int64_t x, F&& visit) {
   const Reach rt(t, s.t, w.kernel.t, w.stride.t, w.padding.t, w.countIncludePad),
@@ -108,7 +108,7 @@ int64_t eachInput(const Shape& s, const Window& w, int64_t n, int64_t t, int64_t
       rw(x, s.w, w.kernel.w, w.stride.w, w.padding.w, w.countIncludePad);
   for (int64_t ti = rt.begin; ti < rt.end; ti++)
     for (int64_t yi = rh.begin; yi < rh.end; yi++)
-      for (int64_t xi = rw.begin; xi < rw.end; xi++) visit((((n * s.t + ti) * s.h + yi) * s.w + xi) * s.c);
+      for (int64_t xi = rw.begin; xi < rw.end; xi++) visit(((n * s.t + ti) * s.h + yi) * s.w + xi);
   return rt.counted * rh.counted * rw.counted;
 }
 
@@ -121,7 +121,7 @@ void referencePool(const Node& node, Run& run) {
       float largest = -INFINITY;
       const int64_t count =
           eachInput(s, w, p / (o.w * o.h * o.t), p / (o.w * o.h) % o.t, p / o.w % o.h, p % o.w, [&](int64_t at) {
-            const float x = valueAt(run.inputs[0], node.inputs[0], at + c);
+            const float x = valueAt(run.inputs[0], node.inputs[0], at * s.c + c);
             sum += x;
             if (x > largest || std::isnan(x)) largest = x;
           });
@@ -153,13 +153,14 @@ Kernel slowPool(const Node& node, int) {
 Kernel avgPool(const Node& node, int) {
   const Window w = windowOf(node);
   const Shape s = node.in(0), o = node.out(0);
+  const int64_t pitch = node.inputs[0].pitch(), outPitch = node.outputs[0].pitch();
   return {[=, add = OCTCONV_PICK(addInto), scale = OCTCONV_PICK(scaleBy)](Run& run) {
     run.parallel(o.n * o.t * o.h, [&](int64_t row, char*) {
-      float* to = run.out<float>(0) + row * o.w * o.c;
-      for (int64_t x = 0; x < o.w; x++, to += o.c) {
+      float* to = run.out<float>(0) + row * o.w * outPitch;
+      for (int64_t x = 0; x < o.w; x++, to += outPitch) {
         std::fill(to, to + o.c, 0.f);
         const int64_t count = eachInput(s, w, row / (o.h * o.t), row / o.h % o.t, row % o.h, x,
-                                        [&](int64_t at) { add(to, run.in<float>(0) + at, o.c); });
+                                        [&](int64_t at) { add(to, run.in<float>(0) + at * pitch, o.c); });
         scale(to, 1 / static_cast<float>(count), o.c);
       }
     });
@@ -170,6 +171,8 @@ Kernel maxPool(const Node& node, int) {
   const Window w = windowOf(node);
   const Shape s = node.in(0), o = node.out(0);
   const bool halves = node.outputs.size() == 2;
+  const int64_t pitch = node.inputs[0].pitch(), outPitch = node.outputs[0].pitch(),
+                halfPitch = halves ? node.outputs[1].pitch() : 0;
   const int64_t rows = halves ? 2 : 1, pairs = (o.h + rows - 1) / rows;  // a task: a row, or the two that P needs
   const DType dtype = node.outputs[0].dtype;
   const auto bytes = static_cast<int64_t>(bytesOf(dtype));
@@ -179,20 +182,21 @@ Kernel maxPool(const Node& node, int) {
               const int64_t plane = task / pairs, n = plane / o.t, t = plane % o.t, first = task % pairs * rows,
                             last = std::min(first + rows, o.h);
               auto** inputs = reinterpret_cast<const char**>(scratch);
-              char* y = run.out<char>(0) + (plane * o.h + first) * o.w * o.c * bytes;
+              char* y = run.out<char>(0) + (plane * o.h + first) * o.w * outPitch * bytes;
               char* to = y;
               for (int64_t row = first; row < last; row++)
-                for (int64_t x = 0; x < o.w; x++, to += o.c * bytes) {
+                for (int64_t x = 0; x < o.w; x++, to += outPitch * bytes) {
                   int64_t count = 0;
-                  eachInput(s, w, n, t, row, x, [&](int64_t at) { inputs[count++] = run.in<char>(0) + at * bytes; });
+                  eachInput(s, w, n, t, row, x,
+                            [&](int64_t at) { inputs[count++] = run.in<char>(0) + at * pitch * bytes; });
                   if (count)
                     largest(dtype, inputs, count, to, o.c);
                   else
                     setLowest(to, node.outputs[0]);
                 }
               if (halves)
-                halve(dtype, y, o.c, last - first, o.w,
-                      run.out<char>(1) + (plane * half(o.h) + first / 2) * half(o.w) * o.c * bytes, o.c,
+                halve(dtype, y, outPitch, last - first, o.w,
+                      run.out<char>(1) + (plane * half(o.h) + first / 2) * half(o.w) * halfPitch * bytes, halfPitch,
                       static_cast<int>(o.c));
             });
           },
@@ -210,10 +214,10 @@ void checkGlobal(const Node& node) {
 
 // Sums in double, pixel by pixel: the input is read once and small, so the reference is the kernel.
 Kernel globalAvgPool(const Node& node, int) {
-  const TensorType& type = node.inputs[0];
-  const Shape s = node.in(0);
+  const TensorType type = node.inputs[0], to = node.outputs[0];
+  const Shape s = type.shape;
   const int64_t parts = pieces(s.c, 64);
-  return {[=, type = TensorType(type)](Run& run) {
+  return {[=](Run& run) {
     run.parallel(s.n * parts, [&](int64_t task, char*) {
       const auto [begin, end] = piece(s.c, parts, task % parts);
       const int64_t n = task / parts, pixels = s.t * s.h * s.w;
@@ -222,7 +226,7 @@ Kernel globalAvgPool(const Node& node, int) {
         for (int64_t c = begin; c < end; c++)
           sums[c - begin] += valueAt(run.inputs[0], type, (n * pixels + p) * s.c + c);
       for (int64_t c = begin; c < end; c++)
-        run.out<float>(0)[n * s.c + c] = static_cast<float>(sums[c - begin] / static_cast<double>(pixels));
+        setValue(run.outputs[0], to, n * s.c + c, static_cast<float>(sums[c - begin] / static_cast<double>(pixels)));
     });
   }};
 }
@@ -231,9 +235,12 @@ const std::vector<DType> kept = {DType::f32, DType::bf16, DType::u8};
 const Registered<Contract> contracts[] = {
     {"maxPool", {check}}, {"avgPool", {check}}, {"globalAvgPool", {checkGlobal, false}}};
 const Registered<Kernels<Reference>> slow[] = {
-    {"maxPool", {slowPool, kept}}, {"avgPool", {slowPool}}, {"globalAvgPool", {globalAvgPool, kept}}};
-const Registered<Kernels<Cpu>> fast[] = {
-    {"maxPool", {maxPool, kept}}, {"avgPool", {avgPool}}, {"globalAvgPool", {globalAvgPool, kept}}};
+    {"maxPool", pitched<Reference>(slowPool, kept)},
+    {"avgPool", pitched<Reference>(slowPool)},
+    {"globalAvgPool", pitched<Reference>(globalAvgPool, kept)}};
+const Registered<Kernels<Cpu>> fast[] = {{"maxPool", pitched<Cpu>(maxPool, kept)},
+                                         {"avgPool", pitched<Cpu>(avgPool)},
+                                         {"globalAvgPool", pitched<Cpu>(globalAvgPool, kept)}};
 
 }  // namespace
 }  // namespace octconv
