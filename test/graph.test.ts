@@ -300,7 +300,7 @@ describe('graph: concatenations', () => {
     expect(left((r, y) => [r.relu(concat(r, y, r.conv(y)))])).to.equal(1);
   });
 
-  for (const [name, alpha, count] of [['densenet-121', 0, 125], ['oct-densenet-121', 0.25, 128]] as const) {
+  for (const [name, alpha, count] of [['densenet-121', 0, 125], ['oct-densenet-121', 0.25, 125]] as const) {
     it(`${name}: at most ${count} steps, none of them a concatenation`, () => {
       const given = lower(record(buildNetwork(name, alpha ? { alpha } : {}), [1, 224, 224, 3]));
       const pitched = { ...kept, dtypes: ['f32'] } as const;
@@ -309,6 +309,21 @@ describe('graph: concatenations', () => {
       expect(steps.length).to.be.at.most(count);
     });
   }
+});
+
+describe('graph: sub-batches', () => {
+  it('no segment ends within what slices lie in', () => {
+    const given = lower(record(buildNetwork('densenet', { width: 16, blocks: [3, 3, 3, 3] }), [4, 64, 64, 3]));
+    const steps = sliceConcats(fuse(given), { ops: { ...traits.ops, batchNorm: kept } });
+    const wide = new Set([...(steps.slices ?? [])].map(([, { of }]) => of));
+    const cuts = [0, 300, 1000, 3000, 10_000, 30_000].flatMap((bytes) => {
+      const cut = subBatch(steps, 1, () => bytes);
+      const whole = wholeValues(cut);
+      for (const id of wide) expect(whole.has(id), `${id}, ${bytes} bytes of weights`).to.equal(false);
+      return cut.segments?.length === 2 ? [cut.segments[0]?.steps] : [];
+    });
+    expect(new Set(cuts).size).to.be.above(1);
+  });
 });
 
 describe('graph: memory', () => {

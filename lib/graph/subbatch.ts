@@ -47,11 +47,15 @@ export function subBatch(given: Steps, threads: number, weightBytes: (step: Step
   };
   const activations = given.steps.map(({ inputs, outputs }) => [...inputs, ...outputs].reduce((sum, id) => sum + bytesOf(id), 0));
   const again = given.steps.map((step) => (batch / images - 1) * weightBytes(step));
+  // What slices lie in is kept for all images if a segment ends between them: all of a dense block.
+  const wide = new Set([...(given.slices ?? [])].map(([, { of }]) => of));
+  const users = given.steps.map(({ inputs, outputs }) => new Set([...inputs, ...outputs].map((id) => sliceOf(given, id).of)));
+  const splits = (at: number) => [...wide].some((id) => [users.slice(0, at), users.slice(at)].every((side) => side.some((used) => used.has(id))));
   let moved = activations.reduce((a, b) => a + b, 0);
   let [least, cut] = [moved, 0];
   for (const [i, bytes] of again.entries()) {
     moved += bytes - (activations[i] ?? 0);
-    if (moved < least) [least, cut] = [moved, i + 1];
+    if (moved < least && !splits(i + 1)) [least, cut] = [moved, i + 1];
   }
   const segments = [
     { steps: cut, images },
