@@ -28,6 +28,8 @@ export interface NativeValue {
   readonly dtype: DType;
   /** N T H W C */
   readonly shape: readonly number[];
+  /** Elements from pixel to pixel, of a slice of a wider value; default C. */
+  readonly pitch?: number | undefined;
   readonly scale?: number | undefined;
   readonly zero?: number | undefined;
   /** Slices stored back to back; round r of a segment uses slice r. Default 1. */

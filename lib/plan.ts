@@ -7,6 +7,7 @@ import { OctconvError } from './error.js';
 import { type ComputeType, type Graph, type TensorType, toNTHWC } from './graph/graph.js';
 import { type Branch, type Packing, packingsOf, type Step, type Steps } from './graph/lower.js';
 import { aligned, planMemory } from './graph/memory.js';
+import { sliceOf } from './graph/slices.js';
 import { batchOf, segmentsByStep, wholeValues } from './graph/subbatch.js';
 import type { Quantized } from './graph/types.js';
 import { calling, type Device, type NativePacked, type NativeParam, type NativePlan, type NativePlanSpec, type NativeValue, native } from './native.js';
@@ -369,14 +370,16 @@ function specOf(given: Steps, threads: number, align: number): { spec: NativePla
   const views: NativeValue[] = [];
   const viewed = new Map<string, number>();
   const view = (id: number, images: number): number => {
-    const key = `${id}/${images}`;
-    const known = viewed.get(key);
-    if (known !== undefined) return known;
-    viewed.set(key, views.length);
     const { shape, ...type } = values[id] as TensorType;
     const [n, ...rest] = toNTHWC(shape);
     const some = n === batch ? images : n; // one for all images is no batch
-    return views.push({ ...type, shape: [some, ...rest], rounds: n === batch && whole.has(id) ? batch / images : 1, ...place(id) }) - 1;
+    const key = `${id}/${some}`;
+    const known = viewed.get(key);
+    if (known !== undefined) return known;
+    viewed.set(key, views.length);
+    const pitch = values[sliceOf(given, id).of]?.shape.at(-1);
+    const rounds = n === batch && whole.has(id) ? batch / images : 1;
+    return views.push({ ...type, shape: [some, ...rest], pitch, rounds, ...place(id) }) - 1;
   };
   const nativeSteps = steps.map(({ op, name, attrs, ...step }, at) => {
     const { images } = segments[at] ?? { images: batch };

@@ -8,6 +8,7 @@ import { chooseAlgorithms } from './graph/algorithm.js';
 import { fusing } from './graph/fuse.js';
 import type { ComputeType, Graph } from './graph/graph.js';
 import { lower, type Step, type Steps } from './graph/lower.js';
+import { sliceConcats } from './graph/slices.js';
 import { subBatch } from './graph/subbatch.js';
 import { assignTypes, type Quantized } from './graph/types.js';
 
@@ -27,8 +28,20 @@ export interface Traits {
   readonly winograd: boolean;
   /** What it multiplies faster than f32. */
   readonly dotProducts: readonly ComputeType[];
-  /** Data types of inputs that an op has a kernel for, whether outputs have the type of the inputs, or each any of these types. */
-  readonly ops: { readonly [op: string]: { readonly dtypes: readonly DType[]; readonly keepsType: boolean; readonly mixesTypes: boolean } };
+  /** Of the ops that it has a kernel for. */
+  readonly ops: { readonly [op: string]: OpTraits };
+}
+
+/** See `OpTraits` in native/core/device.h. */
+export interface OpTraits {
+  /** Data types of inputs. */
+  readonly dtypes: readonly DType[];
+  /** Whether outputs have the type of the inputs. */
+  readonly keepsType: boolean;
+  /** Whether each input and output may be of any of these types. */
+  readonly mixesTypes: boolean;
+  /** Whether it takes values whose pixels lie further apart than their channels: slices of wider ones. */
+  readonly pitched: boolean;
 }
 
 /** What steps are made for. */
@@ -59,7 +72,7 @@ function passesFor(graph: Graph, { threads = 1, compute = 'f32', quantized = new
   const types: Pass = (steps) => assignTypes(steps, { compute, quantized, traits });
   const elements = (name: string) => (graph.params.get(name) ?? []).reduce((a, b) => a * b, 1);
   const weightBytes = (step: Step) => Object.values(step.params).reduce((sum, name) => sum + elements(name), 0) * bytesPerWeight[compute];
-  const passes: Pass[] = traits.fuses ? fusing(types) : [types];
+  const passes: Pass[] = traits.fuses ? [...fusing(types), (steps) => sliceConcats(steps, traits)] : [types];
   if (traits.subBatches) passes.push((steps) => subBatch(steps, threads, weightBytes));
   if (traits.winograd) passes.push((steps) => chooseAlgorithms(steps, traits));
   return passes;

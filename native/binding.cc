@@ -229,6 +229,8 @@ TensorType typeOf(const Napi::Object& item) {
   for (uint32_t d = 0; d < 5; d++) sizes[d] = integerOf(shape.Get(d), "plan: size of a value", 1, mostBytes);
   TensorType type{dtypeOf(item.Get("dtype")), {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]}};
   if (item.Get("scale").IsNumber()) type.scale = item.Get("scale").ToNumber().FloatValue();
+  if (const Napi::Value pitch = item.Get("pitch"); !pitch.IsUndefined())
+    type.gap = integerOf(pitch, "plan: pitch of a value", sizes[4], mostBytes) - sizes[4];
   if (item.Get("zero").IsNumber()) type.zero = static_cast<int>(integerOf(item.Get("zero"), "plan: zero", 0, 255));
   return type;
 }
@@ -338,9 +340,10 @@ Napi::Array namesOf(Napi::Env env, const std::vector<DType>& list) {
 
 Napi::Object traitsOf(Napi::Env env, const Traits& traits) {
   auto result = Napi::Object::New(env), ops = Napi::Object::New(env);
-  for (const auto& [op, list] : traits.ops) {
+  for (const auto& [op, kernel] : traits.ops) {
     auto each = Napi::Object::New(env);
-    each.Set("dtypes", namesOf(env, list));
+    each.Set("dtypes", namesOf(env, kernel.dtypes));
+    each.Set("pitched", kernel.pitched);
     each.Set("keepsType", Registered<Contract>::find(op)->keepsType);
     each.Set("mixesTypes", Registered<Contract>::find(op)->mixesTypes);
     ops.Set(op, each);

@@ -5,6 +5,7 @@ import { foldBatchNorm, fuse, joinActivations, joinPooling, joinPrologues, joinR
 import { Graph, toNTHWC, type Value } from '../lib/graph/graph.js';
 import { convStep, lower, type Steps } from '../lib/graph/lower.js';
 import { planMemory } from '../lib/graph/memory.js';
+import { sliceConcats, sliceOf } from '../lib/graph/slices.js';
 import { batchOf, segmentsByStep, subBatch, wholeValues } from '../lib/graph/subbatch.js';
 import { assignTypes } from '../lib/graph/types.js';
 import { record } from '../lib/model.js';
@@ -67,6 +68,11 @@ const branch = ({ steps }: Steps, step = 0, index = 0) => {
 };
 
 const stored = (steps: Steps, step = 0, index = 0) => branch(steps, step, index).stores.map(({ value }) => value);
+
+/** Of a device that fuses all there is, with no instruction of its own. */
+const every = { dtypes: ['f32', 'bf16', 'u8'], keepsType: false, mixesTypes: false, pitched: true } as const;
+const kept = { ...every, keepsType: true } as const;
+const traits = { dotProducts: [], ops: { octConv: every, maxPool: kept, globalAvgPool: every, concat: kept } };
 
 describe('graph: lowering', () => {
   it('writes the paper formulas as sources', () => {
@@ -259,6 +265,67 @@ describe('graph: fusion of whole networks', () => {
   }
 });
 
+describe('graph: concatenations', () => {
+  const slicing = (pitched: boolean) => ({ ops: { octConv: { ...every, pitched }, concat: kept } });
+
+  it('are no steps where pitched kernels write and read them: chains lie in one value', () => {
+    const r = new Recorder();
+    const x = r.input();
+    const wide = (channels: number, ...xs: Value[]) => r.graph.add('concat', xs, {}, {}, [f32(1, 8, 8, channels)])[0] as Value;
+    const [first, second, third] = [0, 1, 2].map(() => r.conv(x)) as [Value, Value, Value];
+    const inner = wide(8, first, second);
+    const outer = wide(12, third, inner);
+    const steps = r.steps(r.conv(inner), r.conv(outer));
+    const { steps: left, slices = new Map() } = sliceConcats(steps, slicing(true));
+    expect(left.map(({ op }) => op)).to.deep.equal(['octConv', 'octConv', 'octConv', 'octConv', 'octConv']);
+    const place = (channel: number) => ({ of: outer.id, channel });
+    expect([...slices]).to.have.deep.members([[first.id, place(4)], [second.id, place(8)], [third.id, place(0)], [inner.id, place(4)]]);
+    expect(ops(sliceConcats(steps, slicing(false)))).to.deep.equal(ops(steps));
+  });
+
+  it('copy what is an input or an output, what has no pitch, and what is put side by side twice', () => {
+    const left = (build: (r: Recorder, y: Value) => Value[]) => {
+      const r = new Recorder();
+      const steps = r.steps(...build(r, r.conv(r.input())));
+      return ops(sliceConcats(steps, slicing(true))).filter((op) => op === 'concat').length;
+    };
+    const concat = (r: Recorder, ...xs: Value[]) => r.graph.add('concat', xs, {}, {}, [f32(1, 8, 8, 4 * xs.length)])[0] as Value;
+    expect(left((r, y) => [r.conv(concat(r, y, r.conv(y)))])).to.equal(0);
+    expect(left((r, y) => [r.conv(concat(r, y, r.input()))])).to.equal(1);
+    expect(left((r, y) => [concat(r, y, r.conv(y))])).to.equal(1);
+    expect(left((r, y) => [y, r.conv(concat(r, y, r.conv(y)))])).to.equal(1);
+    expect(left((r, y) => [r.conv(concat(r, y, r.relu(y)))])).to.equal(1);
+    expect(left((r, y) => [r.conv(concat(r, y, y))])).to.equal(1);
+    expect(left((r, y) => [r.conv(concat(r, y, r.conv(y))), r.conv(concat(r, y, r.conv(y)))])).to.equal(1);
+    expect(left((r, y) => [r.relu(concat(r, y, r.conv(y)))])).to.equal(1);
+  });
+
+  for (const [name, alpha, count] of [['densenet-121', 0, 125], ['oct-densenet-121', 0.25, 125]] as const) {
+    it(`${name}: at most ${count} steps, none of them a concatenation`, () => {
+      const given = lower(record(buildNetwork(name, alpha ? { alpha } : {}), [1, 224, 224, 3]));
+      const pitched = { ...kept, dtypes: ['f32'] } as const;
+      const steps = ops(sliceConcats(fuse(given), { ops: { ...traits.ops, batchNorm: pitched } }));
+      expect(steps).to.not.include('concat');
+      expect(steps.length).to.be.at.most(count);
+    });
+  }
+});
+
+describe('graph: sub-batches', () => {
+  it('no segment ends within what slices lie in', () => {
+    const given = lower(record(buildNetwork('densenet', { width: 16, blocks: [3, 3, 3, 3] }), [4, 64, 64, 3]));
+    const steps = sliceConcats(fuse(given), { ops: { ...traits.ops, batchNorm: kept } });
+    const wide = new Set([...(steps.slices ?? [])].map(([, { of }]) => of));
+    const cuts = [0, 300, 1000, 3000, 10_000, 30_000].flatMap((bytes) => {
+      const cut = subBatch(steps, 1, () => bytes);
+      const whole = wholeValues(cut);
+      for (const id of wide) expect(whole.has(id), `${id}, ${bytes} bytes of weights`).to.equal(false);
+      return cut.segments?.length === 2 ? [cut.segments[0]?.steps] : [];
+    });
+    expect(new Set(cuts).size).to.be.above(1);
+  });
+});
+
 describe('graph: memory', () => {
   it('never lets two values that live together overlap, and reuses what is free', () => {
     const r = new Recorder();
@@ -341,6 +408,7 @@ function randomGraph(seed: number): Graph {
     return [y.high, ...(y.low ? [y.low] : [])];
   };
   const relu = (x: Value) => pick(nodes.relu, nodes.relu6)(x as never) as Value;
+  const concat = (...xs: Value[]) => nodes.concat(xs as never) as Value;
   const add = (x: Value, y: Value) => nodes.add(x as never, y as never) as Value;
   const kinds: readonly ((x: Value) => Value | Value[])[] = [
     conv,
@@ -355,7 +423,9 @@ function randomGraph(seed: number): Graph {
     (x) => [conv(x, 1), conv(relu(x), 1)].reduce(add),
     (x) => octConv(x).reduce(add), // of one size where the image is 1 x 1
     (x) => nodes.maxPool(x as never, { kernel: 3, stride: 2, padding: 1 }) as Value,
-    (x) => nodes.concat([x, same(x)] as never) as Value,
+    (x) => concat(x, same(x)),
+    (x) => [concat(x, conv(x, 1))].map((y) => concat(y, relu(conv(y, 1)), conv(x, 1))),
+    (x) => octConv(x).map((y) => concat(y, conv(y, 1))),
     (x) => nodes.sigmoid(x as never) as Value,
   ];
   for (let i = pick(3, 8, 15); i > 0; i--) {
@@ -384,7 +454,8 @@ function* stagesOf(graph: Graph, seed: number): Generator<[title: string, steps:
     const types = (given: Steps) => assignTypes(given, { compute, quantized: new Map(), traits });
     const choose = (given: Steps) => chooseAlgorithms(given, traits);
     const sub = (given: Steps) => subBatch(given, threads, () => bytes);
-    for (const [name, pass] of Object.entries({ ...passes, types, sinkPooling, sub, choose })) {
+    const slice = (given: Steps) => sliceConcats(given, traits);
+    for (const [name, pass] of Object.entries({ ...passes, types, sinkPooling, slice, sub, choose })) {
       steps = pass(steps);
       yield [`${compute} after ${name}`, steps];
     }
@@ -408,14 +479,20 @@ function paramsOf({ nodes: all, outputs }: Graph): Set<string> {
   return params;
 }
 
-/** Of a device that fuses all there is, with no instruction of its own. */
-const every = { dtypes: ['f32', 'bf16', 'u8'], keepsType: false, mixesTypes: false } as const;
-const traits = { dotProducts: [], ops: { octConv: every, maxPool: { ...every, keepsType: true }, globalAvgPool: every } };
+/** The values that a value is made of: itself, or those that a concatenation puts side by side which is no step. */
+function partsOf(id: number, { nodes: all }: Graph, { steps }: Steps): readonly number[] {
+  const concat = all.find(({ op, outputs }) => op === 'concat' && outputs.includes(id));
+  if (!concat || steps.some(({ outputs }) => outputs.includes(id))) return [id];
+  return concat.inputs.flatMap((input) => partsOf(input, { nodes: all } as Graph, { steps } as Steps));
+}
 
-function checkStructure(graph: Graph, { values, steps, inputs, outputs, segments }: Steps): void {
+function checkStructure(graph: Graph, given: Steps): void {
+  const { values, steps, inputs, outputs, segments } = given;
   const made = new Set(inputs);
   for (const step of steps) {
-    for (const id of step.inputs) hold(made.has(id), () => `${step.name} reads ${id} before it is made`);
+    for (const id of step.inputs.flatMap((input) => partsOf(input, graph, given))) {
+      hold(made.has(id), () => `${step.name} reads ${id} before it is made`);
+    }
     for (const id of step.outputs) {
       hold(!made.has(id), () => `${id} is made twice, at last by ${step.name}`);
       made.add(id);
@@ -435,23 +512,36 @@ function checkStructure(graph: Graph, { values, steps, inputs, outputs, segments
 }
 
 /** Goes through the steps as native code does, and marks each two bytes with the value and the image that they hold. */
-function checkMemory(given: Steps): void {
+function checkMemory(graph: Graph, given: Steps): void {
   const { offsets, bytes } = planMemory(given, 64);
   const { steps, values, segments } = given;
   const batch = segments ? batchOf(given) : 1;
   const whole = wholeValues(given);
   const held = new Int32Array(bytes / 2).fill(-1);
+  const channels = (id: number) => values[id]?.shape.at(-1) ?? 0;
+  /** Of a value made of others, theirs: channel after channel of its own pixels. */
   const ranges = (id: number, first: number, images: number) => {
     const { dtype = 'f32', shape = [] } = values[id] ?? {};
-    const each = (elementCount(shape) * bytesPerElement[dtype]) / batch / 2;
+    const { of, channel } = sliceOf(given, id);
     const offset = offsets.get(id);
     if (offset === undefined) return [];
-    hold(offset % 64 === 0, () => `value ${id} is at ${offset}`);
-    return Array.from({ length: images }, (_, i) => {
-      const from = offset / 2 + (whole.has(id) ? first + i : i) * each;
-      hold(from + each <= held.length, () => `value ${id} ends behind the arena`);
-      return { from, to: from + each, mark: id * 64 + first + i };
-    });
+    const [words, pitch] = [bytesPerElement[dtype] / 2, channels(of)];
+    hold((offset - channel * 2 * words) % 64 === 0, () => `value ${id} is at ${offset}`);
+    hold(channel + channels(id) <= pitch, () => `value ${id} is wider than what it lies in`);
+    const dense = pitch === channels(id) && partsOf(id, graph, given).length === 1;
+    const pixels = dense ? 1 : elementCount(shape) / channels(id) / batch;
+    const each = elementCount(shape) / channels(id) / batch / pixels * pitch * words;
+    return Array.from({ length: images * pixels }, (_, i) => {
+      const image = Math.floor(i / pixels);
+      let from = offset / 2 + ((whole.has(id) ? first : 0) * pixels + i) * each;
+      return partsOf(id, graph, given).map((part) => {
+        const to = from + (dense ? each : channels(part) * words);
+        hold(to <= held.length, () => `value ${id} ends behind the arena`);
+        const range = { from, to, mark: part * 64 + first + image };
+        from = to;
+        return range;
+      });
+    }).flat();
   };
   const check = (name: string, ids: readonly number[], first: number, images: number) => {
     for (const { from, to, mark } of ids.flatMap((id) => ranges(id, first, images))) {
@@ -471,6 +561,27 @@ function checkMemory(given: Steps): void {
   }
 }
 
+describe('graph: memory of slices', () => {
+  /** Two convolutions, far apart, side by side; then others; what is read before and behind those. */
+  const check = (before: readonly number[], behind: readonly number[]) => {
+    const r = new Recorder();
+    const first = r.conv(r.input());
+    const between = r.conv(r.conv(first));
+    const second = r.conv(between);
+    const [whole] = r.graph.add('concat', [first, second], {}, {}, [f32(1, 8, 8, 8)]) as [Value];
+    const read = (list: readonly number[]) => list.map((i) => r.conv([first, second, whole][i] as Value));
+    const ends = [...read(before), r.conv(r.conv(r.conv(r.conv(r.conv(between))))), ...read(behind)];
+    const steps = sliceConcats(r.steps(...ends), traits);
+    expect(steps.slices?.size).to.equal(2);
+    checkMemory(r.graph, steps);
+  };
+
+  it('is kept until the last reader of the value or of a slice, and until all is written', () => {
+    const reads = [[], [0], [1], [2], [0, 1]];
+    for (const before of reads) for (const behind of reads) check(before, behind);
+  });
+});
+
 describe('graph: properties of the passes, on random graphs', function () {
   this.timeout(60_000);
   const all = seeds.map((seed) => ({ seed, graph: randomGraph(seed) }));
@@ -489,7 +600,7 @@ describe('graph: properties of the passes, on random graphs', function () {
 
   it('every value has one maker, before its readers; outputs, shapes and parameters stay', () => each(checkStructure));
 
-  it('what a step reads is what was written, sub-batches included', () => each((_, steps) => checkMemory(steps)));
+  it('what a step reads is what was written, sub-batches included', () => each(checkMemory));
 
   it('the graphs have what the passes are for', () => {
     const found = new Set<string>();
@@ -505,7 +616,8 @@ describe('graph: properties of the passes, on random graphs', function () {
         if (branch.terms.some(({ batchNorm }) => batchNorm)) found.add('batchNorm');
       }
       if (steps.values.some(({ dtype }) => dtype === 'bf16')) found.add('bf16');
+      if (steps.slices?.size) found.add('slices');
     }
-    expect([...found].sort()).to.deep.equal(['activation', 'batchNorm', 'bf16', 'pooled', 'prologue', 'residual', 'segments', 'shortcut']);
+    expect([...found].sort()).to.deep.equal(['activation', 'batchNorm', 'bf16', 'pooled', 'prologue', 'residual', 'segments', 'shortcut', 'slices']);
   });
 });

@@ -2,8 +2,9 @@
 import { expect } from 'chai';
 import { targetOf } from '../lib/devices.js';
 import { arrayFor, type TypedArray } from '../lib/dtype.js';
-import { Graph, type Value } from '../lib/graph/graph.js';
-import type { Steps } from '../lib/graph/lower.js';
+import { Graph, type TensorType, type Value } from '../lib/graph/graph.js';
+import type { Step, Steps } from '../lib/graph/lower.js';
+import { sliceConcats } from '../lib/graph/slices.js';
 import type { Device } from '../lib/native.js';
 import { Octave } from '../lib/octave.js';
 import * as ops from '../lib/ops.js';
@@ -107,6 +108,66 @@ export async function checkGraph(graph: Graph, inputs: readonly TypedArray[], gi
   }
   expect(sameBits(await run(cpu, inputs), got), 'a second run gives other bits').to.equal(true);
   return algorithms;
+}
+
+const { traits } = targetOf('cpu');
+const concat = (inputs: readonly number[], output: number): Step => ({ op: 'concat', name: '', attrs: {}, params: {}, inputs, outputs: [output] });
+
+/** Puts values of one size side by side, by threes, and channels that nobody writes behind them: all are slices. */
+export function sideBySide(given: Steps): Steps {
+  const values: TensorType[] = [...given.values];
+  const fixed = new Set([...given.inputs, ...given.outputs]);
+  for (const { op, inputs, outputs } of given.steps) {
+    // What is put side by side already goes along.
+    const own = op === 'concat' ? inputs : traits.ops[op]?.pitched ? [] : [...inputs, ...outputs];
+    for (const id of own) fixed.add(id);
+  }
+  const alike = new Map<string, number[]>();
+  for (const id of given.steps.flatMap(({ outputs }) => outputs).filter((id) => !fixed.has(id))) {
+    const key = JSON.stringify([values[id]?.dtype, values[id]?.shape.slice(0, -1)]);
+    alike.set(key, [...(alike.get(key) ?? []), id]);
+  }
+  const wide = [...alike.values()].flatMap((ids) => ids.flatMap((_, i) => (i % 3 ? [] : [ids.slice(i, i + 3)])));
+  const concats = wide.map((ids) => {
+    const { shape, ...type } = values[ids[0] ?? -1] as TensorType;
+    const gap = values.push({ ...type, shape: [...shape.slice(0, -1), 1 + (ids.length % 3)] }) - 1;
+    const all = [...ids, gap];
+    const channels = all.reduce((sum, id) => sum + (values[id]?.shape.at(-1) ?? 0), 0);
+    return concat(all, values.push({ ...type, shape: [...shape.slice(0, -1), channels] }) - 1);
+  });
+  return sliceConcats({ ...given, values, steps: [...given.steps, ...concats] }, traits);
+}
+
+/**
+ * The same with all inputs and outputs copied to slices between two others, which are written before and given behind:
+ * further inputs and outputs.
+ */
+export function guarded(given: Steps): { steps: Steps; guards: TensorType[] } {
+  const values: TensorType[] = [...given.values];
+  const guards: TensorType[] = [];
+  const [before, behind, wide]: [Step[], Step[], Step[]] = [[], [], []];
+  const [inputs, outputs]: [number[], number[]] = [[], []];
+  const ends = { inputs: [] as number[], outputs: [] as number[] };
+  const add = (type: TensorType) => values.push(type) - 1;
+  for (const id of [...given.inputs, ...given.outputs]) {
+    const type = values[id] as TensorType;
+    const [outer, input] = [add(type), given.inputs.includes(id)];
+    (input ? inputs : outputs).push(outer);
+    (input ? before : behind).push(input ? concat([outer], id) : concat([id], outer));
+    const sized = (channels: number): TensorType => ({ ...type, shape: [...type.shape.slice(0, -1), channels] });
+    const [left, right] = [3, 2].map((channels) => {
+      const [from, guard, to] = [add(sized(channels)), add(sized(channels)), add(sized(channels))];
+      guards.push(sized(channels));
+      ends.inputs.push(from);
+      ends.outputs.push(to);
+      before.push(concat([from], guard));
+      behind.push(concat([guard], to));
+      return guard;
+    }) as [number, number];
+    wide.push(concat([left, id, right], add(sized(5 + (type.shape.at(-1) ?? 0)))));
+  }
+  const steps = [...before, ...given.steps, ...behind, ...wide];
+  return { guards, steps: sliceConcats({ values, steps, inputs: [...inputs, ...ends.inputs], outputs: [...outputs, ...ends.outputs] }, traits) };
 }
 
 /** Says what was being checked in front of what was wrong. */

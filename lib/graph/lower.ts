@@ -3,6 +3,7 @@
  * sources (native/ops/octconv/contract.cc). All other ops stay as they were recorded.
  */
 import type { Attrs, ComputeType, Graph, GraphNode, TensorType } from './graph.js';
+import type { Slice } from './slices.js';
 
 export type Size3 = readonly number[];
 
@@ -95,6 +96,8 @@ export interface Segment {
 export interface Steps {
   /** Absent: all images go through all steps at once. */
   readonly segments?: readonly Segment[];
+  /** Values that lie in wider ones (slices.ts); absent: each lies in its own memory. */
+  readonly slices?: ReadonlyMap<number, Slice>;
   readonly values: readonly TensorType[];
   readonly steps: readonly Step[];
   readonly inputs: readonly number[];

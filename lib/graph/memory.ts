@@ -1,6 +1,7 @@
 /** Where each value lies: one arena whose pieces are used again as soon as their last reader is done. */
 import { bytesPerElement } from '../dtype.js';
 import type { Steps } from './lower.js';
+import { sliceOf } from './slices.js';
 import { batchOf, segmentsByStep, wholeValues } from './subbatch.js';
 
 export interface MemoryPlan {
@@ -18,21 +19,24 @@ export function planMemory(given: Steps, align: number): MemoryPlan {
   const batch = batchOf(given);
   const segments = segmentsByStep(given, batch);
   const whole = wholeValues(given);
+  /** By value, slices those of the one that they lie in. */
   const lives = new Map<number, { id: number; from: number; to: number; bytes: number }>();
   steps.forEach((step, at) => {
     // A value of the whole batch lives as long as its segments, which go round and round.
     const { first, last, images } = segments[at] ?? { first: at, last: at, images: batch };
     for (const id of step.outputs) {
-      const type = values[id];
+      const { of } = sliceOf(given, id);
+      const type = values[of];
       if (!type || outside.has(id)) continue;
       const elements = type.shape.reduce((a, b) => a * b, 1);
       const share = whole.has(id) ? 1 : images / batch;
       const bytes = aligned(elements * share * bytesPerElement[type.dtype], align);
-      lives.set(id, { id, from: whole.has(id) ? first : at, to: at, bytes });
+      const life = lives.get(of) ?? { id: of, from: whole.has(id) ? first : at, to: at, bytes };
+      lives.set(of, Object.assign(life, { to: Math.max(life.to, at) }));
     }
     for (const id of step.inputs) {
-      const life = lives.get(id);
-      if (life) life.to = whole.has(id) ? last : at;
+      const life = lives.get(sliceOf(given, id).of);
+      if (life) life.to = Math.max(life.to, whole.has(id) ? last : at);
     }
   });
   const placed: { from: number; to: number; begin: number; end: number }[] = [];
@@ -48,6 +52,9 @@ export function planMemory(given: Steps, align: number): MemoryPlan {
     placed.sort((a, b) => a.begin - b.begin);
     offsets.set(life.id, begin);
     bytes = Math.max(bytes, begin + life.bytes);
+  }
+  for (const [id, { of, channel }] of given.slices ?? []) {
+    offsets.set(id, (offsets.get(of) ?? 0) + channel * bytesPerElement[values[id]?.dtype ?? 'f32']);
   }
   return { offsets, bytes };
 }

@@ -6,6 +6,7 @@
 import { bytesPerElement } from '../dtype.js';
 import type { TensorType } from './graph.js';
 import type { Step, Steps } from './lower.js';
+import { sliceOf } from './slices.js';
 
 /** The segment of each step: its first and last step, and how many images they take at once. */
 export function segmentsByStep({ steps, segments = [] }: Steps, batch: number): { first: number; last: number; images: number }[] {
@@ -19,12 +20,16 @@ export function segmentsByStep({ steps, segments = [] }: Steps, batch: number): 
 /** Images of a batch. */
 export const batchOf = ({ values, inputs }: Steps): number => values[inputs[0] ?? -1]?.shape[0] ?? 1;
 
-/** What is kept for all images of a batch: what the caller sees, and what another segment reads. */
+/** What is kept for all images of a batch: what the caller sees, and memory that several segments use. */
 export function wholeValues(given: Steps): ReadonlySet<number> {
   const segments = segmentsByStep(given, batchOf(given));
-  const made = new Map(given.steps.flatMap((step, at) => step.outputs.map((id) => [id, segments[at]?.first] as const)));
-  const read = given.steps.flatMap((step, at) => step.inputs.filter((id) => made.get(id) !== segments[at]?.first));
-  return new Set([...given.inputs, ...given.outputs, ...read]);
+  const users = new Map<number, Set<number | undefined>>();
+  const root = (id: number) => sliceOf(given, id).of;
+  given.steps.forEach((step, at) => {
+    for (const id of [...step.inputs, ...step.outputs]) users.set(root(id), (users.get(root(id)) ?? new Set()).add(segments[at]?.first));
+  });
+  const used = given.steps.flatMap(({ inputs, outputs }) => [...inputs, ...outputs]);
+  return new Set([...given.inputs, ...given.outputs, ...used.filter((id) => (users.get(root(id))?.size ?? 0) > 1)]);
 }
 
 /** Whether an axis takes the place of N. */
@@ -47,11 +52,15 @@ export function subBatch(given: Steps, threads: number, weightBytes: (step: Step
   };
   const activations = given.steps.map(({ inputs, outputs }) => [...inputs, ...outputs].reduce((sum, id) => sum + bytesOf(id), 0));
   const again = given.steps.map((step) => (batch / images - 1) * weightBytes(step));
+  // What slices lie in is kept for all images if a segment ends between them: all of a dense block.
+  const wide = new Set([...(given.slices ?? [])].map(([, { of }]) => of));
+  const users = given.steps.map(({ inputs, outputs }) => new Set([...inputs, ...outputs].map((id) => sliceOf(given, id).of)));
+  const splits = (at: number) => [...wide].some((id) => [users.slice(0, at), users.slice(at)].every((side) => side.some((used) => used.has(id))));
   let moved = activations.reduce((a, b) => a + b, 0);
   let [least, cut] = [moved, 0];
   for (const [i, bytes] of again.entries()) {
     moved += bytes - (activations[i] ?? 0);
-    if (moved < least) [least, cut] = [moved, i + 1];
+    if (moved < least && !splits(i + 1)) [least, cut] = [moved, i + 1];
   }
   const segments = [
     { steps: cut, images },

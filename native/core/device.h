@@ -11,16 +11,22 @@ namespace octconv {
 
 class Crew;
 
+// Of a device's kernel for an op.
+struct OpTraits {
+  std::vector<DType> dtypes;  // of inputs
+  bool pitched = false;       // takes values with gaps between pixels
+};
+
 // What graph passes want to know of a device (lib/targets.ts).
 struct Traits {
-  std::string isa;                                // instruction set or architecture, for people
-  int threads = 0;                                // that a run has unless told otherwise
-  size_t align = 64;                              // of values in the arena, in bytes
-  bool fuses = false;                             // takes steps after fusion, or the graph as recorded
-  bool subBatches = false;                        // goes over a batch some images at a time
-  bool winograd = false;                          // knows the hint `winograd`
-  std::vector<DType> dotProducts;                 // what it multiplies faster than f32: bf16, i8
-  std::map<std::string, std::vector<DType>> ops;  // data types of inputs that it has a kernel for
+  std::string isa;                      // instruction set or architecture, for people
+  int threads = 0;                      // that a run has unless told otherwise
+  size_t align = 64;                    // of values in the arena, in bytes
+  bool fuses = false;                   // takes steps after fusion, or the graph as recorded
+  bool subBatches = false;              // goes over a batch some images at a time
+  bool winograd = false;                // knows the hint `winograd`
+  std::vector<DType> dotProducts;       // what it multiplies faster than f32: bf16, i8
+  std::map<std::string, OpTraits> ops;  // that it has a kernel for
 };
 
 // One run: what it reads and writes is its own memory, which the caller fills and reads.

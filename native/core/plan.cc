@@ -19,6 +19,8 @@ static void placeValues(PlanSpec& spec) {
         fail("plan: a value ", value.type.shape, " at ", value.at, " does not fit into ", spec.arenaBytes, " bytes");
       continue;
     }
+    if (value.type.gap)
+      fail("plan: a value ", value.type.shape, " of pitch ", value.type.pitch(), " outside of the arena");
     auto& sizes = value.place == PlanSpec::Place::input ? spec.inputBytes : spec.outputBytes;
     const char* side = value.place == PlanSpec::Place::input ? "input " : "output ";
     if (value.at >= spec.values.size()) fail("plan: ", side, value.at, " of ", spec.values.size(), " values");
@@ -63,15 +65,21 @@ static void checkSegments(PlanSpec& spec) {
 static void checkNode(const Node& node, const std::string& device, const Traits& traits) {
   const Contract* contract = Registered<Contract>::find(node.op);
   if (!contract) fail(node.op, ": there is no such op");
-  const auto dtypes = traits.ops.find(node.op);
-  if (dtypes == traits.ops.end()) fail(node.op, ": no kernel on ", device);
-  const auto known = [&](const std::vector<TensorType>& types, const char* what) {
-    for (const TensorType& type : types)
-      if (std::find(dtypes->second.begin(), dtypes->second.end(), type.dtype) == dtypes->second.end())
+  const auto found = traits.ops.find(node.op);
+  if (found == traits.ops.end()) fail(node.op, ": no kernel on ", device);
+  const auto& [dtypes, pitched] = found->second;
+  const auto check = [&, &dtypes = dtypes, pitched = pitched](const std::vector<TensorType>& types, bool typed,
+                                                              const char* what) {
+    for (const TensorType& type : types) {
+      if (type.gap && !pitched)
+        fail(node.op, ": no kernel for pixels ", type.pitch(), " elements apart on ", device, ", as in '", node.name,
+             "', wanted ", type.shape.c);
+      if (typed && std::find(dtypes.begin(), dtypes.end(), type.dtype) == dtypes.end())
         fail(node.op, ": no kernel for ", nameOf(type.dtype), " on ", device, ", which '", node.name, "' ", what);
+    }
   };
-  known(node.inputs, "reads");
-  if (contract->mixesTypes) known(node.outputs, "writes");
+  check(node.inputs, true, "reads");
+  check(node.outputs, contract->mixesTypes, "writes");
   contract->check(node);
   if (contract->keepsType) node.wantOneType();
 }

@@ -51,7 +51,15 @@ struct TensorType {
   Shape shape;
   float scale = 1;
   int zero = 0;
-  size_t bytes() const { return static_cast<size_t>(product(shape.elements(), bytesOf(dtype))); }
+  int64_t gap = 0;  // elements between pixels, which belong to other tensors: the value is a slice of a wider one
+
+  int64_t pitch() const { return sum(shape.c, gap); }  // elements from pixel to pixel
+  size_t stride() const {                              // bytes to the next one
+    return static_cast<size_t>(product(product(shape.elements() / shape.c, pitch()), bytesOf(dtype)));
+  }
+  size_t bytes() const { return stride() - static_cast<size_t>(gap) * bytesOf(dtype); }  // to its end
+  // Where element i lies, in elements.
+  int64_t at(int64_t i) const { return gap ? i / shape.c * pitch() + i % shape.c : i; }
 };
 
 inline float floatOf(BFloat16 x) {
@@ -69,7 +77,7 @@ inline BFloat16 bfloat16Of(float x) {
 }
 
 // Element i as a number, what it stands for, and back, rounded to the nearest: the slow way, for references. f32, bf16
-// and u8.
+// and u8. Of a type, elements are counted without the gaps.
 inline float elementAt(const void* data, DType dtype, int64_t i) {
   if (dtype == DType::bf16) return floatOf(static_cast<const BFloat16*>(data)[i]);
   if (dtype == DType::u8) return static_cast<const uint8_t*>(data)[i];
@@ -79,9 +87,10 @@ inline float valueOf(float element, const TensorType& type) {
   return type.dtype == DType::u8 ? type.scale * (element - static_cast<float>(type.zero)) : element;
 }
 inline float valueAt(const void* data, const TensorType& type, int64_t i) {
-  return valueOf(elementAt(data, type.dtype, i), type);
+  return valueOf(elementAt(data, type.dtype, type.at(i)), type);
 }
 inline void setValue(void* data, const TensorType& type, int64_t i, float x) {
+  i = type.at(i);
   if (type.dtype == DType::bf16) {
     static_cast<BFloat16*>(data)[i] = bfloat16Of(x);
   } else if (type.dtype == DType::u8) {

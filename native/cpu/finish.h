@@ -9,11 +9,11 @@ OCTCONV_INLINE Vec asFloat(Vec x) { return x; }
 OCTCONV_INLINE Vec asFloat(IntVec x) { return __builtin_convertvector(x, Vec); }
 
 // Residual, clamp and store of one vector in elements of `out`, of which `count` lanes are wanted, `at` elements from
-// the first.
+// the first; its residual `residualAt` elements from the first.
 template <class Residual, class Out>
-OCTCONV_INLINE void finishVector(const Epilogue& t, Vec y, ptrdiff_t at, int count) {
+OCTCONV_INLINE void finishVector(const Epilogue& t, Vec y, ptrdiff_t at, ptrdiff_t residualAt, int count) {
   if (t.residual.data) {
-    const auto* from = static_cast<const Residual*>(t.residual.data) + at;
+    const auto* from = static_cast<const Residual*>(t.residual.data) + residualAt;
     y += (count == lanes ? load(from) : load(from, count)) * t.residualSteps;
   }
   y = clamp(y, splat(t.least), splat(t.most));

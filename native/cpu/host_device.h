@@ -8,7 +8,8 @@ template <class Kind>
 class HostDevice : public Device {
  public:
   HostDevice(const char* name, Traits given) : name(name), traits_(std::move(given)) {
-    for (const auto& [op, kernels] : Registered<Kernels<Kind>>::all()) traits_.ops.emplace(op, kernels.dtypes);
+    for (const auto& [op, kernels] : Registered<Kernels<Kind>>::all())
+      traits_.ops.emplace(op, OpTraits{kernels.dtypes, kernels.pitched});
   }
   const Traits& traits() const override { return traits_; }
 

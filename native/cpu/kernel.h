@@ -52,9 +52,16 @@ struct Kernels {
   std::vector<DType> dtypes = {DType::f32};       // of inputs
   std::shared_ptr<const Packed> (*pack)(const Attr& attrs, const Params& params, Crew& crew) = nullptr;
   std::string (*format)(const Attr& attrs) = nullptr;  // null: weights are packed one way
+  bool pitched = false;                                // OpTraits::pitched
 };
 struct Cpu;
 struct Reference;
+
+// Of an op without parameters whose kernel takes any pitch.
+template <class Device>
+Kernels<Device> pitched(Kernel (*make)(const Node& node, int threads), std::vector<DType> dtypes = {DType::f32}) {
+  return {make, std::move(dtypes), nullptr, nullptr, true};
+}
 
 // Splits [0, count) into pieces of about equal size that a thread takes as one task.
 inline int64_t pieces(int64_t count, int64_t smallest) {

@@ -79,7 +79,7 @@ void HostProgram::go(Request& request, Crew& crew) {
         value.place == PlanSpec::Place::input    ? reinterpret_cast<char*>(request.inputs[value.at].data())
         : value.place == PlanSpec::Place::output ? reinterpret_cast<char*>(request.outputs[value.at].data())
                                                  : arena + value.at;
-    return value.rounds == 1 ? first : first + static_cast<size_t>(round) * value.type.bytes();
+    return value.rounds == 1 ? first : first + static_cast<size_t>(round) * value.type.stride();
   };
   Run& run = room.run;
   run.crew = &crew;

@@ -223,7 +223,8 @@ static void finishMixed(const Tile& t, const Vec* sums, int pixels, int vectors)
     for (int v = 0; v * lanes < t.channels; v++) {
       const ptrdiff_t left = t.channels - v * lanes;
       const Vec y = t.scale ? sums[m * vectors + v] : sums[m * vectors + v] * t.steps + t.shift;
-      finishVector<Residual, Out>(t, y, m * t.pitch + v * lanes, left < lanes ? static_cast<int>(left) : lanes);
+      finishVector<Residual, Out>(t, y, m * t.pitch + v * lanes, m * t.residualPitch + v * lanes,
+                                  left < lanes ? static_cast<int>(left) : lanes);
     }
 }
 
@@ -275,7 +276,8 @@ OCTCONV_INLINE void finish(const Tile& t, const Sum (&acc)[M][V]) {
     for (int m = 0; m < M; m++)
 #pragma GCC unroll 4
       for (int v = 0; v < V; v++)
-        finishVector<typename Type::Element, typename Type::Element>(e, y[m][v], m * e.pitch + v * lanes, lanes);
+        finishVector<typename Type::Element, typename Type::Element>(e, y[m][v], m * e.pitch + v * lanes,
+                                                                     m * e.residualPitch + v * lanes, lanes);
   } else {
     Vec copy[M][V];  // whose address is known; y stays in registers
     __builtin_memcpy(copy, y, sizeof y);
@@ -291,7 +293,8 @@ OCTCONV_INLINE void fetchEnds(const Tile& t) {
   for (int m = 0; m < M; m++)
 #pragma GCC unroll 8
     for (ptrdiff_t line = 0; line < bytes; line += 64) {
-      if (t.residual.data) __builtin_prefetch(static_cast<const char*>(t.residual.data) + m * t.pitch * size + line);
+      if (t.residual.data)
+        __builtin_prefetch(static_cast<const char*>(t.residual.data) + m * t.residualPitch * size + line);
       __builtin_prefetch(static_cast<char*>(t.out.data) + m * t.pitch * size + line, 1);
     }
 }

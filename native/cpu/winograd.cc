@@ -126,7 +126,7 @@ static void output(const WinogradOutput& given) {
         }
         Vec v = asFloat(sum);
         v = t.scale ? v * scale + bias : v + bias;
-        finishVector<T, T>(t, v, at, count);
+        finishVector<T, T>(t, v, at, y * t.residualRow + x * t.residualPitch + c, count);
       }
     }
   }

@@ -38,7 +38,7 @@ struct WinogradOutput : Epilogue {  // residual and `out` are of one type: f32, 
   ptrdiff_t startRow;  //   (y / 2) * startRow + (x / 2) * startPitch
   ptrdiff_t startPitch;
   bool raw;       // the sums themselves are stored, without the epilogue
-  ptrdiff_t row;  // elements to the next row
+  ptrdiff_t row, residualRow;  // elements to the next row
 };
 
 }  // namespace octconv

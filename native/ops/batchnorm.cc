@@ -62,18 +62,19 @@ Kernel fast(const Node& node, int) {
   const Shape s = node.in(0);
   const int64_t parts = pieces(s.pixels(), 1 + (1 << 13) / s.c);
   const Floats x(node.inputs[0]), y(node.outputs[0]);
+  const int64_t pitch = x.type.pitch(), outPitch = y.type.pitch();
   return {[=, &a = scaleShiftOf(node), keep = node.packed, loop = OCTCONV_PICK(activatePixels)](Run& run) {
     run.parallel(parts, [&](int64_t task, char*) {
       const auto [begin, end] = piece(s.pixels(), parts, task);
-      loop(x.elements(run.inputs[0], begin * s.c), s.c, y.elements(run.outputs[0], begin * s.c), s.c, a.scale.data(),
-           a.shift.data(), -INFINITY, INFINITY, end - begin, s.c);
+      loop(x.elements(run.inputs[0], begin * pitch), pitch, y.elements(run.outputs[0], begin * outPitch), outPitch,
+           a.scale.data(), a.shift.data(), -INFINITY, INFINITY, end - begin, s.c);
     });
   }};
 }
 
 const Registered<Contract> contract{"batchNorm", {check, false, true}};
-const Registered<Kernels<Reference>> onReference{"batchNorm", {slow, anyFloats, pack}};
-const Registered<Kernels<Cpu>> onCpu{"batchNorm", {fast, anyFloats, pack}};
+const Registered<Kernels<Reference>> onReference{"batchNorm", {slow, anyFloats, pack, nullptr, true}};
+const Registered<Kernels<Cpu>> onCpu{"batchNorm", {fast, anyFloats, pack, nullptr, true}};
 
 }  // namespace
 }  // namespace octconv

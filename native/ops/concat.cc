@@ -27,19 +27,18 @@ Kernel make(const Node& node, int) {
   return {[=](Run& run) {
     run.parallel(parts, [&](int64_t task, char*) {
       const auto [begin, end] = piece(o.pixels(), parts, task);
-      char* to = run.out<char>(0) + begin * o.c * bytes;
-      for (int64_t p = begin; p < end; p++)
-        for (size_t i = 0; i < node.inputs.size(); i++) {
-          const int64_t size = node.in(i).c * bytes;
-          to = std::copy_n(run.in<char>(i) + p * size, size, to);
-        }
+      for (int64_t p = begin; p < end; p++) {
+        char* to = run.out<char>(0) + p * node.outputs[0].pitch() * bytes;
+        for (size_t i = 0; i < node.inputs.size(); i++)
+          to = std::copy_n(run.in<char>(i) + p * node.inputs[i].pitch() * bytes, node.in(i).c * bytes, to);
+      }
     });
   }};
 }
 
 const Registered<Contract> contract{"concat", {check}};
-const Registered<Kernels<Reference>> onReference{"concat", {make, anyFloats}};
-const Registered<Kernels<Cpu>> onCpu{"concat", {make, anyFloats}};
+const Registered<Kernels<Reference>> onReference{"concat", pitched<Reference>(make, anyFloats)};
+const Registered<Kernels<Cpu>> onCpu{"concat", pitched<Cpu>(make, anyFloats)};
 
 }  // namespace
 }  // namespace octconv

@@ -101,7 +101,7 @@ void check(const Node& node) {
     fail(node.op, ": pooled output ", node.out(1), " must be half of ", y);
 }
 
-// Visits the inputs of output pixel (n, t, y, x): visit(offset of its channels); gives the number that counts.
+// Visits the inputs of output pixel (n, t, y, x): visit(pixel of the input); gives the number that counts.
 template <class F>
 int64_t eachInput(const Shape& s, const Window& w, int64_t n, int64_t t, int64_t y, int64_t x, F&& visit) {
   const Reach rt(t, s.t, w.kernel.t, w.stride.t, w.padding.t, w.countIncludePad),
@@ -109,7 +109,7 @@ int64_t eachInput(const Shape& s, const Window& w, int64_t n, int64_t t, int64_t
       rw(x, s.w, w.kernel.w, w.stride.w, w.padding.w, w.countIncludePad);
   for (int64_t ti = rt.begin; ti < rt.end; ti++)
     for (int64_t yi = rh.begin; yi < rh.end; yi++)
-      for (int64_t xi = rw.begin; xi < rw.end; xi++) visit((((n * s.t + ti) * s.h + yi) * s.w + xi) * s.c);
+      for (int64_t xi = rw.begin; xi < rw.end; xi++) visit(((n * s.t + ti) * s.h + yi) * s.w + xi);
   return rt.counted * rh.counted * rw.counted;
 }
 
@@ -122,7 +122,7 @@ void referencePool(const Node& node, Run& run) {
       float largest = -INFINITY;
       const int64_t count =
           eachInput(s, w, p / (o.w * o.h * o.t), p / (o.w * o.h) % o.t, p / o.w % o.h, p % o.w, [&](int64_t at) {
-            const float x = valueAt(run.inputs[0], node.inputs[0], at + c);
+            const float x = valueAt(run.inputs[0], node.inputs[0], at * s.c + c);
             sum += x;
             if (x > largest || std::isnan(x)) largest = x;
           });
@@ -155,15 +155,16 @@ Kernel avgPool(const Node& node, int) {
   const Window w = windowOf(node);
   const Shape s = node.in(0), o = node.out(0);
   const Floats from(node.inputs[0]), to(node.outputs[0]);
+  const int64_t pitch = from.type.pitch(), outPitch = to.type.pitch();
   return {[=, add = OCTCONV_PICK(addInto), scale = OCTCONV_PICK(scaleBy)](Run& run) {
             run.parallel(o.n * o.t * o.h, [&](int64_t row, char* scratch) {
               auto* room = reinterpret_cast<float*>(scratch);
               for (int64_t x = 0; x < o.w; x++) {
-                const int64_t at = (row * o.w + x) * o.c;
+                const int64_t at = (row * o.w + x) * outPitch;
                 float* sums = to.target(run.outputs[0], at, room);
                 std::fill_n(sums, o.c, 0.f);
-                const int64_t count = eachInput(s, w, row / (o.h * o.t), row / o.h % o.t, row % o.h, x, [&](int64_t i) {
-                  add(sums, from.read(run.inputs[0], i, o.c, room + o.c), o.c);
+                const int64_t count = eachInput(s, w, row / (o.h * o.t), row / o.h % o.t, row % o.h, x, [&](int64_t p) {
+                  add(sums, from.read(run.inputs[0], p * pitch, o.c, room + o.c), o.c);
                 });
                 scale(sums, 1 / static_cast<float>(count), o.c);
                 to.write(run.outputs[0], at, o.c, room);
@@ -177,6 +178,8 @@ Kernel maxPool(const Node& node, int) {
   const Window w = windowOf(node);
   const Shape s = node.in(0), o = node.out(0);
   const bool halves = node.outputs.size() == 2;
+  const int64_t pitch = node.inputs[0].pitch(), outPitch = node.outputs[0].pitch(),
+                halfPitch = halves ? node.outputs[1].pitch() : 0;
   const int64_t rows = halves ? 2 : 1, pairs = (o.h + rows - 1) / rows;  // a task: a row, or the two that P needs
   const DType dtype = node.outputs[0].dtype;
   const auto bytes = static_cast<int64_t>(bytesOf(dtype));
@@ -186,20 +189,21 @@ Kernel maxPool(const Node& node, int) {
               const int64_t plane = task / pairs, n = plane / o.t, t = plane % o.t, first = task % pairs * rows,
                             last = std::min(first + rows, o.h);
               auto** inputs = reinterpret_cast<const char**>(scratch);
-              char* y = run.out<char>(0) + (plane * o.h + first) * o.w * o.c * bytes;
+              char* y = run.out<char>(0) + (plane * o.h + first) * o.w * outPitch * bytes;
               char* to = y;
               for (int64_t row = first; row < last; row++)
-                for (int64_t x = 0; x < o.w; x++, to += o.c * bytes) {
+                for (int64_t x = 0; x < o.w; x++, to += outPitch * bytes) {
                   int64_t count = 0;
-                  eachInput(s, w, n, t, row, x, [&](int64_t at) { inputs[count++] = run.in<char>(0) + at * bytes; });
+                  eachInput(s, w, n, t, row, x,
+                            [&](int64_t at) { inputs[count++] = run.in<char>(0) + at * pitch * bytes; });
                   if (count)
                     largest(dtype, inputs, count, to, o.c);
                   else
                     setLowest(to, node.outputs[0]);
                 }
               if (halves)
-                halve(dtype, y, o.c, last - first, o.w,
-                      run.out<char>(1) + (plane * half(o.h) + first / 2) * half(o.w) * o.c * bytes, o.c,
+                halve(dtype, y, outPitch, last - first, o.w,
+                      run.out<char>(1) + (plane * half(o.h) + first / 2) * half(o.w) * halfPitch * bytes, halfPitch,
                       static_cast<int>(o.c));
             });
           },
@@ -207,8 +211,10 @@ Kernel maxPool(const Node& node, int) {
 }
 
 const Registered<Contract> contracts[] = {{"maxPool", {check}}, {"avgPool", {check, false, true}}};
-const Registered<Kernels<Reference>> slow[] = {{"maxPool", {slowPool, anyFloats}}, {"avgPool", {slowPool, anyFloats}}};
-const Registered<Kernels<Cpu>> fast[] = {{"maxPool", {maxPool, anyFloats}}, {"avgPool", {avgPool, anyFloats}}};
+const Registered<Kernels<Reference>> slow[] = {{"maxPool", pitched<Reference>(slowPool, anyFloats)},
+                                               {"avgPool", pitched<Reference>(slowPool, anyFloats)}};
+const Registered<Kernels<Cpu>> fast[] = {{"maxPool", pitched<Cpu>(maxPool, anyFloats)},
+                                         {"avgPool", pitched<Cpu>(avgPool, anyFloats)}};
 
 }  // namespace
 }  // namespace octconv

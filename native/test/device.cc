@@ -75,7 +75,7 @@ class Recorder : public Device {
   Recorder() {
     traits_.isa = "records its calls";
     traits_.threads = 1;
-    traits_.ops = {{"octConv", {DType::f32}}, {"relu", {DType::f32}}};
+    traits_.ops = {{"octConv", {{DType::f32}, false}}, {"relu", {{DType::f32}, false}}};
   }
   const Traits& traits() const override { return traits_; }
   std::string format(const std::string& op, const Attr&) const override {

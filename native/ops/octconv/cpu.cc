@@ -78,7 +78,7 @@ Sum sumOf(FastPlan& plan, const Node& node, const BranchPlan& b, const Shape& y,
     const bool whole = depthwise || inGroup * bytes % 4 == 0;
     const bool asIs = x.dtype == activationOf(branch.compute) && whole && s.pool == 0 && !rowTaps &&
                       s.prologue.isIdentity();
-    TileSource source{branch.winograd ? overTiles(s, branch.winograd) : s, -1, x.shape, {}, rowTaps};
+    TileSource source{branch.winograd ? overTiles(s, branch.winograd) : s, -1, x.shape, x.pitch(), {}, rowTaps};
     if (!asIs) {
       source.prepared = prepare(plan,
                                 {s.input, branch.compute,
@@ -89,15 +89,16 @@ Sum sumOf(FastPlan& plan, const Node& node, const BranchPlan& b, const Shape& y,
                                  x.shape, {}, {}},
                                 layout);
       source.shape = plan.prepared[source.prepared].shapes.back();
+      source.pitch = source.shape.c;
     }
-    const int64_t pitch = source.shape.c * bytes, channels = pitch / s.groups;
+    const int64_t all = source.shape.c * bytes, channels = all / s.groups;
     for (int64_t g = 0; g < branch.groups(); g++)
       sum.tapRuns[g].push_back({source.taps(),
-                                rowTaps     ? s.kernel.w * pitch
+                                rowTaps     ? s.kernel.w * all
                                 : depthwise ? 0
                                             : channels,
                                 depthwise ? g * bytes : g * channels});
-    source.zeros.assign(static_cast<size_t>(rowTaps ? product(s.kernel.w, pitch) : pitch),
+    source.zeros.assign(static_cast<size_t>(rowTaps ? product(s.kernel.w, all) : all),
                         static_cast<char>(branch.compute == Compute::i8 ? s.zero : 0));
     sum.taps += source.taps();
     sum.sources.push_back(std::move(source));
@@ -116,15 +117,15 @@ void runPrepared(const Prepared& p, const Node& node, const Run& run, int64_t pl
   const auto planeOf = [&](size_t k) {
     return run.shared + p.offsets[k] + plane * p.shapes[k].h * p.shapes[k].w * shape.c * bytes;
   };
-  const char* from = run.in<char>(p.input) + plane * p.from.h * p.from.w * p.from.c * fromBytes;
+  const char* from = run.in<char>(p.input) + plane * p.from.h * p.from.w * type.pitch() * fromBytes;
   char* to = planeOf(0);
-  const auto put = [&](int64_t count) {  // elements that lie together on both sides
+  const auto put = [&](int64_t pixels) {  // whose elements lie together in the copy
     const Elements x = elementsOf(const_cast<char*>(from), type), y{to, activationOf(p.compute), p.step, p.zero};
     if (p.activates())
-      activate(x, p.from.c, y, p.from.c, p.scale, p.shift, p.least, p.most, count / p.from.c, p.from.c);
+      activate(x, type.pitch(), y, p.from.c, p.scale, p.shift, p.least, p.most, pixels, p.from.c);
     else
-      convert(x, y, count);
-    from += count * fromBytes, to += count * bytes;
+      convert(x, y, pixels * p.from.c);
+    from += pixels * type.pitch() * fromBytes, to += pixels * p.from.c * bytes;
   };
   const auto outside = static_cast<char>(p.compute == Compute::i8 ? p.zero : 0);
   const auto fill = [&](int64_t count) {
@@ -139,7 +140,8 @@ void runPrepared(const Prepared& p, const Node& node, const Run& run, int64_t pl
     char* row = to;
     to += count * (group - inGroup) * bytes;
     const char* packed = to;
-    put(count * inGroup);
+    const int64_t together = p.activates() || !type.gap ? p.from.w : 1;
+    for (int64_t x = 0; x < p.from.w; x += together) put(together);
     // Byte by byte: there are few, too few for a call.
     for (int64_t i = 0; group > inGroup && i < count; i++) {
       for (int64_t k = 0; k < inGroup * bytes; k++) *row++ = *packed++;
@@ -167,14 +169,15 @@ std::vector<StoreGroup> groupStores(const Node& node, const BranchPlan& b, const
     if (g == groups.size()) {
       const PackedBranch::ScaleShift& norm = b.packed->stores[k];
       TensorType type = node.outputs[store.output];
-      type.shape = y;
+      type.shape = y, type.gap = 0;
       groups.push_back({type, store.activation.least, store.activation.most,
                         norm.channels ? b.packed->floats(norm.scale) : nullptr,
-                        norm.channels ? b.packed->floats(norm.shift) : nullptr, 1, {}, {}});
+                        norm.channels ? b.packed->floats(norm.shift) : nullptr, 1, {}, {}, {y.c, y.c, y.c}});
       activations.push_back(&store.activation);
     }
     groups[g].levels = std::max(groups[g].levels, static_cast<int>(store.pool) + 1);
     groups[g].outputs[store.pool] = store.output;
+    groups[g].pitches[store.pool] = node.outputs[store.output].pitch();
   }
   if (groups.size() == 1 && !groups[0].scale) return groups;
   for (size_t g = 0; g < groups.size(); g++)
@@ -182,7 +185,8 @@ std::vector<StoreGroup> groupStores(const Node& node, const BranchPlan& b, const
       std::swap(groups[0], groups[g]);
       return groups;
     }
-  groups.insert(groups.begin(), StoreGroup{{DType::f32, y}, -INFINITY, INFINITY, nullptr, nullptr, 1, {}, {}});
+  groups.insert(groups.begin(),
+                StoreGroup{{DType::f32, y}, -INFINITY, INFINITY, nullptr, nullptr, 1, {}, {}, {y.c, y.c, y.c}});
   return groups;
 }
 
@@ -209,7 +213,7 @@ char* levelAt(const BranchPlan& b, const StoreGroup& group, int k, const Block& 
   if (!group.outputs[k]) return memory + group.scratch[k];
   const Shape level = halved(b.main.grid, k);
   const auto bytes = static_cast<int64_t>(bytesOf(group.type.dtype));
-  return run.out<char>(*group.outputs[k]) + rowAt(b.main.grid, block.row, k) * level.w * level.c * bytes;
+  return run.out<char>(*group.outputs[k]) + rowAt(b.main.grid, block.row, k) * level.w * group.pitches[k] * bytes;
 }
 
 // P of a level, of all panels at once: lines of one panel, a power of two apart, share few sets of the cache (the first
@@ -218,14 +222,15 @@ void halveLevel(const BranchPlan& b, const StoreGroup& group, int k, const Block
                 const char* from, char* to) {
   const auto halve = OCTCONV_PICK(halveRows);
   const Shape &y = b.main.grid, in = halved(y, k - 1), out = halved(y, k);
+  const int64_t pitch = group.pitches[k - 1], outPitch = group.pitches[k];
   const auto bytes = static_cast<int64_t>(bytesOf(group.type.dtype));
   for (int64_t row = block.row; row < block.rowEnd;) {  // plane by plane
     const int64_t end = std::min(block.rowEnd, (row / y.h + 1) * y.h);
     const int64_t first = rowAt(y, row, k - 1), last = rowAt(y, end - 1, k - 1) + 1;
-    const int64_t at = (first - rowAt(y, block.row, k - 1)) * in.w * in.c,
-                  to_ = (rowAt(y, row, k) - rowAt(y, block.row, k)) * out.w * out.c;
-    halve(group.type.dtype, from + (at + panels.begin) * bytes, in.c, last - first, in.w,
-          to + (to_ + panels.begin) * bytes, out.c, static_cast<int>(panels.channels));
+    const int64_t at = (first - rowAt(y, block.row, k - 1)) * in.w * pitch,
+                  to_ = (rowAt(y, row, k) - rowAt(y, block.row, k)) * out.w * outPitch;
+    halve(group.type.dtype, from + (at + panels.begin) * bytes, pitch, last - first, in.w,
+          to + (to_ + panels.begin) * bytes, outPitch, static_cast<int>(panels.channels));
     row = end;
   }
 }
@@ -242,9 +247,10 @@ void runStores(const BranchPlan& b, const Block& block, const Run& run, char* me
     const StoreGroup& group = b.stores[g];
     if (g > 0)
       OCTCONV_PICK(activatePixels)
-      (channelsOf(b.stores[0], at(b.stores[0], 0)), y.c, channelsOf(group, at(group, 0)), y.c,
-       group.scale ? group.scale + panels.begin : nullptr, group.shift ? group.shift + panels.begin : nullptr,
-       group.least, group.most, (block.rowEnd - block.row) * y.w, panels.channels);
+      (channelsOf(b.stores[0], at(b.stores[0], 0)), b.stores[0].pitches[0], channelsOf(group, at(group, 0)),
+       group.pitches[0], group.scale ? group.scale + panels.begin : nullptr,
+       group.shift ? group.shift + panels.begin : nullptr, group.least, group.most, (block.rowEnd - block.row) * y.w,
+       panels.channels);
     for (int k = 1; k < group.levels; k++) halveLevel(b, group, k, block, panels, at(group, k - 1), at(group, k));
   }
 }
@@ -401,23 +407,21 @@ Kernel make(const Node& node, int threads) {
 }
 
 const Registered<Kernels<Cpu>> kernels{"octConv",
-                                       {make, {DType::f32, DType::bf16, DType::u8}, packBranch, formatOf}};
+                                       {make, {DType::f32, DType::bf16, DType::u8}, packBranch, formatOf, true}};
 
 }  // namespace
 
 Epilogue epilogueOf(const Node& node, const BranchPlan& b, const Run& run, const Panel& panel, const Block& block,
                     char* out) {
-  const int64_t pitch = b.main.grid.c;
   const auto from = [&](void* data, const TensorType& type, int64_t pixel) {
-    const int64_t corner = pixel * pitch + panel.begin;
+    const int64_t corner = pixel * type.pitch() + panel.begin;
     return elementsOf(static_cast<char*>(data) + corner * static_cast<int64_t>(bytesOf(type.dtype)), type);
   };
   const StoreGroup& store = b.stores[0];
   const Elements y = from(out, store.type, 0);
-  const Elements residual =
-      b.spec.residual
-          ? from(run.inputs[*b.spec.residual], node.inputs[*b.spec.residual], block.row * b.main.grid.w)
-          : Elements{nullptr, y.dtype};
+  const TensorType* type = b.spec.residual ? &node.inputs[*b.spec.residual] : nullptr;
+  const Elements residual = type ? from(run.inputs[*b.spec.residual], *type, block.row * b.main.grid.w)
+                                 : Elements{nullptr, y.dtype};
   const bool bytes = y.dtype == DType::u8;
   const auto zero = static_cast<float>(y.zero);
   const float steps = 1 / y.scale, residualSteps = residual.scale * steps, least = store.least * steps + zero,
@@ -429,7 +433,8 @@ Epilogue epilogueOf(const Node& node, const BranchPlan& b, const Run& run, const
           residual,
           residualSteps,
           y,
-          pitch,
+          store.pitches[0],
+          type ? type->pitch() : 0,
           panel.channels,
           bytes ? std::clamp(least, 0.f, 255.f) : least,
           bytes ? std::clamp(most, 0.f, 255.f) : most};

@@ -99,6 +99,7 @@ struct TileSource {
   Source conv;
   int prepared;             // index, or -1: the input itself
   Shape shape;              // of what is read
+  int64_t pitch;            // elements from pixel to pixel
   std::vector<char> zeros;  // what a tap outside reads
   bool rowTaps;             // one tap is kernel.w * C channels (padded copy)
   int64_t taps() const { return rowTaps ? conv.kernel.t * conv.kernel.h : conv.taps(); }
@@ -121,6 +122,7 @@ struct StoreGroup {
   int levels;
   std::optional<size_t> outputs[3];
   size_t scratch[3];
+  int64_t pitches[3];  // of the levels
 };
 
 struct BranchPlan {

@@ -34,7 +34,7 @@ void pointTo(const FastPlan& plan, const Sum& sum, int64_t bytes, const Run& run
     const char *zeros = source.zeros.data(), *base = source.prepared < 0
                                                          ? run.in<char>(s.input)
                                                          : run.shared + plan.prepared[source.prepared].offsets.back();
-    const int64_t pitch = x.c * bytes;
+    const int64_t pitch = source.pitch * bytes;
     const int64_t columns = source.rowTaps ? 1 : s.kernel.w, padH = source.rowTaps ? 0 : s.padding.h,
                   padW = source.rowTaps ? 0 : s.padding.w;
     int64_t row = first / grid.w, column = first % grid.w;
@@ -73,7 +73,7 @@ void runTiles(const TileSet& set, Tile tile, const Panel& panel, bool depthwise,
   const int64_t most = depthwise ? 4 : set.shape.maxPixels[panel.vectors], parts = (count + most - 1) / most;
   const TileFunction* functions = depthwise ? set.depthwise : set.tiles[panel.vectors];
   tile.outBytes = tile.pitch * (tile.raw ? 4 : static_cast<int64_t>(bytesOf(tile.out.dtype)));
-  tile.residualBytes = tile.pitch * static_cast<int64_t>(bytesOf(tile.residual.dtype));
+  tile.residualBytes = tile.residualPitch * static_cast<int64_t>(bytesOf(tile.residual.dtype));
   // While these weights are used again and again, those behind them, which are next, come from memory.
   const int64_t wordBytes = panel.vectors * set.lanes * packedBytes(set.words);
   int64_t words = 0;

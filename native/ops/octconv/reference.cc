@@ -192,7 +192,7 @@ Kernel make(const Node& node, int) {
   }};
 }
 
-const Registered<Kernels<Reference>> kernels{"octConv", {make, {DType::f32, DType::bf16, DType::u8}, pack}};
+const Registered<Kernels<Reference>> kernels{"octConv", {make, {DType::f32, DType::bf16, DType::u8}, pack, nullptr, true}};
 
 }  // namespace
 }  // namespace octconv

@@ -159,13 +159,14 @@ void runWinograd(const FastPlan& plan, const Node& node, const BranchPlan& b, co
   static_cast<Epilogue&>(outputs) = epilogueOf(node, b, run, panels, block, out);
   outputs.startRow = l.w * width;
   outputs.startPitch = width;
-  outputs.row = y.w * y.c;
+  outputs.row = y.w * outputs.pitch;
+  outputs.residualRow = y.w * outputs.residualPitch;
   const auto elementBytes = static_cast<int64_t>(bytesOf(outputs.out.dtype));
   char *const first = static_cast<char*>(outputs.out.data), *const residual = static_cast<char*>(outputs.residual.data);
   transform(b.main, false, block.row, block.rowEnd, outputs, [&](WinogradOutput& tile, int64_t row, int64_t x) {
-    const int64_t corner = ((row - block.row) * y.w + x) * y.c * elementBytes;
-    tile.out.data = first + corner;
-    if (residual) tile.residual.data = residual + corner;
+    const int64_t pixel = (row - block.row) * y.w + x;
+    tile.out.data = first + pixel * outputs.pitch * elementBytes;
+    if (residual) tile.residual.data = residual + pixel * outputs.residualPitch * elementBytes;
     if (b.low.taps) tile.start = low + ((lowRow(row) - lowFirst) * l.w + x / 2) * width * 4;
   });
 }
