@@ -74,12 +74,9 @@ export async function classifyAll(
 }
 
 /** @throws OctconvError that names the first picture and class whose logit is not finite: such logits have no order. */
-export function checkLogits(
-  logits: Tensor<'f32'>,
-  files: readonly string[],
-  labels?: readonly string[],
-): void {
-  if (!(logits instanceof Tensor)) throw new OctconvError(`classify: the network gives ${kindOf(logits)}, wanted logits`);
+export function checkLogits(logits: Tensor<'f32'>, files: readonly string[], labels?: readonly string[]): void {
+  if (!(logits instanceof Tensor))
+    throw new OctconvError(`classify: the network gives ${kindOf(logits)}, wanted logits`);
   const { data, shape } = logits;
   const [n, classes = 0] = shape;
   if (shape.length !== 2 || n !== files.length) {
@@ -89,10 +86,16 @@ export function checkLogits(
   if (bad < 0) return;
   const index = bad % classes;
   const label = labels?.[index] === undefined ? '' : ` (${labels[index]})`;
-  throw new OctconvError(`${files[Math.floor(bad / classes)]}: the network gives ${data[bad]} for class ${index}${label}, wanted a number`);
+  throw new OctconvError(
+    `${files[Math.floor(bad / classes)]}: the network gives ${data[bad]} for class ${index}${label}, wanted a number`,
+  );
 }
 
 function likeliest(row: Float32Array, top: number, labels: readonly string[] | undefined): Guess[] {
   const order = [...row.keys()].sort((a, b) => (row[b] as number) - (row[a] as number) || a - b).slice(0, top);
-  return order.map((index) => ({ label: labels?.[index] ?? `class ${index}`, index, probability: row[index] as number }));
+  return order.map((index) => ({
+    label: labels?.[index] ?? `class ${index}`,
+    index,
+    probability: row[index] as number,
+  }));
 }

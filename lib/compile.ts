@@ -82,6 +82,8 @@ export async function compile<const I extends readonly InputSpec[], Y>(
 
 /** @throws OctconvError unless convolutions can multiply this. */
 export function checkCompute(dtype: ComputeType, quantized: boolean): void {
-  if (dtype !== 'f32' && dtype !== 'bf16' && dtype !== 'i8') throw new OctconvError(`dtype '${dtype}': wanted f32, bf16 or i8`);
-  if (dtype === 'i8' && !quantized) throw new OctconvError(`dtype 'i8': wanted quantized weights, as 'octconv quantize' makes them`);
+  if (dtype !== 'f32' && dtype !== 'bf16' && dtype !== 'i8')
+    throw new OctconvError(`dtype '${dtype}': wanted f32, bf16 or i8`);
+  if (dtype === 'i8' && !quantized)
+    throw new OctconvError(`dtype 'i8': wanted quantized weights, as 'octconv quantize' makes them`);
 }

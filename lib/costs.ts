@@ -20,7 +20,12 @@ export interface StepCost {
 }
 
 /** One for each step. */
-export function costsOf({ steps, values, graph, target }: Pick<Plan, 'steps' | 'values' | 'graph' | 'target'>): StepCost[] {
+export function costsOf({
+  steps,
+  values,
+  graph,
+  target,
+}: Pick<Plan, 'steps' | 'values' | 'graph' | 'target'>): StepCost[] {
   const typesOf = (ids: readonly number[]) => ids.flatMap((id) => values[id] ?? []);
   const sizeOf = (ids: readonly number[]) =>
     typesOf(ids).reduce((sum, { dtype, shape }) => sum + elementCount(shape) * bytesPerElement[dtype], 0);

@@ -10,18 +10,50 @@ export { compile, Compiled, type CompileOptions, type RankedInputs } from './com
 export { type DeviceInfo, type Devices, devices, type Target } from './devices.js';
 export type { DType, TypedArray, TypedArrayOf } from './dtype.js';
 export { OctconvError } from './error.js';
-export { type Attr, type Attrs, type ComputeType, Graph, type GraphNode, Parameter, type Params, type TensorType, Value } from './graph/graph.js';
+export {
+  type Attr,
+  type Attrs,
+  type ComputeType,
+  Graph,
+  type GraphNode,
+  Parameter,
+  type Params,
+  type TensorType,
+  Value,
+} from './graph/graph.js';
 export type { Activation, BatchNormParams, Branch, Size3, Source, Step, Store, Term } from './graph/lower.js';
 export { countFlops, type Flops } from './flops.js';
 export { type Batch, type BatchOptions, type Failed, loadBatches } from './input/batches.js';
 export { type DecodeOptions, decodeImage, type Picture, type PictureFormat } from './input/image.js';
-export { type ChannelOrder, defaultInput, type InputConfig, type InputTensor, type PerChannel, preprocess } from './input/preprocess.js';
+export {
+  type ChannelOrder,
+  defaultInput,
+  type InputConfig,
+  type InputTensor,
+  type PerChannel,
+  preprocess,
+} from './input/preprocess.js';
 export type { PictureSource } from './input/source.js';
 export * as layers from './layers/index.js';
 export { type Feature, Module, namedParameters } from './layers/index.js';
 export { toNCHW, toNHWC } from './layout.js';
-export { createModel, type Inputs, loadModel, Model, type ModelOptions, type ModelWeights, type Network } from './model.js';
-export { type AnyNetworkName, buildNetwork, type Classifier, type NetworkName, type NetworkOptions, networkNames } from './models/index.js';
+export {
+  createModel,
+  type Inputs,
+  loadModel,
+  Model,
+  type ModelOptions,
+  type ModelWeights,
+  type Network,
+} from './model.js';
+export {
+  type AnyNetworkName,
+  buildNetwork,
+  type Classifier,
+  type NetworkName,
+  type NetworkOptions,
+  networkNames,
+} from './models/index.js';
 export type { ResolvedOptions } from './models/infer.js';
 export type { ResolvedNetworkOptions } from './models/options.js';
 export type { Device } from './native.js';
@@ -32,7 +64,18 @@ export { type Plan, type PlanOptions, runGraph, type RunOptions } from './plan.j
 export { type Batches, quantize, type QuantizeOptions, type Weights } from './quantize.js';
 export { saveModel } from './save.js';
 export type { Input, InputSpec, Tensors, ValueOf, Values } from './structure.js';
-export { type Channels, type Image, type Match, type Matrix, type Shape, type Spatial, Tensor, tensor, type Vector, type Video } from './tensor.js';
+export {
+  type Channels,
+  type Image,
+  type Match,
+  type Matrix,
+  type Shape,
+  type Spatial,
+  Tensor,
+  tensor,
+  type Vector,
+  type Video,
+} from './tensor.js';
 export { initialize } from './weights/random.js';
 export type { WriteOptions } from './weights/folder.js';
 export type { Memory } from './weights/file.js';

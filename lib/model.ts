@@ -10,12 +10,27 @@ import type { DType } from './dtype.js';
 import { channelCount, type InputConfig } from './input/preprocess.js';
 import type { PictureSource } from './input/source.js';
 import { type Module, namedParameters, parameterShapes } from './layers/module.js';
-import { type AnyNetworkName, buildNetwork, type Classifier, defaultInputOf, type NetworkOptions, resolveNetworkOptions } from './models/index.js';
+import {
+  type AnyNetworkName,
+  buildNetwork,
+  type Classifier,
+  defaultInputOf,
+  type NetworkOptions,
+  resolveNetworkOptions,
+} from './models/index.js';
 import { type ResolvedOptions, resolveOptions, withParameterNames } from './models/infer.js';
 import type { ResolvedNetworkOptions } from './models/options.js';
 import type { Device } from './native.js';
 import { PackedWeights, Plan, type RunOptions, threadsOf } from './plan.js';
-import { type Input, type InputSpec, type Recorded, recordCall, splitArguments, type Tensors, typesOf } from './structure.js';
+import {
+  type Input,
+  type InputSpec,
+  type Recorded,
+  recordCall,
+  splitArguments,
+  type Tensors,
+  typesOf,
+} from './structure.js';
 import { type Matrix, type Shape, Tensor } from './tensor.js';
 import { checkWeights } from './weights/check.js';
 import { withUsualNames } from './weights/names.js';
@@ -41,10 +56,14 @@ export interface ModelOptions extends Omit<CompileOptions, 'dtype'> {
  * A network is a module whose `forward` takes values `X`, images [N,H,W,C] unless it is said otherwise, and gives `Y`:
  * a value, or arrays, objects and `Octave`s of values.
  */
-export type Network<Y = Value<'f32', Shape>, X extends readonly Value[] = [x: Value<'f32', Shape>]> = Module & { forward(...inputs: X): Y };
+export type Network<Y = Value<'f32', Shape>, X extends readonly Value[] = [x: Value<'f32', Shape>]> = Module & {
+  forward(...inputs: X): Y;
+};
 
 /** What a run takes for values of any shape. */
-export type Inputs<X extends readonly Value[]> = { readonly [K in keyof X]: X[K] extends Value<infer D extends DType> ? Input<D> : never };
+export type Inputs<X extends readonly Value[]> = {
+  readonly [K in keyof X]: X[K] extends Value<infer D extends DType> ? Input<D> : never;
+};
 
 /** A network as a graph, for inputs of given shapes: [N,H,W,C], [N,T,H,W,C] or [N,C]. */
 export function record(network: Module, ...inputs: readonly InputSpec[]): Graph {
@@ -103,7 +122,14 @@ export class Model<Y = Value<'f32', Shape>, X extends readonly Value[] = [x: Val
   constructor(network: Network<Y, X>, weights: ModelWeights, options: ModelOptions = {}) {
     const { tensors } = weights;
     const quantized = [...tensors.values()].some((tensor) => tensor.dtype === 'i8');
-    const { device, dtype = quantized ? 'i8' : 'f32', threads, plans = 8, idleBytes = 32 * 2 ** 20, maxBytes } = options;
+    const {
+      device,
+      dtype = quantized ? 'i8' : 'f32',
+      threads,
+      plans = 8,
+      idleBytes = 32 * 2 ** 20,
+      maxBytes,
+    } = options;
     const target: Target = targetOf(device);
     checkCompute(dtype, quantized);
     if (!(Number.isInteger(plans) && plans >= 1)) throw new OctconvError(`plans: ${plans}, wanted a positive integer`);
@@ -154,7 +180,9 @@ export class Model<Y = Value<'f32', Shape>, X extends readonly Value[] = [x: Val
 
   /** The plan for such inputs, in use until `#done`. */
   #take(inputs: readonly InputSpec[]): KeptPlan<X, Y> {
-    const key = typesOf('model: forward', inputs).map(({ dtype, shape }) => `${dtype}[${shape}]`).join();
+    const key = typesOf('model: forward', inputs)
+      .map(({ dtype, shape }) => `${dtype}[${shape}]`)
+      .join();
     const known = this.#plans.get(key);
     const kept = known && !known.compiled?.plan.disposed ? known : this.#compile(key, inputs);
     kept.users++;
@@ -234,7 +262,11 @@ export class Model<Y = Value<'f32', Shape>, X extends readonly Value[] = [x: Val
    */
   classify(this: Model, source: PictureSource, options?: ClassifyOptions): Promise<Classified>;
   classify(this: Model, sources: readonly PictureSource[], options?: ClassifyOptions): Promise<Classified[]>;
-  classify(this: Model, sources: PictureSource | readonly PictureSource[], options?: ClassifyOptions): Promise<Classified | Classified[]> {
+  classify(
+    this: Model,
+    sources: PictureSource | readonly PictureSource[],
+    options?: ClassifyOptions,
+  ): Promise<Classified | Classified[]> {
     return classifyAll(this, sources, options);
   }
 
@@ -257,7 +289,11 @@ export class Model<Y = Value<'f32', Shape>, X extends readonly Value[] = [x: Val
 
   #freeIfUnused(): void {
     if (!this.#disposed || this.#inFlight > 0) return;
-    for (const { promise } of this.#plans.values()) promise.then((compiled) => compiled.dispose(), () => undefined);
+    for (const { promise } of this.#plans.values())
+      promise.then(
+        (compiled) => compiled.dispose(),
+        () => undefined,
+      );
     this.#plans.clear();
     this.#weights.dispose();
     if (forgotten.unregister(this)) void this.#source.close?.();
@@ -314,14 +350,22 @@ async function placeOf(from: string | URL): Promise<string> {
   throw new OctconvError(`model: got ${show(String(from))}, wanted a path or a file: URL`);
 }
 
-const exists = (path: string) => access(path).then(() => true, () => false);
+const exists = (path: string) =>
+  access(path).then(
+    () => true,
+    () => false,
+  );
 
 /**
  * Opens a model folder, or bare weights (.safetensors, its shards, .pth, .params) whose network is read off their names and
  * shapes; `given` must agree with them. The name of a model that the package ships works too.
  * @throws OctconvError that names the file and what does not fit.
  */
-export async function openNetwork(from: string | URL, given: Partial<ResolvedOptions> = {}, open: OpenOptions = {}): Promise<NetworkFile> {
+export async function openNetwork(
+  from: string | URL,
+  given: Partial<ResolvedOptions> = {},
+  open: OpenOptions = {},
+): Promise<NetworkFile> {
   const path = await placeOf(from);
   const folder = (await isModelFolder(path)) && !(await indexOf(path)) ? await readModelFolder(path) : undefined;
   const file = folder?.weights ?? withUsualNames(await openWeights(path, open));

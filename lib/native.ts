@@ -65,13 +65,21 @@ export interface NativeRun {
 }
 
 /** A device, or why there is none of its kind. */
-export type NativeDevice = { readonly name: Device } & ({ readonly traits: Traits; why?: never } | { readonly why: string; traits?: never });
+export type NativeDevice = { readonly name: Device } & (
+  | { readonly traits: Traits; why?: never }
+  | { readonly why: string; traits?: never }
+);
 
 /** See native/binding.cc. Data is copied in the call itself: a caller may do with it what it likes afterwards. */
 export interface Native {
   devices(): NativeDevice[];
   format(device: Device, op: string, attrs: Attrs): string;
-  pack(device: Device, op: string, attrs: Attrs, params: { readonly [role: string]: NativeParam }): Promise<NativePacked>;
+  pack(
+    device: Device,
+    op: string,
+    attrs: Attrs,
+    params: { readonly [role: string]: NativeParam },
+  ): Promise<NativePacked>;
   compile(device: Device, spec: NativePlanSpec): Promise<{ plan: NativePlan; runBytes: number; algorithms: string[] }>;
   run(plan: NativePlan, inputs: readonly TypedArray[], timed: boolean): NativeRun;
   /** Of packed parameters, or what a plan keeps for its next runs, which is told to the garbage collector too. */

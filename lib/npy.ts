@@ -83,7 +83,10 @@ async function read(file: Pick<RandomFile, 'path' | 'size' | 'read'>): Promise<N
 
 /** One token of Python: a string, an integer (3L in Python 2), a constant, punctuation. */
 const token = /\s*(?:'([^'\\]*)'|"([^"\\]*)"|(\d+)L?|(True|False)|([{}()[\],:]))/y;
-const brackets = new Map([['(', '['], [')', ']']]);
+const brackets = new Map([
+  ['(', '['],
+  [')', ']'],
+]);
 
 /** Makes JSON of the header's dict, token by token: in linear time. */
 function parseHeader(text: string): { descr: string; fortran: boolean; shape: readonly number[] } | undefined {

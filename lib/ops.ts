@@ -73,9 +73,13 @@ export type Windowed<S extends Shape, K extends number = Channels<S>> = S extend
     ? readonly [S[0], number, number, number, K]
     : never;
 /** An operand of the same kind and rank, of any sizes. */
-export type Beside<X extends Operand> = X extends Value ? Value<'f32', Wide<X['shape']>> : Tensor<'f32', Wide<X['shape']>>;
+export type Beside<X extends Operand> = X extends Value
+  ? Value<'f32', Wide<X['shape']>>
+  : Tensor<'f32', Wide<X['shape']>>;
 /** The same, or beside a recorded value a parameter or a tensor as a constant, in the layout of values. */
-export type Other<X extends Operand> = Beside<X> | (X extends Value ? Tensor<'f32', Wide<X['shape']>> | Parameter<Wide<X['shape']>> : never);
+export type Other<X extends Operand> =
+  | Beside<X>
+  | (X extends Value ? Tensor<'f32', Wide<X['shape']>> | Parameter<Wide<X['shape']>> : never);
 /** The same rank, any sizes. */
 export type Wide<S extends Shape> = { readonly [K in keyof S]: number };
 /** What stands on the other side of `add`, `sub`, `mul` and `div`. */
@@ -88,7 +92,11 @@ export type Full<S extends Shape> = S extends Video
     : S extends Matrix
       ? readonly [S[0], 1, 1, 1, S[1]]
       : readonly [number, number, number, number, number];
-export type Fits<A extends number, B extends number> = [A & B] extends [never] ? (1 extends A | B ? true : false) : true;
+export type Fits<A extends number, B extends number> = [A & B] extends [never]
+  ? 1 extends A | B
+    ? true
+    : false
+  : true;
 export type Joint<A extends number, B extends number> = A extends 1 ? B : B extends 1 ? A : number extends A ? B : A;
 export type AllFit<A extends Video, B extends Video> = false extends
   | Fits<A[0], B[0]>
@@ -117,7 +125,9 @@ export type Broadcasting<S extends Shape, Y> = Y extends { readonly shape: infer
     : 'wanted: sizes that are equal or 1'
   : Y;
 /** The larger of both sizes along each axis. */
-export type Broadcast<S extends Shape, Y> = Y extends { readonly shape: infer T extends Shape } ? OfRank<S, AllJoint<Full<S>, Full<T>>> : S;
+export type Broadcast<S extends Shape, Y> = Y extends { readonly shape: infer T extends Shape }
+  ? OfRank<S, AllJoint<Full<S>, Full<T>>>
+  : S;
 /** An op of two operands, whose sizes are equal or 1. */
 export type BinaryOp = <X extends Operand<Matrix | Spatial>, Y extends Arithmetic<X>>(
   x: X,
@@ -125,7 +135,10 @@ export type BinaryOp = <X extends Operand<Matrix | Spatial>, Y extends Arithmeti
   run?: RunAt,
 ) => Result<X, Broadcast<X['shape'], Y>>;
 export type Vectors<X extends Operand> = X extends Value
-  ? Value<'f32', readonly [number, number]> | Tensor<'f32', readonly [number, number]> | Parameter<readonly [number, number]>
+  ?
+      | Value<'f32', readonly [number, number]>
+      | Tensor<'f32', readonly [number, number]>
+      | Parameter<readonly [number, number]>
   : Tensor<'f32', readonly [number, number]>;
 type PlainParams<S extends Shape> = { readonly weight: Weight<S>; readonly bias?: Weight<Vector> | undefined };
 /** An op of one operand that keeps its shape. */
@@ -151,7 +164,10 @@ export const gelu = unary('gelu');
 export const softmax = unary('softmax');
 
 /** x where it is positive, otherwise `slope` (default 0.01) times x. */
-export function leakyRelu<X extends Operand<Matrix | Spatial>>(x: X, options: RunAt & { readonly slope?: number } = {}): Result<X, X['shape']> {
+export function leakyRelu<X extends Operand<Matrix | Spatial>>(
+  x: X,
+  options: RunAt & { readonly slope?: number } = {},
+): Result<X, X['shape']> {
   return apply('leakyRelu', [x], {}, options, () => {
     const { slope = 0.01 } = options;
     check('leakyRelu', Number.isFinite(slope), `slope ${slope}, wanted a finite number`);
@@ -174,7 +190,12 @@ export const div = binary('div');
 /** [N, H, M, K] times [N, H, K, P] -> [N, H, M, P], a product of matrices for each n and h; sizes N and H are equal or 1. Video alike. */
 export function matmul<X extends Operand<Spatial>, Y extends Other<X>>(
   x: X,
-  y: Match<Channels<X['shape']>, Y['shape'] extends readonly [...Shape, infer K, number] ? K : number, Y, 'wanted: as many rows as x has columns'>,
+  y: Match<
+    Channels<X['shape']>,
+    Y['shape'] extends readonly [...Shape, infer K, number] ? K : number,
+    Y,
+    'wanted: as many rows as x has columns'
+  >,
   run?: RunAt,
 ): Result<X, Windowed<X['shape'], Channels<Y['shape']>>>;
 export function matmul(x: Operand, y: Operand | Parameter, run?: RunAt): unknown {
@@ -228,7 +249,9 @@ export function conv<
     readonly weight: Match<
       X['shape']['length'],
       W['shape']['length'],
-      'groups' extends keyof O ? W : Match<Channels<X['shape']>, W['shape'][1], W, 'wanted: as many input channels as x has'>,
+      'groups' extends keyof O
+        ? W
+        : Match<Channels<X['shape']>, W['shape'][1], W, 'wanted: as many input channels as x has'>,
       'wanted: [O, I, kh, kw] for images, [O, I, kt, kh, kw] for video'
     >;
     readonly bias?: Weight<Vector> | undefined;
@@ -340,7 +363,11 @@ export function linear<X extends Operand<Matrix>, W extends Weight<readonly [k: 
   },
   run?: RunAt,
 ): Result<X, readonly [X['shape'][0], W['shape'][0]]>;
-export function linear(x: Operand<Matrix>, { weight, bias }: PlainParams<readonly [number, number]>, run?: RunAt): unknown {
+export function linear(
+  x: Operand<Matrix>,
+  { weight, bias }: PlainParams<readonly [number, number]>,
+  run?: RunAt,
+): unknown {
   return apply('linear', [x], { weight, bias }, run, () => {
     checkRank('linear', x, 2);
     check('linear', weight !== undefined, 'weight is missing');
@@ -502,7 +529,11 @@ export function slice<X extends Operand<Matrix | Spatial>>(x: X, options: SliceO
       const size = x.shape[axis] ?? 1;
       const place = (at = 0) => Math.min(Math.max(at < 0 ? at + size : at, 0), size);
       const [start, end] = [place(starts[i]), place(ends[i])];
-      check('slice', Number.isInteger(start) && Number.isInteger(end), `starts ${list(starts)} and ends ${list(ends)}, wanted integers`);
+      check(
+        'slice',
+        Number.isInteger(start) && Number.isInteger(end),
+        `starts ${list(starts)} and ends ${list(ends)}, wanted integers`,
+      );
       check('slice', start < end, `got ${of(x)}, and nothing of axis ${axis} from ${starts[i]} to ${ends[i]}`);
       [first[axis], shape[axis]] = [start, end - start];
     }
@@ -534,7 +565,9 @@ export function reshape(x: Operand, options: RunAt & { readonly shape: Shape }):
     const elements = elementCount(x.shape);
     const known = options.shape.reduce((all, size) => (size === -1 ? all : all * size), 1);
     const shape = options.shape.map((size) => (size === -1 ? elements / known : size));
-    const fine = shape.every((size) => Number.isInteger(size) && size > 0) && shape.reduce((all, size) => all * size, 1) === elements;
+    const fine =
+      shape.every((size) => Number.isInteger(size) && size > 0) &&
+      shape.reduce((all, size) => all * size, 1) === elements;
     check('reshape', fine, `got ${of(x)} and shape ${list(options.shape)}, wanted as many elements`);
     checkRank('reshape', { shape }, 2, 4, 5);
     return { shape };

@@ -10,7 +10,16 @@ import { aligned, planMemory } from './graph/memory.js';
 import { sliceOf } from './graph/slices.js';
 import { batchOf, segmentsByStep, wholeValues } from './graph/subbatch.js';
 import type { Quantized } from './graph/types.js';
-import { calling, type Device, type NativePacked, type NativeParam, type NativePlan, type NativePlanSpec, type NativeValue, native } from './native.js';
+import {
+  calling,
+  type Device,
+  type NativePacked,
+  type NativeParam,
+  type NativePlan,
+  type NativePlanSpec,
+  type NativeValue,
+  native,
+} from './native.js';
 import { stepsInTurns } from './targets.js';
 import { Tensor } from './tensor.js';
 import type { Memory } from './weights/file.js';
@@ -74,14 +83,21 @@ export class PackedWeights {
    * What each step needs, packed; it is there until `release`.
    * @throws OctconvError before it packs, if the weights and `runBytes` are more than `maxBytes`.
    */
-  async pack(steps: readonly Step[], constants: Graph['constants'], runBytes: number): Promise<{ steps: NativePacked[][]; release: () => void }> {
+  async pack(
+    steps: readonly Step[],
+    constants: Graph['constants'],
+    runBytes: number,
+  ): Promise<{ steps: NativePacked[][]; release: () => void }> {
     const keyed: { step: Step; packing: Packing; key: string }[][] = [];
     for (const [i, step] of steps.entries()) {
       if (i % 8 === 0) await turn();
       keyed.push(packingsOf(step).map((packing) => ({ step, packing, key: this.#keyOf(step, packing) })));
     }
     const all = new Map(keyed.flat().map((each) => [each.key, each]));
-    const used = [...all.values()].map((each) => ({ ...each, packed: this.#packed.get(each.key) ?? { users: 0, bytes: 0 } }));
+    const used = [...all.values()].map((each) => ({
+      ...each,
+      packed: this.#packed.get(each.key) ?? { users: 0, bytes: 0 },
+    }));
     const sum = used.reduce((bytes, { packed, packing }) => bytes + (packed.bytes || this.#packedBytesOf(packing)), 0);
     this.#checkBytes(sum, runBytes);
     for (const { key, packed } of used) {
@@ -94,13 +110,22 @@ export class PackedWeights {
         if (packed.users > 0 || this.#packed.get(key) !== packed) continue;
         this.#packed.delete(key);
         if (packed.held) native.release(packed.held);
-        else packed.promise?.then((held) => native.release(held), () => undefined);
+        else
+          packed.promise?.then(
+            (held) => native.release(held),
+            () => undefined,
+          );
       }
     };
     try {
       await this.#packAll(used, constants);
-      this.#checkBytes(used.reduce((bytes, { packed }) => bytes + packed.bytes, 0), runBytes);
-      const packed = keyed.map((each) => Promise.all(each.map(({ key }) => this.#packed.get(key)?.promise as Promise<NativePacked>)));
+      this.#checkBytes(
+        used.reduce((bytes, { packed }) => bytes + packed.bytes, 0),
+        runBytes,
+      );
+      const packed = keyed.map((each) =>
+        Promise.all(each.map(({ key }) => this.#packed.get(key)?.promise as Promise<NativePacked>)),
+      );
       return { steps: await Promise.all(packed), release };
     } catch (error) {
       release();
@@ -108,7 +133,10 @@ export class PackedWeights {
     }
   }
 
-  async #packAll(used: readonly { step: Step; packing: Packing; packed: Packed }[], constants: Graph['constants']): Promise<void> {
+  async #packAll(
+    used: readonly { step: Step; packing: Packing; packed: Packed }[],
+    constants: Graph['constants'],
+  ): Promise<void> {
     const missing = used.filter(({ packed }) => !packed.promise);
     const memory = new ArrayBuffer(Math.max(0, ...missing.map(({ packing }) => this.#bytesOf(packing))));
     let before: Promise<unknown> = Promise.resolve();
@@ -137,7 +165,9 @@ export class PackedWeights {
   #checkBytes(weights: number, run: number): void {
     if (weights + run <= this.maxBytes) return;
     const mebi = (bytes: number) => `${(bytes / 2 ** 20).toFixed(1)} MiB`;
-    throw new OctconvError(`plan: weights of ${mebi(weights)} and a run of ${mebi(run)} are more than maxBytes, ${mebi(this.maxBytes)}`);
+    throw new OctconvError(
+      `plan: weights of ${mebi(weights)} and a run of ${mebi(run)} are more than maxBytes, ${mebi(this.maxBytes)}`,
+    );
   }
 
   /** A parameter or a constant that an op takes as it takes values. */
@@ -145,7 +175,8 @@ export class PackedWeights {
     const constant = constants.get(name);
     if (constant) return constant.data;
     const { dtype = 'f32' } = this.source.tensors.get(name) ?? {};
-    if (dtype !== 'f32' && dtype !== 'f16' && dtype !== 'bf16') throw new OctconvError(`plan: '${name}' is ${dtype}, wanted floats`);
+    if (dtype !== 'f32' && dtype !== 'f16' && dtype !== 'bf16')
+      throw new OctconvError(`plan: '${name}' is ${dtype}, wanted floats`);
     return toFloats(dtype, await this.source.read(name));
   }
 
@@ -155,7 +186,12 @@ export class PackedWeights {
   }
 
   /** Native code copies parameters in the call of `pack`, so the memory is free again right after it. */
-  async #read(step: Step, { params }: Packing, constants: Graph['constants'], memory: ArrayBuffer): Promise<Record<string, NativeParam>> {
+  async #read(
+    step: Step,
+    { params }: Packing,
+    constants: Graph['constants'],
+    memory: ArrayBuffer,
+  ): Promise<Record<string, NativeParam>> {
     let used = 0;
     const take: Memory = (bytes) => {
       const at = used;
@@ -168,7 +204,9 @@ export class PackedWeights {
       if (!info) throw new OctconvError(`${step.name}: parameter '${name}' is missing`);
       return { ...info, data: await this.source.read(name, take) };
     };
-    const all = Object.entries(params).map(async ([role, name]) => [role, constants.get(name) ?? (await read(name))] as const);
+    const all = Object.entries(params).map(
+      async ([role, name]) => [role, constants.get(name) ?? (await read(name))] as const,
+    );
     return Object.fromEntries(await Promise.all(all));
   }
 
@@ -184,14 +222,21 @@ export class PackedWeights {
     const [branch] = (packing.attrs.branches ?? []) as readonly Pick<Branch, 'hints' | 'compute'>[];
     const { winograd = 0 } = branch?.hints ?? {};
     const element = bytesPerElement[branch?.compute ?? 'f32'];
-    const elements = Object.values(packing.params).reduce((sum, name) => sum + elementsOf(this.source.tensors.get(name)?.shape), 0);
+    const elements = Object.values(packing.params).reduce(
+      (sum, name) => sum + elementsOf(this.source.tensors.get(name)?.shape),
+      0,
+    );
     // Winograd's algorithm has weights for each of (size + 2)^2 positions instead of 9.
     return elements * element * (winograd ? (winograd + 2) ** 2 / 9 : 1);
   }
 
   /** What plans still use goes with them. */
   dispose(): void {
-    for (const { promise } of this.#packed.values()) promise?.then((packed) => native.release(packed), () => undefined);
+    for (const { promise } of this.#packed.values())
+      promise?.then(
+        (packed) => native.release(packed),
+        () => undefined,
+      );
     this.#packed.clear();
   }
 }
@@ -199,12 +244,15 @@ export class PackedWeights {
 const elementsOf = (shape: readonly number[] = [0]): number => shape.reduce((a, b) => a * b, 1);
 
 async function readQuantized(source: Pick<WeightSource, 'tensors' | 'read'>): Promise<Quantized> {
-  const layers = [...source.tensors].filter(([, { dtype }]) => dtype === 'i8').map(async ([name]) => {
-    const { inputScale, inputZeroPoint } = besideI8(name);
-    const [[scale], [zero]] = await Promise.all([source.read(inputScale.name), source.read(inputZeroPoint.name)]);
-    if (scale === undefined || zero === undefined) throw new OctconvError(`${name}: its input has no scale or zero point`);
-    return [name, { scale, zero }] as const;
-  });
+  const layers = [...source.tensors]
+    .filter(([, { dtype }]) => dtype === 'i8')
+    .map(async ([name]) => {
+      const { inputScale, inputZeroPoint } = besideI8(name);
+      const [[scale], [zero]] = await Promise.all([source.read(inputScale.name), source.read(inputZeroPoint.name)]);
+      if (scale === undefined || zero === undefined)
+        throw new OctconvError(`${name}: its input has no scale or zero point`);
+      return [name, { scale, zero }] as const;
+    });
   return new Map(await Promise.all(layers));
 }
 
@@ -274,7 +322,9 @@ export class Plan {
 
   /** What a run takes. */
   get inputs(): readonly TensorType[] {
-    return this.#ends.inputs.slice(0, this.#ends.inputs.length - this.#bound.length).flatMap((id) => this.values[id] ?? []);
+    return this.#ends.inputs
+      .slice(0, this.#ends.inputs.length - this.#bound.length)
+      .flatMap((id) => this.values[id] ?? []);
   }
 
   /** Whether it was disposed of. */
@@ -287,11 +337,16 @@ export class Plan {
    * `stepMilliseconds` takes the time of each step.
    * @throws OctconvError if an input has another type or shape; the signal's reason if it is aborted.
    */
-  async run(inputs: readonly Tensor[], options: RunOptions & { stepMilliseconds?: Float32Array } = {}): Promise<Tensor[]> {
+  async run(
+    inputs: readonly Tensor[],
+    options: RunOptions & { stepMilliseconds?: Float32Array } = {},
+  ): Promise<Tensor[]> {
     const { signal, stepMilliseconds } = options;
     signal?.throwIfAborted();
     this.#check(inputs);
-    const { done, cancel } = calling(() => native.run(this.#plan, [...inputs.map((t) => t.data), ...this.#bound], stepMilliseconds !== undefined));
+    const { done, cancel } = calling(() =>
+      native.run(this.#plan, [...inputs.map((t) => t.data), ...this.#bound], stepMilliseconds !== undefined),
+    );
     const ended = done.finally(() => this.#ended());
     const { completed, outputs, stepMilliseconds: times } = await orAborted(ended, cancel, signal);
     stepMilliseconds?.set(times);
@@ -308,7 +363,9 @@ export class Plan {
     for (const [i, { dtype, shape }] of this.inputs.entries()) {
       const given = inputs[i];
       if (given?.dtype === dtype && given.shape.join() === shape.join()) continue;
-      throw new OctconvError(`plan: input ${i} is ${given ? `${given.dtype} [${given.shape}]` : 'missing'}, wanted ${dtype} [${shape}]`);
+      throw new OctconvError(
+        `plan: input ${i} is ${given ? `${given.dtype} [${given.shape}]` : 'missing'}, wanted ${dtype} [${shape}]`,
+      );
     }
   }
 
@@ -348,7 +405,8 @@ function orAborted<T>(done: Promise<T>, cancel: () => void, signal: AbortSignal 
   });
 }
 
-const bytesOf = ({ dtype, shape }: TensorType = { dtype: 'u8', shape: [0] }): number => bytesPerElement[dtype] * elementsOf(shape);
+const bytesOf = ({ dtype, shape }: TensorType = { dtype: 'u8', shape: [0] }): number =>
+  bytesPerElement[dtype] * elementsOf(shape);
 
 /** A plan as native code takes it, without weights: values with their places, steps that refer to them by number. */
 function specOf(given: Steps, threads: number, align: number): { spec: NativePlanSpec; activations: number } {
@@ -361,7 +419,9 @@ function specOf(given: Steps, threads: number, align: number): { spec: NativePla
     const input = inputs.indexOf(id);
     const output = outputs.indexOf(id);
     if (input >= 0) return { place: 'input', at: input } as const;
-    return output >= 0 ? ({ place: 'output', at: output } as const) : ({ place: 'arena', at: memory.offsets.get(id) ?? 0 } as const);
+    return output >= 0
+      ? ({ place: 'output', at: output } as const)
+      : ({ place: 'arena', at: memory.offsets.get(id) ?? 0 } as const);
   };
   const batch = batchOf(given);
   const segments = segmentsByStep(given, batch);
@@ -387,8 +447,14 @@ function specOf(given: Steps, threads: number, align: number): { spec: NativePla
     return { op, name, attrs, inputs: see(step.inputs), outputs: see(step.outputs), packed: [] };
   });
   for (const id of inputs) view(id, batch); // one that no step reads
-  const rounds = (given.segments ?? [{ steps: steps.length, images: batch }]).map((s) => ({ steps: s.steps, rounds: batch / s.images }));
-  return { spec: { threads, arenaBytes: memory.bytes, values: views, steps: nativeSteps, segments: rounds }, activations: memory.bytes };
+  const rounds = (given.segments ?? [{ steps: steps.length, images: batch }]).map((s) => ({
+    steps: s.steps,
+    rounds: batch / s.images,
+  }));
+  return {
+    spec: { threads, arenaBytes: memory.bytes, values: views, steps: nativeSteps, segments: rounds },
+    activations: memory.bytes,
+  };
 }
 
 /** @throws OctconvError unless it is a number of threads; by default the device's. */
@@ -397,7 +463,10 @@ export function threadsOf({ traits }: Target, threads = traits.threads): number 
   throw new OctconvError(`threads: ${threads}, wanted an integer from 1 to 1024`);
 }
 
-const noWeights = { tensors: new Map(), read: () => Promise.reject(new OctconvError('plan: this graph has no parameters')) };
+const noWeights = {
+  tensors: new Map(),
+  read: () => Promise.reject(new OctconvError('plan: this graph has no parameters')),
+};
 
 /** Compiles a graph whose parameters are all constants; the plan holds all that it needs. */
 export async function compileGraph(graph: Graph, target: Target, compute: ComputeType, threads: number): Promise<Plan> {
@@ -410,7 +479,11 @@ export async function compileGraph(graph: Graph, target: Target, compute: Comput
 }
 
 /** Compiles such a graph, runs it once, and lets it go. */
-export async function runGraph(graph: Graph, inputs: readonly Tensor[], options: PlanOptions & RunOptions = {}): Promise<Tensor[]> {
+export async function runGraph(
+  graph: Graph,
+  inputs: readonly Tensor[],
+  options: PlanOptions & RunOptions = {},
+): Promise<Tensor[]> {
   const target = targetOf(options.device);
   const plan = await compileGraph(graph, target, 'f32', threadsOf(target, options.threads));
   try {

@@ -83,7 +83,12 @@ function readersOf(graph: Graph, tensors: WeightSource['tensors']): Map<number, 
 }
 
 /** Runs the network on all batches: what was seen of each value that a layer reads. */
-async function observe(network: Network<unknown>, weights: Weights, batches: Batches, { threads, signal }: QuantizeOptions) {
+async function observe(
+  network: Network<unknown>,
+  weights: Weights,
+  batches: Batches,
+  { threads, signal }: QuantizeOptions,
+) {
   const packed = new PackedWeights(weights, targetOf('cpu'));
   const plans = new Map<string, Plan>();
   const seen = new Map<number, Histogram>();
@@ -93,7 +98,9 @@ async function observe(network: Network<unknown>, weights: Weights, batches: Bat
     for await (const x of batches) {
       ({ shape } = x);
       const key = shape.join();
-      const plan = plans.get(key) ?? (await Plan.compile(probe(network, weights, shape), packed, threadsOf(packed.target, threads)));
+      const plan =
+        plans.get(key) ??
+        (await Plan.compile(probe(network, weights, shape), packed, threadsOf(packed.target, threads)));
       plans.set(key, plan);
       const { graph } = plan;
       const outputs = await plan.run([x], { signal });
@@ -263,7 +270,9 @@ async function partsOf(
   const variance = batchNorm && (await floats(batchNorm.running_var));
   const negative = variance?.findIndex((x) => !(x + eps > 0)) ?? -1;
   if (negative >= 0) {
-    throw new OctconvError(`quantize: parameter '${batchNorm?.running_var}' has ${variance?.[negative]} at ${negative}, wanted a variance`);
+    throw new OctconvError(
+      `quantize: parameter '${batchNorm?.running_var}' has ${variance?.[negative]} at ${negative}, wanted a variance`,
+    );
   }
   const affine = gamma && variance && Float64Array.from(gamma, (scale, o) => scale / Math.sqrt(variance[o]! + eps));
   return Promise.all(

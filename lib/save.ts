@@ -13,7 +13,8 @@ import { type WriteOptions, writeModelFolder } from './weights/folder.js';
  */
 export async function saveModel(folder: string, model: Model, options: WriteOptions = {}): Promise<void> {
   const { name, input } = model;
-  if (name === undefined || !input) throw new OctconvError(`${folder}: the model has no name and input, wanted a registered network`);
+  if (name === undefined || !input)
+    throw new OctconvError(`${folder}: the model has no name and input, wanted a registered network`);
   const { weights } = model;
   const networkOptions = resolveNetworkOptions(name, model.options ?? {});
   checkWeights(parameterShapes(buildNetwork(name, networkOptions)), weights);

@@ -21,7 +21,9 @@ export type ValueOf<I> = I extends Shape
 /** What a run takes for a value: a tensor, or data with its shape, of f32 unless `dtype` says otherwise. */
 export type Input<D extends DType = 'f32', S extends Shape = Shape> =
   | Tensor<D, S>
-  | ({ readonly data: TypedArrayOf<D>; readonly shape: Readonly<S> } & ('f32' extends D ? { readonly dtype?: D } : { readonly dtype: D }));
+  | ({ readonly data: TypedArrayOf<D>; readonly shape: Readonly<S> } & ('f32' extends D
+      ? { readonly dtype?: D }
+      : { readonly dtype: D }));
 
 /** What a run gives: the structure of what the function gave, with tensors in place of values. */
 export type Tensors<Y> =
@@ -43,7 +45,12 @@ export interface Recorded<Y> {
  * Calls a function with one value for each input. Errors begin with `name`.
  * @throws OctconvError if it takes more inputs or fewer, or gives anything but values that it computes.
  */
-export function recordCall<Y>(name: string, f: (...inputs: never[]) => Y, inputs: readonly InputSpec[], graph = new Graph()): Recorded<Y> {
+export function recordCall<Y>(
+  name: string,
+  f: (...inputs: never[]) => Y,
+  inputs: readonly InputSpec[],
+  graph = new Graph(),
+): Recorded<Y> {
   const checkCount = (fine: boolean, takes: number) => {
     if (!fine) throw new OctconvError(`${name} takes ${takes} input${takes === 1 ? '' : 's'}, got ${inputs.length}`);
   };
@@ -53,7 +60,9 @@ export function recordCall<Y>(name: string, f: (...inputs: never[]) => Y, inputs
   const arrange = arrangement(name, y, graph, []);
   if (graph.outputs.length === 0) throw new OctconvError(`${name} gives ${kindOf(y)} without a Value`);
   // Behind the parameters that `length` counts may be optional ones.
-  const unread = values.findIndex(({ id }, i) => i >= f.length && !graph.nodes.some((node) => node.inputs.includes(id)));
+  const unread = values.findIndex(
+    ({ id }, i) => i >= f.length && !graph.nodes.some((node) => node.inputs.includes(id)),
+  );
   checkCount(unread < 0, unread);
   return { graph, arrange: (outputs) => arrange(outputs) as Tensors<Y> };
 }
@@ -62,8 +71,10 @@ export function recordCall<Y>(name: string, f: (...inputs: never[]) => Y, inputs
 export function typesOf(name: string, inputs: readonly InputSpec[]): TensorType[] {
   return inputs.map((input, i) => {
     const { dtype = 'f32', shape } = Array.isArray(input) || !input ? { shape: input as Shape } : (input as TensorType);
-    if (!Array.isArray(shape)) throw new OctconvError(`${name}: input ${i} is ${kindOf(input)}, wanted a shape or { dtype, shape }`);
-    if (!dtypes.includes(dtype)) throw new OctconvError(`${name}: input ${i} is '${dtype}', wanted ${dtypes.join(', ')}`);
+    if (!Array.isArray(shape))
+      throw new OctconvError(`${name}: input ${i} is ${kindOf(input)}, wanted a shape or { dtype, shape }`);
+    if (!dtypes.includes(dtype))
+      throw new OctconvError(`${name}: input ${i} is '${dtype}', wanted ${dtypes.join(', ')}`);
     elementCount(shape);
     return { dtype, shape };
   });
@@ -72,7 +83,12 @@ export function typesOf(name: string, inputs: readonly InputSpec[]): TensorType[
 type Arrange = (outputs: readonly Tensor[]) => unknown;
 
 /** Appends the values of a structure to the graph's outputs, each once; what makes the structure of their tensors. */
-function arrangement(name: string, y: unknown, graph: Graph, place: readonly { readonly key: string; readonly holder: unknown }[]): Arrange {
+function arrangement(
+  name: string,
+  y: unknown,
+  graph: Graph,
+  place: readonly { readonly key: string; readonly holder: unknown }[],
+): Arrange {
   const at = place.length ? ` at '${place.map(({ key }) => key).join('.')}'` : '';
   const wrong = (given: string, wanted: string): never => {
     throw new OctconvError(`${name} gives ${given}${at}, wanted ${wanted}`);
@@ -87,10 +103,15 @@ function arrangement(name: string, y: unknown, graph: Graph, place: readonly { r
   if (y === undefined && place.length) return () => undefined; // an octave without a low branch
   const prototype: unknown = typeof y === 'object' && y !== null ? Object.getPrototypeOf(y) : undefined;
   const plain = prototype === Object.prototype || prototype === null;
-  if (!plain && !Array.isArray(y) && !(y instanceof Octave)) return wrong(kindOf(y), 'a Value, or arrays, objects or Octaves of Values');
+  if (!plain && !Array.isArray(y) && !(y instanceof Octave))
+    return wrong(kindOf(y), 'a Value, or arrays, objects or Octaves of Values');
   if (place.some(({ holder }) => holder === y)) return wrong('a structure that holds itself', 'a tree');
-  const entries = Array.isArray(y) ? Array.from(y, (part: unknown, i) => [`${i}`, part] as const) : Object.entries(y as object);
-  const parts = entries.map(([key, part]) => [key, arrangement(name, part, graph, [...place, { key, holder: y }])] as const);
+  const entries = Array.isArray(y)
+    ? Array.from(y, (part: unknown, i) => [`${i}`, part] as const)
+    : Object.entries(y as object);
+  const parts = entries.map(
+    ([key, part]) => [key, arrangement(name, part, graph, [...place, { key, holder: y }])] as const,
+  );
   return (outputs) => {
     const made = parts.map(([key, arrange]) => [key, arrange(outputs)] as const);
     if (Array.isArray(y)) return made.map(([, part]) => part);
@@ -100,9 +121,13 @@ function arrangement(name: string, y: unknown, graph: Graph, place: readonly { r
 }
 
 /** The inputs of a run, and the options that may stand behind them. @throws OctconvError for what is neither. */
-export function splitArguments<O extends object>(name: string, args: readonly unknown[]): { inputs: Tensor[]; options: O | undefined } {
+export function splitArguments<O extends object>(
+  name: string,
+  args: readonly unknown[],
+): { inputs: Tensor[]; options: O | undefined } {
   const last = args.at(-1);
-  const hasOptions = last === undefined || (typeof last === 'object' && last !== null && !('data' in last || 'shape' in last));
+  const hasOptions =
+    last === undefined || (typeof last === 'object' && last !== null && !('data' in last || 'shape' in last));
   const inputs = args.slice(0, hasOptions ? -1 : args.length).map((x, i) => {
     if (x instanceof Tensor) return x;
     const { dtype = 'f32', data, shape } = (x ?? {}) as Partial<Input<DType>>;

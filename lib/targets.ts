@@ -56,7 +56,8 @@ export interface Aim {
 type Pass = (steps: Steps) => Steps;
 
 /** The steps that a device runs. */
-export const stepsFor = (graph: Graph, aim: Aim): Steps => passesFor(graph, aim).reduce((steps, pass) => pass(steps), lower(graph));
+export const stepsFor = (graph: Graph, aim: Aim): Steps =>
+  passesFor(graph, aim).reduce((steps, pass) => pass(steps), lower(graph));
 
 /** The same, a pass at a time: a large network takes tens of milliseconds, in which others use the event loop too. */
 export async function stepsInTurns(graph: Graph, aim: Aim): Promise<Steps> {
@@ -71,7 +72,8 @@ export async function stepsInTurns(graph: Graph, aim: Aim): Promise<Steps> {
 function passesFor(graph: Graph, { threads = 1, compute = 'f32', quantized = new Map(), traits }: Aim): Pass[] {
   const types: Pass = (steps) => assignTypes(steps, { compute, quantized, traits });
   const elements = (name: string) => (graph.params.get(name) ?? []).reduce((a, b) => a * b, 1);
-  const weightBytes = (step: Step) => Object.values(step.params).reduce((sum, name) => sum + elements(name), 0) * bytesPerWeight[compute];
+  const weightBytes = (step: Step) =>
+    Object.values(step.params).reduce((sum, name) => sum + elements(name), 0) * bytesPerWeight[compute];
   const passes: Pass[] = traits.fuses ? [...fusing(types), (steps) => sliceConcats(steps, traits)] : [types];
   if (traits.subBatches) passes.push((steps) => subBatch(steps, threads, weightBytes));
   if (traits.winograd) passes.push((steps) => chooseAlgorithms(steps, traits));

@@ -51,7 +51,8 @@ class Environment {
     threads::retain();
     channel.Unref(env);
     // Hooks run last in, first out: this one, before the channel's own.
-    napi_add_env_cleanup_hook(env, [](void* self) { static_cast<Environment*>(self)->shutDown(); }, this);
+    napi_add_env_cleanup_hook(
+        env, [](void* self) { static_cast<Environment*>(self)->shutDown(); }, this);
   }
 
   // Begins a job: `work` sees to it that report() is called once. The promise of the job's result.
@@ -73,12 +74,15 @@ class Environment {
   template <class Function>
   Napi::Value inBackground(Napi::Env env, std::unique_ptr<Job> job, int count, Function&& function) {
     return begin(env, std::move(job), [&](Job* job) {
-      threads::submit(count, [this, job, function = std::forward<Function>(function)](Crew& crew) {
-        try {
-          function(crew);
-        } catch (const std::exception& error) { job->error = error.what(); }
-        report(job);
-      }, threads::Kind::background);
+      threads::submit(
+          count,
+          [this, job, function = std::forward<Function>(function)](Crew& crew) {
+            try {
+              function(crew);
+            } catch (const std::exception& error) { job->error = error.what(); }
+            report(job);
+          },
+          threads::Kind::background);
     });
   }
   // Called by any thread; the environment may be gone right after it.
@@ -205,7 +209,8 @@ std::span<const std::byte> bytesOf(Napi::Env env, const Napi::Value& value) {
 std::vector<size_t> indicesOf(const Napi::Value& value, const char* what) {
   const Napi::Array array = arrayOf(value, what);
   std::vector<size_t> list;
-  for (uint32_t i = 0; i < array.Length(); i++) list.push_back(static_cast<size_t>(integerOf(array.Get(i), what, 0, mostBytes)));
+  for (uint32_t i = 0; i < array.Length(); i++)
+    list.push_back(static_cast<size_t>(integerOf(array.Get(i), what, 0, mostBytes)));
   return list;
 }
 
@@ -216,8 +221,7 @@ Param paramOf(Napi::Env env, const std::string& role, const Napi::Object& item) 
     param.shape.push_back(integerOf(shape.Get(d), "size of a parameter", 0, mostBytes));
   const auto wanted = static_cast<size_t>(product(param.elements(), octconv::bytesOf(param.dtype)));
   const auto bytes = bytesOf(env, item.Get("data"));
-  if (wanted != bytes.size())
-    fail("parameter '", role, "' has ", bytes.size(), " bytes, its shape wants ", wanted);
+  if (wanted != bytes.size()) fail("parameter '", role, "' has ", bytes.size(), " bytes, its shape wants ", wanted);
   param.data.assign(bytes.begin(), bytes.end());
   return param;
 }
@@ -322,8 +326,9 @@ PlanSpec specOf(const Napi::Object& object) {
   const Napi::Array segments = arrayOf(object.Get("segments"), "plan: segments");
   for (uint32_t i = 0; i < segments.Length(); i++) {
     const Napi::Object item = objectOf(segments.Get(i), "plan: a segment");
-    spec.segments.push_back({static_cast<size_t>(integerOf(item.Get("steps"), "plan: steps of a segment", 0, mostBytes)),
-                             integerOf(item.Get("rounds"), "plan: rounds of a segment", 1, mostBytes)});
+    spec.segments.push_back(
+        {static_cast<size_t>(integerOf(item.Get("steps"), "plan: steps of a segment", 0, mostBytes)),
+         integerOf(item.Get("rounds"), "plan: rounds of a segment", 1, mostBytes)});
   }
   return spec;
 }
@@ -400,10 +405,11 @@ Napi::Value pack(const Napi::CallbackInfo& call) {
     job->params.emplace(role, paramOf(call.Env(), role, objectOf(params.Get(role), "parameter")));
   }
   Packing* packing = job.get();
-  return environmentOf(call.Env()).inBackground(call.Env(), std::move(job), threads::hardware(), [&device, packing](Crew& crew) {
-    packing->packed = device.pack(packing->op, packing->attrs, packing->params, crew);
-    packing->params.clear();
-  });
+  return environmentOf(call.Env())
+      .inBackground(call.Env(), std::move(job), threads::hardware(), [&device, packing](Crew& crew) {
+        packing->packed = device.pack(packing->op, packing->attrs, packing->params, crew);
+        packing->params.clear();
+      });
 }
 
 Napi::Value compile(const Napi::CallbackInfo& call) {
@@ -499,7 +505,8 @@ void trim(const Napi::CallbackInfo& call) {
 // Small blocks, and copies of parameters while they were packed, came from malloc, which keeps what is free.
 void trimHeap() {
 #if defined(__GLIBC__)
-  threads::submit(1, [](Crew&) { malloc_trim(0); }, threads::Kind::background);
+  threads::submit(
+      1, [](Crew&) { malloc_trim(0); }, threads::Kind::background);
 #endif
 }
 

@@ -33,14 +33,30 @@ import { stepsFor } from '../lib/targets.js';
 
 const lines = (text: string) => text.split('\n');
 
-const small = { network: 'resnet-26', alphas: [0.5], size: 32, dtypes: ['f32'], batches: [1], threads: [1], rounds: 1 } as const;
+const small = {
+  network: 'resnet-26',
+  alphas: [0.5],
+  size: 32,
+  dtypes: ['f32'],
+  batches: [1],
+  threads: [1],
+  rounds: 1,
+} as const;
 
 describe('bench', () => {
   it('models: every network, alpha and thread count; a table and a chart', async function () {
     this.timeout(60_000);
     const result = await benchModels({ ...small, batches: [1, 2], threads: [1, 2], rounds: 2 });
     expect(result.rows.map((row) => [row.network, row.alpha, row.batch, row.threads])).to.deep.equal(
-      [[1, 1], [1, 2], [2, 1], [2, 2]].flatMap((at) => [['resnet-26', undefined, ...at], ['oct-resnet-26', 0.5, ...at]]),
+      [
+        [1, 1],
+        [1, 2],
+        [2, 1],
+        [2, 2],
+      ].flatMap((at) => [
+        ['resnet-26', undefined, ...at],
+        ['oct-resnet-26', 0.5, ...at],
+      ]),
     );
     for (const { ours, theirs, ofPeak, ratio, ratioToPlain, ratioToOurPlain } of result.rows) {
       expect([ours.rounds.length, theirs.rounds.length]).to.deep.equal([2, 2]);
@@ -72,7 +88,13 @@ describe('bench', () => {
     ]);
   });
 
-  const tiny = { network: 'oct-resnet-26', options: { alpha: 0.5, width: 8, classes: 5 }, size: 32, threads: 1, rounds: 1 };
+  const tiny = {
+    network: 'oct-resnet-26',
+    options: { alpha: 0.5, width: 8, classes: 5 },
+    size: 32,
+    threads: 1,
+    rounds: 1,
+  };
 
   it('ops: every step, every different op', async function () {
     this.timeout(60_000);
@@ -93,11 +115,16 @@ describe('bench', () => {
 
   it('ops in bf16, and the steps in i8', async function () {
     this.timeout(60_000);
-    const [bf16, i8] = [await benchOps({ ...tiny, batch: 1, dtype: 'bf16' }), await benchOps({ ...tiny, batch: 1, dtype: 'i8' })];
+    const [bf16, i8] = [
+      await benchOps({ ...tiny, batch: 1, dtype: 'bf16' }),
+      await benchOps({ ...tiny, batch: 1, dtype: 'i8' }),
+    ];
     expect([bf16.dtype, i8.dtype, bf16.ops.length > 0, i8.ops.length]).to.deep.equal(['bf16', 'i8', true, 0]);
     const bytes = [bf16, i8].map(({ steps }) => steps[0]?.bytes ?? 0) as [number, number];
     expect(bytes[0]).to.be.above(bytes[1]);
-    expect(opsTable(i8)).to.match(/; i8 is taken for \d x f32, /).and.not.contain('onnxruntime');
+    expect(opsTable(i8))
+      .to.match(/; i8 is taken for \d x f32, /)
+      .and.not.contain('onnxruntime');
   });
 
   it('memory: peaks and milliseconds of fresh processes, and nothing left behind', async function () {
@@ -125,7 +152,11 @@ describe('bench', () => {
   });
 
   it('the multiply-adds of the steps are those of the network, fused or not', () => {
-    for (const [name, options] of [['resnet-26', {}], ['oct-resnet-26', { alpha: 0.25 }], ['oct-resnet-50', { alpha: 0.5 }]] as const) {
+    for (const [name, options] of [
+      ['resnet-26', {}],
+      ['oct-resnet-26', { alpha: 0.25 }],
+      ['oct-resnet-50', { alpha: 0.5 }],
+    ] as const) {
       const graph = record(buildNetwork(name, options), [2, 45, 61, 3]);
       for (const device of ['cpu', 'reference'] as const) {
         const costs = costsOf({ ...stepsFor(graph, targetOf(device)), graph, target: targetOf(device) });
@@ -138,7 +169,10 @@ describe('bench', () => {
   it('goals are of ResNet-50 at 224 px, for some settings', () => {
     const row = { network: 'oct-resnet-50', alpha: 0.5, dtype: 'f32', batch: 8, threads: 2 } as const;
     expect(goalOf(224, row)).to.deep.equal({ floor: 0.5, goal: 0.43 });
-    expect(goalOf(224, { ...row, network: 'resnet-50', alpha: undefined })).to.deep.equal({ floor: undefined, goal: 0.82 });
+    expect(goalOf(224, { ...row, network: 'resnet-50', alpha: undefined })).to.deep.equal({
+      floor: undefined,
+      goal: 0.82,
+    });
     for (const other of [{ threads: 3 }, { alpha: 0.75 }, { network: 'oct-resnet-101' }]) {
       expect(goalOf(224, { ...row, ...other }).goal).to.equal(undefined);
     }
@@ -162,7 +196,9 @@ describe('bench', () => {
       Atomics.add(workerData, 0, 1);`;
     const spinning = async () => {
       ended[0] = 0;
-      const started = Array.from({ length: workers }, () => once(new Worker(spin, { eval: true, workerData: ended }), 'online'));
+      const started = Array.from({ length: workers }, () =>
+        once(new Worker(spin, { eval: true, workerData: ended }), 'online'),
+      );
       await Promise.all(started);
     };
     const found: unknown[] = [];

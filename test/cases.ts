@@ -31,16 +31,40 @@ export function numbers(length: number, seed: number): Float32Array<ArrayBuffer>
 
 const named = { ...ops };
 let seeds = 0;
-const weight = (...shape: number[]) => new Tensor('f32', shape, numbers(shape.reduce((a, b) => a * b, 1), ++seeds)) as never;
+const weight = (...shape: number[]) =>
+  new Tensor(
+    'f32',
+    shape,
+    numbers(
+      shape.reduce((a, b) => a * b, 1),
+      ++seeds,
+    ),
+  ) as never;
 /** Variances must be positive. */
-const positive = (n: number) => new Tensor('f32', [n], numbers(n, ++seeds).map((x) => 1.5 + x)) as never;
+const positive = (n: number) =>
+  new Tensor(
+    'f32',
+    [n],
+    numbers(n, ++seeds).map((x) => 1.5 + x),
+  ) as never;
 
 const small = [1, 2, 5, 6, 3] as const; // a video
 const widths = [1, 3, 4, 5, 7, 8, 9, 14, 15, 16, 17, 26, 50];
 const large = [2, 40, 51, 33] as const; // several tasks of the elementwise ops
 
-const unary = (op: Case['op'], call: (x: Value<'f32', readonly [number, number]>) => unknown, tasks: readonly number[] = large): Case[] =>
-  [...widths.flatMap((c) => [[2, 3, 5, c], [3, c]]), small, tasks].map((x) => ({
+const unary = (
+  op: Case['op'],
+  call: (x: Value<'f32', readonly [number, number]>) => unknown,
+  tasks: readonly number[] = large,
+): Case[] =>
+  [
+    ...widths.flatMap((c) => [
+      [2, 3, 5, c],
+      [3, c],
+    ]),
+    small,
+    tasks,
+  ].map((x) => ({
     op,
     title: x.join('x'),
     inputs: [x],
@@ -86,7 +110,9 @@ const one = (op: Case['op'], x: readonly number[], options: object, terms = 1): 
 });
 
 const orders = (rank: number): number[][] =>
-  rank === 0 ? [[]] : orders(rank - 1).flatMap((order) => Array.from({ length: rank }, (_, at) => order.toSpliced(at, 0, rank - 1)));
+  rank === 0
+    ? [[]]
+    : orders(rank - 1).flatMap((order) => Array.from({ length: rank }, (_, at) => order.toSpliced(at, 0, rank - 1)));
 
 const views: Case[] = [
   ...widths.map((c) => one('slice', [2, 5, 7, c], { axes: [1, -1], starts: [1, 0], ends: [-1, Math.ceil(c / 2)] })),
@@ -98,15 +124,31 @@ const views: Case[] = [
   ...[[3, 7], [2, 3, 5, 17], small].flatMap((x) => orders(x.length).map((axes) => one('transpose', x, { axes }))),
   ...widths.map((c) => one('transpose', [2, 3, c, 5], { axes: [0, 3, 1, 2] })),
   one('transpose', large, { axes: [0, 3, 1, 2] }),
-  ...[[2, -1], [2, 7, 3, 5], [5, 3, 7, 2], [2, 1, -1, 7]].flatMap((shape) => [[2, 3, 5, 7], [2, 105]].map((x) => one('reshape', x, { shape }))),
-  ...[[1, 2, 5, -1], [5, 2, 3, 1, 6]].map((shape) => one('reshape', small, { shape })),
+  ...[
+    [2, -1],
+    [2, 7, 3, 5],
+    [5, 3, 7, 2],
+    [2, 1, -1, 7],
+  ].flatMap((shape) =>
+    [
+      [2, 3, 5, 7],
+      [2, 105],
+    ].map((x) => one('reshape', x, { shape })),
+  ),
+  ...[
+    [1, 2, 5, -1],
+    [5, 2, 3, 1, 6],
+  ].map((shape) => one('reshape', small, { shape })),
   one('reshape', large, { shape: [2, 20, 102, 33] }),
 ];
 
 const reductions: Case[] = [
   ...widths.map((c) => one('mean', [2, 5, 3, c], { axes: [1, 2] }, 15)),
   ...[[1], [2], [3], [1, 3], [-1, -2, -3]].map((axes) => one('mean', [2, 5, 3, 70], { axes, keepDims: true }, 1050)),
-  ...[[1, 3], [2, 3]].map((axes) => one('mean', [2, 5, 3, 70], { axes }, 350)),
+  ...[
+    [1, 3],
+    [2, 3],
+  ].map((axes) => one('mean', [2, 5, 3, 70], { axes }, 350)),
   ...[[1], [4], [1, 2, 3], [2, 3, 4]].map((axes) => one('mean', [2, 4, 5, 6, 3], { axes }, 90)),
   one('mean', [3, 150], { axes: [1], keepDims: true }, 150),
 ];
@@ -133,7 +175,15 @@ const matmuls: Case[] = [
 
 const interpolations: Case[] = [
   ...widths.map((c) => one('interpolate', [2, 5, 4, c], { height: 10, width: 9 }, 4)),
-  ...([[7, 9, 3, 4], [1, 1, 5, 6], [4, 6, 4, 6], [3, 8, 6, 1], [30, 40, 7, 93]] as const).map(([h, w, height, width]) => one('interpolate', [1, h, w, 3], { height, width }, 4)),
+  ...(
+    [
+      [7, 9, 3, 4],
+      [1, 1, 5, 6],
+      [4, 6, 4, 6],
+      [3, 8, 6, 1],
+      [30, 40, 7, 93],
+    ] as const
+  ).map(([h, w, height, width]) => one('interpolate', [1, h, w, 3], { height, width }, 4)),
   one('interpolate', small, { height: 7, width: 5 }, 4),
 ];
 
@@ -151,14 +201,22 @@ const conv = ({ x, to, kernel, options = {}, bias = false }: ConvRow): Case => {
   const b = bias ? weight(to) : undefined;
   const title = `${x.join('x')} -> ${to}, ${kernel.join('x')} ${JSON.stringify(options)}${bias ? ' bias' : ''}`;
   const terms = inputs * kernel.reduce((p, q) => p * q, 1);
-  return { op: 'conv', title, inputs: [x], terms, record: ([v]) => ops.conv(v, { weight: w, bias: b }, options as never) };
+  return {
+    op: 'conv',
+    title,
+    inputs: [x],
+    terms,
+    record: ([v]) => ops.conv(v, { weight: w, bias: b }, options as never),
+  };
 };
 
 const convs: Case[] = [
   ...widths.map((c) => conv({ x: [1, 5, 7, 9], to: c, kernel: [1, 1] })),
   ...widths.map((c) => conv({ x: [2, 4, 5, c], to: 18, kernel: [3, 3], options: { padding: 1 }, bias: true })),
   ...[1, 2, 5, 6, 7, 8, 9, 13, 49].map((w) => conv({ x: [1, 1, w, 20], to: 70, kernel: [1, 1] })), // around the tiles' pixels
-  ...[5, 7].map((k) => conv({ x: [1, 13, 11, 3], to: 33, kernel: [k, k], options: { padding: (k - 1) / 2, stride: 2 } })),
+  ...[5, 7].map((k) =>
+    conv({ x: [1, 13, 11, 3], to: 33, kernel: [k, k], options: { padding: (k - 1) / 2, stride: 2 } }),
+  ),
   conv({ x: [2, 9, 9, 17], to: 8, kernel: [3, 3], options: { stride: 2, padding: 1 } }),
   conv({ x: [1, 10, 11, 6], to: 9, kernel: [3, 3], options: { stride: 3 } }),
   conv({ x: [1, 9, 12, 6], to: 9, kernel: [3, 3], options: { dilation: 2, padding: 2 } }),
@@ -167,7 +225,9 @@ const convs: Case[] = [
   conv({ x: [1, 3, 3, 5], to: 4, kernel: [5, 5], options: { padding: 4 } }), // more padding than image
   conv({ x: [2, 6, 5, 12], to: 18, kernel: [3, 3], options: { padding: 1, groups: 3 }, bias: true }),
   conv({ x: [1, 6, 5, 40], to: 40, kernel: [3, 3], options: { padding: 1, groups: 4 } }),
-  ...widths.map((c) => conv({ x: [1, 6, 5, c], to: c, kernel: [3, 3], options: { padding: 1, groups: c, stride: 2 }, bias: true })),
+  ...widths.map((c) =>
+    conv({ x: [1, 6, 5, c], to: c, kernel: [3, 3], options: { padding: 1, groups: c, stride: 2 }, bias: true }),
+  ),
   conv({ x: [1, 6, 5, 7], to: 21, kernel: [3, 3], options: { padding: 1, groups: 7 } }), // three outputs a channel
   conv({ x: [1, 4, 6, 5, 10], to: 19, kernel: [3, 1, 1], options: { padding: 1 } }),
   conv({ x: [2, 5, 6, 7, 3], to: 8, kernel: [5, 7, 7], options: { padding: 3, stride: 2 } }),
@@ -190,7 +250,18 @@ interface OctRow {
   depthwise?: boolean;
 }
 
-const octConv = ({ n = 1, h, w, from: [ih, il], to: [oh, ol], kernel: k = 3, stride = 1, groups = 1, bias = false, depthwise = false }: OctRow): Case => {
+const octConv = ({
+  n = 1,
+  h,
+  w,
+  from: [ih, il],
+  to: [oh, ol],
+  kernel: k = 3,
+  stride = 1,
+  groups = 1,
+  bias = false,
+  depthwise = false,
+}: OctRow): Case => {
   const path = (o: number, i: number, crosses: boolean) =>
     o && i && !(depthwise && crosses) ? weight(o, depthwise ? 1 : i / groups, k, k) : undefined;
   const params = {
@@ -215,8 +286,20 @@ const octConv = ({ n = 1, h, w, from: [ih, il], to: [oh, ol], kernel: k = 3, str
 
 const octConvs: Case[] = [
   // every alpha in and out
-  ...([[20, 0], [13, 7], [3, 17]] as const).flatMap((from) =>
-    ([[20, 0], [13, 7], [3, 17]] as const).flatMap((to) => [
+  ...(
+    [
+      [20, 0],
+      [13, 7],
+      [3, 17],
+    ] as const
+  ).flatMap((from) =>
+    (
+      [
+        [20, 0],
+        [13, 7],
+        [3, 17],
+      ] as const
+    ).flatMap((to) => [
       octConv({ h: 8, w: 10, from, to }),
       octConv({ h: 9, w: 7, from, to, kernel: 1, bias: true }),
       octConv({ n: 2, h: 7, w: 5, from, to, stride: 2 }),
@@ -241,7 +324,13 @@ const octConvs: Case[] = [
 
 const linear = (n: number, c: number, k: number, bias = true): Case => {
   const params = { weight: weight(k, c), ...(bias && { bias: weight(k) }) };
-  return { op: 'linear', title: `${n}x${c} -> ${k}`, inputs: [[n, c]], terms: c, record: ([x]) => ops.linear(x, params as never) };
+  return {
+    op: 'linear',
+    title: `${n}x${c} -> ${k}`,
+    inputs: [[n, c]],
+    terms: c,
+    record: ([x]) => ops.linear(x, params as never),
+  };
 };
 
 const batchNorm = (x: readonly number[]): Case => {
@@ -284,7 +373,14 @@ const pools = (op: 'maxPool' | 'avgPool', call: typeof ops.avgPool): Case[] => {
 
 const pictures: Case[] = [
   ...(['bilinear', 'bicubic'] as const).flatMap((interpolation) =>
-    ([[5, 7, 11, 4], [40, 30, 8, 9], [1, 1, 6, 5], [9, 33, 9, 12]] as const).map(
+    (
+      [
+        [5, 7, 11, 4],
+        [40, 30, 8, 9],
+        [1, 1, 6, 5],
+        [9, 33, 9, 12],
+      ] as const
+    ).map(
       ([h, w, height, width]): Case => ({
         op: 'resize',
         title: `${interpolation} ${h}x${w} -> ${height}x${width}`,
@@ -296,7 +392,13 @@ const pictures: Case[] = [
     ),
   ),
   ...(['bilinear', 'bicubic'] as const).flatMap((interpolation) =>
-    ([[5, 7, 11, 4], [40, 30, 8, 9], [1, 1, 6, 5]] as const).map(
+    (
+      [
+        [5, 7, 11, 4],
+        [40, 30, 8, 9],
+        [1, 1, 6, 5],
+      ] as const
+    ).map(
       ([h, w, height, width]): Case => ({
         op: 'resize',
         title: `${interpolation} without antialiasing ${h}x${w} -> ${height}x${width}`,
@@ -307,7 +409,11 @@ const pictures: Case[] = [
       }),
     ),
   ),
-  ...[[2, 3, 5, 3], [1, 2, 4, 5, 3], [1, 180, 200, 3]].map(
+  ...[
+    [2, 3, 5, 3],
+    [1, 2, 4, 5, 3],
+    [1, 180, 200, 3],
+  ].map(
     (x): Case => ({
       op: 'normalize',
       title: x.join('x'),
@@ -341,24 +447,48 @@ export const cases: readonly Case[] = [
   ...[...widths.map((c) => [2, 3, 4, c]), [3, 5], small, large].map(batchNorm),
   ...pools('maxPool', ops.maxPool),
   ...pools('avgPool', ops.avgPool),
-  ...widths.map((c): Case => ({ op: 'globalAvgPool', title: `2x5x3x${c}`, inputs: [[2, 5, 3, c]], terms: 15, record: ([x]) => ops.globalAvgPool(x) })),
-  { op: 'globalAvgPool', title: '1x7x7x200', inputs: [[1, 7, 7, 200]], terms: 49, record: ([x]) => ops.globalAvgPool(x) },
+  ...widths.map(
+    (c): Case => ({
+      op: 'globalAvgPool',
+      title: `2x5x3x${c}`,
+      inputs: [[2, 5, 3, c]],
+      terms: 15,
+      record: ([x]) => ops.globalAvgPool(x),
+    }),
+  ),
+  {
+    op: 'globalAvgPool',
+    title: '1x7x7x200',
+    inputs: [[1, 7, 7, 200]],
+    terms: 49,
+    record: ([x]) => ops.globalAvgPool(x),
+  },
   { op: 'globalAvgPool', title: 'video', inputs: [small], terms: 60, record: ([x]) => ops.globalAvgPool(x) },
-  ...([{ scale: 2 }, { scale: [3, 2] }, { scale: 2, size: [9, 7] }] as const).map((options): Case => ({
+  ...([{ scale: 2 }, { scale: [3, 2] }, { scale: 2, size: [9, 7] }] as const).map(
+    (options): Case => ({
+      op: 'upsampleNearest',
+      title: JSON.stringify(options),
+      inputs: [[2, 5, 4, 7]],
+      terms: 1,
+      record: ([x]) => ops.upsampleNearest(x, options as never),
+    }),
+  ),
+  {
     op: 'upsampleNearest',
-    title: JSON.stringify(options),
-    inputs: [[2, 5, 4, 7]],
+    title: 'video',
+    inputs: [small],
     terms: 1,
-    record: ([x]) => ops.upsampleNearest(x, options as never),
-  })),
-  { op: 'upsampleNearest', title: 'video', inputs: [small], terms: 1, record: ([x]) => ops.upsampleNearest(x, { scale: [1, 2, 2] } as never) },
-  ...([{ before: 1, after: 2 }, { before: [0, 3], value: -1.5 }, { after: 1 }] as const).map((options): Case => ({
-    op: 'pad',
-    title: JSON.stringify(options),
-    inputs: [[2, 3, 4, 5]],
-    terms: 1,
-    record: ([x]) => ops.pad(x, options as never),
-  })),
+    record: ([x]) => ops.upsampleNearest(x, { scale: [1, 2, 2] } as never),
+  },
+  ...([{ before: 1, after: 2 }, { before: [0, 3], value: -1.5 }, { after: 1 }] as const).map(
+    (options): Case => ({
+      op: 'pad',
+      title: JSON.stringify(options),
+      inputs: [[2, 3, 4, 5]],
+      terms: 1,
+      record: ([x]) => ops.pad(x, options as never),
+    }),
+  ),
   ...pictures,
 ];
 

@@ -54,9 +54,13 @@ describe('classify', () => {
 
   it('model.classify: a picture that cannot be read is an error that names it', async () => {
     const text = Buffer.from('text');
-    expect(await failure(model.classify([bytes, text]))).to.equal('picture 1: is not a picture, wanted JPEG, PNG or WebP');
+    expect(await failure(model.classify([bytes, text]))).to.equal(
+      'picture 1: is not a picture, wanted JPEG, PNG or WebP',
+    );
     expect(await failure(model.classify(text, { failed: () => undefined }))).to.match(/^picture: is not a picture/);
-    expect(await failure(model.classify(bytes, { maxPixels: 100 }))).to.match(/^picture: is too large, 451 x 300, wanted at most 100/);
+    expect(await failure(model.classify(bytes, { maxPixels: 100 }))).to.match(
+      /^picture: is too large, 451 x 300, wanted at most 100/,
+    );
     expect(await failure(model.classify(cat, { top: 0 }))).to.match(/^top: 0/);
     const told: [string, number][] = [];
     const rest = await model.classify([text, bytes], { failed: (_, file, index) => told.push([file, index]) });
@@ -97,13 +101,21 @@ describe('classify', () => {
       input: { ...defaultInput('cifar'), mean: [-9, -9, -9], std: [1, 1, 1] } as const,
       labels: ['plane', 'car'],
     });
-    expect(await failure(broken.classify([cat]))).to.equal(`${cat}: the network gives Infinity for class 0 (plane), wanted a number`);
+    expect(await failure(broken.classify([cat]))).to.equal(
+      `${cat}: the network gives Infinity for class 0 (plane), wanted a number`,
+    );
   });
 
   it('checkLogits names the first of them', () => {
     const logits = tensor('f32', [2, 3], Float32Array.of(1, 2, 3, 4, Number.NaN, Number.NEGATIVE_INFINITY));
-    expect(() => checkLogits(logits, ['a.png', 'b.png'])).to.throw(OctconvError, 'b.png: the network gives NaN for class 1, wanted a number');
-    expect(() => checkLogits(logits, ['a.png'])).to.throw(OctconvError, 'classify: the network gives [2,3], wanted [1,classes]');
+    expect(() => checkLogits(logits, ['a.png', 'b.png'])).to.throw(
+      OctconvError,
+      'b.png: the network gives NaN for class 1, wanted a number',
+    );
+    expect(() => checkLogits(logits, ['a.png'])).to.throw(
+      OctconvError,
+      'classify: the network gives [2,3], wanted [1,classes]',
+    );
     expect(() => checkLogits(tensor('f32', [1, 2], Float32Array.of(-3e38, 0)), ['a.png'])).not.to.throw();
   });
 });

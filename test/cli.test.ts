@@ -72,7 +72,9 @@ describe('command line', function () {
       const { code, stdout, stderr } = octconv('classify', cat);
       expect(code, stderr).to.equal(0);
       expect(stdout).to.match(/cat\.jpg {2}[\d.]+ ms\n {2}cat +90\.6 %.*\n {2}dog +6\.2 %.*\n {2}frog +0\.8 %/);
-      expect(stdout).to.match(new RegExp(`[\\d.]+ ms per picture in the network, cpu (${levels.join('|')}), f32, \\d+ threads?\n$`));
+      expect(stdout).to.match(
+        new RegExp(`[\\d.]+ ms per picture in the network, cpu (${levels.join('|')}), f32, \\d+ threads?\n$`),
+      );
       expect(stdout).to.not.contain('\x1b');
     });
 
@@ -116,7 +118,11 @@ describe('command line', function () {
     });
 
     it('says a name of control characters in one line, and gives the terminal none of them', () => {
-      expectError(octconv('classify', 'two\nlines\x1b[2J.jpg'), 1, 'octconv: two\\u000alines\\u001b[2J.jpg: no such file');
+      expectError(
+        octconv('classify', 'two\nlines\x1b[2J.jpg'),
+        1,
+        'octconv: two\\u000alines\\u001b[2J.jpg: no such file',
+      );
       copyFileSync(cat, inFolder('red\x1b[31m.jpg'));
       expect(octconv('classify', 'red\x1b[31m.jpg').stdout).to.match(/^red\\u001b\[31m\.jpg {2}/);
       const labels = Array.from({ length: 10 }, (_, i) => `\x1b]0;label ${i}\x9b31m`);
@@ -125,7 +131,9 @@ describe('command line', function () {
       for (const json of [[], ['--json']]) {
         const { code, stdout } = octconv('classify', cat, '--model', 'wild', ...json);
         expect(code).to.equal(0);
-        expect(stdout.replaceAll('\n', '')).to.match(/label \d/).and.not.match(/\p{Cc}/u);
+        expect(stdout.replaceAll('\n', ''))
+          .to.match(/label \d/)
+          .and.not.match(/\p{Cc}/u);
       }
     });
 
@@ -133,7 +141,9 @@ describe('command line', function () {
       if (noTerminal) skip(this, 'terminal');
       const bold = '\x1b[1m';
       expect(onTerminal({}, 'classify', cat)).to.contain(bold + cat);
-      expect(onTerminal({ NO_COLOR: '1' }, 'classify', cat)).to.contain(cat).and.not.contain('\x1b');
+      expect(onTerminal({ NO_COLOR: '1' }, 'classify', cat))
+        .to.contain(cat)
+        .and.not.contain('\x1b');
     });
 
     it('takes pictures of every kind', async () => {
@@ -324,25 +334,47 @@ describe('command line', function () {
       const { code, stdout, stderr } = octconv('eval', '--model', 'twice', '--data', 'ordered', '--json');
       expect([code, stderr]).to.deep.equal([0, '']);
       expect(JSON.parse(stdout)).to.include({ pictures: 1, top1: 1, classesBy: 'order' });
-      expect(octconv('eval', '--model', 'twice', '--data', 'ordered').stdout).to.contain('classes by their order, as in ImageFolder');
+      expect(octconv('eval', '--model', 'twice', '--data', 'ordered').stdout).to.contain(
+        'classes by their order, as in ImageFolder',
+      );
       expectError(octconv('eval', '--model', 'twice', '--data', 'data'), 1, '"dog" is no label of the model');
       mkdirSync(inFolder('single/cat'), { recursive: true });
-      expectError(octconv('eval', '--model', 'twice', '--data', 'single'), 1, '"cat" is the name of several classes, and 1 folders are not its 10');
+      expectError(
+        octconv('eval', '--model', 'twice', '--data', 'single'),
+        1,
+        '"cat" is the name of several classes, and 1 folders are not its 10',
+      );
     });
 
     it('logits that are not finite are an error that names the picture and the class', async () => {
       const { config, labels, weights } = await readModelFolder(shipped);
-      const read = async (name: string) => (name === 'fc.bias' ? new Float32Array(10).fill(3e38) : name === 'fc.weight' ? (await weights.read(name)).map((x) => x * 3e38) : weights.read(name));
-      await writeModelFolder(inFolder('infinite'), config, labels, { tensors: weights.tensors, read: read as typeof weights.read });
+      const read = async (name: string) =>
+        name === 'fc.bias'
+          ? new Float32Array(10).fill(3e38)
+          : name === 'fc.weight'
+            ? (await weights.read(name)).map((x) => x * 3e38)
+            : weights.read(name);
+      await writeModelFolder(inFolder('infinite'), config, labels, {
+        tensors: weights.tensors,
+        read: read as typeof weights.read,
+      });
       await weights.close();
-      expectError(octconv('eval', '--model', 'infinite', '--data', 'data'), 1, /data\/cat\/picture\.jpg: the network gives \S+ for class \d/);
+      expectError(
+        octconv('eval', '--model', 'infinite', '--data', 'data'),
+        1,
+        /data\/cat\/picture\.jpg: the network gives \S+ for class \d/,
+      );
     });
 
     it('refuses folders that are no labels, and no folders at all', () => {
       mkdirSync(inFolder('other/unicorn'), { recursive: true });
       mkdirSync(inFolder('bare'), { recursive: true });
       expectError(octconv('eval', '--model', shipped, '--data', 'other'), 1, '"unicorn" is no label of the model');
-      expectError(octconv('eval', '--model', shipped, '--data', 'data/cat'), 1, 'data/cat: 1 files and no folders, wanted one folder per class');
+      expectError(
+        octconv('eval', '--model', shipped, '--data', 'data/cat'),
+        1,
+        'data/cat: 1 files and no folders, wanted one folder per class',
+      );
       expectError(octconv('eval', '--model', shipped, '--data', 'bare'), 1, 'no pictures');
       expectError(octconv('eval', '--model', shipped, '--data', 'nowhere'), 1, 'nowhere: no such file');
     });
@@ -398,7 +430,9 @@ describe('command line', function () {
       expect(stdout).to.match(/\n {2}device +cpu \w+, bf16, 1 thread\n/);
       expect(stdout).to.match(/\nplan\n {2}step +op +types +products +M MAdd +KiB in +out +weights +algorithm\n/);
       expect(stdout).to.match(/\n {2}conv1 +octConv +f32 -> bf16 +(f32|bf16) +[\d.]+ +12 +\d+ +\d+ +tile /);
-      expect(stdout).to.match(/\n {2}all +[\d.]+ .*\n.* MiB of weights; a run has .* of activations, .* with scratch\n$/);
+      expect(stdout).to.match(
+        /\n {2}all +[\d.]+ .*\n.* MiB of weights; a run has .* of activations, .* with scratch\n$/,
+      );
       expectError(octconv('info', shipped, '--model', shipped), 2, 'wanted either a network or --model');
       expectError(octconv('info'), 2, 'wanted either a network or --model');
     });
@@ -408,7 +442,8 @@ describe('command line', function () {
       const info = (flag: string) => JSON.parse(octconv('info', ...flags, flag).stdout);
       const { plan, steps, multiplyAdds, dtype, memory, graph } = info('--plan');
       expect([dtype, graph, plan.length]).to.deep.equal(['i8', undefined, steps]);
-      const sum = (of: (step: { multiplyAdds: number }) => number) => plan.map(of).reduce((a: number, b: number) => a + b);
+      const sum = (of: (step: { multiplyAdds: number }) => number) =>
+        plan.map(of).reduce((a: number, b: number) => a + b);
       expect(sum((step) => step.multiplyAdds)).to.equal(multiplyAdds);
       expect(plan[0]).to.deep.include({ computes: ['i8'], inputs: ['f32'], outputs: ['u8'] });
       expect(plan[0].bytes).to.include({ inputs: 4 * 3 * 32 ** 2, outputs: 8 * 16 ** 2 });
@@ -432,8 +467,16 @@ describe('command line', function () {
       expectError(octconv('convert', 'bad.pth', 'out'), 1, 'bad.pth: not a weight file');
       expectError(octconv('convert', 'missing.pth', 'out'), 1, 'missing.pth: no such file');
       writeFileSync(inFolder('few.txt'), 'a\nb\n');
-      expectError(octconv('convert', `${checkpoint}.pth`, 'out', '--labels', 'few.txt'), 1, 'few.txt: 2 labels, wanted 10 (classes)');
-      expectError(octconv('convert', `${checkpoint}.pth`, 'out', '--labels', 'imagenet-1k'), 1, 'imagenet-1k: 1000 labels, wanted 10');
+      expectError(
+        octconv('convert', `${checkpoint}.pth`, 'out', '--labels', 'few.txt'),
+        1,
+        'few.txt: 2 labels, wanted 10 (classes)',
+      );
+      expectError(
+        octconv('convert', `${checkpoint}.pth`, 'out', '--labels', 'imagenet-1k'),
+        1,
+        'imagenet-1k: 1000 labels, wanted 10',
+      );
       expect(existsSync(inFolder('out/config.json'))).to.equal(false);
     });
 
@@ -449,18 +492,41 @@ describe('command line', function () {
       expect(top.map(({ label }: { label: string }) => label).join('')).to.match(/^[a-j]{5}$/);
       expectError(octconv('convert', 'x', 'y', '--mean', '1,2'), 2, 'wanted 3 numbers');
       expectError(octconv('convert', 'x', 'y', '--std', '1,0,1'), 2, 'wanted 3 positive numbers');
-      expectError(octconv('convert', `${checkpoint}.pth`, 'y', '--resize', '16'), 1, 'convert: input.resize is 16, wanted at least the size, 32 x 32');
-      expectError(octconv('convert', `${checkpoint}.pth`, 'y', '--mean', '123,117,104'), 1, 'but the scale 1/255 makes pictures 0 .. 1');
+      expectError(
+        octconv('convert', `${checkpoint}.pth`, 'y', '--resize', '16'),
+        1,
+        'convert: input.resize is 16, wanted at least the size, 32 x 32',
+      );
+      expectError(
+        octconv('convert', `${checkpoint}.pth`, 'y', '--mean', '123,117,104'),
+        1,
+        'but the scale 1/255 makes pictures 0 .. 1',
+      );
     });
 
     it('convert derives what depends on what is given, says it, and replaces a model only by force', () => {
-      const convert = (...flags: string[]) => octconv('convert', `${inFolder('big.safetensors')}`, 'derived', '--force', '--json', ...flags);
+      const convert = (...flags: string[]) =>
+        octconv('convert', `${inFolder('big.safetensors')}`, 'derived', '--force', '--json', ...flags);
       const { stdout } = octconv('convert', join(shipped, 'model.safetensors'), 'plain');
-      expect(stdout).to.match(/\ninput, as \S+config\.json says: the short side to 32 \(bilinear\), a crop of 32 x 32, rgb, 0 \.\. 1, mean /);
-      expectError(octconv('convert', join(shipped, 'model.safetensors'), 'plain'), 1, 'plain: has a config.json already; --force');
-      expectError(octconv('convert', 'plain', 'plain', '--force'), 1, 'plain: is read, as plain; wanted another folder');
+      expect(stdout).to.match(
+        /\ninput, as \S+config\.json says: the short side to 32 \(bilinear\), a crop of 32 x 32, rgb, 0 \.\. 1, mean /,
+      );
+      expectError(
+        octconv('convert', join(shipped, 'model.safetensors'), 'plain'),
+        1,
+        'plain: has a config.json already; --force',
+      );
+      expectError(
+        octconv('convert', 'plain', 'plain', '--force'),
+        1,
+        'plain: is read, as plain; wanted another folder',
+      );
       symlinkSync('plain', inFolder('plain-link'));
-      expectError(octconv('convert', 'plain/model.safetensors', 'plain-link', '--force'), 1, 'plain-link: is read, as plain/model.safetensors');
+      expectError(
+        octconv('convert', 'plain/model.safetensors', 'plain-link', '--force'),
+        1,
+        'plain-link: is read, as plain/model.safetensors',
+      );
       copyFileSync(join(shipped, 'model.safetensors'), inFolder('big.safetensors'));
       const inputOf = (...flags: string[]) => JSON.parse(convert(...flags).stdout).input;
       expect(inputOf('--size', '64')).to.include({ height: 64, width: 64, resize: 64 });
@@ -474,14 +540,26 @@ describe('command line', function () {
     it('classify takes folders, patterns and standard input; run takes and gives streams', () => {
       mkdirSync(inFolder('album/inner'), { recursive: true });
       for (const name of ['b.jpg', 'inner/a[1].JPG', 'notes.txt']) copyFileSync(cat, inFolder(`album/${name}`));
-      const files = (...args: string[]) => JSON.parse(octconv('classify', '--json', ...args).stdout).results.map(({ file }: { file: string }) => file);
-      expect(files('album', 'album/*.jpg', 'album/inner/a[1].JPG')).to.deep.equal(['album/b.jpg', 'album/inner/a[1].JPG', 'album/b.jpg', 'album/inner/a[1].JPG']);
+      const files = (...args: string[]) =>
+        JSON.parse(octconv('classify', '--json', ...args).stdout).results.map(({ file }: { file: string }) => file);
+      expect(files('album', 'album/*.jpg', 'album/inner/a[1].JPG')).to.deep.equal([
+        'album/b.jpg',
+        'album/inner/a[1].JPG',
+        'album/b.jpg',
+        'album/inner/a[1].JPG',
+      ]);
       expectError(octconv('classify', 'album/*.png'), 1, 'album/*.png: no such file');
       const script = `"${process.execPath}" "${cli}"`;
       const shell = (command: string) => spawnSync('bash', ['-c', command], { encoding: 'buffer', cwd: folder });
-      expect(shell(`${script} classify - < "${cat}"`).stdout.toString()).to.match(/^standard input {2}[\d.]+ ms\n {2}cat /);
-      expect(shell(`echo text | ${script} classify -`).stderr.toString()).to.match(/^octconv: standard input: is not a picture/);
-      const { stdout, stderr } = shell(`cat "${checkpoint}.x.npy" | ${script} run --weights "${checkpoint}.pth" --input - --output -`);
+      expect(shell(`${script} classify - < "${cat}"`).stdout.toString()).to.match(
+        /^standard input {2}[\d.]+ ms\n {2}cat /,
+      );
+      expect(shell(`echo text | ${script} classify -`).stderr.toString()).to.match(
+        /^octconv: standard input: is not a picture/,
+      );
+      const { stdout, stderr } = shell(
+        `cat "${checkpoint}.x.npy" | ${script} run --weights "${checkpoint}.pth" --input - --output -`,
+      );
       expect(stdout.subarray(0, 6).toString('latin1')).to.equal('\x93NUMPY');
       expect(stderr.toString()).to.match(/^-: logits \[3,10\], [\d.]+ ms after \d+ ms of compiling, cpu /);
     });
@@ -510,14 +588,28 @@ describe('command line', function () {
     it('export and convert say the same as JSON; a network is not exported onto its own files', () => {
       const from = words('--network oct-resnet-26 --width 8 --size 64x32 --json --onnx');
       const made = JSON.parse(octconv('export', ...from, 'wide.onnx').stdout);
-      expect(made).to.deep.include({ file: 'wide.onnx', network: 'oct-resnet-26', input: [null, 3, 64, 32], bytes: statSync(inFolder('wide.onnx')).size });
+      expect(made).to.deep.include({
+        file: 'wide.onnx',
+        network: 'oct-resnet-26',
+        input: [null, 3, 64, 32],
+        bytes: statSync(inFolder('wide.onnx')).size,
+      });
       copyFileSync(`${checkpoint}.pth`, inFolder('own.pth'));
       linkSync(inFolder('own.pth'), inFolder('hard.pth'));
       for (const name of ['own.pth', './own.pth', 'hard.pth']) {
-        expectError(octconv('export', '--weights', 'own.pth', '--onnx', name), 1, 'is read, as own.pth; wanted another file');
+        expectError(
+          octconv('export', '--weights', 'own.pth', '--onnx', name),
+          1,
+          'is read, as own.pth; wanted another file',
+        );
       }
       expect(readFileSync(inFolder('own.pth')).equals(readFileSync(`${checkpoint}.pth`))).to.equal(true);
-      const { folder: target, network, input, tensors } = JSON.parse(octconv('convert', 'own.pth', 'own', '--json').stdout);
+      const {
+        folder: target,
+        network,
+        input,
+        tensors,
+      } = JSON.parse(octconv('convert', 'own.pth', 'own', '--json').stdout);
       expect([target, network, input.resize, tensors > 100]).to.deep.equal(['own', 'oct-resnet-26', 32, true]);
     });
 

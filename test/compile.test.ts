@@ -20,9 +20,13 @@ import { elementCount } from '../lib/tensor.js';
 import { memoryWeights } from '../lib/weights/memory.js';
 import { numbers } from './cases.js';
 
-const filled = <const S extends readonly number[]>(shape: S, seed: number) => tensor('f32', shape, numbers(elementCount(shape), seed));
+const filled = <const S extends readonly number[]>(shape: S, seed: number) =>
+  tensor('f32', shape, numbers(elementCount(shape), seed));
 const failure = async (call: () => Promise<unknown>): Promise<string> => {
-  const error = await call().then(() => 'no error', (e) => e);
+  const error = await call().then(
+    () => 'no error',
+    (e) => e,
+  );
   expect(error).to.be.instanceOf(OctconvError);
   return error.message;
 };
@@ -40,21 +44,37 @@ const low = filled([2, 5, 4, 3], 6);
 describe('compile', () => {
   for (const device of devices) {
     it(`gives what calls on tensors give, run after run, on ${device}`, async () => {
-      using op = await compile((h, l) => ops.octConv(new Octave(h, l), weights), [high.shape, low.shape], { device, threads: 2 });
+      using op = await compile((h, l) => ops.octConv(new Octave(h, l), weights), [high.shape, low.shape], {
+        device,
+        threads: 2,
+      });
       for (const scale of [1, -2, 0.5]) {
-        const [h, l] = [tensor('f32', high.shape, high.data.map((v) => v * scale)), low];
+        const [h, l] = [
+          tensor(
+            'f32',
+            high.shape,
+            high.data.map((v) => v * scale),
+          ),
+          low,
+        ];
         const wanted = await ops.octConv(new Octave(h, l), weights, { device, threads: 2 });
         const y = await op.run(h, l);
         expect(y).to.be.instanceOf(Octave);
         expect(y.high.data).to.deep.equal(wanted.high.data);
         expect(y.low?.data).to.deep.equal(wanted.low?.data);
-        expect([y.high.shape, y.low?.shape]).to.deep.equal([[2, 9, 7, 6], [2, 5, 4, 2]]);
+        expect([y.high.shape, y.low?.shape]).to.deep.equal([
+          [2, 9, 7, 6],
+          [2, 5, 4, 2],
+        ]);
       }
     });
   }
 
   it('fuses, which calls one by one cannot', async () => {
-    using op = await compile((h, l) => ops.octConv(new Octave(h, l), weights).map((y) => ops.relu(y)), [high.shape, low.shape]);
+    using op = await compile(
+      (h, l) => ops.octConv(new Octave(h, l), weights).map((y) => ops.relu(y)),
+      [high.shape, low.shape],
+    );
     expect(op.plan.steps).to.have.length(1);
     const y = await op.run(high, low);
     const wanted = await (await ops.octConv(new Octave(high, low), weights)).map((branch) => ops.relu(branch));
@@ -66,21 +86,37 @@ describe('compile', () => {
       (x) => {
         const y = ops.relu(x);
         const pair = new Octave(y, ops.sigmoid(x));
-        return { list: [y, [ops.globalAvgPool(x)]] as const, pair, alone: new Octave(ops.relu6(x)), nothing: undefined, again: y };
+        return {
+          list: [y, [ops.globalAvgPool(x)]] as const,
+          pair,
+          alone: new Octave(ops.relu6(x)),
+          nothing: undefined,
+          again: y,
+        };
       },
       [[1, 2, 2, 1]],
     );
-    const { list, pair, alone, nothing, again, ...rest } = await op.run(tensor('f32', [1, 2, 2, 1], Float32Array.of(-1, 1, 3, 9)));
+    const { list, pair, alone, nothing, again, ...rest } = await op.run(
+      tensor('f32', [1, 2, 2, 1], Float32Array.of(-1, 1, 3, 9)),
+    );
     expect(rest).to.deep.equal({});
     expect([...list[0].data]).to.deep.equal([0, 1, 3, 9]);
     expect([list[1][0].shape, [...list[1][0].data]]).to.deep.equal([[1, 1], [3]]);
-    expect([pair instanceof Octave, pair.high === list[0], pair.low?.data[0]]).to.deep.equal([true, true, Math.fround(1 / (1 + Math.E))]);
+    expect([pair instanceof Octave, pair.high === list[0], pair.low?.data[0]]).to.deep.equal([
+      true,
+      true,
+      Math.fround(1 / (1 + Math.E)),
+    ]);
     expect([alone instanceof Octave, alone.low, [...alone.high.data]]).to.deep.equal([true, undefined, [0, 1, 3, 6]]);
     expect([nothing, again === list[0]]).to.deep.equal([undefined, true]);
   });
 
   it('a name in an object may be any', async () => {
-    using op = await compile((x) => JSON.parse('{"__proto__":0,"a b":0}', (_, v) => (v === 0 ? ops.relu(x) : v)) as { 'a b': Value<'f32', [1, 1]> }, [[1, 1]]);
+    using op = await compile(
+      (x) =>
+        JSON.parse('{"__proto__":0,"a b":0}', (_, v) => (v === 0 ? ops.relu(x) : v)) as { 'a b': Value<'f32', [1, 1]> },
+      [[1, 1]],
+    );
     const y = await op.run(filled([1, 1], 1));
     expect(Object.keys(y)).to.deep.equal(['__proto__', 'a b']);
     expect(Object.getPrototypeOf(y)).to.equal(Object.prototype);
@@ -88,8 +124,12 @@ describe('compile', () => {
 
   it('takes bytes beside floats, tensors as examples, and data with its shape', async () => {
     const bytes = tensor('u8', [1, 1, 2, 3], Uint8Array.of(0, 51, 102, 153, 204, 255));
-    const normalized = (x: Value<'u8', readonly [1, 1, 2, 3]>) => ops.normalize(x, { scale: 1 / 255, mean: [0, 0, 0], std: [1, 1, 1] });
-    using op = await compile((x, y) => ops.add(normalized(x), y), [{ dtype: 'u8', shape: [1, 1, 2, 3] }, filled([1, 1, 2, 3], 1)]);
+    const normalized = (x: Value<'u8', readonly [1, 1, 2, 3]>) =>
+      ops.normalize(x, { scale: 1 / 255, mean: [0, 0, 0], std: [1, 1, 1] });
+    using op = await compile(
+      (x, y) => ops.add(normalized(x), y),
+      [{ dtype: 'u8', shape: [1, 1, 2, 3] }, filled([1, 1, 2, 3], 1)],
+    );
     const shape = [1, 1, 2, 3] as const;
     const ones = new Float32Array(6).fill(1);
     for (const y of [
@@ -103,11 +143,16 @@ describe('compile', () => {
   it('computes in bf16 if it is told to', async () => {
     const run = async (dtype: 'f32' | 'bf16') => {
       const weight = filled([4, 6, 1, 1], 7);
-      using op = await compile((h, l) => ops.conv(ops.octConv(new Octave(h, l), weights).high, { weight }), [high.shape, low.shape], { dtype });
+      using op = await compile(
+        (h, l) => ops.conv(ops.octConv(new Octave(h, l), weights).high, { weight }),
+        [high.shape, low.shape],
+        { dtype },
+      );
       return (await op.run(high, low)).data;
     };
     const [exact, rounded] = [await run('f32'), await run('bf16')];
-    const worst = Math.max(...exact.map((x, i) => Math.abs(x - (rounded[i] as number)))) / Math.max(...exact.map(Math.abs));
+    const worst =
+      Math.max(...exact.map((x, i) => Math.abs(x - (rounded[i] as number)))) / Math.max(...exact.map(Math.abs));
     expect(worst).to.be.within(1e-5, 3e-2);
   });
 
@@ -146,33 +191,87 @@ describe('compile', () => {
 
   const image = filled([1, 4, 4, 2], 1);
   const one = (f: (x: Feature) => unknown, options?: object) => () => compile(f as never, [image.shape], options);
-  const run = (...args: unknown[]) => async () => {
-    using op = await compile((a, b) => ops.add(a, b), [image.shape, image.shape]);
-    return op.run(...(args as [typeof image, typeof image]));
-  };
+  const run =
+    (...args: unknown[]) =>
+    async () => {
+      using op = await compile((a, b) => ops.add(a, b), [image.shape, image.shape]);
+      return op.run(...(args as [typeof image, typeof image]));
+    };
   for (const [title, call, message] of [
-    ['a function of more inputs', () => compile(((a: Feature, b: Feature) => ops.add(a, b as never)) as never, [image.shape]), 'compile: the function takes 2 inputs, got 1'],
+    [
+      'a function of more inputs',
+      () => compile(((a: Feature, b: Feature) => ops.add(a, b as never)) as never, [image.shape]),
+      'compile: the function takes 2 inputs, got 1',
+    ],
     ['no shapes', () => compile((x: Feature) => x, [] as never), 'compile: the function takes 1 input, got 0'],
-    ['a shape that is none', () => compile((x) => ops.relu(x), [[1, 0]]), 'tensor: shape [1,0], wanted positive integers'],
-    ['no shape', () => compile((x) => x, [7] as never), 'compile: the function: input 0 is a number, wanted a shape or { dtype, shape }'],
-    ['an unknown data type', () => compile((x) => x, [{ dtype: 'f64', shape: [1, 2] }] as never), /^compile: the function: input 0 is 'f64', wanted f32, /],
-    ['an op that does not fit', one((x) => ops.maxPool(x, { kernel: 9 })), 'maxPool: the kernel [9,9] does not fit into x [1,4,4,2] with its padding'],
-    ['a layer', one((x) => new layers.Conv(2, 2, { kernel: 1 }).forward(x)), /^conv: the parameter 'weight' \[2,2,1,1\] has no name: record it through a model/],
-    ['an async function', one(async (x) => ops.relu(x)), 'compile: the function gives a Promise, wanted a Value, or arrays, objects or Octaves of Values'],
-    ['its own input', one((x) => ({ x })), "compile: the function gives input 0 as it is at 'x', wanted what an op makes of it"],
-    ['i8', one((x) => ops.relu(x), { dtype: 'i8' }), "dtype 'i8': wanted quantized weights, as 'octconv quantize' makes them"],
+    [
+      'a shape that is none',
+      () => compile((x) => ops.relu(x), [[1, 0]]),
+      'tensor: shape [1,0], wanted positive integers',
+    ],
+    [
+      'no shape',
+      () => compile((x) => x, [7] as never),
+      'compile: the function: input 0 is a number, wanted a shape or { dtype, shape }',
+    ],
+    [
+      'an unknown data type',
+      () => compile((x) => x, [{ dtype: 'f64', shape: [1, 2] }] as never),
+      /^compile: the function: input 0 is 'f64', wanted f32, /,
+    ],
+    [
+      'an op that does not fit',
+      one((x) => ops.maxPool(x, { kernel: 9 })),
+      'maxPool: the kernel [9,9] does not fit into x [1,4,4,2] with its padding',
+    ],
+    [
+      'a layer',
+      one((x) => new layers.Conv(2, 2, { kernel: 1 }).forward(x)),
+      /^conv: the parameter 'weight' \[2,2,1,1\] has no name: record it through a model/,
+    ],
+    [
+      'an async function',
+      one(async (x) => ops.relu(x)),
+      'compile: the function gives a Promise, wanted a Value, or arrays, objects or Octaves of Values',
+    ],
+    [
+      'its own input',
+      one((x) => ({ x })),
+      "compile: the function gives input 0 as it is at 'x', wanted what an op makes of it",
+    ],
+    [
+      'i8',
+      one((x) => ops.relu(x), { dtype: 'i8' }),
+      "dtype 'i8': wanted quantized weights, as 'octconv quantize' makes them",
+    ],
     ['another dtype', one((x) => ops.relu(x), { dtype: 'f64' }), "dtype 'f64': wanted f32, bf16 or i8"],
     ['another device', one((x) => ops.relu(x), { device: 'tpu' }), /^device 'tpu': wanted auto, /],
     ['no threads', one((x) => ops.relu(x), { threads: 0 }), 'threads: 0, wanted an integer from 1 to 1024'],
     ['a run without an input', run(image), 'plan: input 1 is missing, wanted f32 [1,4,4,2]'],
     ['a run without any', run(), 'plan: input 0 is missing, wanted f32 [1,4,4,2]'],
     ['a run with too many', run(image, image, image), 'plan: got 3 inputs, wanted 2'],
-    ['a run on another shape', run(image, filled([1, 4, 4, 3], 1)), 'plan: input 1 is f32 [1,4,4,3], wanted f32 [1,4,4,2]'],
-    ['a run on another type', run(image, tensor('u8', [1, 4, 4, 2], new Uint8Array(32))), 'plan: input 1 is u8 [1,4,4,2], wanted f32 [1,4,4,2]'],
+    [
+      'a run on another shape',
+      run(image, filled([1, 4, 4, 3], 1)),
+      'plan: input 1 is f32 [1,4,4,3], wanted f32 [1,4,4,2]',
+    ],
+    [
+      'a run on another type',
+      run(image, tensor('u8', [1, 4, 4, 2], new Uint8Array(32))),
+      'plan: input 1 is u8 [1,4,4,2], wanted f32 [1,4,4,2]',
+    ],
     ['a run on an array', run([1, 2], image), 'compile: input 0 is an Array, wanted a Tensor, or data with its shape'],
     ['a run on nothing', run(undefined, image), 'compile: input 0 is nothing, wanted a Tensor, or data with its shape'],
-    ['a run on a pair', run(new Octave(image, image), image), 'compile: input 0 is an Octave, wanted a Tensor, or data with its shape'],
-    ['a run on bare data', run({ data: image.data }, image), 'compile: input 0 is an Object, wanted a Tensor, or data with its shape'],
+    [
+      'a run on a pair',
+      run(new Octave(image, image), image),
+      'compile: input 0 is an Octave, wanted a Tensor, or data with its shape',
+    ],
+    [
+      'a run on bare data',
+      run({ data: image.data }, image),
+      'compile: input 0 is an Object, wanted a Tensor, or data with its shape',
+    ],
   ] as [string, () => Promise<unknown>, string | RegExp][]) {
     it(`refuses ${title}`, async () => {
       const message_ = await failure(call);
@@ -191,7 +290,11 @@ describe('models of several inputs and outputs', () => {
     forward(x: Feature, side: Feature, gate: Value<'f32', readonly [number, number]>) {
       const pair = this.split.forward(new Octave(x)).map((y) => ops.relu(y));
       const gated = ops.mul(this.other.forward(side), gate as never) as Feature;
-      return { pair, levels: [gated, ops.maxPool(gated, { kernel: 2 })] as const, scores: this.fc.forward(ops.globalAvgPool(pair.high)) };
+      return {
+        pair,
+        levels: [gated, ops.maxPool(gated, { kernel: 2 })] as const,
+        scores: this.fc.forward(ops.globalAvgPool(pair.high)),
+      };
     }
   }
   const network = new Many();
@@ -200,7 +303,8 @@ describe('models of several inputs and outputs', () => {
   const largest = (x: Float32Array) => Math.max(...x.map(Math.abs));
   const close = (got: Tensor<'f32'>, wanted: Tensor<'f32'>) => {
     expect(got.shape).to.deep.equal(wanted.shape);
-    for (const [i, value] of wanted.data.entries()) expect(got.data[i]).to.be.closeTo(value, 1e-5 * largest(wanted.data));
+    for (const [i, value] of wanted.data.entries())
+      expect(got.data[i]).to.be.closeTo(value, 1e-5 * largest(wanted.data));
   };
 
   it('give the same structure on every device, at every batch size', async () => {
@@ -208,14 +312,28 @@ describe('models of several inputs and outputs', () => {
     using reference = new Model(network, source, { device: 'reference' });
     for (const n of [1, 3, 1]) {
       const [y, wanted] = [await cpu.run(...inputsOf(n)), await reference.run(...inputsOf(n), {})];
-      expect([Object.keys(y), y.pair instanceof Octave, Array.isArray(y.levels)]).to.deep.equal([['pair', 'levels', 'scores'], true, true]);
+      expect([Object.keys(y), y.pair instanceof Octave, Array.isArray(y.levels)]).to.deep.equal([
+        ['pair', 'levels', 'scores'],
+        true,
+        true,
+      ]);
       expect([y.pair.high.shape, y.pair.low?.shape, y.levels.map(({ shape }) => shape), y.scores.shape]).to.deep.equal([
-        [n, 9, 11, 4], [n, 5, 6, 4], [[n, 6, 6, 4], [n, 3, 3, 4]], [n, 5],
+        [n, 9, 11, 4],
+        [n, 5, 6, 4],
+        [
+          [n, 6, 6, 4],
+          [n, 3, 3, 4],
+        ],
+        [n, 5],
       ]);
       for (const [a, b] of [
-        [y.pair.high, wanted.pair.high], [y.pair.low, wanted.pair.low], [y.levels[0], wanted.levels[0]],
-        [y.levels[1], wanted.levels[1]], [y.scores, wanted.scores],
-      ] as const) close(a as Tensor<'f32'>, b as Tensor<'f32'>);
+        [y.pair.high, wanted.pair.high],
+        [y.pair.low, wanted.pair.low],
+        [y.levels[0], wanted.levels[0]],
+        [y.levels[1], wanted.levels[1]],
+        [y.scores, wanted.scores],
+      ] as const)
+        close(a as Tensor<'f32'>, b as Tensor<'f32'>);
     }
   });
 
@@ -228,7 +346,14 @@ describe('models of several inputs and outputs', () => {
     const [x, , gate] = inputsOf(1);
     expect((await model.run(x, filled([1, 8, 8, 2], 1), gate)).levels[1].shape).to.deep.equal([1, 4, 4, 4]);
     expect(await model.plan(...shapes)).to.equal(plan);
-    await model.warmUp([inputsOf(2), [[4, 9, 11, 3], [4, 6, 6, 2], [4, 4]]]);
+    await model.warmUp([
+      inputsOf(2),
+      [
+        [4, 9, 11, 3],
+        [4, 6, 6, 2],
+        [4, 4],
+      ],
+    ]);
     expect(plan.disposed).to.equal(true);
     expect(model.record(...shapes).inputs).to.have.length(3);
   });
@@ -250,7 +375,9 @@ describe('models of several inputs and outputs', () => {
     expect(await run(x, side)).to.equal('model: forward takes 3 inputs, got 2');
     expect(await run()).to.equal('model: forward takes 3 inputs, got 0');
     expect(await run(x, side, 7)).to.equal('model: input 2 is a number, wanted a Tensor, or data with its shape');
-    expect(await run(x, x, gate)).to.equal("conv: weight [4,2,3,3] needs 2 input channels, got x [1,9,11,3] (layer 'other.0')");
+    expect(await run(x, x, gate)).to.equal(
+      "conv: weight [4,2,3,3] needs 2 input channels, got x [1,9,11,3] (layer 'other.0')",
+    );
     expect(await run(x, side, gate, gate)).to.equal('model: forward takes 3 inputs, got 4');
   });
 
@@ -277,19 +404,27 @@ describe('models of several inputs and outputs', () => {
     using i8 = new Model(two, await quantize(two, floats, [x]));
     const [wanted, got] = [await f32.run(x), await i8.run(x)];
     expect(i8.dtype).to.equal('i8');
-    for (const [a, b] of [[got.y, wanted.y], [got.heads[0], wanted.heads[0]], [got.heads[1], wanted.heads[1]]] as const) {
+    for (const [a, b] of [
+      [got.y, wanted.y],
+      [got.heads[0], wanted.heads[0]],
+      [got.heads[1], wanted.heads[1]],
+    ] as const) {
       const bound = largest(b?.data as Float32Array) * 0.05;
       expect(a?.shape).to.deep.equal(b?.shape);
       for (const [i, value] of (b?.data ?? []).entries()) expect(a?.data[i]).to.be.closeTo(value, bound);
     }
-    expect(await failure(() => quantize(network as never, source, [x]))).to.equal('model: forward takes 3 inputs, got 1');
+    expect(await failure(() => quantize(network as never, source, [x]))).to.equal(
+      'model: forward takes 3 inputs, got 1',
+    );
   });
 
   it('take bytes, which the network itself makes floats of', async () => {
     class Bytes extends Module {
       readonly conv = new layers.Conv(3, 2, { kernel: 1 });
       forward(x: Value<'u8', readonly [number, number, number, number]>) {
-        return this.conv.forward(ops.normalize(x, { scale: 1 / 255, mean: [0.5, 0.5, 0.5], std: [1, 1, 1] }) as Feature);
+        return this.conv.forward(
+          ops.normalize(x, { scale: 1 / 255, mean: [0.5, 0.5, 0.5], std: [1, 1, 1] }) as Feature,
+        );
       }
     }
     const weight = tensor('f32', [2, 3, 1, 1], Float32Array.of(1, 0, 0, 0, 0, 2));

@@ -34,7 +34,9 @@ function windowAt([n, t, h, w, c]: Position, x: Input, attrs: Attrs): { values: 
   const [, ...extent] = x.sizes;
   const inside = (at: Axes, border?: Axes) =>
     at.every((o, axis) => o >= -(border?.[axis] ?? 0) && o < (extent[axis] as number) + (border?.[axis] ?? 0));
-  const [t0, h0, w0] = [t, h, w].map((o, axis) => o * (stride?.[axis] as number) - (padding?.[axis] as number)) as unknown as Axes;
+  const [t0, h0, w0] = [t, h, w].map(
+    (o, axis) => o * (stride?.[axis] as number) - (padding?.[axis] as number),
+  ) as unknown as Axes;
   const values: number[] = [];
   let padded = 0;
   for (const i of Array(kernel?.[0]).keys()) {
@@ -85,11 +87,13 @@ const definitions: Readonly<Record<string, Definition>> = {
   div: (p, x, [y]) => repeated(p, x) / repeated(p, y as Input),
   matmul: ([n, t, h, row, column], x, [y]) => {
     let sum = 0;
-    for (let k = 0; k < x.sizes[4]; k++) sum += repeated([n, t, h, row, k], x) * repeated([n, t, h, k, column], y as Input);
+    for (let k = 0; k < x.sizes[4]; k++)
+      sum += repeated([n, t, h, row, k], x) * repeated([n, t, h, k, column], y as Input);
     return sum;
   },
   slice: (p, x, _, { starts }) => x.at(zip(p, starts as number[], (i, start) => i + start)),
-  transpose: (p, x, _, { axes }) => x.at(p.map((_, axis) => p[(axes as number[]).indexOf(axis)]) as unknown as Position),
+  transpose: (p, x, _, { axes }) =>
+    x.at(p.map((_, axis) => p[(axes as number[]).indexOf(axis)]) as unknown as Position),
   reshape: (_p, x, _, _attrs, index) => x.data[index] as number,
   mean: (_p, x, _, { axes }, index) => {
     const over = axes as number[];
@@ -100,7 +104,10 @@ const definitions: Readonly<Record<string, Definition>> = {
       place = Math.floor(place / (x.sizes[axis] as number));
     }
     let all = [first];
-    for (const axis of over) all = all.flatMap((at) => Array.from({ length: x.sizes[axis] as number }, (_, i) => at.map((old, a) => (a === axis ? i : old))));
+    for (const axis of over)
+      all = all.flatMap((at) =>
+        Array.from({ length: x.sizes[axis] as number }, (_, i) => at.map((old, a) => (a === axis ? i : old))),
+      );
     return all.reduce((sum, at) => sum + x.at(at as unknown as Position), 0) / all.length;
   },
   interpolate: ([n, t, h, w, c], x, _, attrs) => {
@@ -111,7 +118,10 @@ const definitions: Readonly<Record<string, Definition>> = {
       return Array.from({ length: from }, (_, k) => Math.max(0, 1 - Math.abs(k - place)));
     };
     const columns = axis(w, x.sizes[3], width);
-    return axis(h, x.sizes[2], height).reduce((sum, a, i) => sum + a * columns.reduce((row, b, k) => row + (b ? b * x.at([n, t, i, k, c]) : 0), 0), 0);
+    return axis(h, x.sizes[2], height).reduce(
+      (sum, a, i) => sum + a * columns.reduce((row, b, k) => row + (b ? b * x.at([n, t, i, k, c]) : 0), 0),
+      0,
+    );
   },
   concat: ([n, t, h, w, c], x, others) => {
     let channel = c;

@@ -20,11 +20,19 @@ async function run(last: (x: Feature) => Feature, device: string) {
   using model = new Model(network, initialize(network), { device });
   const { data } = await model.run(x);
   const { algorithms } = await model.plan([1, 16, 16, 2]);
-  return { calls: String.fromCharCode(...data).replace(/\0.*/s, ''), algorithms, device: model.device, threads: model.threads };
+  return {
+    calls: String.fromCharCode(...data).replace(/\0.*/s, ''),
+    algorithms,
+    device: model.device,
+    threads: model.threads,
+  };
 }
 
 const refusal = (promise: Promise<unknown>) =>
-  promise.then(() => 'nothing was refused', (error: unknown) => (error instanceof OctconvError ? error.message : `not ours: ${error}`));
+  promise.then(
+    () => 'nothing was refused',
+    (error: unknown) => (error instanceof OctconvError ? error.message : `not ours: ${error}`),
+  );
 
 console.log(
   JSON.stringify({

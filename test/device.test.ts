@@ -21,7 +21,9 @@ describe('device: one that records its calls', function () {
   };
   before(function () {
     if (!existsSync(addon)) return this.skip();
-    told = JSON.parse(execFileSync(process.execPath, ['--import=tsx', path('device-child.ts')], { env, encoding: 'utf8' }));
+    told = JSON.parse(
+      execFileSync(process.execPath, ['--import=tsx', path('device-child.ts')], { env, encoding: 'utf8' }),
+    );
   });
 
   it('runs a network of its two ops, and sees each call', () => {
@@ -36,15 +38,26 @@ describe('device: one that records its calls', function () {
 
   it('is listed by what the addon tells', () => {
     expect(told.devices.map(({ name }) => name)).to.deep.equal(['cpu', 'recorder', 'reference']);
-    expect(told.devices[1]).to.deep.equal({ name: 'recorder', about: 'records its calls', chosen: false, why: 'by its name alone' });
+    expect(told.devices[1]).to.deep.equal({
+      name: 'recorder',
+      about: 'records its calls',
+      chosen: false,
+      why: 'by its name alone',
+    });
     expect(told.unknown).to.equal("device 'camera': wanted auto, cpu, recorder, reference");
   });
 
   it('the command line lists it and takes it', () => {
-    const octconv = (args: string) => spawnSync(process.execPath, ['--import=tsx', path('../lib/cli.ts'), ...args.split(' ')], { env, encoding: 'utf8' });
+    const octconv = (args: string) =>
+      spawnSync(process.execPath, ['--import=tsx', path('../lib/cli.ts'), ...args.split(' ')], {
+        env,
+        encoding: 'utf8',
+      });
     expect(octconv('devices').stdout).to.match(/^ {2}recorder +records its calls; by its name alone$/m);
     const picture = path('images/cat.jpg');
-    expect(octconv(`classify ${picture} --device recorder`).stderr).to.equal('octconv: batchNorm: no kernel on recorder\n');
+    expect(octconv(`classify ${picture} --device recorder`).stderr).to.equal(
+      'octconv: batchNorm: no kernel on recorder\n',
+    );
     expect(octconv(`classify ${picture} --device camera`).stderr).to.include('wanted auto, cpu, recorder, reference');
   });
 });

@@ -18,13 +18,21 @@ function expectClose(got: F32 | undefined, wanted: F32): void {
   expect(largest).to.be.within(1e-3, 1e6);
   for (const [i, value] of wanted.data.entries()) {
     const difference = Math.abs((got?.data[i] as number) - value);
-    if (!(difference <= 1e-4 * largest)) expect.fail(`element ${i} is ${got?.data[i]}, wanted ${value}; the largest is ${largest}`);
+    if (!(difference <= 1e-4 * largest))
+      expect.fail(`element ${i} is ${got?.data[i]}, wanted ${value}; the largest is ${largest}`);
   }
 }
 
 /** What onnxruntime computes, in the order in which the network gives it. */
-async function inOnnxruntime(graph: Parameters<typeof toOnnx>[0], source: ReturnType<typeof initialize>, x: F32): Promise<F32[]> {
-  const session = await ort.InferenceSession.create(await toOnnx(graph, source), { graphOptimizationLevel: 'disabled', intraOpNumThreads: 1 });
+async function inOnnxruntime(
+  graph: Parameters<typeof toOnnx>[0],
+  source: ReturnType<typeof initialize>,
+  x: F32,
+): Promise<F32[]> {
+  const session = await ort.InferenceSession.create(await toOnnx(graph, source), {
+    graphOptimizationLevel: 'disabled',
+    intraOpNumThreads: 1,
+  });
   const { shape, data } = toNCHW(x);
   const results = await session.run({ input: new ort.Tensor('float32', data, shape) });
   await session.release();
@@ -42,7 +50,10 @@ async function check<Y>(
   shapesOf: (n: number, h: number, w: number) => readonly (readonly number[])[],
 ): Promise<void> {
   const source = initialize(network);
-  for (const [n, h, w] of [[1, 48, 64], [2, 45, 61]] as const) {
+  for (const [n, h, w] of [
+    [1, 48, 64],
+    [2, 45, 61],
+  ] as const) {
     const x = tensor('f32', [n, h, w, 3], numbers(elementCount([n, h, w, 3]), n));
     const wanted = await inOnnxruntime(record(network, x.shape), source, x);
     expect(wanted.map(({ shape }) => shape)).to.deep.equal(shapesOf(n, h, w));
@@ -58,7 +69,12 @@ async function check<Y>(
 describe('examples', function () {
   this.timeout(60_000);
 
-  it('U-Net', () => check(new UNet(4, [8, 12, 16]), async (model, x) => [await model.run(x)], (n, h, w) => [[n, h, w, 4]]));
+  it('U-Net', () =>
+    check(
+      new UNet(4, [8, 12, 16]),
+      async (model, x) => [await model.run(x)],
+      (n, h, w) => [[n, h, w, 4]],
+    ));
 
   it('feature pyramid, three outputs', () =>
     check(
@@ -71,5 +87,10 @@ describe('examples', function () {
       (n, h, w) => [4, 8, 16].map((scale) => [n, Math.ceil(h / scale), Math.ceil(w / scale), 12]),
     ));
 
-  it('EfficientNet', () => check(new TinyEfficientNet(5), async (model, x) => [await model.run(x)], (n) => [[n, 5]]));
+  it('EfficientNet', () =>
+    check(
+      new TinyEfficientNet(5),
+      async (model, x) => [await model.run(x)],
+      (n) => [[n, 5]],
+    ));
 });

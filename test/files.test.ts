@@ -96,21 +96,32 @@ describe('writing', function () {
     const target = inFolder('model');
     write('folder', target, 1);
     const writers = [2, 3].map((version) =>
-      spawn(process.execPath, [path('write.mjs'), 'folder', target, String(version), '40'], { stdio: ['ignore', 'ignore', 'pipe'] }));
+      spawn(process.execPath, [path('write.mjs'), 'folder', target, String(version), '40'], {
+        stdio: ['ignore', 'ignore', 'pipe'],
+      }),
+    );
     let errors = '';
     for (const { stderr } of writers) stderr.on('data', (chunk) => (errors += chunk));
     let running = true;
     const ended = Promise.all(writers.map((writer) => once(writer, 'close'))).finally(() => (running = false));
     let reads = 0;
     for (; running; reads++) expect(await versionOf(target)).to.be.oneOf([1, 2, 3]);
-    expect([await ended, errors]).to.deep.equal([[[0, null], [0, null]], '']);
+    expect([await ended, errors]).to.deep.equal([
+      [
+        [0, null],
+        [0, null],
+      ],
+      '',
+    ]);
     expect(reads).to.be.above(5);
     expect(await versionOf(target)).to.be.oneOf([2, 3]);
   });
 
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
     it(`${signal} leaves no temporary file, and ends the process`, async () => {
-      const child = spawn(process.execPath, [path('write.mjs'), 'hang', inFolder('model'), '1'], { stdio: ['ignore', 'pipe', 'inherit'] });
+      const child = spawn(process.execPath, [path('write.mjs'), 'hang', inFolder('model'), '1'], {
+        stdio: ['ignore', 'pipe', 'inherit'],
+      });
       await once(child.stdout, 'data');
       while (readdirSync(folder).length < 2) await new Promise((done) => setTimeout(done, 10));
       child.kill(signal);
@@ -140,7 +151,9 @@ describe('writing', function () {
     expect(await failure(writeWhole(inFolder('file'), failing()))).to.equal('no more');
     expect([readFileSync(inFolder('file'), 'utf8'), readdirSync(folder)]).to.deep.equal(['old', ['file']]);
     expect(await failure(writeWhole('/dev/full', ['new']))).to.equal('/dev/full: no space left on the device');
-    expect(await failure(writeWhole(inFolder('none/file'), ['new']))).to.match(/none\/file: there is no folder .*none$/);
+    expect(await failure(writeWhole(inFolder('none/file'), ['new']))).to.match(
+      /none\/file: there is no folder .*none$/,
+    );
     expect(await failure(writeWhole(folder, ['new']))).to.match(/: a folder, wanted a file$/);
   });
 
@@ -149,7 +162,9 @@ describe('writing', function () {
     symlinkSync('input', inFolder('soft'));
     linkSync(inFolder('input'), inFolder('hard'));
     for (const name of ['input', 'soft', 'hard', `../${basename(folder)}/input`]) {
-      expect(await failure(checkOutput(inFolder(name), [undefined, inFolder('input')]))).to.match(/: is read, as .*input; wanted another file/);
+      expect(await failure(checkOutput(inFolder(name), [undefined, inFolder('input')]))).to.match(
+        /: is read, as .*input; wanted another file/,
+      );
     }
     await checkOutput(inFolder('other'), [inFolder('input')]);
     await checkOutput('/dev/null', ['/dev/null']);

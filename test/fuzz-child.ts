@@ -27,7 +27,12 @@ const pick = <T>(list: readonly T[]): T => list[below(list.length)] as T;
 const floats = (n: number) => Float32Array.from({ length: n }, (_, i) => ((i * 7) % 13) / 13 - 0.4);
 const param = (...shape: number[]) => ({ dtype: 'f32', shape, data: floats(shape.reduce((a, b) => a * b, 1)) });
 const norm = (name: string, channels: number) =>
-  Object.fromEntries(['weight', 'bias', 'running_mean', 'running_var'].map((role) => [`${name}.${role}`, { ...param(channels), data: floats(channels).fill(0.5) }]));
+  Object.fromEntries(
+    ['weight', 'bias', 'running_mean', 'running_var'].map((role) => [
+      `${name}.${role}`,
+      { ...param(channels), data: floats(channels).fill(0.5) },
+    ]),
+  );
 
 const source = (more: Fields = {}) => ({
   input: 0,
@@ -42,7 +47,9 @@ const source = (more: Fields = {}) => ({
   ...more,
 });
 const convolution = (sources: Fields[], more: Fields = {}, term: Fields = {}) => ({
-  branches: [{ terms: [{ sources, ...term }], stores: [{ output: 0, pool: 0, activation: { least: 0, most: 6 } }], ...more }],
+  branches: [
+    { terms: [{ sources, ...term }], stores: [{ output: 0, pool: 0, activation: { least: 0, most: 6 } }], ...more },
+  ],
 });
 
 interface Layer {
@@ -62,20 +69,34 @@ const layers: Record<string, () => Layer> = {
   pooled: () => ({
     attrs: convolution([source({ pool: 1, prologue: { batchNorm: 'n', least: 0 } })], {
       compute: 'bf16',
-      stores: [{ output: 0, pool: 0 }, { output: 1, pool: 1, activation: { batchNorm: 's', least: 0 } }],
+      stores: [
+        { output: 0, pool: 0 },
+        { output: 1, pool: 1, activation: { batchNorm: 's', least: 0 } },
+      ],
     }),
     params: { w: param(4, 4, 3, 3), ...norm('n', 4), ...norm('s', 4) },
   }),
   depthwise: () => ({ attrs: convolution([source({ groups: 4 })]), params: { w: param(4, 1, 3, 3) } }),
-  grouped: () => ({ attrs: convolution([source({ groups: 2, stride: [1, 2, 2], dilation: [1, 2, 2] })]), params: { w: param(4, 2, 3, 3) } }),
+  grouped: () => ({
+    attrs: convolution([source({ groups: 2, stride: [1, 2, 2], dilation: [1, 2, 2] })]),
+    params: { w: param(4, 2, 3, 3) },
+  }),
   integers: () => ({
     attrs: convolution([source({ scale: 0.1, zero: 3 })], { compute: 'i8' }),
-    params: { w: { dtype: 'i8', shape: [4, 4, 3, 3], data: new Int8Array(144).fill(-128) }, 'w.scale': { ...param(4), data: floats(4).fill(0.1) } },
+    params: {
+      w: { dtype: 'i8', shape: [4, 4, 3, 3], data: new Int8Array(144).fill(-128) },
+      'w.scale': { ...param(4), data: floats(4).fill(0.1) },
+    },
   }),
   batchNorm: () => ({
     op: 'batchNorm',
     attrs: { eps: 1e-5 },
-    params: Object.fromEntries(['weight', 'bias', 'running_mean', 'running_var'].map((role) => [role, { ...param(4), data: floats(4).fill(0.5) }])),
+    params: Object.fromEntries(
+      ['weight', 'bias', 'running_mean', 'running_var'].map((role) => [
+        role,
+        { ...param(4), data: floats(4).fill(0.5) },
+      ]),
+    ),
   }),
 };
 const layerNames = Object.keys(layers);
@@ -92,12 +113,43 @@ const window = { kernel: [1, 3, 3], stride: [1, 2, 2], padding: [0, 1, 1], ceilM
 /** Plans: shapes of the values, which are all places of the arena but the first and last; and steps. */
 const plans: Record<string, { values: (number[] | [number[], string])[]; steps: Step[] }> = {
   relu: { values: [x, x], steps: [{ op: 'relu', from: [0], to: [1] }] },
-  plain: { values: [x, x, x, x], steps: [{ op: 'octConv', layer: 'plain', from: [0], to: [1] }, { op: 'octConv', layer: 'integers', from: [1], to: [2] }, { op: 'add', from: [1, 2], to: [3] }] },
-  octave: { values: [x, [1, 1, 3, 3, 3], x], steps: [{ op: 'pad', from: [0], to: [0], attrs: { before: [0, 0, 0], after: [0, 0, 0], value: 1 } }, { op: 'octConv', layer: 'octave', from: [0, 1], to: [2] }] },
-  pooled: { values: [x, [1, 1, 2, 2, 4], [1, 1, 3, 3, 4]], steps: [{ op: 'octConv', layer: 'pooled', from: [0], to: [2, 1] }] },
-  groups: { values: [x, x, [1, 1, 2, 2, 4]], steps: [{ op: 'octConv', layer: 'depthwise', from: [0], to: [1] }, { op: 'octConv', layer: 'grouped', from: [1], to: [2] }] },
+  plain: {
+    values: [x, x, x, x],
+    steps: [
+      { op: 'octConv', layer: 'plain', from: [0], to: [1] },
+      { op: 'octConv', layer: 'integers', from: [1], to: [2] },
+      { op: 'add', from: [1, 2], to: [3] },
+    ],
+  },
+  octave: {
+    values: [x, [1, 1, 3, 3, 3], x],
+    steps: [
+      { op: 'pad', from: [0], to: [0], attrs: { before: [0, 0, 0], after: [0, 0, 0], value: 1 } },
+      { op: 'octConv', layer: 'octave', from: [0, 1], to: [2] },
+    ],
+  },
+  pooled: {
+    values: [x, [1, 1, 2, 2, 4], [1, 1, 3, 3, 4]],
+    steps: [{ op: 'octConv', layer: 'pooled', from: [0], to: [2, 1] }],
+  },
+  groups: {
+    values: [x, x, [1, 1, 2, 2, 4]],
+    steps: [
+      { op: 'octConv', layer: 'depthwise', from: [0], to: [1] },
+      { op: 'octConv', layer: 'grouped', from: [1], to: [2] },
+    ],
+  },
   small: {
-    values: [x, [1, 1, 3, 3, 4], [1, 1, 2, 2, 4], [1, 1, 3, 3, 4], [1, 1, 6, 5, 4], [1, 1, 6, 5, 8], [1, 1, 1, 1, 8], [1, 1, 1, 1, 8]],
+    values: [
+      x,
+      [1, 1, 3, 3, 4],
+      [1, 1, 2, 2, 4],
+      [1, 1, 3, 3, 4],
+      [1, 1, 6, 5, 4],
+      [1, 1, 6, 5, 8],
+      [1, 1, 1, 1, 8],
+      [1, 1, 1, 1, 8],
+    ],
     steps: [
       { op: 'maxPool', from: [0], to: [1, 2], attrs: window },
       { op: 'avgPool', from: [0], to: [3], attrs: window },
@@ -110,9 +162,18 @@ const plans: Record<string, { values: (number[] | [number[], string])[]; steps: 
     ],
   },
   picture: {
-    values: [[[1, 1, 9, 7, 3], 'u8'], [[1, 1, 4, 5, 3], 'u8'], [1, 1, 4, 5, 3]],
+    values: [
+      [[1, 1, 9, 7, 3], 'u8'],
+      [[1, 1, 4, 5, 3], 'u8'],
+      [1, 1, 4, 5, 3],
+    ],
     steps: [
-      { op: 'resize', from: [0], to: [1], attrs: { height: 6, width: 6, crop: { top: 1, left: 0 }, interpolation: 'bicubic' } },
+      {
+        op: 'resize',
+        from: [0],
+        to: [1],
+        attrs: { height: 6, width: 6, crop: { top: 1, left: 0 }, interpolation: 'bicubic' },
+      },
       { op: 'normalize', from: [1], to: [2], attrs: { scale: 1 / 255, mean: [0.4, 0.4, 0.4], std: [0.2, 0.2, 0.2] } },
     ],
   },
@@ -123,7 +184,12 @@ function specOf(device: string, name: string) {
   const last = plan.values.length - 1;
   const values: Fields[] = plan.values.map((value, i) => {
     const [shape, dtype] = Array.isArray(value[0]) ? (value as [number[], string]) : [value as number[], 'f32'];
-    return { dtype, shape: [...shape], place: i === 0 ? 'input' : i === last ? 'output' : 'arena', at: i === 0 || i === last ? 0 : 1024 * i };
+    return {
+      dtype,
+      shape: [...shape],
+      place: i === 0 ? 'input' : i === last ? 'output' : 'arena',
+      at: i === 0 || i === last ? 0 : 1024 * i,
+    };
   });
   const steps = plan.steps.map(({ op, from, to, attrs, layer }, i) => ({
     op,
@@ -133,14 +199,26 @@ function specOf(device: string, name: string) {
     outputs: [...to],
     packed: layer ? [held(device, layer)] : [],
   }));
-  return { threads: 2, arenaBytes: 1024 * values.length, values, steps, segments: [{ steps: steps.length, rounds: 1 }] as Fields[] };
+  return {
+    threads: 2,
+    arenaBytes: 1024 * values.length,
+    values,
+    steps,
+    segments: [{ steps: steps.length, rounds: 1 }] as Fields[],
+  };
 }
 
 /** Four images, one at a time. */
 function inSegments() {
   const all = (place: string, rounds: number) => ({ dtype: 'f32', shape: [...x], place, at: 0, rounds });
   const relu = { op: 'relu', name: 'a', attrs: {}, inputs: [0], outputs: [1], packed: [] };
-  return { threads: 1, arenaBytes: 0, values: [all('input', 4), all('output', 4)], steps: [relu], segments: [{ steps: 1, rounds: 4 }] };
+  return {
+    threads: 1,
+    arenaBytes: 0,
+    values: [all('input', 4), all('output', 4)],
+    steps: [relu],
+    segments: [{ steps: 1, rounds: 4 }],
+  };
 }
 
 const bytesPer: Record<string, number> = { f32: 4, i32: 4, bf16: 2, f16: 2 };
@@ -169,23 +247,67 @@ function spotsOf(tree: unknown, into: Spot[] = []): Spot[] {
 }
 
 const detach = (array: ArrayBufferView): void => {
-  if (array.buffer instanceof ArrayBuffer && array.buffer.byteLength) structuredClone(array.buffer, { transfer: [array.buffer] });
+  if (array.buffer instanceof ArrayBuffer && array.buffer.byteLength)
+    structuredClone(array.buffer, { transfer: [array.buffer] });
 };
 const resizable = (bytes: number, then: number): Uint8Array => {
-  const Buffer = ArrayBuffer as unknown as new (bytes: number, options: object) => ArrayBuffer & { resize(bytes: number): void };
+  const Buffer = ArrayBuffer as unknown as new (
+    bytes: number,
+    options: object,
+  ) => ArrayBuffer & { resize(bytes: number): void };
   const buffer = new Buffer(bytes, { maxByteLength: 2 * bytes + 1024 });
   const view = new Uint8Array(buffer, 0, bytes);
   buffer.resize(then);
   return view;
 };
-const numbers = [0, -0, -1, 1, 2, 3, 0.5, 255, 256, 2 ** 20, 2 ** 31, 2 ** 32, 2 ** 40, 2 ** 53, 2 ** 62, -(2 ** 53), 1e300, 1e-300, Number.NaN, Infinity, -Infinity];
+const numbers = [
+  0,
+  -0,
+  -1,
+  1,
+  2,
+  3,
+  0.5,
+  255,
+  256,
+  2 ** 20,
+  2 ** 31,
+  2 ** 32,
+  2 ** 40,
+  2 ** 53,
+  2 ** 62,
+  -(2 ** 53),
+  1e300,
+  1e-300,
+  Number.NaN,
+  Infinity,
+  -Infinity,
+];
 const strangers: (() => unknown)[] = [
   () => undefined,
   () => null,
   () => '',
   () => 'a\nb\tc\u001b[1m',
   () => 'long '.repeat(10_000),
-  () => pick(['f32', 'f16', 'bf16', 'i8', 'u8', 'i32', 'input', 'output', 'arena', 'relu', 'octConv', 'concat', 'cpu:7', 'reference', 'w', 'n']),
+  () =>
+    pick([
+      'f32',
+      'f16',
+      'bf16',
+      'i8',
+      'u8',
+      'i32',
+      'input',
+      'output',
+      'arena',
+      'relu',
+      'octConv',
+      'concat',
+      'cpu:7',
+      'reference',
+      'w',
+      'n',
+    ]),
   () => random() < 0.5,
   () => ({}),
   () => [],
@@ -194,7 +316,18 @@ const strangers: (() => unknown)[] = [
   () => Symbol('s'),
   () => 10n,
   () => () => 1,
-  () => new Proxy({}, { get: () => { throw new Error('proxy'); }, ownKeys: () => { throw new Error('proxy'); } }),
+  () =>
+    new Proxy(
+      {},
+      {
+        get: () => {
+          throw new Error('proxy');
+        },
+        ownKeys: () => {
+          throw new Error('proxy');
+        },
+      },
+    ),
   () => new DataView(new ArrayBuffer(8)),
   () => new Float32Array(0),
   () => new Float64Array(9),
@@ -210,24 +343,37 @@ function bend(args: unknown[]): void {
   const spots = spotsOf(args);
   const [holder, key] = pick(spots);
   const old = holder[key];
-  const views = () => spots.map(([h, k]) => Object.getOwnPropertyDescriptor(h, k)?.value).filter((value) => ArrayBuffer.isView(value));
+  const views = () =>
+    spots.map(([h, k]) => Object.getOwnPropertyDescriptor(h, k)?.value).filter((value) => ArrayBuffer.isView(value));
   const kind = below(12);
-  if (kind < 3 && typeof old === 'number') holder[key] = pick([old + 1, old - 1, old * 2, -old, old + 0.5, pick(numbers)]);
+  if (kind < 3 && typeof old === 'number')
+    holder[key] = pick([old + 1, old - 1, old * 2, -old, old + 0.5, pick(numbers)]);
   else if (kind < 4) holder[key] = pick(numbers);
   else if (kind < 6) holder[key] = pick(strangers)();
   else if (kind === 6) Array.isArray(holder) ? holder.splice(Number(key), 1) : delete holder[key];
   else if (kind === 7) {
     const [other, place] = pick(spots);
     holder[key] = other[place] === holder ? 1 : other[place];
-  } else if (kind === 8 && Array.isArray(holder)) pick([() => holder.reverse(), () => holder.push(old), () => holder.unshift(pick(holder))])();
+  } else if (kind === 8 && Array.isArray(holder))
+    pick([() => holder.reverse(), () => holder.push(old), () => holder.unshift(pick(holder))])();
   else if (kind === 9) for (const view of views()) detach(view);
-  else if (ArrayBuffer.isView(old) && kind === 10) holder[key] = pick([(old as Uint8Array).slice(1), resizable(old.byteLength, old.byteLength - 1), resizable(old.byteLength, old.byteLength)]);
+  else if (ArrayBuffer.isView(old) && kind === 10)
+    holder[key] = pick([
+      (old as Uint8Array).slice(1),
+      resizable(old.byteLength, old.byteLength - 1),
+      resizable(old.byteLength, old.byteLength),
+    ]);
   else if (!Array.isArray(holder) || holder !== args) {
     let reads = 0;
     const other = pick(strangers)();
     const get = pick([
-      () => { throw new Error('getter'); },
-      () => { for (const view of views()) detach(view); return old; },
+      () => {
+        throw new Error('getter');
+      },
+      () => {
+        for (const view of views()) detach(view);
+        return old;
+      },
       () => (reads++ === 0 ? old : other),
     ]);
     Object.defineProperty(holder, key, { get, enumerable: true, configurable: true });
@@ -292,7 +438,8 @@ const kinds: Record<string, (bent: (args: unknown[]) => unknown[]) => Promise<vo
       const values = spec.values as Fields[];
       const large = values.some(({ shape }) => !Array.isArray(shape) || shape.reduce((a, b) => a * b, 1) > 2 ** 16);
       // What would take much memory or many threads is compiled only.
-      if (runBytes < 2 ** 24 && !large && spec.threads <= 8) await settle(addon.run(plan, inputsFor(spec as { values: Fields[] }), true));
+      if (runBytes < 2 ** 24 && !large && spec.threads <= 8)
+        await settle(addon.run(plan, inputsFor(spec as { values: Fields[] }), true));
     } finally {
       addon.release(plan);
     }
@@ -326,7 +473,8 @@ for (let i = first; i < first + count; i++) {
     told[mutations ? 'passed' : 'valid']++;
   } catch (error) {
     const message = error instanceof Error ? error.message : `no Error: ${String(error)}\n`;
-    if (!mutations || /[\n\r]/.test(message) || message.length > 1100 || message === '') told.wrong.push(`call ${i}, ${name}: ${message}`);
+    if (!mutations || /[\n\r]/.test(message) || message.length > 1100 || message === '')
+      told.wrong.push(`call ${i}, ${name}: ${message}`);
     told.refused++;
   }
   if (told.wrong.length > 9) break;

@@ -18,11 +18,18 @@ describe('fuzz: calls of the addon', function () {
     const at = join(folder, 'at');
     const child = fileURLToPath(new URL('fuzz-child.ts', import.meta.url));
     try {
-      const { status, signal, stdout, stderr } = spawnSync(process.execPath, ['--import=tsx', child, String(count), String(seed)], {
-        env: { ...process.env, OCTCONV_FUZZ_AT: at },
-        encoding: 'utf8',
-      });
-      expect([status, signal], `call ${readFileSync(at, 'utf8').trim()} of seed ${seed}\n${stderr.slice(-4000)}`).to.deep.equal([0, null]);
+      const { status, signal, stdout, stderr } = spawnSync(
+        process.execPath,
+        ['--import=tsx', child, String(count), String(seed)],
+        {
+          env: { ...process.env, OCTCONV_FUZZ_AT: at },
+          encoding: 'utf8',
+        },
+      );
+      expect(
+        [status, signal],
+        `call ${readFileSync(at, 'utf8').trim()} of seed ${seed}\n${stderr.slice(-4000)}`,
+      ).to.deep.equal([0, null]);
       const { valid, passed, refused, wrong } = JSON.parse(stdout);
       expect(wrong).to.deep.equal([]);
       expect(valid, 'calls that are right').to.be.above(count / 10);

@@ -56,7 +56,10 @@ describe('golden: operators', () => {
         for (const path of ['h2h', 'l2h', 'h2l', 'l2l']) params[path] = await get(`conv_${path}.weight`);
         params.biasH = await get('conv_h2h.bias');
         params.biasL = await get('conv_l2l.bias');
-        const x = new Octave((await get('xH')) as Tensor<'f32', [number, number, number, number]>, (await get('xL')) as never);
+        const x = new Octave(
+          (await get('xH')) as Tensor<'f32', [number, number, number, number]>,
+          (await get('xL')) as never,
+        );
         const y = await ops.octConv(x, params as never, { stride: c.stride, groups: c.groups, device });
         const wanted = new Octave(await get('yH'), await get('yL'));
         expect(y.low === undefined).to.equal(wanted.low === undefined);
@@ -69,7 +72,9 @@ describe('golden: operators', () => {
 });
 
 describe('golden: networks', () => {
-  const networks = readdirSync(golden).filter((file) => file.endsWith('.pth') && existsSync(join(golden, file.replace('.pth', '.y.npy'))));
+  const networks = readdirSync(golden).filter(
+    (file) => file.endsWith('.pth') && existsSync(join(golden, file.replace('.pth', '.y.npy'))),
+  );
   it('are there', () => expect(networks).to.not.be.empty);
   for (const file of networks) {
     for (const device of devices) {

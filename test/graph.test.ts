@@ -1,7 +1,16 @@
 import { expect } from 'chai';
 import { bytesPerElement } from '../lib/dtype.js';
 import { chooseAlgorithms } from '../lib/graph/algorithm.js';
-import { foldBatchNorm, fuse, joinActivations, joinPooling, joinPrologues, joinResidual, joinShortcut, sinkPooling } from '../lib/graph/fuse.js';
+import {
+  foldBatchNorm,
+  fuse,
+  joinActivations,
+  joinPooling,
+  joinPrologues,
+  joinResidual,
+  joinShortcut,
+  sinkPooling,
+} from '../lib/graph/fuse.js';
 import { Graph, toNTHWC, type Value } from '../lib/graph/graph.js';
 import { convStep, lower, type Steps } from '../lib/graph/lower.js';
 import { planMemory } from '../lib/graph/memory.js';
@@ -34,7 +43,12 @@ class Recorder {
   batchNorm(x: Value) {
     const name = `bn${this.#count++}`;
     const roles = ['weight', 'bias', 'running_mean', 'running_var'];
-    return this.#one('batchNorm', [x], { eps: 1e-5 }, Object.fromEntries(roles.map((r) => [r, this.graph.parameter(`${name}.${r}`, [4])])));
+    return this.#one(
+      'batchNorm',
+      [x],
+      { eps: 1e-5 },
+      Object.fromEntries(roles.map((r) => [r, this.graph.parameter(`${name}.${r}`, [4])])),
+    );
   }
   relu(x: Value) {
     return this.#one('relu', [x]);
@@ -47,11 +61,20 @@ class Recorder {
     const params = {
       h2h: this.graph.parameter(`${name}.h2h.weight`, [4, 4, 3, 3]),
       h2l: this.graph.parameter(`${name}.h2l.weight`, [4, 4, 3, 3]),
-      ...(xL && { l2h: this.graph.parameter(`${name}.l2h.weight`, [4, 4, 3, 3]), l2l: this.graph.parameter(`${name}.l2l.weight`, [4, 4, 3, 3]) }),
+      ...(xL && {
+        l2h: this.graph.parameter(`${name}.l2h.weight`, [4, 4, 3, 3]),
+        l2l: this.graph.parameter(`${name}.l2l.weight`, [4, 4, 3, 3]),
+      }),
     };
     const size = ((xH.shape[1] as number) + stride - 1) / stride;
     const outputs = [f32(1, size, size, 4), f32(1, Math.ceil(size / 2), Math.ceil(size / 2), 4)];
-    return this.graph.add('octConv', xL ? [xH, xL] : [xH], { kernel: [1, 3, 3], stride, groups: 1 }, params, outputs) as [Value, Value];
+    return this.graph.add(
+      'octConv',
+      xL ? [xH, xL] : [xH],
+      { kernel: [1, 3, 3], stride, groups: 1 },
+      params,
+      outputs,
+    ) as [Value, Value];
   }
   /** Names the outputs and lowers. */
   steps(...outputs: Value[]): Steps {
@@ -79,11 +102,18 @@ describe('graph: lowering', () => {
     const r = new Recorder();
     const [h, l] = r.octConv(...r.octConv(r.input()), 2);
     const steps = r.steps(h, l);
-    const paths = (step: number, i: number) => branch(steps, step, i).terms[0]?.sources.map((s) => [s.weight, s.pool, s.upsample]);
+    const paths = (step: number, i: number) =>
+      branch(steps, step, i).terms[0]?.sources.map((s) => [s.weight, s.pool, s.upsample]);
     expect(paths(0, 0)).to.deep.equal([['oct0.h2h.weight', 0, false]]);
     expect(paths(0, 1)).to.deep.equal([['oct0.h2l.weight', 1, false]]);
-    expect(paths(1, 0)).to.deep.equal([['oct1.h2h.weight', 1, false], ['oct1.l2h.weight', 0, false]]);
-    expect(paths(1, 1)).to.deep.equal([['oct1.l2l.weight', 1, false], ['oct1.h2l.weight', 2, false]]);
+    expect(paths(1, 0)).to.deep.equal([
+      ['oct1.h2h.weight', 1, false],
+      ['oct1.l2h.weight', 0, false],
+    ]);
+    expect(paths(1, 1)).to.deep.equal([
+      ['oct1.l2l.weight', 1, false],
+      ['oct1.h2l.weight', 2, false],
+    ]);
   });
 
   it('upsamples the low product at stride 1', () => {
@@ -160,7 +190,9 @@ describe('graph: fusion', () => {
     expect(ops(fused)).to.deep.equal(['octConv', 'octConv', 'octConv']);
     const [raw, ...others] = branch(fused).stores;
     expect(raw).to.deep.equal({ value: sum.id, pool: 0 });
-    expect(others.map(({ value, activation }) => [value, activation?.batchNorm?.weight, activation?.least])).to.deep.equal([
+    expect(
+      others.map(({ value, activation }) => [value, activation?.batchNorm?.weight, activation?.least]),
+    ).to.deep.equal([
       [first.id, 'bn1.weight', 0],
       [second.id, 'bn2.weight', undefined],
     ]);
@@ -181,7 +213,11 @@ describe('graph: fusion', () => {
     expect(ops(fused)).to.deep.equal(['octConv', 'octConv']);
     for (const step of [0, 1]) {
       const [source] = branch(fused, step).terms[0]?.sources ?? [];
-      expect([source?.input, source?.prologue?.batchNorm?.weight, source?.prologue?.least]).to.deep.equal([x.id, 'bn0.weight', 0]);
+      expect([source?.input, source?.prologue?.batchNorm?.weight, source?.prologue?.least]).to.deep.equal([
+        x.id,
+        'bn0.weight',
+        0,
+      ]);
     }
   });
 
@@ -193,7 +229,12 @@ describe('graph: fusion', () => {
 
   it('takes an average pooling that is P into the convolution before it', () => {
     const window = { kernel: [1, 2, 2], stride: [1, 2, 2], padding: [0, 0, 0], ceilMode: false, countIncludePad: true };
-    for (const [attrs, size, joined] of [[window, 8, true], [window, 7, false], [{ ...window, ceilMode: true, countIncludePad: false }, 7, true], [{ ...window, stride: [1, 1, 1] }, 8, false]] as const) {
+    for (const [attrs, size, joined] of [
+      [window, 8, true],
+      [window, 7, false],
+      [{ ...window, ceilMode: true, countIncludePad: false }, 7, true],
+      [{ ...window, stride: [1, 1, 1] }, 8, false],
+    ] as const) {
       const r = new Recorder();
       const y = r.conv(r.graph.input('f32', [1, size, size, 4]));
       const [pooled] = r.graph.add('avgPool', [y], attrs, {}, [f32(1, Math.ceil(size / 2), Math.ceil(size / 2), 4)]);
@@ -239,14 +280,21 @@ describe('graph: fusion', () => {
     expect(stored(steps, 0, 0)).to.have.length(2); // P(y), P(P(y)): nobody reads y
     expect(stored(steps, 0, 1)).to.have.length(2); // y, P(y)
     const shapes = stored(steps, 0, 0).map((id) => steps.values[id]?.shape);
-    expect(shapes).to.deep.equal([[1, 4, 4, 4], [1, 2, 2, 4]]);
+    expect(shapes).to.deep.equal([
+      [1, 4, 4, 4],
+      [1, 2, 2, 4],
+    ]);
     expect(branch(steps, 1, 1).terms[0]?.sources.map((s) => s.pool)).to.deep.equal([0, 0]);
     expect(branch(steps, 0, 1).terms[0]?.sources.map((s) => s.pool)).to.deep.equal([1]); // the network's own input
   });
 });
 
 describe('graph: fusion of whole networks', () => {
-  for (const [name, alpha, depth] of [['resnet-50', 0, 50], ['oct-resnet-50', 0.5, 50], ['oct-resnet-101', 0.125, 101]] as const) {
+  for (const [name, alpha, depth] of [
+    ['resnet-50', 0, 50],
+    ['oct-resnet-50', 0.5, 50],
+    ['oct-resnet-101', 0.125, 101],
+  ] as const) {
     it(`${name}, alpha ${alpha}: a step for each layer that counts, and the two poolings`, () => {
       const graph = record(buildNetwork(name, alpha ? { alpha } : {}), [1, 64, 64, 3]);
       const { steps, outputs } = fuse(lower(graph));
@@ -271,7 +319,8 @@ describe('graph: concatenations', () => {
   it('are no steps where pitched kernels write and read them: chains lie in one value', () => {
     const r = new Recorder();
     const x = r.input();
-    const wide = (channels: number, ...xs: Value[]) => r.graph.add('concat', xs, {}, {}, [f32(1, 8, 8, channels)])[0] as Value;
+    const wide = (channels: number, ...xs: Value[]) =>
+      r.graph.add('concat', xs, {}, {}, [f32(1, 8, 8, channels)])[0] as Value;
     const [first, second, third] = [0, 1, 2].map(() => r.conv(x)) as [Value, Value, Value];
     const inner = wide(8, first, second);
     const outer = wide(12, third, inner);
@@ -279,7 +328,12 @@ describe('graph: concatenations', () => {
     const { steps: left, slices = new Map() } = sliceConcats(steps, slicing(true));
     expect(left.map(({ op }) => op)).to.deep.equal(['octConv', 'octConv', 'octConv', 'octConv', 'octConv']);
     const place = (channel: number) => ({ of: outer.id, channel });
-    expect([...slices]).to.have.deep.members([[first.id, place(4)], [second.id, place(8)], [third.id, place(0)], [inner.id, place(4)]]);
+    expect([...slices]).to.have.deep.members([
+      [first.id, place(4)],
+      [second.id, place(8)],
+      [third.id, place(0)],
+      [inner.id, place(4)],
+    ]);
     expect(ops(sliceConcats(steps, slicing(false)))).to.deep.equal(ops(steps));
   });
 
@@ -289,7 +343,8 @@ describe('graph: concatenations', () => {
       const steps = r.steps(...build(r, r.conv(r.input())));
       return ops(sliceConcats(steps, slicing(true))).filter((op) => op === 'concat').length;
     };
-    const concat = (r: Recorder, ...xs: Value[]) => r.graph.add('concat', xs, {}, {}, [f32(1, 8, 8, 4 * xs.length)])[0] as Value;
+    const concat = (r: Recorder, ...xs: Value[]) =>
+      r.graph.add('concat', xs, {}, {}, [f32(1, 8, 8, 4 * xs.length)])[0] as Value;
     expect(left((r, y) => [r.conv(concat(r, y, r.conv(y)))])).to.equal(0);
     expect(left((r, y) => [r.conv(concat(r, y, r.input()))])).to.equal(1);
     expect(left((r, y) => [concat(r, y, r.conv(y))])).to.equal(1);
@@ -300,7 +355,10 @@ describe('graph: concatenations', () => {
     expect(left((r, y) => [r.relu(concat(r, y, r.conv(y)))])).to.equal(1);
   });
 
-  for (const [name, alpha, count] of [['densenet-121', 0, 125], ['oct-densenet-121', 0.25, 125]] as const) {
+  for (const [name, alpha, count] of [
+    ['densenet-121', 0, 125],
+    ['oct-densenet-121', 0.25, 125],
+  ] as const) {
     it(`${name}: at most ${count} steps, none of them a concatenation`, () => {
       const given = lower(record(buildNetwork(name, alpha ? { alpha } : {}), [1, 224, 224, 3]));
       const pitched = { ...kept, dtypes: ['f32'] } as const;
@@ -354,8 +412,20 @@ describe('graph: memory', () => {
   });
 
   it('gives a value that nobody reads its own place while it is written', () => {
-    const step = convStep('a', [{ terms: [], y: 1, stores: [{ value: 1, pool: 0 }, { value: 2, pool: 0 }] }]);
-    const { offsets } = planMemory({ values: [f32(1, 4), f32(1, 4), f32(1, 4)], steps: [step], inputs: [0], outputs: [] }, 64);
+    const step = convStep('a', [
+      {
+        terms: [],
+        y: 1,
+        stores: [
+          { value: 1, pool: 0 },
+          { value: 2, pool: 0 },
+        ],
+      },
+    ]);
+    const { offsets } = planMemory(
+      { values: [f32(1, 4), f32(1, 4), f32(1, 4)], steps: [step], inputs: [0], outputs: [] },
+      64,
+    );
     expect(offsets.get(1)).to.not.equal(offsets.get(2));
   });
 });
@@ -392,7 +462,10 @@ function randomGraph(seed: number): Graph {
   const conv = (x: Value, stride = pick(1, 1, 2)) => {
     const [k, o] = [pick(1, 3), pick(channels(x), 4, 6)];
     const bias = pick(param(o), undefined);
-    return nodes.conv(x as never, { weight: param(o, channels(x), k, k), bias }, { stride, padding: (k - 1) / 2 } as never) as Value;
+    return nodes.conv(x as never, { weight: param(o, channels(x), k, k), bias }, {
+      stride,
+      padding: (k - 1) / 2,
+    } as never) as Value;
   };
   const norm = (x: Value) => {
     const [weight, bias, running_mean, running_var] = [0, 1, 2, 3].map(() => param(channels(x)));
@@ -404,7 +477,9 @@ function randomGraph(seed: number): Graph {
     const [h, l, k] = [pick(4, 6), pick(0, 4), pick(1, 3)];
     const weight = (o: number, from?: Value) => (o && from ? param(o, channels(from), k, k) : undefined);
     const paths = { h2h: weight(h, x), l2h: weight(h, low), h2l: weight(l, x), l2l: weight(l, low) };
-    const y = nodes.octConv(new Octave(x, low) as never, paths as never, { stride: pick(1, 2) }) as unknown as Octave<Value>;
+    const y = nodes.octConv(new Octave(x, low) as never, paths as never, {
+      stride: pick(1, 2),
+    }) as unknown as Octave<Value>;
     return [y.high, ...(y.low ? [y.low] : [])];
   };
   const relu = (x: Value) => pick(nodes.relu, nodes.relu6)(x as never) as Value;
@@ -438,7 +513,10 @@ function randomGraph(seed: number): Graph {
     }
   }
   const made = values.slice(1).filter((value) => value.id !== graph.inputs[0]);
-  const chosen = new Set([...made.filter(() => pick(true, false, false, false)), made.at(-1) ?? conv(values[0] as Value)]);
+  const chosen = new Set([
+    ...made.filter(() => pick(true, false, false, false)),
+    made.at(-1) ?? conv(values[0] as Value),
+  ]);
   graph.outputs.push(...[...chosen].map(({ id }) => id));
   return graph;
 }
@@ -463,7 +541,8 @@ function* stagesOf(graph: Graph, seed: number): Generator<[title: string, steps:
     const images = () => pick(...[1, 2, 3, 4, 6].filter((n) => batch % n === 0));
     const [first, second] = [pick(0, 1, 2, 4), pick(1, 2, 3)];
     const counts = [first, second, steps.steps.length - first - second];
-    if (Math.min(...counts) >= 0) yield [`${compute} cut at random`, { ...steps, segments: counts.map((n) => ({ steps: n, images: images() })) }];
+    if (Math.min(...counts) >= 0)
+      yield [`${compute} cut at random`, { ...steps, segments: counts.map((n) => ({ steps: n, images: images() })) }];
   }
 }
 
@@ -497,7 +576,8 @@ function checkStructure(graph: Graph, given: Steps): void {
       hold(!made.has(id), () => `${id} is made twice, at last by ${step.name}`);
       made.add(id);
     }
-    if (step.branches) hold(alike(convStep(step.name, step.branches), step), () => `${step.name} is not what its branches say`);
+    if (step.branches)
+      hold(alike(convStep(step.name, step.branches), step), () => `${step.name} is not what its branches say`);
   }
   hold(alike([inputs, outputs], [graph.inputs, graph.outputs]), () => `inputs are ${inputs}, outputs ${outputs}`);
   for (const id of [...inputs, ...outputs]) {
@@ -530,7 +610,7 @@ function checkMemory(graph: Graph, given: Steps): void {
     hold(channel + channels(id) <= pitch, () => `value ${id} is wider than what it lies in`);
     const dense = pitch === channels(id) && partsOf(id, graph, given).length === 1;
     const pixels = dense ? 1 : elementCount(shape) / channels(id) / batch;
-    const each = elementCount(shape) / channels(id) / batch / pixels * pitch * words;
+    const each = (elementCount(shape) / channels(id) / batch / pixels) * pitch * words;
     return Array.from({ length: images * pixels }, (_, i) => {
       const image = Math.floor(i / pixels);
       let from = offset / 2 + ((whole.has(id) ? first : 0) * pixels + i) * each;
@@ -545,7 +625,8 @@ function checkMemory(graph: Graph, given: Steps): void {
   };
   const check = (name: string, ids: readonly number[], first: number, images: number) => {
     for (const { from, to, mark } of ids.flatMap((id) => ranges(id, first, images))) {
-      for (let i = from; i < to; i++) hold(held[i] === mark, () => `${name}: of value ${mark >> 6} some is value ${(held[i] ?? -1) >> 6}`);
+      for (let i = from; i < to; i++)
+        hold(held[i] === mark, () => `${name}: of value ${mark >> 6} some is value ${(held[i] ?? -1) >> 6}`);
     }
   };
   const bySteps = segmentsByStep(given, batch);
@@ -618,6 +699,16 @@ describe('graph: properties of the passes, on random graphs', function () {
       if (steps.values.some(({ dtype }) => dtype === 'bf16')) found.add('bf16');
       if (steps.slices?.size) found.add('slices');
     }
-    expect([...found].sort()).to.deep.equal(['activation', 'batchNorm', 'bf16', 'pooled', 'prologue', 'residual', 'segments', 'shortcut', 'slices']);
+    expect([...found].sort()).to.deep.equal([
+      'activation',
+      'batchNorm',
+      'bf16',
+      'pooled',
+      'prologue',
+      'residual',
+      'segments',
+      'shortcut',
+      'slices',
+    ]);
   });
 });

@@ -108,11 +108,31 @@ describe('input: decoding', () => {
 });
 
 describe('input: colour profiles', () => {
-  const rgb = [[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255], [128, 128, 128], [200, 120, 40], [10, 20, 30]];
+  const rgb = [
+    [255, 0, 0],
+    [0, 255, 0],
+    [0, 0, 255],
+    [255, 255, 255],
+    [128, 128, 128],
+    [200, 120, 40],
+    [10, 20, 30],
+  ];
   const grey = [0, 10, 64, 128, 192, 255].map((value) => [value]);
-  const adobe = [[0.60974, 0.31111, 0.01947], [0.20528, 0.62567, 0.06087], [0.14919, 0.06322, 0.74457]];
-  const prophoto = [[0.79767, 0.28803, 0], [0.13519, 0.71188, 0], [0.03134, 0.00009, 0.82491]];
-  const srgb = [[0.43607, 0.22249, 0.01392], [0.38515, 0.71687, 0.09708], [0.14307, 0.06061, 0.7141]];
+  const adobe = [
+    [0.60974, 0.31111, 0.01947],
+    [0.20528, 0.62567, 0.06087],
+    [0.14919, 0.06322, 0.74457],
+  ];
+  const prophoto = [
+    [0.79767, 0.28803, 0],
+    [0.13519, 0.71188, 0],
+    [0.03134, 0.00009, 0.82491],
+  ];
+  const srgb = [
+    [0.43607, 0.22249, 0.01392],
+    [0.38515, 0.71687, 0.09708],
+    [0.14307, 0.06061, 0.7141],
+  ];
   const ofSharp = async (name: string) =>
     (await sharp(await plain(1, 1, 'red').withIccProfile(name).png().toBuffer()).metadata()).icc as Buffer;
 
@@ -120,18 +140,62 @@ describe('input: colour profiles', () => {
   const table: [string, () => Promise<Buffer | undefined> | Buffer, number[][], number[][]][] = [
     ['none', async () => undefined, rgb, rgb],
     ['sRGB', () => ofSharp('srgb'), rgb, rgb],
-    ['Display P3', () => ofSharp('p3'), rgb, [
-      [255, 0, 0], [0, 255, 0], [2, 0, 255], [255, 255, 255], [128, 128, 128], [213, 115, 0], [7, 20, 31],
-    ]],
-    ['Adobe RGB', () => profile('RGB ', 2.2, adobe), rgb, [
-      [255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255], [129, 129, 129], [224, 121, 25], [0, 12, 24],
-    ]],
-    ['ProPhoto', () => profile('RGB ', 1.8, prophoto), rgb, [
-      [255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255], [146, 146, 146], [255, 114, 0], [0, 28, 42],
-    ]],
-    ['linear RGB', () => profile('RGB ', 1, srgb), rgb, [
-      [255, 0, 0], [1, 255, 0], [0, 0, 255], [255, 255, 255], [188, 188, 188], [229, 182, 110], [56, 79, 96],
-    ]],
+    [
+      'Display P3',
+      () => ofSharp('p3'),
+      rgb,
+      [
+        [255, 0, 0],
+        [0, 255, 0],
+        [2, 0, 255],
+        [255, 255, 255],
+        [128, 128, 128],
+        [213, 115, 0],
+        [7, 20, 31],
+      ],
+    ],
+    [
+      'Adobe RGB',
+      () => profile('RGB ', 2.2, adobe),
+      rgb,
+      [
+        [255, 0, 0],
+        [0, 255, 0],
+        [0, 0, 255],
+        [255, 255, 255],
+        [129, 129, 129],
+        [224, 121, 25],
+        [0, 12, 24],
+      ],
+    ],
+    [
+      'ProPhoto',
+      () => profile('RGB ', 1.8, prophoto),
+      rgb,
+      [
+        [255, 0, 0],
+        [0, 255, 0],
+        [0, 0, 255],
+        [255, 255, 255],
+        [146, 146, 146],
+        [255, 114, 0],
+        [0, 28, 42],
+      ],
+    ],
+    [
+      'linear RGB',
+      () => profile('RGB ', 1, srgb),
+      rgb,
+      [
+        [255, 0, 0],
+        [1, 255, 0],
+        [0, 0, 255],
+        [255, 255, 255],
+        [188, 188, 188],
+        [229, 182, 110],
+        [56, 79, 96],
+      ],
+    ],
     ['linear grey', () => profile('GRAY', 1), grey, [0, 55, 137, 188, 225, 255].map((v) => [v, v, v])],
     ['grey of gamma 2.2', () => profile('GRAY', 2.2), grey, [0, 3, 62, 129, 193, 255].map((v) => [v, v, v])],
     ['damaged', () => Buffer.from('nonsense'), rgb, rgb],
@@ -139,17 +203,24 @@ describe('input: colour profiles', () => {
   ];
   const expectClose = (data: Uint8Array, wanted: readonly number[][], tolerance: number, what: string) => {
     expect(data.length).to.equal(wanted.length * 3);
-    for (const [i, value] of wanted.flat().entries()) expect(data[i], `${what}, byte ${i}`).to.be.closeTo(value, tolerance);
+    for (const [i, value] of wanted.flat().entries())
+      expect(data[i], `${what}, byte ${i}`).to.be.closeTo(value, tolerance);
   };
   for (const [name, make, pixels, wanted] of table) {
     for (const depth of [8, 16] as const) {
       it(`${name}, ${depth} bits: LittleCMS' colours, with and without alpha, PNG and TIFF`, async () => {
         for (const alpha of [undefined, 255, 128]) {
           const given = pixels.map((pixel) => (alpha === undefined ? pixel : [...pixel, alpha]));
-          const shown = wanted.map((pixel) => pixel.map((v) => (v * (alpha ?? 255) + 255 * (255 - (alpha ?? 255))) / 255));
+          const shown = wanted.map((pixel) =>
+            pixel.map((v) => (v * (alpha ?? 255) + 255 * (255 - (alpha ?? 255))) / 255),
+          );
           const file = png(given, depth, await make());
           const space = pixels === grey ? { 8: 'b-w', 16: 'grey16' } : { 8: 'srgb', 16: 'rgb16' };
-          const tiff = await sharp(file).keepIccProfile().toColourspace(space[depth]).tiff({ compression: 'none' }).toBuffer();
+          const tiff = await sharp(file)
+            .keepIccProfile()
+            .toColourspace(space[depth])
+            .tiff({ compression: 'none' })
+            .toBuffer();
           expect((await sharp(tiff).metadata()).depth).to.equal(depth === 8 ? 'uchar' : 'ushort');
           for (const [format, bytes] of Object.entries({ png: file, tiff })) {
             const { data } = await decodeImage(bytes, { formats: ['png', 'tiff'] });
@@ -161,8 +232,15 @@ describe('input: colour profiles', () => {
     // JPEG rounds, and one level of a dark linear colour is 13 of sRGB.
     if (pixels !== rgb || ['damaged', 'grey for RGB', 'linear RGB'].includes(name)) continue;
     it(`${name}: LittleCMS' colours, JPEG and WebP`, async () => {
-      const blocks = png(pixels.flatMap((pixel) => Array<number[]>(16).fill(pixel)), 8, await make());
-      const tall = () => sharp(blocks).keepIccProfile().resize(pixels.length * 16, 16, { fit: 'fill', kernel: 'nearest' });
+      const blocks = png(
+        pixels.flatMap((pixel) => Array<number[]>(16).fill(pixel)),
+        8,
+        await make(),
+      );
+      const tall = () =>
+        sharp(blocks)
+          .keepIccProfile()
+          .resize(pixels.length * 16, 16, { fit: 'fill', kernel: 'nearest' });
       const files = [tall().jpeg({ quality: 100, chromaSubsampling: '4:4:4' }), tall().webp({ lossless: true })];
       for (const file of files) {
         const { data, width } = await decodeImage(await file.toBuffer());
@@ -241,16 +319,34 @@ describe('input: files that are no pictures', () => {
     }
   });
 
-  const svg = (content: string): Buffer => Buffer.from(`<svg xmlns="http://www.w3.org/2000/svg" width="700" height="700">${content}</svg>`);
-  const slowSvg = svg(`<filter id="f"><feTurbulence baseFrequency=".9" numOctaves="9"/><feGaussianBlur stdDeviation="3"/></filter>
+  const svg = (content: string): Buffer =>
+    Buffer.from(`<svg xmlns="http://www.w3.org/2000/svg" width="700" height="700">${content}</svg>`);
+  const slowSvg =
+    svg(`<filter id="f"><feTurbulence baseFrequency=".9" numOctaves="9"/><feGaussianBlur stdDeviation="3"/></filter>
     <rect width="700" height="700" filter="url(#f)"/>`);
   const head = (text: string): Buffer => Buffer.from(text, 'latin1');
   const others: [string, () => Promise<Uint8Array> | Uint8Array, string][] = [
     ['GIF', () => plain(8, 8, 'red').gif().toBuffer(), 'is GIF, wanted JPEG, PNG or WebP (others: the option formats)'],
-    ['TIFF', () => plain(8, 8, 'red').tiff({ compression: 'none' }).toBuffer(), 'is TIFF, wanted JPEG, PNG or WebP (others: the option formats)'],
-    ['AVIF', () => plain(8, 8, 'red').avif().toBuffer(), 'is AVIF, wanted JPEG, PNG or WebP (others: the option formats)'],
-    ['SVG', () => svg('<rect width="700" height="700" fill="red"/>'), 'is SVG, wanted JPEG, PNG or WebP (others: the option formats)'],
-    ['HEIC', () => head('\0\0\0\x18ftypheic\0\0\0\0mif1heic'), 'is HEIC, which cannot be decoded, wanted JPEG, PNG or WebP'],
+    [
+      'TIFF',
+      () => plain(8, 8, 'red').tiff({ compression: 'none' }).toBuffer(),
+      'is TIFF, wanted JPEG, PNG or WebP (others: the option formats)',
+    ],
+    [
+      'AVIF',
+      () => plain(8, 8, 'red').avif().toBuffer(),
+      'is AVIF, wanted JPEG, PNG or WebP (others: the option formats)',
+    ],
+    [
+      'SVG',
+      () => svg('<rect width="700" height="700" fill="red"/>'),
+      'is SVG, wanted JPEG, PNG or WebP (others: the option formats)',
+    ],
+    [
+      'HEIC',
+      () => head('\0\0\0\x18ftypheic\0\0\0\0mif1heic'),
+      'is HEIC, which cannot be decoded, wanted JPEG, PNG or WebP',
+    ],
     ['BMP', () => head('BM\x46\0\0\0'), 'is BMP, which cannot be decoded, wanted JPEG, PNG or WebP'],
     ['JPEG XL', () => head('\xff\x0a\0'), 'is JPEG XL, which cannot be decoded, wanted JPEG, PNG or WebP'],
     ['a film', () => head('\0\0\0\x18ftypisom\0\0\0\0isommp41'), 'is not a picture, wanted JPEG, PNG or WebP'],
@@ -266,7 +362,9 @@ describe('input: files that are no pictures', () => {
       const formats = [name.toLowerCase() as PictureFormat];
       const { data } = await decodeImage(await make(), { formats });
       expect([...data.subarray(0, 3)]).to.deep.equal([name === 'AVIF' ? 254 : 255, 0, 0]);
-      expect(await failure(decodeImage(cat, { formats }))).to.equal(`picture: is JPEG, wanted ${name} (others: the option formats)`);
+      expect(await failure(decodeImage(cat, { formats }))).to.equal(
+        `picture: is JPEG, wanted ${name} (others: the option formats)`,
+      );
     });
   }
 
@@ -397,7 +495,8 @@ describe('input: sources', () => {
       [new URL('https://example.org/cat.jpg'), /^https:\/\/example\.org\/cat\.jpg: wanted a file: URL$/],
       [`${path}\0`, /cannot be used \(ERR_INVALID_ARG_VALUE\)$/],
     ];
-    for (const [source, message] of wrong) expect(await failure(decodeImage(source as PictureSource))).to.match(message);
+    for (const [source, message] of wrong)
+      expect(await failure(decodeImage(source as PictureSource))).to.match(message);
   });
 
   it('a hundred pictures on one signal are no warning', async () => {
@@ -476,8 +575,14 @@ describe('input: sizes', () => {
     [{ height: 32, width: 32, cropPct: 0.5, resize: 64 }, /input: cropPct and resize say the same/],
     [{ height: 32, width: 64, cropPct: 0.5 }, /input: cropPct beside 32 x 64, wanted resize/],
     [{ height: 32, width: 32, resize: [32, 31] }, /input\.resize is \[32,31\], wanted at least the size/],
-    [{ height: 32, width: 32, channels: 'gray', mean: [0, 0, 0] }, /input\.mean is \[0,0,0\], wanted one number for "gray"/],
-    [{ height: 32, width: 32, mean: [123.7, 116.3, 103.5] }, /input\.mean is .*, but the scale 1\/255 makes pictures 0 \.\. 1: wanted/],
+    [
+      { height: 32, width: 32, channels: 'gray', mean: [0, 0, 0] },
+      /input\.mean is \[0,0,0\], wanted one number for "gray"/,
+    ],
+    [
+      { height: 32, width: 32, mean: [123.7, 116.3, 103.5] },
+      /input\.mean is .*, but the scale 1\/255 makes pictures 0 \.\. 1: wanted/,
+    ],
     [{ height: 32, width: 32, mean: [1, 2] }, /input\.mean is \[1,2\], wanted three numbers/],
     [{ height: 32, width: 32, std: [1, 0, 1] }, /input\.std\[1\] is 0, wanted a positive number/],
   ];
@@ -631,7 +736,16 @@ describe('input: resize', () => {
     });
   }
 
-  for (const [from, to] of [[[40, 50], [60, 30]], [[120, 40], [60, 30]]] as const) {
+  for (const [from, to] of [
+    [
+      [40, 50],
+      [60, 30],
+    ],
+    [
+      [120, 40],
+      [60, 30],
+    ],
+  ] as const) {
     it(`${from} to ${to}: a crop is that part of the whole`, async () => {
       for (const device of ['cpu', 'reference'] as const) {
         const whole = await resized(noise(from), from, to, 'bicubic', device);
@@ -671,8 +785,20 @@ describe('input: resize', () => {
 describe('input: resize without antialiasing', () => {
   /** What OpenCV 5.0 makes of the noise below, 7 x 5 to 4 x 3. */
   const table: readonly [interpolation: 'bilinear' | 'bicubic', wanted: readonly number[]][] = [
-    ['bilinear', [187, 40, 137, 27, 122, 172, 109, 83, 36, 66, 82, 155, 212, 88, 154, 194, 145, 85, 116, 191, 89, 52, 182, 10, 56, 79, 166, 146, 79, 200, 44, 108, 167, 222, 162, 139]],
-    ['bicubic', [204, 35, 136, 15, 126, 169, 110, 74, 28, 51, 78, 158, 229, 82, 163, 200, 157, 79, 127, 191, 84, 49, 190, 1, 45, 67, 178, 152, 75, 209, 45, 103, 175, 241, 172, 135]],
+    [
+      'bilinear',
+      [
+        187, 40, 137, 27, 122, 172, 109, 83, 36, 66, 82, 155, 212, 88, 154, 194, 145, 85, 116, 191, 89, 52, 182, 10, 56,
+        79, 166, 146, 79, 200, 44, 108, 167, 222, 162, 139,
+      ],
+    ],
+    [
+      'bicubic',
+      [
+        204, 35, 136, 15, 126, 169, 110, 74, 28, 51, 78, 158, 229, 82, 163, 200, 157, 79, 127, 191, 84, 49, 190, 1, 45,
+        67, 178, 152, 75, 209, 45, 103, 175, 241, 172, 135,
+      ],
+    ],
   ];
   let state = 12345n;
   const noise = Uint8Array.from({ length: 7 * 5 * 3 }, () => {
@@ -801,15 +927,20 @@ describe('input: batches', () => {
   it('one source needs no list; sources that are not files have numbers', async () => {
     const [path = ''] = await files('one', 1);
     for (const sources of [path, [path]]) {
-      for await (const { files, indices } of loadBatches(sources, input)) expect([files, indices]).to.deep.equal([[path], [0]]);
+      for await (const { files, indices } of loadBatches(sources, input))
+        expect([files, indices]).to.deep.equal([[path], [0]]);
     }
     const seen: unknown[] = [];
     const bytes = readFileSync(path);
     const failed = (error: OctconvError, file: string, index: number) => seen.push([error.message, file, index]);
-    for await (const { files, indices } of loadBatches([bytes, Buffer.from('text'), path], input, { failed })) seen.push([files, indices]);
+    for await (const { files, indices } of loadBatches([bytes, Buffer.from('text'), path], input, { failed }))
+      seen.push([files, indices]);
     expect(seen).to.deep.equal([
       ['picture 1: is not a picture, wanted JPEG, PNG or WebP', 'picture 1', 1],
-      [['picture 0', path], [0, 2]],
+      [
+        ['picture 0', path],
+        [0, 2],
+      ],
     ]);
   });
 
@@ -818,7 +949,10 @@ describe('input: batches', () => {
     const late = new Readable({ read() {} });
     const unread = new Readable({ read() {} });
     const told: string[] = [];
-    for await (const _ of loadBatches([path, late, path, unread], input, { batch: 1, failed: (error) => told.push(error.message) })) {
+    for await (const _ of loadBatches([path, late, path, unread], input, {
+      batch: 1,
+      failed: (error) => told.push(error.message),
+    })) {
       if (late.destroyed) break;
       late.destroy(new Error('the client left'));
       await new Promise((resolve) => setTimeout(resolve, 20));

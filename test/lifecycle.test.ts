@@ -7,7 +7,19 @@ import { promisify } from 'node:util';
 import { Worker } from 'node:worker_threads';
 import { expect } from 'chai';
 import { relativeError } from '../lib/bench/measure.js';
-import { buildNetwork, createModel, defaultInput, type Feature, initialize, layers, loadModel, Model, Module, quantize, Tensor } from '../lib/index.js';
+import {
+  buildNetwork,
+  createModel,
+  defaultInput,
+  type Feature,
+  initialize,
+  layers,
+  loadModel,
+  Model,
+  Module,
+  quantize,
+  Tensor,
+} from '../lib/index.js';
 import { resolveNetworkOptions } from '../lib/models/index.js';
 import { targetOf } from '../lib/devices.js';
 import { stepsFor } from '../lib/targets.js';
@@ -35,7 +47,9 @@ describe('lifecycle: runs', () => {
   it('leave the event loop free', async () => {
     await model.plan(long.shape);
     let ended = false;
-    const run = model.run(long).finally(() => { ended = true; });
+    const run = model.run(long).finally(() => {
+      ended = true;
+    });
     let turns = 0;
     for (; !ended; turns++) await turn();
     await run;
@@ -58,7 +72,12 @@ describe('lifecycle: runs', () => {
     const reason = new Error('enough');
     controller.abort(reason);
     let turns = 0;
-    const first = await Promise.race([run, (async () => { for (; turns < 3; turns++) await turn(); })()]);
+    const first = await Promise.race([
+      run,
+      (async () => {
+        for (; turns < 3; turns++) await turn();
+      })(),
+    ]);
     expect(first).to.equal(reason); // not when the run has ended
     expect(await model.run(long, { signal }).catch((error) => error)).to.equal(reason);
   });
@@ -101,7 +120,9 @@ describe('lifecycle: runs', () => {
     const controller = new AbortController();
     const x = Tensor.zeros('f32', [1, 32, 32, 3]);
     await Promise.all(Array.from({ length: 100 }, () => model.run(x, { signal: controller.signal })));
-    const aborted = Array.from({ length: 100 }, () => model.run(long, { signal: controller.signal }).catch((error) => error));
+    const aborted = Array.from({ length: 100 }, () =>
+      model.run(long, { signal: controller.signal }).catch((error) => error),
+    );
     controller.abort(new Error('all of them'));
     expect(new Set((await Promise.all(aborted)).map(String))).to.deep.equal(new Set(['Error: all of them']));
     await turn();
@@ -110,8 +131,14 @@ describe('lifecycle: runs', () => {
   });
 
   /** What a run gives for an input that something happens to right after the run has begun. */
-  async function whileRunning(make: () => Float32Array<ArrayBuffer>, happens: (x: Float32Array<ArrayBuffer>) => unknown): Promise<void> {
-    const fill = (data: Float32Array) => data.forEach((_, i) => { data[i] = Math.sin(i); });
+  async function whileRunning(
+    make: () => Float32Array<ArrayBuffer>,
+    happens: (x: Float32Array<ArrayBuffer>) => unknown,
+  ): Promise<void> {
+    const fill = (data: Float32Array) =>
+      data.forEach((_, i) => {
+        data[i] = Math.sin(i);
+      });
     const [kept, taken] = [make(), make()];
     fill(kept);
     fill(taken);
@@ -123,18 +150,32 @@ describe('lifecycle: runs', () => {
   const elements = 64 * 64 * 64 * 3;
 
   it('see an input as it was, whatever becomes of its buffer', async () => {
-    await whileRunning(() => new Float32Array(elements), (x) => x.fill(7));
-    await whileRunning(() => new Float32Array(elements), (x) => {
-      structuredClone(x.buffer, { transfer: [x.buffer] });
-      expect(x.length).to.equal(0);
-    });
-    await whileRunning(() => new Float32Array(elements), (x) => {
-      const { port1, port2 } = new MessageChannel();
-      port1.postMessage(x, [x.buffer]);
-      port1.close();
-      port2.close();
-    });
-    const resizable = () => new Float32Array(new (ArrayBuffer as unknown as new (n: number, o: object) => ArrayBuffer)(elements * 4, { maxByteLength: elements * 8 }));
+    await whileRunning(
+      () => new Float32Array(elements),
+      (x) => x.fill(7),
+    );
+    await whileRunning(
+      () => new Float32Array(elements),
+      (x) => {
+        structuredClone(x.buffer, { transfer: [x.buffer] });
+        expect(x.length).to.equal(0);
+      },
+    );
+    await whileRunning(
+      () => new Float32Array(elements),
+      (x) => {
+        const { port1, port2 } = new MessageChannel();
+        port1.postMessage(x, [x.buffer]);
+        port1.close();
+        port2.close();
+      },
+    );
+    const resizable = () =>
+      new Float32Array(
+        new (ArrayBuffer as unknown as new (n: number, o: object) => ArrayBuffer)(elements * 4, {
+          maxByteLength: elements * 8,
+        }),
+      );
     await whileRunning(resizable, (x) => (x.buffer as unknown as { resize(n: number): void }).resize(0));
   });
 
@@ -150,7 +191,8 @@ describe('lifecycle: runs', () => {
     const shapes = [1, 2, 3].map((n) => [n, 32, 32, 3]);
     (await model.plan(shapes[0] ?? [])).dispose();
     for (let i = 0; i < 3; i++) {
-      for (const y of await Promise.all(shapes.map((shape) => model.run(Tensor.zeros('f32', shape))))) expect(y.shape[1]).to.equal(10);
+      for (const y of await Promise.all(shapes.map((shape) => model.run(Tensor.zeros('f32', shape)))))
+        expect(y.shape[1]).to.equal(10);
     }
   });
 
@@ -173,7 +215,9 @@ describe('lifecycle: runs', () => {
     const other = createModel('oct-resnet-26', { ...small, seed: 3 }, { threads: 1 });
     const inputs = Array.from({ length: 8 }, (_, i) => {
       const x = Tensor.zeros('f32', [1 + (i % 3), 32, 32, 3]);
-      x.data.forEach((_, j) => { x.data[j] = Math.sin(j * (i + 1)); });
+      x.data.forEach((_, j) => {
+        x.data[j] = Math.sin(j * (i + 1));
+      });
       return x;
     });
     const alone = [];
@@ -196,7 +240,9 @@ describe('lifecycle: runs', () => {
 
   it('give the same bits for any number of threads', async () => {
     const x = Tensor.zeros('f32', [2, 45, 37, 3]);
-    x.data.forEach((_, j) => { x.data[j] = Math.cos(j); });
+    x.data.forEach((_, j) => {
+      x.data[j] = Math.cos(j);
+    });
     const results = [];
     for (const threads of [1, 2, 3, 8]) {
       using model = createModel('oct-resnet-26', { ...small, alpha: 0.25, width: 20 }, { threads });
@@ -220,7 +266,10 @@ describe('lifecycle: sub-batches', () => {
     let first: Float32Array | undefined;
     for (const threads of [1, 2, 3, 4, 8]) {
       using model = createModel('oct-resnet-26', options, { threads });
-      const { segments = [{ steps: 0, images: 6 }] } = stepsFor(model.record(x.shape), { traits: targetOf('cpu').traits, threads });
+      const { segments = [{ steps: 0, images: 6 }] } = stepsFor(model.record(x.shape), {
+        traits: targetOf('cpu').traits,
+        threads,
+      });
       for (const segment of segments) images.add(segment.images);
       const y = await model.run(x);
       first ??= y.data;
@@ -269,9 +318,16 @@ describe('lifecycle: model folders', () => {
   for (const dtype of ['f32', 'bf16'] as const) {
     it(`run at other sizes than their own, also at once, and are open until they are disposed of, ${dtype}`, async () => {
       using made = createModel(name, given, { dtype });
-      const inputs = [[1, 32, 32], [1, 96, 64], [2, 17, 15], [3, 8, 8]].map(([n = 1, h = 1, w = 1]) => {
+      const inputs = [
+        [1, 32, 32],
+        [1, 96, 64],
+        [2, 17, 15],
+        [3, 8, 8],
+      ].map(([n = 1, h = 1, w = 1]) => {
         const x = Tensor.zeros('f32', [n, h, w, 3]);
-        x.data.forEach((_, j) => { x.data[j] = Math.sin(j); });
+        x.data.forEach((_, j) => {
+          x.data[j] = Math.sin(j);
+        });
         return x;
       });
       const wanted = [];

@@ -20,7 +20,9 @@ async function child<T>(script: string): Promise<T> {
     const run = (model, size) => model.run(Tensor.zeros('f32', [1, size, size, 3]));
     const main = async () => {${script}};
     console.log(JSON.stringify(await main()));`;
-  const { stdout } = await promisify(execFile)(process.execPath, ['--expose-gc', '--input-type=module', '-e', code], { timeout: 280_000 });
+  const { stdout } = await promisify(execFile)(process.execPath, ['--expose-gc', '--input-type=module', '-e', code], {
+    timeout: 280_000,
+  });
   return JSON.parse(stdout);
 }
 
@@ -81,14 +83,19 @@ describe('memory', function () {
       expect(idle).to.deep.equal(idleBytes === 0 ? [false, false, true] : [true, true, true]);
       expect((await model.run(x[0] as Tensor<'f32'>)).shape).to.deep.equal([1, 10]);
     }
-    expect(() => createModel('oct-resnet-26', small, { idleBytes: -1 })).to.throw('idleBytes: -1, wanted a number of bytes');
+    expect(() => createModel('oct-resnet-26', small, { idleBytes: -1 })).to.throw(
+      'idleBytes: -1, wanted a number of bytes',
+    );
   });
 
   it('of a plan may be limited: one that would take more is an error, and others still run', async () => {
     using model = createModel('oct-resnet-26', small, { maxBytes: 4 * 2 ** 20 });
     const x = Tensor.zeros('f32', [1, 32, 32, 3]);
     expect((await model.run(x)).shape).to.deep.equal([1, 10]);
-    for (const shape of [[64, 128, 128, 3], [2, 4096, 4096, 3]]) {
+    for (const shape of [
+      [64, 128, 128, 3],
+      [2, 4096, 4096, 3],
+    ]) {
       const error = await model.plan(shape).catch((e) => e.message);
       expect(error).to.match(/^plan: weights of .* MiB and a run of .* MiB are more than maxBytes, 4\.0 MiB$/);
     }

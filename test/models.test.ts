@@ -77,7 +77,9 @@ describe('models: cost at 224 px', () => {
 
 describe("models: the authors' count", () => {
   // The paper's table 1 and supplement; parameters in M. Without alpha: the plain network.
-  const table: { readonly [network: string]: readonly [alphas: readonly number[], giga: readonly string[], parameters: string] } = {
+  const table: {
+    readonly [network: string]: readonly [alphas: readonly number[], giga: readonly string[], parameters: string];
+  } = {
     'resnet-v2-26': [[0.125, 0.25, 0.5, 0.75], ['2.352', '2.102', '1.872', '1.491', '1.216'], '15.99'],
     'resnet-v2-50': [[0.125, 0.25, 0.5, 0.75], ['4.103', '3.587', '3.123', '2.383', '1.891'], '25.55'],
     'resnet-v2-101': [[0.125, 0.25, 0.5], ['7.820', '6.656', '5.625', '4.012'], '44.55'],
@@ -222,7 +224,9 @@ describe('models: from where they are loaded', () => {
   });
 
   it('other URLs and names are errors that say what was wanted', async () => {
-    expect(await loadModel(new URL('https://example.org/model')).catch(String)).to.include('wanted a path or a file: URL');
+    expect(await loadModel(new URL('https://example.org/model')).catch(String)).to.include(
+      'wanted a path or a file: URL',
+    );
     expect(await loadModel('no-such-model').catch(String)).to.include('no-such-model: no such file');
     expect(await loadModel(undefined as never).catch(String)).to.include('model: got "undefined"');
   });
@@ -258,7 +262,11 @@ describe('models: a family from outside', () => {
       using made = createModel('tiny', { classes: 2 });
       expect(made.options).to.deep.equal({ classes: 2 });
       expect(made.input?.mean).to.deep.equal([0, 0, 0]);
-      const x = new Tensor('f32', [1, 2, 2, 3], Float32Array.from({ length: 12 }, (_, i) => i));
+      const x = new Tensor(
+        'f32',
+        [1, 2, 2, 3],
+        Float32Array.from({ length: 12 }, (_, i) => i),
+      );
       const wanted = (await made.run(x)).data;
       const weights = initialize(buildNetwork('tiny', { classes: 2 }));
       const file = join(folder, 'tiny.safetensors');

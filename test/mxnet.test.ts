@@ -6,7 +6,15 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { expect } from 'chai';
-import { buildNetwork, initialize, loadModel, namedParameters, type NetworkOptions, OctconvError, openWeights } from '../lib/index.js';
+import {
+  buildNetwork,
+  initialize,
+  loadModel,
+  namedParameters,
+  type NetworkOptions,
+  OctconvError,
+  openWeights,
+} from '../lib/index.js';
 import { toNHWC } from '../lib/layout.js';
 import { countFlops } from '../lib/flops.js';
 import { inferOptions, withParameterNames } from '../lib/models/infer.js';
@@ -68,7 +76,9 @@ describe('mxnet: golden networks', () => {
 describe('mxnet: golden networks on every other instruction set', function () {
   this.timeout(120_000);
   if (process.env.OCTCONV_ISA) return; // this is such a run
-  for (const isa of ['baseline', 'avx2', 'avx512', 'avx512vnni', 'avx512bf16'].filter((isa) => isa !== targetOf('cpu').traits.isa)) {
+  for (const isa of ['baseline', 'avx2', 'avx512', 'avx512vnni', 'avx512bf16'].filter(
+    (isa) => isa !== targetOf('cpu').traits.isa,
+  )) {
     it(isa, function () {
       const mocha = fileURLToPath(new URL('../node_modules/mocha/bin/mocha.js', import.meta.url));
       const args = ['--import=tsx', mocha, '--no-config', '-g', 'on cpu', fileURLToPath(import.meta.url)];
@@ -104,8 +114,14 @@ describe('mxnet: what is read off a file', () => {
       expect([name, options]).to.deep.equal([network, { classes: 10, stem: 'imagenet', ...some }]);
       expect([...source.tensors.keys()]).to.have.members([...namedParameters(buildNetwork(name, options)).keys()]);
       // (v - mean) * .0167
-      expect([input.resize, input.interpolation, input.scale, input.std]).to.deep.equal([256, 'bicubic', 0.0167, [1, 1, 1]]);
-      for (const [i, mean] of [124, 117, 104].entries()) expect((input.mean[i] ?? 0) / input.scale).to.be.closeTo(mean, 1e-9);
+      expect([input.resize, input.interpolation, input.scale, input.std]).to.deep.equal([
+        256,
+        'bicubic',
+        0.0167,
+        [1, 1, 1],
+      ]);
+      for (const [i, mean] of [124, 117, 104].entries())
+        expect((input.mean[i] ?? 0) / input.scale).to.be.closeTo(mean, 1e-9);
       await source.close();
     });
   }
@@ -143,8 +159,15 @@ describe('mxnet: what is read off a file', () => {
       .replace(/(bn(?:-[hl])?)_weight$/, '$1_gamma')
       .replace(/(bn(?:-[hl])?)_bias$/, '$1_beta');
   for (const [name, alpha] of [
-    ['resnet-v2-26'], ['resnet-v2-200'], ['oct-resnet-v2-101', 0.125], ['oct-resnet-v2-50', 0], ['se-resnet-v2-50'],
-    ['oct-se-resnet-v2-50', 0.75], ['densenet-121'], ['oct-densenet-121', 0.125], ['oct-densenet-121', 0.01],
+    ['resnet-v2-26'],
+    ['resnet-v2-200'],
+    ['oct-resnet-v2-101', 0.125],
+    ['oct-resnet-v2-50', 0],
+    ['se-resnet-v2-50'],
+    ['oct-se-resnet-v2-50', 0.75],
+    ['densenet-121'],
+    ['oct-densenet-121', 0.125],
+    ['oct-densenet-121', 0.01],
   ] as const) {
     it(`${name}${alpha === undefined ? '' : ` at alpha ${alpha}`}: every record, every option`, () => {
       const options = { alpha: alpha ?? 0, width: 16, classes: 3, stem: 'imagenet' as const };
@@ -199,7 +222,17 @@ describe('mxnet: records', () => {
         const { dtype = 'f32', shape } = source.tensors.get(name) ?? {};
         return [shape, ...toFloats(dtype, await source.read(name))];
       };
-      expect([...source.tensors.keys()]).to.deep.equal(['v0', 'v1', 'v2', 'v3.weight', 'empty', 'f8', 'f2', 'bf16', 'i4']);
+      expect([...source.tensors.keys()]).to.deep.equal([
+        'v0',
+        'v1',
+        'v2',
+        'v3.weight',
+        'empty',
+        'f8',
+        'f2',
+        'bf16',
+        'i4',
+      ]);
       expect(await read('v0')).to.deep.equal([[2, 1], 1, -2]);
       expect(await read('v1')).to.deep.equal([[3], 3, 4, 5]);
       expect(await read('v2')).to.deep.equal([[1, 1, 1, 1], 6]);
@@ -223,7 +256,9 @@ describe('mxnet: records', () => {
     await source.close();
     const x = toNHWC((await readNpy(join(golden, one.case, one.inputs[0].x))) as never);
     using model = await loadModel(join(folder, 'model'));
-    expect(error((await model.run(x)).data, (await readNpy(join(golden, one.case, one.inputs[0].logits))).data)).to.be.below(1e-4);
+    expect(
+      error((await model.run(x)).data, (await readNpy(join(golden, one.case, one.inputs[0].logits))).data),
+    ).to.be.below(1e-4);
     expect([model.name, model.options, model.input]).to.deep.equal(['oct-densenet', options, input]);
   });
 
@@ -232,7 +267,13 @@ describe('mxnet: records', () => {
     if (!one) throw new Error('no cases');
     const data = readFileSync(fileOf(one));
     const file = join(folder, 'release.tar');
-    await writeFile(file, tar([{ name: 'a-symbol.json', data: Buffer.from('{}') }, { name: 'a-0000.params', data }]));
+    await writeFile(
+      file,
+      tar([
+        { name: 'a-symbol.json', data: Buffer.from('{}') },
+        { name: 'a-0000.params', data },
+      ]),
+    );
     using model = await loadModel(file);
     expect(model.name).to.equal('resnet-v2');
   });

@@ -24,7 +24,9 @@ function definedSymbols(args: string[]): NativeSymbol[] {
 // Functions and variables of one namespace, their guards, tables and type names (the Itanium C++ ABI's mangling).
 const belongsTo = (level: string) => new RegExp(`^_Z(GV|GR|T[VTIS])?N[VK]*7octconv${level.length}${level}`);
 const leaks = (symbols: NativeSymbol[], level: string) =>
-  symbols.filter(({ type, name }) => type !== type.toLowerCase() || 'wvu'.includes(type) ? !belongsTo(level).test(name) : false);
+  symbols.filter(({ type, name }) =>
+    type !== type.toLowerCase() || 'wvu'.includes(type) ? !belongsTo(level).test(name) : false,
+  );
 
 describe('native symbols', () => {
   before(function () {
@@ -42,8 +44,16 @@ describe('native symbols', () => {
   }
 
   it('a leak is recognised', () => {
-    const names = ['_ZN7octconv4avx23sumEPKfl', '_ZGVN7octconv4avx25tableE', '_ZN7octconv8ceilDivEll', '_ZNSt6vectorIfSaIfEED1Ev'];
-    const found = leaks(names.map((name) => ({ name, type: 'W' })), 'avx2').map(({ name }) => name);
+    const names = [
+      '_ZN7octconv4avx23sumEPKfl',
+      '_ZGVN7octconv4avx25tableE',
+      '_ZN7octconv8ceilDivEll',
+      '_ZNSt6vectorIfSaIfEED1Ev',
+    ];
+    const found = leaks(
+      names.map((name) => ({ name, type: 'W' })),
+      'avx2',
+    ).map(({ name }) => name);
     expect(found).to.deep.equal(names.slice(2));
     expect(leaks([{ name: 'local', type: 't' }], 'avx2')).to.be.empty;
   });
@@ -55,7 +65,9 @@ describe('native symbols', () => {
 
   it('the addon needs no C++ library and no glibc newer than 2.34', () => {
     const addon = join(build, 'Release/octconv.node');
-    const libraries = [...output('readelf', ['--dynamic', '--wide', addon]).matchAll(/\(NEEDED\).*\[(.*)\]/g)].map(([, name]) => name);
+    const libraries = [...output('readelf', ['--dynamic', '--wide', addon]).matchAll(/\(NEEDED\).*\[(.*)\]/g)].map(
+      ([, name]) => name,
+    );
     expect(['libgcc_s.so.1', 'libm.so.6', 'libc.so.6', 'ld-linux-x86-64.so.2']).to.include.members(libraries);
     const minors = [...output('objdump', ['-T', addon]).matchAll(/GLIBC_2\.(\d+)/g)].map(([, minor]) => Number(minor));
     expect(Math.max(...minors)).to.be.at.most(34);

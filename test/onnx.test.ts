@@ -83,7 +83,10 @@ describe('onnx: networks', () => {
   for (const name of networkNames) {
     // At alpha .1 the first layers have no low branch: .1 x 8 channels are none.
     for (const alpha of name.startsWith('oct-') ? [0.5, 0.1] : [undefined]) {
-      for (const [h, w] of [[64, 64], [75, 53]] as const) {
+      for (const [h, w] of [
+        [64, 64],
+        [75, 53],
+      ] as const) {
         it(`${name}${alpha ? ` alpha ${alpha}` : ''} at ${h} x ${w}, batch 1 and 2`, async function () {
           this.timeout(60_000);
           const { network, read } = randomWeights(name, alpha);
@@ -115,7 +118,10 @@ describe('onnx: networks', () => {
     const types = 'Add AveragePool BatchNormalization Conv Flatten Gemm GlobalAveragePool MaxPool Relu Resize';
     expect([...new Set(nodes)].sort().join(' ')).to.equal(types);
     for (const [key, { shape }] of parameters) expect(initializers.get(key), key).to.deep.equal(shape);
-    expect([input, output]).to.deep.equal([['N', 3, 64, 64], ['N', 5]]);
+    expect([input, output]).to.deep.equal([
+      ['N', 3, 64, 64],
+      ['N', 5],
+    ]);
   });
 });
 
@@ -179,7 +185,10 @@ describe('onnx: quantised networks', () => {
     ['resnet-26', resnet('resnet-26')],
     ['oct-resnet-26', resnet('oct-resnet-26', 0.5)],
     ['oct-resnet-26, without a low branch at first', resnet('oct-resnet-26', 0.05)],
-    ['oct-se-resnet-v2', buildNetwork('oct-se-resnet-v2', { width: 16, classes: 50, alpha: 0.5, blocks: [1, 2, 1, 1] })],
+    [
+      'oct-se-resnet-v2',
+      buildNetwork('oct-se-resnet-v2', { width: 16, classes: 50, alpha: 0.5, blocks: [1, 2, 1, 1] }),
+    ],
     ['densenet', buildNetwork('densenet', { width: 16, classes: 50, blocks: [1, 2, 2, 1] })],
     ['oct-densenet', buildNetwork('oct-densenet', { width: 16, classes: 50, alpha: 0.25, blocks: [1, 2, 2, 1] })],
     ['biases', new Biased()],
@@ -219,7 +228,10 @@ describe('onnx: quantised networks', () => {
     expect(nodes).to.include('BatchNormalization');
   });
 
-  for (const [name, alpha] of [['resnet-26', undefined], ['oct-resnet-26', 0.5]] as const) {
+  for (const [name, alpha] of [
+    ['resnet-26', undefined],
+    ['oct-resnet-26', 0.5],
+  ] as const) {
     it(`${name}: onnxruntime finds what it has in int8`, async function () {
       this.timeout(20_000);
       const network = resnet(name, alpha);
@@ -261,7 +273,11 @@ async function check(graph: Graph): Promise<void> {
   // Values up to 10: relu6 has two bends.
   const inputs = graph.inputs.map((id, i) => {
     const { shape = [] } = graph.values[id] ?? {};
-    return new Tensor('f32', shape, numbers(elementCount(shape), i + 1).map((value) => 10 * value));
+    return new Tensor(
+      'f32',
+      shape,
+      numbers(elementCount(shape), i + 1).map((value) => 10 * value),
+    );
   });
   const session = await open(await toOnnx(graph, none));
   const wanted = await run(session, inputs);
@@ -289,19 +305,33 @@ describe('onnx: ops', () => {
   it('has a row for each op', () => {
     const pictures = ['resize', 'normalize'];
     expect([...new Set(images.map(({ op }) => op))].sort()).to.deep.equal(
-      Object.keys(ops).filter((op) => !pictures.includes(op)).sort(),
+      Object.keys(ops)
+        .filter((op) => !pictures.includes(op))
+        .sort(),
     );
   });
 
-  for (const [dtype, one] of [['bf16', 0x3f80], ['f16', 0x3c00]] as const) {
+  for (const [dtype, one] of [
+    ['bf16', 0x3f80],
+    ['f16', 0x3c00],
+  ] as const) {
     it(`a convolution with ${dtype} weights`, async () => {
-      const weight = tensor(dtype, [5, 6, 1, 1], Uint16Array.from({ length: 30 }, (_, i) => one + 5 * i));
+      const weight = tensor(
+        dtype,
+        [5, 6, 1, 1],
+        Uint16Array.from({ length: 30 }, (_, i) => one + 5 * i),
+      );
       await check(graphOn((x) => ops.conv(x, { weight })));
     });
   }
 
   it('avgPool in all its modes', async () => {
-    for (const [kernel, padding] of [[2, 0], [2, 1], [3, 0], [3, 1]] as const) {
+    for (const [kernel, padding] of [
+      [2, 0],
+      [2, 1],
+      [3, 0],
+      [3, 1],
+    ] as const) {
       for (const ceilMode of [false, true]) {
         for (const countIncludePad of [false, true]) {
           const window = { kernel: [kernel, 3], stride: [2, 3], padding: [padding, 1] } as const;
@@ -314,7 +344,8 @@ describe('onnx: ops', () => {
   it('poolings whose only window is larger than the image', async () => {
     const window = { kernel: [12, 2], stride: [12, 2], padding: [1, 0], ceilMode: true } as const;
     await check(graphOn((x) => ops.maxPool(x, window)));
-    for (const countIncludePad of [false, true]) await check(graphOn((x) => ops.avgPool(x, { ...window, countIncludePad })));
+    for (const countIncludePad of [false, true])
+      await check(graphOn((x) => ops.avgPool(x, { ...window, countIncludePad })));
   });
 
   it('video and pictures of bytes are refused', async () => {

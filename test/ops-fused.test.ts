@@ -19,17 +19,50 @@ describe('ops: fused forms', () => {
 
       const branches = steps.flatMap((s) => s.branches ?? []);
       const sources = branches.flatMap((b) => b.terms.flatMap((t) => t.sources));
-      meet('a residual', branches.some((b) => b.residual !== undefined));
-      meet('a projection shortcut', branches.some((b) => b.terms.length === 2));
-      meet('P(y)', branches.some((b) => b.stores.some(({ pool }) => pool === 1)));
-      meet('P(P(y))', branches.some((b) => b.stores.some(({ pool }) => pool === 2)));
-      meet('P of a max-pooling', steps.some((s) => s.op === 'maxPool' && s.outputs.length === 2));
-      meet('P of an input', sources.some((s) => s.pool === 1));
-      meet('P(P) of an input', sources.some((s) => s.pool === 2));
-      meet('groups', sources.some((s) => s.groups === 2));
-      meet('depthwise', algorithms.some((a) => a.includes('depthwise')));
-      meet('blocks', algorithms.some((a) => / [2-9] blocks/.test(a)));
-      meet('panels by thread', algorithms.some((a) => /blocks x [2-9]/.test(a)));
+      meet(
+        'a residual',
+        branches.some((b) => b.residual !== undefined),
+      );
+      meet(
+        'a projection shortcut',
+        branches.some((b) => b.terms.length === 2),
+      );
+      meet(
+        'P(y)',
+        branches.some((b) => b.stores.some(({ pool }) => pool === 1)),
+      );
+      meet(
+        'P(P(y))',
+        branches.some((b) => b.stores.some(({ pool }) => pool === 2)),
+      );
+      meet(
+        'P of a max-pooling',
+        steps.some((s) => s.op === 'maxPool' && s.outputs.length === 2),
+      );
+      meet(
+        'P of an input',
+        sources.some((s) => s.pool === 1),
+      );
+      meet(
+        'P(P) of an input',
+        sources.some((s) => s.pool === 2),
+      );
+      meet(
+        'groups',
+        sources.some((s) => s.groups === 2),
+      );
+      meet(
+        'depthwise',
+        algorithms.some((a) => a.includes('depthwise')),
+      );
+      meet(
+        'blocks',
+        algorithms.some((a) => / [2-9] blocks/.test(a)),
+      );
+      meet(
+        'panels by thread',
+        algorithms.some((a) => /blocks x [2-9]/.test(a)),
+      );
       meet('something unfused', apart.length > 0);
     }
   }
@@ -48,7 +81,10 @@ describe('ops: fused forms', () => {
     for (let seed = first; seed <= last; seed++) {
       const graph = preactivation(seed);
       const { steps } = fuse(lower(graph));
-      expect(steps.filter(({ op }) => op !== 'octConv' && op !== 'concat').map(({ op }) => op), `seed ${seed}`).to.deep.equal([]);
+      expect(
+        steps.filter(({ op }) => op !== 'octConv' && op !== 'concat').map(({ op }) => op),
+        `seed ${seed}`,
+      ).to.deep.equal([]);
       const inputs = inputsOf({ inputs: graph.inputs.map((id) => graph.values[id]?.shape ?? []) });
       await naming(`seed ${seed}`, checkGraph(graph, inputs, 20_000, parameters(graph)));
     }

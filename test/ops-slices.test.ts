@@ -9,13 +9,25 @@ import { sliceConcats } from '../lib/graph/slices.js';
 import { subBatch } from '../lib/graph/subbatch.js';
 import { elementCount } from '../lib/tensor.js';
 import { cases, graphOf } from './cases.js';
-import { block, compare, compileSteps, guarded, inputsOf, naming, noParams, parameters, preactivation } from './running.js';
+import {
+  block,
+  compare,
+  compileSteps,
+  guarded,
+  inputsOf,
+  naming,
+  noParams,
+  parameters,
+  preactivation,
+} from './running.js';
 import { run, sameBits, sideBySide } from './running.js';
 
 const { traits } = targetOf('cpu');
 
 describe('ops: slices', () => {
-  const pitched = [...new Set(cases.map(({ op }) => op))].filter((op) => ['conv', 'linear'].includes(op) || traits.ops[op]?.pitched);
+  const pitched = [...new Set(cases.map(({ op }) => op))].filter(
+    (op) => ['conv', 'linear'].includes(op) || traits.ops[op]?.pitched,
+  );
 
   for (const op of pitched) {
     const rows = cases.filter((row) => row.op === op && (row.dtype ?? 'f32') === 'f32');
@@ -30,10 +42,16 @@ describe('ops: slices', () => {
         const read = (name: string) => graph.constants.get(name) ?? noParams();
         const inputs = inputsOf(row);
         const nans = guards.map(({ shape }) => new Float32Array(elementCount(shape)).fill(Number.NaN));
-        for (const [device, threads] of [['reference', 1], ['cpu', 1], ['cpu', 3]] as const) {
+        for (const [device, threads] of [
+          ['reference', 1],
+          ['cpu', 1],
+          ['cpu', 3],
+        ] as const) {
           const wanted = await run(compileSteps(plain, device, threads, read), inputs);
           const got = await run(compileSteps(steps, device, threads, read), [...inputs, ...nans]);
-          expect(sameBits(got, [...wanted, ...nans]), `${op} ${row.title} on ${device}, ${threads} threads`).to.equal(true);
+          expect(sameBits(got, [...wanted, ...nans]), `${op} ${row.title} on ${device}, ${threads} threads`).to.equal(
+            true,
+          );
         }
       }
     });
@@ -47,10 +65,18 @@ describe('ops: slices', () => {
       for (const graph of [block(seed).graph, preactivation(seed)]) {
         const plain = fuse(lower(graph));
         const inputs = inputsOf({ inputs: graph.inputs.map((id) => graph.values[id]?.shape ?? []) });
-        const check = async (title: string, steps: Steps, device: 'cpu' | 'reference', threads: number, wanted: readonly TypedArray[]) => {
+        const check = async (
+          title: string,
+          steps: Steps,
+          device: 'cpu' | 'reference',
+          threads: number,
+          wanted: readonly TypedArray[],
+        ) => {
           const got = await run(compileSteps(steps, device, threads, parameters(graph)), inputs);
           const what = `seed ${seed}: ${title} on ${device}, ${threads} threads`;
-          if (steps.segments) for (const [k, y] of got.entries()) await naming(what, (async () => compare(y, wanted[k] as TypedArray, 20_000))());
+          if (steps.segments)
+            for (const [k, y] of got.entries())
+              await naming(what, (async () => compare(y, wanted[k] as TypedArray, 20_000))());
           else expect(sameBits(got, wanted), what).to.equal(true);
           const sliced = (id = -1) => steps.slices?.has(id);
           for (const { residual, stores, terms, hints } of steps.steps.flatMap(({ branches = [] }) => branches)) {
@@ -58,16 +84,30 @@ describe('ops: slices', () => {
             if (sliced(residual)) met.add(`${by}: residual`);
             if (stores.some(({ value, pool }) => sliced(value) && pool === 0)) met.add(`${by}: store`);
             if (stores.some(({ value, pool }) => sliced(value) && pool > 0)) met.add(`${by}: pooled store`);
-            if (terms.some(({ sources }) => sources.some(({ input, prologue }) => sliced(input) && prologue))) met.add(`${by}: prologue`);
-            if (terms.some(({ sources }) => sources.some(({ input, upsample }) => sliced(input) && upsample))) met.add(`${by}: upsampled source`);
+            if (terms.some(({ sources }) => sources.some(({ input, prologue }) => sliced(input) && prologue)))
+              met.add(`${by}: prologue`);
+            if (terms.some(({ sources }) => sources.some(({ input, upsample }) => sliced(input) && upsample)))
+              met.add(`${by}: upsampled source`);
           }
           if (steps.segments) met.add('sub-batches');
           if (steps.steps.length < plain.steps.length) met.add('concatenations');
         };
         const cpu = await run(compileSteps(chooseAlgorithms(plain, traits), 'cpu', 1, parameters(graph)), inputs);
-        for (const [title, steps] of Object.entries({ concats: sliceConcats(plain, traits), 'side by side': sideBySide(plain) })) {
+        for (const [title, steps] of Object.entries({
+          concats: sliceConcats(plain, traits),
+          'side by side': sideBySide(plain),
+        })) {
           for (const threads of [1, 3]) await check(title, chooseAlgorithms(steps, traits), 'cpu', threads, cpu);
-          await check(title, chooseAlgorithms(subBatch(steps, 1, () => 1000), traits), 'cpu', 1, cpu);
+          await check(
+            title,
+            chooseAlgorithms(
+              subBatch(steps, 1, () => 1000),
+              traits,
+            ),
+            'cpu',
+            1,
+            cpu,
+          );
         }
         const reference = await run(compileSteps(plain, 'reference', 1, parameters(graph)), inputs);
         await check('side by side', sideBySide(plain), 'reference', 1, reference);

@@ -11,7 +11,18 @@ import * as ops from '../lib/ops.js';
 import { Tensor } from '../lib/tensor.js';
 import { toFloats } from '../lib/weights/floats.js';
 import { cases, graphOf } from './cases.js';
-import { block, compare, compileSteps, inputsOf, naming, noParams, parameters, run, sameBits, sideBySide } from './running.js';
+import {
+  block,
+  compare,
+  compileSteps,
+  inputsOf,
+  naming,
+  noParams,
+  parameters,
+  run,
+  sameBits,
+  sideBySide,
+} from './running.js';
 
 const { traits } = targetOf('cpu');
 
@@ -25,15 +36,26 @@ describe('ops: bf16 and i8', () => {
     // Also where the network's own input is read, which stays f32 on some CPUs.
     const all = ({ steps, ...rest }: Steps): Steps => ({
       ...rest,
-      steps: steps.map((step) => (step.branches ? convStep(step.name, step.branches.map((b) => ({ ...b, compute }))) : step)),
+      steps: steps.map((step) =>
+        step.branches
+          ? convStep(
+              step.name,
+              step.branches.map((b) => ({ ...b, compute })),
+            )
+          : step,
+      ),
     });
-    if (compute === 'bf16') return { read: f32, steps: plain((steps) => all(assignTypes(steps, { compute, quantized: new Map(), traits }))) };
+    if (compute === 'bf16')
+      return { read: f32, steps: plain((steps) => all(assignTypes(steps, { compute, quantized: new Map(), traits }))) };
 
     const inputs = new Map<string, InputType>();
     for (const { branches = [] } of lower(graph).steps) {
       for (const source of branches.flatMap((b) => b.terms.flatMap((t) => t.sources))) {
         const clamped = graph.nodes.some(({ op, outputs }) => op.startsWith('relu') && outputs[0] === source.input);
-        inputs.set(source.weight, { scale: Math.fround(0.02 + 0.001 * (source.input % 7)), zero: clamped ? 0 : 120 + (source.input % 5) });
+        inputs.set(source.weight, {
+          scale: Math.fround(0.02 + 0.001 * (source.input % 7)),
+          zero: clamped ? 0 : 120 + (source.input % 5),
+        });
       }
     }
     const made = new Map<string, Tensor>();
@@ -46,16 +68,32 @@ describe('ops: bf16 and i8', () => {
             const factor = affine ? (affine[0]?.[o] ?? 0) / Math.sqrt((affine[1]?.[o] ?? 0) + eps) : 1;
             return (1e-3 + 1e-4 * (o % 5)) / ((inputs.get(weight)?.scale ?? 0) * Math.abs(factor));
           });
-          made.set(weight, new Tensor('i8', shape, Int8Array.from(data as Float32Array, (x) => Math.max(-most, Math.min(most, x * most)))));
+          made.set(
+            weight,
+            new Tensor(
+              'i8',
+              shape,
+              Int8Array.from(data as Float32Array, (x) => Math.max(-most, Math.min(most, x * most))),
+            ),
+          );
           made.set(weightScaleOf(weight), new Tensor('f32', [scales.length], scales));
         }
       }
     }
-    return { read: (name: string) => made.get(name) ?? f32(name), steps: plain((steps) => assignTypes(steps, { compute, quantized: inputs, traits })) };
+    return {
+      read: (name: string) => made.get(name) ?? f32(name),
+      steps: plain((steps) => assignTypes(steps, { compute, quantized: inputs, traits })),
+    };
   }
 
   /** Every step alone, on what the reference made of the steps before it. */
-  async function checkTyped(graph: Graph, compute: ComputeType, most: number, read: (name: string) => Tensor, meet: (what: string) => void): Promise<void> {
+  async function checkTyped(
+    graph: Graph,
+    compute: ComputeType,
+    most: number,
+    read: (name: string) => Tensor,
+    meet: (what: string) => void,
+  ): Promise<void> {
     const { steps, read: param } = typed(graph, compute, most, read);
     const arrays = new Map<number, TypedArray>();
     inputsOf({ inputs: graph.inputs.map((id) => graph.values[id]?.shape ?? []) }).forEach((x, i) => {
@@ -64,8 +102,18 @@ describe('ops: bf16 and i8', () => {
     const all = steps.steps.flatMap((step) => {
       // F(4x4) of bf16 errs by more than an element; it is compared above.
       const close = compute === 'i8' ? ([2, 4] as const) : ([2] as const);
-      const fitting = close.filter((winograd) => step.branches?.every((branch) => fitsWinograd(branch, steps, winograd)));
-      return [step, ...fitting.map((winograd) => convStep(step.name, (step.branches ?? []).map((branch) => ({ ...branch, hints: { winograd } }))))];
+      const fitting = close.filter((winograd) =>
+        step.branches?.every((branch) => fitsWinograd(branch, steps, winograd)),
+      );
+      return [
+        step,
+        ...fitting.map((winograd) =>
+          convStep(
+            step.name,
+            (step.branches ?? []).map((branch) => ({ ...branch, hints: { winograd } })),
+          ),
+        ),
+      ];
     });
     for (const step of all) {
       const single = { ...steps, steps: [step], inputs: step.inputs, outputs: step.outputs };
@@ -84,7 +132,9 @@ describe('ops: bf16 and i8', () => {
         // A sum that lies between two elements may be rounded either way, a mean of such elements too.
         let off = 0;
         const zero = (q: number) => dtype === 'bf16' && (q & 0x7fff) === 0; // of either sign
-        for (const [j, x] of b.entries()) if (a[j] !== x && !(zero(x) && zero(a[j] as number))) off += Math.abs((a[j] as number) - x) === 1 ? 1 : Infinity;
+        for (const [j, x] of b.entries())
+          if (a[j] !== x && !(zero(x) && zero(a[j] as number)))
+            off += Math.abs((a[j] as number) - x) === 1 ? 1 : Infinity;
         expect(off, `${step.name}: ${off} of ${b.length} ${dtype} differ`).to.be.at.most(1 + b.length / 50);
       });
       step.outputs.forEach((id, i) => {
@@ -94,12 +144,20 @@ describe('ops: bf16 and i8', () => {
   }
 
   // Where pairs of products are added in 16 bits, two weights of more than 64 take another kernel.
-  for (const [compute, most] of [['bf16', 1], ['i8', 63], ['i8', 127]] as const) {
+  for (const [compute, most] of [
+    ['bf16', 1],
+    ['i8', 63],
+    ['i8', 127],
+  ] as const) {
     const what = compute === 'i8' ? `i8 up to ${most}` : compute;
     for (const op of conv) {
       const rows = cases.filter((c) => c.op === op);
       it(`${what}: ${op}, ${rows.length} rows`, async () => {
-        for (const row of rows) await naming(`${op} ${row.title}`, checkTyped(graphOf(row), compute, most, noParams, () => undefined));
+        for (const row of rows)
+          await naming(
+            `${op} ${row.title}`,
+            checkTyped(graphOf(row), compute, most, noParams, () => undefined),
+          );
       });
     }
 
@@ -108,36 +166,63 @@ describe('ops: bf16 and i8', () => {
       const met = new Set<string>();
       for (let seed = 1; seed <= 150; seed += 4) {
         const { graph } = block(seed);
-        await naming(`seed ${seed}`, checkTyped(graph, compute, most, parameters(graph), (what) => met.add(what)));
+        await naming(
+          `seed ${seed}`,
+          checkTyped(graph, compute, most, parameters(graph), (what) => met.add(what)),
+        );
         const { steps, read } = typed(graph, compute, most, parameters(graph));
         const given = inputsOf({ inputs: graph.inputs.map((id) => graph.values[id]?.shape ?? []) });
-        const [wanted, got] = await Promise.all([steps, sideBySide(steps)].map((each) => run(compileSteps(each, 'cpu', 3, read), given)));
+        const [wanted, got] = await Promise.all(
+          [steps, sideBySide(steps)].map((each) => run(compileSteps(each, 'cpu', 3, read), given)),
+        );
         expect(sameBits(got ?? [], wanted ?? []), `seed ${seed}: slices give other bits`).to.equal(true);
       }
       const kept = compute === 'bf16' ? 'bf16' : 'u8';
-      expect([...met]).to.include.members([`octConv f32 -> ${kept}`, `octConv ${kept} -> ${kept}`, `octConv ${kept} -> f32`]);
+      expect([...met]).to.include.members([
+        `octConv f32 -> ${kept}`,
+        `octConv ${kept} -> ${kept}`,
+        `octConv ${kept} -> f32`,
+      ]);
     });
   }
 });
 
-
 describe('ops: other types than f32 at the ends of an op', () => {
   type Type = Omit<TensorType, 'shape'>;
   const [f32, bf16] = [{ dtype: 'f32' }, { dtype: 'bf16' }] as const;
-  const [bytes, others] = [{ dtype: 'u8', scale: Math.fround(0.02), zero: 120 }, { dtype: 'u8', scale: Math.fround(0.03), zero: 7 }] as const;
-  const ends: (readonly [from: Type, to: Type])[] = [[bf16, bf16], [bytes, bytes], [f32, bf16], [bf16, f32], [bytes, bf16], [f32, others], [bytes, others], [bytes, f32]];
+  const [bytes, others] = [
+    { dtype: 'u8', scale: Math.fround(0.02), zero: 120 },
+    { dtype: 'u8', scale: Math.fround(0.03), zero: 7 },
+  ] as const;
+  const ends: (readonly [from: Type, to: Type])[] = [
+    [bf16, bf16],
+    [bytes, bytes],
+    [f32, bf16],
+    [bf16, f32],
+    [bytes, bf16],
+    [f32, others],
+    [bytes, others],
+    [bytes, f32],
+  ];
 
   const elements = (x: Float32Array, { dtype }: Type): TypedArray => {
     if (dtype === 'f32') return x;
-    return dtype === 'bf16' ? Uint16Array.from(new Uint32Array(x.slice().buffer), (word) => word >>> 16) : Uint8Array.from(x, (value) => (value + 4) * 31);
+    return dtype === 'bf16'
+      ? Uint16Array.from(new Uint32Array(x.slice().buffer), (word) => word >>> 16)
+      : Uint8Array.from(x, (value) => (value + 4) * 31);
   };
 
   async function check(graph: Graph, from: Type, to: Type, terms: number): Promise<void> {
     const given = lower(graph);
-    const values = given.values.map((value, id) => ({ ...value, ...(graph.inputs.includes(id) ? from : graph.outputs.includes(id) ? to : f32) }));
+    const values = given.values.map((value, id) => ({
+      ...value,
+      ...(graph.inputs.includes(id) ? from : graph.outputs.includes(id) ? to : f32),
+    }));
     const steps = { ...given, values };
     const read = (name: string) => graph.constants.get(name) as Tensor;
-    const inputs = inputsOf({ inputs: given.inputs.map((id) => values[id]?.shape ?? []) }).map((x, i) => elements(x as Float32Array, values[given.inputs[i] ?? -1] ?? f32));
+    const inputs = inputsOf({ inputs: given.inputs.map((id) => values[id]?.shape ?? []) }).map((x, i) =>
+      elements(x as Float32Array, values[given.inputs[i] ?? -1] ?? f32),
+    );
     const [wanted] = await run(compileSteps(steps, 'reference', 1, read), inputs);
     const [got] = await run(compileSteps(steps, 'cpu', 1, read), inputs);
     expect(sameBits(await run(compileSteps(steps, 'cpu', 3, read), inputs), [got as TypedArray])).to.equal(true);
@@ -145,22 +230,44 @@ describe('ops: other types than f32 at the ends of an op', () => {
     if (to.dtype === 'bf16') {
       const [a, b] = [toFloats('bf16', got as TypedArray), toFloats('bf16', wanted as TypedArray)];
       const largest = b.reduce((most, x) => Math.max(most, Math.abs(x)), 0);
-      const odd = b.findIndex((x, j) => !(Math.abs((a[j] as number) - x) <= Math.max(Math.abs(x) * 2 ** -7, largest * 1e-6)));
+      const odd = b.findIndex(
+        (x, j) => !(Math.abs((a[j] as number) - x) <= Math.max(Math.abs(x) * 2 ** -7, largest * 1e-6)),
+      );
       if (odd >= 0) expect.fail(`element ${odd} is ${a[odd]}, wanted ${b[odd]}`);
       return;
     }
     let off = 0;
-    for (const [j, x] of (wanted as TypedArray).entries()) if (got?.[j] !== x) off += Math.abs((got?.[j] as number) - x) === 1 ? 1 : Infinity;
+    for (const [j, x] of (wanted as TypedArray).entries())
+      if (got?.[j] !== x) off += Math.abs((got?.[j] as number) - x) === 1 ? 1 : Infinity;
     // Means of levels lie between two of them.
     const share = graph.nodes.some(({ op }) => op === 'avgPool') && from === to ? 4 : 50;
     expect(off, `${off} of ${wanted?.length} differ`).to.be.at.most(1 + (wanted?.length ?? 0) / share);
   }
 
   const moved = ['concat', 'maxPool', 'pad', 'reshape', 'slice', 'transpose', 'upsampleNearest'];
-  const computed = ['add', 'avgPool', 'batchNorm', 'div', 'gelu', 'hardSigmoid', 'hardSwish', 'leakyRelu', 'mul', 'relu', 'relu6', 'sigmoid', 'silu', 'sub'];
+  const computed = [
+    'add',
+    'avgPool',
+    'batchNorm',
+    'div',
+    'gelu',
+    'hardSigmoid',
+    'hardSwish',
+    'leakyRelu',
+    'mul',
+    'relu',
+    'relu6',
+    'sigmoid',
+    'silu',
+    'sub',
+  ];
   it('kernels for bf16 and u8 are there', () => {
     const all = Object.entries(traits.ops).filter(([op, { dtypes }]) => op !== 'octConv' && dtypes.length === 3);
-    const having = (wanted: 'keepsType' | 'mixesTypes') => all.filter(([, kernels]) => kernels[wanted]).map(([op]) => op).sort();
+    const having = (wanted: 'keepsType' | 'mixesTypes') =>
+      all
+        .filter(([, kernels]) => kernels[wanted])
+        .map(([op]) => op)
+        .sort();
     expect([having('keepsType'), having('mixesTypes')]).to.deep.equal([moved, computed]);
   });
 
@@ -188,11 +295,20 @@ describe('ops: other types than f32 at the ends of an op', () => {
     const shifted = ops.add(ops.mul(ops.silu(x), gate), 0.5);
     const pooled = ops.avgPool(shifted, { kernel: 2 });
     const up = ops.pad(ops.upsampleNearest(pooled, { scale: 2 }), { before: 1, after: 1 });
-    const joined = ops.concat([ops.slice(up, { axes: [1, 2], starts: [1, 1], ends: [-1, -1] }), x] as never) as unknown as typeof x;
+    const joined = ops.concat([
+      ops.slice(up, { axes: [1, 2], starts: [1, 1], ends: [-1, -1] }),
+      x,
+    ] as never) as unknown as typeof x;
     graph.outputs.push(ops.conv(joined, { weight: weight(3, 16) as never }).id);
-    const { values, steps } = fuse(lower(graph), (given) => assignTypes(given, { compute: 'bf16', quantized: new Map(), traits }));
+    const { values, steps } = fuse(lower(graph), (given) =>
+      assignTypes(given, { compute: 'bf16', quantized: new Map(), traits }),
+    );
     const between = steps.flatMap(({ outputs }) => outputs).filter((id) => !graph.outputs.includes(id));
     expect(between.length).to.be.at.least(9);
-    expect(between.map((id) => `${steps.find(({ outputs }) => outputs.includes(id))?.op} ${values[id]?.dtype}`).filter((text) => !text.endsWith('bf16'))).to.deep.equal([]);
+    expect(
+      between
+        .map((id) => `${steps.find(({ outputs }) => outputs.includes(id))?.op} ${values[id]?.dtype}`)
+        .filter((text) => !text.endsWith('bf16')),
+    ).to.deep.equal([]);
   });
 });

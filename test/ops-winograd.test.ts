@@ -12,18 +12,27 @@ import { cases, graphOf, numbers } from './cases.js';
 import { block, compare, compileSteps, inputsOf, naming, noParams, parameters, run, sameBits } from './running.js';
 
 describe("ops: Winograd's algorithm", () => {
-  const bf16 = (steps: Steps) => assignTypes(steps, { compute: 'bf16', quantized: new Map(), traits: targetOf('cpu').traits });
+  const bf16 = (steps: Steps) =>
+    assignTypes(steps, { compute: 'bf16', quantized: new Map(), traits: targetOf('cpu').traits });
   const forced = (steps: Steps, winograd: 2 | 4): Steps => ({
     ...steps,
     steps: steps.steps.map((step) =>
       step.branches?.every((branch) => fitsWinograd(branch, steps, winograd))
-        ? convStep(step.name, step.branches.map((branch) => ({ ...branch, hints: { winograd } })))
+        ? convStep(
+            step.name,
+            step.branches.map((branch) => ({ ...branch, hints: { winograd } })),
+          )
         : step,
     ),
   });
 
   /** Against the reference on the same steps; any thread count to the bit. */
-  async function checkWinograd(graph: Graph, winograd: 2 | 4, read: (name: string) => Tensor, types?: typeof bf16): Promise<boolean> {
+  async function checkWinograd(
+    graph: Graph,
+    winograd: 2 | 4,
+    read: (name: string) => Tensor,
+    types?: typeof bf16,
+  ): Promise<boolean> {
     const steps = forced(fuse(lower(graph), types), winograd);
     if (!steps.steps.some(({ branches }) => branches?.some((branch) => branch.hints?.winograd))) return false;
     const inputs = inputsOf({ inputs: graph.inputs.map((id) => graph.values[id]?.shape ?? []) });
@@ -33,7 +42,10 @@ describe("ops: Winograd's algorithm", () => {
     // The constants of F(4x4) are up to 5 and 8 twice over: its errors are some ten times those of direct sums.
     for (const [i, y] of got.entries()) compare(y, wanted[i] as TypedArray, winograd === 4 ? 400_000 : 10_000);
     for (const threads of [2, 3]) {
-      expect(sameBits(await run(compileSteps(steps, 'cpu', threads, param), inputs), got), `${threads} threads`).to.equal(true);
+      expect(
+        sameBits(await run(compileSteps(steps, 'cpu', threads, param), inputs), got),
+        `${threads} threads`,
+      ).to.equal(true);
     }
     return true;
   }
@@ -67,10 +79,19 @@ describe("ops: Winograd's algorithm", () => {
 
 describe("ops: Winograd's algorithm of i8", () => {
   /** An octave branch of u8 with a residual and P(y); numbers between the ends, or the ends alone. */
-  function branch(size: readonly [n: number, h: number, w: number], [high, low, out]: readonly [number, number, number], ends: boolean) {
+  function branch(
+    size: readonly [n: number, h: number, w: number],
+    [high, low, out]: readonly [number, number, number],
+    ends: boolean,
+  ) {
     const [n, h, w] = size;
     const x = { dtype: 'u8', scale: 0.5, zero: 3 } as const;
-    const y = { dtype: 'u8', shape: [n, h, w, out], scale: ends ? (high + low) * 1600 : Math.sqrt(high + low) * 500, zero: 128 } as const;
+    const y = {
+      dtype: 'u8',
+      shape: [n, h, w, out],
+      scale: ends ? (high + low) * 1600 : Math.sqrt(high + low) * 500,
+      zero: 128,
+    } as const;
     const values = [
       { ...x, shape: [n, h, w, high] },
       { ...x, shape: [n, Math.ceil(h / 2), Math.ceil(w / 2), low] },
@@ -78,47 +99,107 @@ describe("ops: Winograd's algorithm of i8", () => {
       y,
       { ...y, shape: [n, Math.ceil(h / 2), Math.ceil(w / 2), out] },
     ];
-    const conv = { kernel: [1, 3, 3] as const, padding: [0, 1, 1] as const, groups: 1, pool: 0, scale: x.scale, zero: x.zero };
+    const conv = {
+      kernel: [1, 3, 3] as const,
+      padding: [0, 1, 1] as const,
+      groups: 1,
+      pool: 0,
+      scale: x.scale,
+      zero: x.zero,
+    };
     const sources = [{ ...conv, input: 0, weight: 'h', weightScale: 'scale', upsample: false }];
     if (low > 0) sources.push({ ...conv, input: 1, weight: 'l', weightScale: 'scale', upsample: true });
     const steps = (winograd?: 2 | 4): Steps => {
       const step = convStep('a', [
-        { terms: [{ sources }], residual: 2, y: 3, stores: [{ value: 3, pool: 0 }, { value: 4, pool: 1 }], compute: 'i8', ...(winograd && { hints: { winograd } }) },
+        {
+          terms: [{ sources }],
+          residual: 2,
+          y: 3,
+          stores: [
+            { value: 3, pool: 0 },
+            { value: 4, pool: 1 },
+          ],
+          compute: 'i8',
+          ...(winograd && { hints: { winograd } }),
+        },
       ]);
       return { values, steps: [step], inputs: step.inputs, outputs: step.outputs };
     };
     const weight = (channels: number) =>
-      new Tensor('i8', [out, channels, 3, 3], Int8Array.from(numbers(out * channels * 9, channels), (x) => (ends ? -128 : Math.round(127 * x))));
-    const params: Record<string, Tensor> = { h: weight(high), l: weight(Math.max(1, low)), scale: new Tensor('f32', [out], new Float32Array(out).fill(1)) };
+      new Tensor(
+        'i8',
+        [out, channels, 3, 3],
+        Int8Array.from(numbers(out * channels * 9, channels), (x) => (ends ? -128 : Math.round(127 * x))),
+      );
+    const params: Record<string, Tensor> = {
+      h: weight(high),
+      l: weight(Math.max(1, low)),
+      scale: new Tensor('f32', [out], new Float32Array(out).fill(1)),
+    };
     const inputs = steps().inputs.map((id) => {
       const { shape = [] } = values[id] ?? {};
-      return Uint8Array.from(numbers(shape.reduce((a, b) => a * b, 1), 7 + id), (x) => (id === 2 ? 128 + 30 * x : ends ? 255 : 127.5 * (1 + x)));
+      return Uint8Array.from(
+        numbers(
+          shape.reduce((a, b) => a * b, 1),
+          7 + id,
+        ),
+        (x) => (id === 2 ? 128 + 30 * x : ends ? 255 : 127.5 * (1 + x)),
+      );
     });
     return { steps, inputs, param: (name: string) => params[name] as Tensor };
   }
 
   const widths = [1, 3, 4, 5, 8, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 130];
-  const sizes = [[1, 1, 1], [1, 2, 2], [1, 3, 5], [2, 4, 4], [1, 7, 6], [3, 7, 7], [1, 14, 13]] as const;
+  const sizes = [
+    [1, 1, 1],
+    [1, 2, 2],
+    [1, 3, 5],
+    [2, 4, 4],
+    [1, 7, 6],
+    [3, 7, 7],
+    [1, 14, 13],
+  ] as const;
   const rows = widths.flatMap((width, i) =>
-    [0, widths[(i * 7 + 3) % widths.length] ?? 0].map((low) => [sizes[(i + low) % sizes.length] ?? sizes[0], [width, low, widths[(i * 5 + low) % widths.length] ?? 1]] as const),
+    [0, widths[(i * 7 + 3) % widths.length] ?? 0].map(
+      (low) =>
+        [
+          sizes[(i + low) % sizes.length] ?? sizes[0],
+          [width, low, widths[(i * 5 + low) % widths.length] ?? 1],
+        ] as const,
+    ),
   );
 
-  for (const [winograd, ends] of [[2, false], [2, true], [4, false], [4, true]] as const) {
+  for (const [winograd, ends] of [
+    [2, false],
+    [2, true],
+    [4, false],
+    [4, true],
+  ] as const) {
     it(`F(${winograd}x${winograd}): the same bits as direct sums${ends ? ', of the largest numbers' : ''}`, async () => {
       const fitting = rows.filter(([, channels]) => Math.max(channels[0], channels[1]) <= mostChannels[winograd]);
-      for (const [size, channels] of [...fitting, [[1, 4, 4], [mostChannels[winograd], mostChannels[winograd], 5]] as const]) {
+      for (const [size, channels] of [
+        ...fitting,
+        [
+          [1, 4, 4],
+          [mostChannels[winograd], mostChannels[winograd], 5],
+        ] as const,
+      ]) {
         const { steps, inputs, param } = branch(size, channels, ends);
-        await naming(`${size} ${channels}`, (async () => {
-          const direct = await run(compileSteps(steps(), 'cpu', 1, param), inputs);
-          for (const threads of [1, 3]) {
-            const got = await run(compileSteps(steps(winograd), 'cpu', threads, param), inputs);
-            expect(sameBits(got, direct), `${threads} threads`).to.equal(true);
-          }
-          const wanted = await run(compileSteps(steps(), 'reference', 1, param), inputs);
-          // What lies between two levels may be rounded either way.
-          for (const [i, y] of direct.entries()) expect(y.every((q, j) => Math.abs((q as number) - (wanted[i]?.[j] as number)) <= 1)).to.equal(true);
-          expect(direct[0]?.some((q) => (q as number) > 0 && (q as number) < 255)).to.equal(true);
-        })());
+        await naming(
+          `${size} ${channels}`,
+          (async () => {
+            const direct = await run(compileSteps(steps(), 'cpu', 1, param), inputs);
+            for (const threads of [1, 3]) {
+              const got = await run(compileSteps(steps(winograd), 'cpu', threads, param), inputs);
+              expect(sameBits(got, direct), `${threads} threads`).to.equal(true);
+            }
+            const wanted = await run(compileSteps(steps(), 'reference', 1, param), inputs);
+            // What lies between two levels may be rounded either way.
+            for (const [i, y] of direct.entries())
+              expect(y.every((q, j) => Math.abs((q as number) - (wanted[i]?.[j] as number)) <= 1)).to.equal(true);
+            expect(direct[0]?.some((q) => (q as number) > 0 && (q as number) < 255)).to.equal(true);
+          })(),
+        );
       }
     });
   }
@@ -132,4 +213,3 @@ describe("ops: Winograd's algorithm of i8", () => {
     }
   });
 });
-

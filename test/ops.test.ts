@@ -36,7 +36,16 @@ describe('ops: every other instruction set', function () {
       const can = spawnSync(process.execPath, ['--import=tsx', '-e', probe], { env, encoding: 'utf8' });
       if (/not supported by this CPU/.test(can.stderr)) skip(this, 'cpu');
       const mocha = fileURLToPath(new URL('../node_modules/mocha/bin/mocha.js', import.meta.url));
-      const args = ['--import=tsx', mocha, '--no-config', '--reporter', 'dot', '--timeout', '120000', fileURLToPath(import.meta.url)];
+      const args = [
+        '--import=tsx',
+        mocha,
+        '--no-config',
+        '--reporter',
+        'dot',
+        '--timeout',
+        '120000',
+        fileURLToPath(import.meta.url),
+      ];
       const { status, stdout, stderr } = spawnSync(process.execPath, args, { env, encoding: 'utf8' });
       expect(status, stdout + stderr).to.equal(0);
     });

@@ -1,7 +1,16 @@
 // What npm packs works for somebody else: installed into an empty folder with no install script, from its prebuild.
 import { expect } from 'chai';
 import { execFileSync } from 'node:child_process';
-import { copyFileSync, mkdtempSync, readdirSync, readFileSync, realpathSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import {
+  copyFileSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  realpathSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -9,7 +18,9 @@ import { fileURLToPath } from 'node:url';
 const root = fileURLToPath(new URL('..', import.meta.url));
 
 // npm tells its children about the package that it runs for, and they would install into that one.
-const env = Object.fromEntries(Object.entries(process.env).filter(([name]) => !/^(npm_|OCTCONV_|NODE_OPTIONS$)/.test(name)));
+const env = Object.fromEntries(
+  Object.entries(process.env).filter(([name]) => !/^(npm_|OCTCONV_|NODE_OPTIONS$)/.test(name)),
+);
 
 describe('package @slow', function () {
   this.timeout(600_000);
@@ -20,7 +31,11 @@ describe('package @slow', function () {
 
   before(() => {
     folder = realpathSync(mkdtempSync(join(tmpdir(), 'octconv-package-')));
-    execFileSync('npm', ['pack', '--ignore-scripts=false', '--pack-destination', folder], { cwd: root, env, stdio: 'pipe' });
+    execFileSync('npm', ['pack', '--ignore-scripts=false', '--pack-destination', folder], {
+      cwd: root,
+      env,
+      stdio: 'pipe',
+    });
     writeFileSync(join(folder, 'package.json'), JSON.stringify({ name: 'consumer', private: true, type: 'module' }));
     const tarball = readdirSync(folder).find((name) => name.endsWith('.tgz'))!;
     inFolder('npm', 'install', `./${tarball}`, '--ignore-scripts', '--prefer-offline', '--no-audit', '--no-fund');
@@ -29,7 +44,15 @@ describe('package @slow', function () {
   after(() => rmSync(folder, { recursive: true, force: true }));
 
   it('holds the compiled library, the prebuild and the models, and no sources', () => {
-    expect(readdirSync(installed())).to.have.members(['LICENSE', 'README.md', 'dist', 'models', 'package.json', 'prebuilds', 'schemas']);
+    expect(readdirSync(installed())).to.have.members([
+      'LICENSE',
+      'README.md',
+      'dist',
+      'models',
+      'package.json',
+      'prebuilds',
+      'schemas',
+    ]);
     expect(readdirSync(installed('prebuilds'))).to.deep.equal([`linux-${process.arch}`]);
     const dist = readdirSync(installed('dist'), { recursive: true, encoding: 'utf8' });
     expect(dist.filter((file) => file.includes('.') && !/\.(js|d\.ts)$/.test(file))).to.be.empty;
@@ -37,7 +60,9 @@ describe('package @slow', function () {
 
   it('installs only what it needs to run', () => {
     const { devDependencies } = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8'));
-    const present = Object.keys(JSON.parse(readFileSync(join(folder, 'node_modules/.package-lock.json'), 'utf8')).packages);
+    const present = Object.keys(
+      JSON.parse(readFileSync(join(folder, 'node_modules/.package-lock.json'), 'utf8')).packages,
+    );
     for (const name of Object.keys(devDependencies)) expect(present).to.not.include(`node_modules/${name}`);
   });
 
@@ -70,8 +95,14 @@ describe('package @slow', function () {
       join(folder, 'tsconfig.json'),
       JSON.stringify({
         compilerOptions: {
-          target: 'es2023', lib: ['es2023', 'esnext.disposable'], module: 'nodenext', types: ['node'],
-          strict: true, exactOptionalPropertyTypes: true, noUncheckedIndexedAccess: true, skipLibCheck: false,
+          target: 'es2023',
+          lib: ['es2023', 'esnext.disposable'],
+          module: 'nodenext',
+          types: ['node'],
+          strict: true,
+          exactOptionalPropertyTypes: true,
+          noUncheckedIndexedAccess: true,
+          skipLibCheck: false,
         },
         files: ['consumer.ts'],
       }),

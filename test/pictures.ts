@@ -11,7 +11,10 @@ export function profile(space: 'RGB ' | 'GRAY', gamma: number, primaries: readon
   };
   const xyz = (values: readonly number[]) => Buffer.concat([Buffer.from('XYZ \0\0\0\0'), words(...values.map(fixed))]);
   const text = Buffer.from('\0\0\0\0\0\0\0\x05test\0\0\0\0\0\0\0\0\0\0\0\0\0'.padEnd(92, '\0'));
-  const curve = Buffer.concat([Buffer.from('curv\0\0\0\0\0\0\0\x01'), Buffer.from([Math.round(gamma * 256) >> 8, Math.round(gamma * 256) & 255, 0, 0])]);
+  const curve = Buffer.concat([
+    Buffer.from('curv\0\0\0\0\0\0\0\x01'),
+    Buffer.from([Math.round(gamma * 256) >> 8, Math.round(gamma * 256) & 255, 0, 0]),
+  ]);
   const tags: [string, Buffer][] = [
     ['desc', Buffer.concat([Buffer.from('desc'), text])],
     ['cprt', Buffer.from('text\0\0\0\0none\0\0\0\0')],
@@ -42,7 +45,14 @@ export function png(pixels: readonly (readonly number[])[], depth: 8 | 16, icc?:
     return bytes;
   };
   const channels = pixels[0]?.length as 1 | 2 | 3 | 4;
-  const header = Buffer.from([...[0, 0, pixels.length >> 8, pixels.length & 255, 0, 0, 0, 1], depth, { 1: 0, 2: 4, 3: 2, 4: 6 }[channels], 0, 0, 0]);
+  const header = Buffer.from([
+    ...[0, 0, pixels.length >> 8, pixels.length & 255, 0, 0, 0, 1],
+    depth,
+    { 1: 0, 2: 4, 3: 2, 4: 6 }[channels],
+    0,
+    0,
+    0,
+  ]);
   const samples = pixels.flatMap((pixel) => pixel.flatMap((value) => (depth === 8 ? [value] : [value, value])));
   return Buffer.concat([
     Buffer.from('\x89PNG\r\n\x1a\n', 'latin1'),

@@ -1,5 +1,15 @@
 import { spawnSync } from 'node:child_process';
-import { copyFileSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync, symlinkSync } from 'node:fs';
+import {
+  copyFileSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+  symlinkSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -29,7 +39,11 @@ import { skip } from './skip.js';
 /** The values over and over. */
 function image(shape: readonly number[], values: readonly number[]): Tensor<'f32'> {
   const length = shape.reduce((a, b) => a * b);
-  return new Tensor('f32', shape, Float32Array.from({ length }, (_, i) => values[i % values.length]!));
+  return new Tensor(
+    'f32',
+    shape,
+    Float32Array.from({ length }, (_, i) => values[i % values.length]!),
+  );
 }
 
 /** Weights by name: the given ones, the others random. */
@@ -44,12 +58,20 @@ async function weightsOf(network: Network, given: Record<string, readonly number
 }
 
 async function rejects(promise: Promise<unknown>, pattern: RegExp): Promise<void> {
-  const error = await promise.then(() => undefined, (reason) => reason);
+  const error = await promise.then(
+    () => undefined,
+    (reason) => reason,
+  );
   expect(error).to.be.instanceOf(Error);
   expect(error.message).to.match(pattern);
 }
 
-async function cosine(network: Network, weights: WeightSource, quantized: WeightSource, x: Tensor<'f32'>): Promise<number> {
+async function cosine(
+  network: Network,
+  weights: WeightSource,
+  quantized: WeightSource,
+  x: Tensor<'f32'>,
+): Promise<number> {
   using f32 = new Model(network, weights, { threads: 1 });
   using i8 = new Model(network, quantized, { threads: 1 });
   expect([f32.dtype, i8.dtype]).to.deep.equal(['f32', 'i8']);
@@ -74,11 +96,19 @@ describe('quantize', () => {
   it('gives each value the range that it has, 0 as a level, and each weight its largest sum of neighbours', async () => {
     const network = new Sum();
     const given = { 'a.0.weight': [1, 0.5, 0, 0], 'b.0.weight': [0, 0, 1, -1], 'last.weight': [0.25, -2] };
-    const weights = await weightsOf(network, { ...plain, ...shift, ...given, 'a.1.weight': [1, 1], 'b.1.weight': [1, 1] });
+    const weights = await weightsOf(network, {
+      ...plain,
+      ...shift,
+      ...given,
+      'a.1.weight': [1, 1],
+      'b.1.weight': [1, 1],
+    });
     // x is -1 or 3; relu(a + b) is 0, 1.5 * 3, or |3 - -1|
     const q = await quantize(network, weights, [image([1, 2, 2, 2], [-1, -1, 3, 3, 3, -1, -1, 3])]);
     expect(q.tensors.size).to.equal(weights.tensors.size + 9);
-    expect(q.tensors.get('a.0.weight')).to.include({ dtype: 'i8' }).and.deep.include({ shape: [2, 2, 1, 1] });
+    expect(q.tensors.get('a.0.weight'))
+      .to.include({ dtype: 'i8' })
+      .and.deep.include({ shape: [2, 2, 1, 1] });
     for (const layer of ['a.0', 'b.0']) {
       expect(await q.read(`${layer}.input_scale`)).to.deep.equal(Float32Array.of(4 / 255));
       expect(await q.read(`${layer}.input_zero_point`)).to.deep.equal(Uint8Array.of(64)); // round(63.75)
@@ -147,7 +177,9 @@ describe('quantize', () => {
     };
     const [low, high] = [image([1, 2, 2, 2], [1]), image([3, 4, 2, 2], [2])];
     expect(await scale(low)).to.equal(Math.fround(1 / 255));
-    expect(await scale(low, high)).to.equal(await scale(high, low)).and.to.equal(Math.fround(2 / 255));
+    expect(await scale(low, high))
+      .to.equal(await scale(high, low))
+      .and.to.equal(Math.fround(2 / 255));
   });
 
   it('one scale for all that read a value, pooled or not; two for two', async () => {
@@ -251,19 +283,34 @@ describe('quantize', () => {
     const nan = image([1, 2, 2, 2], [1, Number.NaN]);
     await rejects(quantize(network, weights, [nan]), /^quantize: .*'a\.0\.weight'.* finite$/);
     await rejects(quantize(network, weights, [image([1, 2, 2, 2], [1, Infinity])]), /finite$/);
-    await rejects(quantize(network, weights, [x, image([2, 2, 2, 2], [1, 1, 1, 1, 1, 1, 1, 1, Infinity])]), /^quantize: image 2: what/);
+    await rejects(
+      quantize(network, weights, [x, image([2, 2, 2, 2], [1, 1, 1, 1, 1, 1, 1, 1, Infinity])]),
+      /^quantize: image 2: what/,
+    );
     for (const [name, value, message] of [
-      ['last.weight', Number.NaN, /^quantize: (image 0: the result is not finite|parameter 'last\.weight' has NaN at 0, wanted finite numbers)$/],
+      [
+        'last.weight',
+        Number.NaN,
+        /^quantize: (image 0: the result is not finite|parameter 'last\.weight' has NaN at 0, wanted finite numbers)$/,
+      ],
       ['last.bias', Infinity, /^quantize: (image 0: the result is not finite|parameter 'last\.bias' has Infinity)/],
     ] as const) {
       if (!weights.tensors.has(name)) continue;
-      const read = async (key: string) => (key === name ? (await weights.read(key)).map(() => value) : weights.read(key));
+      const read = async (key: string) =>
+        key === name ? (await weights.read(key)).map(() => value) : weights.read(key);
       await rejects(quantize(network, { ...weights, read: read as typeof weights.read }, [x]), message);
     }
     await rejects(quantize(network, weights, [image([1, 2, 2, 3], [1])]), /channels/);
-    await rejects(quantize(new (class extends Sum {
-      readonly more = new layers.Linear(1, 1);
-    })(), weights, [x]), /missing "more\.weight"/);
+    await rejects(
+      quantize(
+        new (class extends Sum {
+          readonly more = new layers.Linear(1, 1);
+        })(),
+        weights,
+        [x],
+      ),
+      /missing "more\.weight"/,
+    );
     const signal = AbortSignal.abort(new Error('enough'));
     await rejects(quantize(network, weights, [x], { signal }), /^enough$/);
     async function* failing() {
@@ -351,7 +398,11 @@ describe('quantized model folders', function () {
   });
 
   it('takes as many pictures of each class, and goes on after a bad one', () => {
-    expect(JSON.parse(toI8('--images', '3', '--json', '--force').stdout)).to.include({ weights: 91, pictures: 3, failed: 0 });
+    expect(JSON.parse(toI8('--images', '3', '--json', '--force').stdout)).to.include({
+      weights: 91,
+      pictures: 3,
+      failed: 0,
+    });
     mkdirSync(inFolder('spoilt/frog'), { recursive: true });
     mkdirSync(inFolder('spoilt/cat'));
     copyFileSync(inFolder('data/cat/cat.jpg'), inFolder('spoilt/frog/a.jpg'));
@@ -367,26 +418,39 @@ describe('quantized model folders', function () {
   it('says in a line what is wrong', () => {
     const fails = ({ code, stdout, stderr }: ReturnType<typeof octconv>, wanted: number, pattern: RegExp) => {
       expect([code, stdout]).to.deep.equal([wanted, '']);
-      expect(stderr).to.match(pattern).and.match(/^octconv: [^\n]+\n$/);
+      expect(stderr)
+        .to.match(pattern)
+        .and.match(/^octconv: [^\n]+\n$/);
     };
     mkdirSync(inFolder('bare'));
     const to = ['--data', 'data', '--out', 'new'];
     expect(toI8('--force').code).to.equal(0);
     fails(toI8(), 1, /i8: has a config\.json already; --force/);
     symlinkSync(shipped('a50'), inFolder('link'));
-    fails(octconv('quantize', shipped('a50'), '--data', 'data', '--out', 'link', '--force'), 1, /link: is read, as .*; wanted another folder/);
+    fails(
+      octconv('quantize', shipped('a50'), '--data', 'data', '--out', 'link', '--force'),
+      1,
+      /link: is read, as .*; wanted another folder/,
+    );
     fails(octconv('quantize', 'i8', ...to), 1, /i8\/model\S*\.safetensors: quantized already/);
     fails(octconv('quantize', 'nowhere', ...to), 1, /nowhere: no such file/);
     fails(octconv('quantize', join(shipped('a0'), 'model.safetensors'), ...to), 1, /no labels, wanted a model folder/);
     fails(octconv('quantize', shipped('a50'), '--data', 'bare', '--out', 'new'), 1, /bare: no pictures/);
-    fails(octconv('quantize', shipped('a50'), '--data', 'data', '--out', shipped('a50'), '--force'), 1, /wanted another folder/);
+    fails(
+      octconv('quantize', shipped('a50'), '--data', 'data', '--out', shipped('a50'), '--force'),
+      1,
+      /wanted another folder/,
+    );
     fails(octconv('quantize', shipped('a50'), '--data', 'data'), 2, /'--out <dir>' not specified/);
     fails(toI8('--images', '0'), 2, /wanted an integer of at least 1/);
     expect(existsSync(inFolder('new'))).to.equal(false);
   });
 
   const archive = (name: string) => join(root, `../shared/cifar10/${name}.tar.xz`);
-  for (const [name, right] of [['a50', 8790], ['a0', 8823]] as const) {
+  for (const [name, right] of [
+    ['a50', 8790],
+    ['a0', 8823],
+  ] as const) {
     it(`CIFAR-10's 10,000 test pictures on ${name}: within half a point of ${right} right @slow`, function () {
       if (!existsSync(archive('train'))) skip(this, 'shared');
       for (const part of ['train', 'test']) {

@@ -11,7 +11,13 @@ const snippets = [...readme.matchAll(/```ts\n([\s\S]*?)```/g)].map(([, code = ''
 
 describe('README', function () {
   this.timeout(60_000);
-  const expected = [/cat\.jpg cat 0\.90/, /\[ 1, 10 \]/, /\[ 8, 1000 \]/, /\[ 4, 10 \] 4/, /\[ 1, 56, 56, 32 \] \[ 1, 28, 28, 32 \] 1/];
+  const expected = [
+    /cat\.jpg cat 0\.90/,
+    /\[ 1, 10 \]/,
+    /\[ 8, 1000 \]/,
+    /\[ 4, 10 \] 4/,
+    /\[ 1, 56, 56, 32 \] \[ 1, 28, 28, 32 \] 1/,
+  ];
 
   it('has these snippets', () => expect(snippets).to.have.length(expected.length));
 

@@ -30,8 +30,10 @@ import { numbers } from './cases.js';
 
 const filled = (shape: readonly number[], value: number) => Tensor.zeros('f32', shape).data.fill(value);
 /** A weight or a constant whose elements are all equal. */
-const constant = <const S extends readonly number[]>(shape: S, value: number) => tensor('f32', shape, filled(shape, value));
-const weights = (tensors: { readonly [name: string]: Tensor<'f32'> }): WeightSource => memoryWeights(new Map(Object.entries(tensors)));
+const constant = <const S extends readonly number[]>(shape: S, value: number) =>
+  tensor('f32', shape, filled(shape, value));
+const weights = (tensors: { readonly [name: string]: Tensor<'f32'> }): WeightSource =>
+  memoryWeights(new Map(Object.entries(tensors)));
 const first = async (network: Network, x: Tensor<'f32'>, source: WeightSource) => {
   const results: number[] = [];
   for (const device of ['cpu', 'reference'] as const) {
@@ -68,7 +70,9 @@ describe('record: names of parameters and constants', () => {
   it('no field can be called as a constant or as a path', () => {
     const net = (key: string) => Object.assign(new layers.Linear(1, 1, { bias: false }), { [key]: new Parameter([1]) });
     for (const key of ['#1', 'a.b', '']) {
-      expect(problem(() => namedParameters(net(key)))).to.equal(`module: '${key}' has a field with '.' or '#' in its name, wanted none`);
+      expect(problem(() => namedParameters(net(key)))).to.equal(
+        `module: '${key}' has a field with '.' or '#' in its name, wanted none`,
+      );
     }
   });
 
@@ -127,7 +131,8 @@ describe('record: names of parameters and constants', () => {
 });
 
 describe('record: what a network may hold and give', () => {
-  const recorded = (forward: (x: Feature) => unknown) => problem(() => record({ forward } as unknown as Network, [1, 4, 4, 2]));
+  const recorded = (forward: (x: Feature) => unknown) =>
+    problem(() => record({ forward } as unknown as Network, [1, 4, 4, 2]));
   const other = new Graph().input('f32', [1, 4, 4, 2]);
 
   const structure = 'wanted a Value, or arrays, objects or Octaves of Values';
@@ -148,9 +153,17 @@ describe('record: what a network may hold and give', () => {
     ['an object of nothing', () => ({ a: undefined }), 'an Object without a Value'],
     ['a structure that holds itself', () => loop, "a structure that holds itself at '0', wanted a tree"],
     ['its input', (x: Feature) => x, 'input 0 as it is, wanted what an op makes of it'],
-    ['its input beside more', (x: Feature) => new Octave(ops.relu(x), x), "input 0 as it is at 'low', wanted what an op makes of it"],
+    [
+      'its input beside more',
+      (x: Feature) => new Octave(ops.relu(x), x),
+      "input 0 as it is at 'low', wanted what an op makes of it",
+    ],
     ['a value of elsewhere', () => other, 'a value of another recording, wanted one of its own inputs'],
-    ['a pair with one of elsewhere', (x: Feature) => [ops.relu(x), other], "a value of another recording at '1', wanted one of its own inputs"],
+    [
+      'a pair with one of elsewhere',
+      (x: Feature) => [ops.relu(x), other],
+      "a value of another recording at '1', wanted one of its own inputs",
+    ],
   ] as [string, (x: Feature) => unknown, string][]) {
     it(`a forward that gives ${title}`, () => {
       expect(recorded(forward)).to.equal(`model: forward gives ${message}`);
@@ -159,7 +172,9 @@ describe('record: what a network may hold and give', () => {
 
   it('a forward that mistakes what an op takes throws at once: no rejection is left behind', async () => {
     const parameter = new Parameter([1, 2]);
-    expect(recorded((x) => ops.relu(new Octave(x) as never))).to.equal('relu: got an Octave, wanted a Value or a Tensor');
+    expect(recorded((x) => ops.relu(new Octave(x) as never))).to.equal(
+      'relu: got an Octave, wanted a Value or a Tensor',
+    );
     expect(recorded(() => ops.relu(parameter as never))).to.equal('relu: got a Parameter, wanted a Value or a Tensor');
     const convolve = () => ops.conv(constant([1, 1, 1, 1], 1), { weight: new Parameter([1, 1, 1, 1]) });
     expect(recorded(convolve)).to.equal('conv: weight is a Parameter, wanted a Tensor as x is one');
@@ -169,7 +184,9 @@ describe('record: what a network may hold and give', () => {
   it('modules that hold each other', () => {
     const [a, b] = [new layers.Linear(1, 1), new layers.Linear(1, 1)];
     Object.assign(a, { child: Object.assign(b, { parent: a }) });
-    expect(problem(() => namedParameters(a))).to.equal("module: 'child.parent' leads back to a module that holds it, wanted a tree");
+    expect(problem(() => namedParameters(a))).to.equal(
+      "module: 'child.parent' leads back to a module that holds it, wanted a tree",
+    );
   });
 
   it('a layer in a private field', () => {
@@ -180,7 +197,9 @@ describe('record: what a network may hold and give', () => {
         return this.last.forward(this.#hidden.forward(ops.globalAvgPool(x)));
       }
     }
-    expect(problem(() => record(new Net(), [1, 4, 4, 2]))).to.match(/^linear: the parameter 'weight' \[2,2\] is not among those of the network: /);
+    expect(problem(() => record(new Net(), [1, 4, 4, 2]))).to.match(
+      /^linear: the parameter 'weight' \[2,2\] is not among those of the network: /,
+    );
   });
 
   for (const [title, hold] of [
@@ -213,7 +232,13 @@ describe('record: a dilated convolution', () => {
       const network = new layers.Conv(2, 3, options);
       return record(network as unknown as Network, [1, 9, 9, 2]);
     };
-    for (const [dilation, padding] of [[2, [0, 2, 2]], [[1, 3], [0, 1, 3]]] as const) {
+    for (const [dilation, padding] of [
+      [2, [0, 2, 2]],
+      [
+        [1, 3],
+        [0, 1, 3],
+      ],
+    ] as const) {
       const { nodes, values, outputs } = graphOf({ kernel: 3, dilation });
       expect(nodes[0]?.attrs.padding).to.deep.equal(padding);
       expect(nodes[0]?.attrs.dilation).to.deep.equal(dilation === 2 ? [1, 2, 2] : [1, 1, 3]);
@@ -242,7 +267,11 @@ describe('record: errors name the layer', () => {
       ({ stem, blocks }, x) => blocks[1]?.forward(stem.forward(x)),
       "conv: weight [4,3,1,1] needs 3 input channels, got x [1,8,8,4] (layer 'blocks.1')",
     ],
-    ['a linear layer', ({ fc }, x) => fc.forward(ops.globalAvgPool(x)), "linear: weight [5,9], wanted [K,2] for x [1,2] (layer 'fc')"],
+    [
+      'a linear layer',
+      ({ fc }, x) => fc.forward(ops.globalAvgPool(x)),
+      "linear: weight [5,9], wanted [K,2] for x [1,2] (layer 'fc')",
+    ],
     ['a normalisation', ({ norm }, x) => norm.forward(x), "batchNorm: weight [5], wanted [2] (layer 'norm')"],
     [
       'an op between layers',
@@ -257,7 +286,11 @@ describe('record: errors name the layer', () => {
       ({ stem }, x) => new Octave(stem.forward(x), x).zip(new Octave(x), (a) => a),
       "octave: one operand has a low branch, the other has none (behind 'stem.1')",
     ],
-    ['an op on the input', (_, x) => ops.maxPool(x, { kernel: 9 }), 'maxPool: the kernel [9,9] does not fit into x [1,8,8,2] with its padding'],
+    [
+      'an op on the input',
+      (_, x) => ops.maxPool(x, { kernel: 9 }),
+      'maxPool: the kernel [9,9] does not fit into x [1,8,8,2] with its padding',
+    ],
   ] as [string, (net: Net, x: Feature) => unknown, string][]) {
     it(title, () => {
       expect(problem(() => record(new Net(run), [1, 8, 8, 2]))).to.equal(message);
@@ -286,7 +319,10 @@ describe('record: parameters and constants beside values', () => {
 
   /** The same of tensors, op by op. */
   const wanted = async () => {
-    const read = (name: string) => (source as unknown as { tensors: Map<string, Tensor<'f32', [number, number, number, number]>> }).tensors.get(name)!;
+    const read = (name: string) =>
+      (source as unknown as { tensors: Map<string, Tensor<'f32', [number, number, number, number]>> }).tensors.get(
+        name,
+      )!;
     const sum = await ops.add(x, read('shift'));
     const y = await ops.relu(await ops.mul(sum, read('gate') as never));
     const joined = await ops.concat([y, net.more, sum] as never);
@@ -313,7 +349,9 @@ describe('record: parameters and constants beside values', () => {
       }
     }
     const run = async (shift: Tensor) => {
-      using model = new Model(new Shift(), memoryWeights(new Map(Object.entries({ shift, ...beside }))), { dtype: 'f32' });
+      using model = new Model(new Shift(), memoryWeights(new Map(Object.entries({ shift, ...beside }))), {
+        dtype: 'f32',
+      });
       return [...(await model.run(constant([1, 1, 1, 4], 1))).data];
     };
     let beside = {};
@@ -358,7 +396,8 @@ describe('record: batches some images at a time', () => {
   /** Convolutions of a batch around an op. */
   const graphWith = (op: (x: Value<'f32', readonly [number, number, number, number]>) => Value) => {
     const graph = new Graph();
-    const weight = <const S extends readonly [number, number, number, number]>(shape: S, seed: number) => tensor('f32', shape, numbers(shape[0] * shape[1], seed));
+    const weight = <const S extends readonly [number, number, number, number]>(shape: S, seed: number) =>
+      tensor('f32', shape, numbers(shape[0] * shape[1], seed));
     const x = ops.relu(ops.conv(graph.input('f32', [4, 20, 4, 3]), { weight: weight([4, 3, 1, 1], 1) }));
     graph.outputs.push(ops.globalAvgPool(ops.relu(op(x) as typeof x)).id);
     return graph;
@@ -366,7 +405,10 @@ describe('record: batches some images at a time', () => {
   const segments = (graph: Graph) => stepsFor(graph, { traits, threads: 1 }).segments?.map(({ images }) => images);
   const agree = async (graph: Graph) => {
     const x = tensor('f32', [4, 20, 4, 3], numbers(960, 3));
-    const [[wanted], [got]] = [await runGraph(graph, [x], { device: 'reference' }), await runGraph(graph, [x], { threads: 1 })];
+    const [[wanted], [got]] = [
+      await runGraph(graph, [x], { device: 'reference' }),
+      await runGraph(graph, [x], { threads: 1 }),
+    ];
     for (const [i, value] of (wanted?.data ?? []).entries()) expect(got?.data[i]).to.be.closeTo(value, 1e-6);
   };
 
@@ -393,7 +435,10 @@ describe('record: batches some images at a time', () => {
     const x = graph.input('f32', [2, 4, 4, 3]);
     const weight = tensor('f32', [3, 3, 1, 1], numbers(9, 1));
     const y = ops.conv(x, { weight });
-    graph.outputs.push(ops.add(y, ops.conv(ops.avgPool(x, { kernel: 4 }), { weight })).id, ops.add(ops.conv(x, { weight }), ops.globalAvgPool(x)).id);
+    graph.outputs.push(
+      ops.add(y, ops.conv(ops.avgPool(x, { kernel: 4 }), { weight })).id,
+      ops.add(ops.conv(x, { weight }), ops.globalAvgPool(x)).id,
+    );
     const given = tensor('f32', [2, 4, 4, 3], numbers(96, 3));
     const [wanted, got] = [await runGraph(graph, [given], { device: 'reference' }), await runGraph(graph, [given])];
     wanted.forEach(({ data }, k) => {

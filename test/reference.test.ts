@@ -15,7 +15,12 @@ describe('ops: the reference itself', () => {
 
   it('octConv by hand: P, U and both sums', async () => {
     const x = new Octave(of([1, 2, 2, 1], 1, 2, 3, 6), of([1, 1, 1, 1], 10));
-    const params = { h2h: of([1, 1, 1, 1], 2), l2h: of([1, 1, 1, 1], 0.5), h2l: of([1, 1, 1, 1], 4), l2l: of([1, 1, 1, 1], 3) };
+    const params = {
+      h2h: of([1, 1, 1, 1], 2),
+      l2h: of([1, 1, 1, 1], 0.5),
+      h2l: of([1, 1, 1, 1], 4),
+      l2l: of([1, 1, 1, 1], 3),
+    };
     const y = (await ops.octConv(x as never, params, device)) as unknown as Octave<Tensor<'f32'>>;
     expect([...y.high.data]).to.deep.equal([7, 9, 11, 17]);
     expect([...(y.low?.data ?? [])]).to.deep.equal([42]); // 3 * 10 + 4 * mean(1, 2, 3, 6)
@@ -23,7 +28,12 @@ describe('ops: the reference itself', () => {
 
   it('octConv by hand at stride 2: everything is pooled, nothing strides', async () => {
     const x = new Octave(of([1, 3, 3, 1], 1, 3, 5, 5, 7, 9, 2, 4, 6), of([1, 2, 2, 1], 1, 2, 3, 4));
-    const params = { h2h: of([1, 1, 1, 1], 1), l2h: of([1, 1, 1, 1], 10), h2l: of([1, 1, 1, 1], 1), l2l: of([1, 1, 1, 1], 2) };
+    const params = {
+      h2h: of([1, 1, 1, 1], 1),
+      l2h: of([1, 1, 1, 1], 10),
+      h2l: of([1, 1, 1, 1], 1),
+      l2l: of([1, 1, 1, 1], 2),
+    };
     const y = (await ops.octConv(x as never, params, { ...device, stride: 2 })) as unknown as Octave<Tensor<'f32'>>;
     expect([...y.high.data]).to.deep.equal([14, 27, 33, 46]); // P of odd sizes: 4, 7, 3, 6
     expect([...(y.low?.data ?? [])]).to.deep.equal([10]); // 2 * 2.5 + mean(4, 7, 3, 6)
@@ -58,7 +68,10 @@ describe('ops: the reference itself', () => {
       for (const row of cases.filter((c) => c.op === op)) {
         const graph = graphOf(row);
         const inputs = inputsOf(row);
-        const wanted = byDefinition(graph, inputs.map((x, i) => new Input(x, row.inputs[i] ?? [])));
+        const wanted = byDefinition(
+          graph,
+          inputs.map((x, i) => new Input(x, row.inputs[i] ?? [])),
+        );
         const [got] = await run(compile(graph, 'reference', 1, noParams), inputs);
         compare(got as TypedArray, wanted, row.terms);
       }
@@ -100,9 +113,15 @@ describe('ops: the reference itself', () => {
       expect(await list(ops.avgPool(x, { kernel: 2, ...at }))).to.deep.equal([Number.NaN]);
       expect(await list(ops.maxPool(x, { kernel: [1, 2], ...at }))).to.deep.equal([Number.NaN, 7]);
       expect((await list(ops.softmax(of([1, 3], 1, Number.NaN, 2), at))).every(Number.isNaN)).to.equal(true);
-      expect(await list(ops.conv(x, { weight: of([1, 1, 1, 1], 2) } as never, at as never))).to.deep.equal([Number.NaN, -2, 4, 14]);
-      expect(await list(ops.softmax(of([1, 2], Number.POSITIVE_INFINITY, 0), at))).to.satisfy((y: number[]) => Number.isNaN(y[0]));
+      expect(await list(ops.conv(x, { weight: of([1, 1, 1, 1], 2) } as never, at as never))).to.deep.equal([
+        Number.NaN,
+        -2,
+        4,
+        14,
+      ]);
+      expect(await list(ops.softmax(of([1, 2], Number.POSITIVE_INFINITY, 0), at))).to.satisfy((y: number[]) =>
+        Number.isNaN(y[0]),
+      );
     });
   }
 });
-

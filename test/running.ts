@@ -16,7 +16,13 @@ import { type Case, numbers } from './cases.js';
 export const guard = 37; // odd, so that starts are not aligned
 
 /** A plan of any steps; `read` gives parameters that the graph does not hold. */
-export function compileSteps(steps: Steps, device: Device, threads: number, read: (name: string) => Tensor, graph = new Graph()): Promise<Plan> {
+export function compileSteps(
+  steps: Steps,
+  device: Device,
+  threads: number,
+  read: (name: string) => Tensor,
+  graph = new Graph(),
+): Promise<Plan> {
   const names = new Set(steps.steps.flatMap(({ params }) => Object.values(params)));
   const tensors = new Map([...names].map((name) => [name, read(name)]));
   const source = { tensors, read: async (name: string) => (tensors.get(name) as Tensor).data };
@@ -46,7 +52,14 @@ export function compare(got: TypedArray, wanted: TypedArray, terms: number): voi
   let [worst, at, magnitude] = [0, 0, 0];
   for (let i = 0; i < wanted.length; i++) {
     const [a, b] = [got[i] as number, wanted[i] as number];
-    const difference = Number.isNaN(a) || Number.isNaN(b) ? (Number.isNaN(a) && Number.isNaN(b) ? 0 : Infinity) : a === b ? 0 : Math.abs(a - b);
+    const difference =
+      Number.isNaN(a) || Number.isNaN(b)
+        ? Number.isNaN(a) && Number.isNaN(b)
+          ? 0
+          : Infinity
+        : a === b
+          ? 0
+          : Math.abs(a - b);
     magnitude = Math.max(magnitude, Number.isFinite(b) ? Math.abs(b) : 0);
     if (difference > worst) [worst, at] = [difference, i];
   }
@@ -61,7 +74,10 @@ export const noParams = () => {
 /** Inputs that start unaligned, between NaN: what is read beyond them shows. */
 export function inputsOf({ inputs, dtype = 'f32' }: Pick<Case, 'inputs' | 'dtype'>, scale = 2): TypedArray[] {
   return inputs.map((shape, i) => {
-    const values = numbers(shape.reduce((a, b) => a * b, 1), 99 + i);
+    const values = numbers(
+      shape.reduce((a, b) => a * b, 1),
+      99 + i,
+    );
     const room = new (arrayFor(dtype))(values.length + 2 * guard).fill(Number.NaN).subarray(guard, -guard);
     values.forEach((x, j) => {
       room[j] = dtype === 'u8' ? (x + 1) * 127 : x * scale * (i + 1);
@@ -79,12 +95,18 @@ export const poisoned = (inputs: readonly TypedArray[]) =>
     return room;
   });
 
-export const bits = (arrays: readonly TypedArray[]) => arrays.map((x) => Buffer.from(x.buffer, x.byteOffset, x.byteLength));
+export const bits = (arrays: readonly TypedArray[]) =>
+  arrays.map((x) => Buffer.from(x.buffer, x.byteOffset, x.byteLength));
 export const sameBits = (a: readonly TypedArray[], b: readonly TypedArray[]) =>
   a.length === b.length && bits(a).every((x, i) => x.equals(bits(b)[i] as Buffer));
 
 /** `cpu` against `reference`, with one thread and with more, with a NaN in the inputs, and without it again; what it chose. */
-export async function checkGraph(graph: Graph, inputs: readonly TypedArray[], given: number, read: (name: string) => Tensor): Promise<string[]> {
+export async function checkGraph(
+  graph: Graph,
+  inputs: readonly TypedArray[],
+  given: number,
+  read: (name: string) => Tensor,
+): Promise<string[]> {
   const reference = await compile(graph, 'reference', 1, read);
   const cpu = await compile(graph, 'cpu', 1, read);
   const winograd = cpu.algorithms.some((text) => text.includes('winograd')); // errs more, and spreads over a tile what is not finite
@@ -111,7 +133,14 @@ export async function checkGraph(graph: Graph, inputs: readonly TypedArray[], gi
 }
 
 const { traits } = targetOf('cpu');
-const concat = (inputs: readonly number[], output: number): Step => ({ op: 'concat', name: '', attrs: {}, params: {}, inputs, outputs: [output] });
+const concat = (inputs: readonly number[], output: number): Step => ({
+  op: 'concat',
+  name: '',
+  attrs: {},
+  params: {},
+  inputs,
+  outputs: [output],
+});
 
 /** Puts values of one size side by side, by threes, and channels that nobody writes behind them: all are slices. */
 export function sideBySide(given: Steps): Steps {
@@ -167,7 +196,13 @@ export function guarded(given: Steps): { steps: Steps; guards: TensorType[] } {
     wide.push(concat([left, id, right], add(sized(5 + (type.shape.at(-1) ?? 0)))));
   }
   const steps = [...before, ...given.steps, ...behind, ...wide];
-  return { guards, steps: sliceConcats({ values, steps, inputs: [...inputs, ...ends.inputs], outputs: [...outputs, ...ends.outputs] }, traits) };
+  return {
+    guards,
+    steps: sliceConcats(
+      { values, steps, inputs: [...inputs, ...ends.inputs], outputs: [...outputs, ...ends.outputs] },
+      traits,
+    ),
+  };
 }
 
 /** Says what was being checked in front of what was wrong. */
@@ -197,7 +232,12 @@ class Blocks {
   norm(x: Value): Value {
     const c = x.shape.at(-1) as number;
     const variance = this.graph.parameter(`p${this.#names++}.running_var`, [c]) as never;
-    const params = { weight: this.#param(c), bias: this.#param(c), running_mean: this.#param(c), running_var: variance };
+    const params = {
+      weight: this.#param(c),
+      bias: this.#param(c),
+      running_mean: this.#param(c),
+      running_var: variance,
+    };
     return ops.batchNorm(x as never, params) as Value;
   }
   act(v: Value): Value {
@@ -229,7 +269,13 @@ export function block(seed: number): { graph: Graph; whole: boolean } {
   const conv = b.conv.bind(b);
   const [norm, act] = [(v: Value) => b.norm(v), (v: Value) => b.act(v)];
   const whole = seed % 3 !== 0; // in the others something stands in the way of fusion
-  const size = [pick(1, 2), ...(video ? [pick(1, 2, 5)] : []), pick(5, 8, 9, 13, 20), pick(4, 7, 8, 11, 33), pick(3, 8, 17)];
+  const size = [
+    pick(1, 2),
+    ...(video ? [pick(1, 2, 5)] : []),
+    pick(5, 8, 9, 13, 20),
+    pick(4, 7, 8, 11, 33),
+    pick(3, 8, 17),
+  ];
   const input = graph.input('f32', size) as Value;
   const window = { kernel: video ? [1, 3, 3] : 3, stride: video ? [1, 2, 2] : 2, padding: video ? [0, 1, 1] : 1 };
   const entered = pick(true, false) ? (ops.maxPool(input as never, window as never) as Value) : input;
@@ -258,22 +304,59 @@ export function block(seed: number): { graph: Graph; whole: boolean } {
 export function preactivation(seed: number): Graph {
   const b = new Blocks(seed);
   const { pick, graph } = b;
-  const size = [pick(1, 2), ...(b.video ? [pick(1, 3)] : []), pick(6, 8, 9, 13, 20), pick(4, 7, 8, 11, 33), pick(3, 8, 17)];
+  const size = [
+    pick(1, 2),
+    ...(b.video ? [pick(1, 3)] : []),
+    pick(6, 8, 9, 13, 20),
+    pick(4, 7, 8, 11, 33),
+    pick(3, 8, 17),
+  ];
   const widths = [pick(5, 8, 17, 33), pick(0, 3, 8, 20)] as const;
   let x = b.conv(new Octave(graph.input('f32', size) as Value), widths, pick(1, 3), 1);
   for (let i = 0; i < 2; i++) {
     const first = x.map((v) => b.act(b.norm(v)));
     const inner = b.conv(first, [pick(4, 16, 70), widths[1] && pick(2, 8)], pick(1, 3), 1).map((v) => b.act(b.norm(v)));
     const y = b.conv(inner, widths, pick(1, 3), 1);
-    const shortcut = pick(true, false) ? x : b.conv(pick(first, x.map((v) => b.norm(v))), widths, 1, 1);
+    const shortcut = pick(true, false)
+      ? x
+      : b.conv(
+          pick(
+            first,
+            x.map((v) => b.norm(v)),
+          ),
+          widths,
+          1,
+          1,
+        );
     x = y.zip(shortcut, (a, c) => ops.add(a as never, c as never) as Value);
   }
-  const dense = b.conv(x.map((v) => b.act(b.norm(v))), [6, widths[1] && 3], 3, 1);
+  const dense = b.conv(
+    x.map((v) => b.act(b.norm(v))),
+    [6, widths[1] && 3],
+    3,
+    1,
+  );
   const all = x.zip(dense, (a, c) => ops.concat([a as never, c as never]) as Value);
-  const transition = b.conv(all.map((v) => b.act(b.norm(v))), [7, widths[1] && 5], 1, 1);
+  const transition = b.conv(
+    all.map((v) => b.act(b.norm(v))),
+    [7, widths[1] && 5],
+    1,
+    1,
+  );
   const window = b.video ? [1, 2, 2] : 2;
-  const pooled = transition.map((v) => ops.avgPool(v as never, { kernel: window, ceilMode: true, countIncludePad: false } as never) as Value);
-  const ends = [b.conv(pooled, [4, 0], 3, 1), b.conv(all.map((v) => b.act(b.norm(v))), [4, 2], pick(1, 3), 2), x.map((v) => b.norm(v))];
+  const pooled = transition.map(
+    (v) => ops.avgPool(v as never, { kernel: window, ceilMode: true, countIncludePad: false } as never) as Value,
+  );
+  const ends = [
+    b.conv(pooled, [4, 0], 3, 1),
+    b.conv(
+      all.map((v) => b.act(b.norm(v))),
+      [4, 2],
+      pick(1, 3),
+      2,
+    ),
+    x.map((v) => b.norm(v)),
+  ];
   const ids = ends.flatMap(({ high, low }) => (low ? [high.id, low.id] : [high.id]));
   graph.outputs.push(...ids);
   return graph;
@@ -282,8 +365,14 @@ export function preactivation(seed: number): Graph {
 export const parameters = (graph: Graph) => (name: string) => {
   const shape = graph.params.get(name) ?? [];
   const fan = shape.slice(1).reduce((a, b) => a * b, 1);
-  const data = numbers(shape.reduce((a, b) => a * b, 1), name.length * 31 + Number(name.match(/\d+/)?.[0]));
+  const data = numbers(
+    shape.reduce((a, b) => a * b, 1),
+    name.length * 31 + Number(name.match(/\d+/)?.[0]),
+  );
   const scale = shape.length > 1 ? 2 / Math.sqrt(fan) : 1;
-  return new Tensor('f32', shape, data.map((v) => (name.endsWith('running_var') ? 1.5 + v : v * scale)));
+  return new Tensor(
+    'f32',
+    shape,
+    data.map((v) => (name.endsWith('running_var') ? 1.5 + v : v * scale)),
+  );
 };
-

@@ -3,7 +3,10 @@ import { table } from '../lib/bench/table.js';
 
 describe('tables', () => {
   const head = ['step', 'op', 'MiB', 'ms'];
-  const lines = [['first', 'conv', '1.5', '10'], ['second', 'relu', '12.5', '2']];
+  const lines = [
+    ['first', 'conv', '1.5', '10'],
+    ['second', 'relu', '12.5', '2'],
+  ];
   const at = (width: number) => table(head, lines, { left: ['op'], drop: ['MiB', 'op'], width }).split('\n');
 
   it('are as wide as their content where that fits', () => {
@@ -16,8 +19,13 @@ describe('tables', () => {
   });
 
   it('become rows of several lines where no column may go', () => {
-    expect(table(head, lines, { width: 16 }).split('\n')).to.deep.equal(
-      ['first', '  op conv', '  MiB 1.5, ms 10', 'second', '  op relu', '  MiB 12.5, ms 2'],
-    );
+    expect(table(head, lines, { width: 16 }).split('\n')).to.deep.equal([
+      'first',
+      '  op conv',
+      '  MiB 1.5, ms 10',
+      'second',
+      '  op relu',
+      '  MiB 12.5, ms 2',
+    ]);
   });
 });

@@ -45,7 +45,10 @@ describe('tensor', () => {
   it('moves the channels of images, and refuses all else', () => {
     const x = tensor('f32', [1, 1, 2, 3], Float32Array.of(1, 2, 3, 4, 5, 6));
     const moved = toNCHW(x);
-    expect([moved.shape, [...moved.data]]).to.deep.equal([[1, 3, 1, 2], [1, 4, 2, 5, 3, 6]]);
+    expect([moved.shape, [...moved.data]]).to.deep.equal([
+      [1, 3, 1, 2],
+      [1, 4, 2, 5, 3, 6],
+    ]);
     expect([toNHWC(moved).shape, [...toNHWC(moved).data]]).to.deep.equal([x.shape, [...x.data]]);
     const video = Tensor.zeros('f32', [1, 1, 1, 2, 3]);
     expect(() => toNCHW(video)).to.throw(OctconvError, 'toNCHW: got [1,1,1,2,3], wanted [N,H,W,C]');
@@ -198,28 +201,70 @@ describe('ops: shapes', () => {
       [() => ops.relu(input([1, 2, 3]) as never), 'relu: got [1,2,3], wanted [N,C] or [N,H,W,C] or [N,T,H,W,C]'],
       [() => ops.relu(graph.input('i8', [1, 3]) as never), 'relu: got i8 [1,3], wanted f32'],
       [() => ops.relu(7 as never), 'relu: got a number, wanted a Value or a Tensor'],
-      [() => ops.add(x, input([2, 8, 6, 4]) as never), 'add: got [2,8,6,12] and [2,8,6,4], wanted sizes that are equal or 1'],
+      [
+        () => ops.add(x, input([2, 8, 6, 4]) as never),
+        'add: got [2,8,6,12] and [2,8,6,4], wanted sizes that are equal or 1',
+      ],
       [() => ops.add(x, input([3, 12]) as never), 'add: got [2,8,6,12] and [3,12], wanted sizes that are equal or 1'],
-      [() => ops.sub(x, input([2, 1, 8, 6, 12]) as never), 'sub: got [2,8,6,12] and [2,1,8,6,12], wanted sizes that are equal or 1'],
+      [
+        () => ops.sub(x, input([2, 1, 8, 6, 12]) as never),
+        'sub: got [2,8,6,12] and [2,1,8,6,12], wanted sizes that are equal or 1',
+      ],
       [() => ops.leakyRelu(x, { slope: Number.NaN }), 'leakyRelu: slope NaN, wanted a finite number'],
-      [() => ops.matmul(x, input([2, 8, 11, 3]) as never), 'matmul: got [2,8,6,12] and [2,8,11,3], wanted [N,H,M,K] and [N,H,K,P]'],
-      [() => ops.matmul(x, input([2, 7, 12, 3]) as never), 'matmul: got [2,8,6,12] and [2,7,12,3], wanted [N,H,M,K] and [N,H,K,P]'],
-      [() => ops.matmul(input([2, 3]) as never, input([3, 4]) as never), 'matmul: got [2,3], wanted [N,H,W,C] or [N,T,H,W,C]'],
-      [() => ops.slice(x, { axes: [1], starts: [8] }), 'slice: got [2,8,6,12], and nothing of axis 1 from 8 to Infinity'],
-      [() => ops.slice(x, { starts: [0], axes: [4] }), 'slice: axes [4], wanted different ones of the 4 of x [2,8,6,12]'],
+      [
+        () => ops.matmul(x, input([2, 8, 11, 3]) as never),
+        'matmul: got [2,8,6,12] and [2,8,11,3], wanted [N,H,M,K] and [N,H,K,P]',
+      ],
+      [
+        () => ops.matmul(x, input([2, 7, 12, 3]) as never),
+        'matmul: got [2,8,6,12] and [2,7,12,3], wanted [N,H,M,K] and [N,H,K,P]',
+      ],
+      [
+        () => ops.matmul(input([2, 3]) as never, input([3, 4]) as never),
+        'matmul: got [2,3], wanted [N,H,W,C] or [N,T,H,W,C]',
+      ],
+      [
+        () => ops.slice(x, { axes: [1], starts: [8] }),
+        'slice: got [2,8,6,12], and nothing of axis 1 from 8 to Infinity',
+      ],
+      [
+        () => ops.slice(x, { starts: [0], axes: [4] }),
+        'slice: axes [4], wanted different ones of the 4 of x [2,8,6,12]',
+      ],
       [() => ops.slice(x, { starts: [0.5] }), 'slice: starts [0.5] and ends [Infinity], wanted integers'],
-      [() => ops.slice(x, { starts: [0, 1], ends: [1] }), 'slice: axes [0,1], starts [0,1] and ends [1], wanted as many of each'],
-      [() => ops.transpose(x, { axes: [0, 1, 1, 2] }), 'transpose: axes [0,1,1,2], wanted different ones of the 4 of x [2,8,6,12]'],
+      [
+        () => ops.slice(x, { starts: [0, 1], ends: [1] }),
+        'slice: axes [0,1], starts [0,1] and ends [1], wanted as many of each',
+      ],
+      [
+        () => ops.transpose(x, { axes: [0, 1, 1, 2] }),
+        'transpose: axes [0,1,1,2], wanted different ones of the 4 of x [2,8,6,12]',
+      ],
       [() => ops.transpose(x, { axes: [0, 1] as never }), 'transpose: axes [0,1], wanted each axis of [2,8,6,12] once'],
-      [() => ops.reshape(x, { shape: [2, -1, 5, 12] }), 'reshape: got [2,8,6,12] and shape [2,-1,5,12], wanted as many elements'],
-      [() => ops.reshape(x, { shape: [2, -1, -1, 12] }), 'reshape: got [2,8,6,12] and shape [2,-1,-1,12], wanted as many elements'],
-      [() => ops.reshape(x, { shape: [2, 48, 12] as never }), 'reshape: got [2,48,12], wanted [N,C] or [N,H,W,C] or [N,T,H,W,C]'],
+      [
+        () => ops.reshape(x, { shape: [2, -1, 5, 12] }),
+        'reshape: got [2,8,6,12] and shape [2,-1,5,12], wanted as many elements',
+      ],
+      [
+        () => ops.reshape(x, { shape: [2, -1, -1, 12] }),
+        'reshape: got [2,8,6,12] and shape [2,-1,-1,12], wanted as many elements',
+      ],
+      [
+        () => ops.reshape(x, { shape: [2, 48, 12] as never }),
+        'reshape: got [2,48,12], wanted [N,C] or [N,H,W,C] or [N,T,H,W,C]',
+      ],
       [() => ops.mean(x, { axes: [0] }), 'mean: axes [0], wanted some, without that of N'],
       [() => ops.mean(x, { axes: [1] }), 'mean: got [2,6,12], wanted [N,C] or [N,H,W,C] or [N,T,H,W,C]'],
-      [() => ops.interpolate(x, { height: 4.5, width: 2 }), 'interpolate: height 4.5 and width 2, wanted positive integers'],
+      [
+        () => ops.interpolate(x, { height: 4.5, width: 2 }),
+        'interpolate: height 4.5 and width 2, wanted positive integers',
+      ],
       [() => ops.add(x, new Octave(x) as never), 'add: got an Octave, wanted a Value, a Parameter or a Tensor'],
       [() => ops.add(x, undefined as never), 'add: got nothing, wanted a Value, a Parameter or a Tensor'],
-      [() => ops.add(x, zeros([2, 8, 6, 4]) as never), 'add: got [2,8,6,12] and [2,8,6,4], wanted sizes that are equal or 1'],
+      [
+        () => ops.add(x, zeros([2, 8, 6, 4]) as never),
+        'add: got [2,8,6,12] and [2,8,6,4], wanted sizes that are equal or 1',
+      ],
       [() => ops.concat(x as never), 'concat: got a Value, wanted an Array'],
       [() => ops.octConv(x as never, { h2h: weight(8, 12, 1, 1) }), 'octConv: got a Value, wanted an Octave'],
       [() => ops.add(x, new Graph().input('f32', x.shape)), 'add: an input was recorded in another graph'],

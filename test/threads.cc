@@ -1,5 +1,7 @@
 // Tests of the thread pool through its own interface: `threads-test NAME` runs one, without a name it lists them, see
 // test/threads.test.ts. None of them measures time; one that waits for ever is ended by its alarm.
+#include "core/threads.h"
+
 #include <unistd.h>
 
 #include <atomic>
@@ -16,8 +18,6 @@
 #include <string>
 #include <thread>
 #include <vector>
-
-#include "core/threads.h"
 
 using namespace octconv;
 

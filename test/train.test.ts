@@ -29,7 +29,10 @@ function python(code: string): string {
 }
 
 function octconv(...args: string[]): string {
-  const { status, stdout, stderr } = spawnSync(process.execPath, [join(root, 'dist/cli.js'), ...args], { cwd: folder, encoding: 'utf8' });
+  const { status, stdout, stderr } = spawnSync(process.execPath, [join(root, 'dist/cli.js'), ...args], {
+    cwd: folder,
+    encoding: 'utf8',
+  });
   expect(status, stderr).to.equal(0);
   return stdout;
 }
@@ -77,7 +80,8 @@ describe('examples/train', function () {
 
   it('has every ResNet, with the same parameters', () => {
     const names = networkNames.filter((name) => /^(oct-)?resnet-\d+$/.test(name));
-    const alphas = (name: string) => (!name.startsWith('oct-') ? [0] : /-(18|26)$/.test(name) ? [0, 0.1, 0.25, 0.5, 0.75, 0.9] : [0.125]);
+    const alphas = (name: string) =>
+      !name.startsWith('oct-') ? [0] : /-(18|26)$/.test(name) ? [0, 0.1, 0.25, 0.5, 0.75, 0.9] : [0.125];
     const wanted = names.flatMap((name) => alphas(name).map((alpha) => ({ name, alpha })));
     writeFileSync(inFolder('wanted.json'), JSON.stringify(wanted));
     const found = python(`
@@ -90,7 +94,9 @@ for want in json.load(open('wanted.json')):
     expect(lines).to.have.length(wanted.length);
     for (const [i, { name, alpha }] of wanted.entries()) {
       const network = buildNetwork(name, { alpha, width: 12, classes: 7 });
-      expect(JSON.parse(lines[i] as string), `${name} ${alpha}`).to.deep.equal(Object.fromEntries(parameterShapes(network)));
+      expect(JSON.parse(lines[i] as string), `${name} ${alpha}`).to.deep.equal(
+        Object.fromEntries(parameterShapes(network)),
+      );
     }
   });
 
@@ -184,7 +190,9 @@ print(json.dumps([str(picture.path) for picture in found]))
       expect(lines[2]).to.match(/^epoch 2 of 2: loss [\d.]+, top-1 \d+ of 96, [\d.]+ %, \d+ s$/);
       right = Number(/top-1 (\d+)/.exec(lines[2]!)?.[1]);
       files = JSON.parse(lines[3]!);
-      expect(octconv('convert', 'whole/checkpoint.pth', 'model')).to.match(/oct-resnet-26, alpha 0\.3, width 8, 4 classes/);
+      expect(octconv('convert', 'whole/checkpoint.pth', 'model')).to.match(
+        /oct-resnet-26, alpha 0\.3, width 8, 4 classes/,
+      );
     });
 
     it('learns', () => expect(right).to.be.above(40)); // 24 of 96 are right by chance

@@ -9,7 +9,10 @@ import { expect } from 'chai';
 const root = fileURLToPath(new URL('..', import.meta.url));
 
 function compile(...options: string[]): { status: number | null; output: string } {
-  const { status, stdout, stderr } = spawnSync(process.execPath, ['node_modules/typescript/bin/tsc', ...options], { cwd: root, encoding: 'utf8' });
+  const { status, stdout, stderr } = spawnSync(process.execPath, ['node_modules/typescript/bin/tsc', ...options], {
+    cwd: root,
+    encoding: 'utf8',
+  });
   return { status, output: stdout + stderr };
 }
 
@@ -31,7 +34,10 @@ describe('types', function () {
       ["ops.mul(v, graph.input('f32', [1, 4]))", 'sizes that are equal or 1'],
       ["ops.matmul(v, graph.input('f32', [1, 8, 4, 5]))", 'as many rows as x has columns'],
       ['ops.conv(v, { weight: new Parameter([16, 4, 3, 3]) })', 'as many input channels as x has'],
-      ['ops.conv(v, { weight: new Parameter([16, 3, 1, 3, 3]) })', '[O, I, kh, kw] for images, [O, I, kt, kh, kw] for video'],
+      [
+        'ops.conv(v, { weight: new Parameter([16, 3, 1, 3, 3]) })',
+        '[O, I, kh, kw] for images, [O, I, kt, kh, kw] for video',
+      ],
       ["ops.linear(graph.input('f32', [2, 64]), { weight: new Parameter([10, 32]) })", 'as many columns as x has'],
     ] as const;
     const lib = JSON.stringify(join(root, 'lib/index.js'));
@@ -40,19 +46,37 @@ describe('types', function () {
     writeFileSync(join(folder, 'calls.ts'), [head, ...calls.map(([call]) => call)].join('\n'));
     writeFileSync(
       join(folder, 'tsconfig.json'),
-      JSON.stringify({ extends: join(root, 'tsconfig.json'), compilerOptions: { types: [] }, include: [], files: ['calls.ts'] }),
+      JSON.stringify({
+        extends: join(root, 'tsconfig.json'),
+        compilerOptions: { types: [] },
+        include: [],
+        files: ['calls.ts'],
+      }),
     );
     const { output } = compile('-p', folder, '--typeRoots', join(root, 'node_modules/@types'), '--types', 'node');
     const errors = output.trim().split('\n');
     expect(errors, output).to.have.length(calls.length);
     for (const [i, [, wanted]] of calls.entries()) {
-      const [, what] = /error TS\d+: (?:Argument of type|Type) '(?:Value|Parameter)<[^']*>' is not assignable to (?:parameter of )?type (.*)$/.exec(errors[i] ?? '') ?? [];
+      const [, what] =
+        /error TS\d+: (?:Argument of type|Type) '(?:Value|Parameter)<[^']*>' is not assignable to (?:parameter of )?type (.*)$/.exec(
+          errors[i] ?? '',
+        ) ?? [];
       expect(what, errors[i]).to.equal(`'"wanted: ${wanted}"'.`);
     }
   });
 
   it('whatever stands in a public signature can be imported from the package', () => {
-    const { status, output } = compile('-p', 'tsconfig.build.json', '--outDir', folder, '--emitDeclarationOnly', '--incremental', 'false', '--tsBuildInfoFile', 'null');
+    const { status, output } = compile(
+      '-p',
+      'tsconfig.build.json',
+      '--outDir',
+      folder,
+      '--emitDeclarationOnly',
+      '--incremental',
+      'false',
+      '--tsBuildInfoFile',
+      'null',
+    );
     expect([status, output]).to.deep.equal([0, '']);
     expect(forgotten(join(folder, 'index.d.ts'))).to.deep.equal([]);
   });
@@ -74,18 +98,23 @@ function parse(file: string): Declarations {
   const spaces: string[] = [];
   const target = (from: string) => resolve(dirname(file), from.replace(/\.js$/, '.d.ts'));
   for (const part of text.split(/^(?=\S)(?![})\]])/m)) {
-    const [, exported, name] = /^(export )?(?:declare )?(?:abstract )?(?:class|function|const|type|interface) (\w+)/.exec(part) ?? [];
+    const [, exported, name] =
+      /^(export )?(?:declare )?(?:abstract )?(?:class|function|const|type|interface) (\w+)/.exec(part) ?? [];
     const [, kind, list, from] = /^(import|export)(?: type)? \{([^}]*)\} from '(\.[^']*)'/.exec(part) ?? [];
     const [, space] = /^export \* as \w+ from '(\.[^']*)'/.exec(part) ?? [];
     if (space) spaces.push(target(space));
     else if (from) {
       for (const entry of (list ?? '').split(',').filter((one) => one.trim())) {
-        const [original = '', alias = original] = entry.trim().replace(/^type /, '').split(' as ');
+        const [original = '', alias = original] = entry
+          .trim()
+          .replace(/^type /, '')
+          .split(' as ');
         (kind === 'import' ? imports : exports).set(alias, [target(from), original]);
       }
     } else if (name) own.set(name, { text: (own.get(name)?.text ?? '') + part, exported: Boolean(exported) });
     else {
-      for (const [, local = ''] of /^export (?:type )?\{([^}]*)\};/.exec(part)?.[1]?.matchAll(/(?:type )?(\w+)/g) ?? []) {
+      for (const [, local = ''] of /^export (?:type )?\{([^}]*)\};/.exec(part)?.[1]?.matchAll(/(?:type )?(\w+)/g) ??
+        []) {
         exports.set(local, imports.get(local) ?? [file, local]);
       }
     }

@@ -19,7 +19,24 @@ import { initialize } from '../lib/weights/random.js';
 import { writeSafetensors } from '../lib/weights/safetensors.js';
 import { type OpenOptions, openWeights, type WeightSource } from '../lib/weights/source.js';
 import {
-  call, counted, dict, FALSE, floats, global, int, legacyPth, NONE, object, pth, safetensors, str, tensor, tensorArgs, TRUE, type TensorSpec, tuple,
+  call,
+  counted,
+  dict,
+  FALSE,
+  floats,
+  global,
+  int,
+  legacyPth,
+  NONE,
+  object,
+  pth,
+  safetensors,
+  str,
+  tensor,
+  tensorArgs,
+  TRUE,
+  type TensorSpec,
+  tuple,
 } from './weights-files.js';
 import { skip } from './skip.js';
 
@@ -43,7 +60,11 @@ describe('checkpoints', () => {
   const zipped = (value: string) => pth(value, { 0: numbers });
 
   /** Opens a .pth of this pickle, and closes it after `use`. */
-  async function opened<T>(value: string, use: (source: WeightSource) => T | Promise<T>, options: OpenOptions = {}): Promise<T> {
+  async function opened<T>(
+    value: string,
+    use: (source: WeightSource) => T | Promise<T>,
+    options: OpenOptions = {},
+  ): Promise<T> {
     const source = await openWeights(await save('x.pth', zipped(value)), options);
     try {
       return await use(source);
@@ -54,10 +75,12 @@ describe('checkpoints', () => {
 
   /** The error of wanting a tensor w. */
   const wanting = (value: string) =>
-    rejection(opened(value, async (source) => {
-      checkWeights(new Map([['w', [2, 2]]]), source);
-      return source.read('w');
-    }));
+    rejection(
+      opened(value, async (source) => {
+        checkWeights(new Map([['w', [2, 2]]]), source);
+        return source.read('w');
+      }),
+    );
 
   const weight = (spec: Partial<TensorSpec> = {}) => tensor({ elements: 4, size: [2, 2], stride: [2, 1], ...spec });
   const vector = tensor({ elements: 4, size: [4], stride: [1] });
@@ -70,7 +93,11 @@ describe('checkpoints', () => {
         ['FloatStorage', floats(1, -2, 0.5, 0), [-1, 2, -0.5, -0]],
         ['DoubleStorage', Buffer.from(new Float64Array([1, -2, 0.5, 3]).buffer), [-1, 2, -0.5, -3]],
         ['HalfStorage', Buffer.from(new Uint16Array([0x3c00, 0xbc00, 0, 1]).buffer), [0xbc00, 0x3c00, 0x8000, 0x8001]],
-        ['BFloat16Storage', Buffer.from(new Uint16Array([0x3f80, 0xbf80, 0, 1]).buffer), [0xbf80, 0x3f80, 0x8000, 0x8001]],
+        [
+          'BFloat16Storage',
+          Buffer.from(new Uint16Array([0x3f80, 0xbf80, 0, 1]).buffer),
+          [0xbf80, 0x3f80, 0x8000, 0x8001],
+        ],
         ['IntStorage', Buffer.from(new Int32Array([1, -2, 3, 0]).buffer), [-1, 2, -3, 0]],
         ['CharStorage', Buffer.from(new Int8Array([1, -2, 3, 0]).buffer), [-1, 2, -3, 0]],
       ];
@@ -91,10 +118,21 @@ describe('checkpoints', () => {
       const all = {
         grad: weight({ requiresGrad: TRUE, hooks: empty, metadata: NONE }),
         plain: weight({ metadata: dict({ neg: FALSE, conj: FALSE }) }),
-        oldest: call('torch._utils', '_rebuild_tensor', ...tensorArgs({ elements: 4, size: [2, 2], stride: [2, 1] }).slice(0, 4)),
+        oldest: call(
+          'torch._utils',
+          '_rebuild_tensor',
+          ...tensorArgs({ elements: 4, size: [2, 2], stride: [2, 1] }).slice(0, 4),
+        ),
         parameter: call('torch._utils', '_rebuild_parameter', weight(), TRUE, empty),
         state: call('torch._utils', '_rebuild_parameter_with_state', weight(), TRUE, empty, dict({ decay: FALSE })),
-        typed: call('torch._tensor', '_rebuild_from_type_v2', v2, global('torch.nn.parameter', 'Parameter'), args, dict({ tag: str('x') })),
+        typed: call(
+          'torch._tensor',
+          '_rebuild_from_type_v2',
+          v2,
+          global('torch.nn.parameter', 'Parameter'),
+          args,
+          dict({ tag: str('x') }),
+        ),
       };
       await opened(dict(all), async (source) => {
         expect(source.notes).to.deep.equal([]);
@@ -105,24 +143,55 @@ describe('checkpoints', () => {
     const empty = call('collections', 'OrderedDict');
     const parameter = (...args: string[]) => call('torch._utils', '_rebuild_parameter', ...args);
     const cases: [string, string, RegExp][] = [
-      ['the conjugate of a view', weight({ metadata: dict({ conj: TRUE }) }), /"w" has metadata "conj" = true, which is unknown/],
+      [
+        'the conjugate of a view',
+        weight({ metadata: dict({ conj: TRUE }) }),
+        /"w" has metadata "conj" = true, which is unknown/,
+      ],
       ['a bit of the future', weight({ metadata: dict({ new: TRUE }) }), /"w" has metadata "new" = true/],
       ['a negative bit that is no boolean', weight({ metadata: dict({ neg: int(1) }) }), /"w" has metadata "neg" = 1/],
       ['metadata that is no dict', weight({ metadata: int(1) }), /"w" has metadata 1, wanted a dict/],
       ['hooks', weight({ hooks: dict({ a: int(1) }) }), /"w" has backward_hooks a dict of 1, wanted none/],
       ['a gradient that is no boolean', weight({ requiresGrad: str('x') }), /"w" has requires_grad "x"/],
-      ['a parameter of something else', parameter(int(1), TRUE, empty), /is a call of torch\._utils\._rebuild_parameter with other arguments/],
-      ['a parameter with hooks', parameter(weight(), TRUE, dict({ a: int(1) })), /_rebuild_parameter with other arguments/],
+      [
+        'a parameter of something else',
+        parameter(int(1), TRUE, empty),
+        /is a call of torch\._utils\._rebuild_parameter with other arguments/,
+      ],
+      [
+        'a parameter with hooks',
+        parameter(weight(), TRUE, dict({ a: int(1) })),
+        /_rebuild_parameter with other arguments/,
+      ],
       ['a parameter with more', parameter(weight(), TRUE, empty, int(1)), /_rebuild_parameter with other arguments/],
       [
         'a subclass of tensors',
-        call('torch._tensor', '_rebuild_from_type_v2', global('torch._utils', '_rebuild_tensor_v2'), global('mine', 'Sub'), tuple(), dict({})),
+        call(
+          'torch._tensor',
+          '_rebuild_from_type_v2',
+          global('torch._utils', '_rebuild_tensor_v2'),
+          global('mine', 'Sub'),
+          tuple(),
+          dict({}),
+        ),
         /_rebuild_from_type_v2 with other arguments/,
       ],
       ['a device that is no text', weight().replace(str('cpu'), int(1)), /"w" refers to something that is no storage/],
-      ['a quantized tensor', call('torch._utils', '_rebuild_qtensor', int(1)), /"w" is an object of "torch\._utils\._rebuild_qtensor"/],
-      ['an integer', weight({ type: 'ShortStorage', elements: 4 }), /"w" is a torch\.ShortStorage, wanted torch\.Float/],
-      ['sizes without number', tensor({ elements: 4, size: Array(65).fill(1), stride: Array(65).fill(1) }), /has a tuple of 65 and a tuple of 65/],
+      [
+        'a quantized tensor',
+        call('torch._utils', '_rebuild_qtensor', int(1)),
+        /"w" is an object of "torch\._utils\._rebuild_qtensor"/,
+      ],
+      [
+        'an integer',
+        weight({ type: 'ShortStorage', elements: 4 }),
+        /"w" is a torch\.ShortStorage, wanted torch\.Float/,
+      ],
+      [
+        'sizes without number',
+        tensor({ elements: 4, size: Array(65).fill(1), stride: Array(65).fill(1) }),
+        /has a tuple of 65 and a tuple of 65/,
+      ],
     ];
     for (const [what, w, message] of cases) {
       it(`refuses ${what}, where it is wanted`, async () => {
@@ -146,7 +215,10 @@ describe('checkpoints', () => {
       const files = {
         'a.pth': pth(dict({ double, across }), { 0: data }),
         'b.pth': legacyPth(dict({ double, across }), ['0'], counted(4, data)),
-        'c.safetensors': safetensors({ i: { dtype: 'I8', shape: [1], data_offsets: [0, 1] }, double: whole }, Buffer.concat([Buffer.alloc(1), data])),
+        'c.safetensors': safetensors(
+          { i: { dtype: 'I8', shape: [1], data_offsets: [0, 1] }, double: whole },
+          Buffer.concat([Buffer.alloc(1), data]),
+        ),
       };
       for (const [name, bytes] of Object.entries(files)) {
         const source = await openWeights(await save(name, bytes));
@@ -155,8 +227,11 @@ describe('checkpoints', () => {
         const read = await source.read('double', (size) => new Uint8Array(room, 16, size));
         expect(read).to.deep.equal(new Float32Array([1.1, -2, 0, 16_777_216]));
         expect(read.buffer).to.equal(room);
-        if (source.tensors.has('across')) expect([...(await source.read('across'))]).to.deep.equal([Math.fround(1.1), 0, -2, 16_777_216]);
-        expect(source.notes).to.deep.equal([`float64 read as f32: ${name === 'c.safetensors' ? '1 tensor' : '2 tensors'}`]);
+        if (source.tensors.has('across'))
+          expect([...(await source.read('across'))]).to.deep.equal([Math.fround(1.1), 0, -2, 16_777_216]);
+        expect(source.notes).to.deep.equal([
+          `float64 read as f32: ${name === 'c.safetensors' ? '1 tensor' : '2 tensors'}`,
+        ]);
         await source.close();
       }
     });
@@ -172,14 +247,23 @@ describe('checkpoints', () => {
 
     it('leaves counters alone, whatever they are', async () => {
       const counter = tensor({ type: 'LongStorage', elements: 2, size: [], stride: [] });
-      const names = ['bn.num_batches_tracked', 'conv.total_ops', 'total_params', '_extra_state', 'fc._extra_state', 'n_averaged'];
+      const names = [
+        'bn.num_batches_tracked',
+        'conv.total_ops',
+        'total_params',
+        '_extra_state',
+        'fc._extra_state',
+        'n_averaged',
+      ];
       const counters = Object.fromEntries(names.map((name) => [name, counter]));
       await opened(dict({ w: weight(), ...counters, 'a._extra_state': object('io', 'BytesIO') }), (source) => {
         expect([...source.tensors.keys()]).to.deep.equal(['w']);
         expect(source.notes).to.deep.equal([]);
         checkWeights(new Map([['w', [2, 2]]]), source);
       });
-      const header = Object.fromEntries(names.map((name, i) => [name, { dtype: 'I64', shape: [], data_offsets: [8 * i, 8 * i + 8] }]));
+      const header = Object.fromEntries(
+        names.map((name, i) => [name, { dtype: 'I64', shape: [], data_offsets: [8 * i, 8 * i + 8] }]),
+      );
       const source = await openWeights(await save('counters.safetensors', safetensors(header, 8 * names.length)));
       expect([source.tensors.size, source.notes]).to.deep.equal([0, []]);
       await source.close();
@@ -195,8 +279,18 @@ describe('checkpoints', () => {
       ['HalfStorage', 'w', new half([0x7e01, 0, 0, 0]), 'has NaN as element 0'],
       ['BFloat16Storage', 'w', new half([0, 0x7f80, 0, 0]), 'has Infinity as element 1'],
       ['DoubleStorage', 'w', new Float64Array([1, 1e39, 3, 4]), 'has Infinity as element 1'],
-      ['FloatStorage', 'running_var', new Float32Array([0, 1, -0.001953125, 4]), 'has -0.001953125 as element 2, wanted variances of at least 0'],
-      ['FloatStorage', 'bn.running_var', new Float32Array([0, 1, -3, 4]), 'has -3 as element 2, wanted variances of at least 0'],
+      [
+        'FloatStorage',
+        'running_var',
+        new Float32Array([0, 1, -0.001953125, 4]),
+        'has -0.001953125 as element 2, wanted variances of at least 0',
+      ],
+      [
+        'FloatStorage',
+        'bn.running_var',
+        new Float32Array([0, 1, -3, 4]),
+        'has -3 as element 2, wanted variances of at least 0',
+      ],
       ['HalfStorage', 'bn.running_var', new half([0, 0, 0, 0xbc00]), 'has -1 as element 3, wanted variances'],
     ];
     for (const [type, name, data, message] of cases) {
@@ -215,22 +309,31 @@ describe('checkpoints', () => {
         ['BFloat16Storage', new half([0x7f7f, 0xff7f, 0x8000, 1])],
       ];
       for (const [type, data] of all) {
-        const source = await openWeights(await save('fine.pth', pth(dict({ w: weight({ type }) }), { 0: Buffer.from(data.buffer) })));
+        const source = await openWeights(
+          await save('fine.pth', pth(dict({ w: weight({ type }) }), { 0: Buffer.from(data.buffer) })),
+        );
         expect([...(await source.read('w'))]).to.deep.equal([...Array.from(data)]);
         await source.close();
       }
       const variance = tensor({ elements: 4, size: [1], stride: [1], offset: 3 });
-      const source = await openWeights(await save('zero.pth', pth(dict({ running_var: variance }), { 0: floats(0, 0, 0, -0) })));
+      const source = await openWeights(
+        await save('zero.pth', pth(dict({ running_var: variance }), { 0: floats(0, 0, 0, -0) })),
+      );
       expect([...(await source.read('running_var'))]).to.deep.equal([-0]);
       await source.close();
     });
 
     it('is asked of every format, and of memory', async () => {
       const nan = floats(1, Number.NaN);
-      const source = await openWeights(await save('nan.safetensors', safetensors({ w: { dtype: 'F32', shape: [2], data_offsets: [0, 8] } }, nan)));
+      const source = await openWeights(
+        await save('nan.safetensors', safetensors({ w: { dtype: 'F32', shape: [2], data_offsets: [0, 8] } }, nan)),
+      );
       expect((await rejection(source.read('w'))).message).to.match(/nan\.safetensors: tensor "w" has NaN as element 1/);
       await source.close();
-      const memory = memoryWeights(new Map([['w', { dtype: 'f32', shape: [1], data: Float32Array.of(Infinity) }]]), 'mine');
+      const memory = memoryWeights(
+        new Map([['w', { dtype: 'f32', shape: [1], data: Float32Array.of(Infinity) }]]),
+        'mine',
+      );
       expect((await rejection(memory.read('w'))).message).to.match(/^mine: tensor "w" has Infinity/);
     });
 
@@ -248,11 +351,24 @@ describe('checkpoints', () => {
 
   describe('where the parameters are', () => {
     const network = dict({ w: weight(), b: vector });
-    const names = (value: string, options?: OpenOptions) => opened(value, ({ tensors, notes = [] }) => [[...tensors.keys()], notes], options);
+    const names = (value: string, options?: OpenOptions) =>
+      opened(value, ({ tensors, notes = [] }) => [[...tensors.keys()], notes], options);
 
-    for (const key of ['state_dict', 'model', 'model_state_dict', 'net', 'model_ema', 'state_dict_ema', 'ema', 'anything']) {
+    for (const key of [
+      'state_dict',
+      'model',
+      'model_state_dict',
+      'net',
+      'model_ema',
+      'state_dict_ema',
+      'ema',
+      'anything',
+    ]) {
       it(`finds "${key}"`, async () => {
-        expect(await names(dict({ epoch: int(3), [key]: network }))).to.deep.equal([['w', 'b'], [`parameters of "${key}"`]]);
+        expect(await names(dict({ epoch: int(3), [key]: network }))).to.deep.equal([
+          ['w', 'b'],
+          [`parameters of "${key}"`],
+        ]);
       });
     }
 
@@ -287,17 +403,25 @@ describe('checkpoints', () => {
     it('does not take an optimizer, a best accuracy or the state of a generator for a network', async () => {
       const moments = `}${int(0)}${dict({ exp_avg: weight(), step: scalar })}s`;
       const beside = { optimizer: dict({ state: moments, param_groups: ']' }), best_acc1: scalar, rng_state: vector };
-      expect(await names(dict({ ...beside, state_dict: network }))).to.deep.equal([['w', 'b'], ['parameters of "state_dict"']]);
+      expect(await names(dict({ ...beside, state_dict: network }))).to.deep.equal([
+        ['w', 'b'],
+        ['parameters of "state_dict"'],
+      ]);
     });
 
     it('prefers what has by far the most tensors', async () => {
       const large = dict(Object.fromEntries(Array.from({ length: 21 }, (_, i) => [`w${i}`, weight()])));
-      expect((await names(dict({ prototypes: weight(), b: vector, net: large })))[1]).to.deep.equal(['parameters of "net"']);
+      expect((await names(dict({ prototypes: weight(), b: vector, net: large })))[1]).to.deep.equal([
+        'parameters of "net"',
+      ]);
     });
 
     it('prefers the network that lies least deep, and tells of the others', async () => {
       const value = dict({ state_dict: network, callbacks: dict({ ema: dict({ weights: network }) }) });
-      expect(await names(value)).to.deep.equal([['w', 'b'], ['parameters of "state_dict"; also with tensors: there is "callbacks.ema.weights"']]);
+      expect(await names(value)).to.deep.equal([
+        ['w', 'b'],
+        ['parameters of "state_dict"; also with tensors: there is "callbacks.ema.weights"'],
+      ]);
     });
 
     it('lists what it could mean, and takes what it is told', async () => {
@@ -306,10 +430,17 @@ describe('checkpoints', () => {
         /x\.pth: several dictionaries with tensors, there are "model", "model_ema"; a key \(--key\) says which is meant$/,
       );
       expect(await names(value, { key: 'model_ema' })).to.deep.equal([['w'], []]);
-      expect(await names(dict({ a: dict({ b: network }), c: network }), { key: 'a.b' })).to.deep.equal([['w', 'b'], []]);
-      expect((await rejection(names(value, { key: 'ema' }))).message).to.match(/no dictionary "ema" with tensors, there are "model", "model_ema"$/);
+      expect(await names(dict({ a: dict({ b: network }), c: network }), { key: 'a.b' })).to.deep.equal([
+        ['w', 'b'],
+        [],
+      ]);
+      expect((await rejection(names(value, { key: 'ema' }))).message).to.match(
+        /no dictionary "ema" with tensors, there are "model", "model_ema"$/,
+      );
       const file = await save('x.safetensors', safetensors({}));
-      expect((await rejection(openWeights(file, { key: 'ema' }))).message).to.match(/no \.pth file, only those have dictionaries as "ema"/);
+      expect((await rejection(openWeights(file, { key: 'ema' }))).message).to.match(
+        /no \.pth file, only those have dictionaries as "ema"/,
+      );
     });
 
     it('says what a file without parameters holds', async () => {
@@ -326,15 +457,26 @@ describe('checkpoints', () => {
   describe('names', () => {
     const info = (...shape: number[]) => ({ dtype: 'f32' as const, shape });
     const source = (names: Record<string, number[]>): WeightSource =>
-      memoryWeights(new Map(Object.entries(names).map(([name, shape]) => {
-        const size = shape.reduce((a, b) => a * b, 1);
-        return [name, { ...info(...shape), data: new Float32Array(size).fill(size) }] as const;
-      })));
+      memoryWeights(
+        new Map(
+          Object.entries(names).map(([name, shape]) => {
+            const size = shape.reduce((a, b) => a * b, 1);
+            return [name, { ...info(...shape), data: new Float32Array(size).fill(size) }] as const;
+          }),
+        ),
+      );
     const plain = { 'conv1.weight': [2, 3, 1, 1], 'bn1.weight': [2], 'fc.weight': [5, 2], 'fc.bias': [5] };
-    const prefixed = (prefix: string) => Object.fromEntries(Object.entries(plain).map(([name, shape]) => [prefix + name, shape]));
+    const prefixed = (prefix: string) =>
+      Object.fromEntries(Object.entries(plain).map(([name, shape]) => [prefix + name, shape]));
 
     const prefixes = ['module.', '_orig_mod.', 'model.', 'backbone.'];
-    for (const prefix of [...prefixes, 'module._orig_mod.', '_orig_mod.module.', 'model.module.', 'model.backbone._orig_mod.']) {
+    for (const prefix of [
+      ...prefixes,
+      'module._orig_mod.',
+      '_orig_mod.module.',
+      'model.module.',
+      'model.backbone._orig_mod.',
+    ]) {
       it(`have no '${prefix}'`, async () => {
         const found = withUsualNames(source(prefixed(prefix)));
         expect([...found.tensors.keys()]).to.deep.equal(Object.keys(plain));
@@ -354,7 +496,10 @@ describe('checkpoints', () => {
         return all;
       };
       const sorted = (prefix: string) => Object.keys(prefixed(prefix)).sort();
-      expect(await files('module._orig_mod.')).to.deep.equal([sorted(''), ['every name without its "module._orig_mod."']]);
+      expect(await files('module._orig_mod.')).to.deep.equal([
+        sorted(''),
+        ['every name without its "module._orig_mod."'],
+      ]);
       expect(await files('backbone.')).to.deep.equal([sorted('backbone.'), []]);
     });
 
@@ -388,9 +533,14 @@ describe('checkpoints', () => {
 
     it('that are there are shown where one is missing', async () => {
       const there = source({ a: [1], b: [1], c: [1], d: [1], e: [1] });
-      expect((await rejection(there.read('x'))).message).to.equal('weights: no tensor "x", there are "a", "b", "c" and 2 more');
+      expect((await rejection(there.read('x'))).message).to.equal(
+        'weights: no tensor "x", there are "a", "b", "c" and 2 more',
+      );
       expect((await rejection(source({}).read('x'))).message).to.equal('weights: no tensor "x", there is none');
-      expect(() => inferOptions(there)).to.throw(OctconvError, /no known network has these parameters \("a", "b", "c"\), wanted one of /);
+      expect(() => inferOptions(there)).to.throw(
+        OctconvError,
+        /no known network has these parameters \("a", "b", "c"\), wanted one of /,
+      );
     });
   });
 
@@ -399,7 +549,11 @@ describe('checkpoints', () => {
     const network = buildNetwork('oct-resnet-26', options);
     const random = initialize(network);
     const model = new Model(network, random);
-    const x = tensorOf('f32', [1, 16, 16, 3], Float32Array.from({ length: 768 }, (_, i) => Math.sin(i)));
+    const x = tensorOf(
+      'f32',
+      [1, 16, 16, 3],
+      Float32Array.from({ length: 768 }, (_, i) => Math.sin(i)),
+    );
     const wanted = [...(await model.run(x)).data];
     model.dispose();
 
@@ -415,9 +569,15 @@ describe('checkpoints', () => {
       parameters[`module._orig_mod.model.${name.replace(/^fc\./, 'fc.1.')}`] = saved;
     }
     const zeros = weight({ key: '0', elements: 4 });
-    const checkpoint = dict({ args: object('argparse', 'Namespace'), model: dict(parameters), model_ema: dict({ ...parameters, zeros }) });
+    const checkpoint = dict({
+      args: object('argparse', 'Namespace'),
+      model: dict(parameters),
+      model_ema: dict({ ...parameters, zeros }),
+    });
     const path = await save('all.pth', pth(checkpoint, storages));
-    expect((await rejection(loadModel(path))).message).to.match(/several dictionaries with tensors, there are "model", "model_ema"/);
+    expect((await rejection(loadModel(path))).message).to.match(
+      /several dictionaries with tensors, there are "model", "model_ema"/,
+    );
     using loaded = await loadModel(path, { key: 'model' });
     expect([...(await loaded.run(x)).data]).to.deep.equal(wanted);
     expect(loaded.name).to.equal('oct-resnet-26');
@@ -431,7 +591,9 @@ describe('checkpoints', () => {
 
   describe('shards', () => {
     const part = (...entries: [string, number][]) =>
-      memoryWeights(new Map(entries.map(([name, value]) => [name, { dtype: 'f32', shape: [1], data: Float32Array.of(value) }])));
+      memoryWeights(
+        new Map(entries.map(([name, value]) => [name, { dtype: 'f32', shape: [1], data: Float32Array.of(value) }])),
+      );
     let path: string;
     const index = (map: unknown) => {
       const json = typeof map === 'string' ? map : JSON.stringify({ metadata: {}, weight_map: map });
@@ -450,8 +612,15 @@ describe('checkpoints', () => {
       for (const given of [path, join(path, 'model.safetensors.index.json')]) {
         const source = await openWeights(given);
         expect([...source.tensors.keys()]).to.deep.equal(['a', 'b', 'c']);
-        for (const [name, value] of [['a', 1], ['b', 2], ['c', 3]] as const) expect([...(await source.read(name))]).to.deep.equal([value]);
-        expect((await rejection(source.read('d'))).message).to.match(/index\.json: no tensor "d", there are "module\.a", "module\.b", "module\.c"$/);
+        for (const [name, value] of [
+          ['a', 1],
+          ['b', 2],
+          ['c', 3],
+        ] as const)
+          expect([...(await source.read(name))]).to.deep.equal([value]);
+        expect((await rejection(source.read('d'))).message).to.match(
+          /index\.json: no tensor "d", there are "module\.a", "module\.b", "module\.c"$/,
+        );
         await source.close();
       }
     });
@@ -462,15 +631,27 @@ describe('checkpoints', () => {
       ['a list', '[]', /no weight_map/],
       ['a name twice', '{"weight_map":{"a":"x","a":"x"}}', /names "a" twice/],
       ['a deep nest', '['.repeat(100_000), /nests deeper than 8/],
-      ['a file elsewhere', { a: '../x.safetensors' }, /"a" is in "\.\.\/x\.safetensors", wanted a \.safetensors file beside the index/],
+      [
+        'a file elsewhere',
+        { a: '../x.safetensors' },
+        /"a" is in "\.\.\/x\.safetensors", wanted a \.safetensors file beside the index/,
+      ],
       ['an absolute path', { a: '/etc/x.safetensors' }, /wanted a \.safetensors file beside/],
       ['another file', { a: 'x.bin' }, /wanted a \.safetensors file beside/],
       ['a number', { a: 1 }, /"a" is in 1, wanted/],
       ['a file that is not there', { a: 'none.safetensors' }, /none\.safetensors: no such file/],
       ['a tensor that is not there', { x: one }, /00001-of-00002\.safetensors: no tensor "x"/],
       ['a tensor that is elsewhere', { 'module.a': one, 'module.b': two, 'module.c': two }, /no tensor "module\.b"/],
-      ['a tensor left out', { 'module.a': one }, /tensor "module\.b" of "model-00001-of-00002\.safetensors" is not in the index/],
-      ['too many files', Object.fromEntries(Array.from({ length: 300 }, (_, i) => [`w${i}`, `${i}.safetensors`])), /300 files, wanted at most 256/],
+      [
+        'a tensor left out',
+        { 'module.a': one },
+        /tensor "module\.b" of "model-00001-of-00002\.safetensors" is not in the index/,
+      ],
+      [
+        'too many files',
+        Object.fromEntries(Array.from({ length: 300 }, (_, i) => [`w${i}`, `${i}.safetensors`])),
+        /300 files, wanted at most 256/,
+      ],
     ];
     for (const [what, map, message] of cases) {
       it(`refuses ${what}`, async () => {
@@ -484,12 +665,24 @@ describe('checkpoints', () => {
     before(function () {
       if (!existsSync(reports)) skip(this, 'shared');
     });
-    const x = tensorOf('f32', [1, 32, 32, 3], Float32Array.from({ length: 3072 }, (_, i) => Math.sin(i)));
+    const x = tensorOf(
+      'f32',
+      [1, 32, 32, 3],
+      Float32Array.from({ length: 3072 }, (_, i) => Math.sin(i)),
+    );
     const logits = async (file: string) => {
       using model = await loadModel(join(reports, file));
       return [...(await model.run(x)).data];
     };
-    for (const file of ['neg_bit', 'ckpt_argparse', 'ckpt_double', 'ckpt_lightning', 'ckpt_net_key', 'ckpt_numpy_scalar', 'ckpt_orig_mod']) {
+    for (const file of [
+      'neg_bit',
+      'ckpt_argparse',
+      'ckpt_double',
+      'ckpt_lightning',
+      'ckpt_net_key',
+      'ckpt_numpy_scalar',
+      'ckpt_orig_mod',
+    ]) {
       it(`${file}.pth gives the logits of small.safetensors`, async () => {
         const [got, wanted] = [await logits(`${file}.pth`), await logits('small.safetensors')];
         for (const [i, value] of wanted.entries()) expect(got[i]).to.be.closeTo(value, 1e-5 * (1 + Math.abs(value)));
@@ -505,7 +698,9 @@ describe('checkpoints', () => {
     });
 
     it('nan_weights.pth is an error that names the parameter', async () => {
-      expect((await rejection(logits('nan_weights.pth'))).message).to.match(/nan_weights\.pth: tensor "bn1\.weight" has NaN as element 0/);
+      expect((await rejection(logits('nan_weights.pth'))).message).to.match(
+        /nan_weights\.pth: tensor "bn1\.weight" has NaN as element 0/,
+      );
     });
   });
 });

@@ -1,7 +1,18 @@
 // The file under a model: what may be opened, and what happens to it while it is open.
 import { expect } from 'chai';
 import { execFileSync } from 'node:child_process';
-import { appendFile, copyFile, mkdtemp, open, rename, rm, symlink, truncate, utimes, writeFile } from 'node:fs/promises';
+import {
+  appendFile,
+  copyFile,
+  mkdtemp,
+  open,
+  rename,
+  rm,
+  symlink,
+  truncate,
+  utimes,
+  writeFile,
+} from 'node:fs/promises';
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -55,12 +66,15 @@ describe('files of weights', () => {
       ['longer', (path) => appendFile(path, 'more')],
       ['shorter', (path) => truncate(path, 100)],
       ['empty', (path) => writeFile(path, '')],
-      ['another of the same size', async (path) => {
-        const file = await open(path, 'r+');
-        await file.write(Buffer.alloc(64, 255), 0, 64, 600);
-        await file.close();
-        await utimes(path, 1, 1); // the clock of a file system ticks in ms
-      }],
+      [
+        'another of the same size',
+        async (path) => {
+          const file = await open(path, 'r+');
+          await file.write(Buffer.alloc(64, 255), 0, 64, 600);
+          await file.close();
+          await utimes(path, 1, 1); // the clock of a file system ticks in ms
+        },
+      ],
       ['a copy of another', (path) => copyFile(join(golden, 'octconv.safetensors'), path)],
     ];
     for (const name of ['pth/module.pth', 'pth/module-deflated.pth', 'pth/module-legacy.pth', 'octconv.safetensors']) {
@@ -74,7 +88,8 @@ describe('files of weights', () => {
           const [first] = source.tensors.keys();
           expect((await source.read(first!)).length).to.be.above(0);
           await change(path);
-          for (let i = 0; i < 2; i++) await rejects(source.read(first!), /changed: was written to since it was opened$/);
+          for (let i = 0; i < 2; i++)
+            await rejects(source.read(first!), /changed: was written to since it was opened$/);
           await source.close();
         });
       }
@@ -83,7 +98,10 @@ describe('files of weights', () => {
     it('large tensors too', async () => {
       const size = 2 ** 17;
       const path = at('large');
-      await writeFile(path, pth(dict({ w: tensor({ elements: size, size: [size], stride: [1] }) }), { 0: Buffer.alloc(4 * size) }));
+      await writeFile(
+        path,
+        pth(dict({ w: tensor({ elements: size, size: [size], stride: [1] }) }), { 0: Buffer.alloc(4 * size) }),
+      );
       const source = await openWeights(path);
       expect((await source.read('w')).length).to.equal(size);
       await utimes(path, 1, 1);
@@ -109,7 +127,10 @@ describe('files of weights', () => {
     for (const name of ['pth/module.pth', 'pth/module-deflated.pth', 'pth/module-legacy.pth', 'octconv.safetensors']) {
       const source = await openWeights(join(golden, name));
       const [first] = source.tensors.keys();
-      const reading = source.read(first!).then(() => undefined, (error: unknown) => error);
+      const reading = source.read(first!).then(
+        () => undefined,
+        (error: unknown) => error,
+      );
       await source.close();
       const error = await reading; // it was in time, or it says so
       if (error !== undefined) expect((error as Error).message).to.match(/: was closed$/);
@@ -117,10 +138,19 @@ describe('files of weights', () => {
       await source.close();
     }
     const file = await RandomFile.open(join(golden, 'octconv.safetensors'));
-    const large = file.read(0, file.size).then(() => undefined, (error: unknown) => error);
+    const large = file.read(0, file.size).then(
+      () => undefined,
+      (error: unknown) => error,
+    );
     await file.close();
     expect((await large) ?? new OctconvError('x')).to.be.instanceOf(OctconvError);
-    for (const [position, length] of [[-1, 1], [0, -1], [0, Number.NaN], [Number.NaN, 1], [0, file.size + 1]] as const) {
+    for (const [position, length] of [
+      [-1, 1],
+      [0, -1],
+      [0, Number.NaN],
+      [Number.NaN, 1],
+      [0, file.size + 1],
+    ] as const) {
       await rejects(file.read(position, length), /truncated at/);
     }
   });
@@ -129,7 +159,9 @@ describe('files of weights', () => {
 describe('errors', () => {
   it('are one line of a bounded length, with beginning and end', () => {
     const { message } = new OctconvError(`x: ${'n'.repeat(100_000)}, wanted less`);
-    expect(message).to.have.length.below(2010).and.match(/^x: n+ \.\.\. n+, wanted less$/);
+    expect(message)
+      .to.have.length.below(2010)
+      .and.match(/^x: n+ \.\.\. n+, wanted less$/);
     const esc = '\u001b';
     const control = new OctconvError(`a\nb\r${esc}[2J\u0000\u009b\u202e\u2028c`);
     expect(control.message).to.equal('a\\u000ab\\u000d\\u001b[2J\\u0000\\u009b\\u202e\\u2028c');
@@ -139,13 +171,23 @@ describe('errors', () => {
 
   it('show values as JSON, cut', () => {
     const cases: [unknown, string][] = [
-      ['a"\n', '"a\\"\\n"'], [1.5, '1.5'], [Number.NaN, 'NaN'], [2n ** 70n, '1180591620717411303424'], [null, 'null'], [true, 'true'],
-      [undefined, 'nothing'], [[], '[]'], [[1, 'a', [null]], '[1,"a",[null]]'], [{}, '{}'],
+      ['a"\n', '"a\\"\\n"'],
+      [1.5, '1.5'],
+      [Number.NaN, 'NaN'],
+      [2n ** 70n, '1180591620717411303424'],
+      [null, 'null'],
+      [true, 'true'],
+      [undefined, 'nothing'],
+      [[], '[]'],
+      [[1, 'a', [null]], '[1,"a",[null]]'],
+      [{}, '{}'],
       [{ a: [1], 'b c': { d: 'e' } }, '{"a":[1],"b c":{"d":"e"}}'],
     ];
     for (const [value, text] of cases) expect(show(value)).to.equal(text);
     expect(show('n'.repeat(1e6))).to.equal(`"${'n'.repeat(116)}...`);
-    expect(show(Array(1e6).fill(7))).to.match(/^\[7,7,.*\.\.\.$/).and.have.lengthOf(120);
+    expect(show(Array(1e6).fill(7)))
+      .to.match(/^\[7,7,.*\.\.\.$/)
+      .and.have.lengthOf(120);
   });
 
   it('show what is shared, deep or contains itself, without walking all of it', () => {

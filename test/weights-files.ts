@@ -158,15 +158,23 @@ export function record({ version = 2, storage = 0, shape, rank = shape.length, t
 }
 
 /** A .params of these records, and of names that may be others. */
-export function params(records: { readonly [name: string]: Buffer }, names = Object.keys(records), says = names.length): Buffer {
+export function params(
+  records: { readonly [name: string]: Buffer },
+  names = Object.keys(records),
+  says = names.length,
+): Buffer {
   const list = Object.values(records);
-  const tail = names.map((name) => Buffer.concat([Buffer.from(le(Buffer.byteLength(name), 8), 'latin1'), Buffer.from(name)]));
+  const tail = names.map((name) =>
+    Buffer.concat([Buffer.from(le(Buffer.byteLength(name), 8), 'latin1'), Buffer.from(name)]),
+  );
   const [head, middle] = [`${le(0x112, 8)}${le(0, 8)}${le(list.length, 8)}`, le(says, 8)];
   return Buffer.concat([Buffer.from(head, 'latin1'), ...list, Buffer.from(middle, 'latin1'), ...tail]);
 }
 
 /** A tar as GNU tar and Python's tarfile write it; `says` changes an entry's header. */
-export function tar(entries: { name: string; data: Buffer; type?: string; says?: { size?: string; sum?: number } }[]): Buffer {
+export function tar(
+  entries: { name: string; data: Buffer; type?: string; says?: { size?: string; sum?: number } }[],
+): Buffer {
   const blocks = entries.flatMap(({ name, data, type = '0', says = {} }) => {
     const header = Buffer.alloc(512);
     header.write(name, 0, 'latin1');

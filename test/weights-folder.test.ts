@@ -10,7 +10,13 @@ import { OctconvError } from '../lib/error.js';
 import { createModel, loadModel } from '../lib/model.js';
 import { saveModel } from '../lib/save.js';
 import { Tensor } from '../lib/tensor.js';
-import { configSchema, isModelFolder, type ModelConfig, readModelFolder, writeModelFolder } from '../lib/weights/folder.js';
+import {
+  configSchema,
+  isModelFolder,
+  type ModelConfig,
+  readModelFolder,
+  writeModelFolder,
+} from '../lib/weights/folder.js';
 import { memoryWeights } from '../lib/weights/memory.js';
 import { openWeights } from '../lib/weights/source.js';
 
@@ -112,7 +118,10 @@ describe('model folders', () => {
       [change('input.mean', [1, 2]), /input\.mean is \[1,2\]/],
       [change('input.std', [1, 1, 0]), /input\.std\[2\] is 0, wanted a positive number$/],
       [change('input.scale', 1e300), /input\.scale is 1e\+300/],
-      [change('input.scale', 1 / 255), /input\.mean is \[1,2,3\], but the scale 1\/255 makes pictures 0 \.\. 1: wanted/],
+      [
+        change('input.scale', 1 / 255),
+        /input\.mean is \[1,2,3\], but the scale 1\/255 makes pictures 0 \.\. 1: wanted/,
+      ],
       [change('input.men', [1, 2, 3]), /unknown field "input\.men"/],
       [change('input.bgr', true), /unknown field "input\.bgr"/],
       [change('input.interpolation', 'nearest'), /input\.interpolation is "nearest"/],
@@ -166,13 +175,17 @@ describe('model folders', () => {
     const copy = `${folder}-force`;
     await cp(folder, copy, { recursive: true });
     await writeFile(join(copy, 'README'), 'mine');
-    expect(await failure(writeModelFolder(copy, config, labels, weights))).to.match(/-force: has a config\.json already; --force/);
+    expect(await failure(writeModelFolder(copy, config, labels, weights))).to.match(
+      /-force: has a config\.json already; --force/,
+    );
     await writeModelFolder(copy, config, ['x', 'y', 'z'], weights, { force: true });
     const model = await readModelFolder(copy);
     expect(model.labels).to.deep.equal(['x', 'y', 'z']);
     await model.weights.close();
     const files = (await readdir(copy)).sort();
-    expect(files).to.have.length(4).and.include.members(['README', 'config.json', model.config.labels, model.config.weights]);
+    expect(files)
+      .to.have.length(4)
+      .and.include.members(['README', 'config.json', model.config.labels, model.config.weights]);
   });
 
   it('have a JSON schema, which ships', async () => {
@@ -189,7 +202,11 @@ describe('model folders', () => {
     using read = await loadModel(path);
     const x = Tensor.zeros('f32', [1, 32, 32, 3]);
     expect((await read.run(x)).data).to.deep.equal((await made.run(x)).data);
-    expect([read.name, read.input, read.labels]).to.deep.equal([made.name, made.input, ['class 0', 'class 1', 'class 2']]);
+    expect([read.name, read.input, read.labels]).to.deep.equal([
+      made.name,
+      made.input,
+      ['class 0', 'class 1', 'class 2'],
+    ]);
     expect(await failure(saveModel(path, read))).to.match(/-saved: has a config\.json already/);
     read.labels = ['a', 'b', 'c'];
     await saveModel(path, read, { force: true });

@@ -53,7 +53,11 @@ describe('hostile weight files', () => {
       try {
         // As for a network that wants everything that the file names.
         const { name, unreadable = new Map() } = source;
-        checkWeights(new Map([...unreadable].map(([key]) => [key, []])), { ...(name && { name }), tensors: new Map(), unreadable });
+        checkWeights(new Map([...unreadable].map(([key]) => [key, []])), {
+          ...(name && { name }),
+          tensors: new Map(),
+          unreadable,
+        });
         for (const [name, { dtype, shape }] of source.tensors) {
           const size = shape.reduce((a, b) => a * b, 1) * bytesPerElement[dtype];
           expect(size).to.be.at.most(100 * bytes.length + 65536);
@@ -137,8 +141,12 @@ describe('hostile weight files', () => {
       ['metadata that is no text', safetensors({ __metadata__: { a: 1 } }), /__metadata__/],
       ['a list', safetensors('{}'.padEnd(9)).fill('[', 8, 9).fill(']', 9, 10), /not a weight file/],
       ['a name over several lines', safetensors({ 'a\nb\u001b[31m': f32([2], 0, 4) }, 4), /"a\\nb\\u001b\[31m"/],
-      ['a deep nest', safetensors(`{"a":${'['.repeat(100_000)}${']'.repeat(100_000)}}`), /the header nests deeper than 3/],
-      ['the deepest nest', safetensors('{"a":'.repeat(8 * 2 ** 20 / 5)), /the header nests deeper than 3/],
+      [
+        'a deep nest',
+        safetensors(`{"a":${'['.repeat(100_000)}${']'.repeat(100_000)}}`),
+        /the header nests deeper than 3/,
+      ],
+      ['the deepest nest', safetensors('{"a":'.repeat((8 * 2 ** 20) / 5)), /the header nests deeper than 3/],
       ['a shape of lists', safetensors({ a: f32([[1]], 0, 4) }, 4), /the header nests deeper than 3/],
       ['a name that never ends', safetensors(`{"${'a'.repeat(100_000)}`), /the header is not JSON/],
       ['a key that is none', safetensors('{"\\x":1}'), /the header is not JSON/],
@@ -148,7 +156,11 @@ describe('hostile weight files', () => {
         safetensors({ a: { ...f32([1], 0, 8), dtype: 'F8' }, b: { ...f32([1], 8, 4), dtype: 'F8' } }, 4),
         /"b" F8 \[1\] has data_offsets \[8,4\], wanted a begin and an end/,
       ],
-      ['a long name', safetensors({ ['n'.repeat(100_000)]: f32([2], 0, 4) }, 4), /tensor "nnn.*\.\.\. F32 \[2\] has data_offsets/],
+      [
+        'a long name',
+        safetensors({ ['n'.repeat(100_000)]: f32([2], 0, 4) }, 4),
+        /tensor "nnn.*\.\.\. F32 \[2\] has data_offsets/,
+      ],
       [
         'a long dtype',
         safetensors({ a: { ...f32([1], 0, 0), dtype: 'D'.repeat(100_000) } }),
@@ -184,13 +196,21 @@ describe('hostile weight files', () => {
     const nested = (depth: number) => `${'('.repeat(depth)}${'t'.repeat(depth)}`;
 
     const cases: [string, Buffer, RegExp][] = [
-      ['os.system', of(call('os', 'system', str('echo hacked'))), /no state dict, but an object of "os\.system"; wanted names with tensors/],
+      [
+        'os.system',
+        of(call('os', 'system', str('echo hacked'))),
+        /no state dict, but an object of "os\.system"; wanted names with tensors/,
+      ],
       [
         'posix.system by STACK_GLOBAL',
         of(`${str('posix')}${str('system')}\x93${tuple(str('id'))}R`),
         /"posix\.system"/,
       ],
-      ['builtins.eval', of(dict({ w: call('builtins', 'eval', str('1')), v: weight })), /"w" is an object of "builtins\.eval"/],
+      [
+        'builtins.eval',
+        of(dict({ w: call('builtins', 'eval', str('1')), v: weight })),
+        /"w" is an object of "builtins\.eval"/,
+      ],
       ['a function of torch', of(call('torch', 'load', str('x'))), /"torch\.load"/],
       ['a name out of the prototype', of(call('__proto__', 'constructor')), /"__proto__\.constructor"/],
       ['a global whose name hides a line', of(call('os', 'system\u001b[2J')), /"os\.system\\u001b\[2J"/],
@@ -227,7 +247,11 @@ describe('hostile weight files', () => {
       ['an integer of 4 GiB', of('\x8b\xff\xff\xff\xff'), /the pickle is truncated/],
       ['a global without an end', of('cos'), /the pickle is truncated/],
       ['a list that contains itself', of(']q\x00h\x00a'), /no state dict, but a list of 1/],
-      ['a dict that contains itself through others', of(`}q\x00(${str('a')}](h\x00\x85eu`), /a dict of 1 without tensors/],
+      [
+        'a dict that contains itself through others',
+        of(`}q\x00(${str('a')}](h\x00\x85eu`),
+        /a dict of 1 without tensors/,
+      ],
       ['a deep nest', of(nested(100_000)), /no state dict, but a tuple of 1/],
       ['a very deep nest', of(nested(500_000)), /more than 524288 objects/],
       ['a million dicts', of('}'.repeat(1_000_000)), /more than 524288 objects/],
@@ -274,9 +298,17 @@ describe('hostile weight files', () => {
       ['a negative stride', w({ stride: [-1] }), /no number of elements/],
       ['a stride beyond the storage', w({ size: [2, 2], stride: [3, 1] }), /lies outside/],
       ['a huge stride', w({ size: [2, 2], stride: [2 ** 52, 2 ** 52] }), /lies outside/],
-      ['a stride of 0', w({ size: [1_000_000_000], stride: [0] }), /tensors of 4000000000 bytes in a file of \d+, which is not believable/],
+      [
+        'a stride of 0',
+        w({ size: [1_000_000_000], stride: [0] }),
+        /tensors of 4000000000 bytes in a file of \d+, which is not believable/,
+      ],
       ['a huge shape of zeros', w({ size: [2 ** 30, 2 ** 30, 2 ** 30], stride: [0, 0, 0] }), /lies outside/],
-      ['more strides than sizes', w({ stride: [1, 1] }), /has a tuple of 1 and a tuple of 2, wanted sizes and as many strides/],
+      [
+        'more strides than sizes',
+        w({ stride: [1, 1] }),
+        /has a tuple of 1 and a tuple of 2, wanted sizes and as many strides/,
+      ],
       [
         'a type that has no place here',
         w({ type: 'LongStorage', elements: 2, size: [2] }),
@@ -300,9 +332,11 @@ describe('hostile weight files', () => {
       /** Keeps what is on top of the stack, away from it; `again` puts it back. */
       const [keep, again] = ['r\x00\x01\x00\x000', 'j\x00\x01\x00\x00'];
       const big = `X\x00\x00\x10\x00${'k'.repeat(2 ** 20)}${keep}`;
-      const many = (count: number, one: string) => `}(${Array.from({ length: count }, (_, i) => str(`w${i}`) + one).join('')}u`;
+      const many = (count: number, one: string) =>
+        `}(${Array.from({ length: count }, (_, i) => str(`w${i}`) + one).join('')}u`;
       const v2 = global('torch._utils', '_rebuild_tensor_v2');
-      const built = (from: string, size: string, stride: string) => `${v2}${tuple(from, int(0), size, stride, FALSE, NONE)}R`;
+      const built = (from: string, size: string, stride: string) =>
+        `${v2}${tuple(from, int(0), size, stride, FALSE, NONE)}R`;
       const unknown = `${tuple(str('storage'), global('torch', 'FloatStorage'), again, str('cpu'), int(4))}Q`;
       const ones = `(${'K\x01'.repeat(100_000)}t${keep}`;
       const orderedDict = global('collections', 'OrderedDict');
@@ -319,7 +353,11 @@ describe('hostile weight files', () => {
           /storage a list of 10 is unknown or twice/,
         ],
         ['as a key', () => of(dict({ w: w1.replace(str('0'), lol) })), /refers to something that is no storage/],
-        ['as sizes', () => of(dict({ w: built(storage({ elements: 4 }), `${lol}\x85`, tuple(int(1))) })), /no number of elements/],
+        [
+          'as sizes',
+          () => of(dict({ w: built(storage({ elements: 4 }), `${lol}\x85`, tuple(int(1))) })),
+          /no number of elements/,
+        ],
         [
           'as metadata',
           () => of(dict({ w: tensor({ elements: 4, size: [4], stride: [1], metadata: `}${lol}${TRUE}s` }) })),
@@ -330,7 +368,11 @@ describe('hostile weight files', () => {
           () => of(`${pairs}${orderedDict}q\x010h\x00\x85q\x020${'h\x01h\x02R0'.repeat(50_000)}N`),
           /more than 524288 objects/,
         ],
-        ['long names of classes', () => of(`${big}${`${again}${again}\x930`.repeat(100_000)}N`), /a global of more than 1000 characters/],
+        [
+          'long names of classes',
+          () => of(`${big}${`${again}${again}\x930`.repeat(100_000)}N`),
+          /a global of more than 1000 characters/,
+        ],
         ['a long name of a class', () => of(global('a'.repeat(100_000), 'b')), /a global of more than 1000 characters/],
         [
           'long keys of storages',
@@ -342,7 +384,11 @@ describe('hostile weight files', () => {
           () => of(ones + many(10_000, built(storage({ elements: 4 }), again, again))),
           /has a tuple of 100000 and a tuple of 100000, wanted/,
         ],
-        ['a dict in many places', () => of(`${many(50_000, int(1))}${str('w')}${w1}s${keep}${many(50_000, again)}`), /^$/],
+        [
+          'a dict in many places',
+          () => of(`${many(50_000, int(1))}${str('w')}${w1}s${keep}${many(50_000, again)}`),
+          /^$/,
+        ],
         ['one long name', () => of(`}${big}${again}${global('x', 'y')})Rs`), /a dict of 1 without tensors/],
         ['one long name of a tensor', () => of(`}${big}${again}${v2})Rs`), /: "kkk.*k\.\.\. is a call of torch/],
         [
@@ -456,7 +502,10 @@ describe('hostile weight files', () => {
       const count = 2000;
       const elements = 2 ** 21;
       const shared = new Float32Array(elements).map((_, i) => (i % 40 === 0 ? Math.sin(i) : 0));
-      const views = Array.from({ length: count }, (_, i) => [`w${i}`, tensor({ elements, offset: i, size: [2], stride: [1] })]);
+      const views = Array.from({ length: count }, (_, i) => [
+        `w${i}`,
+        tensor({ elements, offset: i, size: [2], stride: [1] }),
+      ]);
       const deflated = deflateRawSync(Buffer.from(shared.buffer), { level: 1 });
       const bytes = zip([
         { name: 'x/data.pkl', data: pickle(dict(Object.fromEntries(views))) },
@@ -464,19 +513,29 @@ describe('hostile weight files', () => {
       ]);
       await writeFile(path, bytes);
       const source = await openWeights(path);
-      for (let i = 0; i < count; i++) expect([...(await source.read(`w${i}`))]).to.deep.equal([shared[i], shared[i + 1]]);
-      expect(await Promise.all([source.read('w0'), source.read('w1')])).to.deep.equal([shared.slice(0, 2), shared.slice(1, 3)]);
+      for (let i = 0; i < count; i++)
+        expect([...(await source.read(`w${i}`))]).to.deep.equal([shared[i], shared[i + 1]]);
+      expect(await Promise.all([source.read('w0'), source.read('w1')])).to.deep.equal([
+        shared.slice(0, 2),
+        shared.slice(1, 3),
+      ]);
       await source.close();
     });
 
     it('does not keep an error of a storage that many tensors share', async () => {
       const wrong = Buffer.from(deflateRawSync(data));
-      const views = { a: tensor({ elements: 4, size: [4], stride: [1] }), b: tensor({ elements: 4, size: [2], stride: [1] }) };
+      const views = {
+        a: tensor({ elements: 4, size: [4], stride: [1] }),
+        b: tensor({ elements: 4, size: [2], stride: [1] }),
+      };
       const entry = { name: 'x/data/0', data: wrong, says: { method: 8, uncompressed: 17 } };
       await writeFile(path, zip([{ name: 'x/data.pkl', data: pickle(dict(views)) }, entry]));
       const source = await openWeights(path);
       for (const name of ['a', 'b', 'a']) {
-        const error = await source.read(name).then(() => undefined, (e: unknown) => e);
+        const error = await source.read(name).then(
+          () => undefined,
+          (e: unknown) => e,
+        );
         expect(error).to.be.instanceOf(OctconvError);
       }
       await source.close();
@@ -484,7 +543,11 @@ describe('hostile weight files', () => {
 
     it('refuses many entries that are the same bytes', async () => {
       const says = { compressed: 1000, uncompressed: 1000, offset: 0 };
-      const entries = Array.from({ length: 20 }, (_, i) => ({ name: `x/data/${i}`, data: i ? '' : Buffer.alloc(1000), says }));
+      const entries = Array.from({ length: 20 }, (_, i) => ({
+        name: `x/data/${i}`,
+        data: i ? '' : Buffer.alloc(1000),
+        says,
+      }));
       await refuses(zip([pkl, ...entries]), /which is not believable/);
     });
 
@@ -543,19 +606,36 @@ describe('hostile weight files', () => {
   describe('.params of MXNet', () => {
     const a = record({ shape: [2], data: floats(1, 2) });
     const whole = params({ 'arg:a': a, 'aux:b': record({ version: 1, shape: [1, 1], data: floats(3) }) });
-    const one = (spec: Partial<Parameters<typeof record>[0]>) => params({ a: record({ shape: [2], data: floats(1, 2), ...spec }) });
+    const one = (spec: Partial<Parameters<typeof record>[0]>) =>
+      params({ a: record({ shape: [2], data: floats(1, 2), ...spec }) });
     const entry = { name: 'checkpoint-0-0000.params', data: whole };
     const cases: [string, Buffer, RegExp][] = [
       ['nothing behind the magic', whole.subarray(0, 16), /truncated/],
       ['2^64 records', Buffer.from(whole).fill(255, 16, 24), /18446744073709552000 records, wanted at most 100000/],
-      ['more records than there are', Buffer.concat([whole.subarray(0, 16), Buffer.from([9]), whole.subarray(17)]), /record \d|truncated/],
-      ['more than 100000 records', params(Object.fromEntries(Array.from({ length: 100_001 }, (_, i) => [i, a.subarray(0, 0)]))), /100001 records/],
+      [
+        'more records than there are',
+        Buffer.concat([whole.subarray(0, 16), Buffer.from([9]), whole.subarray(17)]),
+        /record \d|truncated/,
+      ],
+      [
+        'more than 100000 records',
+        params(Object.fromEntries(Array.from({ length: 100_001 }, (_, i) => [i, a.subarray(0, 0)]))),
+        /100001 records/,
+      ],
       ['fewer names', params({ a, b: a }, ['a']), /1 names for 2 records/],
       ['more names than there are', params({ a }, ['a'], 2), /2 names for 1 records/],
       ['no names', params({ a }, []), /0 names for 1 records/],
       ['a name twice', params({ a, b: a }, ['arg:a', 'aux:a']), /two records are called "a"/],
-      ['a name that ends behind the end', Buffer.concat([params({ a }).subarray(0, -9), Buffer.alloc(8, 255), Buffer.from('a')]), /truncated/],
-      ['a name that is not UTF-8', Buffer.concat([params({ a }).subarray(0, -1), Buffer.from([0xff])]), /a name is not UTF-8/],
+      [
+        'a name that ends behind the end',
+        Buffer.concat([params({ a }).subarray(0, -9), Buffer.alloc(8, 255), Buffer.from('a')]),
+        /truncated/,
+      ],
+      [
+        'a name that is not UTF-8',
+        Buffer.concat([params({ a }).subarray(0, -1), Buffer.from([0xff])]),
+        /a name is not UTF-8/,
+      ],
       ['bytes behind the last name', Buffer.concat([whole, Buffer.from('x')]), /1 bytes behind the last name/],
       ['9 MB of names', Buffer.concat([whole, Buffer.alloc(9_000_000)]), /bytes of names, wanted at most 8388608/],
       ['a sparse record', one({ storage: 1 }), /record 0 is of storage type 1, wanted 0/],
@@ -572,17 +652,32 @@ describe('hostile weight files', () => {
       ['a tar without one', tar([{ name: 'x.json', data: Buffer.from('{}') }]), /0 MXNet \.params among 1 entries/],
       ['a tar of two', tar([entry, { ...entry, name: 'y.params' }]), /2 MXNet \.params among 2 entries/],
       ['one behind a link only', tar([{ ...entry, type: '2' }]), /0 MXNet \.params/],
-      ['an entry that runs over the end', tar([{ ...entry, says: { size: '77777777777\0' } }]), /truncated at \d+ bytes, wanted 8589934591/],
-      ['a size in base 256', tar([{ ...entry, says: { size: `\x80${'\0'.repeat(10)}\x01` } }]), /damaged tar: no header at byte 0/],
+      [
+        'an entry that runs over the end',
+        tar([{ ...entry, says: { size: '77777777777\0' } }]),
+        /truncated at \d+ bytes, wanted 8589934591/,
+      ],
+      [
+        'a size in base 256',
+        tar([{ ...entry, says: { size: `\x80${'\0'.repeat(10)}\x01` } }]),
+        /damaged tar: no header at byte 0/,
+      ],
       ['a size that is text', tar([{ ...entry, says: { size: '12x\0' } }]), /damaged tar: no header at byte 0/],
       [
         'a second header with a wrong sum',
-        tar([{ name: 'x', data: Buffer.from('y') }, { ...entry, says: { sum: 1 } }]),
+        tar([
+          { name: 'x', data: Buffer.from('y') },
+          { ...entry, says: { sum: 1 } },
+        ]),
         /damaged tar: no header at byte 1024/,
       ],
       ['a first header with a wrong sum', tar([{ ...entry, says: { sum: 1 } }]), /not a weight file/],
       ['.params cut in a tar', tar([{ ...entry, data: whole.subarray(0, -1) }]), /truncated at \d+ bytes of \.params/],
-      ['.params longer than its entry', tar([{ ...entry, says: { size: '00000000100\0' } }]), /truncated at 64 bytes of \.params/],
+      [
+        '.params longer than its entry',
+        tar([{ ...entry, says: { size: '00000000100\0' } }]),
+        /truncated at 64 bytes of \.params/,
+      ],
     ];
     for (const [what, bytes, message] of cases) it(`refuses ${what}`, () => refuses(bytes, message));
 
@@ -653,12 +748,21 @@ describe('hostile weight files', () => {
     const records = Object.fromEntries(
       Array.from({ length: 8 }, (_, i) => {
         const spec = { version: i % 4, shape: [i + 1, 2], type: [0, 2, 4, 1][i % 4] ?? 0 };
-        return [`arg:layer${i}_weight`, record({ ...spec, data: Buffer.alloc((i + 1) * 2 * ([4, 2, 4, 8][i % 4] ?? 4), i) })];
+        return [
+          `arg:layer${i}_weight`,
+          record({ ...spec, data: Buffer.alloc((i + 1) * 2 * ([4, 2, 4, 8][i % 4] ?? 4), i) }),
+        ];
       }),
     );
     for (const [what, seed] of [
       ['.params', params(records)],
-      ['a tar with .params', tar([{ name: 'x-symbol.json', data: Buffer.from('{}') }, { name: 'x.params', data: params(records) }])],
+      [
+        'a tar with .params',
+        tar([
+          { name: 'x-symbol.json', data: Buffer.from('{}') },
+          { name: 'x.params', data: params(records) },
+        ]),
+      ],
     ] as const) {
       it(`600 mutations of ${what}`, async () => {
         const random = generator(what.length);
@@ -678,7 +782,14 @@ describe('hostile weight files', () => {
       const seeds = [
         pickle(dict({ a: tensor({ elements: 4, size: [2, 2], stride: [2, 1] }), b: `]q\x00(${int(1)}h\x00\x85e` })),
         pickle(call('collections', 'OrderedDict', `](${tuple(str('a'), int(1))}e`)),
-        pickle(dict({ a: object('x', 'Y', { b: int(1) }), c: `\x8f(${int(1)}\x90`, d: `${object('x', 'Z')}(${int(1)}${NONE}u`, e: 'C\x02ab' })),
+        pickle(
+          dict({
+            a: object('x', 'Y', { b: int(1) }),
+            c: `\x8f(${int(1)}\x90`,
+            d: `${object('x', 'Z')}(${int(1)}${NONE}u`,
+            e: 'C\x02ab',
+          }),
+        ),
       ].map((text) => Buffer.from(text, 'latin1'));
       for (let i = 0; i < 20_000; i++) {
         const bytes = mutate(seeds[i % seeds.length]!, random);

@@ -57,8 +57,16 @@ describe('options read off the weights', () => {
   it('finds the alpha of pre-activation networks too', () => {
     for (const network of ['oct-resnet-v2-26', 'oct-se-resnet-v2', 'oct-densenet'] as const) {
       for (const alpha of [0, 0.125, 0.25, 0.5, 0.75, 0.9, 0.05]) {
-        const options = { alpha, width: 64, classes: 9, ...(network !== 'oct-resnet-v2-26' && { blocks: [1, 1, 2, 1] }) };
-        expect(inferOptions(weights(network, options))).to.deep.equal({ network, options: { ...options, stem: 'imagenet' } });
+        const options = {
+          alpha,
+          width: 64,
+          classes: 9,
+          ...(network !== 'oct-resnet-v2-26' && { blocks: [1, 1, 2, 1] }),
+        };
+        expect(inferOptions(weights(network, options))).to.deep.equal({
+          network,
+          options: { ...options, stem: 'imagenet' },
+        });
       }
     }
   });
@@ -152,11 +160,13 @@ describe('options read off the weights', () => {
       return () => inferOptions({ name: 'x.pth', tensors });
     };
     /** Inner convolutions of a bottleneck `factor` times as wide, in groups. */
-    const wider = (factor: number, groups: number) => (name: string, [o = 1, i = 1, ...window]: readonly number[]) => {
-      const at = Number(/^layer\d.*conv([123])\..*weight/.exec(name)?.[1] ?? 0);
-      if (at === 0) return [o, i, ...window].slice(0, window.length ? 4 : i > 1 ? 2 : 1);
-      return [at < 3 ? o * factor : o, at === 2 ? (i * factor) / groups : at === 3 ? i * factor : i, ...window];
-    };
+    const wider =
+      (factor: number, groups: number) =>
+      (name: string, [o = 1, i = 1, ...window]: readonly number[]) => {
+        const at = Number(/^layer\d.*conv([123])\..*weight/.exec(name)?.[1] ?? 0);
+        if (at === 0) return [o, i, ...window].slice(0, window.length ? 4 : i > 1 ? 2 : 1);
+        return [at < 3 ? o * factor : o, at === 2 ? (i * factor) / groups : at === 3 ? i * factor : i, ...window];
+      };
     for (const [network, change, name] of [
       ['resnet-50', wider(2, 32), 'ResNeXt-50 32x4d'],
       ['resnet-101', wider(4, 32), 'ResNeXt-101 32x8d'],

@@ -114,7 +114,10 @@ describe('weights', () => {
       const plain = tensor({ elements: 6, offset: 1, size: [2], stride: [1] });
       const across = tensor({ elements: 6, size: [3, 2], stride: [1, 3] });
       const [entries, numbers] = [dict({ plain, across }), floats(1, 2, 3, 4, 5, 6)];
-      const files = { 'zip.pth': pth(entries, { 0: numbers }), 'old.pth': legacyPth(entries, ['0'], counted(6, numbers)) };
+      const files = {
+        'zip.pth': pth(entries, { 0: numbers }),
+        'old.pth': legacyPth(entries, ['0'], counted(6, numbers)),
+      };
       for (const [name, bytes] of Object.entries(files)) {
         const source = await openWeights(await save(name, bytes));
         const asked: number[] = [];
@@ -226,7 +229,9 @@ describe('weights', () => {
       const header = '{ "\\u0061b" : {"dtype":"F32","shape":[1],"data_offsets":[0, 4]} }';
       const length = Buffer.alloc(8);
       length.writeBigUInt64LE(BigInt(header.length));
-      const source = await openWeights(await save('other.safetensors', Buffer.concat([length, Buffer.from(header), floats(3)])));
+      const source = await openWeights(
+        await save('other.safetensors', Buffer.concat([length, Buffer.from(header), floats(3)])),
+      );
       expect([...(await source.read('ab'))]).to.deep.equal([3]);
       await source.close();
     });

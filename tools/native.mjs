@@ -30,14 +30,17 @@ function toolchain(wanted) {
 function checkCxx20(compiler) {
   const { status } = spawnSync(compiler, ['-std=c++20', '-fsyntax-only', '-x', 'c++', '-'], { input: probe });
   if (status !== 0) {
-    throw new ToolError(`setup: ${compiler} does not compile C++20, wanted g++ 11 or clang 14 or newer (choose by CXX=)`);
+    throw new ToolError(
+      `setup: ${compiler} does not compile C++20, wanted g++ 11 or clang 14 or newer (choose by CXX=)`,
+    );
   }
 }
 
 /** The variables of a build folder, or undefined if it was never configured to the end. */
 function cmakeCache(out) {
   const file = join(root, out, 'CMakeCache.txt');
-  if (!existsSync(file) || !['build.ninja', 'Makefile'].some((name) => existsSync(join(root, out, name)))) return undefined;
+  if (!existsSync(file) || !['build.ninja', 'Makefile'].some((name) => existsSync(join(root, out, name))))
+    return undefined;
   const entries = readFileSync(file, 'utf8').matchAll(/^(\w+):\w+=(.*)$/gm);
   return Object.fromEntries([...entries].map(([, name, value]) => [name, value]));
 }
@@ -60,9 +63,16 @@ export function buildNative({ out = 'build', options = {}, wanted = process.env.
     checkCxx20(compiler);
     console.log(`setup: compiling the native addon with ${compiler} into ${out}/`);
   }
-  const args = ['node_modules/cmake-js/bin/cmake-js', fresh ? 'rebuild' : 'build', '--log-level', 'error', '--out', out];
+  const args = [
+    'node_modules/cmake-js/bin/cmake-js',
+    fresh ? 'rebuild' : 'build',
+    '--log-level',
+    'error',
+    '--out',
+    out,
+  ];
   args.push('--parallel', String(availableParallelism()));
-  if (fresh) args.push('--cc', compiler, '--cxx', compiler);  // cmake-js insists on both, we compile no C
+  if (fresh) args.push('--cc', compiler, '--cxx', compiler); // cmake-js insists on both, we compile no C
   if (fresh) args.push(...Object.entries(options).map(([name, value]) => `--CD${name}=${value}`));
   run(process.execPath, args, { what: 'native build' });
   return join(root, out, 'Release', 'octconv.node');

@@ -9,7 +9,8 @@ const readJson = (path) => JSON.parse(readFileSync(join(root, path), 'utf8'));
 function checkNode() {
   const [major, minor] = process.versions.node.split('.').map(Number);
   const recent = major === 20 ? minor >= 19 : major === 22 ? minor >= 12 : major > 22;
-  if (!recent) throw new ToolError(`setup: Node ${process.versions.node} found, ${readJson('package.json').engines.node} wanted`);
+  if (!recent)
+    throw new ToolError(`setup: Node ${process.versions.node} found, ${readJson('package.json').engines.node} wanted`);
 }
 
 /** Compares what npm says it installed with the lock file. */

@@ -58,7 +58,15 @@ export function installPackages(packages, why) {
   }
   console.log(`setup: ${why}; installing ${packages.join(', ')}`);
   const apt = (...args) => {
-    const command = ['env', 'DEBIAN_FRONTEND=noninteractive', 'apt-get', '-q', '-o', 'DPkg::Lock::Timeout=300', ...args];
+    const command = [
+      'env',
+      'DEBIAN_FRONTEND=noninteractive',
+      'apt-get',
+      '-q',
+      '-o',
+      'DPkg::Lock::Timeout=300',
+      ...args,
+    ];
     if (!isRoot) command.unshift('sudo', '-n');
     run(command[0], command.slice(1), { what: `setup: apt-get ${args[0]}` });
   };

@@ -22,10 +22,19 @@ const worlds = {
   asan: {
     sanitize: 'address,undefined',
     runtime: 'asan',
-    env: { ASAN_OPTIONS: `${options}:abort_on_error=1`, LSAN_OPTIONS: 'exitcode=0', UBSAN_OPTIONS: 'print_stacktrace=1' },
+    env: {
+      ASAN_OPTIONS: `${options}:abort_on_error=1`,
+      LSAN_OPTIONS: 'exitcode=0',
+      UBSAN_OPTIONS: 'print_stacktrace=1',
+    },
     fast: ['golden', 'input', 'lifecycle', 'fuzz', ...ops],
   },
-  ubsan: { sanitize: 'undefined', runtime: 'ubsan', env: { UBSAN_OPTIONS: `${options}:print_stacktrace=1` }, fast: ['golden', 'input', ...ops] },
+  ubsan: {
+    sanitize: 'undefined',
+    runtime: 'ubsan',
+    env: { UBSAN_OPTIONS: `${options}:print_stacktrace=1` },
+    fast: ['golden', 'input', ...ops],
+  },
   tsan: {
     sanitize: 'thread',
     runtime: 'tsan',
@@ -51,14 +60,17 @@ function isOurs(stack) {
 
 /** The races, leaks and errors that a log tells about, without those of node itself. */
 function findings(log) {
-  if (log.includes('WARNING: ThreadSanitizer')) return log.split(/^=+$/m).filter((race) => race.split('\n\n').some(isOurs));
+  if (log.includes('WARNING: ThreadSanitizer'))
+    return log.split(/^=+$/m).filter((race) => race.split('\n\n').some(isOurs));
   if (log.includes('ERROR: LeakSanitizer')) return log.split('\n\n').filter(isOurs);
   return [log];
 }
 
 /** The runtime read the list of libraries before node loaded the addon, so its names and lines are filled in here. */
 function withNames(report, addon) {
-  const addresses = [...new Set([...report.matchAll(/\(octconv\.node\+(0x[\da-f]+)\)/g)].map(([, address]) => address))];
+  const addresses = [
+    ...new Set([...report.matchAll(/\(octconv\.node\+(0x[\da-f]+)\)/g)].map(([, address]) => address)),
+  ];
   const names = outputOf('addr2line', ['-Cfpse', addon, ...addresses])?.split('\n') ?? [];
   const lookUp = (place, address) => names[addresses.indexOf(address)] ?? place;
   return report.replace(/<null> <null> \(octconv\.node\+(0x[\da-f]+)\)/g, lookUp);
@@ -82,12 +94,18 @@ main(() => {
   const mocha = ['--import=tsx', 'node_modules/mocha/bin/mocha.js', '--no-config', '--timeout', '600000'];
   mocha.push('--reporter', './tools/reporter.mjs');
   if (fast) mocha.push('--grep', '@slow', '--invert');
-  mocha.push(...(given.length ? given : fast ? world.fast.map((file) => `test/${file}.test.ts`) : ['test/**/*.test.ts']));
+  mocha.push(
+    ...(given.length ? given : fast ? world.fast.map((file) => `test/${file}.test.ts`) : ['test/**/*.test.ts']),
+  );
 
   let command = [process.execPath, ...mocha];
   const env = { ...process.env, ...world.env };
   if (world.sanitize) {
-    env.OCTCONV_NATIVE = buildNative({ out: `build-${name}`, options: { OCTCONV_SANITIZE: world.sanitize }, wanted: 'g++' });
+    env.OCTCONV_NATIVE = buildNative({
+      out: `build-${name}`,
+      options: { OCTCONV_SANITIZE: world.sanitize },
+      wanted: 'g++',
+    });
     env.LD_PRELOAD = preload(world.runtime);
     // The shadow memory of older runtimes does not fit every random layout.
     if (which('setarch')) command = ['setarch', '-R', ...command];

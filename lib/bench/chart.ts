@@ -59,7 +59,10 @@ export function chart(result: ModelsResult): string {
     const octave = [...points].flatMap(([alpha, point]) => (alpha === undefined ? [] : point));
     const plain = points.get(undefined);
     return [
-      line(octave.map(({ gmadds, ms }) => `${x(gmadds)},${y(ms)}`), style),
+      line(
+        octave.map(({ gmadds, ms }) => `${x(gmadds)},${y(ms)}`),
+        style,
+      ),
       ...octave.map(({ gmadds, ms }) => dot(x(gmadds), y(ms), style)),
       ...(plain ? [square(x(plain.gmadds), y(plain.ms), style)] : []),
     ];

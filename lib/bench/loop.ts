@@ -43,7 +43,14 @@ export interface LoopResult {
 const goals = { p99: 5, max: 10 };
 const batches = [1, 2, 4];
 
-export async function benchLoop({ network, options: given, size, threads, rounds, progress }: BenchLoopOptions): Promise<LoopResult> {
+export async function benchLoop({
+  network,
+  options: given,
+  size,
+  threads,
+  rounds,
+  progress,
+}: BenchLoopOptions): Promise<LoopResult> {
   const options = resolveNetworkOptions(network, given);
   const folder = await mkdtemp(join(tmpdir(), 'octconv-'));
   const rows: LoopRow[] = [];
@@ -85,7 +92,12 @@ export async function benchLoop({ network, options: given, size, threads, rounds
 
 function rowOf(phase: string, histogram: Pick<IntervalHistogram, 'max' | 'percentile'>): LoopRow {
   const milliseconds = (nanoseconds: number) => nanoseconds / 1e6;
-  return { phase, p50: milliseconds(histogram.percentile(50)), p99: milliseconds(histogram.percentile(99)), max: milliseconds(histogram.max) };
+  return {
+    phase,
+    p50: milliseconds(histogram.percentile(50)),
+    p99: milliseconds(histogram.percentile(99)),
+    max: milliseconds(histogram.max),
+  };
 }
 
 export function loopTable({ machine, network, options, size, threads, rounds, rows }: LoopResult): string {

@@ -77,7 +77,8 @@ export async function interleave(
 }
 
 /** Measured GFLOP/s of nothing but fused multiply-adds (native/cpu/peak.cc). */
-export const measurePeak = (threads: number): Promise<number> => calling(() => native.peak(threadsOf(targetOf('cpu'), threads)));
+export const measurePeak = (threads: number): Promise<number> =>
+  calling(() => native.peak(threadsOf(targetOf('cpu'), threads)));
 
 /** Products of an instruction to those of a multiply-add of f32, where there are such instructions. */
 const products: Record<ComputeType, Readonly<Record<string, number>>> = {

@@ -77,7 +77,10 @@ export async function benchMemory(given: BenchMemoryOptions): Promise<MemoryResu
     const session = sessionOptions(threads, 1);
     const jobs = dtypes.flatMap((dtype): First[] => {
       const files = filesOf(folder, peerDTypes[dtype]);
-      return [{ folder: files.ours, size, dtype, threads }, { onnx: files.theirs, size, session }];
+      return [
+        { folder: files.ours, size, dtype, threads },
+        { onnx: files.theirs, size, session },
+      ];
     });
     const seen: Seen[][] = jobs.map(() => []);
     for (let round = 0; round < rounds; round++) {
@@ -110,7 +113,10 @@ async function inFolder<T>(work: (folder: string) => Promise<T>): Promise<T> {
   }
 }
 
-const filesOf = (folder: string, dtype: string) => ({ ours: join(folder, dtype), theirs: join(folder, `${dtype}.onnx`) });
+const filesOf = (folder: string, dtype: string) => ({
+  ours: join(folder, dtype),
+  theirs: join(folder, `${dtype}.onnx`),
+});
 
 /** The network as a model folder and as ONNX. */
 async function write(net: Net, dtype: 'f32' | 'i8', folder: string): Promise<void> {

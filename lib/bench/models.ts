@@ -132,7 +132,11 @@ export async function benchModels(options: BenchModelsOptions): Promise<ModelsRe
       }
     }
   }
-  const complete = rows.map((row) => ({ ...row, ofPeak: row.gflops / (peak[row.threads] ?? NaN), ...goalOf(size, row) }));
+  const complete = rows.map((row) => ({
+    ...row,
+    ofPeak: row.gflops / (peak[row.threads] ?? NaN),
+    ...goalOf(size, row),
+  }));
   return { bench: 'models', machine: machine(), peer, size, rounds, peak, rows: complete };
 }
 
@@ -240,7 +244,18 @@ export function modelsTable({ rows, peak, machine, peer, size, rounds }: ModelsR
   const head = ['network', 'alpha', 'batch', 'thr', 'dtype', 'GMAdd', 'ours min', 'ours median', 'GFLOP/s', 'of peak'];
   head.push('ort', 'ort min', 'ort median', '/ort', '/ort plain', ...(goals ? ['floor', 'goal'] : []));
   head.push('/our plain', 'FLOP ratio');
-  const drop = ['ours median', 'ort median', 'GFLOP/s', 'ort', 'of peak', 'GMAdd', '/our plain', 'FLOP ratio', 'floor', 'goal'];
+  const drop = [
+    'ours median',
+    'ort median',
+    'GFLOP/s',
+    'ort',
+    'of peak',
+    'GMAdd',
+    '/our plain',
+    'FLOP ratio',
+    'floor',
+    'goal',
+  ];
   const ratio = (value: number | undefined) => value?.toFixed(2) ?? '';
   const lines = rows.map((row) => [
     row.network,

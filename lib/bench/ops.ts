@@ -88,7 +88,17 @@ export interface OpsResult {
 
 /** @throws OctconvError if an op's result differs from the reference. */
 export async function benchOps(options: BenchOpsOptions): Promise<OpsResult> {
-  const { network: name, options: networkOptions, size, dtype = 'f32', batch, threads, rounds, device, progress } = options;
+  const {
+    network: name,
+    options: networkOptions,
+    size,
+    dtype = 'f32',
+    batch,
+    threads,
+    rounds,
+    device,
+    progress,
+  } = options;
   const peer = await peerVersion();
   const roof: Roof = { peaks: peaksOf(await measurePeak(threads)), bandwidth: await measureBandwidth(threads) };
   const network = buildNetwork(name, networkOptions);
@@ -136,10 +146,18 @@ const typesOf = (graph: Graph, ids: readonly number[]): TensorType[] => ids.flat
 
 /** A node as a graph of its own. Its parameters keep their names. */
 function only(from: Graph, node: GraphNode): Graph {
-  const params = Object.entries(node.params).map(([role, name]) => [role, name, new Parameter(from.params.get(name) ?? [])] as const);
+  const params = Object.entries(node.params).map(
+    ([role, name]) => [role, name, new Parameter(from.params.get(name) ?? [])] as const,
+  );
   const graph = new Graph(new Map(params.map(([, name, parameter]) => [name, parameter])));
   const inputs = typesOf(from, node.inputs).map(({ dtype, shape }) => graph.input(dtype, shape));
-  const outputs = graph.add(node.op, inputs, node.attrs, Object.fromEntries(params.map(([role, , parameter]) => [role, parameter])), typesOf(from, node.outputs));
+  const outputs = graph.add(
+    node.op,
+    inputs,
+    node.attrs,
+    Object.fromEntries(params.map(([role, , parameter]) => [role, parameter])),
+    typesOf(from, node.outputs),
+  );
   graph.outputs.push(...outputs.map(({ id }) => id));
   return graph;
 }
@@ -169,7 +187,9 @@ function singleOps(graph: Graph): SingleOp[] {
 
 function describe(graph: Graph, { attrs, inputs, outputs }: GraphNode): string {
   const sizes = (ids: readonly number[]) =>
-    typesOf(graph, ids).map(({ shape }) => shape.slice(1).join('x')).join(' + ');
+    typesOf(graph, ids)
+      .map(({ shape }) => shape.slice(1).join('x'))
+      .join(' + ');
   const { kernel, stride } = attrs as { kernel: readonly number[]; stride: number | readonly number[] };
   const step = typeof stride === 'number' ? stride : stride[1];
   return `${sizes(inputs)} -> ${sizes(outputs)}, ${kernel.slice(1).join('x')} s${step}`;
@@ -202,7 +222,8 @@ async function timeOp(
   const read = async (name: string) => fill(Tensor.zeros('f32', shapeOf(name))).data;
   const tensors = new Map([...graph.params].map(([name, shape]) => [name, { dtype: 'f32' as const, shape }]));
   const inputs = typesOf(graph, graph.inputs).map(({ shape }) => fill(Tensor.zeros('f32', shape)));
-  const compile = (on: Device) => Plan.compile(graph, new PackedWeights({ tensors, read }, targetOf(on), dtype), threads);
+  const compile = (on: Device) =>
+    Plan.compile(graph, new PackedWeights({ tensors, read }, targetOf(on), dtype), threads);
 
   const reference = await compile('reference');
   const plan = await compile(device);
@@ -230,7 +251,10 @@ export function opsTable(result: OpsResult): string {
   const measured = `measured ${peaks.f32.toFixed(0)} GFLOP/s of f32 and ${bandwidth.toFixed(0)} GB/s`;
   const times = (peaks[dtype] / peaks.f32).toFixed(0);
   const taken = `; ${dtype} is taken for ${times} x f32, as many as an instruction of ${machine.isa} multiplies`;
-  const single = ['', `Ops alone, without fusion, interleaved with onnxruntime-node ${peer} f32; ratios are paired medians`];
+  const single = [
+    '',
+    `Ops alone, without fusion, interleaved with onnxruntime-node ${peer} f32; ratios are paired medians`,
+  ];
   return [
     `${machine.cpu}, ${machine.isa}, ${threadsOf(threads)}; ${measured}${dtype === 'f32' ? '' : taken}`,
     `${name}, ${dtype}, ${size} x ${size}, batch ${batch}, ${rounds} rounds, ms`,
@@ -262,7 +286,10 @@ function stepLines(steps: readonly StepRow[]): string {
     algorithm,
   ]);
   const head = ['step', 'op', 'GFLOP', 'MiB', 'min', 'median', 'bound', 'by', 'reached', 'of all', 'algorithm'];
-  return table(head, lines, { left: ['op', 'by', 'algorithm'], drop: ['algorithm', 'MiB', 'by', 'median', 'op', 'GFLOP', 'bound'] });
+  return table(head, lines, {
+    left: ['op', 'by', 'algorithm'],
+    drop: ['algorithm', 'MiB', 'by', 'median', 'op', 'GFLOP', 'bound'],
+  });
 }
 
 export function opLines(ops: readonly OpRow[], peak: number): string {

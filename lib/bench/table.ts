@@ -11,7 +11,11 @@ export interface TableOptions {
 export const terminalWidth = (): number => process.stdout.columns ?? Number.POSITIVE_INFINITY;
 
 /** Columns as wide as their content; rows in several lines where no column is left that could go. */
-export function table(head: readonly string[], lines: readonly (readonly string[])[], options: TableOptions = {}): string {
+export function table(
+  head: readonly string[],
+  lines: readonly (readonly string[])[],
+  options: TableOptions = {},
+): string {
   const { left = [], drop = [], width = terminalWidth() } = options;
   const widths = head.map((name, i) => Math.max(name.length, ...lines.map((line) => line[i]?.length ?? 0)));
   const flush = head.map((name, i) => i === 0 || left.includes(name));
@@ -19,9 +23,24 @@ export function table(head: readonly string[], lines: readonly (readonly string[
   const total = () => [...kept].reduce((sum, i) => sum + (widths[i] ?? 0) + 2, -2);
   for (const name of drop) if (total() > width) kept.delete(head.indexOf(name));
   const cells = [...kept];
-  if (total() > width) return lines.map((line) => stacked(cells.map((i) => [head[i] ?? '', line[i] ?? '']), width)).join('\n');
+  if (total() > width)
+    return lines
+      .map((line) =>
+        stacked(
+          cells.map((i) => [head[i] ?? '', line[i] ?? '']),
+          width,
+        ),
+      )
+      .join('\n');
   const cell = (text: string, i: number) => (flush[i] ? text.padEnd(widths[i] ?? 0) : text.padStart(widths[i] ?? 0));
-  return [head, ...lines].map((row) => cells.map((i) => cell(row[i] ?? '', i)).join('  ').trimEnd()).join('\n');
+  return [head, ...lines]
+    .map((row) =>
+      cells
+        .map((i) => cell(row[i] ?? '', i))
+        .join('  ')
+        .trimEnd(),
+    )
+    .join('\n');
 }
 
 /** A row as its first cell, and the others with their names below it. */
@@ -35,7 +54,8 @@ export function wrapped(pieces: readonly string[], width: number, comma = ' '): 
   const lines: string[] = [];
   for (const piece of pieces) {
     const last = lines.at(-1);
-    if (last !== undefined && last.length + comma.length + piece.length <= width) lines[lines.length - 1] = last + comma + piece;
+    if (last !== undefined && last.length + comma.length + piece.length <= width)
+      lines[lines.length - 1] = last + comma + piece;
     else lines.push(piece);
   }
   return lines;

@@ -37,7 +37,9 @@ export function numbers(length: number, positive = false) {
   return (text: string): PerChannel => {
     const values = listOf(number)(text);
     if (values.length !== length || (positive && values.some((x) => x <= 0))) {
-      throw new InvalidArgumentError(`wanted ${length} ${positive ? 'positive numbers' : 'numbers'} with commas between them.`);
+      throw new InvalidArgumentError(
+        `wanted ${length} ${positive ? 'positive numbers' : 'numbers'} with commas between them.`,
+      );
     }
     return values as unknown as PerChannel;
   };
@@ -61,7 +63,9 @@ function device(text: string): string {
 }
 
 export const deviceOption = (): Option =>
-  new Option('--device <name>', 'what computes: auto, or a device that octconv devices lists').argParser(device).default('auto');
+  new Option('--device <name>', 'what computes: auto, or a device that octconv devices lists')
+    .argParser(device)
+    .default('auto');
 
 const dtypes = ['f32', 'bf16', 'i8'] as const satisfies readonly ComputeType[];
 
@@ -128,7 +132,9 @@ function checkFlags(flags: NetworkFlags): void {
   const { network, weights, model } = flags;
   if (!network && !weights && !model) throw new UsageError('one of --network, --weights and --model is needed');
   if (model && (network || weights || Object.keys(shapeOf(flags)).length)) {
-    throw new UsageError('--model says it all: no --network, --weights, --alpha, --width, --classes, --stem, --blocks beside it');
+    throw new UsageError(
+      '--model says it all: no --network, --weights, --alpha, --width, --classes, --stem, --blocks beside it',
+    );
   }
 }
 
@@ -149,7 +155,8 @@ export function withNotes<T extends { readonly notes?: readonly string[] | undef
 export async function modelFrom(flags: NetworkFlags, options: ModelOptions): Promise<Model> {
   checkFlags(flags);
   const file = flags.model ?? flags.weights;
-  if (file !== undefined) return withNotes(await loadModel(file, { ...options, network: givenTo(flags), key: flags.key }));
+  if (file !== undefined)
+    return withNotes(await loadModel(file, { ...options, network: givenTo(flags), key: flags.key }));
   const { network, source, ...described } = await networkFrom(flags);
   if (options.dtype !== 'i8') return Object.assign(new Model(network, source, options), described);
   const { quantizeOnNoise } = await import('../bench/measure.js');

@@ -68,7 +68,10 @@ async function compare(rounds: number): Promise<void> {
   line.stop();
   const room = Math.max(0, Math.min(20, terminalWidth() - 59));
   const bar = (ms: number) => style('cyan', '█'.repeat(Math.round((room * ms) / Math.max(a.median, b.median))));
-  for (const [name, { min, median }] of [['ResNet-50', a], ['Oct-ResNet-50, alpha .5', b]] as const) {
+  for (const [name, { min, median }] of [
+    ['ResNet-50', a],
+    ['Oct-ResNet-50, alpha .5', b],
+  ] as const) {
     const [least, middle] = [min, median].map((ms) => ms.toFixed(1).padStart(7));
     print(`  ${name.padEnd(23)} min${least} ms, median${middle} ms  ${bar(median)}`.trimEnd());
   }

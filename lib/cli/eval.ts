@@ -11,14 +11,21 @@ export function evalCommand(program: Command): void {
   withDevice(program.command('eval'))
     .description('accuracy on pictures that lie in one folder per class')
     .requiredOption('--model <dir>', 'a model folder')
-    .requiredOption('--data <folder>', 'holds a folder for each class, named like its label; else in the order of the classes')
+    .requiredOption(
+      '--data <folder>',
+      'holds a folder for each class, named like its label; else in the order of the classes',
+    )
     .option('--batch <n>', 'pictures per run (default: 64, of few pictures fewer)', integer(1))
     .action(run);
 }
 
 async function run(options: DeviceOptions & { model: string; data: string; batch?: number }): Promise<void> {
   using model = await loadModel(options.model, modelOptions(options));
-  const { files, classes, by } = await classFolders(options.data, model.labels, model.options?.classes ?? model.labels?.length ?? 0);
+  const { files, classes, by } = await classFolders(
+    options.data,
+    model.labels,
+    model.options?.classes ?? model.labels?.length ?? 0,
+  );
   // Of few pictures a tenth, so that the bar moves.
   const { batch = Math.min(64, Math.ceil(files.length / 10)) } = options;
   const progress = new Progress();
@@ -50,6 +57,7 @@ async function run(options: DeviceOptions & { model: string; data: string; batch
   }
   print(`top-1 ${count(top1)} of ${count(seen)}, ${percent(top1 / seen)}`);
   print(`top-5 ${count(top5)} of ${count(seen)}, ${percent(top5 / seen)}`);
-  if (by === 'order') print('folders are classes by their order, as in ImageFolder: their names are no labels of one class');
+  if (by === 'order')
+    print('folders are classes by their order, as in ImageFolder: their names are no labels of one class');
   print(`${(milliseconds / seen).toFixed(2)} ms per picture in the network, ${deviceLine(model)}`);
 }

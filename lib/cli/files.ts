@@ -16,7 +16,11 @@ export function convertCommand(program: Command): void {
     .option('--key <name>', 'which dictionary of a .pth holds the parameters, e.g. model_ema')
     .option('--labels <file>', 'names of the classes, one per line, or imagenet-1k (default: class 0, class 1, ...)')
     .option('--size <pixels>', 'height and width of the input, as trained: 224, or 256x128', sides)
-    .option('--resize <pixels>', 'short side of a picture before the crop to --size; 256x128: both, whatever its aspect ratio', sides)
+    .option(
+      '--resize <pixels>',
+      'short side of a picture before the crop to --size; 256x128: both, whatever its aspect ratio',
+      sides,
+    )
     .option('--crop-pct <share>', '--size as a share of --resize', number)
     .addOption(new Option('--interpolation <kind>', 'of the resize').choices(['bilinear', 'bicubic']))
     .option('--bgr', 'the network takes blue first')
@@ -47,7 +51,11 @@ interface ConvertOptions extends InputFlags {
   readonly json?: boolean;
 }
 
-async function convert(file: string, folder: string, { labels, key, force, json, ...flags }: ConvertOptions): Promise<void> {
+async function convert(
+  file: string,
+  folder: string,
+  { labels, key, force, json, ...flags }: ConvertOptions,
+): Promise<void> {
   await checkModelOutput(folder, { force, inputs: [file] });
   const trained = await readConfigBeside(file);
   const given = trained && { network: trained.network, ...trained.options };
@@ -65,8 +73,12 @@ async function convert(file: string, folder: string, { labels, key, force, json,
       return;
     }
     const { alpha, width, classes } = options;
-    print(`${printable(folder)}: ${network}, alpha ${alpha}, width ${width}, ${classes} classes, ${count(tensors)} tensors`);
-    const said = trained ? `, as ${printable(join(dirname(file), 'config.json'))} says` : ', as is usual for such a network';
+    print(
+      `${printable(folder)}: ${network}, alpha ${alpha}, width ${width}, ${classes} classes, ${count(tensors)} tensors`,
+    );
+    const said = trained
+      ? `, as ${printable(join(dirname(file), 'config.json'))} says`
+      : ', as is usual for such a network';
     const assumed = Object.keys(flags).length ? '' : said;
     print(`input${assumed}: ${describeInput(input)}`);
   } finally {
@@ -81,12 +93,17 @@ function inputFrom({ size, resize, cropPct, bgr, ...given }: InputFlags, usual: 
   const derived = height === width ? Math.round(height * ratio) : ([height, width] as const);
   const asked = resize && (resize[0] === resize[1] ? resize[0] : resize);
   const order = (values: PerChannel) => (bgr ? ([...values].reverse() as unknown as PerChannel) : values);
-  const resized = cropPct === undefined ? { resize: asked ?? (size ? derived : usual.resize) } : { resize: asked, cropPct };
+  const resized =
+    cropPct === undefined ? { resize: asked ?? (size ? derived : usual.resize) } : { resize: asked, cropPct };
   const channels = bgr ? { channels: 'bgr' as const, mean: order(usual.mean), std: order(usual.std) } : {};
   return resolveInput({ ...usual, height, width, ...resized, ...channels, ...given }, 'convert: input');
 }
 
-async function namesOf(labels: string | undefined, classes: number, known: readonly string[] | undefined): Promise<readonly string[]> {
+async function namesOf(
+  labels: string | undefined,
+  classes: number,
+  known: readonly string[] | undefined,
+): Promise<readonly string[]> {
   if (labels === 'imagenet-1k') {
     const { imagenet1k } = await import('../input/imagenet-1k.js');
     checkLabels(imagenet1k, classes, labels);
@@ -98,8 +115,15 @@ async function namesOf(labels: string | undefined, classes: number, known: reado
 export function exportCommand(program: Command): void {
   withNetwork(program.command('export'))
     .description('a network as it was recorded, unfused, in another format')
-    .requiredOption('--onnx <file>', 'ONNX: input [N,3,H,W], output logits [N,classes], N dynamic; - is standard output')
-    .option('--size <pixels>', 'height and width of the input, 224 or 256x128 (default: what the network was made for)', sides)
+    .requiredOption(
+      '--onnx <file>',
+      'ONNX: input [N,3,H,W], output logits [N,classes], N dynamic; - is standard output',
+    )
+    .option(
+      '--size <pixels>',
+      'height and width of the input, 224 or 256x128 (default: what the network was made for)',
+      sides,
+    )
     .option('--json', 'print one JSON object')
     .action(toFile);
 }
@@ -119,7 +143,8 @@ async function toFile({ onnx, size, json, ...flags }: ExportOptions): Promise<vo
     const bytes = await toOnnx(record(network, [1, height, width, 3]), readerOf(source));
     await writeOut(onnx, [bytes]);
     const say = onnx === '-' ? note : print;
-    if (json) say(JSON.stringify({ file: onnx, network: name, options, input: [null, 3, height, width], bytes: bytes.length }));
+    if (json)
+      say(JSON.stringify({ file: onnx, network: name, options, input: [null, 3, height, width], bytes: bytes.length }));
     else say(`${printable(onnx)}: ${name}, input [N,3,${height},${width}], ${count(bytes.length)} bytes`);
   } finally {
     await source.close();

@@ -50,7 +50,10 @@ async function run(network: string | undefined, options: Options): Promise<void>
   if (json) {
     const { name, options: networkOptions } = model;
     const about = { network: name, options: networkOptions, input, ...placeOf(model), layers, ...flops };
-    const steps = { ...(options.graph && { graph: recorded }), ...((options.graph || options.plan) && { plan: fused }) };
+    const steps = {
+      ...(options.graph && { graph: recorded }),
+      ...((options.graph || options.plan) && { plan: fused }),
+    };
     printJson({ ...about, steps: plan.steps.length, memory, ...steps });
     return;
   }
@@ -58,7 +61,9 @@ async function run(network: string | undefined, options: Options): Promise<void>
   print(style('bold', `${model.name} ${given.join(', ')}`.trim()));
   const facts = {
     input: `[${input.join(', ')}]`,
-    layers: Object.entries(layers).map(([op, n]) => `${n} ${op}`).join(', '),
+    layers: Object.entries(layers)
+      .map(([op, n]) => `${n} ${op}`)
+      .join(', '),
     parameters: count(flops.parameters),
     'multiply-adds': `${(flops.multiplyAdds / 1e9).toFixed(3)} G`,
     "the authors' count": `${(flops.authors / 1e9).toFixed(3)} G, with pooling and ReLU`,
@@ -94,7 +99,10 @@ interface Shown {
   readonly shapes: string;
 }
 
-function describe({ name, op, inputs, outputs }: Omit<GraphNode, 'attrs' | 'params'>, values: readonly TensorType[]): Shown {
+function describe(
+  { name, op, inputs, outputs }: Omit<GraphNode, 'attrs' | 'params'>,
+  values: readonly TensorType[],
+): Shown {
   const list = (ids: readonly number[]) => ids.map((id) => values[id]?.shape.join('x')).join(' + ');
   return { name, op, shapes: `${list(inputs)} -> ${list(outputs)}` };
 }

@@ -15,7 +15,9 @@ export function print(text: string): void {
 }
 
 const safe = (text: string): string =>
-  text.replace(/\p{Cc}\[\d+m|\p{Cc}/gu, (found) => (found === '\n' || (coloured && found.startsWith('\x1b[')) ? found : printable(found)));
+  text.replace(/\p{Cc}\[\d+m|\p{Cc}/gu, (found) =>
+    found === '\n' || (coloured && found.startsWith('\x1b[')) ? found : printable(found),
+  );
 
 export function printJson(value: unknown): void {
   process.stdout.write(`${printable(JSON.stringify(value))}\n`);

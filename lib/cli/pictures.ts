@@ -73,7 +73,11 @@ export interface ClassFolders {
  * or names repeat, by their order, where there are as many as classes.
  * @throws OctconvError that names the folder if neither fits.
  */
-export async function classFolders(data: string, labels: readonly string[] | undefined, classes: number): Promise<ClassFolders> {
+export async function classFolders(
+  data: string,
+  labels: readonly string[] | undefined,
+  classes: number,
+): Promise<ClassFolders> {
   const { files, folders } = await list(data);
   if (folders.length === 0) {
     const found = files.length ? `${count(files.length)} files and no folders` : 'no pictures';
@@ -97,12 +101,19 @@ export async function classFolders(data: string, labels: readonly string[] | und
   return { files: all, classes: wanted, by };
 }
 
-function noClass(folders: readonly string[], indices: readonly number[], labels: readonly string[] = [], classes: number): OctconvError {
+function noClass(
+  folders: readonly string[],
+  indices: readonly number[],
+  labels: readonly string[] = [],
+  classes: number,
+): OctconvError {
   const place = Math.max(0, indices.indexOf(-1));
   const folder = folders[place] as string;
   const name = show(basename(folder));
   const known = `${labels.slice(0, 10).join(', ')}${labels.length > 10 ? ', ...' : ''}`;
-  const why = labels.includes(basename(folder)) ? `${name} is the name of several classes` : `${name} is no label of the model (${known})`;
+  const why = labels.includes(basename(folder))
+    ? `${name} is the name of several classes`
+    : `${name} is no label of the model (${known})`;
   const counted = folders.length === classes ? '' : `, and ${folders.length} folders are not its ${classes} classes`;
   return new OctconvError(`${folder}: ${why}${counted}`);
 }

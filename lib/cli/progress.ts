@@ -14,7 +14,8 @@ export class Progress {
     const { MultiBar } = await import('cli-progress');
     this.#bars = new MultiBar({
       stream: process.stderr,
-      format: (_, { value, total, eta, progress }, payload) => line(payload.text, value, total, total ? progress : 0, eta),
+      format: (_, { value, total, eta, progress }, payload) =>
+        line(payload.text, value, total, total ? progress : 0, eta),
       linewrap: true, // errors are longer than a line; ours is not
       forceRedraw: true,
       gracefulExit: false, // it would keep signals from ending the process

@@ -77,7 +77,9 @@ async function run(folder: string, { data, out, images, threads, force, json }: 
     if (json) {
       printJson({ network: name, options, weights, bytes, pictures: good.length, failed: bad.size, same, cosine });
     } else {
-      print(`${printable(out)}: ${name}, ${weights} weights in int8, ${count(bytes.before)} bytes are ${count(bytes.after)}`);
+      print(
+        `${printable(out)}: ${name}, ${weights} weights in int8, ${count(bytes.before)} bytes are ${count(bytes.after)}`,
+      );
       const share = `${count(same)} of ${count(good.length)} pictures, ${percent(same / good.length)}`;
       print(`the same first guess as in f32 on ${share}; cosine of the logits ${cosine.toFixed(5)}`);
     }

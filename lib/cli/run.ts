@@ -48,7 +48,14 @@ async function run(options: Options): Promise<void> {
   if (options.json) {
     const { name: network, options: networkOptions } = model;
     const shapes = { input: x.shape, output: y.shape };
-    const result = { network, options: networkOptions, ...shapes, file: output, milliseconds, compileMilliseconds: compile };
+    const result = {
+      network,
+      options: networkOptions,
+      ...shapes,
+      file: output,
+      milliseconds,
+      compileMilliseconds: compile,
+    };
     say(JSON.stringify({ ...result, ...placeOf(model) }));
   } else {
     const times = `${milliseconds.toFixed(2)} ms after ${compile.toFixed(0)} ms of compiling`;
@@ -63,7 +70,10 @@ function imagesOf(name: string, { shape, data }: NpyArray, layout: Options['layo
   const wrong = (why: string) => new OctconvError(`${name}: shape ${show(shape)}, wanted ${orders[layout]}${why}`);
   if (shape.length !== 4) throw wrong('');
   const found = { nhwc: shape[3] === channels, nchw: shape[1] === channels };
-  if (!found[layout]) throw wrong(` with ${channels} channels${found[other] ? `; this looks like ${orders[other]}: --layout ${other}` : ''}`);
+  if (!found[layout])
+    throw wrong(
+      ` with ${channels} channels${found[other] ? `; this looks like ${orders[other]}: --layout ${other}` : ''}`,
+    );
   const given = new Tensor('f32', shape, data);
   return layout === 'nchw' ? toNHWC(given) : given;
 }

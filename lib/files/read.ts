@@ -22,7 +22,8 @@ export async function readText(path: string): Promise<string> {
 
 async function readBytes(path: string): Promise<Uint8Array> {
   const stats = await stat(path);
-  if (!stats.isFile()) throw new OctconvError(`${path}: ${stats.isDirectory() ? 'a folder' : 'not a regular file'}, wanted a file`);
+  if (!stats.isFile())
+    throw new OctconvError(`${path}: ${stats.isDirectory() ? 'a folder' : 'not a regular file'}, wanted a file`);
   if (stats.size > largest) throw new OctconvError(`${path}: ${stats.size} bytes, wanted at most ${largest}`);
   return readFile(path);
 }

@@ -28,7 +28,12 @@ export const object = <const Entries extends v.ObjectEntries>(entries: Entries) 
  * A value that has the form of the schema, with its defaults.
  * @throws OctconvError `where: at.field is 3, wanted ...`
  */
-export function parse<Schema extends v.GenericSchema>(schema: Schema, value: unknown, where: string, at = ''): v.InferOutput<Schema> {
+export function parse<Schema extends v.GenericSchema>(
+  schema: Schema,
+  value: unknown,
+  where: string,
+  at = '',
+): v.InferOutput<Schema> {
   const { success, output, issues } = v.safeParse(schema, value);
   if (success) return output;
   const unknown = issues.find(({ type, expected }) => type === 'strict_object' && expected === 'never');
@@ -36,8 +41,13 @@ export function parse<Schema extends v.GenericSchema>(schema: Schema, value: unk
   // For valibot a list is an object, too, that lacks fields.
   const list = Array.isArray(issue.path?.at(-1)?.input) && issue.type === 'strict_object';
   const path = issue.path?.slice(0, list ? -1 : undefined) ?? [];
-  const name = path.reduce((text, { key }) => (typeof key === 'number' ? `${text}[${key}]` : text ? `${text}.${key}` : `${key}`), at);
+  const name = path.reduce(
+    (text, { key }) => (typeof key === 'number' ? `${text}[${key}]` : text ? `${text}.${key}` : `${key}`),
+    at,
+  );
   if (unknown && !list) throw new OctconvError(`${where}: unknown field ${show(name)}, wanted ${issue.message}`);
   const found = path.length ? path.at(-1)?.value : value;
-  throw new OctconvError(`${where}: ${name || 'the file'} is ${show(found)}, wanted ${list ? 'an object' : issue.message}`);
+  throw new OctconvError(
+    `${where}: ${name || 'the file'} is ${show(found)}, wanted ${list ? 'an object' : issue.message}`,
+  );
 }

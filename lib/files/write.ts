@@ -111,9 +111,13 @@ export async function checkOutput(path: string, inputs: readonly (string | undef
 
 /** @throws OctconvError if both paths are one regular file or folder, by whatever links; it calls the input as `shown`. */
 export async function refuseInput(path: string, input: string, shown = input): Promise<void> {
-  const [out, read] = await Promise.all([path, input].map((name) => stat(name, { bigint: true }).catch(() => undefined)));
+  const [out, read] = await Promise.all(
+    [path, input].map((name) => stat(name, { bigint: true }).catch(() => undefined)),
+  );
   if (!out || !read || out.dev !== read.dev || out.ino !== read.ino || !(out.isFile() || out.isDirectory())) return;
-  throw new OctconvError(`${path}: is read, as ${shown}; wanted another ${out.isFile() ? 'file' : 'folder'} to write to`);
+  throw new OctconvError(
+    `${path}: is read, as ${shown}; wanted another ${out.isFile() ? 'file' : 'folder'} to write to`,
+  );
 }
 
 /** mkdir's own `recursive` never ends where a folder cannot be made in one that is there, as in /proc. */

@@ -7,7 +7,11 @@ import { type Branch, convStep, sourcesOf, type Steps } from './lower.js';
 export const mostChannels = { 2: 1827, 4: 114 } as const;
 
 /** Whether Winograd's F(size x size) can do it: products are of f32, activations may be bf16; or all is integers, exactly. */
-export function fitsWinograd({ terms, residual, stores, compute = 'f32' }: Branch, { values }: Steps, size: 2 | 4): boolean {
+export function fitsWinograd(
+  { terms, residual, stores, compute = 'f32' }: Branch,
+  { values }: Steps,
+  size: 2 | 4,
+): boolean {
   // Tiles write the one store there is, or y as f32.
   const [first, ...others] = new Set(stores.map(({ activation }) => JSON.stringify(activation)));
   const y = others.length || first?.includes('batchNorm') ? 'f32' : values[stores[0]?.value ?? -1]?.dtype;
@@ -15,7 +19,10 @@ export function fitsWinograd({ terms, residual, stores, compute = 'f32' }: Branc
   const sources = sourcesOf({ terms });
   const plain = sources.every(
     ({ kernel, stride = [1], padding, dilation = [1], groups }) =>
-      String(kernel) === '1,3,3' && String(padding) === '0,1,1' && groups === 1 && [...stride, ...dilation].every((n) => n === 1),
+      String(kernel) === '1,3,3' &&
+      String(padding) === '0,1,1' &&
+      groups === 1 &&
+      [...stride, ...dilation].every((n) => n === 1),
   );
   if (!plain || types[0] !== types[1]) return false;
   if (compute !== 'i8') return types[0] === 'f32' || types[0] === 'bf16';

@@ -3,7 +3,16 @@
  * convolution with its pooling, upsampling, adds, batch normalisation, residual and activation is one step.
  */
 import type { TensorType } from './graph.js';
-import { type Activation, type BatchNormParams, type Branch, convStep, type Source, sourcesOf, type Step, type Steps } from './lower.js';
+import {
+  type Activation,
+  type BatchNormParams,
+  type Branch,
+  convStep,
+  type Source,
+  sourcesOf,
+  type Step,
+  type Steps,
+} from './lower.js';
 import { halved, same } from './shape.js';
 
 /** The steps while a pass rewrites them: which one makes a value, and which ones read it. */
@@ -21,7 +30,11 @@ class Uses {
   put(place: number, step?: Step): void {
     const old = this.steps.get(place);
     for (const id of old?.outputs ?? []) this.#makers.delete(id);
-    for (const id of old?.inputs ?? []) this.#readers.set(id, this.#readersOf(id).filter((reader) => reader !== place));
+    for (const id of old?.inputs ?? [])
+      this.#readers.set(
+        id,
+        this.#readersOf(id).filter((reader) => reader !== place),
+      );
     for (const id of step?.outputs ?? []) this.#makers.set(id, place);
     for (const id of step?.inputs ?? []) this.#readers.set(id, [...this.#readersOf(id), place]);
     if (step) this.steps.set(place, step);
@@ -62,10 +75,12 @@ class Uses {
 }
 
 /** Whether a step adds values of one shape. */
-const isSum = ({ op, inputs: [x = -1, y = -1] }: Step, { values }: Steps) => op === 'add' && same(values[x]?.shape ?? [], values[y]?.shape ?? []);
+const isSum = ({ op, inputs: [x = -1, y = -1] }: Step, { values }: Steps) =>
+  op === 'add' && same(values[x]?.shape ?? [], values[y]?.shape ?? []);
 
 /** Whether y alone is stored, as it is. */
-const isOpen = ({ stores: [store, ...others] }: Branch) => others.length === 0 && store?.pool === 0 && store.activation === undefined;
+const isOpen = ({ stores: [store, ...others] }: Branch) =>
+  others.length === 0 && store?.pool === 0 && store.activation === undefined;
 
 const stored = (branch: Branch, value: number): Branch => ({ ...branch, y: value, stores: [{ value, pool: 0 }] });
 
@@ -73,7 +88,10 @@ const stored = (branch: Branch, value: number): Branch => ({ ...branch, y: value
  * Runs a rewrite over the steps in order. `rewrite` looks at one step and says which branch takes over its work, as a
  * new branch that stores the step's output; the step itself goes.
  */
-function absorb(given: Steps, rewrite: (step: Step, uses: Uses) => { from: Branch; branch: Branch } | undefined): Steps {
+function absorb(
+  given: Steps,
+  rewrite: (step: Step, uses: Uses) => { from: Branch; branch: Branch } | undefined,
+): Steps {
   const uses = new Uses(given);
   for (const [place, step] of uses.steps) {
     const { from, branch } = rewrite(step, uses) ?? {};
@@ -86,7 +104,9 @@ function absorb(given: Steps, rewrite: (step: Step, uses: Uses) => { from: Branc
   return { ...given, steps: [...uses.steps.values()] };
 }
 
-const normOf = ({ params: { weight = '', bias = '', running_mean = '', running_var = '' } }: Step): BatchNormParams => ({
+const normOf = ({
+  params: { weight = '', bias = '', running_mean = '', running_var = '' },
+}: Step): BatchNormParams => ({
   weight,
   bias,
   running_mean,
@@ -121,9 +141,13 @@ export function joinShortcut(given: Steps): Steps {
     const [from = -1, ...others] = new Set(sums.map((s) => uses.place(s.earlier.y)));
     const earlier = uses.steps.get(from);
     const count = later.branches.length;
-    if (!earlier || others.length || from >= place || sums.length !== count || earlier.branches?.length !== count) continue;
-    const groups = new Set(sums.flatMap((s) => [...s.branch.terms, ...s.earlier.terms]).flatMap((t) => t.sources.map((x) => x.groups)));
-    if (groups.size !== 1 || sums.some((s) => s.branch.residual !== undefined || s.earlier.residual !== undefined)) continue;
+    if (!earlier || others.length || from >= place || sums.length !== count || earlier.branches?.length !== count)
+      continue;
+    const groups = new Set(
+      sums.flatMap((s) => [...s.branch.terms, ...s.earlier.terms]).flatMap((t) => t.sources.map((x) => x.groups)),
+    );
+    if (groups.size !== 1 || sums.some((s) => s.branch.residual !== undefined || s.earlier.residual !== undefined))
+      continue;
     const joined = convStep(
       earlier.name,
       sums.map((s) => stored({ ...s.branch, terms: [...s.earlier.terms, ...s.branch.terms] }, s.sum.outputs[0] ?? -1)),
@@ -145,7 +169,8 @@ export function joinResidual(given: Steps): Steps {
   });
 }
 
-const clampOf = ({ op }: Step): Activation | undefined => (op === 'relu' ? { least: 0 } : op === 'relu6' ? { least: 0, most: 6 } : undefined);
+const clampOf = ({ op }: Step): Activation | undefined =>
+  op === 'relu' ? { least: 0 } : op === 'relu6' ? { least: 0, most: 6 } : undefined;
 
 /** The batch normalisation, clamp or both that begin with a step: what they compute, and the steps that they are. */
 function activationFrom(step: Step, uses: Uses): { activation: Activation; steps: readonly Step[] } | undefined {
@@ -154,7 +179,10 @@ function activationFrom(step: Step, uses: Uses): { activation: Activation; steps
   if (step.op !== 'batchNorm') return undefined;
   const next = uses.onlyReader(step.outputs[0] ?? -1);
   const after = next && clampOf(next);
-  return { activation: { batchNorm: normOf(step), eps: step.attrs.eps as number, ...after }, steps: after ? [step, next] : [step] };
+  return {
+    activation: { batchNorm: normOf(step), eps: step.attrs.eps as number, ...after },
+    steps: after ? [step, next] : [step],
+  };
 }
 
 /**
@@ -173,9 +201,18 @@ export function joinActivations(given: Steps): Steps {
     for (const gone of found.steps) uses.put(uses.place(gone.outputs[0] ?? -1));
     const value = found.steps.at(-1)?.outputs[0] ?? -1;
     const unread = uses.readersOf(input).length === 0 && !uses.isOutput(input);
-    const stores = [...branch.stores.filter((store) => store !== raw || !unread), { value, pool: 0, activation: found.activation }];
+    const stores = [
+      ...branch.stores.filter((store) => store !== raw || !unread),
+      { value, pool: 0, activation: found.activation },
+    ];
     const to = uses.place(branch.stores[0]?.value ?? -1);
-    uses.put(to, convStep(maker.name, maker.branches.map((b) => (b === branch ? { ...b, y: unread ? value : b.y, stores } : b))));
+    uses.put(
+      to,
+      convStep(
+        maker.name,
+        maker.branches.map((b) => (b === branch ? { ...b, y: unread ? value : b.y, stores } : b)),
+      ),
+    );
     if (to >= place) throw new Error('fuse: a step reads what a later one makes');
   }
   return { ...given, steps: [...uses.steps.values()] };
@@ -190,7 +227,9 @@ export function joinPrologues(given: Steps): Steps {
     const value = found?.steps.at(-1)?.outputs[0] ?? -1;
     const readers = uses.readersOf(value);
     const reads = (branch: Branch) => sourcesOf(branch).some((source) => source.input === value);
-    const fine = readers.every(({ branches = [] }) => branches.length > 0 && branches.every((b) => b.residual !== value));
+    const fine = readers.every(
+      ({ branches = [] }) => branches.length > 0 && branches.every((b) => b.residual !== value),
+    );
     if (!found || !fine || readers.length === 0 || uses.isOutput(value)) continue;
     const prologue = found.activation;
     const behind = (source: Source): Source => (source.input === value ? { ...source, input, prologue } : source);
@@ -215,7 +254,8 @@ export function joinPooling(given: Steps): Steps {
     const [output = -1] = step.outputs;
     const from = step.op === 'avgPool' && uses.onlyReader(input) === step ? uses.branchOf(input) : undefined;
     const [store, ...others] = from?.stores ?? [];
-    if (!from || !store || others.length || store.pool > 1 || !isHalving(step, given.values[input]?.shape ?? [])) return;
+    if (!from || !store || others.length || store.pool > 1 || !isHalving(step, given.values[input]?.shape ?? []))
+      return;
     return { from, branch: { ...from, stores: [{ ...store, value: output, pool: store.pool + 1 }] } };
   });
 }
@@ -225,7 +265,10 @@ function isHalving({ attrs }: Step, shape: readonly number[]): boolean {
   const { kernel, stride, padding, ceilMode, countIncludePad } = attrs as { [key: string]: unknown };
   const [h = 0, w = 0] = shape.slice(-3);
   const even = h % 2 === 0 && w % 2 === 0;
-  return String([kernel, stride, padding]) === '1,2,2,1,2,2,0,0,0' && (even || (ceilMode === true && countIncludePad === false));
+  return (
+    String([kernel, stride, padding]) === '1,2,2,1,2,2,0,0,0' &&
+    (even || (ceilMode === true && countIncludePad === false))
+  );
 }
 
 /** P(x) for a later layer is written by the step that makes x, while x is in the cache; what nobody reads is not stored. */
@@ -250,7 +293,14 @@ export function sinkPooling(given: Steps): Steps {
     for (let i = 0; i < times; i++) input = pool(input);
     return { ...source, input, pool: source.pool - times };
   };
-  const sunk = given.steps.map((step) => (step.branches ? convStep(step.name, step.branches.map((b) => eachSource(b, sink))) : step));
+  const sunk = given.steps.map((step) =>
+    step.branches
+      ? convStep(
+          step.name,
+          step.branches.map((b) => eachSource(b, sink)),
+        )
+      : step,
+  );
   const copies = (id: number): number[] => {
     const next = pooled.get(id);
     return next === undefined ? [id] : [id, ...copies(next)];
@@ -265,7 +315,10 @@ export function sinkPooling(given: Steps): Steps {
       const stores = all(branch).filter(({ value }) => read.has(value));
       return stores.length ? stores : branch.stores;
     };
-    return convStep(step.name, step.branches.map((b) => ({ ...b, stores: wanted(b) })));
+    return convStep(
+      step.name,
+      step.branches.map((b) => ({ ...b, stores: wanted(b) })),
+    );
   });
   return { ...given, values, steps };
 }
@@ -284,4 +337,5 @@ export const fusing = (types: Pass): Pass[] => [
   sinkPooling,
 ];
 
-export const fuse = (steps: Steps, types: Pass = (same) => same): Steps => fusing(types).reduce((s, pass) => pass(s), steps);
+export const fuse = (steps: Steps, types: Pass = (same) => same): Steps =>
+  fusing(types).reduce((s, pass) => pass(s), steps);

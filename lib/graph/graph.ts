@@ -46,7 +46,7 @@ export class Value<D extends DType = DType, S extends readonly number[] = readon
 /** A learned tensor of a layer, in PyTorch's layout. The network that is recorded gives it its name, see `Module`. */
 export class Parameter<const S extends readonly number[] = readonly number[]> {
   /** Tells it apart from all else that has a shape, for the compiler alone. */
-  protected declare readonly parameter: true;
+  declare protected readonly parameter: true;
   constructor(readonly shape: S) {}
 }
 
@@ -114,7 +114,14 @@ export class Graph {
     for (const [role, param] of Object.entries(params)) if (param) names[role] = this.#param(op, role, param);
     const values = outputs.map((type) => this.value(type.dtype, type.shape));
     const name = this.#layerOf(params) || `${op}${this.nodes.length}`;
-    this.nodes.push({ op, name, inputs: inputs.map((v) => v.id), outputs: values.map((v) => v.id), attrs, params: names });
+    this.nodes.push({
+      op,
+      name,
+      inputs: inputs.map((v) => v.id),
+      outputs: values.map((v) => v.id),
+      attrs,
+      params: names,
+    });
     return values;
   }
 
@@ -138,7 +145,9 @@ export class Graph {
 
   /** The layer that holds all of these parameters: `a.b.weight`, `a.b.bias` -> `a.b`. */
   #layerOf(params: Params): string {
-    const names = Object.values(params).flatMap((param) => (param instanceof Parameter ? (this.#names.get(param) ?? []) : []));
+    const names = Object.values(params).flatMap((param) =>
+      param instanceof Parameter ? (this.#names.get(param) ?? []) : [],
+    );
     const [first = [], ...rest] = names.map((name) => name.split('.').slice(0, -1));
     let length = first.length;
     for (const path of rest) while (first.slice(0, length).some((part, i) => path[i] !== part)) length--;
@@ -149,7 +158,9 @@ export class Graph {
   where(inputs: readonly unknown[], params: Params): string {
     const layer = this.#layerOf(params);
     if (layer) return ` (layer '${layer}')`;
-    const before = inputs.flatMap((x) => (x instanceof Value && x.graph === this ? (this.#layerBefore(x.id) ?? []) : []));
+    const before = inputs.flatMap((x) =>
+      x instanceof Value && x.graph === this ? (this.#layerBefore(x.id) ?? []) : [],
+    );
     return before.length ? ` (behind ${[...new Set(before)].map((name) => `'${name}'`).join(' and ')})` : '';
   }
 

@@ -137,7 +137,9 @@ export function convStep(name: string, branches: readonly Branch[]): Step {
 }
 
 function formOfAll(forms: readonly Packing[]): Packing {
-  const params = Object.fromEntries(forms.flatMap(({ params }, i) => Object.entries(params).map(([role, of]) => [`${i}.${role}`, of])));
+  const params = Object.fromEntries(
+    forms.flatMap(({ params }, i) => Object.entries(params).map(([role, of]) => [`${i}.${role}`, of])),
+  );
   return { attrs: { branches: forms.map(({ attrs }) => attrs) }, params };
 }
 
@@ -210,7 +212,11 @@ function octConvBranches(node: GraphNode, values: readonly TensorType[]): Branch
     [...path('l2l', xL, down), ...path('h2l', xH, down + 1)],
   ];
   const bias = [node.params.biasH, node.params.biasL];
-  return node.outputs.map((y, i) => ({ terms: [{ sources: sources[i] ?? [], bias: bias[i] }], y, stores: [{ value: y, pool: 0 }] }));
+  return node.outputs.map((y, i) => ({
+    terms: [{ sources: sources[i] ?? [], bias: bias[i] }],
+    y,
+    stores: [{ value: y, pool: 0 }],
+  }));
 }
 
 function convBranch(node: GraphNode): Branch {

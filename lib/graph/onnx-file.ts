@@ -133,7 +133,10 @@ export class OnnxFile {
     for (const { op, outputs, params } of nodes) {
       for (const [i, id] of op === 'conv' || op === 'octConv' ? outputs.entries() : []) {
         const weights = Object.keys(params).filter((role) => role === 'weight' || role.endsWith(i ? '2l' : '2h'));
-        fold.set(id, weights.every((role) => this.quantized.has(params[role] ?? '')));
+        fold.set(
+          id,
+          weights.every((role) => this.quantized.has(params[role] ?? '')),
+        );
       }
     }
     const read = [...nodes.flatMap(({ inputs }) => inputs), ...this.graph.outputs];
@@ -274,7 +277,12 @@ export class OnnxFile {
 
   /** One value is a scalar, more are a vector. */
   constant(values: Sizes): string {
-    return this.#initializer(this.fresh('constant'), float, values.length === 1 ? [] : [values.length], Float32Array.from(values));
+    return this.#initializer(
+      this.fresh('constant'),
+      float,
+      values.length === 1 ? [] : [values.length],
+      Float32Array.from(values),
+    );
   }
 
   /** Integers as a vector, also if there is but one. */
@@ -330,7 +338,10 @@ export class OnnxFile {
     const rest = shape.length === 4 ? [shape[3], shape[1], shape[2]] : shape.slice(1);
     const [n = 1] = shape;
     const batch = n === this.graph.values[this.graph.inputs[0] ?? -1]?.shape[0];
-    return valueInfo(this.name(id), dtype, [batch ? { dim_param: 'N' } : { dim_value: n }, ...rest.map((size) => ({ dim_value: size ?? 0 }))]);
+    return valueInfo(this.name(id), dtype, [
+      batch ? { dim_param: 'N' } : { dim_value: n },
+      ...rest.map((size) => ({ dim_value: size ?? 0 })),
+    ]);
   }
 
   finish(): Uint8Array {
@@ -342,7 +353,9 @@ export class OnnxFile {
       input: inputs.map((id) => this.#valueInfo(id)),
       output: [...outputs.map((id) => this.#valueInfo(id)), ...this.#probed.map((name) => valueInfo(name, 'f32'))],
     };
-    return Buffer.concat(encode('ModelProto', { ir_version: 8, producer_name: 'octconv', graph, opset_import: [{ version: 17 }] }));
+    return Buffer.concat(
+      encode('ModelProto', { ir_version: 8, producer_name: 'octconv', graph, opset_import: [{ version: 17 }] }),
+    );
   }
 }
 
@@ -352,6 +365,10 @@ function attributeOf(name: string, value: OnnxAttrs[string]): Message<'Attribute
   return 'float' in value ? { name, f: value.float, type: 1 } : { name, ints: value, type: 7 };
 }
 
-function valueInfo(name: string, dtype: DType, dim?: readonly Message<'TensorShapeProto.Dimension'>[]): Message<'ValueInfoProto'> {
+function valueInfo(
+  name: string,
+  dtype: DType,
+  dim?: readonly Message<'TensorShapeProto.Dimension'>[],
+): Message<'ValueInfoProto'> {
   return { name, type: { tensor_type: { elem_type: elementTypes[dtype], ...(dim && { shape: { dim } }) } } };
 }

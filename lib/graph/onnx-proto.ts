@@ -17,8 +17,20 @@ export const messages = {
     input: [11, ['ValueInfoProto']],
     output: [12, ['ValueInfoProto']],
   },
-  NodeProto: { input: [1, ['string']], output: [2, ['string']], op_type: [4, 'string'], attribute: [5, ['AttributeProto']] },
-  AttributeProto: { name: [1, 'string'], f: [2, 'float'], i: [3, 'int64'], s: [4, 'string'], ints: [8, ['int64']], type: [20, 'int64'] },
+  NodeProto: {
+    input: [1, ['string']],
+    output: [2, ['string']],
+    op_type: [4, 'string'],
+    attribute: [5, ['AttributeProto']],
+  },
+  AttributeProto: {
+    name: [1, 'string'],
+    f: [2, 'float'],
+    i: [3, 'int64'],
+    s: [4, 'string'],
+    ints: [8, ['int64']],
+    type: [20, 'int64'],
+  },
   TensorProto: { dims: [1, ['int64']], data_type: [2, 'int64'], name: [8, 'string'], raw_data: [9, 'bytes'] },
   ValueInfoProto: { name: [1, 'string'], type: [2, 'TypeProto'] },
   TypeProto: { tensor_type: [1, 'TypeProto.Tensor'] },
@@ -38,7 +50,9 @@ type FieldOf<Type> = Type extends readonly [infer One]
       : never;
 type Spec = readonly [number: number, type: string | readonly [string]];
 export type Message<M extends MessageName> = {
-  readonly [Field in keyof (typeof messages)[M]]?: (typeof messages)[M][Field] extends readonly [number, infer Type] ? FieldOf<Type> : never;
+  readonly [Field in keyof (typeof messages)[M]]?: (typeof messages)[M][Field] extends readonly [number, infer Type]
+    ? FieldOf<Type>
+    : never;
 };
 
 /** A message in pieces, which have to be concatenated: large `bytes` are pieces of their own, not copies. */
@@ -53,7 +67,8 @@ export function encode<M extends MessageName>(name: M, message: Message<M>): Uin
       else if (type === 'float') writer.tag(number, WireType.Bit32).float(value as number);
       else if (type === 'string') writer.tag(number, WireType.LengthDelimited).string(value as string);
       else {
-        const inner = type === 'bytes' ? [value as Uint8Array] : encode(type as MessageName, value as Message<MessageName>);
+        const inner =
+          type === 'bytes' ? [value as Uint8Array] : encode(type as MessageName, value as Message<MessageName>);
         writer.tag(number, WireType.LengthDelimited).uint32(inner.reduce((sum, { length }) => sum + length, 0));
         pieces.push(writer.finish(), ...inner);
       }

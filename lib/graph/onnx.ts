@@ -12,7 +12,17 @@ import { OctconvError } from '../error.js';
 import type { WeightSource } from '../weights/source.js';
 import type { Attrs, Graph, GraphNode } from './graph.js';
 import { nativeAxes } from './shape.js';
-import { type Names, type OnnxAttrs, OnnxFile, type OnnxOptions, type Param, type Quantization, quantizationOf, type ReadParam, type Sizes } from './onnx-file.js';
+import {
+  type Names,
+  type OnnxAttrs,
+  OnnxFile,
+  type OnnxOptions,
+  type Param,
+  type Quantization,
+  quantizationOf,
+  type ReadParam,
+  type Sizes,
+} from './onnx-file.js';
 
 export type { OnnxOptions, Param, Ranges, ReadParam } from './onnx-file.js';
 
@@ -24,7 +34,11 @@ export const readerOf =
   };
 
 /** @throws OctconvError for video, and for ops on pictures' bytes. */
-export async function toOnnx(graph: Graph, weights: ReadParam | Pick<WeightSource, 'tensors' | 'read'>, options: OnnxOptions = {}): Promise<Uint8Array> {
+export async function toOnnx(
+  graph: Graph,
+  weights: ReadParam | Pick<WeightSource, 'tensors' | 'read'>,
+  options: OnnxOptions = {},
+): Promise<Uint8Array> {
   const read = typeof weights === 'function' ? weights : readerOf(weights);
   const params = new Map<string, Param>();
   const quantized = new Map<string, Quantization>();
@@ -39,7 +53,14 @@ export async function toOnnx(graph: Graph, weights: ReadParam | Pick<WeightSourc
     const form = forms[node.op];
     if (!form) throw new OctconvError(`onnx: op '${node.op}' of '${node.name}' cannot be exported`);
     const [y] = node.outputs;
-    file.node(node, () => form(file, node, node.inputs.map((id) => file.read(id)), y === undefined ? '' : file.name(y)));
+    file.node(node, () =>
+      form(
+        file,
+        node,
+        node.inputs.map((id) => file.read(id)),
+        y === undefined ? '' : file.name(y),
+      ),
+    );
   }
   return file.finish();
 }
@@ -49,14 +70,16 @@ type Form = (file: OnnxFile, node: GraphNode, x: Names, y: string) => void;
 
 const same =
   (type: string, attrs: OnnxAttrs = {}): Form =>
-  (file, _, x, y) => file.put(type, x, attrs, y);
+  (file, _, x, y) =>
+    file.put(type, x, attrs, y);
 
 /** Sizes that are equal or 1; [N, C] beside an image is [N, C, 1, 1]. */
 const broadcasting =
   (type: string): Form =>
   (file, { inputs }, x, y) => {
     const ranks = inputs.map((id) => file.graph.values[id]?.shape.length ?? 0);
-    const wide = (name: string, i: number) => ((ranks[i] ?? 0) < Math.max(...ranks) ? file.put('Unsqueeze', [name, file.vector([2, 3])]) : name);
+    const wide = (name: string, i: number) =>
+      (ranks[i] ?? 0) < Math.max(...ranks) ? file.put('Unsqueeze', [name, file.vector([2, 3])]) : name;
     file.put(type, x.map(wide), {}, y);
   };
 
@@ -102,7 +125,11 @@ const forms: { readonly [op: string]: Form } = {
       return shape.shape[i] === part.shape[i] ? [] : { axis: order.indexOf(i), start, size: part.shape[i] ?? 0 };
     });
     if (cut.length === 0) return void file.put('Identity', [x], {}, y);
-    const [starts, ends, axes] = [cut.map(({ start }) => start), cut.map(({ start, size }) => start + size), cut.map(({ axis }) => axis)];
+    const [starts, ends, axes] = [
+      cut.map(({ start }) => start),
+      cut.map(({ start, size }) => start + size),
+      cut.map(({ axis }) => axis),
+    ];
     file.put('Slice', [x, ...[starts, ends, axes].map((list) => file.vector(list))], {}, y);
   },
   transpose: (file, { attrs, inputs: [from = -1] }, [x = ''], y) => {
@@ -120,11 +147,15 @@ const forms: { readonly [op: string]: Form } = {
   },
   mean: (file, { attrs, inputs: [from = -1] }, x, y) => {
     const shaped = file.graph.values[from] ?? { shape: [] };
-    const axes = (attrs.axes as Sizes).map((axis) => inOnnx(shaped.shape.length).indexOf(nativeAxes(shaped).indexOf(axis)));
+    const axes = (attrs.axes as Sizes).map((axis) =>
+      inOnnx(shaped.shape.length).indexOf(nativeAxes(shaped).indexOf(axis)),
+    );
     file.put('ReduceMean', x, { axes, keepdims: Number(attrs.keepDims) }, y);
   },
   interpolate: (file, { outputs: [to = -1] }, [x = ''], y) => {
-    const size = file.put('Concat', [file.put('Shape', [x], { start: 0, end: 2 }), file.vector(file.extent(to))], { axis: 0 });
+    const size = file.put('Concat', [file.put('Shape', [x], { start: 0, end: 2 }), file.vector(file.extent(to))], {
+      axis: 0,
+    });
     file.put('Resize', [x, '', '', size], { mode: 'linear', coordinate_transformation_mode: 'half_pixel' }, y);
   },
   softmax: same('Softmax', { axis: 1 }),
@@ -149,7 +180,8 @@ const forms: { readonly [op: string]: Form } = {
   globalAvgPool: (file, _, x, y) => file.put('Flatten', [file.put('GlobalAveragePool', x)], {}, y),
   upsampleNearest: (file, { attrs, inputs, outputs }, [x = ''], y) =>
     upsample(file, x, image(attrs.scale), file.extent(inputs[0]), file.extent(outputs[0]), y),
-  pad: (file, { attrs }, [x = ''], y) => pad(file, x, image(attrs.before), image(attrs.after), attrs.value as number, y),
+  pad: (file, { attrs }, [x = ''], y) =>
+    pad(file, x, image(attrs.before), image(attrs.after), attrs.value as number, y),
 };
 
 /** The definition, part by part: see `octConv` in lib/ops.ts. */

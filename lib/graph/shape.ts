@@ -35,7 +35,11 @@ export function sizes(op: string, name: string, x: Shaped, value: Size, least: 0
   const axes = x.shape.length - 2;
   const all = typeof value === 'number' ? Array<number>(axes).fill(value) : [...value];
   const fine = all.length === axes && all.every((size) => Number.isInteger(size) && size >= least && size < 2 ** 31);
-  if (!fine) wrong(op, `${name} ${show(value)} for x ${of(x)}, wanted a number or ${axes} numbers, integers of at least ${least}`);
+  if (!fine)
+    wrong(
+      op,
+      `${name} ${show(value)} for x ${of(x)}, wanted a number or ${axes} numbers, integers of at least ${least}`,
+    );
   return axes === 2 ? [least, ...all] : all;
 }
 
@@ -57,7 +61,8 @@ export function axesOf(op: string, x: Shaped, axes: readonly number[]): readonly
 }
 
 /** Which of N T H W C each axis of x is. */
-export const nativeAxes = ({ shape }: Shaped): readonly number[] => ({ 2: [0, 4], 4: [0, 2, 3, 4] })[shape.length] ?? [0, 1, 2, 3, 4];
+export const nativeAxes = ({ shape }: Shaped): readonly number[] =>
+  ({ 2: [0, 4], 4: [0, 2, 3, 4] })[shape.length] ?? [0, 1, 2, 3, 4];
 
 /** A number for each axis of x as numbers for N T H W C; `others` are those of the axes that x has not. */
 export function inNative(x: Shaped, numbers: readonly number[], others: readonly number[]): readonly number[] {
@@ -90,7 +95,8 @@ export function windowed(op: string, x: Shaped, window: Window, c: number, ceilM
     const padding = window.padding[i] ?? 0;
     const beyond = ceilMode ? stride - 1 : 0; // how far a window may stick out
     const room = size + 2 * padding - (window.dilation?.[i] ?? 1) * (kernel - 1) - 1 + beyond;
-    if (room < 0) wrong(op, `the kernel ${list(window.kernel.slice(-2))} does not fit into x ${of(x)} with its padding`);
+    if (room < 0)
+      wrong(op, `the kernel ${list(window.kernel.slice(-2))} does not fit into x ${of(x)} with its padding`);
     const count = Math.floor(room / stride) + 1;
     return ceilMode && (count - 1) * stride >= size + padding ? count - 1 : count;
   });
@@ -111,7 +117,8 @@ export function checkWeight(op: string, role: string, weight: Shaped, name: stri
   if (shape.length !== x.shape.length) wrong(op, `${role} ${of(weight)}, wanted ${form} for ${name} ${of(x)}`);
   const inputs = `${i * groups} input channels${groups === 1 ? '' : ` in ${groups} groups`}`;
   if (i * groups !== channels(x)) wrong(op, `${role} ${of(weight)} needs ${inputs}, got ${name} ${of(x)}`);
-  if (o % groups !== 0) wrong(op, `${role} ${of(weight)} has ${o} output channels, wanted a multiple of ${groups} groups`);
+  if (o % groups !== 0)
+    wrong(op, `${role} ${of(weight)} has ${o} output channels, wanted a multiple of ${groups} groups`);
 }
 
 export function checkVector(op: string, role: string, vector: Shaped | undefined, length: number): void {

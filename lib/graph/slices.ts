@@ -13,7 +13,8 @@ export interface Slice {
 }
 
 /** The value whose memory another one lies in: most lie in their own. */
-export const sliceOf = ({ slices }: Pick<Steps, 'slices'>, id: number): Slice => slices?.get(id) ?? { of: id, channel: 0 };
+export const sliceOf = ({ slices }: Pick<Steps, 'slices'>, id: number): Slice =>
+  slices?.get(id) ?? { of: id, channel: 0 };
 
 /**
  * Takes those concatenations out that pitched kernels alone write and read. What the caller sees lies elsewhere, and a

@@ -9,7 +9,10 @@ import type { Step, Steps } from './lower.js';
 import { sliceOf } from './slices.js';
 
 /** The segment of each step: its first and last step, and how many images they take at once. */
-export function segmentsByStep({ steps, segments = [] }: Steps, batch: number): { first: number; last: number; images: number }[] {
+export function segmentsByStep(
+  { steps, segments = [] }: Steps,
+  batch: number,
+): { first: number; last: number; images: number }[] {
   const all = segments.length ? segments : [{ steps: steps.length, images: batch }];
   return all.flatMap(({ steps: count, images }, i) => {
     const first = all.slice(0, i).reduce((sum, segment) => sum + segment.steps, 0);
@@ -26,7 +29,8 @@ export function wholeValues(given: Steps): ReadonlySet<number> {
   const users = new Map<number, Set<number | undefined>>();
   const root = (id: number) => sliceOf(given, id).of;
   given.steps.forEach((step, at) => {
-    for (const id of [...step.inputs, ...step.outputs]) users.set(root(id), (users.get(root(id)) ?? new Set()).add(segments[at]?.first));
+    for (const id of [...step.inputs, ...step.outputs])
+      users.set(root(id), (users.get(root(id)) ?? new Set()).add(segments[at]?.first));
   });
   const used = given.steps.flatMap(({ inputs, outputs }) => [...inputs, ...outputs]);
   return new Set([...given.inputs, ...given.outputs, ...used.filter((id) => (users.get(root(id))?.size ?? 0) > 1)]);
@@ -42,7 +46,8 @@ const mixesImages = ({ op, attrs }: Step): boolean => op === 'transpose' && (att
 export function subBatch(given: Steps, threads: number, weightBytes: (step: Step) => number): Steps {
   const batch = batchOf(given);
   // As many images as threads, so that each has its own.
-  const images = Array.from({ length: Math.min(batch, threads) }, (_, i) => i + 1).findLast((n) => batch % n === 0) ?? 1;
+  const images =
+    Array.from({ length: Math.min(batch, threads) }, (_, i) => i + 1).findLast((n) => batch % n === 0) ?? 1;
   // What the caller or a constant gives once serves all images.
   const fits = ({ shape: [n] }: TensorType, id: number) => n === batch || (n === 1 && given.inputs.includes(id));
   if (images === batch || !given.values.every(fits) || given.steps.some(mixesImages)) return given;
@@ -50,12 +55,17 @@ export function subBatch(given: Steps, threads: number, weightBytes: (step: Step
     const { dtype, shape } = given.values[id] ?? { dtype: 'u8' as const, shape: [] };
     return bytesPerElement[dtype] * shape.reduce((a, b) => a * b, 1);
   };
-  const activations = given.steps.map(({ inputs, outputs }) => [...inputs, ...outputs].reduce((sum, id) => sum + bytesOf(id), 0));
+  const activations = given.steps.map(({ inputs, outputs }) =>
+    [...inputs, ...outputs].reduce((sum, id) => sum + bytesOf(id), 0),
+  );
   const again = given.steps.map((step) => (batch / images - 1) * weightBytes(step));
   // What slices lie in is kept for all images if a segment ends between them: all of a dense block.
   const wide = new Set([...(given.slices ?? [])].map(([, { of }]) => of));
-  const users = given.steps.map(({ inputs, outputs }) => new Set([...inputs, ...outputs].map((id) => sliceOf(given, id).of)));
-  const splits = (at: number) => [...wide].some((id) => [users.slice(0, at), users.slice(at)].every((side) => side.some((used) => used.has(id))));
+  const users = given.steps.map(
+    ({ inputs, outputs }) => new Set([...inputs, ...outputs].map((id) => sliceOf(given, id).of)),
+  );
+  const splits = (at: number) =>
+    [...wide].some((id) => [users.slice(0, at), users.slice(at)].every((side) => side.some((used) => used.has(id))));
   let moved = activations.reduce((a, b) => a + b, 0);
   let [least, cut] = [moved, 0];
   for (const [i, bytes] of again.entries()) {

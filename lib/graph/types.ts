@@ -49,7 +49,12 @@ export function assignTypes(given: Steps, typing: Typing): Steps {
   const { compute, quantized } = typing;
   if (compute === 'f32' && quantized.size === 0) return given;
   const steps = given.steps.map((step) =>
-    step.branches ? convStep(step.name, step.branches.map((branch) => typed(branch, typing, given.inputs))) : step,
+    step.branches
+      ? convStep(
+          step.name,
+          step.branches.map((branch) => typed(branch, typing, given.inputs)),
+        )
+      : step,
   );
   if (compute === 'f32') return { ...given, steps };
   const types = narrowTypes({ ...given, steps }, typing);

@@ -97,4 +97,5 @@ export async function* loadBatches(
   }
 }
 
-const isList = (sources: PictureSource | readonly PictureSource[]): sources is readonly PictureSource[] => Array.isArray(sources);
+const isList = (sources: PictureSource | readonly PictureSource[]): sources is readonly PictureSource[] =>
+  Array.isArray(sources);

@@ -34,7 +34,11 @@ export interface DecodeOptions {
  * of an animation the first frame. A truncated file is an error: half a picture would get a label, too.
  * @throws OctconvError that begins with `name`: the file unless given; the signal's reason if it is aborted.
  */
-export async function decodeImage(source: PictureSource, options: DecodeOptions = {}, name = nameOf(source)): Promise<Picture> {
+export async function decodeImage(
+  source: PictureSource,
+  options: DecodeOptions = {},
+  name = nameOf(source),
+): Promise<Picture> {
   try {
     const { signal, timeout, maxBytes, ...limits } = checkLimits(options);
     const late = () => new OctconvError(`${name}: is not decoded after ${timeout} s (timeout)`);
@@ -52,9 +56,16 @@ type Limits = { [Name in Exclude<keyof DecodeOptions, 'signal'>]-?: NonNullable<
 
 /** Fills in the defaults. @throws OctconvError for a limit that makes no sense. */
 export function checkLimits(options: DecodeOptions): Limits & Pick<DecodeOptions, 'signal'> {
-  const { maxPixels = 89_478_485, maxBytes = 2 ** 26, formats = ['jpeg', 'png', 'webp'], timeout = 30, signal } = options;
+  const {
+    maxPixels = 89_478_485,
+    maxBytes = 2 ** 26,
+    formats = ['jpeg', 'png', 'webp'],
+    timeout = 30,
+    signal,
+  } = options;
   for (const [key, value] of Object.entries({ maxPixels, maxBytes })) {
-    if (!Number.isSafeInteger(value) || value < 1) throw new OctconvError(`${key}: ${value}, wanted a positive integer`);
+    if (!Number.isSafeInteger(value) || value < 1)
+      throw new OctconvError(`${key}: ${value}, wanted a positive integer`);
   }
   if (!(timeout > 0 && timeout <= 3600)) throw new OctconvError(`timeout: ${timeout}, wanted seconds, at most 3600`);
   const unknown = formats.find((format) => !Object.hasOwn(formatNames, format));
@@ -86,15 +97,23 @@ async function within<T>(
   }
 }
 
-async function decode(bytes: Uint8Array, name: string, { maxPixels, formats, timeout }: Omit<Limits, 'maxBytes'>): Promise<Picture> {
+async function decode(
+  bytes: Uint8Array,
+  name: string,
+  { maxPixels, formats, timeout }: Omit<Limits, 'maxBytes'>,
+): Promise<Picture> {
   if (bytes.length === 0) throw new OctconvError(`${name}: is empty, wanted a picture`);
-  const wanted = new Intl.ListFormat('en-GB', { type: 'disjunction' }).format(formats.map((format) => formatNames[format]));
+  const wanted = new Intl.ListFormat('en-GB', { type: 'disjunction' }).format(
+    formats.map((format) => formatNames[format]),
+  );
   const found = formatOf(bytes);
   const format = formats.find((format) => formatNames[format] === found);
   if (!format) {
     const known = Object.values(formatNames).some((known) => known === found);
     if (known) throw new OctconvError(`${name}: is ${found}, wanted ${wanted} (others: the option formats)`);
-    throw new OctconvError(`${name}: is ${found ? `${found}, which cannot be decoded` : 'not a picture'}, wanted ${wanted}`);
+    throw new OctconvError(
+      `${name}: is ${found ? `${found}, which cannot be decoded` : 'not a picture'}, wanted ${wanted}`,
+    );
   }
   const { default: sharp } = await import('sharp'); // 17 MiB that only pictures need
   const options = { failOn: 'error', limitInputPixels: maxPixels } as const;
@@ -116,9 +135,12 @@ async function decode(bytes: Uint8Array, name: string, { maxPixels, formats, tim
     return { data, height: info.height, width: info.width };
   } catch (error) {
     const { message } = error as Error;
-    if (!message.includes('exceeds pixel limit')) throw new OctconvError(`${name}: cannot be decoded: ${causeOf(message)}`);
+    if (!message.includes('exceeds pixel limit'))
+      throw new OctconvError(`${name}: cannot be decoded: ${causeOf(message)}`);
     const { width, height } = await sharp(bytes, { limitInputPixels: false }).metadata();
-    throw new OctconvError(`${name}: is too large, ${width} x ${height}, wanted at most ${maxPixels} pixels (maxPixels)`);
+    throw new OctconvError(
+      `${name}: is too large, ${width} x ${height}, wanted at most ${maxPixels} pixels (maxPixels)`,
+    );
   }
 }
 

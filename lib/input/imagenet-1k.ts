@@ -81,4 +81,6 @@ custard apple, pomegranate, hay, carbonara, chocolate sauce, dough, meat loaf, p
 cliff, coral reef, geyser, lakeside, promontory, sandbar, seashore, valley, volcano, ballplayer, groom, scuba diver, rapeseed, daisy,
 yellow lady's slipper, corn, acorn, hip, buckeye, coral fungus, agaric, gyromitra, stinkhorn, earthstar, hen-of-the-woods, bolete, ear,
 toilet tissue
-`.trim().split(/,\s/);
+`
+  .trim()
+  .split(/,\s/);

@@ -42,8 +42,10 @@ export function defaultInput(stem: 'imagenet' | 'cifar' = 'imagenet'): InputConf
 const size = integerIn(1, 65536);
 const perChannel = <Number extends v.GenericSchema<number>>(number: Number) => {
   const wanted = 'three numbers for the channels, or one of "gray"';
-  return v.union([v.strictTuple([number, number, number]), v.strictTuple([number])], ({ issues }) =>
-    issues?.find(({ type }) => type !== 'strict_tuple' && type !== 'number')?.message ?? wanted);
+  return v.union(
+    [v.strictTuple([number, number, number]), v.strictTuple([number])],
+    ({ issues }) => issues?.find(({ type }) => type !== 'strict_tuple' && type !== 'number')?.message ?? wanted,
+  );
 };
 
 /** `input` of a config.json. */
@@ -66,42 +68,67 @@ export function parseInput(value: unknown, file: string): InputConfig {
 }
 
 /** What config.json or the command line say of an input. */
-export type GivenInput = { readonly [Key in keyof InputConfig]?: InputConfig[Key] | undefined } &
-  Pick<InputConfig, 'height' | 'width'> & { readonly cropPct?: number | undefined };
+export type GivenInput = { readonly [Key in keyof InputConfig]?: InputConfig[Key] | undefined } & Pick<
+  InputConfig,
+  'height' | 'width'
+> & { readonly cropPct?: number | undefined };
 
 /**
  * Derives what was left out: `resize` of the crop percentage (timm's, for square sizes), else no more than the crop needs.
  * @throws OctconvError if fields contradict one another.
  */
 export function resolveInput(given: GivenInput, where: string): InputConfig {
-  const { height, width, cropPct, interpolation = 'bilinear', antialias = true, channels = 'rgb', scale = 1 / 255 } = given;
+  const {
+    height,
+    width,
+    cropPct,
+    interpolation = 'bilinear',
+    antialias = true,
+    channels = 'rgb',
+    scale = 1 / 255,
+  } = given;
   const wrong = (what: string): never => {
     throw new OctconvError(`${where}${what}`);
   };
   const side = Math.max(height, width);
-  if (cropPct !== undefined && given.resize !== undefined) wrong(`: cropPct and resize say the same, wanted one of them`);
-  if (cropPct !== undefined && height !== width) wrong(`: cropPct beside ${height} x ${width}, wanted resize unless the size is square`);
+  if (cropPct !== undefined && given.resize !== undefined)
+    wrong(`: cropPct and resize say the same, wanted one of them`);
+  if (cropPct !== undefined && height !== width)
+    wrong(`: cropPct beside ${height} x ${width}, wanted resize unless the size is square`);
   const { resize = cropPct === undefined ? side : Math.floor(side / cropPct) } = given;
   const covers = typeof resize === 'number' ? resize >= side : resize[0] >= height && resize[1] >= width;
   if (!covers) wrong(`.resize is ${show(resize)}, wanted at least the size, ${height} x ${width}`);
   const count = channels === 'gray' ? 1 : 3;
   const each = (key: 'mean' | 'std', otherwise: number): PerChannel => {
     const { [key]: values = Array.from({ length: count }, () => otherwise) as unknown as PerChannel } = given;
-    if (values.length !== count) wrong(`.${key} is ${show(values)}, wanted ${count === 1 ? 'one number' : 'three numbers'} for "${channels}"`);
+    if (values.length !== count)
+      wrong(`.${key} is ${show(values)}, wanted ${count === 1 ? 'one number' : 'three numbers'} for "${channels}"`);
     return values;
   };
   const mean = each('mean', 0);
   const white = Number((255 * scale).toPrecision(6));
   if (mean.some((x) => x > white)) {
     const scaled = white === 1 ? '1/255' : show(scale);
-    wrong(`.mean is ${show(mean)}, but the scale ${scaled} makes pictures 0 .. ${white}: wanted a mean within, or another scale`);
+    wrong(
+      `.mean is ${show(mean)}, but the scale ${scaled} makes pictures 0 .. ${white}: wanted a mean within, or another scale`,
+    );
   }
   const unusual = { ...(!antialias && { antialias }), ...(channels !== 'rgb' && { channels }) };
   return { height, width, resize, interpolation, ...unusual, scale, mean, std: each('std', 1) };
 }
 
 /** The same in words. */
-export function describeInput({ height, width, resize, interpolation, antialias = true, channels = 'rgb', scale, mean, std }: InputConfig): string {
+export function describeInput({
+  height,
+  width,
+  resize,
+  interpolation,
+  antialias = true,
+  channels = 'rgb',
+  scale,
+  mean,
+  std,
+}: InputConfig): string {
   const resized = typeof resize === 'number' ? `the short side to ${resize}` : `to ${resize.join(' x ')}`;
   const bytes = scale === 1 / 255 ? '0 .. 1' : `0 .. 255 times ${scale}`;
   return `${resized} (${interpolation}${antialias ? '' : ' without antialiasing'}), a crop of ${height} x ${width}, ${channels}, ${bytes}, mean ${mean.join(',')}, std ${std.join(',')}`;
@@ -162,7 +189,10 @@ export async function preprocessOne(
   const resized = resize(picture, { ...resizeGeometry(height, width, input), interpolation, antialias });
   // Which of the network's channels red, green and blue are.
   const places = { rgb: [0, 1, 2], bgr: [2, 1, 0], gray: [0, 0, 0] }[channels];
-  const [mean, std] = [input.mean, input.std].map((values) => places.map((place) => values[place] as number)) as [number[], number[]];
+  const [mean, std] = [input.mean, input.std].map((values) => places.map((place) => values[place] as number)) as [
+    number[],
+    number[],
+  ];
   graph.outputs.push(normalize(resized, { scale, mean, std }).id);
   const bytes = channels === 'gray' ? toGray(data) : data;
   const [y] = await runGraph(graph, [tensor('u8', [1, height, width, 3], bytes)], options);

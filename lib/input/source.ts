@@ -22,7 +22,12 @@ export function nameOf(source: PictureSource, at?: number): string {
  * or destroyed.
  * @throws OctconvError that begins with `name` if there are more than `maxBytes`, or they cannot be read.
  */
-export async function readSource(source: PictureSource, name: string, maxBytes: number, signal: AbortSignal): Promise<Uint8Array> {
+export async function readSource(
+  source: PictureSource,
+  name: string,
+  maxBytes: number,
+  signal: AbortSignal,
+): Promise<Uint8Array> {
   const check = (size: number) => {
     if (size > maxBytes) throw new OctconvError(`${name}: is larger than ${maxBytes} bytes (maxBytes)`);
   };
@@ -49,7 +54,8 @@ export async function readSource(source: PictureSource, name: string, maxBytes: 
   let size = 0;
   try {
     for await (const chunk of addAbortSignal(signal, streamOf(source, name))) {
-      if (!types.isUint8Array(chunk)) throw new OctconvError(`${name}: the stream gives ${typeof chunk}, wanted Uint8Array`);
+      if (!types.isUint8Array(chunk))
+        throw new OctconvError(`${name}: the stream gives ${typeof chunk}, wanted Uint8Array`);
       check(size + chunk.length);
       if (size + chunk.length > bytes.length) {
         const larger = new Uint8Array(Math.max(size + chunk.length, 2 * bytes.length));
@@ -61,7 +67,9 @@ export async function readSource(source: PictureSource, name: string, maxBytes: 
     }
   } catch (error) {
     if (error instanceof OctconvError) throw error;
-    throw new OctconvError(`${name}: cannot be read: ${(error as Error | undefined)?.message ?? error}`, { cause: error });
+    throw new OctconvError(`${name}: cannot be read: ${(error as Error | undefined)?.message ?? error}`, {
+      cause: error,
+    });
   }
   return bytes.subarray(0, size);
 }

@@ -23,7 +23,12 @@ export interface ConvLayerOptions {
 export class Conv extends Module {
   readonly weight: Parameter<Kernel>;
   readonly bias: Parameter<Vector> | undefined;
-  readonly #options: { readonly stride: Size; readonly padding: Size; readonly dilation: Size; readonly groups: number };
+  readonly #options: {
+    readonly stride: Size;
+    readonly padding: Size;
+    readonly dilation: Size;
+    readonly groups: number;
+  };
 
   constructor(from: number, to: number, options: ConvLayerOptions) {
     super();

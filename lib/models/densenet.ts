@@ -3,7 +3,15 @@ import { Module } from '../layers/index.js';
 import { splitChannels } from '../octave.js';
 import { avgPool, concat } from '../ops.js';
 import { type ResolvedNetworkOptions, widthOption } from './options.js';
-import { alphasOf, type MakeUnit, type Pair, type Part, PreActivationNet, preActivationFamily, type Widths } from './preactivation.js';
+import {
+  alphasOf,
+  type MakeUnit,
+  type Pair,
+  type Part,
+  PreActivationNet,
+  preActivationFamily,
+  type Widths,
+} from './preactivation.js';
 
 /** x and beside it 3x3(1x1(x)), of `growth` channels; a branch that x does not have is just the new one. */
 class DenseLayer extends Module<Pair, Pair> {
@@ -51,7 +59,10 @@ class DenseNet extends PreActivationNet {
     const transitions: Transition[] = [];
     let from = splitChannels(options.width, 0);
     const layers = blocks.map((count, i) => {
-      const [inner, added] = [4, 1].map((times) => splitChannels(times * growth, alphas[i + 1] ?? 0)) as [Widths, Widths];
+      const [inner, added] = [4, 1].map((times) => splitChannels(times * growth, alphas[i + 1] ?? 0)) as [
+        Widths,
+        Widths,
+      ];
       const layer = Array.from({ length: count }, () => {
         const made = new DenseLayer(unit, from, inner, added);
         from = from.join(added, sum);

@@ -9,12 +9,7 @@ import { seResNetsV2 } from './se-resnet-v2.js';
 
 export type { Classifier, Family, NetworkOptions };
 
-const registered = [
-  resNets,
-  resNetsV2,
-  seResNetsV2,
-  denseNets,
-] as const;
+const registered = [resNets, resNetsV2, seResNetsV2, denseNets] as const;
 
 /** Every family of networks; one that is added to the list is known everywhere. */
 export const families: Family[] = [...registered];
@@ -56,5 +51,7 @@ export function defaultInputOf(name: AnyNetworkName, options: NetworkOptions): I
 
 /** The octave form of a plain network, if there is one. */
 export function octaveForm(name: AnyNetworkName): string | undefined {
-  return families.some(({ names }) => names.includes(name) && names.includes(`oct-${name}`)) ? `oct-${name}` : undefined;
+  return families.some(({ names }) => names.includes(name) && names.includes(`oct-${name}`))
+    ? `oct-${name}`
+    : undefined;
 }

@@ -24,7 +24,9 @@ export function inferOptions(source: Source): Inferred {
   try {
     for (const family of families) {
       const records = recordsOf(tensors, family.parameterOf);
-      const found = family.infer(new Map([...records].map(([name, record]) => [name, tensors.get(record)?.shape ?? []])));
+      const found = family.infer(
+        new Map([...records].map(([name, record]) => [name, tensors.get(record)?.shape ?? []])),
+      );
       if (found) return { network: found.network, options: resolveNetworkOptions(found.network, found.options) };
     }
   } catch (error) {
@@ -32,7 +34,9 @@ export function inferOptions(source: Source): Inferred {
   }
   for (const [name, why] of source.unreadable ?? []) throw new OctconvError(`${where}: tensor ${show(name)} ${why}`);
   const some = [...tensors.keys()].slice(0, 3).map(show).join(', ') || 'nothing';
-  throw new OctconvError(`${where}: no known network has these parameters (${some}), wanted one of ${networkNames.join(', ')}`);
+  throw new OctconvError(
+    `${where}: no known network has these parameters (${some}), wanted one of ${networkNames.join(', ')}`,
+  );
 }
 
 /** The same with what a user said: that stays where the weights agree with it, and is an error where they do not. */
@@ -46,7 +50,9 @@ export function resolveOptions(
     const has = all[key as keyof ResolvedOptions];
     if (asked === undefined || show(asked) === show(has)) continue;
     if (key === 'alpha' && sameShapes(found, Number(asked))) continue;
-    throw new OctconvError(`${source.name ?? 'weights'}: ${key} ${show(asked)} was asked for, the weights have ${show(has)}`);
+    throw new OctconvError(
+      `${source.name ?? 'weights'}: ${key} ${show(asked)} was asked for, the weights have ${show(has)}`,
+    );
   }
   return { ...found, options: { ...found.options, ...(given.alpha !== undefined && { alpha: given.alpha }) } };
 }
@@ -62,7 +68,10 @@ function sameShapes({ network, options }: Inferred, alpha: number): boolean {
 }
 
 /** Parameter names, each with what a file calls it: an MXNet file has names of its own. */
-function recordsOf(tensors: Source['tensors'], parameterOf?: (record: string) => string | undefined): Map<string, string> {
+function recordsOf(
+  tensors: Source['tensors'],
+  parameterOf?: (record: string) => string | undefined,
+): Map<string, string> {
   const records = new Map<string, string>();
   for (const record of tensors.keys()) {
     const name = parameterOf?.(record) ?? record;

@@ -17,7 +17,11 @@ export type Pair = Octave<Feature>;
 export type Widths = Octave<number>;
 /** A part of such a network; plain ones have a high branch only. */
 export type Part = Module<Pair, Pair>;
-export type MakeUnit = new (from: Widths, to: Widths, options: { readonly kernel: number; readonly stride?: number }) => Part;
+export type MakeUnit = new (
+  from: Widths,
+  to: Widths,
+  options: { readonly kernel: number; readonly stride?: number },
+) => Part;
 
 const eps = 1e-4;
 
@@ -100,10 +104,22 @@ export const alphasOf = ({ alpha }: ResolvedNetworkOptions): readonly number[] =
  */
 export function symbolInput(stem: 'imagenet' | 'cifar'): InputConfig {
   if (stem === 'cifar') return defaultInput(stem);
-  return { ...defaultInput(stem), interpolation: 'bicubic', antialias: false, scale: 0.0167, mean: [2.0708, 1.9539, 1.7368], std: [1, 1, 1] };
+  return {
+    ...defaultInput(stem),
+    interpolation: 'bicubic',
+    antialias: false,
+    scale: 0.0167,
+    mean: [2.0708, 1.9539, 1.7368],
+    std: [1, 1, 1],
+  };
 }
 
-const normParts: Readonly<Record<string, string>> = { gamma: 'weight', beta: 'bias', moving_mean: 'running_mean', moving_var: 'running_var' };
+const normParts: Readonly<Record<string, string>> = {
+  gamma: 'weight',
+  beta: 'bias',
+  moving_mean: 'running_mean',
+  moving_var: 'running_var',
+};
 
 /** The parameter of a record of the authors' symbols: `L2_B01_conv1_bn-h_gamma` is `layer1.0.conv1.bn_h.weight`. */
 function parameterOf(record: string): string | undefined {
@@ -111,9 +127,11 @@ function parameterOf(record: string): string | undefined {
   const part = normParts[last] ?? last;
   const [, end] = /^(conv1_conv|conv1_bn|tail_bn|classifier)$/.exec(place) ?? [];
   if (end) return `${{ conv1_conv: 'conv1', conv1_bn: 'bn1', tail_bn: 'tail', classifier: 'fc' }[end]}.${part}`;
-  const [, stage, block, unit, layer = '', path] = /^L([2-5])_(B\d+|Trans)_(conv[1-4]?|se)_(conv|bn|fc1|fc2)(?:-(\w+))?$/.exec(place) ?? [];
+  const [, stage, block, unit, layer = '', path] =
+    /^L([2-5])_(B\d+|Trans)_(conv[1-4]?|se)_(conv|bn|fc1|fc2)(?:-(\w+))?$/.exec(place) ?? [];
   if (!stage || !block || !unit) return undefined;
-  const where = block === 'Trans' ? `transition${Number(stage) - 2}` : `layer${Number(stage) - 1}.${Number(block.slice(1)) - 1}`;
+  const where =
+    block === 'Trans' ? `transition${Number(stage) - 2}` : `layer${Number(stage) - 1}.${Number(block.slice(1)) - 1}`;
   const name = unit === 'conv4' ? 'downsample' : unit === 'conv' ? 'conv1' : unit;
   const branch = path ? `${layer}${layer === 'conv' ? '.conv' : ''}_${path}` : layer;
   return `${where}.${name}.${branch}.${part}`;
@@ -129,7 +147,12 @@ interface Kind<N extends string> {
   has(parameters: Shapes, weightOf: (layer: string) => string): boolean;
 }
 
-export function preActivationFamily<const N extends string>({ blocks, options, build, has }: Kind<N>): Family<N | `oct-${N}`> {
+export function preActivationFamily<const N extends string>({
+  blocks,
+  options,
+  build,
+  has,
+}: Kind<N>): Family<N | `oct-${N}`> {
   const plainNames = Object.keys(blocks) as N[];
   const [general, ...numbered] = plainNames as [N, ...N[]];
   const names = withOctave(plainNames);
@@ -137,7 +160,11 @@ export function preActivationFamily<const N extends string>({ blocks, options, b
     names,
     options(name) {
       const { plain, octave } = splitName<N>(name);
-      return { ...commonOptions(octave), ...options, ...(plain === general && { blocks: blocksOption(blocks[plain]) }) };
+      return {
+        ...commonOptions(octave),
+        ...options,
+        ...(plain === general && { blocks: blocksOption(blocks[plain]) }),
+      };
     },
     build(name, resolved) {
       const { plain, octave } = splitName<N>(name);

@@ -3,7 +3,15 @@ import { Module } from '../layers/index.js';
 import { splitChannels } from '../octave.js';
 import { add } from '../ops.js';
 import type { ResolvedNetworkOptions } from './options.js';
-import { alphasOf, type MakeUnit, type Pair, type Part, PreActivationNet, preActivationFamily, type Widths } from './preactivation.js';
+import {
+  alphasOf,
+  type MakeUnit,
+  type Pair,
+  type Part,
+  PreActivationNet,
+  preActivationFamily,
+  type Widths,
+} from './preactivation.js';
 import { checkWidth, type Shapes } from './shapes.js';
 
 /** What a block takes and gives. */
@@ -45,7 +53,10 @@ export function network(blocks: readonly number[], options: ResolvedNetworkOptio
   const alphas = alphasOf(options);
   let from = splitChannels(width, 0);
   const layers = blocks.map((count, i) => {
-    const [inner, to] = [1, 4].map((times) => splitChannels(times * width * 2 ** i, alphas[i + 1] ?? 0)) as [Widths, Widths];
+    const [inner, to] = [1, 4].map((times) => splitChannels(times * width * 2 ** i, alphas[i + 1] ?? 0)) as [
+      Widths,
+      Widths,
+    ];
     return Array.from({ length: count }, (_, j) => {
       const made = block({ from, inner, to, stride: i > 0 && j === 0 ? 2 : 1, projected: j === 0 });
       from = to;

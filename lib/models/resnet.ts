@@ -208,7 +208,9 @@ export const resNets: Family<(typeof names)[number]> = {
   build(name, options) {
     const { plain, octave } = splitName(name);
     const kind = plain in basic ? 'basic' : 'bottleneck';
-    return octave ? new ResNet(kind, all[plain], options, octaveForm) : new ResNet(kind, all[plain], options, plainForm);
+    return octave
+      ? new ResNet(kind, all[plain], options, octaveForm)
+      : new ResNet(kind, all[plain], options, plainForm);
   },
 
   defaultInput: (_, { stem }) => defaultInput(stem),

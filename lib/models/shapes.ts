@@ -32,7 +32,10 @@ export function countBlocks(parameters: Shapes): readonly number[] {
 }
 
 /** The name whose blocks these are. */
-export function nameOf<N extends string>(names: { readonly [K in N]?: readonly number[] }, blocks: readonly number[]): N | undefined {
+export function nameOf<N extends string>(
+  names: { readonly [K in N]?: readonly number[] },
+  blocks: readonly number[],
+): N | undefined {
   return (Object.keys(names) as N[]).find((name) => names[name]?.join() === blocks.join());
 }
 
@@ -40,7 +43,12 @@ export function nameOf<N extends string>(names: { readonly [K in N]?: readonly n
  * @throws OctconvError for a ResNeXt or a wide ResNet, by its name. `weightOf` gives a layer's weight, of its high branch;
  * layer4 has no other.
  */
-export function checkWidth(parameters: Shapes, weightOf: (layer: string) => string, width: number, depth: number): void {
+export function checkWidth(
+  parameters: Shapes,
+  weightOf: (layer: string) => string,
+  width: number,
+  depth: number,
+): void {
   const [out = 0] = shapeOf(parameters, weightOf('layer4.0.conv1'), 4);
   const [, perGroup = 1] = shapeOf(parameters, weightOf('layer4.0.conv2'), 4);
   const inner = out / 8;

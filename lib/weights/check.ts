@@ -36,5 +36,7 @@ export function checkWeights(
   const extras = extra.slice(0, Math.max(3, 10 - wrong.length));
   const list = [...wrong.slice(0, 10 - extras.length), ...extras];
   const rest = count > list.length ? `; and ${count - list.length} more` : '';
-  throw new OctconvError(`${source.name ?? 'weights'}: the parameters do not fit the network: ${list.join('; ')}${rest}`);
+  throw new OctconvError(
+    `${source.name ?? 'weights'}: the parameters do not fit the network: ${list.join('; ')}${rest}`,
+  );
 }

@@ -33,7 +33,8 @@ export async function readElements(
   const dtype = readAs(stored);
   // As integers, so that no bit is lost; float64 is rounded.
   const bits = ({ 1: 'u8', 2: 'f16', 4: 'i32' } as const)[bytesPerElement[dtype] as 1 | 2 | 4];
-  const from = stored === 'f64' ? new Float64Array(bytes.buffer, bytes.byteOffset, bytes.length / 8) : asElements(bits, bytes);
+  const from =
+    stored === 'f64' ? new Float64Array(bytes.buffer, bytes.byteOffset, bytes.length / 8) : asElements(bits, bytes);
   const count = strided ? strided.shape.reduce((a, b) => a * b, 1) : from.length;
   const to = memory(count * bytesPerElement[dtype]);
   const view = asElements(stored === 'f64' ? dtype : bits, to);

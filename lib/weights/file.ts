@@ -66,7 +66,9 @@ export class RandomFile {
         const at = position + done;
         const rest = Math.min(length - done, 2 ** 30); // a single read gives at most 2 GiB
         const bytesRead =
-          length <= small ? readSync(this.#open(), bytes, done, rest, at) : (await this.handle.read(bytes, done, rest, at)).bytesRead;
+          length <= small
+            ? readSync(this.#open(), bytes, done, rest, at)
+            : (await this.handle.read(bytes, done, rest, at)).bytesRead;
         if (bytesRead === 0) break;
         done += bytesRead;
       }

@@ -5,7 +5,16 @@ import * as v from 'valibot';
 import { OctconvError, show } from '../error.js';
 import { readText } from '../files/read.js';
 import { integerIn, numberIn, object, oneOf, parse } from '../files/schema.js';
-import { isFolder, makeFolder, refuseInput, resolved, syncFolder, withSibling, writeNew, writeWhole } from '../files/write.js';
+import {
+  isFolder,
+  makeFolder,
+  refuseInput,
+  resolved,
+  syncFolder,
+  withSibling,
+  writeNew,
+  writeWhole,
+} from '../files/write.js';
 import { type InputConfig, inputSchema, parseInput } from '../input/preprocess.js';
 import { type NetworkOptions, resolveNetworkOptions } from '../models/index.js';
 import type { ResolvedNetworkOptions } from '../models/options.js';
@@ -26,7 +35,8 @@ export interface ModelConfig {
 
 const usualFiles = { weights: 'model.safetensors', labels: 'labels.txt' } as const;
 const wantedFile = 'the name of a file in this folder';
-const file = (usual: string) => v.optional(v.pipe(v.string(wantedFile), v.regex(/^(?!config\.json$)[^./\\][^/\\]*$/, wantedFile)), usual);
+const file = (usual: string) =>
+  v.optional(v.pipe(v.string(wantedFile), v.regex(/^(?!config\.json$)[^./\\][^/\\]*$/, wantedFile)), usual);
 const wantedName = 'a name as "oct-resnet-50"';
 const wantedBlocks = 'four integers';
 const size = integerIn(1, 65536);
@@ -78,7 +88,9 @@ export async function readModelFolder(folder: string): Promise<ModelFolder> {
 }
 
 /** What describes a checkpoint in its own folder, as training leaves it: config.json and labels.txt. Other programs' are none. */
-export async function readConfigBeside(checkpoint: string): Promise<(ModelConfig & { names: readonly string[] }) | undefined> {
+export async function readConfigBeside(
+  checkpoint: string,
+): Promise<(ModelConfig & { names: readonly string[] }) | undefined> {
   if (await isFolder(checkpoint)) return undefined;
   const configFile = join(dirname(checkpoint), 'config.json');
   const text = await readText(configFile).catch(() => '');
@@ -148,7 +160,8 @@ export async function checkModelOutput(
   }
   const files = there && !force ? await readdir(folder) : [];
   const found = ['config.json', ...Object.values(usualFiles)].find((name) => files.includes(name));
-  if (found !== undefined) throw new OctconvError(`${folder}: has a ${found} already; --force (force: true) replaces a model`);
+  if (found !== undefined)
+    throw new OctconvError(`${folder}: has a ${found} already; --force (force: true) replaces a model`);
 }
 
 /** Whether a complete folder could take its name; not if another one has it. */
@@ -167,15 +180,29 @@ async function renamed(stage: string, target: string): Promise<boolean> {
  * Moves staged files into a folder. Names that a config.json there may mean are left alone until it is replaced; then what
  * it named is removed.
  */
-async function moveInto(target: string, staged: (name: string) => string, textOf: (more: object) => string): Promise<void> {
+async function moveInto(
+  target: string,
+  staged: (name: string) => string,
+  textOf: (more: object) => string,
+): Promise<void> {
   const configFile = join(target, 'config.json');
   const oldText = await readText(configFile).catch(() => undefined);
   const id = randomBytes(4).toString('hex');
   const names: Partial<Record<'weights' | 'labels', string>> = {};
-  for (const [key, other] of [['weights', `model-${id}.safetensors`], ['labels', `labels-${id}.txt`]] as const) {
+  for (const [key, other] of [
+    ['weights', `model-${id}.safetensors`],
+    ['labels', `labels-${id}.txt`],
+  ] as const) {
     const from = staged(usualFiles[key]);
     // A link, unlike a rename, replaces nothing.
-    if (oldText === undefined && (await link(from, join(target, usualFiles[key])).then(() => true, () => false))) continue;
+    if (
+      oldText === undefined &&
+      (await link(from, join(target, usualFiles[key])).then(
+        () => true,
+        () => false,
+      ))
+    )
+      continue;
     await rename(from, join(target, other));
     names[key] = other;
   }

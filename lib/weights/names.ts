@@ -55,13 +55,20 @@ function withoutPrefixes(source: WeightSource, prefixes: readonly string[]): Wei
     prefix += next;
   }
   if (prefix === '') return source;
-  return renamed(source, (name) => (name.startsWith(prefix) ? name.slice(prefix.length) : name), `every name without its ${show(prefix)}`);
+  return renamed(
+    source,
+    (name) => (name.startsWith(prefix) ? name.slice(prefix.length) : name),
+    `every name without its ${show(prefix)}`,
+  );
 }
 
 function withPlainHead(source: WeightSource): WeightSource {
   const head = [...source.tensors].filter(([name]) => name.startsWith('fc.'));
   const [layer] = /^fc\.\d+\./.exec(head[0]?.[0] ?? '') ?? [];
-  const ranks = new Map([[`${layer}weight`, 2], [`${layer}bias`, 1]]);
+  const ranks = new Map([
+    [`${layer}weight`, 2],
+    [`${layer}bias`, 1],
+  ]);
   if (layer === undefined || !head.every(([name, { shape }]) => ranks.get(name) === shape.length)) return source;
   const rename = (name: string) => (name.startsWith(layer) ? `fc.${name.slice(layer.length)}` : name);
   return renamed(source, rename, `${show(layer.slice(0, -1))} is the classifier "fc"`);

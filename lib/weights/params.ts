@@ -41,7 +41,9 @@ interface Place extends TensorInfo {
 
 /** Whether a file that begins so is a .params. */
 export function isParams(head: Uint8Array<ArrayBuffer>): boolean {
-  return head.length >= 9 && new DataView(head.buffer, head.byteOffset).getBigUint64(0, true) === fileMagic && head[8] === 0;
+  return (
+    head.length >= 9 && new DataView(head.buffer, head.byteOffset).getBigUint64(0, true) === fileMagic && head[8] === 0
+  );
 }
 
 /** Reads what is at [begin, end) of a file; its names are without the `arg:` and `aux:` of a symbol's checkpoint. */
@@ -92,7 +94,11 @@ export async function readParams(file: RandomFile, begin = 0, end = file.size): 
 }
 
 /** The record at a position of the file, and its length; there is no place for one without a shape. */
-function parseRecord(fields: Fields, position: number, wrong: (what: string) => OctconvError): { place?: Place; length: number } {
+function parseRecord(
+  fields: Fields,
+  position: number,
+  wrong: (what: string) => OctconvError,
+): { place?: Place; length: number } {
   const first = fields.u32();
   const version = first === magics.v3 ? 3 : first === magics.v2 ? 2 : first === magics.v1 ? 1 : 0;
   const storage = version >= 2 ? fields.u32() : 0;
@@ -183,6 +189,7 @@ export async function readTar(file: RandomFile): Promise<WeightSource> {
     at = begin + Math.ceil(size / block) * block;
   }
   const [only, ...others] = found;
-  if (!only || others.length) throw wrong(`${found.length} MXNet .params among ${entries} entries of the tar, wanted one`);
+  if (!only || others.length)
+    throw wrong(`${found.length} MXNet .params among ${entries} entries of the tar, wanted one`);
   return readParams(file, only.begin, only.end);
 }

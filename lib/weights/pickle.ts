@@ -36,8 +36,18 @@ export class Opaque {
 }
 
 export type PickleValue =
-  | null | boolean | number | bigint | string
-  | Tuple | PickleValue[] | Map<PickleValue, PickleValue> | Global | Persistent | TensorCall | Opaque;
+  | null
+  | boolean
+  | number
+  | bigint
+  | string
+  | Tuple
+  | PickleValue[]
+  | Map<PickleValue, PickleValue>
+  | Global
+  | Persistent
+  | TensorCall
+  | Opaque;
 
 /** A value in a few words: it may be large, shared, or contain itself. */
 export function describe(value: PickleValue | undefined): string {
@@ -54,20 +64,22 @@ export function describe(value: PickleValue | undefined): string {
 type Reduce = (args: readonly PickleValue[], count: (objects: number) => void) => PickleValue | undefined;
 
 /** What the callables of a state dict give; `undefined` leaves the call opaque. */
-const reductions = new Map<string, Reduce>(Object.entries<Reduce>({
-  'collections.OrderedDict': ([pairs = [], more], count) => {
-    if (!Array.isArray(pairs) || more !== undefined) return undefined;
-    count(pairs.length);
-    const dict = new Map<PickleValue, PickleValue>();
-    for (const pair of pairs) {
-      const [key, value, more] = Array.isArray(pair) ? pair : pair instanceof Tuple ? pair.items : [];
-      if (key === undefined || value === undefined || more !== undefined) return undefined;
-      dict.set(key, value);
-    }
-    return dict;
-  },
-  'torch.Size': ([sizes, more]) => (sizes instanceof Tuple && more === undefined ? sizes : undefined),
-}));
+const reductions = new Map<string, Reduce>(
+  Object.entries<Reduce>({
+    'collections.OrderedDict': ([pairs = [], more], count) => {
+      if (!Array.isArray(pairs) || more !== undefined) return undefined;
+      count(pairs.length);
+      const dict = new Map<PickleValue, PickleValue>();
+      for (const pair of pairs) {
+        const [key, value, more] = Array.isArray(pair) ? pair : pair instanceof Tuple ? pair.items : [];
+        if (key === undefined || value === undefined || more !== undefined) return undefined;
+        dict.set(key, value);
+      }
+      return dict;
+    },
+    'torch.Size': ([sizes, more]) => (sizes instanceof Tuple && more === undefined ? sizes : undefined),
+  }),
+);
 
 export const tensorCalls: ReadonlySet<string> = new Set([
   'torch._utils._rebuild_tensor',
@@ -141,7 +153,8 @@ class Machine {
 
   #step(opcode: number): void {
     switch (opcode) {
-      case 0x80: { // PROTO
+      case 0x80: {
+        // PROTO
         const version = this.#unsigned(1);
         if (version > 5) throw this.#error(`says protocol ${version}, wanted at most 5`);
         break;
@@ -247,7 +260,8 @@ class Machine {
       case 0x7d: // EMPTY_DICT
         this.#push(new Map());
         break;
-      case 0x64: { // DICT
+      case 0x64: {
+        // DICT
         const items = this.#popMark();
         this.#push(new Map());
         this.#setItems(items);
@@ -272,18 +286,21 @@ class Machine {
         this.#push(new Opaque('frozenset'));
         break;
 
-      case 0x63: { // GLOBAL
+      case 0x63: {
+        // GLOBAL
         const module = this.#line();
         this.#push(this.#global(module, this.#line()));
         break;
       }
-      case 0x93: { // STACK_GLOBAL
+      case 0x93: {
+        // STACK_GLOBAL
         const [module, name] = this.#popMany(2);
         if (typeof module !== 'string' || typeof name !== 'string') throw this.#error('a global without a name');
         this.#push(this.#global(module, name));
         break;
       }
-      case 0x52: { // REDUCE
+      case 0x52: {
+        // REDUCE
         const [callable, args] = this.#popMany(2);
         this.#push(this.#reduce(callable, args));
         break;
@@ -292,14 +309,16 @@ class Machine {
       case 0x92: // NEWOBJ_EX: named ones too
         this.#push(new Opaque(pathOf(this.#popMany(opcode === 0x81 ? 2 : 3)[0])));
         break;
-      case 0x62: { // BUILD
+      case 0x62: {
+        // BUILD
         // Sets attributes: an OrderedDict that is a state dict has `_metadata`, the versions of its layers.
         this.#pop();
         const object = this.#top();
         if (!(object instanceof Map || object instanceof Opaque)) throw this.#error(`BUILD on ${describe(object)}`);
         break;
       }
-      case 0x51: { // BINPERSID
+      case 0x51: {
+        // BINPERSID
         const persistent = new Persistent(this.#pop());
         this.persistents.push(persistent);
         this.#push(persistent);

@@ -7,7 +7,17 @@ import { bytesPerStored, checkValues, type Layout, readAs, readElements, type St
 import { type Memory, ownMemory, type RandomFile } from './file.js';
 import { isIgnored, readingNotes, someOf } from './names.js';
 import {
-  describe, Global, Opaque, Persistent, PickleTruncated, type PickleValue, readPickle, storageTypes, TensorCall, tensorCalls, Tuple,
+  describe,
+  Global,
+  Opaque,
+  Persistent,
+  PickleTruncated,
+  type PickleValue,
+  readPickle,
+  storageTypes,
+  TensorCall,
+  tensorCalls,
+  Tuple,
 } from './pickle.js';
 import { elementCount, missingTensor, type TensorInfo, type WeightSource } from './source.js';
 
@@ -67,7 +77,9 @@ export async function readZipPth(file: RandomFile, key?: string): Promise<Weight
 
   const order = entries.get(`${root}byteorder`);
   if (order && order.uncompressedSize < 16) {
-    const text = Buffer.from(await readEntry(file, order)).toString('latin1').trim();
+    const text = Buffer.from(await readEntry(file, order))
+      .toString('latin1')
+      .trim();
     if (text !== 'little') throw new OctconvError(`${file.path}: byte order ${show(text)}, wanted "little"`);
   }
   if (entries.get(pickle)!.uncompressedSize > pickleLimit) {
@@ -137,7 +149,10 @@ async function listEntries(file: RandomFile): Promise<Map<string, yauzl.Entry>> 
 const isStored = (entry: yauzl.Entry): boolean => entry.compressionMethod === 0 && !entry.isEncrypted();
 
 /** Where an entry's bytes begin: behind a header that repeats its name. */
-async function dataStart(file: RandomFile, { fileName, relativeOffsetOfLocalHeader: at, compressedSize }: yauzl.Entry): Promise<number> {
+async function dataStart(
+  file: RandomFile,
+  { fileName, relativeOffsetOfLocalHeader: at, compressedSize }: yauzl.Entry,
+): Promise<number> {
   const header = new DataView((await file.read(at, 30)).buffer);
   const start = at + 30 + header.getUint16(26, true) + header.getUint16(28, true);
   if (header.getUint32(0, true) === 0x04034b50 && start + compressedSize <= file.size) return start;
@@ -149,13 +164,21 @@ async function readEntry(file: RandomFile, entry: yauzl.Entry): Promise<Uint8Arr
   const { fileName, compressionMethod, compressedSize, uncompressedSize } = entry;
   const wrong = (what: string) => new OctconvError(`${file.path}: damaged zip: ${show(fileName)} ${what}`);
   if (entry.isEncrypted() || (compressionMethod !== 0 && compressionMethod !== 8)) {
-    throw wrong(entry.isEncrypted() ? 'is encrypted' : `has compression method ${compressionMethod}, wanted 0 or 8 (deflate)`);
+    throw wrong(
+      entry.isEncrypted() ? 'is encrypted' : `has compression method ${compressionMethod}, wanted 0 or 8 (deflate)`,
+    );
   }
   const bytes = await file.read(await dataStart(file, entry), compressedSize);
   if (compressionMethod === 0) return bytes;
-  const inflated = await inflate(bytes, { maxOutputLength: Math.max(1, uncompressedSize) }).catch((error: NodeJS.ErrnoException) => {
-    throw wrong(error.code === 'ERR_BUFFER_TOO_LARGE' ? `has more than ${uncompressedSize} bytes` : `cannot be inflated: ${error.message}`);
-  });
+  const inflated = await inflate(bytes, { maxOutputLength: Math.max(1, uncompressedSize) }).catch(
+    (error: NodeJS.ErrnoException) => {
+      throw wrong(
+        error.code === 'ERR_BUFFER_TOO_LARGE'
+          ? `has more than ${uncompressedSize} bytes`
+          : `cannot be inflated: ${error.message}`,
+      );
+    },
+  );
   if (inflated.length !== uncompressedSize) throw wrong(`has ${inflated.length} bytes, wanted ${uncompressedSize}`);
   // The elements of a storage are aligned for any type.
   return inflated.byteOffset % 8 === 0 ? inflated : new Uint8Array(inflated);
@@ -238,9 +261,18 @@ function parseStorage({ id }: Persistent): Storage | undefined {
   const [view, offset, elements] = part instanceof Tuple && part.items.length === 3 ? part.items : ['', 0, count];
   const elementBytes = type instanceof Global ? storageTypes.get(type.path) : undefined;
   if (
-    kind !== 'storage' || !(type instanceof Global) || elementBytes === undefined || typeof key !== 'string' ||
-    typeof device !== 'string' || typeof view !== 'string' || more !== undefined ||
-    (part !== null && !(part instanceof Tuple)) || !isSize(count) || !isSize(offset) || !isSize(elements) || offset + elements > count
+    kind !== 'storage' ||
+    !(type instanceof Global) ||
+    elementBytes === undefined ||
+    typeof key !== 'string' ||
+    typeof device !== 'string' ||
+    typeof view !== 'string' ||
+    more !== undefined ||
+    (part !== null && !(part instanceof Tuple)) ||
+    !isSize(count) ||
+    !isSize(offset) ||
+    !isSize(elements) ||
+    offset + elements > count
   ) {
     return undefined;
   }
@@ -303,7 +335,9 @@ function choose(path: string, root: PickleValue, key: string | undefined): { dic
   if (key !== undefined) {
     const dict = all.find((one) => one.key === key)?.dict;
     if (dict) return { dict, notes: [] };
-    throw new OctconvError(`${path}: no dictionary ${show(key)} with tensors, ${list(all.filter((one) => one.key !== ''))}`);
+    throw new OctconvError(
+      `${path}: no dictionary ${show(key)} with tensors, ${list(all.filter((one) => one.key !== ''))}`,
+    );
   }
   const serious = all.some(({ layers }) => layers) ? all.filter(({ layers }) => layers) : all;
   const most = serious.reduce((largest, { tensors }) => Math.max(largest, tensors), 0);
@@ -312,9 +346,14 @@ function choose(path: string, root: PickleValue, key: string | undefined): { dic
   const [first, second] = least;
   if (!first) {
     const got = root instanceof Map ? `${describe(root)} without tensors` : describe(root);
-    throw new OctconvError(`${path}: no state dict, but ${got}; wanted names with tensors, as torch.save(model.state_dict(), ...) writes`);
+    throw new OctconvError(
+      `${path}: no state dict, but ${got}; wanted names with tensors, as torch.save(model.state_dict(), ...) writes`,
+    );
   }
-  if (second) throw new OctconvError(`${path}: several dictionaries with tensors, ${list(least)}; a key (--key) says which is meant`);
+  if (second)
+    throw new OctconvError(
+      `${path}: several dictionaries with tensors, ${list(least)}; a key (--key) says which is meant`,
+    );
   const others = serious.filter((one) => one !== first && one.key !== '');
   const also = others.length > 0 ? `; also with tensors: ${list(others)}` : '';
   return { dict: first.dict, notes: first.key === '' ? [] : [`parameters of ${show(first.key)}${also}`] };
@@ -358,7 +397,8 @@ function stateDict(file: RandomFile, root: PickleValue, storages: Storages, key:
       const size = bytesPerStored[stored];
       const read = (memory: Memory) => storages.read(storage, offset * size, extent * size, memory);
       const data = await readElements(stored, read, memory, view);
-      if (view.negative) for (const i of data.keys()) data[i] = dtype === 'f16' || dtype === 'bf16' ? data[i]! ^ 0x8000 : -data[i]!;
+      if (view.negative)
+        for (const i of data.keys()) data[i] = dtype === 'f16' || dtype === 'bf16' ? data[i]! ^ 0x8000 : -data[i]!;
       return checkValues(path, name, dtype, data);
     },
     close: () => file.close(),
@@ -374,12 +414,21 @@ function tensorArgs({ path, args }: TensorCall): readonly PickleValue[] | undefi
   if (path === 'torch._utils._rebuild_tensor_v2') return args.length === 6 || args.length === 7 ? args : undefined;
   const [first, second, third] = args;
   if (path === 'torch._tensor._rebuild_from_type_v2') {
-    const plain = second instanceof Global && ['torch.Tensor', 'torch._tensor.Tensor', 'torch.nn.parameter.Parameter'].includes(second.path);
+    const plain =
+      second instanceof Global &&
+      ['torch.Tensor', 'torch._tensor.Tensor', 'torch.nn.parameter.Parameter'].includes(second.path);
     const known = first instanceof Global && tensorCalls.has(first.path) && first.path !== path;
-    return known && plain && third instanceof Tuple && args.length === 4 ? tensorArgs(new TensorCall(first.path, third.items)) : undefined;
+    return known && plain && third instanceof Tuple && args.length === 4
+      ? tensorArgs(new TensorCall(first.path, third.items))
+      : undefined;
   }
-  const parameter = args.length === (path === 'torch._utils._rebuild_parameter' ? 3 : 4) && typeof second === 'boolean' && isEmpty(third);
-  return parameter && first instanceof TensorCall && first.path.includes('._rebuild_tensor') ? tensorArgs(first) : undefined;
+  const parameter =
+    args.length === (path === 'torch._utils._rebuild_parameter' ? 3 : 4) &&
+    typeof second === 'boolean' &&
+    isEmpty(third);
+  return parameter && first instanceof TensorCall && first.path.includes('._rebuild_tensor')
+    ? tensorArgs(first)
+    : undefined;
 }
 
 /** No hooks. */
@@ -399,7 +448,8 @@ function parseTensor(call: TensorCall, storages: Storages): View | string {
   if (!isEmpty(hooks)) return `has backward_hooks ${describe(hooks)}, wanted none`;
   const negative = metadata instanceof Map && metadata.get('neg') === true;
   for (const [name, value] of metadata instanceof Map ? metadata : []) {
-    if (typeof value !== 'boolean' || (name !== 'neg' && value)) return `has metadata ${describe(name)} = ${describe(value)}, which is unknown`;
+    if (typeof value !== 'boolean' || (name !== 'neg' && value))
+      return `has metadata ${describe(name)} = ${describe(value)}, which is unknown`;
   }
   if (metadata !== null && !(metadata instanceof Map)) return `has metadata ${describe(metadata)}, wanted a dict`;
   if (!(reference instanceof Persistent)) return 'has no storage';
@@ -409,14 +459,20 @@ function parseTensor(call: TensorCall, storages: Storages): View | string {
   if (!stored) return `is a ${storage.type}, wanted ${[...storedTypes.keys()].join(', ')}`;
   const sizes = size instanceof Tuple ? size.items : [];
   const strides = stride instanceof Tuple ? stride.items : [];
-  if (!(size instanceof Tuple && stride instanceof Tuple) || sizes.length > rankLimit || sizes.length !== strides.length) {
+  if (
+    !(size instanceof Tuple && stride instanceof Tuple) ||
+    sizes.length > rankLimit ||
+    sizes.length !== strides.length
+  ) {
     return `has ${describe(size)} and ${describe(stride)}, wanted sizes and as many strides, at most ${rankLimit}`;
   }
-  if (!isSize(start) || !sizes.every(isSize) || !strides.every(isSize)) return 'has a size, stride or offset that is no number of elements';
+  if (!isSize(start) || !sizes.every(isSize) || !strides.every(isSize))
+    return 'has a size, stride or offset that is no number of elements';
   const bytes = storages.size(storage.key);
   if (bytes === undefined) return `refers to storage ${show(storage.key)}, which is not in the file`;
   const root = storage.offset + storage.elements;
-  if (root * storage.elementBytes > bytes) return `says that storage ${show(storage.key)} has ${root} elements, it has ${bytes} bytes`;
+  if (root * storage.elementBytes > bytes)
+    return `says that storage ${show(storage.key)} has ${root} elements, it has ${bytes} bytes`;
   const count = elementCount(sizes);
   const extent = count === 0 ? 0 : sizes.reduce((sum, n, i) => sum + (n - 1) * strides[i]!, 1);
   if (!Number.isSafeInteger(count) || !(start + extent <= storage.elements)) {

@@ -36,7 +36,11 @@ export function initialize(network: Module, seed = 0): WeightSource {
 }
 
 /** Centre of a uniform distribution, and how far it reaches to both sides; its variance is reach^2 / 3. */
-function rangeOf(name: string, { shape }: Parameter, all: ReadonlyMap<string, Parameter>): [center: number, reach: number] {
+function rangeOf(
+  name: string,
+  { shape }: Parameter,
+  all: ReadonlyMap<string, Parameter>,
+): [center: number, reach: number] {
   if (shape.length > 1) {
     // The two paths into a branch are added, so they share the variance.
     const paths = new Set(['h', 'l'].map((from) => name.replace(/conv_[hl](2[hl]\.weight)$/, `conv_${from}$1`)));

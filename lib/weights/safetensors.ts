@@ -17,7 +17,9 @@ import { elementCount, missingTensor, type TensorInfo, type WeightSource } from 
 export const headerLimit = 8 * 2 ** 20;
 
 /** A data type is called the same in the file, in capitals: F32, BF16, I8. */
-const byFileName = new Map<unknown, StoredType>([...dtypes, 'f64' as const].map((dtype) => [dtype.toUpperCase(), dtype]));
+const byFileName = new Map<unknown, StoredType>(
+  [...dtypes, 'f64' as const].map((dtype) => [dtype.toUpperCase(), dtype]),
+);
 
 interface Place extends TensorInfo {
   readonly stored: StoredType;
@@ -54,7 +56,14 @@ function parseHeader(path: string, bytes: Uint8Array, dataSize: number) {
   const header = parseJson(bytes, 3, `${path}: the header`);
   if (!isObject(header)) throw wrong('the header is not a JSON object');
 
-  const places: { name: string; fileName: unknown; stored: StoredType | undefined; shape: number[]; begin: number; end: number }[] = [];
+  const places: {
+    name: string;
+    fileName: unknown;
+    stored: StoredType | undefined;
+    shape: number[];
+    begin: number;
+    end: number;
+  }[] = [];
   for (const [name, value] of Object.entries(header)) {
     if (name === '__metadata__') {
       if (isObject(value) && Object.values(value).every((item) => typeof item === 'string')) continue;
@@ -66,10 +75,19 @@ function parseHeader(path: string, bytes: Uint8Array, dataSize: number) {
     const [begin, end, more] = isNumbers(offsets) ? offsets : [];
     const stored = byFileName.get(fileName);
     const size = stored && elementCount(shape) * bytesPerStored[stored];
-    if (stored && !Number.isSafeInteger(size)) throw wrong(`tensor ${show(name)} has the impossible shape ${show(shape)}`);
-    if (begin === undefined || end === undefined || more !== undefined || end < begin || end - begin !== (size ?? end - begin)) {
+    if (stored && !Number.isSafeInteger(size))
+      throw wrong(`tensor ${show(name)} has the impossible shape ${show(shape)}`);
+    if (
+      begin === undefined ||
+      end === undefined ||
+      more !== undefined ||
+      end < begin ||
+      end - begin !== (size ?? end - begin)
+    ) {
       const wanted = size === undefined ? 'a begin and an end' : `${size} bytes`;
-      throw wrong(`tensor ${show(name)} ${fileName} ${show(shape)} has data_offsets ${show(offsets)}, wanted ${wanted}`);
+      throw wrong(
+        `tensor ${show(name)} ${fileName} ${show(shape)} has data_offsets ${show(offsets)}, wanted ${wanted}`,
+      );
     }
     places.push({ name, fileName, stored, shape, begin, end });
   }

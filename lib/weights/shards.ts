@@ -20,10 +20,13 @@ export async function readShards(path: string): Promise<WeightSource> {
   try {
     for (const name of new Set(places.values())) {
       const file = await RandomFile.open(join(dirname(path), name));
-      shards.set(name, await readSafetensors(file).catch(async (error) => {
-        await file.close();
-        throw error;
-      }));
+      shards.set(
+        name,
+        await readSafetensors(file).catch(async (error) => {
+          await file.close();
+          throw error;
+        }),
+      );
     }
     const tensors = new Map<string, TensorInfo>();
     const unreadable = new Map<string, string>();
@@ -36,7 +39,8 @@ export async function readShards(path: string): Promise<WeightSource> {
     }
     for (const [file, shard] of shards) {
       const other = [...shard.tensors.keys()].find((name) => places.get(name) !== file);
-      if (other !== undefined) throw new OctconvError(`${path}: tensor ${show(other)} of ${show(file)} is not in the index, or elsewhere`);
+      if (other !== undefined)
+        throw new OctconvError(`${path}: tensor ${show(other)} of ${show(file)} is not in the index, or elsewhere`);
     }
     const notes = [...new Set([...shards.values()].flatMap(({ notes = [] }) => notes))];
     return {
@@ -64,7 +68,9 @@ function parseIndex(path: string, bytes: Uint8Array): Map<string, string> {
   const places = new Map<string, string>();
   for (const [name, file] of Object.entries(map)) {
     if (typeof file !== 'string' || file !== basename(file) || !file.endsWith('.safetensors')) {
-      throw new OctconvError(`${path}: tensor ${show(name)} is in ${show(file)}, wanted a .safetensors file beside the index`);
+      throw new OctconvError(
+        `${path}: tensor ${show(name)} is in ${show(file)}, wanted a .safetensors file beside the index`,
+      );
     }
     places.set(name, file);
   }

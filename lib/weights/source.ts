@@ -66,10 +66,13 @@ export async function openWeights(path: string, { key }: OpenOptions = {}): Prom
     if (first === 0x50 && second === 0x4b) return withoutWrappers(await readZipPth(file, key));
     // A pickle starts with PROTO; as the length of a safetensors header the same byte is followed by an 8th `{`.
     if (first === 0x80 && head[8] !== 0x7b) return withoutWrappers(await readLegacyPth(file, key));
-    if (key !== undefined) throw new OctconvError(`${path}: no .pth file, only those have dictionaries as ${show(key)}`);
+    if (key !== undefined)
+      throw new OctconvError(`${path}: no .pth file, only those have dictionaries as ${show(key)}`);
     if (head[8] === 0x7b) return withoutWrappers(await readSafetensors(file));
     if (isParams(head)) return await readParams(file);
-    throw new OctconvError(`${path}: not a weight file, wanted .safetensors, a PyTorch .pth (zip or pickle) or an MXNet .params`);
+    throw new OctconvError(
+      `${path}: not a weight file, wanted .safetensors, a PyTorch .pth (zip or pickle) or an MXNet .params`,
+    );
   } catch (error) {
     await file.close();
     throw error;
@@ -100,7 +103,9 @@ export function elementCount(shape: readonly number[]): number {
 
 export function missingTensor({ name: where = 'weights', tensors, unreadable }: Described, name: string): OctconvError {
   const why = unreadable?.get(name);
-  return new OctconvError(why ? `${where}: tensor ${show(name)} ${why}` : `${where}: no tensor ${show(name)}, ${someOf(tensors.keys())}`);
+  return new OctconvError(
+    why ? `${where}: tensor ${show(name)} ${why}` : `${where}: no tensor ${show(name)}, ${someOf(tensors.keys())}`,
+  );
 }
 
 type Described = Pick<WeightSource, 'name' | 'unreadable'> & { readonly tensors: ReadonlyMap<string, unknown> };

@@ -46,7 +46,7 @@ struct StepInfo {
 // A compiled plan. It may have any number of runs at a time.
 struct Program : std::enable_shared_from_this<Program> {
   virtual ~Program() = default;
-  virtual size_t runBytes() const = 0;  // memory of one run: values and scratch
+  virtual size_t runBytes() const = 0;            // memory of one run: values and scratch
   virtual size_t idleBytes() const { return 0; }  // memory that is kept for the next runs
   virtual void trim() {}                          // gives that back
   virtual std::vector<StepInfo> steps() const = 0;

@@ -11,9 +11,7 @@ struct PlanSpec {
     Place place = Place::arena;
     size_t at = 0;       // byte offset in the arena, or position among the run's inputs or outputs
     int64_t rounds = 1;  // slices stored back to back; round r of a segment uses slice r
-    size_t bytes() const {
-      return static_cast<size_t>(sum(product(type.stride(), rounds - 1), type.bytes()));
-    }
+    size_t bytes() const { return static_cast<size_t>(sum(product(type.stride(), rounds - 1), type.bytes())); }
   };
   struct Step {
     Node node;  // its types are filled in from the values

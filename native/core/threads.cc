@@ -61,7 +61,7 @@ class Pool {
 
   std::mutex mutex;
   std::condition_variable wake;
-  int64_t called = 0;  // workers that were called and still have to wake up
+  int64_t called = 0;         // workers that were called and still have to wake up
   std::deque<Job> queues[2];  // by Kind
   bool runsTurn = true;
   std::vector<std::shared_ptr<Crew>> crews;  // of jobs that are led and want helpers

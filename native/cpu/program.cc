@@ -26,8 +26,7 @@ HostProgram::HostProgram(PlanSpec given, std::vector<Kernel> made) : spec(std::m
   for (const auto* sizes : {&spec.inputBytes, &spec.outputBytes})
     for (const size_t bytes : *sizes) boundary.add(bytes);
   for (const size_t bytes : {runBytes_, boundary.size()})
-    if (bytes > static_cast<size_t>(mostBytes))
-      fail("plan: a run takes ", bytes, " bytes, wanted at most ", mostBytes);
+    if (bytes > static_cast<size_t>(mostBytes)) fail("plan: a run takes ", bytes, " bytes, wanted at most ", mostBytes);
 }
 
 std::vector<StepInfo> HostProgram::steps() const {
@@ -75,10 +74,10 @@ void HostProgram::go(Request& request, Crew& crew) {
   char* const arena = room.block.data();
   const auto address = [&](size_t id, int64_t round) -> void* {
     const PlanSpec::Value& value = spec.values[id];
-    char* const first =
-        value.place == PlanSpec::Place::input    ? reinterpret_cast<char*>(request.inputs[value.at].data())
-        : value.place == PlanSpec::Place::output ? reinterpret_cast<char*>(request.outputs[value.at].data())
-                                                 : arena + value.at;
+    char* const first = value.place == PlanSpec::Place::input ? reinterpret_cast<char*>(request.inputs[value.at].data())
+                        : value.place == PlanSpec::Place::output
+                            ? reinterpret_cast<char*>(request.outputs[value.at].data())
+                            : arena + value.at;
     return value.rounds == 1 ? first : first + static_cast<size_t>(round) * value.type.stride();
   };
   Run& run = room.run;

@@ -79,7 +79,8 @@ template <class From, class To>
 static void activate(const Elements& from, ptrdiff_t fromPitch, const Elements& to, ptrdiff_t toPitch,
                      const float* scale, const float* shift, float least, float most, ptrdiff_t pixels,
                      ptrdiff_t channels) {
-  const Vec low = splat(least), high = splat(most), steps = splat(1 / to.scale), zero = splat(static_cast<float>(to.zero));
+  const Vec low = splat(least), high = splat(most), steps = splat(1 / to.scale),
+            zero = splat(static_cast<float>(to.zero));
   for (ptrdiff_t c = 0; c < channels; c += lanes) {
     const int count = channels - c < lanes ? static_cast<int>(channels - c) : lanes;
     const Vec factor = (scale ? load(scale + c, count) : splat(1)) * from.scale,

@@ -37,7 +37,7 @@ struct WinogradOutput : Epilogue {  // residual and `out` are of one type: f32, 
   const char* start;   // sums that are added (the upsampled low product), or null: of output (y, x) at
   ptrdiff_t startRow;  //   (y / 2) * startRow + (x / 2) * startPitch
   ptrdiff_t startPitch;
-  bool raw;       // the sums themselves are stored, without the epilogue
+  bool raw;                    // the sums themselves are stored, without the epilogue
   ptrdiff_t row, residualRow;  // elements to the next row
 };
 

@@ -2,14 +2,15 @@
 // `bilinear` or `bicubic` (a = -.5) filter whose support grows with the reduction. With `crop` {top, left} only the
 // window of the output's size at this place is computed, so that a crop costs no more than its own rows and columns.
 //
-// Each axis has a table of weights in 22-bit fixed point. One axis is resized and rounded to 8 bits, then the other: the
-// width first, but the height where it shrinks by more than twice as many pixels as the width. Networks were trained on
-// pictures made this way, so both devices give these very bytes. The order is that of Pillow 13; Pillow 12 takes the
-// height first only where a picture is 100 times as high as wide, and bicubic noise then differs by up to 25 levels.
+// Each axis has a table of weights in 22-bit fixed point. One axis is resized and rounded to 8 bits, then the other:
+// the width first, but the height where it shrinks by more than twice as many pixels as the width. Networks were
+// trained on pictures made this way, so both devices give these very bytes. The order is that of Pillow 13; Pillow 12
+// takes the height first only where a picture is 100 times as high as wide, and bicubic noise then differs by up to 25
+// levels.
 //
-// antialias: false is OpenCV's resize (INTER_LINEAR, INTER_CUBIC with a = -.75): the filter does not grow, pixels beyond
-// the border are the border's. It agrees to one level, but
-// where noise overshoots the bytes between the axes: OpenCV rounds and clips once, behind both.
+// antialias: false is OpenCV's resize (INTER_LINEAR, INTER_CUBIC with a = -.75): the filter does not grow, pixels
+// beyond the border are the border's. It agrees to one level, but where noise overshoots the bytes between the axes:
+// OpenCV rounds and clips once, behind both.
 #include "../cpu/levels.h"
 #include "../cpu/vec.h"
 
@@ -109,7 +110,8 @@ struct Axis {
   int64_t pitch, start, size;
 
   Axis(int64_t from, int64_t to, int64_t begin, int64_t count, const Filter& filter) {
-    const double scale = static_cast<double>(from) / static_cast<double>(to), stretch = filter.antialias ? std::max(scale, 1.0) : 1.0;
+    const double scale = static_cast<double>(from) / static_cast<double>(to),
+                 stretch = filter.antialias ? std::max(scale, 1.0) : 1.0;
     const double support = filter.support * stretch;
     pitch = std::min(static_cast<int64_t>(std::ceil(support)) * 2 + 1, from);
     weights.resize(static_cast<size_t>(product(count, pitch)));

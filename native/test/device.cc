@@ -1,10 +1,11 @@
-// A device for test/device.test.ts, never shipped: it records the calls that it gets and computes nothing. An output holds
-// the list of the calls as text, one character code per element. It takes its memory as it likes and shares no code with
-// the devices in host memory.
+// A device for test/device.test.ts, never shipped: it records the calls that it gets and computes nothing. An output
+// holds the list of the calls as text, one character code per element. It takes its memory as it likes and shares no
+// code with the devices in host memory.
+#include "core/device.h"
+
 #include <algorithm>
 #include <mutex>
 
-#include "core/device.h"
 #include "core/registry.h"
 
 namespace octconv {

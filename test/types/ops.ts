@@ -188,7 +188,10 @@ class Tiny extends Module {
 export const pooled = async () => ops.softmax(await new Model(new Tiny(), initialize(new Tiny())).run(x));
 export const anyModel: Model = classifier;
 // @ts-expect-error a model of features does not classify
-export const noClassifier: Model<Value<'f32', Matrix>> = new Model<Value<'f32', Spatial>>({ forward: () => v }, initialize(new Tiny()));
+export const noClassifier: Model<Value<'f32', Matrix>> = new Model<Value<'f32', Spatial>>(
+  { forward: () => v },
+  initialize(new Tiny()),
+);
 
 // --- Several inputs and outputs ---
 class Pyramid extends Module {
@@ -214,19 +217,33 @@ pyramid.classify('cat.jpg');
 export const noSimpleModel: Model = pyramid;
 
 export const compiled = async () => {
-  const op = await compile((a, b) => [ops.globalAvgPool(a), { b: ops.relu(b) }] as const, [[1, 8, 6, 3], { shape: [2, 4] }]);
+  const op = await compile(
+    (a, b) => [ops.globalAvgPool(a), { b: ops.relu(b) }] as const,
+    [[1, 8, 6, 3], { shape: [2, 4] }],
+  );
   const result = await op.run(x, { data: new Float32Array(8), shape: [2, 4] });
-  equal<Equal<typeof result, readonly [Tensor<'f32', readonly [1, 3]>, { readonly b: Tensor<'f32', readonly [2, 4]> }]>>();
+  equal<
+    Equal<typeof result, readonly [Tensor<'f32', readonly [1, 3]>, { readonly b: Tensor<'f32', readonly [2, 4]> }]>
+  >();
   // @ts-expect-error another rank
   await op.run(x, x);
   // @ts-expect-error an input is missing
   await op.run(x);
   // @ts-expect-error not f32
   await op.run(x, tensor('u8', [2, 4], new Uint8Array(8)));
-  const floats = await compile((a) => ops.normalize(a, { scale: 1, mean: [0, 0, 0], std: [1, 1, 1] }), [{ dtype: 'u8', shape: [1, 2, 2, 3] }]);
+  const floats = await compile(
+    (a) => ops.normalize(a, { scale: 1, mean: [0, 0, 0], std: [1, 1, 1] }),
+    [{ dtype: 'u8', shape: [1, 2, 2, 3] }],
+  );
   equal<Equal<Awaited<ReturnType<typeof floats.run>>, Tensor<'f32', readonly [1, 2, 2, 3]>>>();
-  // @ts-expect-error other sizes
-  await compile((a, b) => ops.add(a, b), [[1, 8, 6, 3], [1, 8, 6, 4]]);
+  await compile(
+    // @ts-expect-error other sizes
+    (a, b) => ops.add(a, b),
+    [
+      [1, 8, 6, 3],
+      [1, 8, 6, 4],
+    ],
+  );
   // @ts-expect-error quantized weights are a model's
   await compile((a) => ops.relu(a), [[1, 8, 6, 3]], { dtype: 'i8' });
 };

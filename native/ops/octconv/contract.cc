@@ -14,10 +14,10 @@
 // second term, a pre-activation block stores y and clamp(batchNorm(y)).
 //
 // attrs.branches: list of { terms: [{ sources: [{ input, weight, kernel, stride?, padding?, dilation?, groups?, pool?,
-// upsample?, prologue?, scale?, zero? }], bias?, batchNorm?, eps? }], residual?, stores: [{ output, pool?, activation? }],
-// compute?, hints? }, where `prologue` and `activation` are { batchNorm?, eps?, least?, most? }; `input`, `residual` and
-// `output` are positions in the node's inputs and outputs; `weight`, `bias` and `batchNorm` are roles of the branch's
-// parameters. Weights are OIHW or OITHW. Parameters are packed branch by branch.
+// upsample?, prologue?, scale?, zero? }], bias?, batchNorm?, eps? }], residual?, stores: [{ output, pool?, activation?
+// }], compute?, hints? }, where `prologue` and `activation` are { batchNorm?, eps?, least?, most? }; `input`,
+// `residual` and `output` are positions in the node's inputs and outputs; `weight`, `bias` and `batchNorm` are roles of
+// the branch's parameters. Weights are OIHW or OITHW. Parameters are packed branch by branch.
 //
 // compute: 'f32' (default), 'bf16' or 'i8', what a branch multiplies. Its inputs become bf16, or u8 by the sources'
 // scale and zero (x = scale * (q - zero)), unless they are so already; sums are f32 or i32, what follows is f32, and a
@@ -87,17 +87,17 @@ static void checkActivation(const Activation& a) {
 
 static Source sourceOf(const Attr& s) {
   Source source{indexOf(s["input"]),
-          s["weight"].text(),
-          Size3(s["kernel"]),
-          sizeOf(s, "stride", 1),
-          sizeOf(s, "padding", 0),
-          sizeOf(s, "dilation", 1),
-          s.integer("groups", 1),
-          activationOf(s, "prologue"),
-          s.integer("pool", 0),
-          s.flag("upsample"),
-          static_cast<float>(s.number("scale", 1)),
-          static_cast<int>(std::clamp<int64_t>(s.integer("zero", 0), -1, 256))};
+                s["weight"].text(),
+                Size3(s["kernel"]),
+                sizeOf(s, "stride", 1),
+                sizeOf(s, "padding", 0),
+                sizeOf(s, "dilation", 1),
+                s.integer("groups", 1),
+                activationOf(s, "prologue"),
+                s.integer("pool", 0),
+                s.flag("upsample"),
+                static_cast<float>(s.number("scale", 1)),
+                static_cast<int>(std::clamp<int64_t>(s.integer("zero", 0), -1, 256))};
   checkSizes(source);
   checkActivation(source.prologue);
   return source;

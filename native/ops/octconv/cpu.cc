@@ -8,10 +8,10 @@
 // In the end the other stores, batch normalised, clamped or pooled, are made of the rows just stored.
 // Nothing is shared between tasks, so neither a barrier nor the thread count can change a bit.
 //
-// Some inputs need preparing, in a pass before the tasks: one with a prologue; one that the producer could not write as it is wanted (the
-// network's own, an odd number of channels), which is converted, its channels filled up to whole words of 32 bits, and
-// pooled; and one of few channels under a wide kernel (the stem's 7x7 over RGB), which is copied with its padding so
-// that a row of taps is one tap of kernel.w * C channels.
+// Some inputs need preparing, in a pass before the tasks: one with a prologue; one that the producer could not write as
+// it is wanted (the network's own, an odd number of channels), which is converted, its channels filled up to whole
+// words of 32 bits, and pooled; and one of few channels under a wide kernel (the stem's 7x7 over RGB), which is copied
+// with its padding so that a row of taps is one tap of kernel.w * C channels.
 #include "cpu.h"
 
 #include "../../cpu/rows.h"
@@ -76,17 +76,25 @@ Sum sumOf(FastPlan& plan, const Node& node, const BranchPlan& b, const Shape& y,
     const bool rowTaps = !branch.winograd && inGroup < fewChannels && s.kernel.w > 1 && s.groups == 1 &&
                          s.dilation.w == 1 && s.pool == 0;
     const bool whole = depthwise || inGroup * bytes % 4 == 0;
-    const bool asIs = x.dtype == activationOf(branch.compute) && whole && s.pool == 0 && !rowTaps &&
-                      s.prologue.isIdentity();
+    const bool asIs =
+        x.dtype == activationOf(branch.compute) && whole && s.pool == 0 && !rowTaps && s.prologue.isIdentity();
     TileSource source{branch.winograd ? overTiles(s, branch.winograd) : s, -1, x.shape, x.pitch(), {}, rowTaps};
     if (!asIs) {
       source.prepared = prepare(plan,
-                                {s.input, branch.compute,
+                                {s.input,
+                                 branch.compute,
                                  depthwise ? 1 : s.groups,  // it reads elements, not words: one group, as wide as it is
-                                 rowTaps ? s.padding : Size3(0, 0, 0), s.prologue.least, s.prologue.most,
+                                 rowTaps ? s.padding : Size3(0, 0, 0),
+                                 s.prologue.least,
+                                 s.prologue.most,
                                  norm.channels ? b.packed->floats(norm.scale) : nullptr,
-                                 norm.channels ? b.packed->floats(norm.shift) : nullptr, s.pool, s.scale, s.zero,
-                                 x.shape, {}, {}},
+                                 norm.channels ? b.packed->floats(norm.shift) : nullptr,
+                                 s.pool,
+                                 s.scale,
+                                 s.zero,
+                                 x.shape,
+                                 {},
+                                 {}},
                                 layout);
       source.shape = plan.prepared[source.prepared].shapes.back();
       source.pitch = source.shape.c;
@@ -170,9 +178,15 @@ std::vector<StoreGroup> groupStores(const Node& node, const BranchPlan& b, const
       const PackedBranch::ScaleShift& norm = b.packed->stores[k];
       TensorType type = node.outputs[store.output];
       type.shape = y, type.gap = 0;
-      groups.push_back({type, store.activation.least, store.activation.most,
+      groups.push_back({type,
+                        store.activation.least,
+                        store.activation.most,
                         norm.channels ? b.packed->floats(norm.scale) : nullptr,
-                        norm.channels ? b.packed->floats(norm.shift) : nullptr, 1, {}, {}, {y.c, y.c, y.c}});
+                        norm.channels ? b.packed->floats(norm.shift) : nullptr,
+                        1,
+                        {},
+                        {},
+                        {y.c, y.c, y.c}});
       activations.push_back(&store.activation);
     }
     groups[g].levels = std::max(groups[g].levels, static_cast<int>(store.pool) + 1);
@@ -245,12 +259,11 @@ void runStores(const BranchPlan& b, const Block& block, const Run& run, char* me
   };
   for (size_t g = 0; g < b.stores.size(); g++) {
     const StoreGroup& group = b.stores[g];
-    if (g > 0)
-      OCTCONV_PICK(activatePixels)
-      (channelsOf(b.stores[0], at(b.stores[0], 0)), b.stores[0].pitches[0], channelsOf(group, at(group, 0)),
-       group.pitches[0], group.scale ? group.scale + panels.begin : nullptr,
-       group.shift ? group.shift + panels.begin : nullptr, group.least, group.most, (block.rowEnd - block.row) * y.w,
-       panels.channels);
+    if (g > 0) OCTCONV_PICK(activatePixels)
+    (channelsOf(b.stores[0], at(b.stores[0], 0)), b.stores[0].pitches[0], channelsOf(group, at(group, 0)),
+     group.pitches[0], group.scale ? group.scale + panels.begin : nullptr,
+     group.shift ? group.shift + panels.begin : nullptr, group.least, group.most, (block.rowEnd - block.row) * y.w,
+     panels.channels);
     for (int k = 1; k < group.levels; k++) halveLevel(b, group, k, block, panels, at(group, k - 1), at(group, k));
   }
 }
@@ -346,8 +359,7 @@ void checkPacked(const Node& node, const Branch& branch, const PackedBranch& pac
     if (fits) check(s.prologue, packed.prologues[source++], node.in(s.input).c);
   });
   for (size_t k = 0; fits && k < branch.stores.size(); k++) check(branch.stores[k].activation, packed.stores[k], y.c);
-  if (!fits)
-    fail("octConv: the weights given to '", node.name, "' were packed for another layer");
+  if (!fits) fail("octConv: the weights given to '", node.name, "' were packed for another layer");
 }
 
 BranchPlan planOf(FastPlan& plan, const Node& node, const Branch& branch, const PackedBranch& packed, int threads,
@@ -420,8 +432,8 @@ Epilogue epilogueOf(const Node& node, const BranchPlan& b, const Run& run, const
   const StoreGroup& store = b.stores[0];
   const Elements y = from(out, store.type, 0);
   const TensorType* type = b.spec.residual ? &node.inputs[*b.spec.residual] : nullptr;
-  const Elements residual = type ? from(run.inputs[*b.spec.residual], *type, block.row * b.main.grid.w)
-                                 : Elements{nullptr, y.dtype};
+  const Elements residual =
+      type ? from(run.inputs[*b.spec.residual], *type, block.row * b.main.grid.w) : Elements{nullptr, y.dtype};
   const bool bytes = y.dtype == DType::u8;
   const auto zero = static_cast<float>(y.zero);
   const float steps = 1 / y.scale, residualSteps = residual.scale * steps, least = store.least * steps + zero,

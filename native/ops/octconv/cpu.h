@@ -81,17 +81,17 @@ std::string formatOf(const Attr& attrs);
 // An input as the tiles read it: the node's input, or a prepared copy in shared scratch.
 struct Prepared {
   size_t input;
-  Compute compute;                 // whose type it has
-  int64_t groups;                  // each filled up to whole words
-  Size3 padding;                   // zeros around each plane
-  float least, most;               // the prologue
-  const float *scale, *shift;      // of its batch normalisation, or null
-  int64_t pool;                    // how often P is applied then
-  float step;                      // i8
+  Compute compute;             // whose type it has
+  int64_t groups;              // each filled up to whole words
+  Size3 padding;               // zeros around each plane
+  float least, most;           // the prologue
+  const float *scale, *shift;  // of its batch normalisation, or null
+  int64_t pool;                // how often P is applied then
+  float step;                  // i8
   int zero;
   Shape from;
-  std::vector<Shape> shapes;       // converted, P of that, P of P
-  std::vector<size_t> offsets;     // of these in shared scratch
+  std::vector<Shape> shapes;    // converted, P of that, P of P
+  std::vector<size_t> offsets;  // of these in shared scratch
   bool activates() const { return scale || least > -INFINITY || most < INFINITY; }
 };
 
@@ -116,7 +116,7 @@ struct Sum {
 
 // Stores that differ by P alone: level k is P^k of level 0. A level that nobody wants lies in the task's scratch.
 struct StoreGroup {
-  TensorType type;             // shape: of level 0
+  TensorType type;  // shape: of level 0
   float least, most;
   const float *scale, *shift;  // of batch normalisation, or null
   int levels;

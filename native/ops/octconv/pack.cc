@@ -152,8 +152,8 @@ void addIntegers(Units& units, const Source& source, const Panel& panel, const P
     const double mine = std::abs(affine.scale[panel.begin + c] * scales[panel.begin + c] * source.scale);
     if (unit == 0) unit = mine;
     if (std::abs(mine - unit) > 1e-4 * std::abs(unit) && mine != 0)
-      fail("octConv: ", source.weight, " has i8 of another scale than the others of output channel ",
-           panel.begin + c, ", ", mine, " instead of ", unit);
+      fail("octConv: ", source.weight, " has i8 of another scale than the others of output channel ", panel.begin + c,
+           ", ", mine, " instead of ", unit);
     double sum = 0;
     for (int64_t i = 0; i < row; i++) sum += w[c * row + i];
     units.bias[c] -= unit * source.zero * sum;

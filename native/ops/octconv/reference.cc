@@ -152,9 +152,9 @@ void reference(const Node& node, const Branch& branch, const PlainBranch& plain,
     const TensorType& type = node.outputs[store.output];
     TensorType whole = type;
     whole.shape = ys;
-    const std::vector<float> elements = pooled(elementsAs(whole, [&](size_t i) {
-      return activated(store.activation, plain.stores[k], y[i], i % ys.c);
-    }), whole, store.pool);
+    const std::vector<float> elements = pooled(
+        elementsAs(whole, [&](size_t i) { return activated(store.activation, plain.stores[k], y[i], i % ys.c); }),
+        whole, store.pool);
     for (size_t i = 0; i < elements.size(); i++)
       setValue(run.outputs[store.output], type, i, valueOf(elements[i], type));
   }
@@ -192,7 +192,8 @@ Kernel make(const Node& node, int) {
   }};
 }
 
-const Registered<Kernels<Reference>> kernels{"octConv", {make, {DType::f32, DType::bf16, DType::u8}, pack, nullptr, true}};
+const Registered<Kernels<Reference>> kernels{"octConv",
+                                             {make, {DType::f32, DType::bf16, DType::u8}, pack, nullptr, true}};
 
 }  // namespace
 }  // namespace octconv
