@@ -21,7 +21,7 @@ import {
 import { type ResolvedOptions, resolveOptions, withParameterNames } from './models/infer.js';
 import type { ResolvedNetworkOptions } from './models/options.js';
 import type { Device } from './native.js';
-import { PackedWeights, Plan, type RunOptions, threadsOf } from './plan.js';
+import { orAborted, PackedWeights, Plan, type RunOptions, threadsOf } from './plan.js';
 import {
   type Input,
   type InputSpec,
@@ -46,7 +46,7 @@ export interface ModelOptions extends Omit<CompileOptions, 'dtype'> {
   readonly dtype?: ComputeType | undefined;
   /** How many plans are kept, one per input shape; the one that was used longest ago goes first. Default 8. */
   readonly plans?: number | undefined;
-  /** Bytes that plans keep between runs, besides the one that was used last; that of the others goes first. Default 32 MiB. */
+  /** Bytes that all plans but the last used one may keep between runs; those used longest ago give theirs back first. Default 32 MiB. */
   readonly idleBytes?: number | undefined;
   /** The most bytes that the weights of a plan and one run of it may take: a plan that would take more is an error. */
   readonly maxBytes?: number | undefined;
@@ -82,9 +82,9 @@ interface KeptPlan<X extends readonly Value[], Y> {
   readonly promise: Promise<Compiled<X, Y>>;
   /** When it is compiled. */
   compiled?: Compiled<X, Y>;
-  /** Runs that need it, the compilation among them. */
+  /** Runs and calls of `plan` that need it. */
   users: number;
-  /** It goes with its last user. */
+  /** Whether the model keeps it; otherwise it is disposed of with its last user. */
   kept: boolean;
 }
 
@@ -219,7 +219,7 @@ export class Model<Y = Value<'f32', Shape>, X extends readonly Value[] = [x: Val
       const { graph, arrange } = recordNetwork(this.#network as Module<never, Y>, inputs);
       return new Compiled<X, Y>(await Plan.compile(graph, this.#weights, this.threads), arrange);
     };
-    const kept: KeptPlan<X, Y> = { promise: compile(), users: 0, kept: true };
+    const kept: KeptPlan<X, Y> = { promise: this.#use(compile), users: 0, kept: true };
     kept.promise.then(
       (compiled) => {
         kept.compiled = compiled;
@@ -249,7 +249,7 @@ export class Model<Y = Value<'f32', Shape>, X extends readonly Value[] = [x: Val
         // Native code copies what it is given in the call, which can only be made when the plan is there.
         if (kept.compiled) return await run(kept.compiled, inputs);
         const copies = inputs.map((x) => new Tensor(x.dtype, x.shape, x.data.slice()));
-        return await run(await kept.promise, copies);
+        return await run(await orAborted(kept.promise, () => undefined, options?.signal), copies);
       } finally {
         this.#done(kept);
       }
@@ -393,11 +393,13 @@ export async function loadModel(
 ): Promise<Model<Value<'f32', Matrix>>> {
   const { network: given, key, ...modelOptions } = options;
   const { network, source, ...described } = await openNetwork(path, given, { key });
+  let model: Model<Value<'f32', Matrix>> | undefined;
   try {
-    const model = Object.assign(new Model(network, source, modelOptions), described);
+    model = Object.assign(new Model(network, source, modelOptions), described);
     await model.plan([1, described.input.height, described.input.width, channelCount(described.input)]); // packs all parameters
     return model;
   } catch (error) {
+    model?.dispose();
     await source.close();
     throw error;
   }

@@ -81,13 +81,13 @@ export class PackedWeights {
 
   /**
    * What each step needs, packed; it is there until `release`.
-   * @throws OctconvError before it packs, if the weights and `runBytes` are more than `maxBytes`.
+   * @throws OctconvError before it packs, if about that many bytes of weights and `runBytes` are more than `maxBytes`.
    */
   async pack(
     steps: readonly Step[],
     constants: Graph['constants'],
     runBytes: number,
-  ): Promise<{ steps: NativePacked[][]; release: () => void }> {
+  ): Promise<{ steps: NativePacked[][]; bytes: number; release: () => void }> {
     const keyed: { step: Step; packing: Packing; key: string }[][] = [];
     for (const [i, step] of steps.entries()) {
       if (i % 8 === 0) await turn();
@@ -99,7 +99,7 @@ export class PackedWeights {
       packed: this.#packed.get(each.key) ?? { users: 0, bytes: 0 },
     }));
     const sum = used.reduce((bytes, { packed, packing }) => bytes + (packed.bytes || this.#packedBytesOf(packing)), 0);
-    this.#checkBytes(sum, runBytes);
+    this.checkBytes(sum, runBytes);
     for (const { key, packed } of used) {
       this.#packed.set(key, packed);
       packed.users++;
@@ -119,14 +119,11 @@ export class PackedWeights {
     };
     try {
       await this.#packAll(used, constants);
-      this.#checkBytes(
-        used.reduce((bytes, { packed }) => bytes + packed.bytes, 0),
-        runBytes,
-      );
+      const bytes = used.reduce((all, { packed }) => all + packed.bytes, 0);
       const packed = keyed.map((each) =>
         Promise.all(each.map(({ key }) => this.#packed.get(key)?.promise as Promise<NativePacked>)),
       );
-      return { steps: await Promise.all(packed), release };
+      return { steps: await Promise.all(packed), bytes, release };
     } catch (error) {
       release();
       throw error;
@@ -139,15 +136,20 @@ export class PackedWeights {
   ): Promise<void> {
     const missing = used.filter(({ packed }) => !packed.promise);
     const memory = new ArrayBuffer(Math.max(0, ...missing.map(({ packing }) => this.#bytesOf(packing))));
+    // All that this plan waits for: of what fails, `packed` forgets the promise.
+    const waited = used.flatMap(({ packed }) => packed.promise ?? []);
     let before: Promise<unknown> = Promise.resolve();
     for (const { step, packing, packed } of missing) {
-      if (packed.promise) continue; // another plan was sooner
-      const params = await this.#read(step, packing, constants, memory);
+      const params = packed.promise ? {} : await this.#read(step, packing, constants, memory);
       await before; // one is packed while the next one is read
-      if (packed.promise) continue;
+      if (packed.promise) {
+        waited.push(packed.promise); // another plan was sooner
+        continue;
+      }
       const { name } = this.target;
       const promise = calling(() => native.pack(name, step.op, packing.attrs, params));
       packed.promise = promise;
+      waited.push(promise);
       before = promise.then(
         (held) => {
           packed.held = held;
@@ -158,11 +160,12 @@ export class PackedWeights {
         },
       );
     }
-    await Promise.all(used.map(({ packed }) => packed.promise));
     await before;
+    await Promise.all(waited);
   }
 
-  #checkBytes(weights: number, run: number): void {
+  /** @throws OctconvError if the weights of a plan and one run of it are more than `maxBytes`. */
+  checkBytes(weights: number, run: number): void {
     if (weights + run <= this.maxBytes) return;
     const mebi = (bytes: number) => `${(bytes / 2 ** 20).toFixed(1)} MiB`;
     throw new OctconvError(
@@ -313,6 +316,12 @@ export class Plan {
       const bound = await Promise.all([...graph.bound.values()].map((name) => weights.operand(name, graph.constants)));
       const whole = { ...spec, steps: spec.steps.map((step, i) => ({ ...step, packed: packed.steps[i] ?? [] })) };
       const { plan, runBytes, algorithms } = await calling(() => native.compile(target.name, whole));
+      try {
+        weights.checkBytes(packed.bytes, runBytes + outside);
+      } catch (error) {
+        native.release(plan);
+        throw error;
+      }
       return new Plan(graph, target, steps, { activations, run: runBytes }, algorithms, plan, bound, packed.release);
     } catch (error) {
       packed.release();
@@ -395,13 +404,15 @@ export class Plan {
 }
 
 /** What a run gives, or as soon as the signal aborts, its reason: nothing that the run still does is seen by anybody. */
-function orAborted<T>(done: Promise<T>, cancel: () => void, signal: AbortSignal | undefined): Promise<T> {
+export function orAborted<T>(done: Promise<T>, cancel: () => void, signal: AbortSignal | undefined): Promise<T> {
   return new Promise((resolve, reject) => {
     const forget = onAbort(signal, () => {
       cancel();
       reject(signal?.reason);
     });
-    done.then(resolve, (error: Error) => reject(new OctconvError(error.message))).finally(forget);
+    done
+      .then(resolve, (error: Error) => reject(error instanceof OctconvError ? error : new OctconvError(error.message)))
+      .finally(forget);
   });
 }
 

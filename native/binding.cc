@@ -232,10 +232,14 @@ TensorType typeOf(const Napi::Object& item) {
   int64_t sizes[5];
   for (uint32_t d = 0; d < 5; d++) sizes[d] = integerOf(shape.Get(d), "plan: size of a value", 1, mostBytes);
   TensorType type{dtypeOf(item.Get("dtype")), {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]}};
-  if (item.Get("scale").IsNumber()) type.scale = item.Get("scale").ToNumber().FloatValue();
+  if (const Napi::Value scale = item.Get("scale"); !scale.IsUndefined()) {
+    type.scale = scale.IsNumber() ? scale.As<Napi::Number>().FloatValue() : NAN;
+    if (!(type.scale > 0 && type.scale < INFINITY)) fail("plan: scale of a value must be a positive number");
+  }
   if (const Napi::Value pitch = item.Get("pitch"); !pitch.IsUndefined())
     type.gap = integerOf(pitch, "plan: pitch of a value", sizes[4], mostBytes) - sizes[4];
-  if (item.Get("zero").IsNumber()) type.zero = static_cast<int>(integerOf(item.Get("zero"), "plan: zero", 0, 255));
+  if (const Napi::Value zero = item.Get("zero"); !zero.IsUndefined())
+    type.zero = static_cast<int>(integerOf(zero, "plan: zero of a value", 0, 255));
   return type;
 }
 
@@ -349,8 +353,10 @@ Napi::Object traitsOf(Napi::Env env, const Traits& traits) {
     auto each = Napi::Object::New(env);
     each.Set("dtypes", namesOf(env, kernel.dtypes));
     each.Set("pitched", kernel.pitched);
-    each.Set("keepsType", Registered<Contract>::find(op)->keepsType);
-    each.Set("mixesTypes", Registered<Contract>::find(op)->mixesTypes);
+    const Contract* contract = Registered<Contract>::find(op);
+    if (!contract) fail(op, ": a kernel without a contract");
+    each.Set("keepsType", contract->keepsType);
+    each.Set("mixesTypes", contract->mixesTypes);
     ops.Set(op, each);
   }
   result.Set("isa", traits.isa);

@@ -11,7 +11,7 @@ import {
   OctconvError,
   ops,
   quantize,
-  type Tensor,
+  Tensor,
   tensor,
   type Value,
 } from '../lib/index.js';
@@ -431,5 +431,20 @@ describe('models of several inputs and outputs', () => {
     using model = new Model(new Bytes(), memoryWeights(new Map([['conv.weight', weight]])));
     const y = await model.run(tensor('u8', [1, 1, 1, 3], Uint8Array.of(255, 9, 0)));
     expect([...y.data].map((v) => Math.round(v * 1000) / 1000)).to.deep.equal([0.5, -1]);
+  });
+
+  it('batch normalisations of one set of parameters with different eps', async () => {
+    const vector = (x: number) => new Tensor('f32', [1] as const, Float32Array.of(x));
+    const params = { weight: vector(1), bias: vector(0), running_mean: vector(0), running_var: vector(1) };
+    for (const device of ['cpu', 'reference'] as const) {
+      using op = await compile(
+        (x) => [3, 0].map((eps) => ops.sigmoid(ops.batchNorm(x, params, { eps }))),
+        [[1, 1, 1, 1]],
+        { device },
+      );
+      const [a, b] = await op.run(new Tensor('f32', [1, 1, 1, 1], Float32Array.of(2)));
+      expect(a?.data[0]).to.be.closeTo(1 / (1 + Math.exp(-1)), 1e-6);
+      expect(b?.data[0]).to.be.closeTo(1 / (1 + Math.exp(-2)), 1e-6);
+    }
   });
 });

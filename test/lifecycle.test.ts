@@ -22,6 +22,7 @@ import {
 } from '../lib/index.js';
 import { resolveNetworkOptions } from '../lib/models/index.js';
 import { targetOf } from '../lib/devices.js';
+import { native } from '../lib/native.js';
 import { stepsFor } from '../lib/targets.js';
 import { writeModelFolder } from '../lib/weights/folder.js';
 
@@ -193,6 +194,20 @@ describe('lifecycle: runs', () => {
     for (let i = 0; i < 3; i++) {
       for (const y of await Promise.all(shapes.map((shape) => model.run(Tensor.zeros('f32', shape)))))
         expect(y.shape[1]).to.equal(10);
+    }
+  });
+
+  it('tell why weights could not be packed, to all that wait, and try again', async () => {
+    const { pack } = native;
+    let failures = 1;
+    native.pack = (...args) => (failures-- > 0 ? Promise.reject(new Error('no memory')) : pack(...args));
+    try {
+      using model = createModel('oct-resnet-26', small);
+      const run = (n: number) => model.run(Tensor.zeros('f32', [n, 32, 32, 3])).catch((error) => error.message);
+      expect(await Promise.all([run(1), run(2)])).to.include('no memory');
+      expect((await model.run(Tensor.zeros('f32', [1, 32, 32, 3]))).shape).to.deep.equal([1, 10]);
+    } finally {
+      native.pack = pack;
     }
   });
 

@@ -311,4 +311,31 @@ describe('ops: other types than f32 at the ends of an op', () => {
         .filter((text) => !text.endsWith('bf16')),
     ).to.deep.equal([]);
   });
+
+  it('i8: a weight of -128 behind a negative batch normalisation', async () => {
+    const batchNorm = { weight: 'g', bias: 'b', running_mean: 'm', running_var: 'v' };
+    const conv = { kernel: [1, 1, 1], groups: 1, pool: 0, upsample: false, scale: 1, zero: 0 };
+    const sources = [{ ...conv, input: 0, weight: 'w', weightScale: 's' }];
+    const terms = [{ sources, batchNorm, eps: 0 }];
+    const step = convStep('a', [{ terms, y: 1, stores: [{ value: 1, pool: 0 }], compute: 'i8' }]);
+    const values = [
+      { dtype: 'u8', shape: [1, 3, 3, 8], scale: 1, zero: 0 },
+      { dtype: 'f32', shape: [1, 3, 3, 9] },
+    ] as const;
+    const steps = { values, steps: [step], inputs: step.inputs, outputs: step.outputs };
+    const vector = (x: number) => new Tensor('f32', [9], new Float32Array(9).fill(x));
+    const params: Record<string, Tensor> = {
+      w: new Tensor('i8', [9, 8, 1, 1], new Int8Array(72).fill(-128)),
+      ...{ s: vector(1), g: vector(-1), b: vector(0), m: vector(0), v: vector(1) },
+    };
+    const x = Uint8Array.from({ length: 72 }, (_, i) => (i * 37) % 256);
+    for (const device of ['reference', 'cpu'] as const) {
+      const [y] = await run(
+        compileSteps(steps, device, 1, (name) => params[name] as Tensor),
+        [x],
+      );
+      const sum = x.subarray(0, 8).reduce((a, b) => a + b, 0);
+      expect(y?.[0], device).to.equal(128 * sum);
+    }
+  });
 });

@@ -271,7 +271,7 @@ function isHalving({ attrs }: Step, shape: readonly number[]): boolean {
   );
 }
 
-/** P(x) for a later layer is written by the step that makes x, while x is in the cache; what nobody reads is not stored. */
+/** P(x) for a later layer is written by the step that makes x, while x is in the cache; values of convolutions that nobody reads are not stored. */
 export function sinkPooling(given: Steps): Steps {
   const values: TensorType[] = [...given.values];
   const pooled = new Map<number, number>();

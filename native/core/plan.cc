@@ -17,6 +17,7 @@ static void placeValues(PlanSpec& spec) {
     if (value.place == PlanSpec::Place::arena) {
       if (value.at > spec.arenaBytes || value.bytes() > spec.arenaBytes - value.at)
         fail("plan: a value ", value.type.shape, " at ", value.at, " does not fit into ", spec.arenaBytes, " bytes");
+      if (value.at % bytesOf(value.type.dtype)) fail("plan: a value at ", value.at, " is not aligned for its type");
       continue;
     }
     if (value.type.gap)

@@ -264,7 +264,10 @@ Pool::Job Pool::next() {
 }
 
 void Pool::lead(Job& job, Lock& lock) {
-  if (job.crew->threads > 1) crews.push_back(job.crew);
+  if (job.crew->threads > 1) {
+    crews.push_back(job.crew);
+    wakeUp(job.crew->threads - 1);  // they are awake when the first region opens
+  }
   lock.unlock();
   job.run(*job.crew);
   job.run = nullptr;  // what it holds goes before the lock is taken

@@ -36,7 +36,6 @@ class Memory {
   }
 
   char* data() const { return data_; }
-  float* floats() const { return reinterpret_cast<float*>(data_); }
   size_t size() const { return size_; }
 
  private:

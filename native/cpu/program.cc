@@ -58,10 +58,11 @@ std::shared_ptr<Request> HostProgram::prepare() {
 }
 
 void HostProgram::start(std::shared_ptr<Request> request, std::function<void()> done) {
-  threads::submit(spec.threads, [this, request = std::move(request), done = std::move(done)](Crew& crew) {
+  threads::submit(spec.threads, [this, request = std::move(request), done = std::move(done)](Crew& crew) mutable {
     try {
       go(*request, crew);
     } catch (const std::exception& error) { request->error = error.what(); }
+    request.reset();  // its memory is the caller's to keep or to give back
     done();
   });
 }

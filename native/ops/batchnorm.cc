@@ -72,9 +72,16 @@ Kernel fast(const Node& node, int) {
   }};
 }
 
+std::string formatOf(const Attr& attrs) {
+  std::ostringstream text;
+  text.precision(17);
+  text << "eps " << attrs.number("eps", 1e-5);
+  return text.str();
+}
+
 const Registered<Contract> contract{"batchNorm", {check, false, true}};
-const Registered<Kernels<Reference>> onReference{"batchNorm", {slow, anyFloats, pack, nullptr, true}};
-const Registered<Kernels<Cpu>> onCpu{"batchNorm", {fast, anyFloats, pack, nullptr, true}};
+const Registered<Kernels<Reference>> onReference{"batchNorm", {slow, anyFloats, pack, formatOf, true}};
+const Registered<Kernels<Cpu>> onCpu{"batchNorm", {fast, anyFloats, pack, formatOf, true}};
 
 }  // namespace
 }  // namespace octconv

@@ -182,6 +182,7 @@ static void checkBranch(const Node& node, const Branch& branch) {
   branch.eachSource([&](const Source& s) { checkSource(node, branch, s, y); });
   if (branch.residual && node.in(*branch.residual) != y)
     fail("octConv: residual ", node.in(*branch.residual), " must be ", y);
+  for (const Store& store : branch.stores) node.out(store.output);  // throws if there is none
   for (const Store& store : branch.stores) {
     if (node.out(store.output) != halved(y, store.pool))
       fail("octConv: a store of '", node.name, "' is ", node.out(store.output), ", wanted ", halved(y, store.pool));
@@ -215,6 +216,33 @@ static void check(const Node& node) {
   }
   if (std::find(stored.begin(), stored.end(), false) != stored.end())
     fail("octConv: '", node.name, "' leaves an output unwritten");
+}
+
+static void write(std::ostream& out, const Size3& size) { out << size.t << 'x' << size.h << 'x' << size.w; }
+
+// All of a branch that its packed form depends on: not where it reads and stores, nor clamps, strides and padding.
+std::string formatOf(const Attr& attrs) {
+  const Branch branch = oneBranchOf(attrs);
+  std::ostringstream out;
+  out.precision(17);
+  const auto norm = [&](const std::string& role, double eps) {
+    if (!role.empty()) out << " norm " << role << ' ' << eps;
+  };
+  out << static_cast<int>(branch.compute) << " winograd " << branch.winograd << " groups " << branch.groups();
+  for (const Term& term : branch.terms) {
+    out << " term " << term.bias;
+    norm(term.batchNorm, term.eps);
+    for (const Source& s : term.sources) {
+      out << " source " << s.weight << ' ' << s.upsample << ' ' << s.scale << ' ' << s.zero << ' ';
+      write(out, s.kernel);
+      norm(s.prologue.batchNorm, s.prologue.eps);
+    }
+  }
+  for (const Store& store : branch.stores) {
+    out << " store";
+    norm(store.activation.batchNorm, store.activation.eps);
+  }
+  return out.str();
 }
 
 static const Registered<Contract> contract{"octConv", {check, false}};

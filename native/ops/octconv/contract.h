@@ -63,7 +63,8 @@ struct Branch {
 };
 
 std::vector<Branch> branchesOf(const Attr& attrs);
-Branch oneBranchOf(const Attr& attrs);  // of the attributes that a branch is packed with
+std::string formatOf(const Attr& attrs);  // of what a branch is packed with: Kernels::format
+Branch oneBranchOf(const Attr& attrs);    // of the attributes that a branch is packed with
 Shape halved(Shape shape, int64_t times = 1);
 // The shape of y: that of a store's value before P.
 Shape shapeOf(const Branch& branch, const Node& node);

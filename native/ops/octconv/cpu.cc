@@ -208,7 +208,6 @@ std::vector<StoreGroup> groupStores(const Node& node, const BranchPlan& b, const
 size_t layOutStores(BranchPlan& b, size_t from) {
   Layout layout;
   layout.add(from);
-  b.storesAt = layout.size();
   const Shape y = b.main.grid;
   for (StoreGroup& group : b.stores)
     for (int k = 0; k < group.levels; k++) {

@@ -74,7 +74,6 @@ inline int64_t positionsOf(const Branch& b) { return (b.winograd + 2) * (b.winog
 inline int64_t packedBytes(Words words) { return splitsWords(words) ? 8 : 4; }
 
 std::shared_ptr<const Packed> packBranch(const Attr& attrs, const Params& params, Crew& crew);
-std::string formatOf(const Attr& attrs);
 
 // --- Plans (cpu.cc) ---------------------------------------------------------------------------------------------
 
@@ -132,7 +131,6 @@ struct BranchPlan {
   std::vector<StoreGroup> stores;  // the first is what tiles write, the others are made of it
   // A block is `rows` rows of one plane (an image's frame), or `planes` whole planes; a task a block and a panel group.
   int64_t rows = 0, planes = 1, rowBlocks = 1, blocks = 1, panelGroups = 1;
-  size_t storesAt = 0;  // in a task's scratch
   int64_t tasks() const { return blocks * panelGroups; }
 };
 

@@ -204,8 +204,6 @@ void packPanel(const Branch& branch, const PackedBranch& packed, const Panel& pa
   }
 }
 
-void write(std::ostream& out, const Size3& size) { out << size.t << 'x' << size.h << 'x' << size.w; }
-
 }  // namespace
 
 std::shared_ptr<const Packed> packBranch(const Attr& attrs, const Params& params, Crew& crew) {
@@ -247,31 +245,6 @@ std::shared_ptr<const Packed> packBranch(const Attr& attrs, const Params& params
     packPanel(branch, *packed, packed->panels[panel], params, affines, memory);
   });
   return packed;
-}
-
-// All of a branch that its packed form depends on: not where it reads and stores, nor clamps, strides and padding.
-std::string formatOf(const Attr& attrs) {
-  const Branch branch = oneBranchOf(attrs);
-  std::ostringstream out;
-  out.precision(17);
-  const auto norm = [&](const std::string& role, double eps) {
-    if (!role.empty()) out << " norm " << role << ' ' << eps;
-  };
-  out << static_cast<int>(branch.compute) << " winograd " << branch.winograd << " groups " << branch.groups();
-  for (const Term& term : branch.terms) {
-    out << " term " << term.bias;
-    norm(term.batchNorm, term.eps);
-    for (const Source& s : term.sources) {
-      out << " source " << s.weight << ' ' << s.upsample << ' ' << s.scale << ' ' << s.zero << ' ';
-      write(out, s.kernel);
-      norm(s.prologue.batchNorm, s.prologue.eps);
-    }
-  }
-  for (const Store& store : branch.stores) {
-    out << " store";
-    norm(store.activation.batchNorm, store.activation.eps);
-  }
-  return out.str();
 }
 
 }  // namespace octconv

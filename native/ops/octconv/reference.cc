@@ -193,7 +193,7 @@ Kernel make(const Node& node, int) {
 }
 
 const Registered<Kernels<Reference>> kernels{"octConv",
-                                             {make, {DType::f32, DType::bf16, DType::u8}, pack, nullptr, true}};
+                                             {make, {DType::f32, DType::bf16, DType::u8}, pack, formatOf, true}};
 
 }  // namespace
 }  // namespace octconv
