@@ -16,7 +16,7 @@ const reportFolder = join(root, 'reports', 'sanitizer');
 // error other than a race or a leak ends the process.
 const options = `log_path=${reportFolder}/report:stack_trace_format='    #%n %f %S %M'`;
 
-const ops = ['ops', 'ops-fused', 'ops-types', 'ops-winograd', 'reference', 'native'];
+const ops = ['ops', 'ops-fused', 'ops-slices', 'ops-types', 'ops-winograd', 'reference', 'native'];
 
 const worlds = {
   asan: {
@@ -41,8 +41,8 @@ const worlds = {
     env: { TSAN_OPTIONS: `${options}:exitcode=0:report_signal_unsafe=0` },
     fast: ['golden', 'lifecycle'],
   },
-  avx512: { emulated: true, env: { OCTCONV_ISA: 'avx512' }, fast: ['golden', ...ops] },
-  avx512bf16: { emulated: true, env: { OCTCONV_ISA: 'avx512bf16' }, fast: ['golden', ...ops] },
+  avx512: { emulated: true, env: { OCTCONV_ISA: 'avx512' }, fast: ['golden', 'mxnet', ...ops] },
+  avx512bf16: { emulated: true, env: { OCTCONV_ISA: 'avx512bf16' }, fast: ['golden', 'mxnet', ...ops] },
   baseline: { fast: ['golden', 'input', ...ops] },
 };
 
