@@ -57,7 +57,7 @@ export {
 export type { ResolvedOptions } from './models/infer.js';
 export type { ResolvedNetworkOptions } from './models/options.js';
 export type { Device } from './native.js';
-export type { Traits } from './targets.js';
+export type { OpTraits, Traits } from './targets.js';
 export { Octave, type Paths, type Settled, splitChannels } from './octave.js';
 export * as ops from './ops.js';
 export { type Plan, type PlanOptions, runGraph, type RunOptions } from './plan.js';

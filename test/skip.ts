@@ -2,7 +2,10 @@
 export function skip(context: Mocha.Context, why: keyof typeof reasons): never {
   const test = context.test as (Mocha.Runnable & { readonly type?: string }) | undefined;
   const reason = ` (skipped: ${reasons[why]})`;
-  for (const each of test?.type === 'hook' ? (test.parent?.tests ?? []) : [test]) if (each) each.title += reason;
+  const left: Mocha.Runnable[] = [];
+  if (test?.type === 'hook') test.parent?.eachTest((each) => left.push(each));
+  else if (test) left.push(test);
+  for (const each of left) each.title += reason;
   return context.skip();
 }
 

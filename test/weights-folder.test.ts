@@ -97,8 +97,8 @@ describe('model folders', () => {
     const cases: [string, RegExp][] = [
       ['', /not JSON/],
       ['[]', /the file is \[\], wanted an object$/],
-      ['['.repeat(1e5) + ']'.repeat(1e5), /the file is \[+\.\.\., wanted an object$/],
-      [`${'{"input":'.repeat(1e5)}1${'}'.repeat(1e5)}`, /unknown field "input\.input"/],
+      ['['.repeat(1e5) + ']'.repeat(1e5), /the file nests deeper than 16$/],
+      [`${'{"input":'.repeat(1e5)}1${'}'.repeat(1e5)}`, /the file nests deeper than 16$/],
       ['{"network": "x"', /not JSON/],
       [change('network', 26), /network is 26/],
       [change('network', undefined), /network is nothing/],

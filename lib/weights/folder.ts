@@ -229,7 +229,7 @@ function filesOf(text: string | undefined): string[] {
 
 /** Checks the text of a config.json, which `file` names in errors, and fills in what was left out. */
 export function parseConfig(text: string, file: string): ModelConfig {
-  const value = parseJson(Buffer.from(text), 16, file);
+  const value = parseJson(Buffer.from(text), 16, `${file}: the file`);
   const { network, options, weights, labels, input } = parse(configSchema, value, file);
   return {
     network,
