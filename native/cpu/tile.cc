@@ -154,8 +154,9 @@ struct I8 : ByWords<I8> {
 #endif
 };
 
-// Any weights, where I8 saturates: pairs of 16 bits. 3 x 4 makes 77 GMAdd/s, 4 x 3 71, 6 x 2 68, but the more pixels
-// the less often weights come from L2. (Activations widened in memory: 80.)
+// Any weights, also 128 (-128 behind a negative batch normalisation), and where I8 saturates: pairs of 16 bits. 3 x 4
+// makes 77 GMAdd/s, 4 x 3 71, 6 x 2 68, but the more pixels the less often weights come from L2. (Activations widened
+// in memory: 80.)
 struct I8Wide {
   using Sum = IntVec;
   using Element = uint8_t;
@@ -385,15 +386,7 @@ static constexpr TileSet setOf() {
   return set;
 }
 
-template <class Type>
-static constexpr TileSet exactOf() {
-  if constexpr (Type::saturates)
-    return setOf<I8Wide>();
-  else
-    return setOf<Type>();
-}
-
 extern const TileSet tileSets[5];
-constinit const TileSet tileSets[5] = {setOf<F32>(), setOf<BF16>(), setOf<I8>(), exactOf<I8>(), setOf<I16>()};
+constinit const TileSet tileSets[5] = {setOf<F32>(), setOf<BF16>(), setOf<I8>(), setOf<I8Wide>(), setOf<I16>()};
 
 }  // namespace octconv::OCTCONV_LEVEL

@@ -66,5 +66,6 @@ struct TileSet {
 
 }  // namespace octconv
 
-// f32, bf16, i8, i8 for weights with which that would saturate, and i16 (both sides; for Winograd's transforms of i8).
+// f32, bf16, i8, i8 for weights that do not do as i8 or with which that would saturate, and i16 (both sides; for
+// Winograd's transforms of i8).
 OCTCONV_DECLARE(extern const TileSet tileSets[5])
