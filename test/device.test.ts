@@ -5,6 +5,7 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { expect } from 'chai';
 import { nativeFile } from '../lib/native.js';
+import { skip } from './skip.js';
 
 // Linked beside the addon, from the same objects.
 const addon = join(nativeFile, '../../test/octconv.node');
@@ -20,7 +21,7 @@ describe('device: one that records its calls', function () {
     devices: { name: string; about: string; chosen: boolean; why: string }[];
   };
   before(function () {
-    if (!existsSync(addon)) return this.skip();
+    if (!existsSync(addon)) skip(this, 'build');
     told = JSON.parse(
       execFileSync(process.execPath, ['--import=tsx', path('device-child.ts')], { env, encoding: 'utf8' }),
     );

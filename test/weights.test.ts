@@ -11,6 +11,7 @@ import { type MemoryTensor, memoryWeights } from '../lib/weights/memory.js';
 import { writeSafetensors } from '../lib/weights/safetensors.js';
 import { openWeights, type WeightSource } from '../lib/weights/source.js';
 import { call, counted, dict, floats, int, legacyPth, pth, str, tensor, tuple } from './weights-files.js';
+import { skip } from './skip.js';
 
 const golden = fileURLToPath(new URL('golden/', import.meta.url));
 const torchNames: Record<string, DType> = {
@@ -72,10 +73,7 @@ describe('weights', () => {
       const paths = ['golden', 'weights'].flatMap((name) =>
         fileURLToPath(new URL(`../../shared/${name}/`, import.meta.url)),
       );
-      if (!paths.every(existsSync)) {
-        console.log('      skipped: ../shared is not here');
-        this.skip();
-      }
+      if (!paths.every(existsSync)) skip(this, 'shared');
       const counts: Record<string, number> = {};
       for (const path of paths) {
         for (const file of (await readdir(path)).filter((name) => name.endsWith('.pth'))) {
