@@ -11,18 +11,10 @@ import * as ops from '../lib/ops.js';
 import type { Value } from '../lib/graph/graph.js';
 import { tensor } from '../lib/tensor.js';
 import { initialize } from '../lib/weights/random.js';
+import { failure } from './expect.js';
 
 const cat = fileURLToPath(new URL('images/cat.jpg', import.meta.url));
 const bytes = readFileSync(cat);
-
-async function failure(promise: Promise<unknown>): Promise<string> {
-  const error = await promise.then(
-    () => undefined,
-    (e: unknown) => e,
-  );
-  expect(error).to.be.instanceOf(OctconvError);
-  return (error as Error).message;
-}
 
 describe('classify', () => {
   let model: Model;

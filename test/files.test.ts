@@ -11,6 +11,7 @@ import { OctconvError } from '../lib/error.js';
 import { readText } from '../lib/files/read.js';
 import { checkOutput, writeWhole } from '../lib/files/write.js';
 import { readModelFolder } from '../lib/weights/folder.js';
+import { failure } from './expect.js';
 
 const path = (name: string) => fileURLToPath(new URL(`files/${name}`, import.meta.url));
 let folder: string;
@@ -183,12 +184,3 @@ describe('writing', function () {
     expect(await failure(readText(inFolder('large')))).to.match(/17825792 bytes, wanted at most 16777216$/);
   });
 });
-
-async function failure(promise: Promise<unknown>): Promise<string> {
-  const error = await promise.then(
-    () => undefined,
-    (e: unknown) => e,
-  );
-  expect(error).to.be.instanceOf(OctconvError);
-  return (error as Error).message;
-}

@@ -6,6 +6,7 @@ import { expect } from 'chai';
 import { loadModel, Octave, ops, Tensor } from '../lib/index.js';
 import { readNpy } from '../lib/npy.js';
 import { openWeights, type WeightSource } from '../lib/weights/source.js';
+import { error } from './expect.js';
 
 const path = (relative: string) => fileURLToPath(new URL(relative, import.meta.url));
 const all = path('../../shared/golden'); // test/golden has copies of the smaller cases
@@ -22,18 +23,6 @@ interface Case {
   alphaOut: number;
   stride: number;
   groups: number;
-}
-
-/** Largest difference as a share of the largest expected value. */
-function error(got: ArrayLike<number>, wanted: ArrayLike<number>): number {
-  expect(got.length).to.equal(wanted.length);
-  let [difference, largest] = [0, 0];
-  for (let i = 0; i < wanted.length; i++) {
-    const d = Math.abs((got[i] as number) - (wanted[i] as number));
-    difference = Number.isNaN(d) ? Infinity : Math.max(difference, d);
-    largest = Math.max(largest, Math.abs(wanted[i] as number));
-  }
-  return difference / largest;
 }
 
 describe('golden: operators', () => {

@@ -19,20 +19,11 @@ import { normalize, resize } from '../lib/ops.js';
 import { runGraph } from '../lib/plan.js';
 import { tensor } from '../lib/tensor.js';
 import { png, profile } from './pictures.js';
+import { failure } from './expect.js';
 
 const cat = readFileSync(new URL('images/cat.jpg', import.meta.url));
 const plain = (width: number, height: number, background: Color, channels: 3 | 4 = 3): Sharp =>
   sharp({ create: { width, height, channels, background } });
-
-async function failure(promise: Promise<unknown>): Promise<string> {
-  try {
-    await promise;
-  } catch (error) {
-    expect(error).to.be.instanceOf(OctconvError);
-    return (error as Error).message;
-  }
-  throw new Error('expected an error');
-}
 
 describe('input: decoding', () => {
   it('gives the bytes that Pillow gives', async () => {

@@ -25,22 +25,11 @@ import { toFloats } from '../lib/weights/floats.js';
 import { writeModelFolder } from '../lib/weights/folder.js';
 import { floats, params, record, tar } from './weights-files.js';
 import { skip } from './skip.js';
+import { error } from './expect.js';
 
 const path = (relative: string) => fileURLToPath(new URL(relative, import.meta.url));
 const shared = path('../../shared/golden/mxnet'); // test/golden has copies of some cases
 const golden = existsSync(shared) ? shared : path('golden/mxnet');
-
-/** Largest difference as a share of the largest expected value. */
-function error(got: ArrayLike<number>, wanted: ArrayLike<number>): number {
-  expect(got.length).to.equal(wanted.length);
-  let [difference, largest] = [0, 0];
-  for (let i = 0; i < wanted.length; i++) {
-    const d = Math.abs((got[i] as number) - (wanted[i] as number));
-    difference = Number.isNaN(d) ? Infinity : Math.max(difference, d);
-    largest = Math.max(largest, Math.abs(wanted[i] as number));
-  }
-  return difference / largest;
-}
 
 interface Case {
   readonly case: string;

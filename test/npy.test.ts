@@ -4,8 +4,8 @@ import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { OctconvError } from '../lib/error.js';
 import { decodeNpy, readNpy, writeNpy } from '../lib/npy.js';
+import { failure } from './expect.js';
 
 function npy(dict: string, data: number | Uint8Array, version = 1): Buffer {
   const head = Buffer.alloc(version === 1 ? 10 : 12);
@@ -22,15 +22,6 @@ describe('.npy', () => {
     path = join(await mkdtemp(join(tmpdir(), 'octconv-npy-')), 'x.npy');
   });
   after(() => rm(join(path, '..'), { recursive: true }));
-
-  async function failure(promise: Promise<unknown>): Promise<string> {
-    const error = await promise.then(
-      () => undefined,
-      (e: unknown) => e,
-    );
-    expect(error).to.be.instanceOf(OctconvError);
-    return (error as Error).message;
-  }
 
   it('reads what NumPy wrote', async () => {
     const golden = fileURLToPath(new URL('golden/oct-resnet-26-w8-a25-cifar', import.meta.url));

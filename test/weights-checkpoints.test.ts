@@ -39,6 +39,7 @@ import {
   tuple,
 } from './weights-files.js';
 import { skip } from './skip.js';
+import { failure } from './expect.js';
 
 const golden = fileURLToPath(new URL('golden/pth/', import.meta.url));
 const reports = fileURLToPath(new URL('../../shared/reports/checkpoints/', import.meta.url));
@@ -73,9 +74,9 @@ describe('checkpoints', () => {
     }
   }
 
-  /** The error of wanting a tensor w. */
+  /** The message of the error of wanting a tensor w. */
   const wanting = (value: string) =>
-    rejection(
+    failure(
       opened(value, async (source) => {
         checkWeights(new Map([['w', [2, 2]]]), source);
         return source.read('w');
@@ -195,12 +196,12 @@ describe('checkpoints', () => {
     ];
     for (const [what, w, message] of cases) {
       it(`refuses ${what}, where it is wanted`, async () => {
-        expect((await wanting(dict({ w, ok: weight() }))).message).to.match(message);
+        expect(await wanting(dict({ w, ok: weight() }))).to.match(message);
         await opened(dict({ w, ok: weight() }), async (source) => {
           expect([...source.tensors.keys()]).to.deep.equal(['ok']);
           expect(source.notes).to.deep.equal(['left out, cannot be read: "w"']);
           checkWeights(new Map([['ok', [2, 2]]]), source);
-          expect((await rejection(source.read('w'))).message).to.match(message);
+          expect(await failure(source.read('w'))).to.match(message);
         });
       });
     }
@@ -297,7 +298,7 @@ describe('checkpoints', () => {
       it(`${name} of ${type} ${message.replace(/,.*/, '')}`, async () => {
         const bytes = pth(dict({ [name]: weight({ type }) }), { 0: Buffer.from(data.buffer) });
         const source = await openWeights(await save('bad.pth', bytes));
-        expect((await rejection(source.read(name))).message).to.include(`bad.pth: tensor "${name}" ${message}`);
+        expect(await failure(source.read(name))).to.include(`bad.pth: tensor "${name}" ${message}`);
         await source.close();
       });
     }
@@ -328,13 +329,13 @@ describe('checkpoints', () => {
       const source = await openWeights(
         await save('nan.safetensors', safetensors({ w: { dtype: 'F32', shape: [2], data_offsets: [0, 8] } }, nan)),
       );
-      expect((await rejection(source.read('w'))).message).to.match(/nan\.safetensors: tensor "w" has NaN as element 1/);
+      expect(await failure(source.read('w'))).to.match(/nan\.safetensors: tensor "w" has NaN as element 1/);
       await source.close();
       const memory = memoryWeights(
         new Map([['w', { dtype: 'f32', shape: [1], data: Float32Array.of(Infinity) }]]),
         'mine',
       );
-      expect((await rejection(memory.read('w'))).message).to.match(/^mine: tensor "w" has Infinity/);
+      expect(await failure(memory.read('w'))).to.match(/^mine: tensor "w" has Infinity/);
     });
 
     it('quantize refuses them by name', async () => {
@@ -344,8 +345,8 @@ describe('checkpoints', () => {
       for (const [name, info] of random.tensors) tensors.set(name, { ...info, data: await random.read(name) });
       tensors.get('layer2.0.conv2.weight')!.data[5] = Number.NaN;
       const x = tensorOf('f32', [1, 16, 16, 3], new Float32Array(768));
-      const error = await rejection(quantize(network, memoryWeights(tensors), [x]));
-      expect(error.message).to.match(/"layer2\.0\.conv2\.weight" has NaN as element 5/);
+      const message = await failure(quantize(network, memoryWeights(tensors), [x]));
+      expect(message).to.match(/"layer2\.0\.conv2\.weight" has NaN as element 5/);
     });
   });
 
@@ -426,7 +427,7 @@ describe('checkpoints', () => {
 
     it('lists what it could mean, and takes what it is told', async () => {
       const value = dict({ model: network, model_ema: dict({ w: weight({ offset: 0 }) }), epoch: int(1) });
-      expect((await rejection(names(value))).message).to.match(
+      expect(await failure(names(value))).to.match(
         /x\.pth: several dictionaries with tensors, there are "model", "model_ema"; a key \(--key\) says which is meant$/,
       );
       expect(await names(value, { key: 'model_ema' })).to.deep.equal([['w'], []]);
@@ -434,21 +435,21 @@ describe('checkpoints', () => {
         ['w', 'b'],
         [],
       ]);
-      expect((await rejection(names(value, { key: 'ema' }))).message).to.match(
+      expect(await failure(names(value, { key: 'ema' }))).to.match(
         /no dictionary "ema" with tensors, there are "model", "model_ema"$/,
       );
       const file = await save('x.safetensors', safetensors({}));
-      expect((await rejection(openWeights(file, { key: 'ema' }))).message).to.match(
+      expect(await failure(openWeights(file, { key: 'ema' }))).to.match(
         /no \.pth file, only those have dictionaries as "ema"/,
       );
     });
 
     it('says what a file without parameters holds', async () => {
       const hint = /wanted names with tensors, as torch\.save\(model\.state_dict\(\), \.\.\.\) writes$/;
-      expect((await rejection(names(object('torchvision.models.resnet', 'ResNet', { w: weight() })))).message)
+      expect(await failure(names(object('torchvision.models.resnet', 'ResNet', { w: weight() }))))
         .to.match(/no state dict, but an object of "torchvision\.models\.resnet\.ResNet";/)
         .and.match(hint);
-      expect((await rejection(names(dict({ model: object('__main__', 'Net') })))).message)
+      expect(await failure(names(dict({ model: object('__main__', 'Net') }))))
         .to.match(/no state dict, but a dict of 1 without tensors;/)
         .and.match(hint);
     });
@@ -533,10 +534,8 @@ describe('checkpoints', () => {
 
     it('that are there are shown where one is missing', async () => {
       const there = source({ a: [1], b: [1], c: [1], d: [1], e: [1] });
-      expect((await rejection(there.read('x'))).message).to.equal(
-        'weights: no tensor "x", there are "a", "b", "c" and 2 more',
-      );
-      expect((await rejection(source({}).read('x'))).message).to.equal('weights: no tensor "x", there is none');
+      expect(await failure(there.read('x'))).to.equal('weights: no tensor "x", there are "a", "b", "c" and 2 more');
+      expect(await failure(source({}).read('x'))).to.equal('weights: no tensor "x", there is none');
       expect(() => inferOptions(there)).to.throw(
         OctconvError,
         /no known network has these parameters \("a", "b", "c"\), wanted one of /,
@@ -575,7 +574,7 @@ describe('checkpoints', () => {
       model_ema: dict({ ...parameters, zeros }),
     });
     const path = await save('all.pth', pth(checkpoint, storages));
-    expect((await rejection(loadModel(path))).message).to.match(
+    expect(await failure(loadModel(path))).to.match(
       /several dictionaries with tensors, there are "model", "model_ema"/,
     );
     using loaded = await loadModel(path, { key: 'model' });
@@ -618,7 +617,7 @@ describe('checkpoints', () => {
           ['c', 3],
         ] as const)
           expect([...(await source.read(name))]).to.deep.equal([value]);
-        expect((await rejection(source.read('d'))).message).to.match(
+        expect(await failure(source.read('d'))).to.match(
           /index\.json: no tensor "d", there are "module\.a", "module\.b", "module\.c"$/,
         );
         await source.close();
@@ -656,7 +655,7 @@ describe('checkpoints', () => {
     for (const [what, map, message] of cases) {
       it(`refuses ${what}`, async () => {
         await index(map);
-        expect((await rejection(openWeights(path))).message).to.match(message);
+        expect(await failure(openWeights(path))).to.match(message);
       });
     }
   });
@@ -698,18 +697,9 @@ describe('checkpoints', () => {
     });
 
     it('nan_weights.pth is an error that names the parameter', async () => {
-      expect((await rejection(logits('nan_weights.pth'))).message).to.match(
+      expect(await failure(logits('nan_weights.pth'))).to.match(
         /nan_weights\.pth: tensor "bn1\.weight" has NaN as element 0/,
       );
     });
   });
 });
-
-async function rejection(promise: Promise<unknown>): Promise<OctconvError> {
-  const error = await promise.then(
-    () => undefined,
-    (e: unknown) => e,
-  );
-  expect(error).to.be.instanceOf(OctconvError);
-  return error as OctconvError;
-}

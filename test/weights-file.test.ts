@@ -21,6 +21,7 @@ import { OctconvError, show } from '../lib/error.js';
 import { RandomFile, readWhole } from '../lib/weights/file.js';
 import { openWeights } from '../lib/weights/source.js';
 import { dict, pth, tensor } from './weights-files.js';
+import { rejects } from './expect.js';
 
 const golden = fileURLToPath(new URL('golden/', import.meta.url));
 
@@ -202,12 +203,3 @@ describe('errors', () => {
     expect(show(itself)).to.equal(`${'['.repeat(117)}...`);
   });
 });
-
-async function rejects(promise: Promise<unknown>, message: RegExp): Promise<void> {
-  const error = await promise.then(
-    () => undefined,
-    (e: unknown) => e,
-  );
-  expect(error).to.be.instanceOf(OctconvError);
-  expect((error as Error).message).to.match(message);
-}

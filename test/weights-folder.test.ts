@@ -6,7 +6,6 @@ import { existsSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { OctconvError } from '../lib/error.js';
 import { createModel, loadModel } from '../lib/model.js';
 import { saveModel } from '../lib/save.js';
 import { Tensor } from '../lib/tensor.js';
@@ -19,6 +18,7 @@ import {
 } from '../lib/weights/folder.js';
 import { memoryWeights } from '../lib/weights/memory.js';
 import { openWeights } from '../lib/weights/source.js';
+import { failure } from './expect.js';
 
 const models = fileURLToPath(new URL('../models/', import.meta.url));
 const config: ModelConfig = {
@@ -229,12 +229,3 @@ describe('model folders', () => {
     );
   });
 });
-
-async function failure(promise: Promise<unknown>): Promise<string> {
-  const error = await promise.then(
-    () => undefined,
-    (e: unknown) => e,
-  );
-  expect(error).to.be.instanceOf(OctconvError);
-  return (error as Error).message;
-}

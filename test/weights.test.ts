@@ -12,6 +12,7 @@ import { writeSafetensors } from '../lib/weights/safetensors.js';
 import { openWeights, type WeightSource } from '../lib/weights/source.js';
 import { call, counted, dict, floats, int, legacyPth, pth, str, tensor, tuple } from './weights-files.js';
 import { skip } from './skip.js';
+import { rejects } from './expect.js';
 
 const golden = fileURLToPath(new URL('golden/', import.meta.url));
 const torchNames: Record<string, DType> = {
@@ -342,12 +343,3 @@ describe('weights', () => {
     });
   });
 });
-
-async function rejects(promise: Promise<unknown>, message: RegExp): Promise<void> {
-  const error = await promise.then(
-    () => undefined,
-    (e: unknown) => e,
-  );
-  expect(error).to.be.instanceOf(OctconvError);
-  expect((error as Error).message).to.match(message);
-}
