@@ -377,7 +377,7 @@ Napi::Value devices(const Napi::CallbackInfo& call) {
     auto device = Napi::Object::New(env);
     device.Set("name", name);
     try {
-      device.Set("traits", traitsOf(env, kind.open(0).traits()));
+      device.Set("traits", traitsOf(env, kind.open().traits()));
     } catch (const Error& error) { device.Set("why", error.what()); }
     list.Set(list.Length(), device);
   }

@@ -66,13 +66,13 @@ class Device {
                                              Crew& crew) const = 0;
   virtual std::shared_ptr<Program> compile(PlanSpec spec) const = 0;  // the spec is complete
 
-  // "cpu", "cuda", "cuda:1". Throws the reason if there is none.
+  // Throws the reason if there is none of this name.
   static Device& find(const std::string& name);
 };
 
-// The devices of one kind; `open` throws the reason if there is none of this index.
+// What is registered under a device's name; `open` throws the reason if this machine has none.
 struct DeviceKind {
-  Device& (*open)(int index);
+  Device& (*open)();
 };
 
 }  // namespace octconv

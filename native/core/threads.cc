@@ -124,7 +124,7 @@ bool Crew::help(int slot) {
 }
 
 void Crew::parallel(int64_t tasks, Body run) {
-  constexpr int64_t most = int64_t{1} << 31, block = 1024;  // room for the claims in vain
+  constexpr int64_t most = int64_t{1} << 31, block = 1024;  // room for claims that find no task left
   if (tasks > most)
     return parallel((tasks + block - 1) / block, [&](int64_t first, int slot) {
       for (int64_t i = first * block; i < std::min(tasks, (first + 1) * block) && !stopped(); i++) run(i, slot);
@@ -202,7 +202,7 @@ void Pool::addWorker() {
 
 void Pool::work(Worker self) {
   Lock lock(mutex);
-  bool inVain = false;  // this worker has just left a crew that had nothing to do
+  bool foundNothing = false;  // this worker has just left a crew that had nothing to do
   while (true) {
     if (workers.size() < wanted && !stop) try {
         addWorker();
@@ -210,13 +210,13 @@ void Pool::work(Worker self) {
     if (queued.load() > 0) {
       Job job = next();
       lead(job, lock);
-      inVain = false;
-    } else if (const auto crew = crewToHelp(inVain)) {
-      inVain = help(*crew, lock);
+      foundNothing = false;
+    } else if (const auto crew = crewToHelp(foundNothing)) {
+      foundNothing = help(*crew, lock);
     } else if (stop) {
       return;
     } else if (sleep(lock)) {
-      inVain = false;
+      foundNothing = false;
     } else {
       std::thread before = std::exchange(ended, std::move(*self));
       workers.erase(self);
@@ -283,11 +283,11 @@ bool Pool::help(Crew& crew, Lock& lock) {
   *place = true;
   crew.helpers.fetch_add(1);
   lock.unlock();
-  const bool inVain = crew.help(static_cast<int>(place - crew.taken.begin()));
+  const bool foundNothing = crew.help(static_cast<int>(place - crew.taken.begin()));
   lock.lock();
   crew.helpers.fetch_sub(1);
   *place = false;
-  return inVain;
+  return foundNothing;
 }
 
 // Of the crews that have a place, that with the fewest helpers.

@@ -5,8 +5,7 @@
 
 namespace octconv {
 
-static Device& open(int index) {
-  onlyFirst("cpu", index);
+static Device& open() {
   static auto& device = *new HostDevice<Cpu>("cpu", [] {
     Traits traits;
     traits.isa = levelNames[static_cast<int>(level())];

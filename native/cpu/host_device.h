@@ -40,9 +40,4 @@ class HostDevice : public Device {
   Traits traits_;
 };
 
-// The one device of its kind.
-inline void onlyFirst(const char* name, int index) {
-  if (index != 0) fail("device '", name, ':', index, "': there is only one ", name);
-}
-
 }  // namespace octconv

@@ -4,8 +4,7 @@
 
 namespace octconv {
 
-static Device& open(int index) {
-  onlyFirst("reference", index);
+static Device& open() {
   static auto& device = *new HostDevice<Reference>("reference", [] {
     Traits traits;
     traits.isa = "plain loops";

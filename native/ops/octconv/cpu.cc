@@ -218,9 +218,6 @@ size_t layOutStores(BranchPlan& b, size_t from) {
   return layout.size();
 }
 
-// The row of level k that a row of y goes into; rows are counted through all planes.
-int64_t rowAt(const Shape& y, int64_t row, int k) { return row / y.h * halved(y, k).h + (row % y.h >> k); }
-
 // Where a block's part of a level begins.
 char* levelAt(const BranchPlan& b, const StoreGroup& group, int k, const Block& block, const Run& run, char* memory) {
   if (!group.outputs[k]) return memory + group.scratch[k];

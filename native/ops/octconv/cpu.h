@@ -144,6 +144,9 @@ struct Block {
   int64_t row, rowEnd, panelBegin, panelEnd;
 };
 
+// The row of P^k(y) that a row of y goes into; rows are counted through all planes.
+inline int64_t rowAt(const Shape& y, int64_t row, int k) { return row / y.h * halved(y, k).h + (row % y.h >> k); }
+
 // The row pointers of pixels [first, last) of a sum's grid: rows[tap * count + pixel].
 void pointTo(const FastPlan& plan, const Sum& sum, int64_t bytes, const Run& run, int64_t first, int64_t last,
              const char** rows);

@@ -103,13 +103,12 @@ void runDirect(const FastPlan& plan, const Node& node, const BranchPlan& b, cons
   pointTo(plan, b.main, bytes, run, first, first + count, rows);
   if (b.low.taps) {
     const Shape& l = b.low.grid;
-    const auto lowRow = [&](int64_t r) { return r / y.h * l.h + r % y.h / 2; };
-    const int64_t lowFirst = lowRow(block.row) * l.w;
-    lowCount = (lowRow(block.rowEnd - 1) + 1) * l.w - lowFirst;
+    const int64_t lowFirst = rowAt(y, block.row, 1) * l.w;
+    lowCount = (rowAt(y, block.rowEnd - 1, 1) + 1) * l.w - lowFirst;
     pointTo(plan, b.low, bytes, run, lowFirst, lowFirst + lowCount, lowRows);
     for (int64_t r = block.row; r < block.rowEnd; r++)
       for (int64_t x = 0; x < y.w; x++)
-        start[(r - block.row) * y.w + x] = low + (lowRow(r) * l.w + x / 2 - lowFirst) * lowPitch * 4;
+        start[(r - block.row) * y.w + x] = low + (rowAt(y, r, 1) * l.w + x / 2 - lowFirst) * lowPitch * 4;
   }
 
   for (int64_t i = block.panelBegin; i < block.panelEnd; i++) {

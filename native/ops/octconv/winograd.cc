@@ -142,14 +142,13 @@ void runWinograd(const FastPlan& plan, const Node& node, const BranchPlan& b, co
       plan, b, block, run, reinterpret_cast<const char**>(memory + at.rows), memory + at.inputs, memory + at.sums};
   char* low = memory + at.low;
   const int64_t width = widthOf(b, block.panelEnd) - widthOf(b, block.panelBegin);
-  const auto lowRow = [&](int64_t r) { return r / y.h * l.h + r % y.h / 2; };
-  const int64_t lowFirst = lowRow(block.row);
+  const int64_t lowFirst = rowAt(y, block.row, 1);
   if (b.low.taps) {
     WinogradOutput sums{};
     sums.raw = true;
     sums.row = l.w * width;
     sums.pitch = sums.channels = width;
-    transform(b.low, true, lowFirst, lowRow(block.rowEnd - 1) + 1, sums,
+    transform(b.low, true, lowFirst, rowAt(y, block.rowEnd - 1, 1) + 1, sums,
               [&](WinogradOutput& tile, int64_t row, int64_t x) {
                 tile.out.data = low + ((row - lowFirst) * l.w + x) * width * 4;
               });
@@ -167,7 +166,7 @@ void runWinograd(const FastPlan& plan, const Node& node, const BranchPlan& b, co
     const int64_t pixel = (row - block.row) * y.w + x;
     tile.out.data = first + pixel * outputs.pitch * elementBytes;
     if (residual) tile.residual.data = residual + pixel * outputs.residualPitch * elementBytes;
-    if (b.low.taps) tile.start = low + ((lowRow(row) - lowFirst) * l.w + x / 2) * width * 4;
+    if (b.low.taps) tile.start = low + ((rowAt(y, row, 1) - lowFirst) * l.w + x / 2) * width * 4;
   });
 }
 
