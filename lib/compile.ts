@@ -1,4 +1,4 @@
-/** Ops of one's own: a function of values that is recorded, packed and planned once, and run on tensors often. */
+/** User-defined ops: a function of values that is recorded, packed and planned once, and run on tensors often. */
 import { targetOf } from './devices.js';
 import type { DType } from './dtype.js';
 import { OctconvError } from './error.js';
@@ -37,9 +37,9 @@ export class Compiled<X extends readonly Value[], Y> implements Disposable {
   }
 
   /**
-   * Takes an input for each parameter of the function and gives what the function gave, with tensors in place of values.
-   * Runs may overlap; each uses the library's own threads and leaves the event loop free. Inputs are copied before this
-   * returns.
+   * Takes an input for each parameter of the function and gives what the function gave, with tensors in place of
+   * values. Runs may overlap; each uses the library's own threads and leaves the event loop free. Inputs are copied
+   * before this returns.
    * @throws OctconvError if an input has another type or shape; the signal's reason if it is aborted.
    */
   async run(...args: [...inputs: RankedInputs<X>, options?: RunOptions]): Promise<Tensors<Y>> {
@@ -64,8 +64,8 @@ export class Compiled<X extends readonly Value[], Y> implements Disposable {
  *     using op = await compile((h, l) => ops.octConv(new Octave(h, l), weights), [[1, 56, 56, 32], [1, 28, 28, 32]]);
  *     const { high, low } = await op.run(h, l);
  *
- * An input is f32 unless it is given as `{ dtype, shape }`. Tensors beside the values are constants: they are read here,
- * and must not be changed as long as the op is in use.
+ * An input is f32 unless it is given as `{ dtype, shape }`. Tensors beside the values are constants: they are read
+ * here, and must not be changed as long as the op is in use.
  * @throws OctconvError if an op does not fit, or the function gives something else.
  */
 export async function compile<const I extends readonly InputSpec[], Y>(

@@ -1,6 +1,6 @@
 /**
- * Every error that a user can cause: `prefix: what was found, what was wanted`; the prefix is an op or a file. The message
- * is one line of a bounded length, whatever foreign text is in it.
+ * Every error that a user can cause: `prefix: what was found, what was wanted`; the prefix is an op or a file. The
+ * message is one line of a bounded length, whatever foreign text is in it.
  */
 export class OctconvError extends Error {
   override readonly name = 'OctconvError';
@@ -29,7 +29,10 @@ export function printable(text: string): string {
 
 const shown = 120;
 
-/** A value from a file as one short line of an error: JSON, cut. What is cut off costs no work, even where values share parts. */
+/**
+ * A value from a file as one short line of an error: JSON, cut. What is cut off costs no work, even where values share
+ * parts.
+ */
 export function show(value: unknown): string {
   const text = write(value, shown + 1);
   return text.length > shown ? `${text.slice(0, shown - 3)}...` : text;

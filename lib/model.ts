@@ -40,13 +40,16 @@ import { indexOf, openWeights, type OpenOptions, type WeightSource } from './wei
 
 export interface ModelOptions extends Omit<CompileOptions, 'dtype'> {
   /**
-   * What the convolutions multiply; inputs and outputs are f32 always. `i8` (u8 activations, i8 weights) wants quantized
-   * weights, and is their default; otherwise the default is `f32`.
+   * What the convolutions multiply; inputs and outputs are f32 always. `i8` (u8 activations, i8 weights) wants
+   * quantized weights, and is their default; otherwise the default is `f32`.
    */
   readonly dtype?: ComputeType | undefined;
   /** How many plans are kept, one per input shape; the one that was used longest ago goes first. Default 8. */
   readonly plans?: number | undefined;
-  /** Bytes that all plans but the last used one may keep between runs; those used longest ago give theirs back first. Default 32 MiB. */
+  /**
+   * Bytes that all plans but the last used one may keep between runs; those used longest ago give theirs back first.
+   * Default 32 MiB.
+   */
   readonly idleBytes?: number | undefined;
   /** The most bytes that the weights of a plan and one run of it may take: a plan that would take more is an error. */
   readonly maxBytes?: number | undefined;
@@ -74,7 +77,9 @@ function recordNetwork<Y>(network: Module<never, Y>, inputs: readonly InputSpec[
   return recordCall('model: forward', network.forward.bind(network), inputs, new Graph(namedParameters(network)));
 }
 
-/** A source that must be closed is open as long as its model: a plan for another input size may want weights once more. */
+/**
+ * A source that must be closed is open as long as its model: a plan for another input size may want weights once more.
+ */
 export type ModelWeights = Pick<WeightSource, 'tensors' | 'read'> & Partial<Pick<WeightSource, 'close'>>;
 const forgotten = new FinalizationRegistry<ModelWeights>((source) => void source.close?.());
 
@@ -115,8 +120,8 @@ export class Model<Y = Value<'f32', Shape>, X extends readonly Value[] = [x: Val
   #disposed = false;
 
   /**
-   * A model of one's own network. Parameters are looked up in `weights` by property path (`layer1.0.conv1.weight`); they
-   * are closed with the model.
+   * A model of a network that the user defines. Parameters are looked up in `weights` by property path (`layer1.0.conv1.weight`);
+   * they are closed with the model.
    * @throws OctconvError if a parameter is missing, has another shape, or is left over.
    */
   constructor(network: Network<Y, X>, weights: ModelWeights, options: ModelOptions = {}) {
@@ -173,7 +178,10 @@ export class Model<Y = Value<'f32', Shape>, X extends readonly Value[] = [x: Val
     });
   }
 
-  /** Packs weights and compiles plans for inputs that will be run: shapes, or lists of them for a network of several inputs. */
+  /**
+   * Packs weights and compiles plans for inputs that will be run: shapes, or lists of them for a network of several
+   * inputs.
+   */
   async warmUp(all: readonly (InputSpec | readonly InputSpec[])[]): Promise<void> {
     for (const inputs of all) await this.plan(...(isList(inputs) ? inputs : [inputs]));
   }
@@ -357,8 +365,8 @@ const exists = (path: string) =>
   );
 
 /**
- * Opens a model folder, or bare weights (.safetensors, its shards, .pth, .params) whose network is read off their names and
- * shapes; `given` must agree with them. The name of a model that the package ships works too.
+ * Opens a model folder, or bare weights (.safetensors, its shards, .pth, .params) whose network is read off their names
+ * and shapes; `given` must agree with them. The name of a model that the package ships works too.
  * @throws OctconvError that names the file and what does not fit.
  */
 export async function openNetwork(

@@ -4,9 +4,9 @@
  * [N, T, H, W, C]; weights are in PyTorch's layout, [O, I / groups, kh, kw] or [O, I / groups, kt, kh, kw].
  *
  * A call on tensors records, packs its weights and plans every time, since a tensor's elements may have changed: an
- * octConv 3 x 3 on one image takes 3 times (64 channels at 56 x 56) to 20 times (512 at 14 x 14) as long as its step in a
- * plan. It is for trying things out; what runs more than once is made with `compile` (lib/compile.ts) or a `Model`, which
- * do this once and fuse the ops.
+ * octConv 3 x 3 on one image takes 3 times (64 channels at 56 x 56) to 20 times (512 at 14 x 14) as long as its step in
+ * a plan. It is for trying things out; what runs more than once is made with `compile` (lib/compile.ts) or a `Model`,
+ * which do this once and fuse the ops.
  *
  * What does not fit does not compile where sizes are literal, and is an OctconvError otherwise: thrown while recording,
  * a rejected promise for tensors, and thrown for what is neither.
@@ -187,7 +187,10 @@ export const mul = binary('mul');
 /** x / y; sizes as in `add`. */
 export const div = binary('div');
 
-/** [N, H, M, K] times [N, H, K, P] -> [N, H, M, P], a product of matrices for each n and h; sizes N and H are equal or 1. Video alike. */
+/**
+ * [N, H, M, K] times [N, H, K, P] -> [N, H, M, P], a product of matrices for each n and h; sizes N and H are equal or
+ * 1. Video alike.
+ */
 export function matmul<X extends Operand<Spatial>, Y extends Other<X>>(
   x: X,
   y: Match<
@@ -489,8 +492,8 @@ export function pad<X extends Operand<Spatial>>(
 }
 
 /**
- * Bilinear to another height and width, without antialiasing, as PyTorch's `interpolate` with align_corners=False. (`resize`
- * is for pictures.)
+ * Bilinear to another height and width, without antialiasing, as PyTorch's `interpolate` with align_corners=False.
+ * (`resize` is for pictures.)
  */
 export function interpolate<X extends Operand<Spatial>>(
   x: X,

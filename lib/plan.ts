@@ -21,10 +21,10 @@ import {
   native,
 } from './native.js';
 import { stepsInTurns } from './targets.js';
-import { Tensor } from './tensor.js';
+import { bytesOf, Tensor } from './tensor.js';
 import type { Memory } from './weights/file.js';
 import { toFloats } from './weights/floats.js';
-import { besideI8, type WeightSource } from './weights/source.js';
+import { besideI8, elementCount, type WeightSource } from './weights/source.js';
 
 export interface RunOptions {
   /** Stops the run; the promise rejects at once with the signal's reason. */
@@ -215,8 +215,8 @@ export class PackedWeights {
 
   #bytesOf({ params }: Packing): number {
     return Object.values(params).reduce((sum, name) => {
-      const { dtype = 'f32', shape } = this.source.tensors.get(name) ?? {};
-      return sum + aligned(bytesPerElement[dtype] * elementsOf(shape), 64);
+      const { dtype = 'f32', shape = [0] } = this.source.tensors.get(name) ?? {};
+      return sum + aligned(bytesPerElement[dtype] * elementCount(shape), 64);
     }, 0);
   }
 
@@ -226,7 +226,7 @@ export class PackedWeights {
     const { winograd = 0 } = branch?.hints ?? {};
     const element = bytesPerElement[branch?.compute ?? 'f32'];
     const elements = Object.values(packing.params).reduce(
-      (sum, name) => sum + elementsOf(this.source.tensors.get(name)?.shape),
+      (sum, name) => sum + elementCount(this.source.tensors.get(name)?.shape ?? [0]),
       0,
     );
     // Winograd's algorithm has weights for each of (size + 2)^2 positions instead of 9.
@@ -243,8 +243,6 @@ export class PackedWeights {
     this.#packed.clear();
   }
 }
-
-const elementsOf = (shape: readonly number[] = [0]): number => shape.reduce((a, b) => a * b, 1);
 
 async function readQuantized(source: Pick<WeightSource, 'tensors' | 'read'>): Promise<Quantized> {
   const layers = [...source.tensors]
@@ -310,7 +308,8 @@ export class Plan {
     const { target } = weights;
     await turn();
     const { spec, activations } = specOf(steps, threads, target.traits.align);
-    const outside = [...steps.inputs, ...steps.outputs].reduce((sum, id) => sum + bytesOf(steps.values[id]), 0);
+    const callers = [...steps.inputs, ...steps.outputs].flatMap((id) => steps.values[id] ?? []);
+    const outside = callers.reduce((sum, type) => sum + bytesOf(type), 0);
     const packed = await weights.pack(steps.steps, graph.constants, activations + outside);
     try {
       const bound = await Promise.all([...graph.bound.values()].map((name) => weights.operand(name, graph.constants)));
@@ -342,8 +341,8 @@ export class Plan {
   }
 
   /**
-   * Runs on the library's own threads. Inputs are copied before this returns, outputs when the run has ended, each once.
-   * `stepMilliseconds` takes the time of each step.
+   * Runs on the library's own threads. Inputs are copied before this returns, outputs when the run has ended, each
+   * once. `stepMilliseconds` takes the time of each step.
    * @throws OctconvError if an input has another type or shape; the signal's reason if it is aborted.
    */
   async run(
@@ -403,7 +402,9 @@ export class Plan {
   }
 }
 
-/** What a run gives, or as soon as the signal aborts, its reason: nothing that the run still does is seen by anybody. */
+/**
+ * What a run gives, or as soon as the signal aborts, its reason: nothing that the run still does is seen by anybody.
+ */
 export function orAborted<T>(done: Promise<T>, cancel: () => void, signal: AbortSignal | undefined): Promise<T> {
   return new Promise((resolve, reject) => {
     const forget = onAbort(signal, () => {
@@ -415,9 +416,6 @@ export function orAborted<T>(done: Promise<T>, cancel: () => void, signal: Abort
       .finally(forget);
   });
 }
-
-const bytesOf = ({ dtype, shape }: TensorType = { dtype: 'u8', shape: [0] }): number =>
-  bytesPerElement[dtype] * elementsOf(shape);
 
 /** A plan as native code takes it, without weights: values with their places, steps that refer to them by number. */
 function specOf(given: Steps, threads: number, align: number): { spec: NativePlanSpec; activations: number } {

@@ -1,6 +1,6 @@
 /**
- * Post-training quantization: weights become i8, and what convolutions and linear layers read becomes u8, over the range
- * that it has on some images.
+ * Post-training quantization: weights become i8, and what convolutions and linear layers read becomes u8, over the
+ * range that it has on some images.
  */
 import { targetOf } from './devices.js';
 import { OctconvError } from './error.js';
@@ -177,9 +177,9 @@ class Histogram {
 
   /**
    * u8 over the part of the range with the least squared error: rounding within it against clipping outside of it. It
-   * holds 0 as a level, for padding. Right of CIFAR-10's test pictures on a50 and a0, and cosines of the logits: f32 8790,
-   * 8823; this 8801, 8817 (.99975, .99985); the whole range 8782, 8823 (.99951, .99974); 99.999 % of it 8779, 8813
-   * (.99970, .99985), 99.99 % 8777, 8823 (.99926, .99950), 99.9 % 8753, 8794 (.99524, .99502).
+   * holds 0 as a level, for padding. Right of CIFAR-10's test pictures on a50 and a0, and cosines of the logits: f32
+   * 8790, 8823; this 8801, 8817 (.99975, .99985); the whole range 8782, 8823 (.99951, .99974); 99.999 % of it 8779,
+   * 8813 (.99970, .99985), 99.99 % 8777, 8823 (.99926, .99950), 99.9 % 8753, 8794 (.99524, .99502).
    */
   type(): InputType {
     let best = { error: Infinity, least: 0, most: 0 };

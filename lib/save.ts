@@ -6,8 +6,8 @@ import { checkWeights } from './weights/check.js';
 import { type WriteOptions, writeModelFolder } from './weights/folder.js';
 
 /**
- * Writes a model folder that `loadModel` reads: config.json, labels (`class 0`, `class 1`, ... where the model has none) and
- * weights, of the types that they have. It appears as a whole.
+ * Writes a model folder that `loadModel` reads: config.json, labels (`class 0`, `class 1`, ... where the model has
+ * none) and weights, of the types that they have. It appears as a whole.
  * @throws OctconvError that names the folder; if the network is not registered under the model's name, or a model is there
  * already and `force` is not given.
  */

@@ -1,16 +1,17 @@
 /**
- * Which passes make a graph into the steps that a device runs. All that they know of a device are its traits, plain data
- * that its native side tells; none reads a global, and none needs the addon.
+ * Which passes make a graph into the steps that a device runs. All that they know of a device are its traits, plain
+ * data that its native side tells; none reads a global, and none needs the addon.
  */
 import { setImmediate as turn } from 'node:timers/promises';
 import type { DType } from './dtype.js';
 import { chooseAlgorithms } from './graph/algorithm.js';
-import { fusing } from './graph/fuse.js';
+import { fusing, type Pass } from './graph/fuse.js';
 import type { ComputeType, Graph } from './graph/graph.js';
 import { lower, type Step, type Steps } from './graph/lower.js';
 import { sliceConcats } from './graph/slices.js';
 import { subBatch } from './graph/subbatch.js';
 import { assignTypes, type Quantized } from './graph/types.js';
+import { elementCount } from './tensor.js';
 
 /** See `Traits` in native/core/device.h. */
 export interface Traits {
@@ -53,8 +54,6 @@ export interface Aim {
   readonly quantized?: Quantized;
 }
 
-type Pass = (steps: Steps) => Steps;
-
 /** The steps that a device runs. */
 export const stepsFor = (graph: Graph, aim: Aim): Steps =>
   passesFor(graph, aim).reduce((steps, pass) => pass(steps), lower(graph));
@@ -71,7 +70,7 @@ export async function stepsInTurns(graph: Graph, aim: Aim): Promise<Steps> {
 
 function passesFor(graph: Graph, { threads = 1, compute = 'f32', quantized = new Map(), traits }: Aim): Pass[] {
   const types: Pass = (steps) => assignTypes(steps, { compute, quantized, traits });
-  const elements = (name: string) => (graph.params.get(name) ?? []).reduce((a, b) => a * b, 1);
+  const elements = (name: string) => elementCount(graph.params.get(name) ?? []);
   const weightBytes = (step: Step) =>
     Object.values(step.params).reduce((sum, name) => sum + elements(name), 0) * bytesPerWeight[compute];
   const passes: Pass[] = traits.fuses ? [...fusing(types), (steps) => sliceConcats(steps, traits)] : [types];

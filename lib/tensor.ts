@@ -1,4 +1,4 @@
-import { arrayFor, type DType, dtypes, type TypedArray, type TypedArrayOf } from './dtype.js';
+import { arrayFor, bytesPerElement, type DType, dtypes, type TypedArray, type TypedArrayOf } from './dtype.js';
 import { OctconvError } from './error.js';
 
 export type Shape = readonly number[];
@@ -87,3 +87,7 @@ export function elementCount(shape: Shape): number {
   }
   return count;
 }
+
+/** Of a value of this type and shape, without padding. */
+export const bytesOf = ({ dtype, shape }: { readonly dtype: DType; readonly shape: Shape }): number =>
+  elementCount(shape) * bytesPerElement[dtype];

@@ -1,4 +1,4 @@
-/** Ops of one's own, and networks of several inputs and outputs: one way to record what a function takes and gives. */
+/** User-defined ops, and networks of several inputs and outputs: one way to record what a function takes and gives. */
 import { expect } from 'chai';
 import {
   compile,

@@ -1,5 +1,5 @@
-// What test/fuzz.test.ts watches: `fuzz-child.ts COUNT SEED [FIRST]` makes COUNT calls of the addon, most of them with a
-// mutation or more, from call FIRST on. Each succeeds, or throws or rejects an Error of one line. Call i is made from
+// What test/fuzz.test.ts watches: `fuzz-child.ts COUNT SEED [FIRST]` makes COUNT calls of the addon, most of them with
+// a mutation or more, from call FIRST on. Each succeeds, or throws or rejects an Error of one line. Call i is made from
 // SEED and i alone, so that `fuzz-child.ts 1 SEED i` makes it again. The number of the call is kept in the file
 // OCTCONV_FUZZ_AT, for a process that does not live. Prints what happened.
 import { copyFileSync, mkdtempSync, openSync, rmSync, writeSync } from 'node:fs';

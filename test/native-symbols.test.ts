@@ -1,5 +1,5 @@
-// What the compiler and the linker made of native/: wide code that the linker could choose for everybody, and what the addon needs
-// from the machine that it is installed on.
+// What the compiler and the linker made of native/: wide code that the linker could choose for everybody, and what the
+// addon needs from the machine that it is installed on.
 import { expect } from 'chai';
 import { execFileSync } from 'node:child_process';
 import { existsSync, readdirSync } from 'node:fs';

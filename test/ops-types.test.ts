@@ -29,7 +29,10 @@ const { traits } = targetOf('cpu');
 describe('ops: bf16 and i8', () => {
   const conv = ['conv', 'octConv', 'linear'];
 
-  /** Any parameter, and how every convolution sees its input: i8 weights whose scales fit together, bf16 the same as f32. */
+  /**
+   * Any parameter, and how every convolution sees its input: i8 weights whose scales fit together, bf16 the same as
+   * f32.
+   */
   function typed(graph: Graph, compute: ComputeType, most: number, read: (name: string) => Tensor) {
     const f32 = (name: string) => graph.constants.get(name) ?? read(name);
     const plain = (types?: (steps: Steps) => Steps) => fuse(lower(graph), types);

@@ -1,7 +1,10 @@
 /** Pictures as files, made byte by byte: depths, alpha and colour profiles that no encoder at hand writes. */
 import { crc32, deflateSync } from 'node:zlib';
 
-/** A matrix profile (ICC version 2) of one gamma: sRGB-like primaries unless others are given as XYZ (D50) of red, green, blue. */
+/**
+ * A matrix profile (ICC version 2) of one gamma: sRGB-like primaries unless others are given as XYZ (D50) of red,
+ * green, blue.
+ */
 export function profile(space: 'RGB ' | 'GRAY', gamma: number, primaries: readonly (readonly number[])[] = []): Buffer {
   const fixed = (x: number) => Math.round(x * 65536);
   const words = (...values: number[]) => {

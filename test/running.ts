@@ -100,7 +100,10 @@ export const bits = (arrays: readonly TypedArray[]) =>
 export const sameBits = (a: readonly TypedArray[], b: readonly TypedArray[]) =>
   a.length === b.length && bits(a).every((x, i) => x.equals(bits(b)[i] as Buffer));
 
-/** `cpu` against `reference`, with one thread and with more, with a NaN in the inputs, and without it again; what it chose. */
+/**
+ * `cpu` against `reference`, with one thread and with more, with a NaN in the inputs, and without it again; what it
+ * chose.
+ */
 export async function checkGraph(
   graph: Graph,
   inputs: readonly TypedArray[],
@@ -300,7 +303,9 @@ export function block(seed: number): { graph: Graph; whole: boolean } {
   return { graph, whole };
 }
 
-/** Random pre-activation and dense blocks: sums that are read raw and normalised, concatenations that several normalise. */
+/**
+ * Random pre-activation and dense blocks: sums that are read raw and normalised, concatenations that several normalise.
+ */
 export function preactivation(seed: number): Graph {
   const b = new Blocks(seed);
   const { pick, graph } = b;

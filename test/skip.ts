@@ -1,4 +1,7 @@
-/** Leaves a test, or the tests of a hook's suite, out, and says why in the report: `.ci/summary.mjs` refuses reasons that it does not know. */
+/**
+ * Leaves a test, or the tests of a hook's suite, out, and says why in the report: `.ci/summary.mjs` refuses reasons
+ * that it does not know.
+ */
 export function skip(context: Mocha.Context, why: keyof typeof reasons): never {
   const test = context.test as (Mocha.Runnable & { readonly type?: string }) | undefined;
   const reason = ` (skipped: ${reasons[why]})`;

@@ -138,7 +138,8 @@ for i, (name, alpha, stem, height, width) in enumerate(json.load(open('cases.jso
   });
 
   it('splits plain weights by channels: exact where the low part has low frequency only', () => {
-    // A 1x1 convolution of a feature whose last channels are upsampled: high as the plain one, low as the plain one pooled.
+    // A 1x1 convolution of a feature whose last channels are upsampled: high as the plain one, low as the plain one
+    // pooled.
     const text = python(`
 import octave, torch
 torch.manual_seed(0)

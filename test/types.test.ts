@@ -1,4 +1,7 @@
-/** The compiler's verdict: test/types/*.ts say by @ts-expect-error what must not compile; here is what it says, and the .d.ts files. */
+/**
+ * The compiler's verdict: test/types/*.ts say by @ts-expect-error what must not compile; here is what it says, and the
+ * .d.ts files.
+ */
 import { spawnSync } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';

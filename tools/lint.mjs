@@ -1,4 +1,5 @@
-// Lint and formatting: Biome for TypeScript and JavaScript, Debian's clang-format 14 for C++. `--fix` writes what it can.
+// Lint and formatting: Biome for TypeScript and JavaScript, Debian's clang-format 14 for C++. `--fix` writes what it
+// can.
 import { installPackages, main, outputOf, run, which } from './system.mjs';
 
 main(() => {

@@ -1,5 +1,6 @@
-// Builds the native addon with cmake-js: `node tools/native.mjs [FOLDER]`, FOLDER is build unless given. The compiler is CXX, else the
-// one of the last build, else the system's c++. OCTCONV_NATIVE=FOLDER/Release/octconv.node makes the library load it.
+// Builds the native addon with cmake-js: `node tools/native.mjs [FOLDER]`, FOLDER is build unless given. The compiler
+// is CXX, else the one of the last build, else the system's c++. OCTCONV_NATIVE=FOLDER/Release/octconv.node makes the
+// library load it.
 import { spawnSync } from 'node:child_process';
 import { existsSync, readFileSync, realpathSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
@@ -53,7 +54,10 @@ function isStale(cache, wanted, defines) {
   return Boolean(otherCompiler) || cache.CMAKE_HOME_DIRECTORY !== root || otherOptions;
 }
 
-/** Builds `out`/Release/octconv.node and returns its path. Only what changed is compiled. `options` are those of CMakeLists.txt. */
+/**
+ * Builds `out`/Release/octconv.node and returns its path. Only what changed is compiled. `options` are those of
+ * CMakeLists.txt.
+ */
 export function buildNative({ out = 'build', options = {}, wanted = process.env.CXX } = {}) {
   const defines = { OCTCONV_SANITIZE: '', OCTCONV_EMULATE_AVX512: 'OFF', ...options };
   const compiler = toolchain(wanted);

@@ -1,5 +1,5 @@
-// Fills dist/ and prebuilds/ for npm pack. The prebuild is the addon that was just built, copied and stripped under node-gyp-build's
-// name: prebuildify knows only node-gyp, and would build the same file once more through a shim.
+// Fills dist/ and prebuilds/ for npm pack. The prebuild is the addon that was just built, copied and stripped under
+// node-gyp-build's name: prebuildify knows only node-gyp, and would build the same file once more through a shim.
 import { existsSync, mkdirSync, readdirSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { buildNative } from './native.mjs';

@@ -1,4 +1,5 @@
-// Makes a checkout ready to use: compiler and cmake, node_modules, the native addon, dist/. What is up to date is left alone.
+// Makes a checkout ready to use: compiler and cmake, node_modules, the native addon, dist/. What is up to date is left
+// alone.
 import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { buildNative } from './native.mjs';

@@ -1,10 +1,9 @@
 // Runs the tests in another world:
 //   node tools/test-under.mjs asan|ubsan|tsan|baseline|avx512|avx512bf16 [--fast] [mocha's own arguments]
-// asan (with ubsan), ubsan and tsan build the addon into a folder of their own and preload the runtime, since node itself is not
-// instrumented. baseline runs the ordinary build in qemu on a CPU without AVX: a wide instruction that leaked is a SIGILL there.
-// avx512 and avx512bf16 (with the dot products of bytes and of bf16) run these kernels in two AVX2 registers each, on CPUs that
-// lack them.
-// With --fast only the files below, without the tests that say @slow.
+// asan (with ubsan), ubsan and tsan build the addon into a folder of their own and preload the runtime, since node
+// itself is not instrumented. baseline runs the ordinary build in qemu on a CPU without AVX: a wide instruction that
+// leaked is a SIGILL there. avx512 and avx512bf16 (with the dot products of bytes and of bf16) run these kernels in two
+// AVX2 registers each, on CPUs that lack them. With --fast only the files below, without the tests that say @slow.
 import { mkdirSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { buildNative } from './native.mjs';
@@ -12,8 +11,8 @@ import { installPackages, main, outputOf, root, run, ToolError, which } from './
 
 const reportFolder = join(root, 'reports', 'sanitizer');
 
-// Node's own atomics look like races, and it leaves its heap behind when it exits: reports go to files and are sorted afterwards. An
-// error other than a race or a leak ends the process.
+// Node's own atomics look like races, and it leaves its heap behind when it exits: reports go to files and are sorted
+// afterwards. An error other than a race or a leak ends the process.
 const options = `log_path=${reportFolder}/report:stack_trace_format='    #%n %f %S %M'`;
 
 const ops = ['ops', 'ops-fused', 'ops-slices', 'ops-types', 'ops-winograd', 'reference', 'native'];
@@ -51,7 +50,10 @@ function preload(runtime) {
   return [`lib${runtime}.so`, 'libstdc++.so.6'].map((name) => outputOf('g++', [`-print-file-name=${name}`])).join(' ');
 }
 
-/** Whether our code made the access, the lock or the allocation of a stack: the first frame outside the system's libraries. */
+/**
+ * Whether our code made the access, the lock or the allocation of a stack: the first frame outside the system's
+ * libraries.
+ */
 function isOurs(stack) {
   if (/^ +Thread T/.test(stack)) return false; // says where a thread was started
   const frames = stack.match(/^ +#\d+ .*$/gm) ?? [];

@@ -11,7 +11,9 @@ export type First = { readonly size: number } & (
 export interface Seen {
   /** From opening the file to the first result. */
   readonly milliseconds: number;
-  /** Bytes: the most that was resident, and how much of it before the file was opened, Node.js and the engine's code. */
+  /**
+   * Bytes: the most that was resident, and how much of it before the file was opened, Node.js and the engine's code.
+   */
   readonly peak: number;
   readonly before: number;
 }

@@ -86,7 +86,10 @@ async function convert(
   }
 }
 
-/** What is left out is derived of what is given: the size that a picture is resized to, of the crop; the order of means, of that of channels. */
+/**
+ * What is left out is derived of what is given: the size that a picture is resized to, of the crop; the order of means,
+ * of that of channels.
+ */
 function inputFrom({ size, resize, cropPct, bgr, ...given }: InputFlags, usual: InputConfig): InputConfig {
   const [height, width] = size ?? [usual.height, usual.width];
   const ratio = typeof usual.resize === 'number' ? usual.resize / Math.max(usual.height, usual.width) : 1;

@@ -7,7 +7,10 @@ import { count } from './output.js';
 
 const isPicture = (file: string) => /\.(jpe?g|png|webp)$/i.test(file);
 
-/** Arguments as files: `-` and what exists stand for themselves, a folder for the pictures below it, the rest may be patterns. */
+/**
+ * Arguments as files: `-` and what exists stand for themselves, a folder for the pictures below it, the rest may be
+ * patterns.
+ */
 export async function expand(args: readonly string[]): Promise<string[]> {
   const files: string[] = [];
   for (const arg of args) {
@@ -69,8 +72,8 @@ export interface ClassFolders {
 }
 
 /**
- * The pictures of a folder that holds one for each class. Folders are classes by name; if none is the name of one class,
- * or names repeat, by their order, where there are as many as classes.
+ * The pictures of a folder that holds one for each class. Folders are classes by name; if none is the name of one
+ * class, or names repeat, by their order, where there are as many as classes.
  * @throws OctconvError that names the folder if neither fits.
  */
 export async function classFolders(

@@ -1,4 +1,7 @@
-/** The one way of writing: a complete sibling takes the name. Whatever ends the process, the old file stays or the new one is there. */
+/**
+ * The one way of writing: a complete sibling takes the name. Whatever ends the process, the old file stays or the new
+ * one is there.
+ */
 import { randomBytes } from 'node:crypto';
 import { rmSync } from 'node:fs';
 import { type FileHandle, mkdir, open, realpath, rename, rm, stat } from 'node:fs/promises';
@@ -14,7 +17,9 @@ export type Chunks = Iterable<Uint8Array | string> | AsyncIterable<Uint8Array | 
 const temporaries = new Set<string>();
 let unwatch: (() => void) | undefined;
 
-/** Runs `work` with the path of a hidden sibling of `path`, of which nothing is left when the work or the process ends. */
+/**
+ * Runs `work` with the path of a hidden sibling of `path`, of which nothing is left when the work or the process ends.
+ */
 export async function withSibling<T>(path: string, work: (temporary: string) => Promise<T>): Promise<T> {
   const temporary = join(dirname(path), `.${basename(path).slice(0, 200)}.${randomBytes(6).toString('hex')}.tmp`);
   const remove = (left: string) => rmSync(left, { recursive: true, force: true });
@@ -33,7 +38,8 @@ export async function withSibling<T>(path: string, work: (temporary: string) => 
 }
 
 /**
- * Writes a file as a whole. What is no regular file, as a pipe or /dev/stdout, is written to as it stands; a link stays a link.
+ * Writes a file as a whole. What is no regular file, as a pipe or /dev/stdout, is written to as it stands; a link stays
+ * a link.
  * @throws OctconvError that names the file.
  */
 export async function writeWhole(path: string, chunks: Chunks): Promise<void> {
@@ -99,8 +105,8 @@ export async function isFolder(path: string): Promise<boolean> {
 }
 
 /**
- * Says before long work that a file could not be written: that its folder is missing, that it is a folder, or that it is
- * one of the files that are read.
+ * Says before long work that a file could not be written: that its folder is missing, that it is a folder, or that it
+ * is one of the files that are read.
  * @throws OctconvError that names the file.
  */
 export async function checkOutput(path: string, inputs: readonly (string | undefined)[] = []): Promise<void> {
@@ -109,7 +115,9 @@ export async function checkOutput(path: string, inputs: readonly (string | undef
   for (const input of inputs) if (input !== undefined) await refuseInput(path, input);
 }
 
-/** @throws OctconvError if both paths are one regular file or folder, by whatever links; it calls the input as `shown`. */
+/**
+ * @throws OctconvError if both paths are one regular file or folder, by whatever links; it calls the input as `shown`.
+ */
 export async function refuseInput(path: string, input: string, shown = input): Promise<void> {
   const [out, read] = await Promise.all(
     [path, input].map((name) => stat(name, { bigint: true }).catch(() => undefined)),

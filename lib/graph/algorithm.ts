@@ -6,7 +6,10 @@ import { type Branch, convStep, sourcesOf, type Steps } from './lower.js';
 /** Of integers, so many input channels may be summed up (native/cpu/winograd.h). */
 export const mostChannels = { 2: 1827, 4: 114 } as const;
 
-/** Whether Winograd's F(size x size) can do it: products are of f32, activations may be bf16; or all is integers, exactly. */
+/**
+ * Whether Winograd's F(size x size) can do it: products are of f32, activations may be bf16; or all is integers,
+ * exactly.
+ */
 export function fitsWinograd(
   { terms, residual, stores, compute = 'f32' }: Branch,
   { values }: Steps,
@@ -34,10 +37,11 @@ export function fitsWinograd(
 /**
  * F(4x4) takes 36 products for 16 outputs instead of 144, F(2x2) 16 for 4 instead of 36, but both have weights of their
  * own for each position, 4 and 1.8 times as many, which are read for one output per tile. So the coarsest grid of a
- * branch must have some tiles. Milliseconds of Oct-ResNet-50's 3x3 layers at alpha .5, one AVX2 thread, direct / F(2x2) /
- * F(4x4): 56 px 1.18 / .84 / .60, 28 px 1.12 / .71 / .59, 14 px 1.17 / .91 / 1.00, 7 px 2.72 / 2.2 / 3.0. With 8 channels
- * the transforms take longer than what they save, with 16 they pay. Of i8: 56 px .57 / .56 / .38 (plain, 64 channels:
- * 1.24 / .98 / .63), 28 px .55 / .43 / .34, 14 px .53 / .44, 7 px 1.2 / 1.0; the whole alpha .5 27.5 / 26.5 / 25.7.
+ * branch must have some tiles. Milliseconds of Oct-ResNet-50's 3x3 layers at alpha .5, one AVX2 thread, direct / F(2x2)
+ * / F(4x4): 56 px 1.18 / .84 / .60, 28 px 1.12 / .71 / .59, 14 px 1.17 / .91 / 1.00, 7 px 2.72 / 2.2 / 3.0. With 8
+ * channels the transforms take longer than what they save, with 16 they pay. Of i8: 56 px .57 / .56 / .38 (plain, 64
+ * channels: 1.24 / .98 / .63), 28 px .55 / .43 / .34, 14 px .53 / .44, 7 px 1.2 / 1.0; the whole alpha .5 27.5 / 26.5 /
+ * 25.7.
  */
 function winogradOf(branch: Branch, steps: Steps, { dotProducts }: Pick<Traits, 'dotProducts'>): 2 | 4 | undefined {
   // Two products of bf16 at once are as good as Winograd's, which are of f32; four of bytes as its, which are of i16.

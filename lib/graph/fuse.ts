@@ -191,7 +191,7 @@ function activationFrom(step: Step, uses: Uses): { activation: Activation; steps
  */
 export function joinActivations(given: Steps): Steps {
   const uses = new Uses(given);
-  for (const [place, step] of uses.steps) {
+  for (const step of uses.steps.values()) {
     const [input = -1] = step.inputs;
     const branch = uses.branchOf(input);
     const raw = branch?.stores.find(({ value }) => value === input);
@@ -213,12 +213,14 @@ export function joinActivations(given: Steps): Steps {
         maker.branches.map((b) => (b === branch ? { ...b, y: unread ? value : b.y, stores } : b)),
       ),
     );
-    if (to >= place) throw new Error('fuse: a step reads what a later one makes');
   }
   return { ...given, steps: [...uses.steps.values()] };
 }
 
-/** The same of a value that no convolution makes, if convolutions alone read it: each prepares what it reads. */
+/**
+ * Batch normalisation and clamp of a value that no convolution makes: if only convolutions read the result, each of
+ * them applies both to its input.
+ */
 export function joinPrologues(given: Steps): Steps {
   const uses = new Uses(given);
   for (const step of [...uses.steps.values()]) {
@@ -271,7 +273,10 @@ function isHalving({ attrs }: Step, shape: readonly number[]): boolean {
   );
 }
 
-/** P(x) for a later layer is written by the step that makes x, while x is in the cache; values of convolutions that nobody reads are not stored. */
+/**
+ * P(x) for a later layer is written by the step that makes x, while x is in the cache. Values of convolutions that
+ * nobody reads are not stored.
+ */
 export function sinkPooling(given: Steps): Steps {
   const values: TensorType[] = [...given.values];
   const pooled = new Map<number, number>();
@@ -323,7 +328,7 @@ export function sinkPooling(given: Steps): Steps {
   return { ...given, values, steps };
 }
 
-type Pass = (steps: Steps) => Steps;
+export type Pass = (steps: Steps) => Steps;
 
 /** All passes, in order; `types` are given to what is left of the values, before pooled copies are added. */
 export const fusing = (types: Pass): Pass[] => [

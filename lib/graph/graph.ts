@@ -22,7 +22,9 @@ export interface TensorType {
   readonly zero?: number | undefined;
 }
 
-/** One step. `inputs` and `outputs` index `Graph.values`; `params` maps a role ('weight') to a name in `Graph.params`. */
+/**
+ * One step. `inputs` and `outputs` index `Graph.values`; `params` maps a role ('weight') to a name in `Graph.params`.
+ */
 export interface GraphNode {
   readonly op: string;
   /** Path of the layer that recorded it, e.g. `layer1.0.conv2`. */
@@ -94,7 +96,10 @@ export class Graph {
     return value;
   }
 
-  /** A parameter or a constant as what an op takes: its shape is that of a value, [N, C], [N, H, W, C] or [N, T, H, W, C]. */
+  /**
+   * A parameter or a constant as an operand of an op. Its shape is that of a value: [N, C], [N, H, W, C] or
+   * [N, T, H, W, C].
+   */
   operand(op: string, param: Parameter | Tensor): Value {
     const name = this.#param(op, 'operand', param);
     const [known] = [...this.bound].find(([, other]) => other === name) ?? [];

@@ -1,5 +1,6 @@
 /** Where each value lies: one arena whose pieces are used again as soon as their last reader is done. */
 import { bytesPerElement } from '../dtype.js';
+import { bytesOf } from '../tensor.js';
 import type { Steps } from './lower.js';
 import { sliceOf } from './slices.js';
 import { batchOf, segmentsByStep, wholeValues } from './subbatch.js';
@@ -28,9 +29,8 @@ export function planMemory(given: Steps, align: number): MemoryPlan {
       const { of } = sliceOf(given, id);
       const type = values[of];
       if (!type || outside.has(id)) continue;
-      const elements = type.shape.reduce((a, b) => a * b, 1);
       const share = whole.has(id) ? 1 : images / batch;
-      const bytes = aligned(elements * share * bytesPerElement[type.dtype], align);
+      const bytes = aligned(bytesOf(type) * share, align);
       const life = lives.get(of) ?? { id: of, from: whole.has(id) ? first : at, to: at, bytes };
       lives.set(of, Object.assign(life, { to: Math.max(life.to, at) }));
     }

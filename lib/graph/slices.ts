@@ -1,6 +1,6 @@
 /**
- * Concatenations without a copy: their inputs are slices of the channels of one wide value, and whoever makes or reads a
- * slice goes from pixel to pixel by the pitch of that value. DenseNet's layers all write into one buffer of a block's
+ * Concatenations without a copy: their inputs are slices of the channels of one wide value, and whoever makes or reads
+ * a slice goes from pixel to pixel by the pitch of that value. DenseNet's layers all write into one buffer of a block's
  * last width.
  */
 import type { Traits } from '../targets.js';

@@ -30,8 +30,8 @@ export interface DecodeOptions {
 /**
  * Decodes JPEG, PNG and WebP, and on request what else sharp reads. The network gets the picture as a viewer shows it:
  * EXIF orientation and an embedded colour profile are obeyed; grey, CMYK and 16-bit pictures become 8-bit sRGB;
- * transparent parts lie over white (torchvision drops the alpha channel, which shows whatever colours are hidden there);
- * of an animation the first frame. A truncated file is an error: half a picture would get a label, too.
+ * transparent parts lie over white (torchvision drops the alpha channel, which shows whatever colours are hidden
+ * there); of an animation the first frame. A truncated file is an error: half a picture would get a label, too.
  * @throws OctconvError that begins with `name`: the file unless given; the signal's reason if it is aborted.
  */
 export async function decodeImage(
@@ -118,8 +118,8 @@ async function decode(
   const { default: sharp } = await import('sharp'); // 17 MiB that only pictures need
   const options = { failOn: 'error', limitInputPixels: maxPixels } as const;
   try {
-    // JPEGs are not shrunk while decoding: of 1,000 CIFAR-10 pictures enlarged to 512 pixels and decoded at 128 (64), the
-    // shipped network guesses 5 (25) otherwise and 3 (15) fewer are right.
+    // JPEGs are not shrunk while decoding: of 1,000 CIFAR-10 pictures enlarged to 512 pixels and decoded at 128 (64),
+    // the shipped network guesses 5 (25) otherwise and 3 (15) fewer are right.
     const picture = sharp(bytes, options);
     const space = hasDeepPixels(format, bytes) ? (await sharp(bytes, options).metadata()).space : undefined;
     // sharp leaves 16-bit colours in Display P3, and the profile of 16-bit grey out: it gets 8 bits.

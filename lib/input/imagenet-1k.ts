@@ -1,4 +1,7 @@
-/** Names of the 1000 classes of ImageNet-1k (ILSVRC 2012), in the usual order (sorted by WordNet id), as torchvision calls them. */
+/**
+ * Names of the 1000 classes of ImageNet-1k (ILSVRC 2012), in the usual order (sorted by WordNet id), as torchvision
+ * calls them.
+ */
 export const imagenet1k: readonly string[] = `
 tench, goldfish, great white shark, tiger shark, hammerhead, electric ray, stingray, cock, hen, ostrich, brambling, goldfinch, house finch, junco,
 indigo bunting, robin, bulbul, jay, magpie, chickadee, water ouzel, kite, bald eagle, vulture, great grey owl, European fire salamander,

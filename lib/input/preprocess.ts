@@ -74,7 +74,8 @@ export type GivenInput = { readonly [Key in keyof InputConfig]?: InputConfig[Key
 > & { readonly cropPct?: number | undefined };
 
 /**
- * Derives what was left out: `resize` of the crop percentage (timm's, for square sizes), else no more than the crop needs.
+ * Derives what was left out: `resize` of the crop percentage (timm's, for square sizes), else no more than the crop
+ * needs.
  * @throws OctconvError if fields contradict one another.
  */
 export function resolveInput(given: GivenInput, where: string): InputConfig {

@@ -18,8 +18,8 @@ export function nameOf(source: PictureSource, at?: number): string {
 }
 
 /**
- * All bytes of a picture file, in memory that nobody else can change: bytes given are copied. A stream is read to its end,
- * or destroyed.
+ * All bytes of a picture file, in memory that nobody else can change: bytes given are copied. A stream is read to its
+ * end, or destroyed.
  * @throws OctconvError that begins with `name` if there are more than `maxBytes`, or they cannot be read.
  */
 export async function readSource(

@@ -17,7 +17,7 @@ export const families: Family[] = [...registered];
 /** Name of a network that comes with the package. */
 export type NetworkName = (typeof registered)[number]['names'][number];
 
-/** Names that complete in an editor; a family of one's own has others. */
+/** Names that complete in an editor; a family that the user registers has others. */
 export type AnyNetworkName = NetworkName | (string & Record<never, never>);
 
 /** The networks that come with the package. */

@@ -99,8 +99,8 @@ export class PreActivationNet extends Module {
 export const alphasOf = ({ alpha }: ResolvedNetworkOptions): readonly number[] => [0, alpha, alpha, alpha, 0];
 
 /**
- * What the authors trained these on: (v - (124, 117, 104)) * 0.0167 of a picture resized by OpenCV's bicubic, which, unlike
- * ours, does not antialias.
+ * What the authors trained these on: (v - (124, 117, 104)) * 0.0167 of a picture resized by OpenCV's bicubic, which,
+ * unlike ours, does not antialias.
  */
 export function symbolInput(stem: 'imagenet' | 'cifar'): InputConfig {
   if (stem === 'cifar') return defaultInput(stem);

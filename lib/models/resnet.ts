@@ -1,6 +1,7 @@
 /**
- * Post-activation ResNets and octave ResNets: basic blocks, or bottlenecks with the stride in the 3x3 ("v1b"). The plain
- * ones have torchvision's parameter names, the octave ones d-li14's. (arXiv 1512.03385; arXiv 1904.05049, section 4.)
+ * Post-activation ResNets and octave ResNets: basic blocks, or bottlenecks with the stride in the 3x3 ("v1b"). The
+ * plain ones have torchvision's parameter names, the octave ones d-li14's. (arXiv 1512.03385; arXiv 1904.05049, section
+ * 4.)
  */
 import { OctconvError, show } from '../error.js';
 import type { Value } from '../graph/graph.js';

@@ -64,7 +64,9 @@ interface Split {
   readonly low: number;
 }
 
-/** The alpha that a person would have written, out of those with low = trunc(alpha C) in every layer before the merge. */
+/**
+ * The alpha that a person would have written, out of those with low = trunc(alpha C) in every layer before the merge.
+ */
 export function inferAlpha(parameters: Shapes): number {
   const splits: Split[] = [];
   for (const [name, [high = 0]] of parameters) {

@@ -4,8 +4,8 @@ import { besideI8, type TensorInfo, type WeightSource } from './source.js';
 
 /**
  * Compares a source with the parameters that a network expects: what is missing, extra or wrongly shaped becomes one
- * error that names the first ten and counts the rest. Counters as `num_batches_tracked` are optional; weights of i8 have
- * their scales beside them.
+ * error that names the first ten and counts the rest. Counters as `num_batches_tracked` are optional; weights of i8
+ * have their scales beside them.
  */
 export function checkWeights(
   expected: ReadonlyMap<string, readonly number[]>,

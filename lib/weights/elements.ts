@@ -18,8 +18,8 @@ export interface Layout {
 }
 
 /**
- * Reads elements and puts them into `memory` in row-major order, as what they are read as. Those that are so already are
- * read to where they belong.
+ * Reads elements and puts them into `memory` in row-major order, as what they are read as. Those that are so already
+ * are read to where they belong.
  */
 export async function readElements(
   stored: StoredType,

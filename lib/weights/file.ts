@@ -29,8 +29,9 @@ export const ownMemory: Memory = (bytes) => new Uint8Array(bytes);
 const small = 2 ** 16;
 
 /**
- * A regular file that is read piece by piece. What lies outside of it is an error before any memory is allocated, and so is
- * a read after the file was written to: its pieces may be of two files. A file that another one took the name of stays as it is.
+ * A regular file that is read piece by piece. What lies outside of it is an error before any memory is allocated, and
+ * so is a read after the file was written to: its pieces may be of two files. A file that another one took the name of
+ * stays as it is.
  */
 export class RandomFile {
   private constructor(
@@ -54,7 +55,9 @@ export class RandomFile {
     }
   }
 
-  /** Bytes [position, position + length); by default in memory of their own, so that any typed array is aligned on them. */
+  /**
+   * Bytes [position, position + length); by default in memory of their own, so that any typed array is aligned on them.
+   */
   async read(position: number, length: number, memory: Memory = ownMemory): Promise<Uint8Array<ArrayBuffer>> {
     if (!(position >= 0 && length >= 0 && position + length <= this.size)) {
       throw new OctconvError(`${this.path}: truncated at ${this.size} bytes, wanted ${length} bytes at ${position}`);

@@ -87,7 +87,10 @@ export async function readModelFolder(folder: string): Promise<ModelFolder> {
   }
 }
 
-/** What describes a checkpoint in its own folder, as training leaves it: config.json and labels.txt. Other programs' are none. */
+/**
+ * What describes a checkpoint in its own folder, as training leaves it: config.json and labels.txt. Other programs' are
+ * none.
+ */
 export async function readConfigBeside(
   checkpoint: string,
 ): Promise<(ModelConfig & { names: readonly string[] }) | undefined> {
@@ -107,8 +110,8 @@ export interface WriteOptions {
 
 /**
  * Writes a model folder. A new one appears under its name when it is complete. In a folder that is there, the new files
- * lie beside the old ones until config.json, which names them, is replaced. So whatever ends the process, a reader finds
- * the old model or the new one, and of two writers one.
+ * lie beside the old ones until config.json, which names them, is replaced. So whatever ends the process, a reader
+ * finds the old model or the new one, and of two writers one.
  * @throws OctconvError that names the file; if there is a model already, unless `force` is given.
  */
 export async function writeModelFolder(
@@ -177,8 +180,8 @@ async function renamed(stage: string, target: string): Promise<boolean> {
 }
 
 /**
- * Moves staged files into a folder. Names that a config.json there may mean are left alone until it is replaced; then what
- * it named is removed.
+ * Moves staged files into a folder. Names that a config.json there may mean are left alone until it is replaced; then
+ * what it named is removed.
  */
 async function moveInto(
   target: string,

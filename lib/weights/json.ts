@@ -1,6 +1,9 @@
 import { OctconvError, show } from '../error.js';
 
-/** JSON in UTF-8 that comes from anywhere. What JSON.parse lets pass is an error too: a key twice, and depth without end. */
+/**
+ * JSON in UTF-8 that comes from anywhere. What JSON.parse lets pass is an error too: a key twice, and depth without
+ * end.
+ */
 export function parseJson(bytes: Uint8Array, depth: number, what: string): unknown {
   const notJson = () => new OctconvError(`${what} is not JSON`);
   let text: string;

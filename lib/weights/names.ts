@@ -39,8 +39,8 @@ export function withoutWrappers(source: WeightSource): WeightSource {
 }
 
 /**
- * The tensors of a registered network by their usual names: without prefixes that all have, and with the classifier called
- * `fc`, which is `fc.1` behind a dropout. For other networks those names may be right.
+ * The tensors of a registered network by their usual names: without prefixes that all have, and with the classifier
+ * called `fc`, which is `fc.1` behind a dropout. For other networks those names may be right.
  */
 export function withUsualNames(source: WeightSource): WeightSource {
   return withPlainHead(withoutPrefixes(source, [...wrappers, ...holders]));

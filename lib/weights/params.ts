@@ -1,6 +1,7 @@
 /**
  * MXNet's .params, bare or in a tar beside its symbol: u64 0x112, u64 0, u64 n, n records, u64 n, n names of u64 length
- * and bytes. A record is, little-endian: magic, [storage type], rank, sizes, device type and id, element type, elements.
+ * and bytes. A record is, little-endian: magic, [storage type], rank, sizes, device type and id, element type,
+ * elements.
  */
 import type { DType, TypedArray } from '../dtype.js';
 import { OctconvError, show } from '../error.js';

@@ -1,8 +1,8 @@
 import { OctconvError, show } from '../error.js';
 
-// A virtual machine for Python's pickle language. Nothing in a pickle is ever called: a name is a name, and a call of one
-// out of the short list below gives what it would have built. Every other object is opaque: it has a class, and that is all.
-// Work and memory are linear in the pickle's size: a byte of it takes some 300 bytes at most.
+// A virtual machine for Python's pickle language. Nothing in a pickle is ever called: a name is a name, and a call of
+// one out of the short list below gives what it would have built. Every other object is opaque: it has a class, and
+// that is all. Work and memory are linear in the pickle's size: a byte of it takes some 300 bytes at most.
 
 export class PickleError extends OctconvError {}
 

@@ -30,8 +30,8 @@ const pickleLimit = 8 * 2 ** 20;
 const entryLimit = 100_000;
 
 /**
- * The most bytes that a byte of a file may stand for, deflated or in tensors that share numbers: beyond it a small file could
- * ask for any amount of memory.
+ * The most bytes that a byte of a file may stand for, deflated or in tensors that share numbers: beyond it a small file
+ * could ask for any amount of memory.
  */
 const growth = 100;
 const alwaysFine = 2 ** 16;
@@ -293,13 +293,18 @@ interface Candidate {
   readonly depth: number;
   readonly dict: Dict;
   readonly tensors: number;
-  /** Whether one of them has two sizes or more, as the weights of a layer: a best accuracy, or the state of a generator, has none. */
+  /**
+   * Whether one of them has two sizes or more, as the weights of a layer: a best accuracy, or the state of a generator,
+   * has none.
+   */
   readonly layers: boolean;
 }
 
 const depthLimit = 3;
 
-/** The dictionaries that have tensors, those that are least deep first. A name that is no text leads into an optimizer. */
+/**
+ * The dictionaries that have tensors, those that are least deep first. A name that is no text leads into an optimizer.
+ */
 function candidates(root: PickleValue): Candidate[] {
   if (!(root instanceof Map)) return [];
   const found: Candidate[] = [];
@@ -406,8 +411,8 @@ function stateDict(file: RandomFile, root: PickleValue, storages: Storages, key:
 }
 
 /**
- * storage, offset, size, stride[, requires_grad, backward_hooks[, metadata]] of a tensor that may be wrapped as a parameter:
- * (tensor, requires_grad, backward_hooks[, state]), or with attributes: (function, type, arguments, state).
+ * storage, offset, size, stride[, requires_grad, backward_hooks[, metadata]] of a tensor that may be wrapped as a
+ * parameter: (tensor, requires_grad, backward_hooks[, state]), or with attributes: (function, type, arguments, state).
  */
 function tensorArgs({ path, args }: TensorCall): readonly PickleValue[] | undefined {
   if (path === 'torch._utils._rebuild_tensor') return args.length === 4 ? args : undefined;

@@ -11,8 +11,8 @@ import { elementCount, missingTensor, type TensorInfo, type WeightSource } from 
 // padded with spaces, then the tensors without holes, little-endian, row-major. Offsets count from the header's end.
 
 /**
- * 70,000 tensors' worth; the official reader's 100 MB would let a hostile header parse to gigabytes of objects. A byte of
- * it takes some 20 bytes of memory at most.
+ * 70,000 tensors' worth; the official reader's 100 MB would let a hostile header parse to gigabytes of objects. A byte
+ * of it takes some 20 bytes of memory at most.
  */
 export const headerLimit = 8 * 2 ** 20;
 
@@ -126,8 +126,8 @@ export async function writeSafetensors(
 }
 
 /**
- * The content of a file, which errors call `path`: every tensor of a source, one at a time. Wide data types come first, so
- * that every tensor is aligned in the file.
+ * The content of a file, which errors call `path`: every tensor of a source, one at a time. Wide data types come first,
+ * so that every tensor is aligned in the file.
  */
 export async function* encodeSafetensors(
   path: string,

@@ -52,8 +52,8 @@ export interface OpenOptions {
 }
 
 /**
- * Opens a .safetensors, a .pth (zip, or the pickles before PyTorch 1.6) or an MXNet .params (bare or in a tar), told apart
- * by content, or what `model.safetensors.index.json` tells of: the index, or the folder that it is in.
+ * Opens a .safetensors, a .pth (zip, or the pickles before PyTorch 1.6) or an MXNet .params (bare or in a tar), told
+ * apart by content, or what `model.safetensors.index.json` tells of: the index, or the folder that it is in.
  */
 export async function openWeights(path: string, { key }: OpenOptions = {}): Promise<WeightSource> {
   const index = await indexOf(path);

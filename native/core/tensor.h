@@ -1,4 +1,4 @@
-// Data types, shapes and views. Every activation is N T H W C (T = 1 for images); a rank-2 [N, C] is N 1 1 1 C.
+// Data types and shapes. Every activation is N T H W C (T = 1 for images); a rank-2 [N, C] is N 1 1 1 C.
 #pragma once
 #include <array>
 #include <cmath>

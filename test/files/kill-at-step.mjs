@@ -1,4 +1,5 @@
-// Preloaded: kills the process before its n-th change of the file system, n of KILL_AT; says at the end how many there were.
+// Preloaded: kills the process before its n-th change of the file system, n of KILL_AT; says at the end how many there
+// were.
 import fs from 'node:fs';
 import { syncBuiltinESMExports } from 'node:module';
 

@@ -1,4 +1,5 @@
-// Writes a model folder or a file whose parts all tell its version: node write.mjs folder|file|hang PATH VERSION [TIMES]
+// Writes a model folder or a file whose parts all tell its version: node write.mjs folder|file|hang PATH VERSION
+// [TIMES]
 const [, , what, path, version, times = '1'] = process.argv;
 const lib = new URL('../../dist/', import.meta.url);
 const { writeModelFolder } = await import(new URL('weights/folder.js', lib));
