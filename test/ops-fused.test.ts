@@ -1,8 +1,20 @@
 /** Fused steps against the graph as recorded. */
 import { expect } from 'chai';
+import { targetOf } from '../lib/devices.js';
 import { fuse } from '../lib/graph/fuse.js';
 import { lower } from '../lib/graph/lower.js';
-import { block, checkGraph, inputsOf, naming, parameters, preactivation } from './running.js';
+import { stepsFor } from '../lib/targets.js';
+import {
+  block,
+  checkGraph,
+  compileSteps,
+  inputsOf,
+  naming,
+  parameters,
+  preactivation,
+  run,
+  sameBits,
+} from './running.js';
 
 describe('ops: fused forms', () => {
   const met = new Set<string>();
@@ -97,5 +109,31 @@ describe('ops: fused forms', () => {
 
   it('60 more @slow', async () => {
     await checkPreactivation(21, 80);
+  });
+
+  // Which pixels share a tile depends on the cut: a kernel that rounds some of them in another way shows here.
+  it('a cut into sub-batches, wherever it is, keeps the bits', async function () {
+    this.timeout(600_000);
+    const { traits } = targetOf('cpu');
+    const target = { traits: { ...traits, subBatches: false }, threads: 1 };
+    for (let seed = 1; seed <= 200; seed++) {
+      const { graph } = block(seed);
+      const shapes = graph.inputs.map((id) => graph.values[id]?.shape ?? []);
+      const images = shapes[0]?.[0] ?? 1;
+      if (images === 1) continue;
+      const fused = stepsFor(graph, target);
+      const inputs = inputsOf({ inputs: shapes });
+      const cutAt = async (cut: number) => {
+        const segments = [
+          { steps: cut, images: 1 },
+          { steps: fused.steps.length - cut, images },
+        ].filter(({ steps }) => steps > 0);
+        const plan = await compileSteps({ ...fused, segments }, 'cpu', 1, parameters(graph), graph);
+        return run(plan, inputs).finally(() => plan.dispose());
+      };
+      const whole = await cutAt(0);
+      for (let cut = 1; cut <= fused.steps.length; cut++)
+        expect(sameBits(await cutAt(cut), whole), `seed ${seed}, cut after step ${cut}`).to.be.true;
+    }
   });
 });

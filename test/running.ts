@@ -222,7 +222,7 @@ class Blocks {
   #state: number;
   #names = 0;
   constructor(readonly seed: number) {
-    this.#state = seed;
+    this.#state = Math.imul(seed, 0x9e3779b1); // near seeds start far apart
     this.video = seed % 5 === 0;
   }
   pick = <T>(...options: T[]): T => {

@@ -14,7 +14,7 @@ template <class Residual, class Out>
 OCTCONV_INLINE void finishVector(const Epilogue& t, Vec y, ptrdiff_t at, ptrdiff_t residualAt, int count) {
   if (t.residual.data) {
     const auto* from = static_cast<const Residual*>(t.residual.data) + residualAt;
-    y += (count == lanes ? load(from) : load(from, count)) * t.residualSteps;
+    y = multiplyAdd(count == lanes ? load(from) : load(from, count), splat(t.residualSteps), y);
   }
   y = clamp(y, splat(t.least), splat(t.most));
   auto* to = static_cast<Out*>(t.out.data) + at;

@@ -5,13 +5,13 @@
 namespace octconv::OCTCONV_LEVEL {
 
 // 12 independent chains hide a latency of 4 or 5 cycles on two units; without FMA the compiler splits each in two.
-double multiplyAdd(int64_t rounds) {
+double multiplyAdds(int64_t rounds) {
   Vec sums[12];
   for (Vec& sum : sums) sum = splat(1);
   const Vec factor = splat(0.999f), addend = splat(1e-9f);
   for (int64_t i = 0; i < rounds; i++)
 #pragma GCC unroll 12
-    for (int j = 0; j < 12; j++) sums[j] = sums[j] * factor + addend;
+    for (int j = 0; j < 12; j++) sums[j] = multiplyAdd(sums[j], factor, addend);
   for (const Vec& sum : sums) asm volatile("" : : "m"(sum));  // the results are wanted
   return 2.0 * 12 * lanes * static_cast<double>(rounds);
 }
@@ -29,7 +29,7 @@ namespace octconv {
 
 double measurePeak(Crew& crew) {
   using Clock = std::chrono::steady_clock;
-  const auto loop = OCTCONV_PICK(multiplyAdd);
+  const auto loop = OCTCONV_PICK(multiplyAdds);
   std::vector<double> flops(static_cast<size_t>(crew.threads));
   double best = 0;
   for (int i = 0; i < 64; i++) {

@@ -5,7 +5,7 @@
 #include "levels.h"
 
 // `rounds` rounds of 12 fused multiply-adds of one vector each; gives the FLOPs that this was.
-OCTCONV_DECLARE(double multiplyAdd(int64_t rounds))
+OCTCONV_DECLARE(double multiplyAdds(int64_t rounds))
 
 namespace octconv {
 

@@ -88,7 +88,7 @@ static void activate(const Elements& from, ptrdiff_t fromPitch, const Elements& 
     const From* x = static_cast<const From*>(from.data) + c;
     To* y = static_cast<To*>(to.data) + c;
     for (ptrdiff_t p = 0; p < pixels; p++, x += fromPitch, y += toPitch) {
-      Vec v = clamp((count == lanes ? load(x) : load(x, count)) * factor + addend, low, high);
+      Vec v = clamp(multiplyAdd(count == lanes ? load(x) : load(x, count), factor, addend), low, high);
       if constexpr (sizeof(To) == 1) v = clamp(v * steps + zero, Vec{}, splat(255));
       count == lanes ? store(y, v) : store(y, v, count);
     }

@@ -354,7 +354,7 @@ OCTCONV_INLINE void oneDepthwise(const Tile& t) {
 #pragma GCC unroll 16
       for (int m = 0; m < M; m++) {
         const auto* a = reinterpret_cast<const Element*>(rows[m] + s->offset);
-        acc[m][0] += (whole ? load(a) : load(a, static_cast<int>(t.channels))) * load(w);
+        acc[m][0] = multiplyAdd(whole ? load(a) : load(a, static_cast<int>(t.channels)), load(w), acc[m][0]);
       }
   finish<Type, Vec, M, 1>(t, acc);
 }

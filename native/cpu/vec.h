@@ -186,6 +186,23 @@ OCTCONV_INLINE Bits splatBits(uint32_t x) {
 #endif
 }
 
+// a * b + c, rounded once where the level can. g++ contracts an expression only within one basic block, so copies of a
+// loop that it makes may round differently: sums over elements that a branch has loaded are written with this.
+OCTCONV_INLINE Vec multiplyAdd(Vec a, Vec b, Vec c) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+  union Registers {
+    Vec all;
+    __m256 part[lanes / 8];
+  } x{a}, y{b}, z{c};
+  for (int i = 0; i < lanes / 8; i++) z.part[i] = _mm256_fmadd_ps(x.part[i], y.part[i], z.part[i]);
+  return z.all;
+#else
+  return a * b + c;
+#endif
+}
+
 // Comparisons are such that a NaN in x stays, as in PyTorch.
 OCTCONV_INLINE Vec clamp(Vec x, Vec low, Vec high) {
   x = x < low ? low : x;

@@ -17,7 +17,7 @@ static void multiply(const float* x, const float* y, float* z, ptrdiff_t inner, 
     for (ptrdiff_t k = 0; k < inner; k++) {
       const float* from = y + k * columns + j;
       const Vec some = count == lanes ? load(from) : load(from, count);
-      for (int r = 0; r < rows; r++) sums[r] += splat(x[r * inner + k]) * some;
+      for (int r = 0; r < rows; r++) sums[r] = multiplyAdd(splat(x[r * inner + k]), some, sums[r]);
     }
     for (int r = 0; r < rows; r++)
       count == lanes ? store(z + r * columns + j, sums[r]) : store(z + r * columns + j, sums[r], count);
