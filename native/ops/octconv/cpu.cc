@@ -8,10 +8,11 @@
 // In the end the other stores, batch normalised, clamped or pooled, are made of the rows just stored.
 // Nothing is shared between tasks, so neither a barrier nor the thread count can change a bit.
 //
-// Some inputs need preparing, in a pass before the tasks: one with a prologue; one that the producer could not write as
-// it is wanted (the network's own, an odd number of channels), which is converted, its channels filled up to whole
-// words of 32 bits, and pooled; and one of few channels under a wide kernel (the stem's 7x7 over RGB), which is copied
-// with its padding so that a row of taps is one tap of kernel.w * C channels.
+// Some inputs need preparing, rows by rows in the scratch of the task that reads them: one with a prologue; one that
+// the producer could not write as it is wanted (the network's own, an odd number of channels), which is converted, its
+// channels filled up to whole words of 32 bits, and pooled; and one of few channels under a wide kernel (the stem's 7x7
+// over RGB), which is copied with its padding so that a row of taps is one tap of kernel.w * C channels. Rows that two
+// blocks read, and those of several panel groups, are prepared for each.
 #include "cpu.h"
 
 #include "../../cpu/rows.h"
@@ -31,34 +32,15 @@ Elements elementsOf(void* data, const TensorType& type) { return {data, type.dty
 
 // --- Inputs -----------------------------------------------------------------------------------------------------
 
-// The same numbers: roles of different branches may have one name.
-bool sameNumbers(const float* a, const float* b, int64_t count) {
-  return a == b || (a && b && std::equal(a, a + count, b));
-}
-
-// Adds what a source reads to the plan, unless it is there; gives its index.
-int prepare(FastPlan& plan, Prepared wanted, Layout& layout) {
-  for (size_t i = 0; i < plan.prepared.size(); i++) {
-    const Prepared& p = plan.prepared[i];
-    if (p.input == wanted.input && p.compute == wanted.compute && p.groups == wanted.groups &&
-        p.padding == wanted.padding && p.pool == wanted.pool && p.step == wanted.step && p.zero == wanted.zero &&
-        p.least == wanted.least && p.most == wanted.most && sameNumbers(p.scale, wanted.scale, p.from.c) &&
-        sameNumbers(p.shift, wanted.shift, p.from.c))
-      return static_cast<int>(i);
-  }
-  Shape shape = wanted.from;
-  shape.h += 2 * wanted.padding.h, shape.w += 2 * wanted.padding.w;
-  shape.c = wanted.groups * wordsOf(shape.c / wanted.groups, wanted.compute) * perWord(wanted.compute);
-  for (int64_t times = 0; times <= wanted.pool; times++) {
-    wanted.shapes.push_back(halved(shape, times));
-    wanted.offsets.push_back(layout.add(product(wanted.shapes.back().elements(), sizeOf(wanted.compute))));
-  }
-  plan.prepared.push_back(std::move(wanted));
-  return static_cast<int>(plan.prepared.size()) - 1;
+Prepared prepare(const Source& s, const Shape& x, int64_t groups, const Size3& padding, Compute compute) {
+  Shape padded = x;
+  padded.h += 2 * padding.h, padded.w += 2 * padding.w;
+  padded.c = groups * wordsOf(x.c / groups, compute) * perWord(compute);
+  return {groups, padding, s.prologue.least, s.prologue.most, nullptr, nullptr, padded, 0, 0};
 }
 
 // The sum over a branch's main sources, or over its upsampled ones (`low`).
-Sum sumOf(FastPlan& plan, const Node& node, const BranchPlan& b, const Shape& y, bool low, Layout& layout) {
+Sum sumOf(const Node& node, const BranchPlan& b, const Shape& y, bool low) {
   const Branch& branch = b.spec;
   const bool depthwise = b.packed->depthwise;
   Sum sum;
@@ -78,25 +60,14 @@ Sum sumOf(FastPlan& plan, const Node& node, const BranchPlan& b, const Shape& y,
     const bool whole = depthwise || inGroup * bytes % 4 == 0;
     const bool asIs =
         x.dtype == activationOf(branch.compute) && whole && s.pool == 0 && !rowTaps && s.prologue.isIdentity();
-    TileSource source{branch.winograd ? overTiles(s, branch.winograd) : s, -1, x.shape, x.pitch(), {}, rowTaps};
+    TileSource source{branch.winograd ? overTiles(s, branch.winograd) : s, {}, x.shape, x.pitch(), {}, rowTaps};
     if (!asIs) {
-      source.prepared = prepare(plan,
-                                {s.input,
-                                 branch.compute,
-                                 depthwise ? 1 : s.groups,  // it reads elements, not words: one group, as wide as it is
-                                 rowTaps ? s.padding : Size3(0, 0, 0),
-                                 s.prologue.least,
-                                 s.prologue.most,
-                                 norm.channels ? b.packed->floats(norm.scale) : nullptr,
-                                 norm.channels ? b.packed->floats(norm.shift) : nullptr,
-                                 s.pool,
-                                 s.scale,
-                                 s.zero,
-                                 x.shape,
-                                 {},
-                                 {}},
-                                layout);
-      source.shape = plan.prepared[source.prepared].shapes.back();
+      // A depthwise convolution reads elements, not words: one group, as wide as it is.
+      source.prepared =
+          prepare(s, x.shape, depthwise ? 1 : s.groups, rowTaps ? s.padding : Size3(0, 0, 0), branch.compute);
+      if (norm.channels)
+        source.prepared->scale = b.packed->floats(norm.scale), source.prepared->shift = b.packed->floats(norm.shift);
+      source.shape = halved(source.prepared->padded, s.pool);
       source.pitch = source.shape.c;
     }
     const int64_t all = source.shape.c * bytes, channels = all / s.groups;
@@ -114,54 +85,66 @@ Sum sumOf(FastPlan& plan, const Node& node, const BranchPlan& b, const Shape& y,
   return sum;
 }
 
-// Converts, pads and pools one plane.
-void runPrepared(const Prepared& p, const Node& node, const Run& run, int64_t plane) {
-  const auto convert = OCTCONV_PICK(convertElements);
-  const auto activate = OCTCONV_PICK(activatePixels);
-  const TensorType& type = node.inputs[p.input];
-  const Shape& shape = p.shapes[0];
-  const int64_t bytes = sizeOf(p.compute), inGroup = p.from.c / p.groups, group = shape.c / p.groups;
-  const auto fromBytes = static_cast<int64_t>(bytesOf(type.dtype));
-  const auto planeOf = [&](size_t k) {
-    return run.shared + p.offsets[k] + plane * p.shapes[k].h * p.shapes[k].w * shape.c * bytes;
-  };
-  const char* from = run.in<char>(p.input) + plane * p.from.h * p.from.w * type.pitch() * fromBytes;
-  char* to = planeOf(0);
-  const auto put = [&](int64_t pixels) {  // whose elements lie together in the copy
-    const Elements x = elementsOf(const_cast<char*>(from), type), y{to, activationOf(p.compute), p.step, p.zero};
+// One row of a padded plane, counted from the plane's own first: converted or activated, channels filled up.
+void prepareRow(const TileSource& source, const TensorType& type, Compute compute, const char* from, char* to) {
+  const Prepared& p = *source.prepared;
+  const int64_t bytes = sizeOf(compute), width = type.shape.w, c = type.shape.c, inGroup = c / p.groups,
+                group = p.padded.c / p.groups, fromBytes = type.pitch() * static_cast<int64_t>(bytesOf(type.dtype));
+  const auto outside = static_cast<char>(compute == Compute::i8 ? source.conv.zero : 0);
+  const int64_t margin = p.padding.w * p.padded.c * bytes;
+  const auto fill = [&](int64_t count) { to = std::fill_n(to, count, outside); };
+  if (!from) return fill(p.padded.w * p.padded.c * bytes);
+  fill(margin);
+  // Converted at the end of the row, then moved to their places from the front.
+  const int64_t gaps = width * p.groups * (group - inGroup) * bytes;
+  const char* packed = to + gaps;
+  const int64_t together = p.activates() || !type.gap ? width : 1;
+  for (int64_t x = 0; x < width; x += together) {
+    const Elements in = elementsOf(const_cast<char*>(from) + x * fromBytes, type),
+                   out{to + gaps + x * c * bytes, activationOf(compute), source.conv.scale, source.conv.zero};
     if (p.activates())
-      activate(x, type.pitch(), y, p.from.c, p.scale, p.shift, p.least, p.most, pixels, p.from.c);
+      OCTCONV_PICK(activatePixels)(in, type.pitch(), out, c, p.scale, p.shift, p.least, p.most, together, c);
     else
-      convert(x, y, pixels * p.from.c);
-    from += pixels * type.pitch() * fromBytes, to += pixels * p.from.c * bytes;
-  };
-  const auto outside = static_cast<char>(p.compute == Compute::i8 ? p.zero : 0);
-  const auto fill = [&](int64_t count) {
-    std::fill(to, to + count * bytes, outside);
-    to += count * bytes;
-  };
-  fill(p.padding.h * shape.w * shape.c);
-  for (int64_t y = 0; y < p.from.h; y++) {
-    fill(p.padding.w * shape.c);
-    // Converted at the end of their row, then moved to their places from the front.
-    const int64_t count = p.from.w * p.groups;
-    char* row = to;
-    to += count * (group - inGroup) * bytes;
-    const char* packed = to;
-    const int64_t together = p.activates() || !type.gap ? p.from.w : 1;
-    for (int64_t x = 0; x < p.from.w; x += together) put(together);
-    // Byte by byte: there are few, too few for a call.
-    for (int64_t i = 0; group > inGroup && i < count; i++) {
-      for (int64_t k = 0; k < inGroup * bytes; k++) *row++ = *packed++;
-      for (int64_t k = inGroup * bytes; k < group * bytes; k++) *row++ = outside;
-    }
-    fill(p.padding.w * shape.c);
+      OCTCONV_PICK(convertElements)(in, out, together * c);
   }
-  fill(p.padding.h * shape.w * shape.c);
-  const auto halve = OCTCONV_PICK(halveRows);
-  for (size_t k = 1; k < p.shapes.size(); k++)
-    halve(activationOf(p.compute), planeOf(k - 1), shape.c, p.shapes[k - 1].h, p.shapes[k - 1].w, planeOf(k), shape.c,
-          static_cast<int>(shape.c));
+  if (gaps == 0) to += width * c * bytes;
+  // Byte by byte: there are few, too few for a call.
+  for (int64_t i = 0; gaps > 0 && i < width * p.groups; i++) {
+    for (int64_t k = 0; k < inGroup * bytes; k++) *to++ = *packed++;
+    fill((group - inGroup) * bytes);
+  }
+  fill(margin);
+}
+
+// The rows that a block's tiles read of a source.
+void prepareRows(const TileSource& source, const Node& node, Compute compute, const Window& window, const Run& run,
+                 char* memory) {
+  const Prepared& p = *source.prepared;
+  const Source& s = source.conv;
+  const TensorType& type = node.inputs[s.input];
+  const Shape& x = type.shape;
+  const int64_t inRow = x.w * type.pitch() * static_cast<int64_t>(bytesOf(type.dtype)), bytes = sizeOf(compute),
+                row = source.shape.w * source.shape.c * bytes, paddedRow = p.padded.w * p.padded.c * bytes;
+  char* to = memory + p.copy;
+  for (int64_t plane = window.plane; plane < window.planeEnd; plane++)
+    for (int64_t y = window.row; y < window.rowEnd; y++, to += row) {
+      // Pooled while they are in the cache: 2^pool rows become one, through levels that lie one behind the other.
+      char* level = s.pool ? memory + p.between : to;
+      Shape rows = p.padded;
+      rows.h = std::min(p.padded.h - (y << s.pool), int64_t{1} << s.pool);
+      for (int64_t i = 0; i < rows.h; i++) {
+        const int64_t at = (y << s.pool) + i - p.padding.h;
+        const bool inside = at >= 0 && at < x.h;
+        prepareRow(source, type, compute, inside ? run.in<char>(s.input) + (plane * x.h + at) * inRow : nullptr,
+                   level + i * paddedRow);
+      }
+      for (int64_t k = s.pool; k > 0; k--, rows = halved(rows)) {
+        char* next = k == 1 ? to : level + rows.h * rows.w * rows.c * bytes;
+        OCTCONV_PICK(halveRows)
+        (activationOf(compute), level, rows.c, rows.h, rows.w, next, rows.c, static_cast<int>(rows.c));
+        level = next;
+      }
+    }
 }
 
 // --- Stores -----------------------------------------------------------------------------------------------------
@@ -266,14 +249,42 @@ void runStores(const BranchPlan& b, const Block& block, const Run& run, char* me
 
 // --- Tasks ------------------------------------------------------------------------------------------------------
 
-void runTask(const FastPlan& plan, const Node& node, const BranchPlan& b, int64_t task, const Run& run, char* memory) {
+Block blockAt(const BranchPlan& b, int64_t task) {
   const Shape& y = b.main.grid;
   const int64_t at = task / b.panelGroups, plane = at / b.rowBlocks * b.planes;
   const int64_t row = plane * y.h + at % b.rowBlocks * b.rows;
   const auto [begin, end] = piece(static_cast<int64_t>(b.packed->panels.size()), b.panelGroups, task % b.panelGroups);
-  const Block block{row, std::min(row + b.planes * b.rows, std::min((plane + b.planes) * y.h, y.rows())), begin, end};
+  return {row, std::min(row + b.planes * b.rows, std::min((plane + b.planes) * y.h, y.rows())), begin, end};
+}
+
+// Lays out the rows that tasks prepare; gives the end.
+size_t layOutPrepared(BranchPlan& b, size_t from) {
+  Layout layout;
+  layout.add(from);
+  for (Sum* sum : {&b.main, &b.low})
+    for (TileSource& source : sum->sources) {
+      if (!source.prepared) continue;
+      int64_t rows = 0;
+      for (int64_t task = 0; task < b.tasks(); task += b.panelGroups)
+        rows = std::max(rows, windowOf(source, sum->points, pointRows(b, *sum, blockAt(b, task))).rows());
+      Prepared& p = *source.prepared;
+      p.copy = layout.add(product(rows, source.shape.w, source.shape.c, sizeOf(b.spec.compute)));
+      Shape level = p.padded;
+      level.n = level.t = 1, level.h = int64_t{1} << source.conv.pool;
+      p.between = layout.add(source.conv.pool ? product(2, level.elements(), sizeOf(b.spec.compute)) : 0);
+    }
+  return layout.size();
+}
+
+void runTask(const Node& node, const BranchPlan& b, int64_t task, const Run& run, char* memory) {
+  const Block block = blockAt(b, task);
+  for (const Sum* sum : {&b.main, &b.low})
+    for (const TileSource& source : sum->sources)
+      if (source.prepared)
+        prepareRows(source, node, b.spec.compute, windowOf(source, sum->points, pointRows(b, *sum, block)), run,
+                    memory);
   char* const out = levelAt(b, b.stores[0], 0, block, run, memory);
-  (b.spec.winograd ? runWinograd : runDirect)(plan, node, b, block, run, memory, out);
+  (b.spec.winograd ? runWinograd : runDirect)(node, b, block, run, memory, out);
   runStores(b, block, run, memory);
 }
 
@@ -358,15 +369,14 @@ void checkPacked(const Node& node, const Branch& branch, const PackedBranch& pac
   if (!fits) fail("octConv: the weights given to '", node.name, "' were packed for another layer");
 }
 
-BranchPlan planOf(FastPlan& plan, const Node& node, const Branch& branch, const PackedBranch& packed, int threads,
-                  Layout& shared) {
+BranchPlan planOf(const Node& node, const Branch& branch, const PackedBranch& packed, int threads) {
   const Shape y = shapeOf(branch, node);
   checkPacked(node, branch, packed, y);
   BranchPlan b{branch, &packed, {}, {}, {}};
   b.stores = groupStores(node, b, y);
   if (branch.winograd) checkWinograd(branch), checkWinogradTypes(node, b);
-  b.main = sumOf(plan, node, b, y, false, shared);
-  b.low = sumOf(plan, node, b, y, true, shared);
+  b.main = sumOf(node, b, y, false);
+  b.low = sumOf(node, b, y, true);
   split(b, threads);
   return b;
 }
@@ -381,37 +391,31 @@ std::string describe(const BranchPlan& b) {
   return text.str();
 }
 
-void runStep(const FastPlan& plan, const Node& node, Run& run) {
-  int64_t planes = 0, tasks = 0;
-  for (const Prepared& p : plan.prepared) planes += p.from.n * p.from.t;
-  run.parallel(planes, [&](int64_t task, char*) {
-    for (const Prepared& p : plan.prepared) {
-      if (task < p.from.n * p.from.t) return runPrepared(p, node, run, task);
-      task -= p.from.n * p.from.t;
-    }
-  });
-  for (const BranchPlan& b : plan.branches) tasks += b.tasks();
+void runStep(const std::vector<BranchPlan>& branches, const Node& node, Run& run) {
+  int64_t tasks = 0;
+  for (const BranchPlan& b : branches) tasks += b.tasks();
   run.parallel(tasks, [&](int64_t task, char* scratch) {
-    for (const BranchPlan& b : plan.branches) {
-      if (task < b.tasks()) return runTask(plan, node, b, task, run, scratch);
+    for (const BranchPlan& b : branches) {
+      if (task < b.tasks()) return runTask(node, b, task, run, scratch);
       task -= b.tasks();
     }
   });
 }
 
 Kernel make(const Node& node, int threads) {
-  const std::vector<Branch> branches = branchesOf(node.attrs);
-  auto plan = std::make_shared<FastPlan>();
-  Layout shared;
+  const std::vector<Branch> specs = branchesOf(node.attrs);
+  std::vector<BranchPlan> branches;
   size_t threadBytes = 0;
   std::string algorithm;
-  for (size_t i = 0; i < branches.size(); i++) {
-    BranchPlan b = planOf(*plan, node, branches[i], node.weights<PackedBranch>(i), threads, shared);
-    threadBytes = std::max(threadBytes, layOutStores(b, b.spec.winograd ? winogradScratch(b) : directScratch(b)));
+  for (size_t i = 0; i < specs.size(); i++) {
+    BranchPlan b = planOf(node, specs[i], node.weights<PackedBranch>(i), threads);
+    const size_t kernelBytes = b.spec.winograd ? winogradScratch(b) : directScratch(b);
+    threadBytes = std::max(threadBytes, layOutPrepared(b, layOutStores(b, kernelBytes)));
     algorithm += (i ? ", " : "") + describe(b);
-    plan->branches.push_back(std::move(b));
+    branches.push_back(std::move(b));
   }
-  return {[plan, node](Run& run) { runStep(*plan, node, run); }, shared.size(), threadBytes, algorithm};
+  return {[branches = std::move(branches), node](Run& run) { runStep(branches, node, run); }, 0, threadBytes,
+          algorithm};
 }
 
 const Registered<Kernels<Cpu>> kernels{"octConv",

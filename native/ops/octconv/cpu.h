@@ -77,30 +77,24 @@ std::shared_ptr<const Packed> packBranch(const Attr& attrs, const Params& params
 
 // --- Plans (cpu.cc) ---------------------------------------------------------------------------------------------
 
-// An input as the tiles read it: the node's input, or a prepared copy in shared scratch.
+// How a task makes what the tiles read of an input: rows of it, in the task's own scratch.
 struct Prepared {
-  size_t input;
-  Compute compute;             // whose type it has
   int64_t groups;              // each filled up to whole words
   Size3 padding;               // zeros around each plane
   float least, most;           // the prologue
   const float *scale, *shift;  // of its batch normalisation, or null
-  int64_t pool;                // how often P is applied then
-  float step;                  // i8
-  int zero;
-  Shape from;
-  std::vector<Shape> shapes;    // converted, P of that, P of P
-  std::vector<size_t> offsets;  // of these in shared scratch
+  Shape padded;                // the planes before P is applied
+  size_t copy, between;        // in scratch: the rows, and what is pooled on the way to one of them
   bool activates() const { return scale || least > -INFINITY || most < INFINITY; }
 };
 
 struct TileSource {
   Source conv;
-  int prepared;             // index, or -1: the input itself
-  Shape shape;              // of what is read
-  int64_t pitch;            // elements from pixel to pixel
-  std::vector<char> zeros;  // what a tap outside reads
-  bool rowTaps;             // one tap is kernel.w * C channels (padded copy)
+  std::optional<Prepared> prepared;  // none: tiles read the input itself
+  Shape shape;                       // of what is read
+  int64_t pitch;                     // elements from pixel to pixel
+  std::vector<char> zeros;           // what a tap outside reads
+  bool rowTaps;                      // one tap is kernel.w * C channels (padded copy)
   int64_t taps() const { return rowTaps ? conv.kernel.t * conv.kernel.h : conv.taps(); }
 };
 
@@ -134,11 +128,6 @@ struct BranchPlan {
   int64_t tasks() const { return blocks * panelGroups; }
 };
 
-struct FastPlan {
-  std::vector<Prepared> prepared;
-  std::vector<BranchPlan> branches;
-};
-
 // What a task computes: rows [row, rowEnd) of the output (of one plane, or of whole ones), some panels.
 struct Block {
   int64_t row, rowEnd, panelBegin, panelEnd;
@@ -147,9 +136,18 @@ struct Block {
 // The row of P^k(y) that a row of y goes into; rows are counted through all planes.
 inline int64_t rowAt(const Shape& y, int64_t row, int k) { return row / y.h * halved(y, k).h + (row % y.h >> k); }
 
-// The row pointers of pixels [first, last) of a sum's grid: rows[tap * count + pixel].
-void pointTo(const FastPlan& plan, const Sum& sum, int64_t bytes, const Run& run, int64_t first, int64_t last,
-             const char** rows);
+// The rows of a sum's points that a block needs.
+Range pointRows(const BranchPlan& b, const Sum& sum, const Block& block);
+
+// Rows of some planes of what a source's tiles read.
+struct Window {
+  int64_t plane, planeEnd, row, rowEnd;
+  int64_t rows() const { return (planeEnd - plane) * (rowEnd - row); }
+};
+Window windowOf(const TileSource& source, const Shape& points, const Range& rows);
+
+// The row pointers of the points in some rows of a sum's: to[tap * count + point]. `memory`: the task's scratch.
+void pointTo(const Sum& sum, int64_t bytes, const Run& run, const char* memory, const Range& rows, const char** to);
 // Runs one panel's tiles over `count` pixels, in tiles of nearly equal size.
 void runTiles(const TileSet& set, Tile tile, const Panel& panel, bool depthwise, int64_t count);
 
@@ -160,8 +158,7 @@ Epilogue epilogueOf(const Node& node, const BranchPlan& b, const Run& run, const
 // --- Direct convolution (direct.cc) -----------------------------------------------------------------------------
 
 size_t directScratch(const BranchPlan& b);
-void runDirect(const FastPlan& plan, const Node& node, const BranchPlan& b, const Block& block, const Run& run,
-               char* memory, char* out);
+void runDirect(const Node& node, const BranchPlan& b, const Block& block, const Run& run, char* memory, char* out);
 
 // --- Winograd (winograd.cc) -----------------------------------------------------------------------------
 
@@ -170,8 +167,7 @@ void checkWinograd(const Branch& branch);
 // The sum of 3x3 convolutions as one over the grid of tiles, whose taps are a tile's (O + 2)^2 inputs.
 Source overTiles(const Source& source, int64_t winograd);
 size_t winogradScratch(const BranchPlan& b);
-void runWinograd(const FastPlan& plan, const Node& node, const BranchPlan& b, const Block& block, const Run& run,
-                 char* memory, char* out);
+void runWinograd(const Node& node, const BranchPlan& b, const Block& block, const Run& run, char* memory, char* out);
 // Kernels of 3 x 3 as kernels of (O + 2) x (O + 2), one after the other.
 std::vector<float> winogradWeights(const std::vector<float>& kernels, const Branch& branch);
 

@@ -24,48 +24,70 @@ Scratch scratchOf(const BranchPlan& b) {
 
 }  // namespace
 
-void pointTo(const FastPlan& plan, const Sum& sum, int64_t bytes, const Run& run, int64_t first, int64_t last,
-             const char** rows) {
-  const int64_t count = last - first;
+Range pointRows(const BranchPlan& b, const Sum& sum, const Block& block) {
+  const int64_t o = std::max<int64_t>(1, b.spec.winograd);
+  const auto level = [&](int64_t row) { return &sum == &b.low ? rowAt(b.main.grid, row, 1) : row; };
+  const auto point = [&](int64_t row) { return row / sum.grid.h * sum.points.h + row % sum.grid.h / o; };
+  return {point(level(block.row)), point(level(block.rowEnd - 1)) + 1};
+}
+
+Window windowOf(const TileSource& source, const Shape& points, const Range& rows) {
+  const Source& s = source.conv;
+  const Shape& x = source.shape;
+  const int64_t first = rows.begin / points.h, last = (rows.end - 1) / points.h,
+                padH = source.rowTaps ? 0 : s.padding.h;
+  // Blocks of several planes have whole ones.
+  const int64_t top = first == last ? rows.begin % points.h : 0,
+                bottom = first == last ? (rows.end - 1) % points.h : points.h - 1;
+  const auto time = [&](int64_t plane, int64_t tap) {
+    const int64_t t = plane % points.t * s.stride.t - s.padding.t + tap;
+    return plane / points.t * x.t + std::clamp<int64_t>(t, 0, x.t);
+  };
+  const auto line = [&](int64_t row, int64_t tap) {
+    return std::clamp<int64_t>(row * s.stride.h - padH + tap, 0, x.h);
+  };
+  return {time(first, 0), time(last, (s.kernel.t - 1) * s.dilation.t + 1), line(top, 0),
+          line(bottom, (s.kernel.h - 1) * s.dilation.h + 1)};
+}
+
+void pointTo(const Sum& sum, int64_t bytes, const Run& run, const char* memory, const Range& rows, const char** to) {
   const Shape& grid = sum.points;
+  const int64_t count = (rows.end - rows.begin) * grid.w;
   for (const TileSource& source : sum.sources) {
     const Source& s = source.conv;
     const Shape& x = source.shape;
-    const char *zeros = source.zeros.data(), *base = source.prepared < 0
-                                                         ? run.in<char>(s.input)
-                                                         : run.shared + plan.prepared[source.prepared].offsets.back();
-    const int64_t pitch = source.pitch * bytes;
+    const Window held = source.prepared ? windowOf(source, grid, rows) : Window{0, x.n * x.t, 0, x.h};
+    const char *zeros = source.zeros.data(),
+               *base = source.prepared ? memory + source.prepared->copy : run.in<char>(s.input);
+    const int64_t pitch = source.pitch * bytes, step = s.stride.w * pitch;
     const int64_t columns = source.rowTaps ? 1 : s.kernel.w, padH = source.rowTaps ? 0 : s.padding.h,
                   padW = source.rowTaps ? 0 : s.padding.w;
-    int64_t row = first / grid.w, column = first % grid.w;
-    for (int64_t p = 0; p < count; row++, column = 0) {
+    for (int64_t row = rows.begin; row < rows.end; row++) {
       const int64_t n = row / (grid.t * grid.h), t = row / grid.h % grid.t, y = row % grid.h;
-      const int64_t until = std::min(grid.w - column, count - p);
-      const char** to = rows + p;
+      const char** line = to + (row - rows.begin) * grid.w;
       for (int64_t kt = 0; kt < s.kernel.t; kt++) {
         const int64_t ti = t * s.stride.t - s.padding.t + kt * s.dilation.t;
         for (int64_t ky = 0; ky < s.kernel.h; ky++) {
           const int64_t yi = y * s.stride.h - padH + ky * s.dilation.h;
           const bool inside = ti >= 0 && ti < x.t && yi >= 0 && yi < x.h;
-          const char* line = base + ((n * x.t + ti) * x.h + yi) * x.w * pitch;
-          for (int64_t kx = 0; kx < columns; kx++, to += count) {
+          const int64_t at = (n * x.t + ti - held.plane) * (held.rowEnd - held.row) + yi - held.row;
+          for (int64_t kx = 0; kx < columns; kx++, line += count) {
             // From `begin` to `end` inputs are inside.
-            const int64_t first = column * s.stride.w + kx * s.dilation.w - padW;
+            const int64_t first = kx * s.dilation.w - padW;
             const auto reach = [&](int64_t xi) {
-              return std::clamp<int64_t>((xi - first + s.stride.w - 1) / s.stride.w, 0, until);
+              return std::clamp<int64_t>((xi - first + s.stride.w - 1) / s.stride.w, 0, grid.w);
             };
-            const int64_t begin = inside && first < 0 ? reach(0) : inside ? 0 : until;
-            const int64_t end = inside && first + until * s.stride.w > x.w ? std::max(begin, reach(x.w)) : until;
-            std::fill(to, to + begin, zeros);
-            const char* input = line + (first + begin * s.stride.w) * pitch;
-            for (int64_t i = begin; i < end; i++, input += s.stride.w * pitch) to[i] = input;
-            std::fill(to + end, to + until, zeros);
+            const int64_t begin = inside && first < 0 ? reach(0) : inside ? 0 : grid.w;
+            const int64_t end = inside && first + grid.w * s.stride.w > x.w ? std::max(begin, reach(x.w)) : grid.w;
+            std::fill(line, line + begin, zeros);
+            const char* input = base + at * x.w * pitch + first * pitch + begin * step;
+            for (int64_t i = begin; i < end; i++, input += step) line[i] = input;
+            std::fill(line + end, line + grid.w, zeros);
           }
         }
       }
-      p += until;
     }
-    rows += source.taps() * count;
+    to += source.taps() * count;
   }
 }
 
@@ -87,10 +109,9 @@ void runTiles(const TileSet& set, Tile tile, const Panel& panel, bool depthwise,
 
 size_t directScratch(const BranchPlan& b) { return scratchOf(b).size; }
 
-void runDirect(const FastPlan& plan, const Node& node, const BranchPlan& b, const Block& block, const Run& run,
-               char* memory, char* out) {
+void runDirect(const Node& node, const BranchPlan& b, const Block& block, const Run& run, char* memory, char* out) {
   const Shape& y = b.main.grid;
-  const int64_t first = block.row * y.w, count = block.rowEnd * y.w - first;
+  const int64_t count = (block.rowEnd - block.row) * y.w;
   const Scratch at = scratchOf(b);
   const TileSet& set = *b.packed->set;
   const int64_t bytes = sizeOf(b.spec.compute);
@@ -100,12 +121,13 @@ void runDirect(const FastPlan& plan, const Node& node, const BranchPlan& b, cons
   char* low = memory + at.low;
   const int64_t lowPitch = set.shape.maxVectors * set.lanes;
   int64_t lowCount = 0;
-  pointTo(plan, b.main, bytes, run, first, first + count, rows);
+  pointTo(b.main, bytes, run, memory, pointRows(b, b.main, block), rows);
   if (b.low.taps) {
     const Shape& l = b.low.grid;
-    const int64_t lowFirst = rowAt(y, block.row, 1) * l.w;
-    lowCount = (rowAt(y, block.rowEnd - 1, 1) + 1) * l.w - lowFirst;
-    pointTo(plan, b.low, bytes, run, lowFirst, lowFirst + lowCount, lowRows);
+    const Range lowRange = pointRows(b, b.low, block);
+    const int64_t lowFirst = lowRange.begin * l.w;
+    lowCount = lowRange.end * l.w - lowFirst;
+    pointTo(b.low, bytes, run, memory, lowRange, lowRows);
     for (int64_t r = block.row; r < block.rowEnd; r++)
       for (int64_t x = 0; x < y.w; x++)
         start[(r - block.row) * y.w + x] = low + (rowAt(y, r, 1) * l.w + x / 2 - lowFirst) * lowPitch * 4;

@@ -49,24 +49,24 @@ Pieces piecesOf(const BranchPlan& b) {
   return p;
 }
 
-// One sum over a block's rows of its grid: transforms, products, transforms. `place` says where the outputs of a tile
+// One sum over a block: transforms, products, transforms. `place` says where the outputs of a tile
 // go.
 struct Transform {
-  const FastPlan& plan;
   const BranchPlan& b;
   const Block& block;
   const Run& run;
+  const char* memory;
   const char** rows;
   char *inputs, *sums;
 
   template <class Place>
-  void operator()(const Sum& sum, bool low, int64_t row, int64_t rowEnd, WinogradOutput outputs, Place&& place) const {
+  void operator()(const Sum& sum, bool low, WinogradOutput outputs, Place&& place) const {
     const int64_t o = b.spec.winograd, positions = positionsOf(b.spec), each = packedInputBytes(b.spec),
                   bytes = inputsOf(sum) * each;  // of a tile's inputs at one position
-    const auto tileRow = [&](int64_t r) { return r / sum.grid.h * sum.points.h + r % sum.grid.h / o; };
-    const int64_t first = tileRow(row) * sum.points.w, count = (tileRow(rowEnd - 1) + 1) * sum.points.w - first;
+    const Range range = pointRows(b, sum, block);
+    const int64_t first = range.begin * sum.points.w, count = range.end * sum.points.w - first;
 
-    pointTo(plan, sum, sizeOf(b.spec.compute), run, first, first + count, rows);
+    pointTo(sum, sizeOf(b.spec.compute), run, memory, range, rows);
     const auto toInput = o == 4 ? OCTCONV_PICK(winogradInput4) : OCTCONV_PICK(winogradInput2);
     const char** pixels = rows;
     int64_t begin = 0;
@@ -134,12 +134,11 @@ Source overTiles(const Source& source, int64_t winograd) {
 
 size_t winogradScratch(const BranchPlan& b) { return piecesOf(b).size; }
 
-void runWinograd(const FastPlan& plan, const Node& node, const BranchPlan& b, const Block& block, const Run& run,
-                 char* memory, char* out) {
+void runWinograd(const Node& node, const BranchPlan& b, const Block& block, const Run& run, char* memory, char* out) {
   const Pieces at = piecesOf(b);
   const Shape &y = b.main.grid, &l = b.low.grid;
   const Transform transform{
-      plan, b, block, run, reinterpret_cast<const char**>(memory + at.rows), memory + at.inputs, memory + at.sums};
+      b, block, run, memory, reinterpret_cast<const char**>(memory + at.rows), memory + at.inputs, memory + at.sums};
   char* low = memory + at.low;
   const int64_t width = widthOf(b, block.panelEnd) - widthOf(b, block.panelBegin);
   const int64_t lowFirst = rowAt(y, block.row, 1);
@@ -148,10 +147,9 @@ void runWinograd(const FastPlan& plan, const Node& node, const BranchPlan& b, co
     sums.raw = true;
     sums.row = l.w * width;
     sums.pitch = sums.channels = width;
-    transform(b.low, true, lowFirst, rowAt(y, block.rowEnd - 1, 1) + 1, sums,
-              [&](WinogradOutput& tile, int64_t row, int64_t x) {
-                tile.out.data = low + ((row - lowFirst) * l.w + x) * width * 4;
-              });
+    transform(b.low, true, sums, [&](WinogradOutput& tile, int64_t row, int64_t x) {
+      tile.out.data = low + ((row - lowFirst) * l.w + x) * width * 4;
+    });
   }
   const Panel panels = b.packed->joined(block.panelBegin, block.panelEnd);
   WinogradOutput outputs{};
@@ -162,7 +160,7 @@ void runWinograd(const FastPlan& plan, const Node& node, const BranchPlan& b, co
   outputs.residualRow = y.w * outputs.residualPitch;
   const auto elementBytes = static_cast<int64_t>(bytesOf(outputs.out.dtype));
   char *const first = static_cast<char*>(outputs.out.data), *const residual = static_cast<char*>(outputs.residual.data);
-  transform(b.main, false, block.row, block.rowEnd, outputs, [&](WinogradOutput& tile, int64_t row, int64_t x) {
+  transform(b.main, false, outputs, [&](WinogradOutput& tile, int64_t row, int64_t x) {
     const int64_t pixel = (row - block.row) * y.w + x;
     tile.out.data = first + pixel * outputs.pitch * elementBytes;
     if (residual) tile.residual.data = residual + pixel * outputs.residualPitch * elementBytes;
