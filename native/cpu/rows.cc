@@ -75,6 +75,25 @@ void convertElements(const Elements& from, const Elements& to, ptrdiff_t count) 
   if (from.dtype == DType::u8) into(static_cast<const uint8_t*>(from.data));
 }
 
+template <class From>
+static void sum(const Elements& from, ptrdiff_t pitch, float* sums, ptrdiff_t pixels, ptrdiff_t channels) {
+  const Vec factor = splat(from.scale), zeros = splat(static_cast<float>(from.zero) * static_cast<float>(pixels));
+  for (ptrdiff_t c = 0; c < channels; c += lanes) {
+    const int count = channels - c < lanes ? static_cast<int>(channels - c) : lanes;
+    const From* x = static_cast<const From*>(from.data) + c;
+    Vec all{};
+    for (ptrdiff_t p = 0; p < pixels; p++, x += pitch) all += count == lanes ? load(x) : load(x, count);
+    all = (all - zeros) * factor;
+    count == lanes ? store(sums + c, all) : store(sums + c, all, count);
+  }
+}
+
+void sumPixels(const Elements& from, ptrdiff_t pitch, float* sums, ptrdiff_t pixels, ptrdiff_t channels) {
+  if (from.dtype == DType::f32) sum<float>(from, pitch, sums, pixels, channels);
+  if (from.dtype == DType::bf16) sum<BFloat16>(from, pitch, sums, pixels, channels);
+  if (from.dtype == DType::u8) sum<uint8_t>(from, pitch, sums, pixels, channels);
+}
+
 template <class From, class To>
 static void activate(const Elements& from, ptrdiff_t fromPitch, const Elements& to, ptrdiff_t toPitch,
                      const float* scale, const float* shift, float least, float most, ptrdiff_t pixels,

@@ -26,6 +26,9 @@ OCTCONV_DECLARE(void halveRows(DType dtype, const void* in, ptrdiff_t inPitch, i
                                ptrdiff_t outPitch, int channels))
 // The same numbers as elements of another type.
 OCTCONV_DECLARE(void convertElements(const Elements& from, const Elements& to, ptrdiff_t count))
+// sums[c] = the sum of `channels` channels of some pixels, as values.
+OCTCONV_DECLARE(void sumPixels(const Elements& from, ptrdiff_t fromPitch, float* sums, ptrdiff_t pixels,
+                               ptrdiff_t channels))
 // to = clamp(scale[c] * from + shift[c], least, most) of `channels` channels of some pixels, whose pitches are in
 // elements; without scale and shift if they are null.
 OCTCONV_DECLARE(void activatePixels(const Elements& from, ptrdiff_t fromPitch, const Elements& to, ptrdiff_t toPitch,

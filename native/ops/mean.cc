@@ -1,7 +1,7 @@
 // mean: of [N,T,H,W,C] over `axes`, some of 1 (T) to 4 (C), as what is left of the axes in their order. globalAvgPool:
 // over T, H and W. f32, bf16 or u8 to f32.
 //
-// Sums in double, and the input is read once: the reference is the kernel.
+// The reference sums in double; the kernel pixels that lie together in f32, and these sums in double.
 #include "../cpu/floats.h"
 
 namespace octconv {
@@ -32,39 +32,66 @@ void check(const Node& node) {
     fail(node.op, ": output ", o, " of input ", node.in(0), ", wanted the elements of ", left);
 }
 
-// A task: at most 64 channels of one position that is left.
-Kernel make(const Node& node, int) {
+constexpr int64_t mostChannels = 64;  // of a task
+
+// A task: some channels of one position that is left. f(sums, pixel, count, first, channels) adds up so many channels
+// of pixels that lie together.
+template <class AddPixels>
+Kernel make(const Node& node, AddPixels add) {
   const Reduction reduction(node);
   const Shape s = node.in(0), left = reduction.left;
   const auto count = static_cast<double>(s.elements() / left.elements());
-  const int64_t parts = pieces(s.c, 64), perPosition = reduction.over[4] ? 1 : parts;
+  const int64_t parts = (s.c + mostChannels - 1) / mostChannels, perPosition = reduction.over[4] ? 1 : parts;
   return {[=](Run& run) {
     run.parallel(left.pixels() * perPosition, [&](int64_t task, char*) {
-      const int64_t p = task / perPosition;
-      const auto [begin, end] = reduction.over[4] ? Range{0, s.c} : piece(s.c, parts, task % parts);
+      const int64_t p = task / perPosition, n = p / (left.w * left.h * left.t);
       const auto along = [&](int axis, int64_t at, int64_t size) {
         return reduction.over[axis] ? Range{0, size} : Range{at, at + 1};
       };
       const Range ts = along(1, p / (left.w * left.h) % left.t, s.t), ys = along(2, p / left.w % left.h, s.h),
                   xs = along(3, p % left.w, s.w);
-      const int64_t n = p / (left.w * left.h * left.t);
-      double sums[128] = {};
-      for (int64_t t = ts.begin; t < ts.end; t++)
-        for (int64_t y = ys.begin; y < ys.end; y++)
-          for (int64_t x = xs.begin; x < xs.end; x++)
-            for (int64_t c = begin; c < end; c++)
-              sums[reduction.over[4] ? 0 : c - begin] +=
-                  valueAt(run.inputs[0], node.inputs[0], (((n * s.t + t) * s.h + y) * s.w + x) * s.c + c);
-      for (int64_t c = reduction.over[4] ? 0 : begin; c < (reduction.over[4] ? 1 : end); c++)
-        run.out<float>(0)[p * left.c + c] = static_cast<float>(sums[reduction.over[4] ? 0 : c - begin] / count);
+      double all = 0;
+      for (int64_t part = reduction.over[4] ? 0 : task % parts; part < parts; part++) {
+        const auto [begin, end] = piece(s.c, parts, part);
+        double sums[mostChannels] = {};
+        for (int64_t t = ts.begin; t < ts.end; t++)
+          for (int64_t y = ys.begin; y < ys.end; y++)
+            add(run, sums, ((n * s.t + t) * s.h + y) * s.w + xs.begin, xs.end - xs.begin, begin, end - begin);
+        float* to = run.out<float>(0) + p * left.c + begin;
+        for (int64_t c = 0; c < end - begin; c++)
+          if (reduction.over[4])
+            all += sums[c];
+          else
+            to[c] = static_cast<float>(sums[c] / count);
+        if (!reduction.over[4]) return;
+      }
+      run.out<float>(0)[p] = static_cast<float>(all / count);
     });
   }};
 }
 
+Kernel slow(const Node& node, int) {
+  return make(node, [type = node.inputs[0]](const Run& run, double* sums, int64_t pixel, int64_t count, int64_t first,
+                                            int64_t channels) {
+    for (int64_t p = pixel; p < pixel + count; p++)
+      for (int64_t c = 0; c < channels; c++) sums[c] += valueAt(run.inputs[0], type, p * type.shape.c + first + c);
+  });
+}
+
+Kernel fast(const Node& node, int) {
+  return make(node, [x = Floats(node.inputs[0]), sum = OCTCONV_PICK(sumPixels)](
+                        const Run& run, double* sums, int64_t pixel, int64_t count, int64_t first, int64_t channels) {
+    float some[mostChannels];
+    const int64_t pixelSize = x.type.shape.c;
+    sum(x.elements(run.inputs[0], pixel * pixelSize + first), pixelSize, some, count, channels);
+    for (int64_t c = 0; c < channels; c++) sums[c] += static_cast<double>(some[c]);
+  });
+}
+
 const Registered<Contract> contracts[] = {{"mean", {check, false}}, {"globalAvgPool", {check, false}}};
-const Registered<Kernels<Reference>> onReference[] = {{"mean", {make, anyFloats}},
-                                                      {"globalAvgPool", {make, anyFloats}}};
-const Registered<Kernels<Cpu>> onCpu[] = {{"mean", {make, anyFloats}}, {"globalAvgPool", {make, anyFloats}}};
+const Registered<Kernels<Reference>> onReference[] = {{"mean", {slow, anyFloats}},
+                                                      {"globalAvgPool", {slow, anyFloats}}};
+const Registered<Kernels<Cpu>> onCpu[] = {{"mean", {fast, anyFloats}}, {"globalAvgPool", {fast, anyFloats}}};
 
 }  // namespace
 }  // namespace octconv
