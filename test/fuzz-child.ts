@@ -81,6 +81,22 @@ const layers: Record<string, () => Layer> = {
     attrs: convolution([source({ groups: 2, stride: [1, 2, 2], dilation: [1, 2, 2] })]),
     params: { w: param(4, 2, 3, 3) },
   }),
+  gated: () => ({
+    attrs: {
+      branches: [
+        {
+          terms: [],
+          gated: { input: 0, gate: 1 },
+          residual: 0,
+          stores: [
+            { output: 0, activation: { batchNorm: 's', function: 'silu' } },
+            { output: 1, mean: true },
+          ],
+        },
+      ],
+    },
+    params: norm('s', 4),
+  }),
   integers: () => ({
     attrs: convolution([source({ scale: 0.1, zero: 3 })], { compute: 'i8' }),
     params: {
@@ -131,6 +147,10 @@ const plans: Record<string, { values: (number[] | [number[], string])[]; steps: 
   pooled: {
     values: [x, [1, 1, 2, 2, 4], [1, 1, 3, 3, 4]],
     steps: [{ op: 'octConv', layer: 'pooled', from: [0], to: [2, 1] }],
+  },
+  gated: {
+    values: [x, [1, 1, 1, 1, 4], x, [1, 1, 1, 1, 4]],
+    steps: [{ op: 'octConv', layer: 'gated', from: [0, 1], to: [2, 3] }],
   },
   groups: {
     values: [x, x, [1, 1, 2, 2, 4]],

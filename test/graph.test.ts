@@ -5,10 +5,13 @@ import {
   foldBatchNorm,
   fuse,
   joinActivations,
+  joinBranches,
+  joinMeans,
   joinPooling,
   joinPrologues,
   joinResidual,
   joinShortcut,
+  openGates,
   sinkPooling,
 } from '../lib/graph/fuse.js';
 import { Graph, toNTHWC, type Value } from '../lib/graph/graph.js';
@@ -32,18 +35,18 @@ class Recorder {
   input(channels = 4) {
     return this.graph.input('f32', [1, 8, 8, channels]);
   }
-  #one(op: string, inputs: Value[], attrs = {}, params = {}): Value {
+  one(op: string, inputs: Value[], attrs = {}, params = {}): Value {
     return this.graph.add(op, inputs, attrs, params, [f32(...(inputs[0] as Value).shape)])[0] as Value;
   }
   conv(x: Value) {
     const name = `conv${this.#count++}`;
     const sizes = { kernel: [1, 1, 1], stride: [1, 1, 1], padding: [0, 0, 0], dilation: [1, 1, 1], groups: 1 };
-    return this.#one('conv', [x], sizes, { weight: this.graph.parameter(`${name}.weight`, [4, 4, 1, 1]) });
+    return this.one('conv', [x], sizes, { weight: this.graph.parameter(`${name}.weight`, [4, 4, 1, 1]) });
   }
   batchNorm(x: Value) {
     const name = `bn${this.#count++}`;
     const roles = ['weight', 'bias', 'running_mean', 'running_var'];
-    return this.#one(
+    return this.one(
       'batchNorm',
       [x],
       { eps: 1e-5 },
@@ -51,10 +54,10 @@ class Recorder {
     );
   }
   relu(x: Value) {
-    return this.#one('relu', [x]);
+    return this.one('relu', [x]);
   }
   add(a: Value, b: Value) {
-    return this.#one('add', [a, b]);
+    return this.one('add', [a, b]);
   }
   octConv(xH: Value, xL?: Value, stride = 1): [Value, Value] {
     const name = `oct${this.#count++}`;
@@ -244,6 +247,80 @@ describe('graph: fusion', () => {
     }
   });
 
+  it('stores a function of what a convolution computes', () => {
+    const r = new Recorder();
+    const y = r.conv(r.input());
+    const silu = r.one('silu', [r.batchNorm(y)]);
+    const fused = fuse(r.steps(silu, r.one('leakyRelu', [r.conv(silu)], { slope: 0.1 })));
+    expect(ops(fused)).to.deep.equal(['octConv', 'octConv']);
+    expect(branch(fused).stores).to.deep.equal([{ value: silu.id, pool: 0, activation: { function: 'silu' } }]);
+    expect(branch(fused, 1).stores[0]?.activation).to.deep.equal({ function: 'leakyRelu', slope: 0.1 });
+  });
+
+  it('stores means, with the value itself only where it is read', () => {
+    for (const read of [true, false]) {
+      const r = new Recorder();
+      const y = r.relu(r.conv(r.input()));
+      const [mean] = r.graph.add('globalAvgPool', [y], {}, {}, [f32(1, 4)]);
+      const fused = fuse(r.steps(mean as Value, ...(read ? [y] : [])));
+      expect(ops(fused)).to.deep.equal(['octConv']);
+      const stores = branch(fused).stores.map(({ value, mean: is, activation }) => [value, is, activation]);
+      const own = [mean?.id, true, { least: 0 }];
+      expect(stores).to.deep.equal(read ? [[y.id, undefined, { least: 0 }], own] : [own]);
+    }
+  });
+
+  it('takes a product with a gate as a branch, with sums and activations behind it', () => {
+    const r = new Recorder();
+    const [x, gate] = [r.input(), r.graph.input('f32', [1, 4])];
+    const y = r.conv(x);
+    const sum = r.add(r.one('mul', [y, gate]), x);
+    const end = r.relu(r.batchNorm(sum));
+    const fused = fuse(r.steps(sum, end));
+    expect(ops(fused)).to.deep.equal(['octConv', 'octConv']);
+    const { terms, gated, residual, stores } = branch(fused, 1);
+    expect([terms, gated, residual]).to.deep.equal([[], { input: y.id, gate: gate.id }, x.id]);
+    expect(stores.map(({ value }) => value)).to.deep.equal([sum.id, end.id]);
+  });
+
+  it('keeps a product apart whose second operand is no number per image and channel', () => {
+    for (const shape of [
+      [1, 8, 8, 4],
+      [1, 8, 8, 1],
+      [1, 1],
+    ]) {
+      const r = new Recorder();
+      const steps = openGates(r.steps(r.one('mul', [r.conv(r.input()), r.graph.input('f32', shape)])));
+      expect(ops(steps), `${shape}`).to.deep.equal(['octConv', 'mul']);
+    }
+  });
+
+  it('keeps a gate out of a shortcut and batch normalisation out of a gate', () => {
+    const r = new Recorder();
+    const [x, gate] = [r.input(), r.graph.input('f32', [1, 4])];
+    const product = r.one('mul', [r.conv(x), gate]);
+    const fused = fuse(r.steps(r.batchNorm(product), r.add(product, r.conv(x))));
+    expect(fused.steps.flatMap(({ branches = [] }) => branches.map(({ terms }) => terms.length))).to.deep.equal([
+      1, 0, 1,
+    ]);
+  });
+
+  it('makes branches that read what one step makes one step', () => {
+    const r = new Recorder();
+    const [h, l] = r.octConv(r.input());
+    const [a, b] = [r.conv(h), r.conv(l)];
+    expect(ops(joinBranches(r.steps(a, b)))).to.deep.equal(['octConv', 'octConv']);
+    const chain = new Recorder();
+    const x = chain.conv(chain.input());
+    const y = chain.conv(x);
+    expect(ops(joinBranches(chain.steps(chain.add(chain.conv(y), x))))).to.deep.equal([
+      'octConv',
+      'octConv',
+      'octConv',
+      'add',
+    ]);
+  });
+
   it('accumulates a projection shortcut in the last convolution of its block', () => {
     const r = new Recorder();
     const x = r.input();
@@ -295,11 +372,11 @@ describe('graph: fusion of whole networks', () => {
     ['oct-resnet-50', 0.5, 50],
     ['oct-resnet-101', 0.125, 101],
   ] as const) {
-    it(`${name}, alpha ${alpha}: a step for each layer that counts, and the two poolings`, () => {
+    it(`${name}, alpha ${alpha}: a step for each layer that counts, and the pooling of the stem`, () => {
       const graph = record(buildNetwork(name, alpha ? { alpha } : {}), [1, 64, 64, 3]);
       const { steps, outputs } = fuse(lower(graph));
       expect(steps.filter(({ op }) => op === 'octConv')).to.have.length(depth);
-      expect(steps.flatMap(({ op }) => (op === 'octConv' ? [] : op))).to.deep.equal(['maxPool', 'globalAvgPool']);
+      expect(steps.flatMap(({ op }) => (op === 'octConv' ? [] : op))).to.deep.equal(['maxPool']);
 
       const made = new Set(graph.inputs);
       for (const step of steps) {
@@ -485,6 +562,7 @@ function randomGraph(seed: number): Graph {
   const relu = (x: Value) => pick(nodes.relu, nodes.relu6)(x as never) as Value;
   const concat = (...xs: Value[]) => nodes.concat(xs as never) as Value;
   const add = (x: Value, y: Value) => nodes.add(x as never, y as never) as Value;
+  const means: Value[] = [];
   const kinds: readonly ((x: Value) => Value | Value[])[] = [
     conv,
     norm,
@@ -502,6 +580,11 @@ function randomGraph(seed: number): Graph {
     (x) => [concat(x, conv(x, 1))].map((y) => concat(y, relu(conv(y, 1)), conv(x, 1))),
     (x) => octConv(x).map((y) => concat(y, conv(y, 1))),
     (x) => nodes.sigmoid(x as never) as Value,
+    (x) => nodes.mul(x as never, nodes.globalAvgPool(pick(x, conv(x, 1)) as never) as never) as Value,
+    (x) => {
+      means.push(nodes.silu(nodes.globalAvgPool(relu(conv(x)) as never) as never) as Value);
+      return [];
+    },
   ];
   for (let i = pick(3, 8, 15); i > 0; i--) {
     const recent = values.slice(-4);
@@ -517,7 +600,7 @@ function randomGraph(seed: number): Graph {
     ...made.filter(() => pick(true, false, false, false)),
     made.at(-1) ?? conv(values[0] as Value),
   ]);
-  graph.outputs.push(...[...chosen].map(({ id }) => id));
+  graph.outputs.push(...[...chosen, ...means].map(({ id }) => id));
   return graph;
 }
 
@@ -528,7 +611,8 @@ function* stagesOf(graph: Graph, seed: number): Generator<[title: string, steps:
   for (const compute of ['f32', 'bf16'] as const) {
     let steps = lower(graph);
     yield ['lowered', steps];
-    const passes = { foldBatchNorm, joinShortcut, joinResidual, joinActivations, joinPrologues, joinPooling };
+    const joins = { joinShortcut, joinResidual, joinActivations, joinPrologues, joinPooling, joinMeans, joinBranches };
+    const passes = { openGates, foldBatchNorm, ...joins };
     const types = (given: Steps) => assignTypes(given, { compute, quantized: new Map(), traits });
     const choose = (given: Steps) => chooseAlgorithms(given, traits);
     const sub = (given: Steps) => subBatch(given, threads, () => bytes);

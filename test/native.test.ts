@@ -148,11 +148,44 @@ describe('ops: native code trusts no plan', () => {
   it('refuses stores that do not fit', async () => {
     const stores = (...list: object[]) => branches({}, { stores: list });
     const half = [1, 1, 3, 3, 4];
+    const gated = { terms: [], gated: { input: 0, gate: 0 }, stores: [{ output: 0 }] };
     const table: [wanted: string, refused: Promise<string[]>][] = [
       ["octConv: 'a.b' has a branch without stores", refusal('octConv', [x], [x], stores(), packed)],
       [
         "octConv: output 0 of 'a.b' is stored twice",
         refusal('octConv', [x], [x], stores({ output: 0 }, { output: 0 }), packed),
+      ],
+      [
+        "octConv: the gate of 'a.b' is [1,1,5,6,4], wanted [1,1,1,1,4]",
+        refusal('octConv', [x], [x], { branches: [gated] }, packed),
+      ],
+      [
+        'octConv: a branch with a gate has no terms and computes in f32',
+        refusal('octConv', [x], [x], branches({}, { gated: gated.gated }), packed),
+      ],
+      [
+        'octConv: a branch with a gate has no terms and computes in f32',
+        refusal('octConv', [x], [x], { branches: [{ ...gated, compute: 'bf16' }] }, packed),
+      ],
+      [
+        "octConv: 'a.b' makes [1,1,5,6,3] of a gate and input [1,1,5,6,4]",
+        refusal('octConv', [x], [[1, 1, 5, 6, 3]], { branches: [gated] }, packed),
+      ],
+      [
+        "octConv: a store of 'a.b' is [1,1,5,6,4], wanted [1,1,1,1,4]",
+        refusal('octConv', [x], [x], stores({ output: 0, mean: true }), packed),
+      ],
+      [
+        'octConv: a store has the mean of a pooled value',
+        refusal('octConv', [x], [x], stores({ output: 0, mean: true, pool: 1 }), packed),
+      ],
+      [
+        "octConv: 'sign' is no function of one value",
+        refusal('octConv', [x], [x], stores({ output: 0, activation: { function: 'sign' } }), packed),
+      ],
+      [
+        'octConv: a prologue with silu, wanted a clamp',
+        refusal('octConv', [x], [x], branches({ prologue: { function: 'silu' } }), packed),
       ],
       ["octConv: 'a.b' leaves an output unwritten", refusal('octConv', [x], [x, x], stores({ output: 0 }), packed)],
       [

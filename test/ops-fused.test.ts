@@ -84,7 +84,8 @@ describe('ops: fused forms', () => {
     await checkBlocks(1, 40);
   });
 
-  it('110 more, every form among them @slow', async () => {
+  it('110 more, every form among them @slow', async function () {
+    this.timeout(60_000);
     await checkBlocks(41, 150);
     expect(met.size, [...met].join(', ')).to.equal(12);
   });
@@ -107,7 +108,8 @@ describe('ops: fused forms', () => {
     await checkPreactivation(1, 20);
   });
 
-  it('60 more @slow', async () => {
+  it('60 more @slow', async function () {
+    this.timeout(60_000);
     await checkPreactivation(21, 80);
   });
 

@@ -43,7 +43,7 @@ describe('ops: bf16 and i8', () => {
         step.branches
           ? convStep(
               step.name,
-              step.branches.map((b) => ({ ...b, compute })),
+              step.branches.map((b) => (b.gated ? b : { ...b, compute })),
             )
           : step,
       ),

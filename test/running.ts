@@ -246,6 +246,21 @@ class Blocks {
   act(v: Value): Value {
     return this.pick(ops.relu, ops.relu6)(v as never) as Value;
   }
+  function(v: Value): Value {
+    const slope = (x: never) => ops.leakyRelu(x, { slope: 0.1 });
+    return this.pick(ops.relu, slope, ops.sigmoid, ops.silu, ops.hardSigmoid, ops.hardSwish, ops.gelu)(v as never);
+  }
+  /** x times a gate per image and channel, made of the means of both branches. */
+  gate(x: Octave<Value>): Octave<Value> {
+    const linear = (v: Value, o: number, bias: boolean) => {
+      const params = { weight: this.#param(o, v.shape.at(-1) as number), bias: bias ? this.#param(o) : undefined };
+      return ops.linear(v as never, params as never) as Value;
+    };
+    const means = x.map((v) => linear(ops.globalAvgPool(v as never) as Value, 5, v === x.high));
+    const inner = ops.relu(means.merge((a, b) => ops.add(a as never, b as never) as Value) as never) as Value;
+    const gates = x.map((v) => this.function(linear(inner, v.shape.at(-1) as number, true)));
+    return x.zip(gates, (a, b) => ops.mul(a as never, b as never) as Value);
+  }
   /** groups: a number, or all channels (depthwise). */
   conv(x: Octave<Value>, [oh, ol]: readonly [number, number], k: number, stride: 1 | 2, groups = 1): Octave<Value> {
     const [ih, il] = [x.high.shape.at(-1) as number, (x.low?.shape.at(-1) as number) ?? 0];
@@ -295,7 +310,7 @@ export function block(seed: number): { graph: Graph; whole: boolean } {
   const shortcut = stride === 2 || pick(true, false) ? conv(x, [high, low], 1, stride).map((v) => norm(v)) : x;
   let y = last.zip(shortcut, (a, b) => act(ops.add(a as never, b as never) as Value));
   if (!whole) {
-    const gate = y.high.shape.map((size, i, all) => (i === 0 || i === all.length - 1 ? size : 1));
+    const gate = y.high.shape.map((size, i, all) => (i === 0 || i === all.length - 1 || pick(true, false) ? size : 1));
     y = new Octave(ops.mul(y.high as never, graph.input('f32', gate) as never) as Value, y.low);
   }
   const end = conv(y, [6, 3], pick(1, 3), pick(1, 2) as 1 | 2);
@@ -320,8 +335,10 @@ export function preactivation(seed: number): Graph {
   let x = b.conv(new Octave(graph.input('f32', size) as Value), widths, pick(1, 3), 1);
   for (let i = 0; i < 2; i++) {
     const first = x.map((v) => b.act(b.norm(v)));
-    const inner = b.conv(first, [pick(4, 16, 70), widths[1] && pick(2, 8)], pick(1, 3), 1).map((v) => b.act(b.norm(v)));
-    const y = b.conv(inner, widths, pick(1, 3), 1);
+    const raw = b.conv(first, [pick(4, 16, 70), widths[1] && pick(2, 8)], pick(1, 3), 1);
+    const inner = pick(true, false) ? raw.map((v) => b.act(b.norm(v))) : raw.map((v) => b.function(b.norm(v)));
+    const last = b.conv(inner, widths, pick(1, 3), 1);
+    const y = pick(true, false) ? last : b.gate(last);
     const shortcut = pick(true, false)
       ? x
       : b.conv(
@@ -361,6 +378,7 @@ export function preactivation(seed: number): Graph {
       2,
     ),
     x.map((v) => b.norm(v)),
+    x.map((v) => b.function(v)).map((v) => ops.globalAvgPool(v as never) as Value),
   ];
   const ids = ends.flatMap(({ high, low }) => (low ? [high.id, low.id] : [high.id]));
   graph.outputs.push(...ids);

@@ -17,16 +17,19 @@ export function fitsWinograd(
 ): boolean {
   // Tiles write the one store there is, or y as f32.
   const [first, ...others] = new Set(stores.map(({ activation }) => JSON.stringify(activation)));
-  const y = others.length || first?.includes('batchNorm') ? 'f32' : values[stores[0]?.value ?? -1]?.dtype;
+  const tiles = !others.length && !first?.includes('batchNorm') && !first?.includes('function');
+  const y = tiles ? (values[stores.find(({ mean }) => !mean)?.value ?? -1]?.dtype ?? 'f32') : 'f32';
   const types = [y, residual === undefined ? y : values[residual]?.dtype];
   const sources = sourcesOf({ terms });
-  const plain = sources.every(
-    ({ kernel, stride = [1], padding, dilation = [1], groups }) =>
-      String(kernel) === '1,3,3' &&
-      String(padding) === '0,1,1' &&
-      groups === 1 &&
-      [...stride, ...dilation].every((n) => n === 1),
-  );
+  const plain =
+    sources.length > 0 &&
+    sources.every(
+      ({ kernel, stride = [1], padding, dilation = [1], groups }) =>
+        String(kernel) === '1,3,3' &&
+        String(padding) === '0,1,1' &&
+        groups === 1 &&
+        [...stride, ...dilation].every((n) => n === 1),
+    );
   if (!plain || types[0] !== types[1]) return false;
   if (compute !== 'i8') return types[0] === 'f32' || types[0] === 'bf16';
   const channels = (low: boolean) =>

@@ -2,13 +2,14 @@
  * Fusion: small passes from steps to steps, each of which takes a memory pass out of the network. After them an octave
  * convolution with its pooling, upsampling, adds, batch normalisation, residual and activation is one step.
  */
-import type { TensorType } from './graph.js';
+import { type TensorType, toNTHWC } from './graph.js';
 import {
   type Activation,
   type BatchNormParams,
   type Branch,
   convStep,
   type Source,
+  type Store,
   sourcesOf,
   type Step,
   type Steps,
@@ -78,9 +79,11 @@ class Uses {
 const isSum = ({ op, inputs: [x = -1, y = -1] }: Step, { values }: Steps) =>
   op === 'add' && same(values[x]?.shape ?? [], values[y]?.shape ?? []);
 
+/** Whether a store is y as it is. */
+const isRaw = (store: Store | undefined) => store?.pool === 0 && !store.mean && store.activation === undefined;
+
 /** Whether y alone is stored, as it is. */
-const isOpen = ({ stores: [store, ...others] }: Branch) =>
-  others.length === 0 && store?.pool === 0 && store.activation === undefined;
+const isOpen = ({ stores: [store, ...others] }: Branch) => others.length === 0 && isRaw(store);
 
 const stored = (branch: Branch, value: number): Branch => ({ ...branch, y: value, stores: [{ value, pool: 0 }] });
 
@@ -113,6 +116,23 @@ const normOf = ({
   running_var,
 });
 
+/** A product with a number per image and channel, a branch of its own: sums, activations and P behind it join it. */
+export function openGates(given: Steps): Steps {
+  const shape = (id: number) => toNTHWC(given.values[id]?.shape ?? []);
+  const isGate = (gate: number, x: number) => {
+    const [n, t, h, w, c] = shape(x);
+    return t * h * w > 1 && same(shape(gate), [n, 1, 1, 1, c]);
+  };
+  const steps = given.steps.map((step) => {
+    const [a = -1, b = -1] = step.inputs;
+    const [y = -1] = step.outputs;
+    const gated =
+      step.op !== 'mul' ? undefined : isGate(b, a) ? { input: a, gate: b } : isGate(a, b) && { input: b, gate: a };
+    return gated ? convStep(step.name, [{ terms: [], gated, y, stores: [{ value: y, pool: 0 }] }]) : step;
+  });
+  return { ...given, steps };
+}
+
 /** Batch normalisation right behind a convolution: native code folds it into the weights while it packs them. */
 export function foldBatchNorm(given: Steps): Steps {
   return absorb(given, (step, uses) => {
@@ -136,7 +156,7 @@ export function joinShortcut(given: Steps): Steps {
       const sum = uses.onlyReader(branch.y);
       const other = sum && isSum(sum, given) ? sum.inputs.find((id) => id !== branch.y) : undefined;
       const earlier = sum && uses.openBranchOf(other, sum);
-      return sum && earlier && isOpen(branch) ? { branch, sum, earlier } : [];
+      return sum && earlier && isOpen(branch) && !branch.gated && !earlier.gated ? { branch, sum, earlier } : [];
     });
     const [from = -1, ...others] = new Set(sums.map((s) => uses.place(s.earlier.y)));
     const earlier = uses.steps.get(from);
@@ -172,13 +192,27 @@ export function joinResidual(given: Steps): Steps {
 const clampOf = ({ op }: Step): Activation | undefined =>
   op === 'relu' ? { least: 0 } : op === 'relu6' ? { least: 0, most: 6 } : undefined;
 
-/** The batch normalisation, clamp or both that begin with a step: what they compute, and the steps that they are. */
-function activationFrom(step: Step, uses: Uses): { activation: Activation; steps: readonly Step[] } | undefined {
-  const clamp = clampOf(step);
-  if (clamp) return { activation: clamp, steps: [step] };
+const functions = ['leakyRelu', 'sigmoid', 'silu', 'hardSigmoid', 'hardSwish', 'gelu'];
+
+const functionOf = ({ op, attrs }: Step): Activation | undefined =>
+  functions.includes(op)
+    ? { function: op, ...(attrs.slope !== undefined && { slope: attrs.slope as number }) }
+    : undefined;
+
+/**
+ * The batch normalisation, the clamp or other function, or both, that begin with a step: what they compute, and the
+ * steps that they are.
+ */
+function activationFrom(
+  step: Step,
+  uses: Uses,
+  among: (step: Step) => Activation | undefined,
+): { activation: Activation; steps: readonly Step[] } | undefined {
+  const alone = among(step);
+  if (alone) return { activation: alone, steps: [step] };
   if (step.op !== 'batchNorm') return undefined;
   const next = uses.onlyReader(step.outputs[0] ?? -1);
-  const after = next && clampOf(next);
+  const after = next && among(next);
   return {
     activation: { batchNorm: normOf(step), eps: step.attrs.eps as number, ...after },
     steps: after ? [step, next] : [step],
@@ -186,33 +220,71 @@ function activationFrom(step: Step, uses: Uses): { activation: Activation; steps
 }
 
 /**
- * Batch normalisation and clamp of what a convolution computes: one more store of its epilogue, in which the value
- * itself is a store only if somebody else reads it.
+ * Steps behind what a convolution stores become one more store of its epilogue, in which the value that they read is a
+ * store only if somebody else reads it.
  */
-export function joinActivations(given: Steps): Steps {
+function addStores(
+  given: Steps,
+  storeFor: (step: Step, read: Store, uses: Uses) => { store: Store; steps: readonly Step[] } | undefined,
+): Steps {
   const uses = new Uses(given);
   for (const step of uses.steps.values()) {
     const [input = -1] = step.inputs;
     const branch = uses.branchOf(input);
-    const raw = branch?.stores.find(({ value }) => value === input);
-    const found = raw?.activation === undefined && raw?.pool === 0 ? activationFrom(step, uses) : undefined;
-    const maker = uses.maker(input);
+    const read = branch?.stores.find(({ value }) => value === input);
+    const found = read && storeFor(step, read, uses);
+    const place = uses.place(input);
+    const maker = uses.steps.get(place);
     if (!branch || !found || !maker?.branches) continue;
     for (const gone of found.steps) uses.put(uses.place(gone.outputs[0] ?? -1));
-    const value = found.steps.at(-1)?.outputs[0] ?? -1;
     const unread = uses.readersOf(input).length === 0 && !uses.isOutput(input);
-    const stores = [
-      ...branch.stores.filter((store) => store !== raw || !unread),
-      { value, pool: 0, activation: found.activation },
-    ];
-    const to = uses.place(branch.stores[0]?.value ?? -1);
-    uses.put(
-      to,
-      convStep(
-        maker.name,
-        maker.branches.map((b) => (b === branch ? { ...b, y: unread ? value : b.y, stores } : b)),
-      ),
-    );
+    const stores = [...branch.stores.filter((store) => store !== read || !unread), found.store];
+    const y = unread && branch.y === input && !found.store.mean ? found.store.value : branch.y;
+    const branches = maker.branches.map((b) => (b === branch ? { ...b, y, stores } : b));
+    uses.put(place, convStep(maker.name, branches));
+  }
+  return { ...given, steps: [...uses.steps.values()] };
+}
+
+/** Batch normalisation and a function, a clamp for example, of what a convolution computes. */
+export function joinActivations(given: Steps): Steps {
+  return addStores(given, (step, read, uses) => {
+    const found = isRaw(read) ? activationFrom(step, uses, (s) => clampOf(s) ?? functionOf(s)) : undefined;
+    const value = found?.steps.at(-1)?.outputs[0] ?? -1;
+    return found && { store: { value, pool: 0, activation: found.activation }, steps: found.steps };
+  });
+}
+
+/** The mean over T, H and W of what a convolution stores. */
+export function joinMeans(given: Steps): Steps {
+  return addStores(given, (step, { pool, mean, activation }) => {
+    if (step.op !== 'globalAvgPool' || pool > 0 || mean) return undefined;
+    return {
+      store: { value: step.outputs[0] ?? -1, pool, mean: true, ...(activation && { activation }) },
+      steps: [step],
+    };
+  });
+}
+
+/**
+ * Two branches that read what one step makes are one step, if the later one reads nothing that is made between them:
+ * the high and the low branch of what has no path from one to the other.
+ */
+export function joinBranches(given: Steps): Steps {
+  const uses = new Uses(given);
+  const madeFor = ({ terms, gated }: Branch) => uses.place(gated?.input ?? sourcesOf({ terms })[0]?.input ?? -1);
+  const open = new Map<number, number>(); // by the place of what a step of one branch reads
+  for (const [place, step] of uses.steps) {
+    const [branch, ...others] = step.branches ?? [];
+    const from = branch ? madeFor(branch) : -1;
+    if (!branch || others.length || from < 0) continue;
+    const to = open.get(from) ?? -1;
+    const earlier = uses.steps.get(to);
+    if (earlier?.branches && step.inputs.every((id) => uses.place(id) < to)) {
+      open.delete(from);
+      uses.put(place);
+      uses.put(to, convStep(earlier.name, [...earlier.branches, branch]));
+    } else open.set(from, place);
   }
   return { ...given, steps: [...uses.steps.values()] };
 }
@@ -224,7 +296,7 @@ export function joinActivations(given: Steps): Steps {
 export function joinPrologues(given: Steps): Steps {
   const uses = new Uses(given);
   for (const step of [...uses.steps.values()]) {
-    const found = activationFrom(step, uses);
+    const found = activationFrom(step, uses, clampOf);
     const [input = -1] = step.inputs;
     const value = found?.steps.at(-1)?.outputs[0] ?? -1;
     const readers = uses.readersOf(value);
@@ -256,7 +328,14 @@ export function joinPooling(given: Steps): Steps {
     const [output = -1] = step.outputs;
     const from = step.op === 'avgPool' && uses.onlyReader(input) === step ? uses.branchOf(input) : undefined;
     const [store, ...others] = from?.stores ?? [];
-    if (!from || !store || others.length || store.pool > 1 || !isHalving(step, given.values[input]?.shape ?? []))
+    if (
+      !from ||
+      !store ||
+      others.length ||
+      store.mean ||
+      store.pool > 1 ||
+      !isHalving(step, given.values[input]?.shape ?? [])
+    )
       return;
     return { from, branch: { ...from, stores: [{ ...store, value: output, pool: store.pool + 1 }] } };
   });
@@ -332,12 +411,15 @@ export type Pass = (steps: Steps) => Steps;
 
 /** All passes, in order; `types` are given to what is left of the values, before pooled copies are added. */
 export const fusing = (types: Pass): Pass[] => [
+  openGates,
   foldBatchNorm,
   joinShortcut,
   joinResidual,
   joinActivations,
   joinPrologues,
   joinPooling,
+  joinMeans,
+  joinBranches,
   types,
   sinkPooling,
 ];

@@ -14,10 +14,13 @@ export interface BatchNormParams {
   readonly running_var: string;
 }
 
-/** Batch normalisation, then a clamp to [least, most]; each may be absent. */
+/** Batch normalisation, a function of one value, then a clamp to [least, most]; each may be absent. */
 export interface Activation {
   readonly batchNorm?: BatchNormParams;
   readonly eps?: number;
+  /** An op of one value; in stores only. */
+  readonly function?: string;
+  readonly slope?: number;
   readonly least?: number;
   readonly most?: number;
 }
@@ -54,16 +57,25 @@ export interface Term {
   readonly eps?: number;
 }
 
-/** P^pool(activation(y)), as a value. */
+/** P^pool(activation(y)), or its mean over T, H and W, as a value. */
 export interface Store {
   readonly value: number;
   readonly pool: number;
+  readonly mean?: true;
   readonly activation?: Activation;
+}
+
+/** Values: x, and a number per image and channel that it is multiplied by. */
+export interface Gated {
+  readonly input: number;
+  readonly gate: number;
 }
 
 /** y = residual + sum of terms, and what of it is stored. The contract stands in native/ops/octconv/contract.cc. */
 export interface Branch {
   readonly terms: readonly Term[];
+  /** In place of terms. */
+  readonly gated?: Gated;
   readonly residual?: number;
   /** A value of the shape of y: the first one that was stored, whether it still is or not. */
   readonly y: number;
@@ -110,8 +122,9 @@ export interface Steps {
  */
 export function convStep(name: string, branches: readonly Branch[]): Step {
   const read = new Set<number>();
-  for (const { terms, residual } of branches) {
+  for (const { terms, gated, residual } of branches) {
     for (const { sources } of terms) for (const { input } of sources) read.add(input);
+    if (gated) read.add(gated.input).add(gated.gate);
     if (residual !== undefined) read.add(residual);
   }
   const inputs = [...read];
@@ -167,11 +180,12 @@ function nativeForm(branch: Branch, inputs: readonly number[], outputs: readonly
     return key;
   };
   const activation = (given: Activation) => ({ ...given, batchNorm: given.batchNorm && norm(given.batchNorm) });
-  const { residual, compute, hints } = branch;
+  const { residual, gated, compute, hints } = branch;
   const attrs = {
     compute,
     hints,
     residual: residual === undefined ? undefined : inputs.indexOf(residual),
+    ...(gated && { gated: { input: inputs.indexOf(gated.input), gate: inputs.indexOf(gated.gate) } }),
     terms: branch.terms.map((term) => ({
       eps: term.eps,
       bias: term.bias === undefined ? undefined : role('b', term.bias),
@@ -182,9 +196,10 @@ function nativeForm(branch: Branch, inputs: readonly number[], outputs: readonly
         return { ...source, prologue: prologue && activation(prologue), input: inputs.indexOf(source.input), weight };
       }),
     })),
-    stores: branch.stores.map(({ value, pool, activation: given }) => ({
+    stores: branch.stores.map(({ value, pool, mean, activation: given }) => ({
       output: outputs.indexOf(value),
       pool,
+      mean,
       activation: given && activation(given),
     })),
   } satisfies Attrs;

@@ -23,6 +23,7 @@ export const weightScaleOf = (weight: string): string => besideI8(weight).weight
  * faster: what it makes may be bf16 all the same.
  */
 function typed(branch: Branch, { compute, quantized, traits }: Typing, inputs: readonly number[]): Branch {
+  if (branch.gated) return branch;
   const integers = compute === 'i8' && sourcesOf(branch).every(({ weight }) => quantized.has(weight));
   const terms = branch.terms.map((term) => ({
     ...term,
@@ -70,9 +71,11 @@ function narrowTypes(given: Steps, { compute, traits }: Typing): Map<number, Typ
   const keeps = ({ op }: Step) => traits.ops[op]?.keepsType ?? false;
   const mixes = ({ op, branches }: Step) => branches !== undefined || (traits.ops[op]?.mixesTypes ?? false);
 
+  const stores = given.steps.flatMap(({ branches = [] }) => branches.flatMap((branch) => branch.stores));
+  const means = new Set(stores.flatMap(({ value, mean }) => (mean ? value : [])));
   const wanted = (id: number): Type | undefined => {
     const all = readers.get(id) ?? [];
-    if (given.outputs.includes(id) || given.inputs.includes(id) || all.length === 0) return undefined;
+    if (means.has(id) || given.outputs.includes(id) || given.inputs.includes(id) || all.length === 0) return undefined;
     const type = compute === 'bf16' ? { dtype: 'bf16' as const } : scaleOf(id, all);
     return type && all.every((step) => takes(step, type)) ? type : undefined;
   };

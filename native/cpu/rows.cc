@@ -94,20 +94,33 @@ void sumPixels(const Elements& from, ptrdiff_t pitch, float* sums, ptrdiff_t pix
   if (from.dtype == DType::u8) sum<uint8_t>(from, pitch, sums, pixels, channels);
 }
 
+OCTCONV_INLINE Vec loadAny(const Elements& from, ptrdiff_t at, int count) {
+  const auto as = [&](const auto* x) { return count == lanes ? load(x + at) : load(x + at, count); };
+  if (from.dtype == DType::f32) return as(static_cast<const float*>(from.data));
+  if (from.dtype == DType::bf16) return as(static_cast<const BFloat16*>(from.data));
+  return as(static_cast<const uint8_t*>(from.data));
+}
+
 template <class From, class To>
 static void activate(const Elements& from, ptrdiff_t fromPitch, const Elements& to, ptrdiff_t toPitch,
-                     const float* scale, const float* shift, float least, float most, ptrdiff_t pixels,
-                     ptrdiff_t channels) {
+                     const float* scale, const float* shift, const Elements& added, ptrdiff_t addedPitch, float least,
+                     float most, ptrdiff_t pixels, ptrdiff_t channels) {
   const Vec low = splat(least), high = splat(most), steps = splat(1 / to.scale),
             zero = splat(static_cast<float>(to.zero));
   for (ptrdiff_t c = 0; c < channels; c += lanes) {
     const int count = channels - c < lanes ? static_cast<int>(channels - c) : lanes;
     const Vec factor = (scale ? load(scale + c, count) : splat(1)) * from.scale,
-              addend = (shift ? load(shift + c, count) : Vec{}) - factor * static_cast<float>(from.zero);
+              addend = (shift ? load(shift + c, count) : Vec{}) -
+                       (added.data ? splat(added.scale * static_cast<float>(added.zero)) : Vec{});
     const From* x = static_cast<const From*>(from.data) + c;
     To* y = static_cast<To*>(to.data) + c;
     for (ptrdiff_t p = 0; p < pixels; p++, x += fromPitch, y += toPitch) {
-      Vec v = clamp(multiplyAdd(count == lanes ? load(x) : load(x, count), factor, addend), low, high);
+      Vec v = count == lanes ? load(x) : load(x, count);
+      if constexpr (sizeof(From) == 1)
+        v -= splat(static_cast<float>(from.zero));  // not later: a factor may be infinite
+      v = multiplyAdd(v, factor, addend);
+      if (added.data) v = multiplyAdd(loadAny(added, p * addedPitch + c, count), splat(added.scale), v);
+      v = clamp(v, low, high);
       if constexpr (sizeof(To) == 1) v = clamp(v * steps + zero, Vec{}, splat(255));
       count == lanes ? store(y, v) : store(y, v, count);
     }
@@ -115,10 +128,11 @@ static void activate(const Elements& from, ptrdiff_t fromPitch, const Elements& 
 }
 
 void activatePixels(const Elements& from, ptrdiff_t fromPitch, const Elements& to, ptrdiff_t toPitch,
-                    const float* scale, const float* shift, float least, float most, ptrdiff_t pixels,
-                    ptrdiff_t channels) {
+                    const float* scale, const float* shift, const Elements& added, ptrdiff_t addedPitch, float least,
+                    float most, ptrdiff_t pixels, ptrdiff_t channels) {
   const auto as = [&](auto x, auto y) {
-    activate<decltype(x), decltype(y)>(from, fromPitch, to, toPitch, scale, shift, least, most, pixels, channels);
+    activate<decltype(x), decltype(y)>(from, fromPitch, to, toPitch, scale, shift, added, addedPitch, least, most,
+                                       pixels, channels);
   };
   const auto into = [&](auto x) {
     if (to.dtype == DType::f32) as(x, float{});

@@ -29,8 +29,8 @@ OCTCONV_DECLARE(void convertElements(const Elements& from, const Elements& to, p
 // sums[c] = the sum of `channels` channels of some pixels, as values.
 OCTCONV_DECLARE(void sumPixels(const Elements& from, ptrdiff_t fromPitch, float* sums, ptrdiff_t pixels,
                                ptrdiff_t channels))
-// to = clamp(scale[c] * from + shift[c], least, most) of `channels` channels of some pixels, whose pitches are in
-// elements; without scale and shift if they are null.
+// to = clamp(scale[c] * from + shift[c] + added, least, most) of `channels` channels of some pixels, whose pitches are
+// in elements; without scale, shift and `added` if they are null.
 OCTCONV_DECLARE(void activatePixels(const Elements& from, ptrdiff_t fromPitch, const Elements& to, ptrdiff_t toPitch,
-                                    const float* scale, const float* shift, float least, float most, ptrdiff_t pixels,
-                                    ptrdiff_t channels))
+                                    const float* scale, const float* shift, const Elements& added, ptrdiff_t addedPitch,
+                                    float least, float most, ptrdiff_t pixels, ptrdiff_t channels))

@@ -67,7 +67,7 @@ Kernel fast(const Node& node, int) {
     run.parallel(parts, [&](int64_t task, char*) {
       const auto [begin, end] = piece(s.pixels(), parts, task);
       loop(x.elements(run.inputs[0], begin * pitch), pitch, y.elements(run.outputs[0], begin * outPitch), outPitch,
-           a.scale.data(), a.shift.data(), -INFINITY, INFINITY, end - begin, s.c);
+           a.scale.data(), a.shift.data(), {}, 0, -INFINITY, INFINITY, end - begin, s.c);
     });
   }};
 }

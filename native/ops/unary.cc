@@ -1,12 +1,8 @@
 // Functions of one value, elementwise on any shape. Computed in f32; input and output may each be f32, bf16 or u8. NaN
 // stays NaN.
-#include "../cpu/levels.h"
-#include "../cpu/vec.h"
+#include "unary.h"
 
-namespace octconv {
-enum class Unary { relu, relu6, leakyRelu, sigmoid, silu, hardSigmoid, hardSwish, gelu };
-}
-OCTCONV_DECLARE(void apply(Unary op, float slope, const float* x, float* y, ptrdiff_t count))
+#include "../cpu/vec.h"
 
 namespace octconv::OCTCONV_LEVEL {
 
@@ -66,6 +62,7 @@ void apply(Unary op, float slope, const float* x, float* y, ptrdiff_t count) {
 
 #if OCTCONV_MAIN
 #include <cmath>
+#include <cstring>
 
 #include "../cpu/floats.h"
 #include "../cpu/walk.h"
@@ -76,12 +73,7 @@ namespace {
 double between(double x, double least, double most) { return x < least ? least : x > most ? most : x; }
 double hardSigmoid(double x) { return between(x + 3, 0, 6) / 6; }
 
-struct Definition {
-  const char* name;
-  Unary op;
-  double (*value)(double x, double slope);
-};
-constexpr Definition table[] = {
+constexpr UnaryFunction table[] = {
     {"relu", Unary::relu, [](double x, double) { return between(x, 0, INFINITY); }},
     {"relu6", Unary::relu6, [](double x, double) { return between(x, 0, 6); }},
     {"leakyRelu", Unary::leakyRelu, [](double x, double slope) { return x < 0 ? x * slope : x; }},
@@ -92,10 +84,10 @@ constexpr Definition table[] = {
     {"gelu", Unary::gelu, [](double x, double) { return x * std::erfc(-x * M_SQRT1_2) / 2; }},
 };
 
-const Definition& definitionOf(const Node& node) {
-  for (const Definition& definition : table)
-    if (node.op == definition.name) return definition;
-  fail(node.op, ": this is no function of one value");
+const UnaryFunction& functionOf(const Node& node) {
+  const UnaryFunction* function = unaryOf(node.op.c_str());
+  if (!function) fail(node.op, ": this is no function of one value");
+  return *function;
 }
 
 double slopeOf(const Node& node) { return node.attrs.number("slope", 0); }
@@ -108,7 +100,7 @@ void check(const Node& node) {
 }
 
 Kernel slow(const Node& node, int) {
-  return {[=, value = definitionOf(node).value, slope = slopeOf(node)](Run& run) {
+  return {[=, value = functionOf(node).value, slope = slopeOf(node)](Run& run) {
     for (int64_t i = 0; i < node.in(0).elements(); i++) {
       const double x = valueAt(run.inputs[0], node.inputs[0], i);
       setValue(run.outputs[0], node.outputs[0], i, static_cast<float>(value(x, slope)));
@@ -120,7 +112,7 @@ Kernel fast(const Node& node, int) {
   const Floats x(node.inputs[0]), y(node.outputs[0]);
   const Walk<1> walk({{node.in(0).elements(), {1}}});
   return {
-      [=, op = definitionOf(node).op, slope = static_cast<float>(slopeOf(node)), loop = OCTCONV_PICK(apply)](Run& run) {
+      [=, op = functionOf(node).op, slope = static_cast<float>(slopeOf(node)), loop = OCTCONV_PICK(apply)](Run& run) {
         eachTile(run, walk, [&](const auto&, int64_t at, int64_t count, char* scratch) {
           auto* room = reinterpret_cast<float*>(scratch);
           const float* from = x.read(run.inputs[0], at, count, room);
@@ -132,14 +124,21 @@ Kernel fast(const Node& node, int) {
 }
 
 const bool registered = [] {
-  for (const Definition& definition : table) {
-    Registered<Contract>(definition.name, {check, false, true});
-    Registered<Kernels<Reference>>(definition.name, {slow, anyFloats});
-    Registered<Kernels<Cpu>>(definition.name, {fast, anyFloats});
+  for (const UnaryFunction& function : table) {
+    Registered<Contract>(function.name, {check, false, true});
+    Registered<Kernels<Reference>>(function.name, {slow, anyFloats});
+    Registered<Kernels<Cpu>>(function.name, {fast, anyFloats});
   }
   return true;
 }();
 
 }  // namespace
+
+const UnaryFunction* unaryOf(const char* name) {
+  for (const UnaryFunction& function : table)
+    if (std::strcmp(function.name, name) == 0) return &function;
+  return nullptr;
+}
+
 }  // namespace octconv
 #endif

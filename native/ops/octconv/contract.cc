@@ -7,17 +7,25 @@
 // output branch is a SUM OVER SOURCES, convolutions of inputs, and a step has one or two branches:
 //
 //   y       = residual + sum over terms of batchNorm(bias + sum over sources of U?(conv(source)))
-//   source  = P^pool(clamp(batchNorm(x)))    the prologue; each part may be absent
-//   stores  = P^pool(clamp(batchNorm(y)))    any number of them; y itself is stored only where a store says so
+//   source  = P^pool(clamp(batchNorm(x)))            the prologue; each part may be absent
+//   stores  = P^pool(clamp(function(batchNorm(y))))  any number of them; y is stored only where a store says so
+//
+// A store may keep the mean over T, H and W instead, [N,1,1,1,C] of f32. In place of terms a branch may have an input
+// times a gate, a number per image and channel that another step has computed (squeeze and excitation).
 //
 // A plain convolution is one branch of one source, a linear layer is that with a 1x1 kernel, a projection shortcut is a
 // second term, a pre-activation block stores y and clamp(batchNorm(y)).
 //
-// attrs.branches: list of { terms: [{ sources: [{ input, weight, kernel, stride?, padding?, dilation?, groups?, pool?,
-// upsample?, prologue?, scale?, zero? }], bias?, batchNorm?, eps? }], residual?, stores: [{ output, pool?, activation?
-// }], compute?, hints? }, where `prologue` and `activation` are { batchNorm?, eps?, least?, most? }; `input`,
-// `residual` and `output` are positions in the node's inputs and outputs; `weight`, `bias` and `batchNorm` are roles of
-// the branch's parameters. Weights are OIHW or OITHW. Parameters are packed branch by branch.
+// attrs.branches: list of { terms, gated?, residual?, stores, compute?, hints? }
+//   terms:   list of { sources, bias?, batchNorm?, eps? }; empty if there is `gated`
+//   sources: list of { input, weight, kernel, stride?, padding?, dilation?, groups?, pool?, upsample?, prologue?,
+//   scale?,
+//            zero? }
+//   gated:   { input, gate }
+//   stores:  list of { output, pool?, mean?, activation? }
+//   prologue, activation: { batchNorm?, eps?, function?, slope?, least?, most? }, `function` in stores only
+// `input`, `gate`, `residual` and `output` are positions in the node's inputs and outputs; `weight`, `bias` and
+// `batchNorm` are roles of the branch's parameters. Weights are OIHW or OITHW. Parameters are packed branch by branch.
 //
 // compute: 'f32' (default), 'bf16' or 'i8', what a branch multiplies. Its inputs become bf16, or u8 by the sources'
 // scale and zero (x = scale * (q - zero)), unless they are so already; sums are f32 or i32, what follows is f32, and a
@@ -54,7 +62,14 @@ static Compute computeOf(const Attr& branch) {
 static Activation activationOf(const Attr& attrs, const char* key) {
   if (!attrs.has(key)) return {};
   const Attr& a = attrs[key];
-  return {textOf(a, "batchNorm"), a.number("eps", 1e-5), static_cast<float>(a.number("least", -INFINITY)),
+  const std::string name = textOf(a, "function");
+  const UnaryFunction* function = name.empty() ? nullptr : unaryOf(name.c_str());
+  if (!name.empty() && !function) fail("octConv: '", name, "' is no function of one value");
+  return {textOf(a, "batchNorm"),
+          a.number("eps", 1e-5),
+          function,
+          static_cast<float>(a.number("slope", 0)),
+          static_cast<float>(a.number("least", -INFINITY)),
           static_cast<float>(a.number("most", INFINITY))};
 }
 
@@ -100,25 +115,32 @@ static Source sourceOf(const Attr& s) {
                 static_cast<int>(std::clamp<int64_t>(s.integer("zero", 0), -1, 256))};
   checkSizes(source);
   checkActivation(source.prologue);
+  if (source.prologue.function) fail("octConv: a prologue with ", source.prologue.function->name, ", wanted a clamp");
   return source;
 }
 
 static Store storeOf(const Attr& s) {
-  Store store{indexOf(s["output"]), activationOf(s, "activation"), s.integer("pool", 0)};
+  Store store{indexOf(s["output"]), activationOf(s, "activation"), s.integer("pool", 0), s.flag("mean")};
   if (store.pool < 0 || store.pool > 2) fail("octConv: a store has pool ", store.pool, ", wanted 0 to 2");
+  if (store.mean && store.pool) fail("octConv: a store has the mean of a pooled value");
   checkActivation(store.activation);
   return store;
 }
 
 static Branch branchOf(const Attr& b) {
-  Branch branch{{}, {}, {}, computeOf(b), b.has("hints") ? b["hints"].integer("winograd", 0) : 0};
+  Branch branch{{}, {}, {}, {}, computeOf(b), b.has("hints") ? b["hints"].integer("winograd", 0) : 0};
+  if (b.has("gated")) {
+    if (!b["terms"].list().empty() || branch.compute != Compute::f32 || branch.winograd)
+      fail("octConv: a branch with a gate has no terms and computes in f32");
+    branch.gated = {indexOf(b["gated"]["input"]), indexOf(b["gated"]["gate"])};
+  }
   for (const Attr& t : b["terms"].list()) {
     Term term{{}, textOf(t, "bias"), textOf(t, "batchNorm"), t.number("eps", 1e-5)};
     for (const Attr& s : t["sources"].list()) term.sources.push_back(sourceOf(s));
     if (term.sources.empty()) fail("octConv: a term has no sources");
     branch.terms.push_back(std::move(term));
   }
-  if (branch.terms.empty()) fail("octConv: a branch has no terms");
+  if (branch.terms.empty() && !branch.gated) fail("octConv: a branch has no terms");
   if (b.has("residual")) branch.residual = indexOf(b["residual"]);
   for (const Attr& s : b["stores"].list()) branch.stores.push_back(storeOf(s));
   return branch;
@@ -152,15 +174,19 @@ static Shape convolved(const Shape& x, const Source& s, int64_t channels) {
           size(x.w, s.kernel.w, s.stride.w, s.padding.w, s.dilation.w), channels};
 }
 
-// y has the size that its first source makes, and as many channels as the first store.
+// y has the size that a source makes, and as many channels as the first store.
 Shape shapeOf(const Branch& branch, const Node& node) {
-  const Source& s = branch.terms[0].sources[0];
   if (branch.stores.empty()) fail("octConv: '", node.name, "' has a branch without stores");
   const int64_t channels = node.out(branch.stores[0].output).c;
   for (const Store& store : branch.stores)
-    if (store.pool == 0) return node.out(store.output);
-  if (!s.upsample) return convolved(halved(node.in(s.input), s.pool), s, channels);
-  fail("octConv: '", node.name, "' upsamples and stores only pooled values");
+    if (store.pool == 0 && !store.mean) return node.out(store.output);
+  if (branch.gated) return node.in(branch.gated->input);
+  std::optional<Shape> y;
+  branch.eachSource([&](const Source& s) {
+    if (!y && !s.upsample) y = convolved(halved(node.in(s.input), s.pool), s, channels);
+  });
+  if (!y) fail("octConv: '", node.name, "' upsamples and stores only pooled values or means");
+  return *y;
 }
 
 static void checkSource(const Node& node, const Branch& branch, const Source& s, const Shape& y) {
@@ -180,17 +206,25 @@ static void checkSource(const Node& node, const Branch& branch, const Source& s,
 static void checkBranch(const Node& node, const Branch& branch) {
   const Shape y = shapeOf(branch, node);
   branch.eachSource([&](const Source& s) { checkSource(node, branch, s, y); });
+  const Shape gate{y.n, 1, 1, 1, y.c};
+  if (branch.gated && node.in(branch.gated->input) != y)
+    fail("octConv: '", node.name, "' makes ", y, " of a gate and input ", node.in(branch.gated->input));
+  if (branch.gated && node.in(branch.gated->gate) != gate)
+    fail("octConv: the gate of '", node.name, "' is ", node.in(branch.gated->gate), ", wanted ", gate);
   if (branch.residual && node.in(*branch.residual) != y)
     fail("octConv: residual ", node.in(*branch.residual), " must be ", y);
   for (const Store& store : branch.stores) node.out(store.output);  // throws if there is none
   for (const Store& store : branch.stores) {
-    if (node.out(store.output) != halved(y, store.pool))
-      fail("octConv: a store of '", node.name, "' is ", node.out(store.output), ", wanted ", halved(y, store.pool));
+    const Shape stored = store.mean ? Shape{y.n, 1, 1, 1, y.c} : halved(y, store.pool);
+    if (node.out(store.output) != stored)
+      fail("octConv: a store of '", node.name, "' is ", node.out(store.output), ", wanted ", stored);
+    if (store.mean && node.outputs[store.output].dtype != DType::f32)
+      fail("octConv: a mean of '", node.name, "' is ", nameOf(node.outputs[store.output].dtype), ", wanted f32");
     // P of elements gives elements of the same type.
     const TensorType& type = node.outputs[store.output];
     for (const Store& other : branch.stores) {
       const TensorType& same = node.outputs.at(other.output);
-      if (other.activation == store.activation &&
+      if (other.activation == store.activation && !store.mean && !other.mean &&
           (same.dtype != type.dtype || same.scale != type.scale || same.zero != type.zero))
         fail("octConv: stores of '", node.name, "' that differ by P alone must be of one type");
     }
@@ -262,6 +296,7 @@ static std::vector<float> vectorOf(const Params& params, const std::string& role
 }
 
 int64_t outputChannels(const Branch& branch, const Params& params) {
+  if (branch.gated) return 0;
   const Param& weight = paramOf(params, branch.terms.at(0).sources.at(0).weight);
   const int64_t channels = weight.shape.empty() ? 0 : weight.shape[0];
   if (channels < 1 || channels % branch.groups())

@@ -4,16 +4,20 @@
 #include <optional>
 
 #include "../../core/node.h"
+#include "../unary.h"
 
 namespace octconv {
 
-// batchNorm, then clamp; each may be absent.
+// batchNorm, a function of one value, then clamp; each may be absent.
 struct Activation {
   std::string batchNorm;  // role of its parameters
   double eps = 1e-5;
+  const UnaryFunction* function = nullptr;
+  float slope = 0;  // of the function
   float least = -INFINITY, most = INFINITY;
   bool operator==(const Activation&) const = default;
-  bool isIdentity() const { return *this == Activation{{}, eps}; }
+  bool clamps() const { return least > -INFINITY || most < INFINITY; }
+  bool isIdentity() const { return batchNorm.empty() && !function && !clamps(); }
 };
 
 struct Source {
@@ -39,6 +43,7 @@ struct Store {
   size_t output;
   Activation activation;
   int64_t pool;  // how often P is applied after it
+  bool mean;     // the mean over T, H and W instead
 };
 
 // What the products of a branch are made of.
@@ -47,8 +52,14 @@ inline DType activationOf(Compute compute) {
   return compute == Compute::i8 ? DType::u8 : compute == Compute::bf16 ? DType::bf16 : DType::f32;
 }
 
+// Positions of inputs: x, and a number per image and channel that it is multiplied by.
+struct Gated {
+  size_t input, gate;
+};
+
 struct Branch {
   std::vector<Term> terms;
+  std::optional<Gated> gated;  // in place of terms
   std::optional<size_t> residual;
   std::vector<Store> stores;
   Compute compute;
@@ -59,7 +70,7 @@ struct Branch {
     for (const Term& term : terms)
       for (const Source& source : term.sources) visit(source);
   }
-  int64_t groups() const { return terms.at(0).sources.at(0).groups; }
+  int64_t groups() const { return gated ? 1 : terms.at(0).sources.at(0).groups; }
 };
 
 std::vector<Branch> branchesOf(const Attr& attrs);
@@ -71,8 +82,8 @@ Shape shapeOf(const Branch& branch, const Node& node);
 
 // --- Parameters -------------------------------------------------------------------------------------------------
 
-int64_t outputChannels(const Branch& branch, const Params& params);
-int64_t inputsOf(const Source& source, const Params& params);  // channels that a weight reads: of a group
+int64_t outputChannels(const Branch& branch, const Params& params);  // 0 of a gate, which fits any
+int64_t inputsOf(const Source& source, const Params& params);        // channels that a weight reads: of a group
 
 // Batch normalisation in evaluation mode as y = scale * x + shift, per channel.
 struct Affine {

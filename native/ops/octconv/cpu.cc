@@ -27,6 +27,7 @@ constexpr int64_t fewestTiles = 24;
 constexpr int64_t fewestPixels = 48;  // of a block: a panel's weights are read once per block
 constexpr double taskFlops = 2e6;     // about 20 us: less is not worth another thread
 constexpr int64_t tasksPerThread = 6;
+constexpr double gateFlops = 64;  // as many as take as long as a gated element, which comes from a cache or memory
 
 Elements elementsOf(void* data, const TensorType& type) { return {data, type.dtype, type.scale, type.zero}; }
 
@@ -103,7 +104,7 @@ void prepareRow(const TileSource& source, const TensorType& type, Compute comput
     const Elements in = elementsOf(const_cast<char*>(from) + x * fromBytes, type),
                    out{to + gaps + x * c * bytes, activationOf(compute), source.conv.scale, source.conv.zero};
     if (p.activates())
-      OCTCONV_PICK(activatePixels)(in, type.pitch(), out, c, p.scale, p.shift, p.least, p.most, together, c);
+      OCTCONV_PICK(activatePixels)(in, type.pitch(), out, c, p.scale, p.shift, {}, 0, p.least, p.most, together, c);
     else
       OCTCONV_PICK(convertElements)(in, out, together * c);
   }
@@ -152,52 +153,53 @@ void prepareRows(const TileSource& source, const Node& node, Compute compute, co
 // Groups a branch's stores, the one that tiles write first: the only one, if it is just clamped; else y itself, as f32.
 std::vector<StoreGroup> groupStores(const Node& node, const BranchPlan& b, const Shape& y) {
   std::vector<StoreGroup> groups;
-  std::vector<const Activation*> activations;
+  const auto groupOf = [&](const Activation& activation) {
+    return std::find_if(groups.begin(), groups.end(), [&](const StoreGroup& g) { return g.activation == activation; });
+  };
   for (size_t k = 0; k < b.spec.stores.size(); k++) {
     const Store& store = b.spec.stores[k];
-    size_t g = 0;
-    while (g < groups.size() && !(*activations[g] == store.activation)) g++;
-    if (g == groups.size()) {
+    auto group = groupOf(store.activation);
+    if (group == groups.end()) {
       const PackedBranch::ScaleShift& norm = b.packed->stores[k];
-      TensorType type = node.outputs[store.output];
-      type.shape = y, type.gap = 0;
-      groups.push_back({type,
-                        store.activation.least,
-                        store.activation.most,
-                        norm.channels ? b.packed->floats(norm.scale) : nullptr,
-                        norm.channels ? b.packed->floats(norm.shift) : nullptr,
-                        1,
-                        {},
-                        {},
-                        {y.c, y.c, y.c}});
-      activations.push_back(&store.activation);
+      const float *scale = norm.channels ? b.packed->floats(norm.scale) : nullptr,
+                  *shift = norm.channels ? b.packed->floats(norm.shift) : nullptr;
+      groups.push_back({{DType::f32, y}, store.activation, scale, shift, 1, {}, {}, {y.c, y.c, y.c}, {}, 0});
+      group = groups.end() - 1;
     }
-    groups[g].levels = std::max(groups[g].levels, static_cast<int>(store.pool) + 1);
-    groups[g].outputs[store.pool] = store.output;
-    groups[g].pitches[store.pool] = node.outputs[store.output].pitch();
+    if (store.mean) {
+      group->mean = store.output;
+      continue;
+    }
+    group->type = node.outputs[store.output];
+    group->type.shape = y, group->type.gap = 0;
+    group->levels = std::max(group->levels, static_cast<int>(store.pool) + 1);
+    group->outputs[store.pool] = store.output;
+    group->pitches[store.pool] = node.outputs[store.output].pitch();
   }
-  if (groups.size() == 1 && !groups[0].scale) return groups;
-  for (size_t g = 0; g < groups.size(); g++)
-    if (activations[g]->isIdentity() && groups[g].type.dtype == DType::f32) {
-      std::swap(groups[0], groups[g]);
+  if (groups.size() == 1 && !groups[0].scale && !groups[0].activation.function) return groups;
+  for (StoreGroup& group : groups)
+    if (group.activation.isIdentity() && group.type.dtype == DType::f32) {
+      std::swap(groups[0], group);
       return groups;
     }
-  groups.insert(groups.begin(),
-                StoreGroup{{DType::f32, y}, -INFINITY, INFINITY, nullptr, nullptr, 1, {}, {}, {y.c, y.c, y.c}});
+  groups.insert(groups.begin(), {{DType::f32, y}, {}, nullptr, nullptr, 1, {}, {}, {y.c, y.c, y.c}, {}, 0});
   return groups;
 }
 
-// Lays out the levels that are no outputs; gives the end.
-size_t layOutStores(BranchPlan& b, size_t from) {
+// Lays out the levels that are no outputs, and the sums of rows in the memory of the step; gives the end of the
+// scratch.
+size_t layOutStores(BranchPlan& b, size_t from, Layout& shared) {
   Layout layout;
   layout.add(from);
   const Shape y = b.main.grid;
-  for (StoreGroup& group : b.stores)
+  for (StoreGroup& group : b.stores) {
+    if (group.mean) group.rowSums = shared.add(product(y.rows(), y.c, 4));
     for (int k = 0; k < group.levels; k++) {
       const int64_t rows = b.planes > 1 ? b.planes * halved(y, k).h : (b.rows >> k) + 1;
       const Shape level = halved(y, k);
       if (!group.outputs[k]) group.scratch[k] = layout.add(product(rows, level.w, level.c, bytesOf(group.type.dtype)));
     }
+  }
   return layout.size();
 }
 
@@ -228,26 +230,100 @@ void halveLevel(const BranchPlan& b, const StoreGroup& group, int k, const Block
   }
 }
 
+// The function of an activation takes f32, some channels of some pixels at a time.
+void activateByFunction(const StoreGroup& group, const Elements& from, int64_t fromPitch, const Elements& to,
+                        const Panel& panels, int64_t pixels) {
+  constexpr int64_t most = 64, together = 16;
+  float room[together * most];
+  const auto activate = OCTCONV_PICK(activatePixels);
+  const Activation& a = group.activation;
+  const auto at = [](const Elements& x, int64_t i) {
+    Elements moved = x;
+    moved.data = static_cast<char*>(x.data) + i * static_cast<int64_t>(bytesOf(x.dtype));
+    return moved;
+  };
+  for (int64_t c = 0; c < panels.channels; c += most)
+    for (int64_t p = 0; p < pixels; p += together) {
+      const int64_t channels = std::min(most, panels.channels - c), count = std::min(together, pixels - p);
+      activate(at(from, p * fromPitch + c), fromPitch, {room, DType::f32}, channels,
+               group.scale ? group.scale + panels.begin + c : nullptr,
+               group.shift ? group.shift + panels.begin + c : nullptr, {}, 0, -INFINITY, INFINITY, count, channels);
+      OCTCONV_PICK(apply)(a.function->op, a.slope, room, room, count * channels);
+      activate({room, DType::f32}, channels, at(to, p * group.pitches[0] + c), group.pitches[0], nullptr, nullptr, {},
+               0, a.least, a.most, count, channels);
+    }
+}
+
 // What is made of the values that tiles have just stored.
 void runStores(const BranchPlan& b, const Block& block, const Run& run, char* memory) {
-  const Panel panels = b.packed->joined(block.panelBegin, block.panelEnd);
+  const Panel panels = channelsOf(b, block);
   const Shape& y = b.main.grid;
+  const int64_t pixels = (block.rowEnd - block.row) * y.w;
   const auto at = [&](const StoreGroup& group, int k) { return levelAt(b, group, k, block, run, memory); };
-  const auto channelsOf = [&](const StoreGroup& group, char* data) {
-    return elementsOf(data + panels.begin * static_cast<int64_t>(bytesOf(group.type.dtype)), group.type);
+  const auto elements = [&](const StoreGroup& group, int64_t pixel) {
+    const int64_t first = pixel * group.pitches[0] + panels.begin;
+    return elementsOf(at(group, 0) + first * static_cast<int64_t>(bytesOf(group.type.dtype)), group.type);
   };
-  for (size_t g = 0; g < b.stores.size(); g++) {
-    const StoreGroup& group = b.stores[g];
-    if (g > 0) OCTCONV_PICK(activatePixels)
-    (channelsOf(b.stores[0], at(b.stores[0], 0)), b.stores[0].pitches[0], channelsOf(group, at(group, 0)),
-     group.pitches[0], group.scale ? group.scale + panels.begin : nullptr,
-     group.shift ? group.shift + panels.begin : nullptr, group.least, group.most, (block.rowEnd - block.row) * y.w,
-     panels.channels);
+  const StoreGroup& written = b.stores[0];
+  for (const StoreGroup& group : b.stores) {
+    const Activation& a = group.activation;
+    if (&group != &written && a.function)
+      activateByFunction(group, elements(written, 0), written.pitches[0], elements(group, 0), panels, pixels);
+    else if (&group != &written)
+      OCTCONV_PICK(activatePixels)
+    (elements(written, 0), written.pitches[0], elements(group, 0), group.pitches[0],
+     group.scale ? group.scale + panels.begin : nullptr, group.shift ? group.shift + panels.begin : nullptr, {}, 0,
+     a.least, a.most, pixels, panels.channels);
     for (int k = 1; k < group.levels; k++) halveLevel(b, group, k, block, panels, at(group, k - 1), at(group, k));
+    if (!group.mean) continue;
+    auto* sums = reinterpret_cast<float*>(run.shared + group.rowSums) + block.row * y.c + panels.begin;
+    for (int64_t row = 0; row < block.rowEnd - block.row; row++)
+      OCTCONV_PICK(sumPixels)(elements(group, row * y.w), group.pitches[0], sums + row * y.c, y.w, panels.channels);
+  }
+}
+
+// The means of an image, of its sums by row: they are the same for any cut into blocks.
+void runMeans(const BranchPlan& b, int64_t image, const Run& run) {
+  const Shape& y = b.main.grid;
+  const int64_t rows = y.t * y.h;
+  for (const StoreGroup& group : b.stores) {
+    if (!group.mean) continue;
+    const auto* sums = reinterpret_cast<const float*>(run.shared + group.rowSums) + image * rows * y.c;
+    for (int64_t c = 0; c < y.c; c++) {
+      double sum = 0;
+      for (int64_t row = 0; row < rows; row++) sum += static_cast<double>(sums[row * y.c + c]);
+      run.out<float>(*group.mean)[image * y.c + c] = static_cast<float>(sum / static_cast<double>(rows * y.w));
+    }
   }
 }
 
 // --- Tasks ------------------------------------------------------------------------------------------------------
+
+// A block's values of y, of a source times a gate.
+void runGate(const Node& node, const BranchPlan& b, const Block& block, const Run& run, char* memory, char* out) {
+  const auto [input, gates] = *b.spec.gated;
+  const StoreGroup& store = b.stores[0];
+  const Shape& y = b.main.grid;
+  const int64_t image = y.t * y.h;
+  const auto pixelOf = [](void* data, const TensorType& type, int64_t pixel) {
+    return elementsOf(static_cast<char*>(data) + pixel * type.pitch() * static_cast<int64_t>(bytesOf(type.dtype)),
+                      type);
+  };
+  for (int64_t row = block.row; row < block.rowEnd;) {
+    const int64_t n = row / image, end = std::min(block.rowEnd, (n + 1) * image), pixel = row * y.w;
+    auto* gate = reinterpret_cast<float*>(memory);
+    OCTCONV_PICK(convertElements)(pixelOf(run.inputs[gates], node.inputs[gates], n), {gate, DType::f32}, y.c);
+    const bool adds = b.spec.residual.has_value();
+    const TensorType added = adds ? node.inputs[*b.spec.residual] : TensorType{};
+    Elements to = elementsOf(out, store.type);
+    to.data = out + (row - block.row) * y.w * store.pitches[0] * static_cast<int64_t>(bytesOf(to.dtype));
+    OCTCONV_PICK(activatePixels)
+    (pixelOf(run.inputs[input], node.inputs[input], pixel), node.inputs[input].pitch(), to, store.pitches[0], gate,
+     nullptr, adds ? pixelOf(run.inputs[*b.spec.residual], added, pixel) : Elements{}, added.pitch(),
+     store.activation.least, store.activation.most, (end - row) * y.w, y.c);
+    row = end;
+  }
+}
 
 Block blockAt(const BranchPlan& b, int64_t task) {
   const Shape& y = b.main.grid;
@@ -284,7 +360,7 @@ void runTask(const Node& node, const BranchPlan& b, int64_t task, const Run& run
         prepareRows(source, node, b.spec.compute, windowOf(source, sum->points, pointRows(b, *sum, block)), run,
                     memory);
   char* const out = levelAt(b, b.stores[0], 0, block, run, memory);
-  (b.spec.winograd ? runWinograd : runDirect)(node, b, block, run, memory, out);
+  (b.spec.gated ? runGate : b.spec.winograd ? runWinograd : runDirect)(node, b, block, run, memory, out);
   runStores(b, block, run, memory);
 }
 
@@ -306,6 +382,7 @@ void split(BranchPlan& b, int threads) {
       weightBytes += products * packedInputBytes(b.spec);
       flops += 2. * static_cast<double>(sum->points.pixels() * products);
     }
+  if (b.spec.gated) inputBytes = y.c * 4, flops = gateFlops * static_cast<double>(y.elements());
   const auto cut = [&](int64_t pixels) {
     // Row pairs that share a low row or a pooled row stay together, as do rows of a tile, or of tiles that share one on
     // the low grid. Blocks are of nearly equal size: one with the last few rows would read all weights for them.
@@ -327,7 +404,8 @@ void split(BranchPlan& b, int threads) {
   const int64_t useful = std::clamp<int64_t>(static_cast<int64_t>(flops / taskFlops), 1, most);
   const auto groups = [&] {
     const int64_t wanted = o ? std::min<int64_t>(useful, threads) : useful;
-    return std::clamp<int64_t>((wanted + b.blocks - 1) / b.blocks, 1, static_cast<int64_t>(b.packed->panels.size()));
+    const auto panels = static_cast<int64_t>(b.packed->panels.size());
+    return std::clamp<int64_t>((wanted + b.blocks - 1) / b.blocks, 1, std::max<int64_t>(1, panels));
   };
   // More blocks read the weights again, more panel groups the input: the larger stays whole.
   const bool fewWeights =
@@ -356,9 +434,9 @@ void checkPacked(const Node& node, const Branch& branch, const PackedBranch& pac
   size_t source = 0;
   std::vector<PackedBranch::Reader> readers;
   branch.eachSource([&](const Source& s) { readers.push_back({node.in(s.input).c / s.groups, s.taps(), s.upsample}); });
-  bool fits = packed.compute == branch.compute && packed.winograd == branch.winograd && packed.channels == y.c &&
-              packed.groups == branch.groups() && packed.readers == readers &&
-              packed.stores.size() == branch.stores.size();
+  bool fits = packed.compute == branch.compute && packed.winograd == branch.winograd &&
+              packed.channels == (branch.gated ? 0 : y.c) && packed.groups == branch.groups() &&
+              packed.readers == readers && packed.stores.size() == branch.stores.size();
   const auto check = [&](const Activation& a, const PackedBranch::ScaleShift& norm, int64_t channels) {
     fits = fits && norm.channels == (a.batchNorm.empty() ? 0 : channels);
   };
@@ -382,6 +460,7 @@ BranchPlan planOf(const Node& node, const Branch& branch, const PackedBranch& pa
 }
 
 std::string describe(const BranchPlan& b) {
+  if (b.spec.gated) return "gate " + std::to_string(b.blocks) + " blocks";
   const int64_t vectors = b.packed->panels[0].vectors;
   std::ostringstream text;
   if (b.spec.winograd) text << "winograd " << b.spec.winograd << 'x' << b.spec.winograd << ", ";
@@ -400,28 +479,40 @@ void runStep(const std::vector<BranchPlan>& branches, const Node& node, Run& run
       task -= b.tasks();
     }
   });
+  for (const BranchPlan& b : branches)
+    if (std::any_of(b.stores.begin(), b.stores.end(), [](const StoreGroup& group) { return group.mean; }))
+      run.parallel(b.main.grid.n, [&](int64_t image, char*) { runMeans(b, image, run); });
 }
 
 Kernel make(const Node& node, int threads) {
   const std::vector<Branch> specs = branchesOf(node.attrs);
   std::vector<BranchPlan> branches;
+  Layout shared;
   size_t threadBytes = 0;
   std::string algorithm;
   for (size_t i = 0; i < specs.size(); i++) {
     BranchPlan b = planOf(node, specs[i], node.weights<PackedBranch>(i), threads);
-    const size_t kernelBytes = b.spec.winograd ? winogradScratch(b) : directScratch(b);
-    threadBytes = std::max(threadBytes, layOutPrepared(b, layOutStores(b, kernelBytes)));
+    const size_t kernelBytes = b.spec.gated      ? b.main.grid.c * sizeof(float)
+                               : b.spec.winograd ? winogradScratch(b)
+                                                 : directScratch(b);
+    threadBytes = std::max(threadBytes, layOutPrepared(b, layOutStores(b, kernelBytes, shared)));
     algorithm += (i ? ", " : "") + describe(b);
     branches.push_back(std::move(b));
   }
-  return {[branches = std::move(branches), node](Run& run) { runStep(branches, node, run); }, 0, threadBytes,
-          algorithm};
+  return {[branches = std::move(branches), node](Run& run) { runStep(branches, node, run); }, shared.size(),
+          threadBytes, algorithm};
 }
 
 const Registered<Kernels<Cpu>> kernels{"octConv",
                                        {make, {DType::f32, DType::bf16, DType::u8}, packBranch, formatOf, true}};
 
 }  // namespace
+
+Panel channelsOf(const BranchPlan& b, const Block& block) {
+  Panel all{};
+  all.channels = b.main.grid.c;
+  return b.spec.gated ? all : b.packed->joined(block.panelBegin, block.panelEnd);
+}
 
 Epilogue epilogueOf(const Node& node, const BranchPlan& b, const Run& run, const Panel& panel, const Block& block,
                     char* out) {
@@ -436,8 +527,8 @@ Epilogue epilogueOf(const Node& node, const BranchPlan& b, const Run& run, const
       type ? from(run.inputs[*b.spec.residual], *type, block.row * b.main.grid.w) : Elements{nullptr, y.dtype};
   const bool bytes = y.dtype == DType::u8;
   const auto zero = static_cast<float>(y.zero);
-  const float steps = 1 / y.scale, residualSteps = residual.scale * steps, least = store.least * steps + zero,
-              most = store.most * steps + zero;
+  const float steps = 1 / y.scale, residualSteps = residual.scale * steps,
+              least = store.activation.least * steps + zero, most = store.activation.most * steps + zero;
   return {b.spec.compute == Compute::i8 ? b.packed->floats(panel.scale) : nullptr,
           b.packed->floats(panel.bias),
           steps,

@@ -107,15 +107,17 @@ struct Sum {
   int64_t taps = 0;
 };
 
-// Stores that differ by P alone: level k is P^k of level 0. A level that nobody wants lies in the task's scratch.
+// Stores of one activation: level k is P^k of level 0. A level that nobody wants lies in the task's scratch.
 struct StoreGroup {
   TensorType type;  // shape: of level 0
-  float least, most;
-  const float *scale, *shift;  // of batch normalisation, or null
+  Activation activation;
+  const float *scale, *shift;  // of its batch normalisation, or null
   int levels;
   std::optional<size_t> outputs[3];
   size_t scratch[3];
-  int64_t pitches[3];  // of the levels
+  int64_t pitches[3];          // of the levels
+  std::optional<size_t> mean;  // an output; the sums of rows of level 0 lie in memory of the step, from `rowSums` on
+  size_t rowSums;
 };
 
 struct BranchPlan {
@@ -150,6 +152,9 @@ Window windowOf(const TileSource& source, const Shape& points, const Range& rows
 void pointTo(const Sum& sum, int64_t bytes, const Run& run, const char* memory, const Range& rows, const char** to);
 // Runs one panel's tiles over `count` pixels, in tiles of nearly equal size.
 void runTiles(const TileSet& set, Tile tile, const Panel& panel, bool depthwise, int64_t count);
+
+// The channels that a block computes.
+Panel channelsOf(const BranchPlan& b, const Block& block);
 
 // What becomes of a panel's sums, from the block's first pixel on, whose values go to `out`.
 Epilogue epilogueOf(const Node& node, const BranchPlan& b, const Run& run, const Panel& panel, const Block& block,

@@ -53,6 +53,7 @@ std::shared_ptr<const Packed> pack(const Attr& attrs, const Params& params, Crew
 
 double activated(const Activation& a, const Affine& affine, double x, size_t channel) {
   if (!affine.scale.empty()) x = affine.scale[channel] * x + affine.shift[channel];
+  if (a.function) x = a.function->value(x, a.slope);
   return x < a.least ? a.least : x > a.most ? a.most : x;
 }
 
@@ -130,6 +131,31 @@ void addProducts(std::vector<double>& sum, const Source& s, const Shape& xs, con
   });
 }
 
+void addGated(std::vector<double>& sum, const Node& node, const Gated& gated, const Run& run) {
+  const auto [input, gate] = gated;
+  const Shape& x = node.in(input);
+  const int64_t image = x.t * x.h * x.w * x.c;
+  for (int64_t i = 0; i < x.elements(); i++)
+    sum[i] += static_cast<double>(valueAt(run.inputs[input], node.inputs[input], i)) *
+              static_cast<double>(valueAt(run.inputs[gate], node.inputs[gate], i / image * x.c + i % x.c));
+}
+
+// Of the elements that another store of the same activation keeps, if there is one.
+void storeMean(const Node& node, const Branch& branch, const Store& store, const Shape& ys, const Run& run,
+               const std::vector<double>& values) {
+  TensorType type{DType::f32, ys};
+  for (const Store& other : branch.stores)
+    if (!other.mean && other.activation == store.activation) type = node.outputs[other.output], type.shape = ys;
+  const std::vector<float> elements = elementsAs(type, [&](size_t i) { return values[i]; });
+  const int64_t image = ys.t * ys.h * ys.w * ys.c;
+  std::vector<double> sums(ys.n * ys.c, 0);
+  for (int64_t i = 0; i < ys.elements(); i++)
+    sums[i / image * ys.c + i % ys.c] += static_cast<double>(valueOf(elements[i], type));
+  for (size_t i = 0; i < sums.size(); i++)
+    setValue(run.outputs[store.output], node.outputs[store.output], i,
+             static_cast<float>(sums[i] / static_cast<double>(image / ys.c)));
+}
+
 void reference(const Node& node, const Branch& branch, const PlainBranch& plain, Run& run) {
   const Shape ys = shapeOf(branch, node);
   std::vector<double> y(ys.elements(), 0);
@@ -144,17 +170,23 @@ void reference(const Node& node, const Branch& branch, const PlainBranch& plain,
     const Affine& affine = plain.terms[t].affine;
     for (size_t i = 0; i < sum.size(); i++) y[i] += affine.scale[i % ys.c] * sum[i] + affine.shift[i % ys.c];
   }
+  if (branch.gated) addGated(y, node, *branch.gated, run);
   if (branch.residual)
     for (size_t i = 0; i < y.size(); i++)
       y[i] += valueAt(run.inputs[*branch.residual], node.inputs[*branch.residual], i);
   for (size_t k = 0; k < branch.stores.size(); k++) {
     const Store& store = branch.stores[k];
     const TensorType& type = node.outputs[store.output];
+    std::vector<double> values(y.size());
+    for (size_t i = 0; i < y.size(); i++) values[i] = activated(store.activation, plain.stores[k], y[i], i % ys.c);
+    if (store.mean) {
+      storeMean(node, branch, store, ys, run, values);
+      continue;
+    }
     TensorType whole = type;
     whole.shape = ys;
-    const std::vector<float> elements = pooled(
-        elementsAs(whole, [&](size_t i) { return activated(store.activation, plain.stores[k], y[i], i % ys.c); }),
-        whole, store.pool);
+    const std::vector<float> elements =
+        pooled(elementsAs(whole, [&](size_t i) { return values[i]; }), whole, store.pool);
     for (size_t i = 0; i < elements.size(); i++)
       setValue(run.outputs[store.output], type, i, valueOf(elements[i], type));
   }

@@ -151,7 +151,7 @@ void runWinograd(const Node& node, const BranchPlan& b, const Block& block, cons
       tile.out.data = low + ((row - lowFirst) * l.w + x) * width * 4;
     });
   }
-  const Panel panels = b.packed->joined(block.panelBegin, block.panelEnd);
+  const Panel panels = channelsOf(b, block);
   WinogradOutput outputs{};
   static_cast<Epilogue&>(outputs) = epilogueOf(node, b, run, panels, block, out);
   outputs.startRow = l.w * width;
