@@ -265,6 +265,19 @@ export class Model<Y = Value<'f32', Shape>, X extends readonly Value[] = [x: Val
   }
 
   /**
+   * The network as it was recorded, unfused, as the bytes of an ONNX file for inputs of given shapes: [N,H,W,C] or
+   * [N,C]. Height and width are fixed in the file, the batch is not. There images are [N,C,H,W] (`toNCHW`, `toNHWC`);
+   * the inputs are `input`, `input1`, ..., the outputs `logits`, `logits1`, ...
+   * @throws OctconvError for a shape that does not fit, for video, and for ops on pictures' bytes.
+   */
+  async toOnnx(...inputs: readonly InputSpec[]): Promise<Uint8Array> {
+    return this.#use(async () => {
+      const { toOnnx } = await import('./graph/onnx.js'); // with protobuf, 5 MiB that nothing else needs
+      return toOnnx(this.record(...inputs), this.#source);
+    });
+  }
+
+  /**
    * What pictures show: one answer for one picture, many for many. A long list is better given to `classify()`.
    * @throws OctconvError that names the first picture that cannot be read; the signal's reason if it is aborted.
    */
