@@ -23,6 +23,7 @@ import {
 import { stepsInTurns } from './targets.js';
 import { bytesOf, Tensor } from './tensor.js';
 import type { Memory } from './weights/file.js';
+import { allFinite } from './weights/elements.js';
 import { toFloats } from './weights/floats.js';
 import { besideI8, elementCount, type WeightSource } from './weights/source.js';
 
@@ -266,6 +267,12 @@ export class Plan {
   /** Behind the inputs of a run: the parameters and constants that ops take as values. */
   readonly #bound: readonly TypedArray[];
   readonly #release: () => void;
+  readonly #integers: boolean;
+  /**
+   * Is told of each run that has ended, an aborted one too: then `idleBytes` is what the plan keeps.
+   * @internal
+   */
+  ended: (() => void) | undefined;
   #idleBytes = 0;
   #disposed = false;
 
@@ -286,6 +293,7 @@ export class Plan {
     this.#release = release;
     this.#bound = bound;
     this.steps = steps;
+    this.#integers = steps.some(({ branches = [] }) => branches.some(({ compute }) => compute === 'i8'));
     this.values = values;
     this.#ends = ends;
     this.#plan = plan;
@@ -343,7 +351,8 @@ export class Plan {
   /**
    * Runs on the library's own threads. Inputs are copied before this returns, outputs when the run has ended, each
    * once. `stepMilliseconds` takes the time of each step.
-   * @throws OctconvError if an input has another type or shape; the signal's reason if it is aborted.
+   * @throws OctconvError if an input has another type or shape, or, where i8 is multiplied, is not finite; the signal's
+   * reason if it is aborted.
    */
   async run(
     inputs: readonly Tensor[],
@@ -370,10 +379,16 @@ export class Plan {
     if (inputs.length > wanted) throw new OctconvError(`plan: got ${inputs.length} inputs, wanted ${wanted}`);
     for (const [i, { dtype, shape }] of this.inputs.entries()) {
       const given = inputs[i];
-      if (given?.dtype === dtype && given.shape.join() === shape.join()) continue;
-      throw new OctconvError(
-        `plan: input ${i} is ${given ? `${given.dtype} [${given.shape}]` : 'missing'}, wanted ${dtype} [${shape}]`,
-      );
+      if (given?.dtype !== dtype || given.shape.join() !== shape.join()) {
+        throw new OctconvError(
+          `plan: input ${i} is ${given ? `${given.dtype} [${given.shape}]` : 'missing'}, wanted ${dtype} [${shape}]`,
+        );
+      }
+      // A byte cannot say NaN: what came of it would look like any other result.
+      if (!this.#integers || allFinite(dtype, given.data)) continue;
+      const floats = toFloats(dtype, given.data);
+      const bad = floats.findIndex((x) => !Number.isFinite(x));
+      throw new OctconvError(`plan: input ${i} has ${floats[bad]} at ${bad}, wanted finite numbers in i8`);
     }
   }
 
@@ -383,7 +398,9 @@ export class Plan {
   }
 
   #ended(): void {
-    if (!this.#disposed) this.#idleBytes = native.bytes(this.#plan);
+    if (this.#disposed) return;
+    this.#idleBytes = native.bytes(this.#plan);
+    this.ended?.();
   }
 
   /** Gives back what is kept for the next runs. */

@@ -48,7 +48,7 @@ export async function quantize(
   const result = new Map<string, MemoryTensor>();
   for (const branch of branchesOf(fuse(lower(graph)))) {
     if (!sourcesOf(branch).every(({ weight }) => inputs.has(weight))) continue;
-    for (const [key, tensor] of await quantizeBranch(branch, inputs, weights)) result.set(key, tensor);
+    for (const [key, tensor] of await quantizeBranch(branch, inputs, weights, graph.constants)) result.set(key, tensor);
   }
   for (const [key, info] of tensors) {
     if (result.has(key)) continue;
@@ -227,8 +227,9 @@ async function quantizeBranch(
   { terms }: Branch,
   inputs: ReadonlyMap<string, InputType>,
   weights: Weights,
+  constants: Graph['constants'],
 ): Promise<Map<string, MemoryTensor>> {
-  const parts = (await Promise.all(terms.map((term) => partsOf(term, inputs, weights)))).flat();
+  const parts = (await Promise.all(terms.map((term) => partsOf(term, inputs, weights, constants)))).flat();
   const channels = parts[0]?.worth.length ?? 0;
   const row = <T extends Float32Array | Int8Array>(data: T, o: number): T => {
     const each = data.length / channels;
@@ -263,9 +264,12 @@ async function partsOf(
   { sources, batchNorm, eps = 0 }: Term,
   inputs: ReadonlyMap<string, InputType>,
   weights: Weights,
+  constants: Graph['constants'],
 ): Promise<Part[]> {
-  const floats = async (name: string) =>
-    checkFinite(name, toFloats(weights.tensors.get(name)?.dtype ?? 'f32', await weights.read(name)));
+  const floats = async (name: string) => {
+    const { dtype = 'f32' } = constants.get(name) ?? weights.tensors.get(name) ?? {};
+    return checkFinite(name, toFloats(dtype, constants.get(name)?.data ?? (await weights.read(name))));
+  };
   const gamma = batchNorm && (await floats(batchNorm.weight));
   const variance = batchNorm && (await floats(batchNorm.running_var));
   const negative = variance?.findIndex((x) => !(x + eps > 0)) ?? -1;

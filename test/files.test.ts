@@ -3,6 +3,7 @@ import { spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
 import { chmodSync, cpSync, existsSync, linkSync, mkdirSync, mkdtempSync, readdirSync, readFileSync } from 'node:fs';
 import { rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs';
+import { open } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { basename, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -141,6 +142,22 @@ describe('writing', function () {
     expect(readdirSync(folder)).to.have.members(['file', 'link']);
     await writeWhole('/dev/null', ['nothing']);
     expect(statSync('/dev/null').isCharacterDevice()).to.equal(true);
+  });
+
+  it('file handles need no sync of their own: those of Yarn PnP have none', async () => {
+    const handle = await open(folder);
+    const prototype = Object.getPrototypeOf(handle);
+    await handle.close();
+    const { sync, datasync } = prototype;
+    prototype.sync = prototype.datasync = () => {
+      throw new Error('Method not implemented.');
+    };
+    try {
+      await writeWhole(inFolder('unsynced'), ['some']);
+    } finally {
+      Object.assign(prototype, { sync, datasync });
+    }
+    expect(readFileSync(inFolder('unsynced'), 'utf8')).to.equal('some');
   });
 
   it('a failure leaves the old file and nothing else', async () => {

@@ -88,6 +88,28 @@ describe('memory', function () {
     );
   });
 
+  it('that an aborted run leaves is bounded too', async () => {
+    using model = createModel('oct-resnet-26', small, { idleBytes: 0, threads: 1 });
+    const first = Tensor.zeros('f32', [1, 64, 64, 3]);
+    const plan = await model.plan(first.shape);
+    const last = [1, 32, 32, 3];
+    await model.plan(last);
+    const ended = new Promise<void>((resolve) => {
+      const { ended } = plan;
+      plan.ended = () => {
+        ended?.();
+        resolve();
+      };
+    });
+    const controller = new AbortController();
+    const aborted = model.run(first, { signal: controller.signal }).catch((error) => error);
+    controller.abort(new Error('enough'));
+    expect(await aborted).to.equal(controller.signal.reason);
+    await model.plan(last); // is now the one that was used last
+    await ended;
+    expect(plan.idleBytes).to.equal(0);
+  });
+
   it('of a plan may be limited: one that would take more is an error, and others still run', async () => {
     using model = createModel('oct-resnet-26', small, { maxBytes: 4 * 2 ** 20 });
     const x = Tensor.zeros('f32', [1, 32, 32, 3]);

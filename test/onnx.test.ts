@@ -167,6 +167,55 @@ class Biased extends Module {
   }
 }
 
+describe('onnx: models', () => {
+  it('give the bytes of a file: one network in f32 and in i8, for a given height and width and any batch', async () => {
+    const network = new Biased();
+    const weights = initialize(network);
+    const x = new Tensor('f32', [2, 45, 61, 3], numbers(2 * 45 * 61 * 3, 1));
+    for (const [source, tolerance] of [
+      [weights, 1e-5],
+      [await quantize(network, weights, [x]), 2e-2],
+    ] as const) {
+      using model = new Model(network, source);
+      const bytes = await model.toOnnx([1, 45, 61, 3]);
+      expect(bytes).to.be.instanceOf(Uint8Array);
+      const session = await open(bytes);
+      const [logits] = await run(session, [x]);
+      expectClose(await model.run(x), logits as F32, tolerance);
+      const other = new Tensor('f32', [1, 46, 61, 3], new Float32Array(46 * 61 * 3));
+      expect(await run(session, [other]).catch(String)).to.match(/Got: 46 Expected: 45/);
+      await session.release();
+    }
+  });
+
+  it('of several inputs take a shape for each', async () => {
+    class Two extends Module<never, Feature> {
+      readonly conv = new layers.Conv(3, 4, { kernel: 3 });
+      forward(x: Feature, y: Feature) {
+        return ops.add(this.conv.forward(x), y);
+      }
+    }
+    const network = new Two();
+    using model = new Model(network, initialize(network));
+    const x = new Tensor('f32', [1, 8, 6, 3], numbers(8 * 6 * 3, 1));
+    const y = new Tensor('f32', [1, 8, 6, 4], numbers(8 * 6 * 4, 2));
+    const session = await open(await model.toOnnx(x.shape, y.shape));
+    expect(session.inputNames).to.deep.equal(['input', 'input1']);
+    const [sum] = await run(session, [x, y]);
+    expectClose(await model.run(x, y), sum as F32, 1e-5);
+    await session.release();
+  });
+
+  it('say what does not fit', async () => {
+    const model = createModel('oct-resnet-26', { alpha: 0.5, width: 8, classes: 5 });
+    expect(await model.toOnnx([1, 32, 32, 4]).catch(String)).to.match(/channels/);
+    expect(await model.toOnnx().catch(String)).to.match(/forward takes 1 input, got 0/);
+    expect(await model.toOnnx('32' as never).catch(String)).to.match(/input 0 is .*wanted a shape/);
+    model.dispose();
+    expect(await model.toOnnx([1, 32, 32, 3]).catch(String)).to.match(/model: it was disposed/);
+  });
+});
+
 describe('onnx: quantised networks', () => {
   const resnet = (name: string, alpha?: number) => buildNetwork(name, { width: 16, classes: 50, alpha });
   /** In onnxruntime node by node, beside our f32 with what the levels stand for. */

@@ -28,6 +28,7 @@ import {
   ops,
   quantize,
   Tensor,
+  tensor,
   type WeightSource,
 } from '../lib/index.js';
 import { toFloats } from '../lib/weights/floats.js';
@@ -223,6 +224,52 @@ describe('quantize', () => {
     expect(q.tensors.get('twice.weight')?.dtype).to.equal('f32');
     expect(q.tensors.get('once.weight')?.dtype).to.equal('i8');
     expect(await cosine(network, weights, q, x)).to.be.above(0.999);
+  });
+
+  it('parameters of a layer may be constants', async () => {
+    const four = (...values: number[]) => tensor('f32', [4] as const, Float32Array.from(values));
+    const norm = {
+      weight: four(1, -2, 0.5, 3),
+      bias: four(0, 1, -1, 0.5),
+      running_mean: four(0.1, 0, -0.5, 1),
+      running_var: four(1, 4, 0.25, 2),
+    };
+    const network = new (class extends Module {
+      readonly conv = new layers.Conv(3, 4, { kernel: 3 });
+      readonly fc = new layers.Linear(4, 5);
+      forward(x: Feature) {
+        const y = ops.conv(x, { weight: this.conv.weight, bias: norm.bias }, { padding: 1 });
+        return this.fc.forward(ops.globalAvgPool(ops.relu(ops.batchNorm(y, norm))));
+      }
+    })();
+    const weights = initialize(network);
+    const x = image([1, 8, 8, 3], [-1, 2, 0.5, 1, 0.25]);
+    const q = await quantize(network, weights, [x]);
+    expect(q.tensors.get('conv.weight')?.dtype).to.equal('i8');
+    expect(await cosine(network, weights, q, x)).to.be.above(0.999);
+  });
+
+  it('an input that is not finite is an error where a byte would hide it', async () => {
+    const network = new Sum();
+    const weights = initialize(network);
+    const x = image([2, 3, 5, 2], [1, 2, 3]);
+    const q = await quantize(network, weights, [x]);
+    for (const device of ['cpu', 'reference'] as const) {
+      using i8 = new Model(network, q, { device });
+      using floats = new Model(network, q, { device, dtype: 'f32' });
+      for (const [at, bad] of [
+        [0, Number.NaN],
+        [58, Infinity],
+        [59, -Infinity],
+      ] as const) {
+        const wrong = image(x.shape, [1, 2, 3]);
+        wrong.data[at] = bad;
+        await rejects(i8.run(wrong), new RegExp(`^plan: input 0 has ${bad} at ${at}, wanted finite numbers in i8$`));
+        expect((await floats.run(wrong)).data.every(Number.isFinite)).to.equal(false);
+      }
+      expect((await i8.run(x)).data.every(Number.isFinite)).to.equal(true);
+      expect((await i8.run(image(x.shape, [3e38, -3e38, 3e38]))).shape).to.deep.equal([2, 3, 5, 1]);
+    }
   });
 
   it('reads weights of 16 bits', async () => {

@@ -17,11 +17,17 @@ describe('README', function () {
     /\[ 8, 1000 \]/,
     /\[ 4, 10 \] 4/,
     /\[ 1, 56, 56, 32 \] \[ 1, 28, 28, 32 \] 1/,
+    'examples/server/server.ts', // test/server.test.ts runs it
   ];
 
   it('has these snippets', () => expect(snippets).to.have.length(expected.length));
 
   for (const [i, pattern] of expected.entries()) {
+    if (typeof pattern === 'string') {
+      it(`snippet ${i + 1} is ${pattern}`, () =>
+        expect(snippets[i]).to.equal(readFileSync(join(root, pattern), 'utf8')));
+      continue;
+    }
     it(`snippet ${i + 1} runs, and is typed`, () => {
       const folder = mkdtempSync(join(root, 'build/readme-'));
       try {

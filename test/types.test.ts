@@ -3,7 +3,7 @@
  * .d.ts files.
  */
 import { spawnSync } from 'node:child_process';
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { copyFileSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -11,13 +11,36 @@ import { expect } from 'chai';
 
 const root = fileURLToPath(new URL('..', import.meta.url));
 
-function compile(...options: string[]): { status: number | null; output: string } {
-  const { status, stdout, stderr } = spawnSync(process.execPath, ['node_modules/typescript/bin/tsc', ...options], {
-    cwd: root,
-    encoding: 'utf8',
-  });
+interface Verdict {
+  readonly status: number | null;
+  readonly output: string;
+}
+
+/** `by` is the folder of a compiler. */
+function compileBy(by: string, ...options: string[]): Verdict {
+  const tsc = `node_modules/${by}/bin/tsc`;
+  const { status, stdout, stderr } = spawnSync(process.execPath, [tsc, ...options], { cwd: root, encoding: 'utf8' });
   return { status, output: stdout + stderr };
 }
+const compile = (...options: string[]) => compileBy('typescript', ...options);
+
+/** What a user writes. */
+const consumer = `
+import { createModel, loadModel, ops, Tensor, tensor, toNCHW, toNHWC } from 'octconv';
+
+export async function main(signal: AbortSignal): Promise<string[]> {
+  const model = createModel('oct-resnet-26', { alpha: 0.5, stem: 'cifar', seed: 1 }, { threads: 1 });
+  const logits: Tensor<'f32', readonly [number, number]> = await model.run(Tensor.zeros('f32', [1, 32, 32, 3]));
+  const shares: Float32Array = (await ops.softmax(logits)).data;
+  const file: Uint8Array = await model.toOnnx([1, 32, 32, 3]);
+  const turned: readonly number[] = toNHWC(toNCHW(tensor('f32', [1, 2, 2, 1], new Float32Array(4)))).shape;
+  const { top } = await (await loadModel('cifar10-oct-resnet-26-a50')).classify(file, { top: 1, signal });
+  model.dispose();
+  // @ts-expect-error a network is called by its name
+  createModel(26);
+  return [shares.length, turned.length, top[0]?.label].map(String);
+}
+`;
 
 describe('types', function () {
   this.timeout(60_000);
@@ -68,20 +91,47 @@ describe('types', function () {
     }
   });
 
-  it('whatever stands in a public signature can be imported from the package', () => {
-    const { status, output } = compile(
-      '-p',
-      'tsconfig.build.json',
-      '--outDir',
-      folder,
-      '--emitDeclarationOnly',
-      '--incremental',
-      'false',
-      '--tsBuildInfoFile',
-      'null',
-    );
-    expect([status, output]).to.deep.equal([0, '']);
-    expect(forgotten(join(folder, 'index.d.ts'))).to.deep.equal([]);
+  describe('of the package', () => {
+    const installed = () => join(folder, 'node_modules/octconv');
+    before(() => {
+      const declarations = ['--outDir', join(installed(), 'dist'), '--emitDeclarationOnly'];
+      const fresh = ['--incremental', 'false', '--tsBuildInfoFile', 'null'];
+      expect(compile('-p', 'tsconfig.build.json', ...declarations, ...fresh)).to.deep.equal({ status: 0, output: '' });
+      copyFileSync(join(root, 'package.json'), join(installed(), 'package.json'));
+      symlinkSync(join(root, 'node_modules/valibot'), join(folder, 'node_modules/valibot'));
+    });
+
+    it('whatever stands in a public signature can be imported', () => {
+      expect(forgotten(join(installed(), 'dist/index.d.ts'))).to.deep.equal([]);
+    });
+
+    for (const by of ['typescript-5.7', 'typescript']) {
+      for (const [moduleResolution, module] of [
+        ['node16', 'node16'],
+        ['bundler', 'esnext'],
+      ] as const) {
+        const check = (options: {
+          types: readonly string[];
+          lib: readonly string[];
+          skipLibCheck: boolean;
+        }): Verdict => {
+          const common = { target: 'es2022', module, moduleResolution, strict: true, noEmit: true };
+          const typeRoots = [join(root, 'node_modules/@types')];
+          const compilerOptions = { ...common, typeRoots, ...options };
+          writeFileSync(join(folder, 'package.json'), '{"type":"module"}');
+          writeFileSync(join(folder, 'consumer.ts'), consumer);
+          writeFileSync(join(folder, 'tsconfig.json'), JSON.stringify({ compilerOptions, files: ['consumer.ts'] }));
+          return compileBy(by, '-p', folder);
+        };
+
+        it(`compile in strict mode by ${by}, resolved as ${moduleResolution}`, function () {
+          this.timeout(200_000);
+          const fine = { status: 0, output: '' };
+          expect(check({ types: ['node'], lib: ['es2022'], skipLibCheck: false })).to.deep.equal(fine);
+          expect(check({ types: [], lib: ['es2022', 'dom'], skipLibCheck: true })).to.deep.equal(fine);
+        });
+      }
+    }
   });
 });
 

@@ -3,7 +3,7 @@ import { dirname, join } from 'node:path';
 import { type Command, Option } from 'commander';
 import { OctconvError } from '../error.js';
 import { describeInput, type InputConfig, type PerChannel, resolveInput } from '../input/preprocess.js';
-import { openNetwork, record } from '../model.js';
+import { Model, openNetwork } from '../model.js';
 import { checkLabels, checkModelOutput, readConfigBeside, readLabels, writeModelFolder } from '../weights/folder.js';
 import { inputsOf, type NetworkFlags, networkFrom, number, numbers, side, withNetwork, withNotes } from './common.js';
 import { count, note, print, printable, printJson } from './output.js';
@@ -139,19 +139,15 @@ interface ExportOptions extends NetworkFlags {
 
 async function toFile({ onnx, size, json, ...flags }: ExportOptions): Promise<void> {
   await checkOut(onnx, await inputsOf(flags));
-  const { readerOf, toOnnx } = await import('../graph/onnx.js');
   const { name, options, network, source, input } = await networkFrom(flags);
-  try {
-    const [height, width] = size ?? [input.height, input.width];
-    const bytes = await toOnnx(record(network, [1, height, width, 3]), readerOf(source));
-    await writeOut(onnx, [bytes]);
-    const say = onnx === '-' ? note : print;
-    if (json)
-      say(JSON.stringify({ file: onnx, network: name, options, input: [null, 3, height, width], bytes: bytes.length }));
-    else say(`${printable(onnx)}: ${name}, input [N,3,${height},${width}], ${count(bytes.length)} bytes`);
-  } finally {
-    await source.close();
-  }
+  using model = new Model(network, source); // closes it
+  const [height, width] = size ?? [input.height, input.width];
+  const bytes = await model.toOnnx([1, height, width, 3]);
+  await writeOut(onnx, [bytes]);
+  const say = onnx === '-' ? note : print;
+  if (json)
+    say(JSON.stringify({ file: onnx, network: name, options, input: [null, 3, height, width], bytes: bytes.length }));
+  else say(`${printable(onnx)}: ${name}, input [N,3,${height},${width}], ${count(bytes.length)} bytes`);
 }
 
 /** `224` or `256x128`. */

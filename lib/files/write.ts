@@ -3,15 +3,19 @@
  * one is there.
  */
 import { randomBytes } from 'node:crypto';
-import { rmSync } from 'node:fs';
+import { fsync, rmSync } from 'node:fs';
 import { type FileHandle, mkdir, open, realpath, rename, rm, stat } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
+import { promisify } from 'node:util';
 import { onExit } from 'signal-exit';
 import { OctconvError } from '../error.js';
 import { fileError } from '../weights/file.js';
 
 /** What a file is made of. */
 export type Chunks = Iterable<Uint8Array | string> | AsyncIterable<Uint8Array | string>;
+
+/** By number: Yarn's PnP puts file handles of its own in the place of Node's, and theirs have no `sync`. */
+const sync = promisify(fsync);
 
 /** What a signal must not leave behind. */
 const temporaries = new Set<string>();
@@ -65,10 +69,10 @@ export async function writeNew(path: string, chunks: Chunks): Promise<void> {
   await write(await open(path, 'wx'), chunks);
 }
 
-async function write(file: FileHandle, chunks: Chunks, sync = true): Promise<void> {
+async function write(file: FileHandle, chunks: Chunks, whole = true): Promise<void> {
   try {
     for await (const chunk of chunks) await file.writeFile(chunk);
-    if (sync) await file.sync();
+    if (whole) await sync(file.fd);
   } finally {
     await file.close();
   }
@@ -78,7 +82,7 @@ async function write(file: FileHandle, chunks: Chunks, sync = true): Promise<voi
 export async function syncFolder(path: string): Promise<void> {
   const folder = await open(path, 'r');
   try {
-    await folder.sync();
+    await sync(folder.fd);
   } finally {
     await folder.close();
   }

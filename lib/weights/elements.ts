@@ -86,22 +86,28 @@ export function checkValues<A extends TypedArray>(where: string, name: string, d
   return data;
 }
 
-function allFinite(dtype: DType, data: TypedArray): boolean {
+export function allFinite(dtype: DType, data: TypedArray): boolean {
   if (dtype === 'f32') return Number.isFinite(sum(data));
   const exponent = dtype === 'f16' ? 0x7c00 : dtype === 'bf16' ? 0x7f80 : undefined;
   return exponent === undefined || !data.some((bits) => (bits & exponent) === exponent);
 }
 
-/** No sum of floats is too large for a double. Four at a time take half of the time: .8 ns a number. */
+/**
+ * No sum of floats is too large for a double. Eight at a time take .7 ns a number, one at a time 1.8; variables that
+ * are declared by destructuring an array stay in memory, and take 6.
+ */
 function sum(data: TypedArray): number {
-  let [a, b, c, d] = [0, 0, 0, 0];
-  let i = 0;
-  for (; i + 3 < data.length; i += 4) {
-    a += data[i]!;
-    b += data[i + 1]!;
-    c += data[i + 2]!;
-    d += data[i + 3]!;
+  const whole = data.length - (data.length % 8);
+  let a = 0;
+  let b = 0;
+  let c = 0;
+  let d = 0;
+  for (let i = 0; i < whole; i += 8) {
+    a += data[i]! + data[i + 4]!;
+    b += data[i + 1]! + data[i + 5]!;
+    c += data[i + 2]! + data[i + 6]!;
+    d += data[i + 3]! + data[i + 7]!;
   }
-  for (; i < data.length; i++) a += data[i]!;
+  for (let i = whole; i < data.length; i++) a += data[i]!;
   return a + b + c + d;
 }

@@ -1,0 +1,29 @@
+import multipart from '@fastify/multipart';
+import Fastify from 'fastify';
+import { loadModel, OctconvError } from 'octconv';
+
+const model = await loadModel('cifar10-oct-resnet-26-a50');
+await model.warmUp([1, 2, 3, 4].map((pictures) => [pictures, 32, 32, 3]));
+const limits = { maxPixels: 25_000_000, formats: ['jpeg', 'png'], timeout: 10 } as const;
+const bytes = 8 * 2 ** 20;
+
+export const app = Fastify({ bodyLimit: bytes, requestTimeout: 30_000, keepAliveTimeout: 5_000 });
+app.removeAllContentTypeParsers(); // a text would be taken for the path of a picture on this machine
+app.addContentTypeParser(/^image\//, { parseAs: 'buffer' }, (_, body, done) => done(null, body));
+await app.register(multipart, { limits: { fileSize: bytes, parts: 4 } });
+app.setErrorHandler((error, _, reply) => {
+  if (error instanceof OctconvError) reply.code(400);
+  return reply.send(error);
+});
+app.addHook('onClose', () => model.dispose());
+
+app.post('/classify', async (request, reply) => {
+  const gone = new AbortController(); // request.signal aborts as soon as the body is read
+  reply.raw.once('close', () => gone.abort());
+  const pictures = request.isMultipart() ? [] : [request.body as Buffer];
+  if (request.isMultipart()) for await (const file of request.files()) pictures.push(await file.toBuffer());
+  return model.classify(pictures, { top: 3, signal: gone.signal, ...limits });
+});
+
+for (const signal of ['SIGINT', 'SIGTERM']) process.once(signal, () => app.close());
+console.log(await app.listen({ port: Number(process.env.PORT ?? 8080) }));
