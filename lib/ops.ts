@@ -307,7 +307,7 @@ export function octConv<X extends Operand<Spatial>, L extends Beside<X>>(
 ): X extends Value
   ? Octave<Value<'f32', Windowed<X['shape'], number>>>
   : Promise<Octave<Tensor<'f32', Windowed<X['shape'], number>>>> {
-  check('octConv', x instanceof Octave, `got ${kindOf(x)}, wanted an Octave`);
+  if (!(x instanceof Octave)) wrong('octConv', `got ${kindOf(x)}, wanted an Octave`);
   const { h2h, l2h, h2l, l2l, biasH, biasL } = params;
   const weights = { h2h, l2h, h2l, l2l, biasH, biasL };
   const inputs = x.low === undefined ? [x.high] : [x.high, x.low];
@@ -322,11 +322,11 @@ function octConvRule({ high: xH, low: xL }: Octave<Operand>, params: OctConvPara
   check(op, params.h2h !== undefined, 'weight h2h is missing');
   const window = params.h2h.shape.slice(2);
   const odd = window.every((size) => size % 2 === 1);
-  check(op, odd, `kernel ${list(window)}, wanted odd sizes`);
+  if (!odd) wrong(op, `kernel ${list(window)}, wanted odd sizes`);
   const half = halved(xH.shape).slice(0, -1);
   if (xL) {
     const fine = same(xL.shape.slice(0, -1), half);
-    check(op, fine, `got xH ${of(xH)} and xL ${of(xL)}, wanted xL ${list([...half, channels(xL)])}`);
+    if (!fine) wrong(op, `got xH ${of(xH)} and xL ${of(xL)}, wanted xL ${list([...half, channels(xL)])}`);
   }
 
   const depthwise = groups > 1 && groups === channels(xH) + (xL ? channels(xL) : 0);

@@ -6,7 +6,7 @@ import { arrayFor, bytesPerElement, type TypedArray } from './dtype.js';
 import { OctconvError } from './error.js';
 import { type ComputeType, type Graph, type TensorType, toNTHWC } from './graph/graph.js';
 import { type Branch, type Packing, packingsOf, type Step, type Steps } from './graph/lower.js';
-import { aligned, planMemory } from './graph/memory.js';
+import { aligned, type MemoryPlan, planMemory } from './graph/memory.js';
 import { sliceOf } from './graph/slices.js';
 import { batchOf, segmentsByStep, wholeValues } from './graph/subbatch.js';
 import type { Quantized } from './graph/types.js';
@@ -14,9 +14,10 @@ import {
   calling,
   type Device,
   type NativePacked,
+  type NativePart,
   type NativeParam,
   type NativePlan,
-  type NativePlanSpec,
+  type NativeStep,
   type NativeValue,
   native,
 } from './native.js';
@@ -37,6 +38,9 @@ export interface PlanOptions {
   /** Threads of one run; default: the cores that the process may use. */
   readonly threads?: number | undefined;
 }
+
+/** So many steps are given to native code in a turn of the event loop: it takes a millisecond. */
+const stepsPerTurn = 8;
 
 interface Packed {
   /** When it is packed, or being packed. */
@@ -90,7 +94,7 @@ export class PackedWeights {
   ): Promise<{ steps: NativePacked[][]; bytes: number; release: () => void }> {
     const keyed: { step: Step; packing: Packing; key: string }[][] = [];
     for (const [i, step] of steps.entries()) {
-      if (i % 8 === 0) await turn();
+      if (i % stepsPerTurn === 0) await turn();
       keyed.push(packingsOf(step).map((packing) => ({ step, packing, key: this.#keyOf(step, packing) })));
     }
     const all = new Map(keyed.flat().map((each) => [each.key, each]));
@@ -306,22 +310,25 @@ export class Plan {
    */
   static async ofSteps(graph: Graph, steps: Steps, weights: PackedWeights, threads: number): Promise<Plan> {
     const { target } = weights;
+    const ends = [...steps.inputs, ...steps.outputs];
+    if (new Set(ends).size !== ends.length)
+      throw new OctconvError('plan: a network must compute each of its outputs, and give each once');
     await turn();
-    const { spec, activations } = specOf(steps, threads, target.traits.align);
-    const callers = [...steps.inputs, ...steps.outputs].flatMap((id) => steps.values[id] ?? []);
-    const outside = callers.reduce((sum, type) => sum + bytesOf(type), 0);
-    const packed = await weights.pack(steps.steps, graph.constants, activations + outside);
+    const memory = planMemory(steps, target.traits.align);
+    const outside = ends.flatMap((id) => steps.values[id] ?? []).reduce((sum, type) => sum + bytesOf(type), 0);
+    const packed = await weights.pack(steps.steps, graph.constants, memory.bytes + outside);
     try {
       const bound = await Promise.all([...graph.bound.values()].map((name) => weights.operand(name, graph.constants)));
-      const whole = { ...spec, steps: spec.steps.map((step, i) => ({ ...step, packed: packed.steps[i] ?? [] })) };
-      const { plan, runBytes, algorithms } = await calling(() => native.compile(target.name, whole));
+      const spec = await specOf(steps, memory, packed.steps, threads);
+      const { plan, runBytes, algorithms } = await calling(() => native.compile(target.name, spec));
       try {
         weights.checkBytes(packed.bytes, runBytes + outside);
       } catch (error) {
         native.release(plan);
         throw error;
       }
-      return new Plan(graph, target, steps, { activations, run: runBytes }, algorithms, plan, bound, packed.release);
+      const bytes = { activations: memory.bytes, run: runBytes };
+      return new Plan(graph, target, steps, bytes, algorithms, plan, bound, packed.release);
     } catch (error) {
       packed.release();
       throw error;
@@ -417,21 +424,21 @@ export function orAborted<T>(done: Promise<T>, cancel: () => void, signal: Abort
   });
 }
 
-/** A plan as native code takes it, without weights: values with their places, steps that refer to them by number. */
-function specOf(given: Steps, threads: number, align: number): { spec: NativePlanSpec; activations: number } {
+/**
+ * A plan as native code takes it: values with their places, steps that refer to them by number. Some steps in each turn
+ * of the event loop.
+ */
+async function specOf(
+  given: Steps,
+  { offsets, bytes: arenaBytes }: MemoryPlan,
+  packed: readonly (readonly NativePacked[])[],
+  threads: number,
+): Promise<NativePart> {
   const { steps, values, inputs, outputs } = given;
-  if (new Set([...inputs, ...outputs]).size !== inputs.length + outputs.length) {
-    throw new OctconvError('plan: a network must compute each of its outputs, and give each once');
-  }
-  const memory = planMemory(given, align);
-  const place = (id: number) => {
-    const input = inputs.indexOf(id);
-    const output = outputs.indexOf(id);
-    if (input >= 0) return { place: 'input', at: input } as const;
-    return output >= 0
-      ? ({ place: 'output', at: output } as const)
-      : ({ place: 'arena', at: memory.offsets.get(id) ?? 0 } as const);
-  };
+  const ends = new Map<number, Pick<NativeValue, 'place' | 'at'>>();
+  for (const [place, ids] of [['input', inputs] as const, ['output', outputs] as const])
+    for (const [at, id] of ids.entries()) ends.set(id, { place, at });
+  const placeOf = (id: number) => ends.get(id) ?? ({ place: 'arena', at: offsets.get(id) ?? 0 } as const);
   const batch = batchOf(given);
   const segments = segmentsByStep(given, batch);
   const whole = wholeValues(given);
@@ -448,22 +455,34 @@ function specOf(given: Steps, threads: number, align: number): { spec: NativePla
     viewed.set(key, views.length);
     const pitch = values[sliceOf(given, id).of]?.shape.at(-1);
     const rounds = n === batch && whole.has(id) ? batch / images : 1;
-    return views.push({ ...type, shape: [some, ...rest], pitch, rounds, ...place(id) }) - 1;
+    return views.push({ ...type, shape: [some, ...rest], pitch, rounds, ...placeOf(id) }) - 1;
   };
-  const nativeSteps = steps.map(({ op, name, attrs, ...step }, at) => {
+  const stepOf = (step: Step, at: number): NativeStep => {
+    const { op, name, attrs } = step; // no others: those of a convolution are worked out when they are asked for
     const { images } = segments[at] ?? { images: batch };
     const see = (ids: readonly number[]) => ids.map((id) => view(id, images));
-    return { op, name, attrs, inputs: see(step.inputs), outputs: see(step.outputs), packed: [] };
-  });
-  for (const id of inputs) view(id, batch); // one that no step reads
+    return { op, name, attrs, inputs: see(step.inputs), outputs: see(step.outputs), packed: packed[at] ?? [] };
+  };
   const rounds = (given.segments ?? [{ steps: steps.length, images: batch }]).map((s) => ({
     steps: s.steps,
     rounds: batch / s.images,
   }));
-  return {
-    spec: { threads, arenaBytes: memory.bytes, values: views, steps: nativeSteps, segments: rounds },
-    activations: memory.bytes,
+  let told = 0;
+  const tell = (some: readonly NativeStep[], before?: NativePart): NativePart => {
+    const spec = { threads, arenaBytes, values: views.slice(told), steps: some, segments: rounds };
+    told = views.length;
+    return calling(() => native.part(spec, before));
   };
+  let part = tell([]);
+  for (let from = 0; from < steps.length; from += stepsPerTurn) {
+    await turn();
+    part = tell(
+      steps.slice(from, from + stepsPerTurn).map((step, i) => stepOf(step, from + i)),
+      part,
+    );
+  }
+  for (const id of inputs) view(id, batch); // one that no step reads
+  return tell([], part);
 }
 
 /** @throws OctconvError unless it is a number of threads; by default the device's. */

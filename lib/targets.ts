@@ -7,7 +7,7 @@ import type { DType } from './dtype.js';
 import { chooseAlgorithms } from './graph/algorithm.js';
 import { fusing, type Pass } from './graph/fuse.js';
 import type { ComputeType, Graph } from './graph/graph.js';
-import { lower, type Step, type Steps } from './graph/lower.js';
+import { lower, sourcesOf, type Step, type Steps } from './graph/lower.js';
 import { sliceConcats } from './graph/slices.js';
 import { subBatch } from './graph/subbatch.js';
 import { assignTypes, type Quantized } from './graph/types.js';
@@ -71,8 +71,10 @@ export async function stepsInTurns(graph: Graph, aim: Aim): Promise<Steps> {
 function passesFor(graph: Graph, { threads = 1, compute = 'f32', quantized = new Map(), traits }: Aim): Pass[] {
   const types: Pass = (steps) => assignTypes(steps, { compute, quantized, traits });
   const elements = (name: string) => elementCount(graph.params.get(name) ?? []);
+  const weightsOf = ({ branches, params }: Step) =>
+    branches ? branches.flatMap(sourcesOf).map(({ weight }) => weight) : Object.values(params);
   const weightBytes = (step: Step) =>
-    Object.values(step.params).reduce((sum, name) => sum + elements(name), 0) * bytesPerWeight[compute];
+    weightsOf(step).reduce((sum, name) => sum + elements(name), 0) * bytesPerWeight[compute];
   const passes: Pass[] = traits.fuses ? [...fusing(types), (steps) => sliceConcats(steps, traits)] : [types];
   if (traits.subBatches) passes.push((steps) => subBatch(steps, threads, weightBytes));
   if (traits.winograd) passes.push((steps) => chooseAlgorithms(steps, traits));

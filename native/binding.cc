@@ -3,7 +3,8 @@
 //   devices()                          -> [{ name, traits } or { name, why }] for each kind of device
 //   format(device, op, attrs)          -> string; parameters packed for one node serve all of the same format
 //   pack(device, op, attrs, params)    -> Promise<packed parameters>
-//   compile(device, plan)              -> Promise<{ plan, runBytes, algorithms }>
+//   part(plan, before?)                -> a plan as native data; lists of its values and steps go on from those before
+//   compile(device, plan | part)       -> Promise<{ plan, runBytes, algorithms }>
 //   run(plan, inputs, timed)           -> { done: Promise<{ completed, outputs, stepMilliseconds }>, cancel() }
 //   bytes(packed | plan)               -> bytes of packed parameters, or what a plan keeps for its next runs
 //   trim(plan)                         gives back what it keeps for its next runs
@@ -285,6 +286,12 @@ struct Held {
     if (!held.object) fail(what, " was disposed of");
     return held.object;
   }
+  // Lets the object go, on another thread: to give large memory back takes milliseconds.
+  void freeInBackground(Napi::Env env) {
+    count(env, 0);
+    threads::submit(
+        1, [last = std::move(object)](Crew&) {}, threads::Kind::background);
+  }
   // Tells the garbage collector what would be free without this object.
   void count(Napi::Env env, size_t size) {
     const auto now = static_cast<int64_t>(size);
@@ -303,6 +310,8 @@ template <>
 const napi_type_tag Held<const Packed>::tag = {0x6f6374636f6e7601, reinterpret_cast<uint64_t>(&copy)};
 template <>
 const napi_type_tag Held<Program>::tag = {0x6f6374636f6e7602, reinterpret_cast<uint64_t>(&copy)};
+template <>
+const napi_type_tag Held<PlanSpec>::tag = {0x6f6374636f6e7603, reinterpret_cast<uint64_t>(&copy)};
 
 PlanSpec::Step stepOf(const Napi::Object& item) {
   PlanSpec::Step step;
@@ -317,8 +326,8 @@ PlanSpec::Step stepOf(const Napi::Object& item) {
   return step;
 }
 
-PlanSpec specOf(const Napi::Object& object) {
-  PlanSpec spec;
+// Values and steps go behind those that the plan has; of all else the last word counts.
+void extend(PlanSpec& spec, const Napi::Object& object) {
   spec.threads = static_cast<int>(integerOf(object.Get("threads"), "plan: threads", 1, 1024));
   spec.arenaBytes = static_cast<size_t>(integerOf(object.Get("arenaBytes"), "plan: arenaBytes", 0, mostBytes));
   const Napi::Array values = arrayOf(object.Get("values"), "plan: values"),
@@ -326,7 +335,8 @@ PlanSpec specOf(const Napi::Object& object) {
   for (uint32_t i = 0; i < values.Length(); i++)
     spec.values.push_back(valueOf(objectOf(values.Get(i), "plan: a value")));
   for (uint32_t i = 0; i < steps.Length(); i++) spec.steps.push_back(stepOf(objectOf(steps.Get(i), "plan: a step")));
-  if (object.Get("segments").IsUndefined()) return spec;
+  if (object.Get("segments").IsUndefined()) return;
+  spec.segments.clear();
   const Napi::Array segments = arrayOf(object.Get("segments"), "plan: segments");
   for (uint32_t i = 0; i < segments.Length(); i++) {
     const Napi::Object item = objectOf(segments.Get(i), "plan: a segment");
@@ -334,7 +344,6 @@ PlanSpec specOf(const Napi::Object& object) {
         {static_cast<size_t>(integerOf(item.Get("steps"), "plan: steps of a segment", 0, mostBytes)),
          integerOf(item.Get("rounds"), "plan: rounds of a segment", 1, mostBytes)});
   }
-  return spec;
 }
 
 // --- The functions ----------------------------------------------------------------------------------------------
@@ -418,6 +427,13 @@ Napi::Value pack(const Napi::CallbackInfo& call) {
       });
 }
 
+Napi::Value part(const Napi::CallbackInfo& call) {
+  Napi::Value before = call[1];
+  if (before.IsUndefined()) before = Held<PlanSpec>::wrap(call.Env(), std::make_shared<PlanSpec>(), 0);
+  extend(*Held<PlanSpec>::get(before, "a part of a plan"), objectOf(call[0], "plan"));
+  return before;
+}
+
 Napi::Value compile(const Napi::CallbackInfo& call) {
   struct Compiling : Job {
     PlanSpec spec;
@@ -436,12 +452,27 @@ Napi::Value compile(const Napi::CallbackInfo& call) {
   const std::string name = textOf(call[0], "device");
   const Device& device = Device::find(name);
   auto job = std::make_unique<Compiling>();
-  job->spec = specOf(objectOf(call[1], "plan"));
+  if (Held<PlanSpec>::is(call[1])) {
+    job->spec = std::move(*Held<PlanSpec>::get(call[1], "a part of a plan"));
+    Held<PlanSpec>::unwrap(call[1], "a part of a plan").free(call.Env());
+  } else {
+    extend(job->spec, objectOf(call[1], "plan"));
+  }
   Compiling* compiling = job.get();
   return environmentOf(call.Env()).inBackground(call.Env(), std::move(job), 1, [&device, name, compiling](Crew&) {
     complete(compiling->spec, name, device.traits());
     compiling->program = device.compile(std::move(compiling->spec));
   });
+}
+
+// By JavaScript's own constructor: napi_create_arraybuffer ends the process where there is no memory.
+Napi::ArrayBuffer bufferOf(Napi::Env env, size_t bytes, uint32_t output) {
+  try {
+    const auto size = Napi::Number::New(env, static_cast<double>(bytes));
+    const Napi::Value made = env.Global().Get("ArrayBuffer").As<Napi::Function>().New({size});
+    if (made.IsArrayBuffer() && made.As<Napi::ArrayBuffer>().ByteLength() == bytes) return made.As<Napi::ArrayBuffer>();
+  } catch (const Napi::Error&) {}
+  fail("plan: output ", output, " takes ", bytes, " bytes, more than JavaScript gets for an ArrayBuffer");
 }
 
 Napi::Value run(const Napi::CallbackInfo& call) {
@@ -455,7 +486,7 @@ Napi::Value run(const Napi::CallbackInfo& call) {
       auto outputs = Napi::Array::New(env);
       for (const auto& bytes : request->outputs) {
         if (!request->completed) break;
-        auto buffer = Napi::ArrayBuffer::New(env, bytes.size());
+        auto buffer = bufferOf(env, bytes.size(), outputs.Length());
         std::memcpy(buffer.Data(), bytes.data(), bytes.size());
         outputs.Set(outputs.Length(), buffer);
       }
@@ -518,10 +549,10 @@ void trimHeap() {
 
 void release(const Napi::CallbackInfo& call) {
   if (!Held<Program>::is(call[0])) {
-    Held<const Packed>::unwrap(call[0], "a plan or packed parameters").free(call.Env());
+    Held<const Packed>::unwrap(call[0], "a plan or packed parameters").freeInBackground(call.Env());
     return;
   }
-  Held<Program>::unwrap(call[0], "a plan").free(call.Env());
+  Held<Program>::unwrap(call[0], "a plan").freeInBackground(call.Env());
   trimHeap();
 }
 
@@ -543,6 +574,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("devices", Napi::Function::New(env, devices));
   exports.Set("format", Napi::Function::New(env, format));
   exports.Set("pack", Napi::Function::New(env, pack));
+  exports.Set("part", Napi::Function::New(env, part));
   exports.Set("compile", Napi::Function::New(env, compile));
   exports.Set("run", Napi::Function::New(env, run));
   exports.Set("bytes", Napi::Function::New(env, bytes));

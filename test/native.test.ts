@@ -435,6 +435,27 @@ describe('ops: native code trusts no plan', () => {
     ]);
   });
 
+  it('takes a plan in parts: a later one goes on with values and steps', async () => {
+    const place = (place: 'input' | 'output' | 'arena') => ({ dtype: 'f32', shape: x, place, at: 0 }) as const;
+    const step = (op: string, from: number, to: number) => {
+      return { op, name: 'a', attrs: {}, inputs: [from], outputs: [to], packed: [] };
+    };
+    const whole = { threads: 1, arenaBytes: 480 };
+    const first = { values: [place('input'), place('arena')], steps: [step('relu', 0, 1)] };
+    const part = native.part({ ...whole, ...first, segments: [{ steps: 1, rounds: 1 }] });
+    const second = { values: [place('output')], steps: [step('relu6', 1, 2)] };
+    native.part({ ...whole, ...second, segments: [{ steps: 2, rounds: 1 }] }, part);
+    const { plan, algorithms } = await native.compile('cpu', part);
+    expect(algorithms.length).to.equal(2);
+    const { outputs } = await native.run(plan, [Float32Array.from({ length: 120 }, (_, i) => i - 60)], false).done;
+    expect(
+      [...new Float32Array(outputs[0] ?? new ArrayBuffer(0))].filter((y, i) => y !== Math.min(Math.max(i - 60, 0), 6)),
+    ).to.deep.equal([]);
+    expect(() => native.compile('cpu', part)).to.throw('a part of a plan was disposed of');
+    expect(() => native.part({ ...whole, ...second }, part)).to.throw('a part of a plan was disposed of');
+    expect(() => native.part({ ...whole, ...second }, plan as never)).to.throw('wanted a part of a plan');
+  });
+
   it('refuses arrays of the wrong length', async () => {
     const values = ['input', 'output'].map((place) => ({ dtype: 'f32', shape: x, place, at: 0 }) as const);
     const steps = [{ op: 'relu', name: 'a', attrs: {}, inputs: [0], outputs: [1], packed: [] }];

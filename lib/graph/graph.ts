@@ -150,13 +150,14 @@ export class Graph {
 
   /** The layer that holds all of these parameters: `a.b.weight`, `a.b.bias` -> `a.b`. */
   #layerOf(params: Params): string {
-    const names = Object.values(params).flatMap((param) =>
-      param instanceof Parameter ? (this.#names.get(param) ?? []) : [],
-    );
-    const [first = [], ...rest] = names.map((name) => name.split('.').slice(0, -1));
-    let length = first.length;
-    for (const path of rest) while (first.slice(0, length).some((part, i) => path[i] !== part)) length--;
-    return first.slice(0, length).join('.');
+    let layer: string | undefined;
+    for (const param of Object.values(params)) {
+      const name = param instanceof Parameter ? this.#names.get(param) : undefined;
+      if (name === undefined) continue;
+      layer ??= holderOf(name);
+      while (layer && !name.startsWith(`${layer}.`)) layer = holderOf(layer);
+    }
+    return layer ?? '';
   }
 
   /** The layer of a node with such parameters, or else the layers before it, as the end of an error; empty without. */
@@ -175,6 +176,8 @@ export class Graph {
     return layer ? node.name : node && this.#layerBefore(node.inputs[0]);
   }
 }
+
+const holderOf = (path: string): string => path.slice(0, Math.max(0, path.lastIndexOf('.')));
 
 /** What somebody gave instead of what was wanted. */
 export function kindOf(x: unknown): string {

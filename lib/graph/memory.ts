@@ -45,11 +45,13 @@ export function planMemory(given: Steps, align: number): MemoryPlan {
   for (const life of [...lives.values()].sort((a, b) => b.bytes - a.bytes || a.from - b.from)) {
     let begin = 0;
     for (const other of placed) {
+      if (other.begin >= begin + life.bytes) break; // they are in the order of their beginnings
       const together = other.from <= life.to && life.from <= other.to;
-      if (together && other.end > begin && other.begin < begin + life.bytes) begin = other.end;
+      if (together && other.end > begin) begin = other.end;
     }
-    placed.push({ from: life.from, to: life.to, begin, end: begin + life.bytes });
-    placed.sort((a, b) => a.begin - b.begin);
+    const behind = placed.findIndex((other) => other.begin > begin);
+    const place = { from: life.from, to: life.to, begin, end: begin + life.bytes };
+    placed.splice(behind < 0 ? placed.length : behind, 0, place);
     offsets.set(life.id, begin);
     bytes = Math.max(bytes, begin + life.bytes);
   }

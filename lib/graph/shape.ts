@@ -19,7 +19,11 @@ export const of = ({ shape }: Shaped): string => list(shape);
 
 export const list = (sizes: readonly unknown[]): string => `[${sizes.join(',')}]`;
 
-export const same = (a: Shape, b: Shape): boolean => a.length === b.length && a.every((size, i) => size === b[i]);
+export function same(a: Shape, b: Shape): boolean {
+  let i = 0;
+  while (i < a.length && a[i] === b[i]) i++;
+  return i === a.length && i === b.length;
+}
 
 export const channels = ({ shape }: Shaped): number => shape.at(-1) ?? 0;
 

@@ -44,7 +44,7 @@ export async function readSafetensors(file: RandomFile): Promise<WeightSource> {
       if (!place) throw missingTensor({ name: file.path, tensors, ...others }, name);
       const { dtype, stored, begin, end } = place;
       const data = await readElements(stored, (memory) => file.read(start + begin, end - begin, memory), memory);
-      return checkValues(file.path, name, dtype, data);
+      return await checkValues(file.path, name, dtype, data);
     },
     close: () => file.close(),
   };
