@@ -93,6 +93,8 @@ export interface Native {
   run(plan: NativePlan, inputs: readonly TypedArray[], timed: boolean): NativeRun;
   /** Of packed parameters, or what a plan keeps for its next runs, which is told to the garbage collector too. */
   bytes(held: NativePacked | NativePlan): number;
+  /** Tells the garbage collector of packed parameters. */
+  tell(packed: readonly NativePacked[]): void;
   /** Gives back what a plan keeps for its next runs. */
   trim(plan: NativePlan): void;
   release(held: NativePacked | NativePlan): void;

@@ -166,6 +166,7 @@ export class PackedWeights {
     }
     await before;
     await Promise.all(waited);
+    native.tell(used.flatMap(({ packed }) => packed.held ?? []));
   }
 
   /** @throws OctconvError if the weights of a plan and one run of it are more than `maxBytes`. */

@@ -71,8 +71,8 @@ export async function stepsInTurns(graph: Graph, aim: Aim): Promise<Steps> {
 function passesFor(graph: Graph, { threads = 1, compute = 'f32', quantized = new Map(), traits }: Aim): Pass[] {
   const types: Pass = (steps) => assignTypes(steps, { compute, quantized, traits });
   const elements = (name: string) => elementCount(graph.params.get(name) ?? []);
-  const weightsOf = ({ branches, params }: Step) =>
-    branches ? branches.flatMap(sourcesOf).map(({ weight }) => weight) : Object.values(params);
+  const weightsOf = (step: Step) =>
+    step.branches ? step.branches.flatMap(sourcesOf).map(({ weight }) => weight) : Object.values(step.params);
   const weightBytes = (step: Step) =>
     weightsOf(step).reduce((sum, name) => sum + elements(name), 0) * bytesPerWeight[compute];
   const passes: Pass[] = traits.fuses ? [...fusing(types), (steps) => sliceConcats(steps, traits)] : [types];

@@ -7,6 +7,7 @@
 //   compile(device, plan | part)       -> Promise<{ plan, runBytes, algorithms }>
 //   run(plan, inputs, timed)           -> { done: Promise<{ completed, outputs, stepMilliseconds }>, cancel() }
 //   bytes(packed | plan)               -> bytes of packed parameters, or what a plan keeps for its next runs
+//   tell(list of packed)               tells the garbage collector of packed parameters
 //   trim(plan)                         gives back what it keeps for its next runs
 //   release(packed | plan)             gives its memory back before the garbage collector does
 //   peak(threads)                      -> Promise of measured GFLOP/s of fused multiply-adds
@@ -292,11 +293,11 @@ struct Held {
     threads::submit(
         1, [last = std::move(object)](Crew&) {}, threads::Kind::background);
   }
-  // Tells the garbage collector what would be free without this object.
+  // What would be free without this object; gives how much more that is than before.
+  int64_t resize(size_t size) { return static_cast<int64_t>(size) - std::exchange(bytes, static_cast<int64_t>(size)); }
+  // Tells the garbage collector too.
   void count(Napi::Env env, size_t size) {
-    const auto now = static_cast<int64_t>(size);
-    if (now != bytes) Napi::MemoryManagement::AdjustExternalMemory(env, now - bytes);
-    bytes = now;
+    if (const int64_t more = resize(size)) Napi::MemoryManagement::AdjustExternalMemory(env, more);
   }
   void free(Napi::Env env) {
     object.reset();
@@ -405,8 +406,7 @@ Napi::Value pack(const Napi::CallbackInfo& call) {
     Params params;
     std::shared_ptr<const Packed> packed;
     Napi::Value result(Napi::Env env) override {
-      const size_t bytes = packed->bytes();
-      return Held<const Packed>::wrap(env, std::move(packed), bytes);
+      return Held<const Packed>::wrap(env, std::move(packed), 0);  // see tell()
     }
   };
   const Device& device = Device::find(textOf(call[0], "device"));
@@ -534,6 +534,18 @@ Napi::Value bytes(const Napi::CallbackInfo& call) {
   return Napi::Number::New(call.Env(), static_cast<double>(size));
 }
 
+// Of all at once: beyond some 64 MiB each word to V8 makes it mark its heap, for 5 ms or more.
+void tell(const Napi::CallbackInfo& call) {
+  const Napi::Array list = arrayOf(call[0], "packed parameters");
+  int64_t more = 0;
+  for (uint32_t i = 0; i < list.Length(); i++) {
+    const Napi::Value each = list.Get(i);
+    const size_t bytes = Held<const Packed>::get(each, "packed parameters")->bytes();
+    more += Held<const Packed>::unwrap(each, "packed parameters").resize(bytes);
+  }
+  if (more) Napi::MemoryManagement::AdjustExternalMemory(call.Env(), more);
+}
+
 void trim(const Napi::CallbackInfo& call) {
   Held<Program>::get(call[0], "a plan")->trim();
   Held<Program>::unwrap(call[0], "a plan").count(call.Env(), 0);
@@ -578,6 +590,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("compile", Napi::Function::New(env, compile));
   exports.Set("run", Napi::Function::New(env, run));
   exports.Set("bytes", Napi::Function::New(env, bytes));
+  exports.Set("tell", Napi::Function::New(env, tell));
   exports.Set("trim", Napi::Function::New(env, trim));
   exports.Set("release", Napi::Function::New(env, release));
   exports.Set("peak", Napi::Function::New(env, peak));
