@@ -1,6 +1,5 @@
 /** Models: a network with its weights, ready to run on a device at any input size. */
 import { access } from 'node:fs/promises';
-import { setImmediate as turn } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { type Classified, classifyAll, type ClassifyOptions } from './classify.js';
 import { checkCompute, Compiled, type CompileOptions } from './compile.js';
@@ -33,6 +32,7 @@ import {
   typesOf,
 } from './structure.js';
 import { type Matrix, type Shape, Tensor } from './tensor.js';
+import { turn } from './turns.js';
 import { checkWeights } from './weights/check.js';
 import { withUsualNames } from './weights/names.js';
 import { isModelFolder, readModelFolder } from './weights/folder.js';
@@ -386,6 +386,21 @@ export async function openNetwork(
   given: Partial<ResolvedOptions> = {},
   open: OpenOptions = {},
 ): Promise<NetworkFile> {
+  const found = await openUnchecked(from, given, open);
+  try {
+    checkWeights(parameterShapes(found.network), found.source);
+    return found;
+  } catch (error) {
+    await found.source.close();
+    throw error;
+  }
+}
+
+async function openUnchecked(
+  from: string | URL,
+  given: Partial<ResolvedOptions> = {},
+  open: OpenOptions = {},
+): Promise<NetworkFile> {
   const path = await placeOf(from);
   const folder = (await isModelFolder(path)) && !(await indexOf(path)) ? await readModelFolder(path) : undefined;
   const file = folder?.weights ?? withUsualNames(await openWeights(path, open));
@@ -394,8 +409,6 @@ export async function openNetwork(
     const source = withParameterNames(file, name);
     await turn();
     const network = buildNetwork(name, options);
-    await turn();
-    checkWeights(parameterShapes(network), source);
     const input = folder?.config.input ?? defaultInputOf(name, options);
     return { name, options, network, source, input, labels: folder?.labels, notes: source.notes };
   } catch (error) {
@@ -414,7 +427,7 @@ export async function loadModel(
   options: ModelOptions & OpenOptions & { network?: Partial<ResolvedOptions> } = {},
 ): Promise<Model<Value<'f32', Matrix>>> {
   const { network: given, key, ...modelOptions } = options;
-  const { network, source, ...described } = await openNetwork(path, given, { key });
+  const { network, source, ...described } = await openUnchecked(path, given, { key });
   await turn();
   let model: Model<Value<'f32', Matrix>> | undefined;
   try {

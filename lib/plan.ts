@@ -1,5 +1,4 @@
 /** From a recorded graph to a native plan, and its runs. */
-import { setImmediate as turn } from 'node:timers/promises';
 import { onAbort } from './abort.js';
 import { type Target, targetOf } from './devices.js';
 import { arrayFor, bytesPerElement, type TypedArray } from './dtype.js';
@@ -23,6 +22,7 @@ import {
 } from './native.js';
 import { stepsInTurns } from './targets.js';
 import { bytesOf, Tensor } from './tensor.js';
+import { inTurns, turn, type Work } from './turns.js';
 import type { Memory } from './weights/file.js';
 import { toFloats } from './weights/floats.js';
 import { besideI8, elementCount, type WeightSource } from './weights/source.js';
@@ -39,8 +39,8 @@ export interface PlanOptions {
   readonly threads?: number | undefined;
 }
 
-/** So many steps are given to native code in a turn of the event loop: it takes a millisecond. */
-const stepsPerTurn = 8;
+/** So many steps are given to native code at once. */
+const stepsPerPart = 8;
 
 interface Packed {
   /** When it is packed, or being packed. */
@@ -92,11 +92,7 @@ export class PackedWeights {
     constants: Graph['constants'],
     runBytes: number,
   ): Promise<{ steps: NativePacked[][]; bytes: number; release: () => void }> {
-    const keyed: { step: Step; packing: Packing; key: string }[][] = [];
-    for (const [i, step] of steps.entries()) {
-      if (i % stepsPerTurn === 0) await turn();
-      keyed.push(packingsOf(step).map((packing) => ({ step, packing, key: this.#keyOf(step, packing) })));
-    }
+    const keyed = await inTurns(this.#keyed(steps));
     const all = new Map(keyed.flat().map((each) => [each.key, each]));
     const used = [...all.values()].map((each) => ({
       ...each,
@@ -132,6 +128,15 @@ export class PackedWeights {
       release();
       throw error;
     }
+  }
+
+  *#keyed(steps: readonly Step[]): Work<{ step: Step; packing: Packing; key: string }[][]> {
+    const keyed: { step: Step; packing: Packing; key: string }[][] = [];
+    for (const step of steps) {
+      yield;
+      keyed.push(packingsOf(step).map((packing) => ({ step, packing, key: this.#keyOf(step, packing) })));
+    }
+    return keyed;
   }
 
   async #packAll(
@@ -314,13 +319,12 @@ export class Plan {
     const ends = [...steps.inputs, ...steps.outputs];
     if (new Set(ends).size !== ends.length)
       throw new OctconvError('plan: a network must compute each of its outputs, and give each once');
-    await turn();
-    const memory = planMemory(steps, target.traits.align);
+    const memory = await inTurns(planMemory(steps, target.traits.align));
     const outside = ends.flatMap((id) => steps.values[id] ?? []).reduce((sum, type) => sum + bytesOf(type), 0);
     const packed = await weights.pack(steps.steps, graph.constants, memory.bytes + outside);
     try {
       const bound = await Promise.all([...graph.bound.values()].map((name) => weights.operand(name, graph.constants)));
-      const spec = await specOf(steps, memory, packed.steps, threads);
+      const spec = await inTurns(specOf(steps, memory, packed.steps, threads));
       const { plan, runBytes, algorithms } = await calling(() => native.compile(target.name, spec));
       try {
         weights.checkBytes(packed.bytes, runBytes + outside);
@@ -426,15 +430,14 @@ export function orAborted<T>(done: Promise<T>, cancel: () => void, signal: Abort
 }
 
 /**
- * A plan as native code takes it: values with their places, steps that refer to them by number. Some steps in each turn
- * of the event loop.
+ * A plan as native code takes it: values with their places, steps that refer to them by number.
  */
-async function specOf(
+function* specOf(
   given: Steps,
   { offsets, bytes: arenaBytes }: MemoryPlan,
   packed: readonly (readonly NativePacked[])[],
   threads: number,
-): Promise<NativePart> {
+): Work<NativePart> {
   const { steps, values, inputs, outputs } = given;
   const ends = new Map<number, Pick<NativeValue, 'place' | 'at'>>();
   for (const [place, ids] of [['input', inputs] as const, ['output', outputs] as const])
@@ -475,10 +478,10 @@ async function specOf(
     return calling(() => native.part(spec, before));
   };
   let part = tell([]);
-  for (let from = 0; from < steps.length; from += stepsPerTurn) {
-    await turn();
+  for (let from = 0; from < steps.length; from += stepsPerPart) {
+    yield;
     part = tell(
-      steps.slice(from, from + stepsPerTurn).map((step, i) => stepOf(step, from + i)),
+      steps.slice(from, from + stepsPerPart).map((step, i) => stepOf(step, from + i)),
       part,
     );
   }

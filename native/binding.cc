@@ -224,7 +224,8 @@ Param paramOf(Napi::Env env, const std::string& role, const Napi::Object& item) 
   const auto wanted = static_cast<size_t>(product(param.elements(), octconv::bytesOf(param.dtype)));
   const auto bytes = bytesOf(env, item.Get("data"));
   if (wanted != bytes.size()) fail("parameter '", role, "' has ", bytes.size(), " bytes, its shape wants ", wanted);
-  param.data.assign(bytes.begin(), bytes.end());
+  param.data = Memory(bytes.size());
+  if (!bytes.empty()) std::memcpy(param.data.data(), bytes.data(), bytes.size());
   return param;
 }
 

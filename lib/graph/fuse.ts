@@ -13,6 +13,7 @@ import {
   type Step,
   type Steps,
 } from './lower.js';
+import { atOnce, type Work } from '../turns.js';
 import { halved, same } from './shape.js';
 
 /** The steps while a pass rewrites them: which one makes a value, and which ones read it. */
@@ -20,7 +21,7 @@ class Uses {
   /** By place: a step that replaces another one stands where that one stood. */
   readonly steps = new Map<number, Step>();
   readonly #makers = new Map<number, number>();
-  readonly #readers = new Map<number, readonly number[]>();
+  readonly #readers = new Map<number, Set<number>>();
   readonly #outputs: ReadonlySet<number>;
   constructor({ steps, outputs }: Steps) {
     this.#outputs = new Set(outputs);
@@ -30,18 +31,15 @@ class Uses {
   put(place: number, step?: Step): void {
     const old = this.steps.get(place);
     for (const id of old?.outputs ?? []) this.#makers.delete(id);
-    for (const id of old?.inputs ?? [])
-      this.#readers.set(
-        id,
-        this.#readersOf(id).filter((reader) => reader !== place),
-      );
+    for (const id of old?.inputs ?? []) this.#readers.get(id)?.delete(place);
     for (const id of step?.outputs ?? []) this.#makers.set(id, place);
-    for (const id of step?.inputs ?? []) this.#readers.set(id, [...this.#readersOf(id), place]);
+    for (const id of step?.inputs ?? []) {
+      const readers = this.#readers.get(id);
+      if (readers) readers.add(place);
+      else this.#readers.set(id, new Set([place]));
+    }
     if (step) this.steps.set(place, step);
     else this.steps.delete(place);
-  }
-  #readersOf(id: number): readonly number[] {
-    return this.#readers.get(id) ?? [];
   }
   /** Place of the step that makes a value; -1 for the network's inputs. */
   place(id: number): number {
@@ -52,8 +50,10 @@ class Uses {
   }
   /** The one step that reads the value, if there is just one reader and the caller does not see the value. */
   onlyReader(id: number): Step | undefined {
-    const [reader = -1, ...others] = this.#readersOf(id);
-    return others.length || this.#outputs.has(id) ? undefined : this.steps.get(reader);
+    const readers = this.#readers.get(id);
+    if (readers?.size !== 1 || this.#outputs.has(id)) return undefined;
+    const [reader = -1] = readers;
+    return this.steps.get(reader);
   }
   /** The convolution branch that stores the value. */
   branchOf(id: number): Branch | undefined {
@@ -70,7 +70,7 @@ class Uses {
     return this.#outputs.has(id);
   }
   readersOf(id: number): readonly Step[] {
-    return [...new Set(this.#readersOf(id))].flatMap((place) => this.steps.get(place) ?? []);
+    return [...(this.#readers.get(id) ?? [])].flatMap((place) => this.steps.get(place) ?? []);
   }
 }
 
@@ -88,12 +88,13 @@ const stored = (branch: Branch, value: number): Branch => ({ ...branch, y: value
  * Runs a rewrite over the steps in order. `rewrite` looks at one step and says which branch takes over its work, as a
  * new branch that stores the step's output; the step itself goes.
  */
-function absorb(
+function* absorb(
   given: Steps,
   rewrite: (step: Step, uses: Uses) => { from: Branch; branch: Branch } | undefined,
-): Steps {
+): Work<Steps> {
   const uses = new Uses(given);
   for (const [place, step] of uses.steps) {
+    yield;
     const { from, branch } = rewrite(step, uses) ?? {};
     if (!from || !branch) continue;
     const to = uses.place(from.stores[0]?.value ?? -1);
@@ -114,7 +115,7 @@ const normOf = ({
 });
 
 /** Batch normalisation right behind a convolution: native code folds it into the weights while it packs them. */
-export function foldBatchNorm(given: Steps): Steps {
+export function foldBatchNorm(given: Steps): Work<Steps> {
   return absorb(given, (step, uses) => {
     const from = step.op === 'batchNorm' ? uses.openBranchOf(step.inputs[0], step) : undefined;
     const [term, ...others] = from?.terms ?? [];
@@ -128,9 +129,10 @@ export function foldBatchNorm(given: Steps): Steps {
  * A sum of two convolutions (a block's last one and its projection shortcut) becomes one that accumulates over both,
  * if all branches of the earlier one go into sums with the later one.
  */
-export function joinShortcut(given: Steps): Steps {
+export function* joinShortcut(given: Steps): Work<Steps> {
   const uses = new Uses(given);
   for (const [place, later] of uses.steps) {
+    yield;
     if (!later.branches) continue;
     const sums = later.branches.flatMap((branch) => {
       const sum = uses.onlyReader(branch.y);
@@ -159,7 +161,7 @@ export function joinShortcut(given: Steps): Steps {
 }
 
 /** A residual sum behind a convolution: the epilogue adds what was computed before. */
-export function joinResidual(given: Steps): Steps {
+export function joinResidual(given: Steps): Work<Steps> {
   return absorb(given, (step, uses) => {
     if (!isSum(step, given)) return;
     const [residual = -1, from = -1] = [...step.inputs].sort((a, b) => uses.place(a) - uses.place(b));
@@ -189,9 +191,10 @@ function activationFrom(step: Step, uses: Uses): { activation: Activation; steps
  * Batch normalisation and clamp of what a convolution computes: one more store of its epilogue, in which the value
  * itself is a store only if somebody else reads it.
  */
-export function joinActivations(given: Steps): Steps {
+export function* joinActivations(given: Steps): Work<Steps> {
   const uses = new Uses(given);
   for (const step of uses.steps.values()) {
+    yield;
     const [input = -1] = step.inputs;
     const branch = uses.branchOf(input);
     const raw = branch?.stores.find(({ value }) => value === input);
@@ -221,9 +224,10 @@ export function joinActivations(given: Steps): Steps {
  * Batch normalisation and clamp of a value that no convolution makes: if only convolutions read the result, each of
  * them applies both to its input.
  */
-export function joinPrologues(given: Steps): Steps {
+export function* joinPrologues(given: Steps): Work<Steps> {
   const uses = new Uses(given);
   for (const step of [...uses.steps.values()]) {
+    yield;
     const found = activationFrom(step, uses);
     const [input = -1] = step.inputs;
     const value = found?.steps.at(-1)?.outputs[0] ?? -1;
@@ -250,7 +254,7 @@ const eachSource = (branch: Branch, f: (source: Source) => Source): Branch => ({
 });
 
 /** Pooling that is P, behind a convolution that nobody else reads: the convolution stores P(y). */
-export function joinPooling(given: Steps): Steps {
+export function joinPooling(given: Steps): Work<Steps> {
   return absorb(given, (step, uses) => {
     const [input = -1] = step.inputs;
     const [output = -1] = step.outputs;
@@ -277,7 +281,7 @@ function isHalving({ attrs }: Step, shape: readonly number[]): boolean {
  * P(x) for a later layer is written by the step that makes x, while x is in the cache. Values of convolutions that
  * nobody reads are not stored.
  */
-export function sinkPooling(given: Steps): Steps {
+export function* sinkPooling(given: Steps): Work<Steps> {
   const values: TensorType[] = [...given.values];
   const pooled = new Map<number, number>();
   const uses = new Uses(given);
@@ -298,37 +302,34 @@ export function sinkPooling(given: Steps): Steps {
     for (let i = 0; i < times; i++) input = pool(input);
     return { ...source, input, pool: source.pool - times };
   };
-  const sunk = given.steps.map((step) =>
-    step.branches
-      ? convStep(
-          step.name,
-          step.branches.map((b) => eachSource(b, sink)),
-        )
-      : step,
-  );
+  const sunk: Step[] = [];
+  for (const step of given.steps) {
+    yield;
+    const branches = step.branches?.map((b) => eachSource(b, sink));
+    sunk.push(branches ? convStep(step.name, branches) : step);
+  }
   const copies = (id: number): number[] => {
     const next = pooled.get(id);
     return next === undefined ? [id] : [id, ...copies(next)];
   };
   const read = new Set([...sunk.flatMap((step) => step.inputs), ...given.outputs]);
-  const steps = sunk.map((step) => {
-    if (step.op === 'maxPool') return { ...step, outputs: copies(step.outputs[0] ?? -1) };
-    if (!step.branches) return step;
-    const all = ({ stores }: Branch) =>
-      stores.flatMap((store) => copies(store.value).map((value, i) => ({ ...store, value, pool: store.pool + i })));
-    const wanted = (branch: Branch) => {
-      const stores = all(branch).filter(({ value }) => read.has(value));
-      return stores.length ? stores : branch.stores;
-    };
-    return convStep(
-      step.name,
-      step.branches.map((b) => ({ ...b, stores: wanted(b) })),
-    );
-  });
+  const all = ({ stores }: Branch) =>
+    stores.flatMap((store) => copies(store.value).map((value, i) => ({ ...store, value, pool: store.pool + i })));
+  const wanted = (branch: Branch) => {
+    const stores = all(branch).filter(({ value }) => read.has(value));
+    return stores.length ? stores : branch.stores;
+  };
+  const steps: Step[] = [];
+  for (const step of sunk) {
+    yield;
+    const branches = step.branches?.map((b) => ({ ...b, stores: wanted(b) }));
+    if (branches) steps.push(convStep(step.name, branches));
+    else steps.push(step.op === 'maxPool' ? { ...step, outputs: copies(step.outputs[0] ?? -1) } : step);
+  }
   return { ...given, values, steps };
 }
 
-export type Pass = (steps: Steps) => Steps;
+export type Pass = (steps: Steps) => Work<Steps>;
 
 /** All passes, in order; `types` are given to what is left of the values, before pooled copies are added. */
 export const fusing = (types: Pass): Pass[] => [
@@ -342,5 +343,19 @@ export const fusing = (types: Pass): Pass[] => [
   sinkPooling,
 ];
 
-export const fuse = (steps: Steps, types: Pass = (same) => same): Steps =>
-  fusing(types).reduce((s, pass) => pass(s), steps);
+export function* passThrough(passes: readonly Pass[], given: Steps): Work<Steps> {
+  let steps = given;
+  for (const pass of passes) steps = yield* pass(steps);
+  return steps;
+}
+
+/** A pass that takes one turn. */
+export const short = (pass: (steps: Steps) => Steps): Pass =>
+  function* (steps) {
+    yield;
+    return pass(steps);
+  };
+
+/** All passes in one turn. */
+export const fuse = (steps: Steps, types: (steps: Steps) => Steps = (same) => same): Steps =>
+  atOnce(passThrough(fusing(short(types)), steps));

@@ -76,6 +76,7 @@ export class Graph {
   readonly constants = new Map<string, Tensor>();
   /** Values that are no step's and no input but one of these parameters or constants. */
   readonly bound = new Map<number, string>();
+  readonly #operands = new Map<string, number>();
   readonly #names = new Map<Parameter, string>();
 
   /** `parameters` are those that nodes may read, as `namedParameters(network)` gives them. */
@@ -102,11 +103,12 @@ export class Graph {
    */
   operand(op: string, param: Parameter | Tensor): Value {
     const name = this.#param(op, 'operand', param);
-    const [known] = [...this.bound].find(([, other]) => other === name) ?? [];
+    const known = this.#operands.get(name);
     const dtype = param instanceof Parameter ? 'f32' : param.dtype;
     if (known !== undefined) return new Value(this, known, dtype, param.shape);
     const value = this.value(dtype, param.shape);
     this.bound.set(value.id, name);
+    this.#operands.set(name, value.id);
     return value;
   }
 

@@ -1,7 +1,7 @@
 /** What files keep, and what of it are weights. */
-import { setImmediate as turn } from 'node:timers/promises';
 import { arrayFor, bytesPerElement, type DType, type TypedArray } from '../dtype.js';
 import { OctconvError, show } from '../error.js';
+import { turn } from '../turns.js';
 import { type Memory, ownMemory } from './file.js';
 import { toFloats } from './floats.js';
 

@@ -1,7 +1,7 @@
-import { setImmediate as turn } from 'node:timers/promises';
 import type { Parameter } from '../graph/graph.js';
 import { type Module, namedParameters } from '../layers/module.js';
 import { elementCount } from '../tensor.js';
+import { turn } from '../turns.js';
 import { ownMemory } from './file.js';
 import { missingTensor, type WeightSource } from './source.js';
 

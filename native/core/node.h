@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "attrs.h"
+#include "memory.h"
 #include "tensor.h"
 
 namespace octconv {
@@ -14,7 +15,7 @@ namespace octconv {
 struct Param {
   DType dtype = DType::f32;
   std::vector<int64_t> shape;
-  std::vector<std::byte> data;
+  Memory data;
 
   int64_t elements() const;
   std::vector<float> floats() const;                              // f32, f16, bf16 or i8 as f32
