@@ -32,7 +32,8 @@ export function namedParameters(module: Module): Map<string, Parameter> {
       if (open.has(part)) wrong('leads back to a module that holds it, wanted a tree');
       open.add(part);
       for (const [key, value] of Object.entries(part)) {
-        walk(value, part === module ? key : `${path}.${key}`, named && /^[^.#]+$/.test(key));
+        const fine = key !== '' && !key.includes('.') && !key.includes('#');
+        walk(value, part === module ? key : `${path}.${key}`, named && fine);
       }
       open.delete(part);
     }
