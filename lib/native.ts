@@ -73,9 +73,14 @@ export type NativeDevice = { readonly name: Device } & (
   | { readonly why: string; traits?: never }
 );
 
-/** See native/binding.cc. Data is copied in the call itself: a caller may do with it what it likes afterwards. */
+/**
+ * See native/binding.cc. Data outside of blocks is copied in the call itself: a caller may do with it what it likes
+ * afterwards.
+ */
 export interface Native {
   devices(): NativeDevice[];
+  /** Memory that `pack` reads without a copy: leave it as it is till then, and release it. */
+  block(bytes: number): ArrayBuffer;
   format(device: Device, op: string, attrs: Attrs): string;
   pack(
     device: Device,
@@ -97,7 +102,7 @@ export interface Native {
   tell(packed: readonly NativePacked[]): void;
   /** Gives back what a plan keeps for its next runs. */
   trim(plan: NativePlan): void;
-  release(held: NativePacked | NativePlan): void;
+  release(held: NativePacked | NativePlan | ArrayBuffer): void;
   peak(threads: number): Promise<number>;
 }
 

@@ -342,7 +342,7 @@ function octConvRule({ high: xH, low: xL }: Octave<Operand>, params: OctConvPara
       if (weight) wrong(op, `got weight ${path} ${of(weight)}, wanted none: ${why}`);
       continue;
     }
-    check(op, weight !== undefined, `weight ${path} is missing: ${from} and ${to} are there`);
+    if (weight === undefined) wrong(op, `weight ${path} is missing: ${from} and ${to} are there`);
     checkWeight(op, `weight ${path}`, weight, from, input, depthwise ? channels(input) : groups);
     const shape = [width, weight.shape[1], ...window];
     if (!same(weight.shape, shape)) wrong(op, `weight ${path} ${of(weight)}, wanted ${list(shape)}`);
@@ -400,7 +400,7 @@ export function batchNorm<X extends Operand<Matrix | Spatial>>(
     const { eps = 1e-5 } = options;
     check('batchNorm', eps >= 0 && eps < Infinity, `eps ${eps}, wanted at least 0`);
     for (const [role, vector] of Object.entries(vectors)) {
-      check('batchNorm', vector !== undefined, `${role} is missing`);
+      if (vector === undefined) wrong('batchNorm', `${role} is missing`);
       checkVector('batchNorm', role, vector, channels(x));
     }
     return { shape: x.shape, attrs: { eps } };
@@ -733,7 +733,8 @@ function record(
       if (x.dtype !== takes) wrong(op, `got ${x.dtype} ${of(x)}, wanted ${takes}`);
       checkRank(op, x, 2, 4, 5);
     }
-    for (const [role, weight] of Object.entries(params)) {
+    for (const role in params) {
+      const weight = params[role];
       const fine = weight === undefined || weight instanceof Parameter || weight instanceof Tensor;
       if (!fine) wrong(op, `${role} is ${kindOf(weight)}, wanted a Parameter or a Tensor`);
     }

@@ -144,13 +144,29 @@ export class PackedWeights {
     constants: Graph['constants'],
   ): Promise<void> {
     const missing = used.filter(({ packed }) => !packed.promise);
-    const memory = new ArrayBuffer(Math.max(0, ...missing.map(({ packing }) => this.#bytesOf(packing))));
+    const bytes = Math.max(0, ...missing.map(({ packing }) => this.#bytesOf(packing)));
+    const blocks = missing.slice(0, 2).map(() => calling(() => native.block(bytes)));
+    try {
+      await this.#packInto(blocks, missing, used, constants);
+    } finally {
+      for (const block of blocks) native.release(block);
+    }
+    native.tell(used.flatMap(({ packed }) => packed.held ?? []));
+  }
+
+  async #packInto(
+    blocks: readonly ArrayBuffer[],
+    missing: readonly { step: Step; packing: Packing; packed: Packed }[],
+    used: readonly { packed: Packed }[],
+    constants: Graph['constants'],
+  ): Promise<void> {
     // All that this plan waits for: of what fails, `packed` forgets the promise.
     const waited = used.flatMap(({ packed }) => packed.promise ?? []);
     let before: Promise<unknown> = Promise.resolve();
-    for (const { step, packing, packed } of missing) {
-      const params = packed.promise ? {} : await this.#read(step, packing, constants, memory);
-      await before; // one is packed while the next one is read
+    for (const [i, { step, packing, packed }] of missing.entries()) {
+      const block = blocks[i % blocks.length] as ArrayBuffer;
+      const params = packed.promise ? {} : await this.#read(step, packing, constants, block);
+      await before; // one is packed while the next one is read into the other block
       if (packed.promise) {
         waited.push(packed.promise); // another plan was sooner
         continue;
@@ -171,7 +187,6 @@ export class PackedWeights {
     }
     await before;
     await Promise.all(waited);
-    native.tell(used.flatMap(({ packed }) => packed.held ?? []));
   }
 
   /** @throws OctconvError if the weights of a plan and one run of it are more than `maxBytes`. */
@@ -198,7 +213,6 @@ export class PackedWeights {
     return JSON.stringify([op, calling(() => native.format(this.target.name, op, attrs)), params]);
   }
 
-  /** Native code copies parameters in the call of `pack`, so the memory is free again right after it. */
   async #read(
     step: Step,
     { params }: Packing,

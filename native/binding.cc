@@ -1,7 +1,8 @@
 // The language boundary, and the only file that includes napi.h: convert, call, return.
 //
 //   devices()                          -> [{ name, traits } or { name, why }] for each kind of device
-//   format(device, op, attrs)          -> string; parameters packed for one node serve all of the same format
+//   block(bytes)                       -> ArrayBuffer of memory that pack() reads without a copy: leave it as it is
+//   till then format(device, op, attrs)          -> string; parameters packed for one node serve all of the same format
 //   pack(device, op, attrs, params)    -> Promise<packed parameters>
 //   part(plan, before?)                -> a plan as native data; lists of its values and steps go on from those before
 //   compile(device, plan | part)       -> Promise<{ plan, runBytes, algorithms }>
@@ -9,12 +10,12 @@
 //   bytes(packed | plan)               -> bytes of packed parameters, or what a plan keeps for its next runs
 //   tell(list of packed)               tells the garbage collector of packed parameters
 //   trim(plan)                         gives back what it keeps for its next runs
-//   release(packed | plan)             gives its memory back before the garbage collector does
+//   release(packed | plan | block)     gives its memory back before the garbage collector does
 //   peak(threads)                      -> Promise of measured GFLOP/s of fused multiply-adds
 //
-// Native code owns what its threads read: parameters and inputs are copied in the call itself, so that JavaScript may
-// change, transfer or shrink its buffers at any time; outputs are copied into new ones. All else that is given is
-// converted to plain structs first, with every number checked.
+// Native code owns what its threads read: parameters outside of blocks and inputs are copied in the call itself, so
+// that JavaScript may change, transfer or shrink its buffers at any time; outputs are copied into new ones. All else
+// that is given is converted to plain structs first, with every number checked.
 #include <napi.h>
 #if defined(__GLIBC__)
 #include <malloc.h>
@@ -22,10 +23,12 @@
 
 #include <condition_variable>
 #include <cstring>
+#include <map>
 #include <mutex>
 #include <unordered_set>
 
 #include "core/device.h"
+#include "core/memory.h"
 #include "core/registry.h"
 #include "core/sizes.h"
 #include "core/threads.h"
@@ -87,6 +90,19 @@ class Environment {
           threads::Kind::background);
     });
   }
+  // Memory that JavaScript fills, and finds again by an address in it.
+  std::shared_ptr<const Memory> block(size_t bytes) {
+    std::erase_if(blocks, [](const auto& each) { return each.second.expired(); });
+    auto memory = std::make_shared<const Memory>(bytes);
+    blocks[memory->data()] = memory;
+    return memory;
+  }
+  std::shared_ptr<const Memory> blockOf(const void* address) const {
+    auto after = blocks.upper_bound(static_cast<const char*>(address));
+    auto memory = after == blocks.begin() ? nullptr : std::prev(after)->second.lock();
+    const bool inside = memory && static_cast<const char*>(address) < memory->data() + memory->size();
+    return inside ? memory : nullptr;
+  }
   // Called by any thread; the environment may be gone right after it.
   void report(Job* job) {
     std::lock_guard lock(mutex);
@@ -111,8 +127,9 @@ class Environment {
   Channel channel;
   std::mutex mutex;
   std::condition_variable drained;
-  std::unordered_set<Job*> running;  // until their promise is settled
-  int64_t inFlight = 0;              // on other threads
+  std::unordered_set<Job*> running;                           // until their promise is settled
+  std::map<const char*, std::weak_ptr<const Memory>> blocks;  // by their first byte
+  int64_t inFlight = 0;                                       // on other threads
 };
 
 // In a worker that is being terminated every call fails, and none may throw.
@@ -216,16 +233,23 @@ std::vector<size_t> indicesOf(const Napi::Value& value, const char* what) {
   return list;
 }
 
+Environment& environmentOf(Napi::Env env) { return *env.GetInstanceData<Environment>(); }
+
 Param paramOf(Napi::Env env, const std::string& role, const Napi::Object& item) {
   Param param{dtypeOf(item.Get("dtype")), {}, {}};
   const Napi::Array shape = arrayOf(item.Get("shape"), "shape of a parameter");
   for (uint32_t d = 0; d < shape.Length(); d++)
     param.shape.push_back(integerOf(shape.Get(d), "size of a parameter", 0, mostBytes));
-  const auto wanted = static_cast<size_t>(product(param.elements(), octconv::bytesOf(param.dtype)));
+  const size_t wanted = param.bytes();
   const auto bytes = bytesOf(env, item.Get("data"));
   if (wanted != bytes.size()) fail("parameter '", role, "' has ", bytes.size(), " bytes, its shape wants ", wanted);
-  param.data = Memory(bytes.size());
-  if (!bytes.empty()) std::memcpy(param.data.data(), bytes.data(), bytes.size());
+  param.memory = environmentOf(env).blockOf(bytes.data());
+  param.data = reinterpret_cast<const char*>(bytes.data());
+  if (param.memory || bytes.empty()) return param;
+  Memory copy(bytes.size());
+  std::memcpy(copy.data(), bytes.data(), bytes.size());
+  param.data = copy.data();
+  param.memory = std::make_shared<const Memory>(std::move(copy));
   return param;
 }
 
@@ -350,8 +374,6 @@ void extend(PlanSpec& spec, const Napi::Object& object) {
 
 // --- The functions ----------------------------------------------------------------------------------------------
 
-Environment& environmentOf(Napi::Env env) { return *env.GetInstanceData<Environment>(); }
-
 Napi::Array namesOf(Napi::Env env, const std::vector<DType>& list) {
   auto names = Napi::Array::New(env);
   for (const DType dtype : list) names.Set(names.Length(), nameOf(dtype));
@@ -393,6 +415,18 @@ Napi::Value devices(const Napi::CallbackInfo& call) {
     list.Set(list.Length(), device);
   }
   return list;
+}
+
+Napi::Value block(const Napi::CallbackInfo& call) {
+  const auto bytes = static_cast<size_t>(integerOf(call[0], "bytes", 0, mostBytes));
+  using Owner = std::shared_ptr<const Memory>;
+  auto owner = std::make_unique<Owner>(environmentOf(call.Env()).block(bytes));
+  napi_value buffer = nullptr;
+  const auto free = [](napi_env, void*, void* owner) { delete static_cast<Owner*>(owner); };
+  if (napi_create_external_arraybuffer(call.Env(), (*owner)->data(), bytes, free, owner.get(), &buffer) != napi_ok)
+    return Napi::ArrayBuffer::New(call.Env(), bytes);  // this host has none of such buffers: pack() copies
+  (void)owner.release();
+  return {call.Env(), buffer};
 }
 
 Napi::Value format(const Napi::CallbackInfo& call) {
@@ -561,6 +595,11 @@ void trimHeap() {
 }
 
 void release(const Napi::CallbackInfo& call) {
+  if (call[0].IsArrayBuffer()) {
+    auto buffer = call[0].As<Napi::ArrayBuffer>();
+    if (environmentOf(call.Env()).blockOf(buffer.Data())) buffer.Detach();
+    return;
+  }
   if (!Held<Program>::is(call[0])) {
     Held<const Packed>::unwrap(call[0], "a plan or packed parameters").freeInBackground(call.Env());
     return;
@@ -585,6 +624,7 @@ Napi::Value peak(const Napi::CallbackInfo& call) {
 Napi::Object init(Napi::Env env, Napi::Object exports) {
   env.SetInstanceData(new Environment(env));
   exports.Set("devices", Napi::Function::New(env, devices));
+  exports.Set("block", Napi::Function::New(env, block));
   exports.Set("format", Napi::Function::New(env, format));
   exports.Set("pack", Napi::Function::New(env, pack));
   exports.Set("part", Napi::Function::New(env, part));

@@ -118,7 +118,10 @@ export class Graph {
       if (input.graph !== this) throw new OctconvError(`${op}: an input was recorded in another graph`);
     }
     const names: Record<string, string> = {};
-    for (const [role, param] of Object.entries(params)) if (param) names[role] = this.#param(op, role, param);
+    for (const role in params) {
+      const param = params[role];
+      if (param) names[role] = this.#param(op, role, param);
+    }
     const values = outputs.map((type) => this.value(type.dtype, type.shape));
     const name = this.#layerOf(params) || `${op}${this.nodes.length}`;
     this.nodes.push({
@@ -153,7 +156,8 @@ export class Graph {
   /** The layer that holds all of these parameters: `a.b.weight`, `a.b.bias` -> `a.b`. */
   #layerOf(params: Params): string {
     let layer: string | undefined;
-    for (const param of Object.values(params)) {
+    for (const role in params) {
+      const param = params[role];
       const name = param instanceof Parameter ? this.#names.get(param) : undefined;
       if (name === undefined) continue;
       layer ??= holderOf(name);
