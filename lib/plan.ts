@@ -143,6 +143,7 @@ export class PackedWeights {
     used: readonly { step: Step; packing: Packing; packed: Packed }[],
     constants: Graph['constants'],
   ): Promise<void> {
+    await turn(); // to know what is used takes a turn of its own
     const missing = used.filter(({ packed }) => !packed.promise);
     const bytes = Math.max(0, ...missing.map(({ packing }) => this.#bytesOf(packing)));
     const blocks = missing.slice(0, 2).map(() => calling(() => native.block(bytes)));
