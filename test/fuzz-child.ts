@@ -427,6 +427,7 @@ const kinds: Record<string, (bent: (args: unknown[]) => unknown[]) => Promise<vo
   async pack(bent) {
     const { op = 'octConv', attrs, params } = (layers[pick(layerNames)] as () => Layer)();
     const handle = await addon.pack(...bent([pick(devices), op, attrs, params]));
+    addon.tell(...bent([[handle]]));
     addon.release(handle);
   },
   async compile(bent) {
