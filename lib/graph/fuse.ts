@@ -329,6 +329,7 @@ export function* sinkPooling(given: Steps): Work<Steps> {
   return { ...given, values, steps };
 }
 
+/** Work that rests now and then: a network of hundreds of steps takes milliseconds. */
 export type Pass = (steps: Steps) => Work<Steps>;
 
 /** All passes, in order; `types` are given to what is left of the values, before pooled copies are added. */
@@ -343,13 +344,14 @@ export const fusing = (types: Pass): Pass[] => [
   sinkPooling,
 ];
 
+/** One pass after the other. */
 export function* passThrough(passes: readonly Pass[], given: Steps): Work<Steps> {
   let steps = given;
   for (const pass of passes) steps = yield* pass(steps);
   return steps;
 }
 
-/** A pass that takes one turn. */
+/** A pass that does not rest. */
 export const short = (pass: (steps: Steps) => Steps): Pass =>
   function* (steps) {
     yield;
