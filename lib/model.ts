@@ -5,11 +5,11 @@ import { type Classified, classifyAll, type ClassifyOptions } from './classify.j
 import { checkCompute, Compiled, type CompileOptions } from './compile.js';
 import { type Target, targetOf } from './devices.js';
 import { OctconvError, show } from './error.js';
-import { type ComputeType, Graph, type Value } from './graph/graph.js';
+import { type ComputeType, Graph, type Parameter, type Value } from './graph/graph.js';
 import type { DType } from './dtype.js';
 import { channelCount, type InputConfig } from './input/preprocess.js';
 import type { PictureSource } from './input/source.js';
-import { type Module, namedParameters, parameterShapes } from './layers/module.js';
+import { type Module, namedParameters, parameterShapes, shapesOf } from './layers/module.js';
 import {
   type AnyNetworkName,
   buildNetwork,
@@ -32,6 +32,7 @@ import {
   typesOf,
 } from './structure.js';
 import { type Matrix, type Shape, Tensor } from './tensor.js';
+import { turn } from './turns.js';
 import { checkWeights } from './weights/check.js';
 import { withUsualNames } from './weights/names.js';
 import { isModelFolder, readModelFolder } from './weights/folder.js';
@@ -70,11 +71,15 @@ export type Inputs<X extends readonly Value[]> = {
 
 /** A network as a graph, for inputs of given shapes: [N,H,W,C], [N,T,H,W,C] or [N,C]. */
 export function record(network: Module, ...inputs: readonly InputSpec[]): Graph {
-  return recordNetwork(network, inputs).graph;
+  return recordNetwork(network, namedParameters(network), inputs).graph;
 }
 
-function recordNetwork<Y>(network: Module<never, Y>, inputs: readonly InputSpec[]): Recorded<Y> {
-  return recordCall('model: forward', network.forward.bind(network), inputs, new Graph(namedParameters(network)));
+function recordNetwork<Y>(
+  network: Module<never, Y>,
+  parameters: ReadonlyMap<string, Parameter>,
+  inputs: readonly InputSpec[],
+): Recorded<Y> {
+  return recordCall('model: forward', network.forward.bind(network), inputs, new Graph(parameters));
 }
 
 /**
@@ -109,6 +114,7 @@ export class Model<Y = Value<'f32', Shape>, X extends readonly Value[] = [x: Val
   notes: readonly string[] | undefined;
 
   readonly #network: Network<Y, X>;
+  readonly #parameters: ReadonlyMap<string, Parameter>;
   readonly #source: ModelWeights;
   readonly #weights: PackedWeights;
   readonly #keptPlans: number;
@@ -145,7 +151,8 @@ export class Model<Y = Value<'f32', Shape>, X extends readonly Value[] = [x: Val
     this.dtype = dtype;
     this.threads = threadsOf(target, threads);
     this.#network = network;
-    checkWeights(parameterShapes(network), weights);
+    this.#parameters = namedParameters(network);
+    checkWeights(shapesOf(this.#parameters), weights);
     this.#source = weights;
     this.#weights = new PackedWeights(weights, target, dtype, maxBytes);
     this.#keptPlans = plans;
@@ -163,7 +170,11 @@ export class Model<Y = Value<'f32', Shape>, X extends readonly Value[] = [x: Val
 
   /** Records the network for inputs of given shapes: [N,H,W,C], [N,T,H,W,C] or [N,C]. */
   record(...inputs: readonly InputSpec[]): Graph {
-    return record(this.#network, ...inputs);
+    return this.#record(inputs).graph;
+  }
+
+  #record(inputs: readonly InputSpec[]): Recorded<Y> {
+    return recordNetwork(this.#network as Module<never, Y>, this.#parameters, inputs);
   }
 
   /** The compiled plan for inputs of given shapes; it is disposed of when it is no longer kept, or with the model. */
@@ -228,7 +239,8 @@ export class Model<Y = Value<'f32', Shape>, X extends readonly Value[] = [x: Val
 
   #compile(key: string, inputs: readonly InputSpec[]): KeptPlan<X, Y> {
     const compile = async () => {
-      const { graph, arrange } = recordNetwork(this.#network as Module<never, Y>, inputs);
+      await turn(); // to record a network takes a turn of its own
+      const { graph, arrange } = this.#record(inputs);
       return new Compiled<X, Y>(await Plan.compile(graph, this.#weights, this.threads), arrange);
     };
     const kept: KeptPlan<X, Y> = { promise: this.#use(compile), users: 0, kept: true };
@@ -394,14 +406,29 @@ export async function openNetwork(
   given: Partial<ResolvedOptions> = {},
   open: OpenOptions = {},
 ): Promise<NetworkFile> {
+  const found = await openUnchecked(from, given, open);
+  try {
+    checkWeights(parameterShapes(found.network), found.source);
+    return found;
+  } catch (error) {
+    await found.source.close();
+    throw error;
+  }
+}
+
+async function openUnchecked(
+  from: string | URL,
+  given: Partial<ResolvedOptions> = {},
+  open: OpenOptions = {},
+): Promise<NetworkFile> {
   const path = await placeOf(from);
   const folder = (await isModelFolder(path)) && !(await indexOf(path)) ? await readModelFolder(path) : undefined;
   const file = folder?.weights ?? withUsualNames(await openWeights(path, open));
   try {
     const { network: name, options } = folder?.config ?? resolveOptions(file, given);
     const source = withParameterNames(file, name);
+    await turn();
     const network = buildNetwork(name, options);
-    checkWeights(parameterShapes(network), source);
     const input = folder?.config.input ?? defaultInputOf(name, options);
     return { name, options, network, source, input, labels: folder?.labels, notes: source.notes };
   } catch (error) {
@@ -420,7 +447,8 @@ export async function loadModel(
   options: ModelOptions & OpenOptions & { network?: Partial<ResolvedOptions> } = {},
 ): Promise<Model<Value<'f32', Matrix>>> {
   const { network: given, key, ...modelOptions } = options;
-  const { network, source, ...described } = await openNetwork(path, given, { key });
+  const { network, source, ...described } = await openUnchecked(path, given, { key });
+  await turn();
   let model: Model<Value<'f32', Matrix>> | undefined;
   try {
     model = Object.assign(new Model(network, source, modelOptions), described);

@@ -14,9 +14,12 @@ export type Device = 'cpu' | 'reference' | (string & Record<never, never>);
 
 declare const packedBrand: unique symbol;
 declare const planBrand: unique symbol;
+declare const partBrand: unique symbol;
 /** Parameters in the form that a kernel reads. */
 export type NativePacked = { readonly [packedBrand]: true };
 export type NativePlan = { readonly [planBrand]: true };
+/** The first part of a `NativePlanSpec`, or all of it. */
+export type NativePart = { readonly [partBrand]: true };
 
 export interface NativeParam {
   readonly dtype: DType;
@@ -70,9 +73,14 @@ export type NativeDevice = { readonly name: Device } & (
   | { readonly why: string; traits?: never }
 );
 
-/** See native/binding.cc. Data is copied in the call itself: a caller may do with it what it likes afterwards. */
+/**
+ * See native/binding.cc. Data outside of blocks is copied in the call itself: a caller may do with it what it likes
+ * afterwards.
+ */
 export interface Native {
   devices(): NativeDevice[];
+  /** Memory that `pack` reads without a copy: leave it as it is till then, and release it. */
+  block(bytes: number): ArrayBuffer;
   format(device: Device, op: string, attrs: Attrs): string;
   pack(
     device: Device,
@@ -80,13 +88,21 @@ export interface Native {
     attrs: Attrs,
     params: { readonly [role: string]: NativeParam },
   ): Promise<NativePacked>;
-  compile(device: Device, spec: NativePlanSpec): Promise<{ plan: NativePlan; runBytes: number; algorithms: string[] }>;
+  /** A plan, whose values and steps may be given in several calls: a large one takes milliseconds. */
+  part(spec: NativePlanSpec, before?: NativePart): NativePart;
+  /** A part can be compiled once. */
+  compile(
+    device: Device,
+    spec: NativePlanSpec | NativePart,
+  ): Promise<{ plan: NativePlan; runBytes: number; algorithms: string[] }>;
   run(plan: NativePlan, inputs: readonly TypedArray[], timed: boolean): NativeRun;
   /** Of packed parameters, or what a plan keeps for its next runs, which is told to the garbage collector too. */
   bytes(held: NativePacked | NativePlan): number;
+  /** Tells the garbage collector of packed parameters. */
+  tell(packed: readonly NativePacked[]): void;
   /** Gives back what a plan keeps for its next runs. */
   trim(plan: NativePlan): void;
-  release(held: NativePacked | NativePlan): void;
+  release(held: NativePacked | NativePlan | ArrayBuffer): void;
   peak(threads: number): Promise<number>;
 }
 

@@ -307,7 +307,7 @@ export function octConv<X extends Operand<Spatial>, L extends Beside<X>>(
 ): X extends Value
   ? Octave<Value<'f32', Windowed<X['shape'], number>>>
   : Promise<Octave<Tensor<'f32', Windowed<X['shape'], number>>>> {
-  check('octConv', x instanceof Octave, `got ${kindOf(x)}, wanted an Octave`);
+  if (!(x instanceof Octave)) wrong('octConv', `got ${kindOf(x)}, wanted an Octave`);
   const { h2h, l2h, h2l, l2l, biasH, biasL } = params;
   const weights = { h2h, l2h, h2l, l2l, biasH, biasL };
   const inputs = x.low === undefined ? [x.high] : [x.high, x.low];
@@ -322,11 +322,11 @@ function octConvRule({ high: xH, low: xL }: Octave<Operand>, params: OctConvPara
   check(op, params.h2h !== undefined, 'weight h2h is missing');
   const window = params.h2h.shape.slice(2);
   const odd = window.every((size) => size % 2 === 1);
-  check(op, odd, `kernel ${list(window)}, wanted odd sizes`);
+  if (!odd) wrong(op, `kernel ${list(window)}, wanted odd sizes`);
   const half = halved(xH.shape).slice(0, -1);
   if (xL) {
     const fine = same(xL.shape.slice(0, -1), half);
-    check(op, fine, `got xH ${of(xH)} and xL ${of(xL)}, wanted xL ${list([...half, channels(xL)])}`);
+    if (!fine) wrong(op, `got xH ${of(xH)} and xL ${of(xL)}, wanted xL ${list([...half, channels(xL)])}`);
   }
 
   const depthwise = groups > 1 && groups === channels(xH) + (xL ? channels(xL) : 0);
@@ -342,7 +342,7 @@ function octConvRule({ high: xH, low: xL }: Octave<Operand>, params: OctConvPara
       if (weight) wrong(op, `got weight ${path} ${of(weight)}, wanted none: ${why}`);
       continue;
     }
-    check(op, weight !== undefined, `weight ${path} is missing: ${from} and ${to} are there`);
+    if (weight === undefined) wrong(op, `weight ${path} is missing: ${from} and ${to} are there`);
     checkWeight(op, `weight ${path}`, weight, from, input, depthwise ? channels(input) : groups);
     const shape = [width, weight.shape[1], ...window];
     if (!same(weight.shape, shape)) wrong(op, `weight ${path} ${of(weight)}, wanted ${list(shape)}`);
@@ -400,7 +400,7 @@ export function batchNorm<X extends Operand<Matrix | Spatial>>(
     const { eps = 1e-5 } = options;
     check('batchNorm', eps >= 0 && eps < Infinity, `eps ${eps}, wanted at least 0`);
     for (const [role, vector] of Object.entries(vectors)) {
-      check('batchNorm', vector !== undefined, `${role} is missing`);
+      if (vector === undefined) wrong('batchNorm', `${role} is missing`);
       checkVector('batchNorm', role, vector, channels(x));
     }
     return { shape: x.shape, attrs: { eps } };
@@ -733,7 +733,8 @@ function record(
       if (x.dtype !== takes) wrong(op, `got ${x.dtype} ${of(x)}, wanted ${takes}`);
       checkRank(op, x, 2, 4, 5);
     }
-    for (const [role, weight] of Object.entries(params)) {
+    for (const role in params) {
+      const weight = params[role];
       const fine = weight === undefined || weight instanceof Parameter || weight instanceof Tensor;
       if (!fine) wrong(op, `${role} is ${kindOf(weight)}, wanted a Parameter or a Tensor`);
     }

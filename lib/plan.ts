@@ -1,12 +1,11 @@
 /** From a recorded graph to a native plan, and its runs. */
-import { setImmediate as turn } from 'node:timers/promises';
 import { onAbort } from './abort.js';
 import { type Target, targetOf } from './devices.js';
 import { arrayFor, bytesPerElement, type TypedArray } from './dtype.js';
 import { OctconvError } from './error.js';
 import { type ComputeType, type Graph, type TensorType, toNTHWC } from './graph/graph.js';
 import { type Branch, type Packing, packingsOf, type Step, type Steps } from './graph/lower.js';
-import { aligned, planMemory } from './graph/memory.js';
+import { aligned, type MemoryPlan, planMemory } from './graph/memory.js';
 import { sliceOf } from './graph/slices.js';
 import { batchOf, segmentsByStep, wholeValues } from './graph/subbatch.js';
 import type { Quantized } from './graph/types.js';
@@ -14,14 +13,16 @@ import {
   calling,
   type Device,
   type NativePacked,
+  type NativePart,
   type NativeParam,
   type NativePlan,
-  type NativePlanSpec,
+  type NativeStep,
   type NativeValue,
   native,
 } from './native.js';
 import { stepsInTurns } from './targets.js';
 import { bytesOf, Tensor } from './tensor.js';
+import { inTurns, turn, type Work } from './turns.js';
 import type { Memory } from './weights/file.js';
 import { allFinite } from './weights/elements.js';
 import { toFloats } from './weights/floats.js';
@@ -38,6 +39,9 @@ export interface PlanOptions {
   /** Threads of one run; default: the cores that the process may use. */
   readonly threads?: number | undefined;
 }
+
+/** So many steps are given to native code at once. */
+const stepsPerPart = 8;
 
 interface Packed {
   /** When it is packed, or being packed. */
@@ -89,11 +93,7 @@ export class PackedWeights {
     constants: Graph['constants'],
     runBytes: number,
   ): Promise<{ steps: NativePacked[][]; bytes: number; release: () => void }> {
-    const keyed: { step: Step; packing: Packing; key: string }[][] = [];
-    for (const [i, step] of steps.entries()) {
-      if (i % 8 === 0) await turn();
-      keyed.push(packingsOf(step).map((packing) => ({ step, packing, key: this.#keyOf(step, packing) })));
-    }
+    const keyed = await inTurns(this.#keyed(steps));
     const all = new Map(keyed.flat().map((each) => [each.key, each]));
     const used = [...all.values()].map((each) => ({
       ...each,
@@ -131,18 +131,44 @@ export class PackedWeights {
     }
   }
 
+  *#keyed(steps: readonly Step[]): Work<{ step: Step; packing: Packing; key: string }[][]> {
+    const keyed: { step: Step; packing: Packing; key: string }[][] = [];
+    for (const step of steps) {
+      yield;
+      keyed.push(packingsOf(step).map((packing) => ({ step, packing, key: this.#keyOf(step, packing) })));
+    }
+    return keyed;
+  }
+
   async #packAll(
     used: readonly { step: Step; packing: Packing; packed: Packed }[],
     constants: Graph['constants'],
   ): Promise<void> {
+    await turn(); // to know what is used takes a turn of its own
     const missing = used.filter(({ packed }) => !packed.promise);
-    const memory = new ArrayBuffer(Math.max(0, ...missing.map(({ packing }) => this.#bytesOf(packing))));
+    const bytes = Math.max(0, ...missing.map(({ packing }) => this.#bytesOf(packing)));
+    const blocks = missing.slice(0, 2).map(() => calling(() => native.block(bytes)));
+    try {
+      await this.#packInto(blocks, missing, used, constants);
+    } finally {
+      for (const block of blocks) native.release(block);
+    }
+    native.tell(used.flatMap(({ packed }) => packed.held ?? []));
+  }
+
+  async #packInto(
+    blocks: readonly ArrayBuffer[],
+    missing: readonly { step: Step; packing: Packing; packed: Packed }[],
+    used: readonly { packed: Packed }[],
+    constants: Graph['constants'],
+  ): Promise<void> {
     // All that this plan waits for: of what fails, `packed` forgets the promise.
     const waited = used.flatMap(({ packed }) => packed.promise ?? []);
     let before: Promise<unknown> = Promise.resolve();
-    for (const { step, packing, packed } of missing) {
-      const params = packed.promise ? {} : await this.#read(step, packing, constants, memory);
-      await before; // one is packed while the next one is read
+    for (const [i, { step, packing, packed }] of missing.entries()) {
+      const block = blocks[i % blocks.length] as ArrayBuffer;
+      const params = packed.promise ? {} : await this.#read(step, packing, constants, block);
+      await before; // one is packed while the next one is read into the other block
       if (packed.promise) {
         waited.push(packed.promise); // another plan was sooner
         continue;
@@ -189,7 +215,6 @@ export class PackedWeights {
     return JSON.stringify([op, calling(() => native.format(this.target.name, op, attrs)), params]);
   }
 
-  /** Native code copies parameters in the call of `pack`, so the memory is free again right after it. */
   async #read(
     step: Step,
     { params }: Packing,
@@ -314,22 +339,24 @@ export class Plan {
    */
   static async ofSteps(graph: Graph, steps: Steps, weights: PackedWeights, threads: number): Promise<Plan> {
     const { target } = weights;
-    await turn();
-    const { spec, activations } = specOf(steps, threads, target.traits.align);
-    const callers = [...steps.inputs, ...steps.outputs].flatMap((id) => steps.values[id] ?? []);
-    const outside = callers.reduce((sum, type) => sum + bytesOf(type), 0);
-    const packed = await weights.pack(steps.steps, graph.constants, activations + outside);
+    const ends = [...steps.inputs, ...steps.outputs];
+    if (new Set(ends).size !== ends.length)
+      throw new OctconvError('plan: a network must compute each of its outputs, and give each once');
+    const memory = await inTurns(planMemory(steps, target.traits.align));
+    const outside = ends.flatMap((id) => steps.values[id] ?? []).reduce((sum, type) => sum + bytesOf(type), 0);
+    const packed = await weights.pack(steps.steps, graph.constants, memory.bytes + outside);
     try {
       const bound = await Promise.all([...graph.bound.values()].map((name) => weights.operand(name, graph.constants)));
-      const whole = { ...spec, steps: spec.steps.map((step, i) => ({ ...step, packed: packed.steps[i] ?? [] })) };
-      const { plan, runBytes, algorithms } = await calling(() => native.compile(target.name, whole));
+      const spec = await inTurns(specOf(steps, memory, packed.steps, threads));
+      const { plan, runBytes, algorithms } = await calling(() => native.compile(target.name, spec));
       try {
         weights.checkBytes(packed.bytes, runBytes + outside);
       } catch (error) {
         native.release(plan);
         throw error;
       }
-      return new Plan(graph, target, steps, { activations, run: runBytes }, algorithms, plan, bound, packed.release);
+      const bytes = { activations: memory.bytes, run: runBytes };
+      return new Plan(graph, target, steps, bytes, algorithms, plan, bound, packed.release);
     } catch (error) {
       packed.release();
       throw error;
@@ -434,21 +461,20 @@ export function orAborted<T>(done: Promise<T>, cancel: () => void, signal: Abort
   });
 }
 
-/** A plan as native code takes it, without weights: values with their places, steps that refer to them by number. */
-function specOf(given: Steps, threads: number, align: number): { spec: NativePlanSpec; activations: number } {
+/**
+ * A plan as native code takes it: values with their places, steps that refer to them by number.
+ */
+function* specOf(
+  given: Steps,
+  { offsets, bytes: arenaBytes }: MemoryPlan,
+  packed: readonly (readonly NativePacked[])[],
+  threads: number,
+): Work<NativePart> {
   const { steps, values, inputs, outputs } = given;
-  if (new Set([...inputs, ...outputs]).size !== inputs.length + outputs.length) {
-    throw new OctconvError('plan: a network must compute each of its outputs, and give each once');
-  }
-  const memory = planMemory(given, align);
-  const place = (id: number) => {
-    const input = inputs.indexOf(id);
-    const output = outputs.indexOf(id);
-    if (input >= 0) return { place: 'input', at: input } as const;
-    return output >= 0
-      ? ({ place: 'output', at: output } as const)
-      : ({ place: 'arena', at: memory.offsets.get(id) ?? 0 } as const);
-  };
+  const ends = new Map<number, Pick<NativeValue, 'place' | 'at'>>();
+  for (const [place, ids] of [['input', inputs] as const, ['output', outputs] as const])
+    for (const [at, id] of ids.entries()) ends.set(id, { place, at });
+  const placeOf = (id: number) => ends.get(id) ?? ({ place: 'arena', at: offsets.get(id) ?? 0 } as const);
   const batch = batchOf(given);
   const segments = segmentsByStep(given, batch);
   const whole = wholeValues(given);
@@ -465,22 +491,34 @@ function specOf(given: Steps, threads: number, align: number): { spec: NativePla
     viewed.set(key, views.length);
     const pitch = values[sliceOf(given, id).of]?.shape.at(-1);
     const rounds = n === batch && whole.has(id) ? batch / images : 1;
-    return views.push({ ...type, shape: [some, ...rest], pitch, rounds, ...place(id) }) - 1;
+    return views.push({ ...type, shape: [some, ...rest], pitch, rounds, ...placeOf(id) }) - 1;
   };
-  const nativeSteps = steps.map(({ op, name, attrs, ...step }, at) => {
+  const stepOf = (step: Step, at: number): NativeStep => {
+    const { op, name, attrs } = step; // no others: those of a convolution are worked out when they are asked for
     const { images } = segments[at] ?? { images: batch };
     const see = (ids: readonly number[]) => ids.map((id) => view(id, images));
-    return { op, name, attrs, inputs: see(step.inputs), outputs: see(step.outputs), packed: [] };
-  });
-  for (const id of inputs) view(id, batch); // one that no step reads
+    return { op, name, attrs, inputs: see(step.inputs), outputs: see(step.outputs), packed: packed[at] ?? [] };
+  };
   const rounds = (given.segments ?? [{ steps: steps.length, images: batch }]).map((s) => ({
     steps: s.steps,
     rounds: batch / s.images,
   }));
-  return {
-    spec: { threads, arenaBytes: memory.bytes, values: views, steps: nativeSteps, segments: rounds },
-    activations: memory.bytes,
+  let told = 0;
+  const tell = (some: readonly NativeStep[], before?: NativePart): NativePart => {
+    const spec = { threads, arenaBytes, values: views.slice(told), steps: some, segments: rounds };
+    told = views.length;
+    return calling(() => native.part(spec, before));
   };
+  let part = tell([]);
+  for (let from = 0; from < steps.length; from += stepsPerPart) {
+    yield;
+    part = tell(
+      steps.slice(from, from + stepsPerPart).map((step, i) => stepOf(step, from + i)),
+      part,
+    );
+  }
+  for (const id of inputs) view(id, batch); // one that no step reads
+  return tell([], part);
 }
 
 /** @throws OctconvError unless it is a number of threads; by default the device's. */

@@ -2,16 +2,16 @@
  * Which passes make a graph into the steps that a device runs. All that they know of a device are its traits, plain
  * data that its native side tells; none reads a global, and none needs the addon.
  */
-import { setImmediate as turn } from 'node:timers/promises';
 import type { DType } from './dtype.js';
 import { chooseAlgorithms } from './graph/algorithm.js';
-import { fusing, type Pass } from './graph/fuse.js';
+import { fusing, type Pass, passThrough, short } from './graph/fuse.js';
 import type { ComputeType, Graph } from './graph/graph.js';
-import { lower, type Step, type Steps } from './graph/lower.js';
+import { lower, sourcesOf, type Step, type Steps } from './graph/lower.js';
 import { sliceConcats } from './graph/slices.js';
 import { subBatch } from './graph/subbatch.js';
 import { assignTypes, type Quantized } from './graph/types.js';
 import { elementCount } from './tensor.js';
+import { atOnce, inTurns } from './turns.js';
 
 /** See `Traits` in native/core/device.h. */
 export interface Traits {
@@ -55,26 +55,21 @@ export interface Aim {
 }
 
 /** The steps that a device runs. */
-export const stepsFor = (graph: Graph, aim: Aim): Steps =>
-  passesFor(graph, aim).reduce((steps, pass) => pass(steps), lower(graph));
+export const stepsFor = (graph: Graph, aim: Aim): Steps => atOnce(passThrough(passesFor(graph, aim), lower(graph)));
 
-/** The same, a pass at a time: a large network takes tens of milliseconds, in which others use the event loop too. */
-export async function stepsInTurns(graph: Graph, aim: Aim): Promise<Steps> {
-  let steps = lower(graph);
-  for (const pass of passesFor(graph, aim)) {
-    await turn();
-    steps = pass(steps);
-  }
-  return steps;
-}
+/** The same in turns of the event loop. */
+export const stepsInTurns = (graph: Graph, aim: Aim): Promise<Steps> =>
+  inTurns(passThrough(passesFor(graph, aim), lower(graph)));
 
 function passesFor(graph: Graph, { threads = 1, compute = 'f32', quantized = new Map(), traits }: Aim): Pass[] {
-  const types: Pass = (steps) => assignTypes(steps, { compute, quantized, traits });
+  const types = short((steps) => assignTypes(steps, { compute, quantized, traits }));
   const elements = (name: string) => elementCount(graph.params.get(name) ?? []);
+  const weightsOf = (step: Step) =>
+    step.branches ? step.branches.flatMap(sourcesOf).map(({ weight }) => weight) : Object.values(step.params);
   const weightBytes = (step: Step) =>
-    Object.values(step.params).reduce((sum, name) => sum + elements(name), 0) * bytesPerWeight[compute];
-  const passes: Pass[] = traits.fuses ? [...fusing(types), (steps) => sliceConcats(steps, traits)] : [types];
-  if (traits.subBatches) passes.push((steps) => subBatch(steps, threads, weightBytes));
+    weightsOf(step).reduce((sum, name) => sum + elements(name), 0) * bytesPerWeight[compute];
+  const passes: Pass[] = traits.fuses ? [...fusing(types), short((steps) => sliceConcats(steps, traits))] : [types];
+  if (traits.subBatches) passes.push(short((steps) => subBatch(steps, threads, weightBytes)));
   if (traits.winograd) passes.push((steps) => chooseAlgorithms(steps, traits));
   return passes;
 }

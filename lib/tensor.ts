@@ -81,8 +81,13 @@ export function tensor<D extends DType, const S extends Shape>(
 
 /** @throws OctconvError if a size is not a positive integer or there are too many elements. */
 export function elementCount(shape: Shape): number {
-  const count = shape.reduce((a, b) => a * b, 1);
-  if (!shape.every((size) => Number.isInteger(size) && size > 0) || !Number.isSafeInteger(count)) {
+  let count = 1;
+  let fine = true;
+  for (const size of shape) {
+    fine &&= Number.isInteger(size) && size > 0;
+    count *= size;
+  }
+  if (!fine || !Number.isSafeInteger(count)) {
     throw new OctconvError(`tensor: shape [${shape}], wanted positive integers`);
   }
   return count;

@@ -1,18 +1,21 @@
 // The language boundary, and the only file that includes napi.h: convert, call, return.
 //
 //   devices()                          -> [{ name, traits } or { name, why }] for each kind of device
-//   format(device, op, attrs)          -> string; parameters packed for one node serve all of the same format
+//   block(bytes)                       -> ArrayBuffer of memory that pack() reads without a copy: leave it as it is
+//   till then format(device, op, attrs)          -> string; parameters packed for one node serve all of the same format
 //   pack(device, op, attrs, params)    -> Promise<packed parameters>
-//   compile(device, plan)              -> Promise<{ plan, runBytes, algorithms }>
+//   part(plan, before?)                -> a plan as native data; lists of its values and steps go on from those before
+//   compile(device, plan | part)       -> Promise<{ plan, runBytes, algorithms }>
 //   run(plan, inputs, timed)           -> { done: Promise<{ completed, outputs, stepMilliseconds }>, cancel() }
 //   bytes(packed | plan)               -> bytes of packed parameters, or what a plan keeps for its next runs
+//   tell(list of packed)               tells the garbage collector of packed parameters
 //   trim(plan)                         gives back what it keeps for its next runs
-//   release(packed | plan)             gives its memory back before the garbage collector does
+//   release(packed | plan | block)     gives its memory back before the garbage collector does
 //   peak(threads)                      -> Promise of measured GFLOP/s of fused multiply-adds
 //
-// Native code owns what its threads read: parameters and inputs are copied in the call itself, so that JavaScript may
-// change, transfer or shrink its buffers at any time; outputs are copied into new ones. All else that is given is
-// converted to plain structs first, with every number checked.
+// Native code owns what its threads read: parameters outside of blocks and inputs are copied in the call itself, so
+// that JavaScript may change, transfer or shrink its buffers at any time; outputs are copied into new ones. All else
+// that is given is converted to plain structs first, with every number checked.
 #include <napi.h>
 #if defined(__GLIBC__)
 #include <malloc.h>
@@ -20,10 +23,12 @@
 
 #include <condition_variable>
 #include <cstring>
+#include <map>
 #include <mutex>
 #include <unordered_set>
 
 #include "core/device.h"
+#include "core/memory.h"
 #include "core/registry.h"
 #include "core/sizes.h"
 #include "core/threads.h"
@@ -85,6 +90,19 @@ class Environment {
           threads::Kind::background);
     });
   }
+  // Memory that JavaScript fills, and finds again by an address in it.
+  std::shared_ptr<const Memory> block(size_t bytes) {
+    std::erase_if(blocks, [](const auto& each) { return each.second.expired(); });
+    auto memory = std::make_shared<const Memory>(bytes);
+    blocks[memory->data()] = memory;
+    return memory;
+  }
+  std::shared_ptr<const Memory> blockOf(const void* address) const {
+    auto after = blocks.upper_bound(static_cast<const char*>(address));
+    auto memory = after == blocks.begin() ? nullptr : std::prev(after)->second.lock();
+    const bool inside = memory && static_cast<const char*>(address) < memory->data() + memory->size();
+    return inside ? memory : nullptr;
+  }
   // Called by any thread; the environment may be gone right after it.
   void report(Job* job) {
     std::lock_guard lock(mutex);
@@ -109,8 +127,9 @@ class Environment {
   Channel channel;
   std::mutex mutex;
   std::condition_variable drained;
-  std::unordered_set<Job*> running;  // until their promise is settled
-  int64_t inFlight = 0;              // on other threads
+  std::unordered_set<Job*> running;                           // until their promise is settled
+  std::map<const char*, std::weak_ptr<const Memory>> blocks;  // by their first byte
+  int64_t inFlight = 0;                                       // on other threads
 };
 
 // In a worker that is being terminated every call fails, and none may throw.
@@ -214,15 +233,23 @@ std::vector<size_t> indicesOf(const Napi::Value& value, const char* what) {
   return list;
 }
 
+Environment& environmentOf(Napi::Env env) { return *env.GetInstanceData<Environment>(); }
+
 Param paramOf(Napi::Env env, const std::string& role, const Napi::Object& item) {
   Param param{dtypeOf(item.Get("dtype")), {}, {}};
   const Napi::Array shape = arrayOf(item.Get("shape"), "shape of a parameter");
   for (uint32_t d = 0; d < shape.Length(); d++)
     param.shape.push_back(integerOf(shape.Get(d), "size of a parameter", 0, mostBytes));
-  const auto wanted = static_cast<size_t>(product(param.elements(), octconv::bytesOf(param.dtype)));
+  const size_t wanted = param.bytes();
   const auto bytes = bytesOf(env, item.Get("data"));
   if (wanted != bytes.size()) fail("parameter '", role, "' has ", bytes.size(), " bytes, its shape wants ", wanted);
-  param.data.assign(bytes.begin(), bytes.end());
+  param.memory = environmentOf(env).blockOf(bytes.data());
+  param.data = reinterpret_cast<const char*>(bytes.data());
+  if (param.memory || bytes.empty()) return param;
+  Memory copy(bytes.size());
+  std::memcpy(copy.data(), bytes.data(), bytes.size());
+  param.data = copy.data();
+  param.memory = std::make_shared<const Memory>(std::move(copy));
   return param;
 }
 
@@ -285,11 +312,17 @@ struct Held {
     if (!held.object) fail(what, " was disposed of");
     return held.object;
   }
-  // Tells the garbage collector what would be free without this object.
+  // Lets the object go, on another thread: to give large memory back takes milliseconds.
+  void freeInBackground(Napi::Env env) {
+    count(env, 0);
+    threads::submit(
+        1, [last = std::move(object)](Crew&) {}, threads::Kind::background);
+  }
+  // What would be free without this object; gives how much more that is than before.
+  int64_t resize(size_t size) { return static_cast<int64_t>(size) - std::exchange(bytes, static_cast<int64_t>(size)); }
+  // Tells the garbage collector too.
   void count(Napi::Env env, size_t size) {
-    const auto now = static_cast<int64_t>(size);
-    if (now != bytes) Napi::MemoryManagement::AdjustExternalMemory(env, now - bytes);
-    bytes = now;
+    if (const int64_t more = resize(size)) Napi::MemoryManagement::AdjustExternalMemory(env, more);
   }
   void free(Napi::Env env) {
     object.reset();
@@ -303,6 +336,8 @@ template <>
 const napi_type_tag Held<const Packed>::tag = {0x6f6374636f6e7601, reinterpret_cast<uint64_t>(&copy)};
 template <>
 const napi_type_tag Held<Program>::tag = {0x6f6374636f6e7602, reinterpret_cast<uint64_t>(&copy)};
+template <>
+const napi_type_tag Held<PlanSpec>::tag = {0x6f6374636f6e7603, reinterpret_cast<uint64_t>(&copy)};
 
 PlanSpec::Step stepOf(const Napi::Object& item) {
   PlanSpec::Step step;
@@ -317,8 +352,8 @@ PlanSpec::Step stepOf(const Napi::Object& item) {
   return step;
 }
 
-PlanSpec specOf(const Napi::Object& object) {
-  PlanSpec spec;
+// Values and steps go behind those that the plan has; of all else the last word counts.
+void extend(PlanSpec& spec, const Napi::Object& object) {
   spec.threads = static_cast<int>(integerOf(object.Get("threads"), "plan: threads", 1, 1024));
   spec.arenaBytes = static_cast<size_t>(integerOf(object.Get("arenaBytes"), "plan: arenaBytes", 0, mostBytes));
   const Napi::Array values = arrayOf(object.Get("values"), "plan: values"),
@@ -326,7 +361,8 @@ PlanSpec specOf(const Napi::Object& object) {
   for (uint32_t i = 0; i < values.Length(); i++)
     spec.values.push_back(valueOf(objectOf(values.Get(i), "plan: a value")));
   for (uint32_t i = 0; i < steps.Length(); i++) spec.steps.push_back(stepOf(objectOf(steps.Get(i), "plan: a step")));
-  if (object.Get("segments").IsUndefined()) return spec;
+  if (object.Get("segments").IsUndefined()) return;
+  spec.segments.clear();
   const Napi::Array segments = arrayOf(object.Get("segments"), "plan: segments");
   for (uint32_t i = 0; i < segments.Length(); i++) {
     const Napi::Object item = objectOf(segments.Get(i), "plan: a segment");
@@ -334,12 +370,9 @@ PlanSpec specOf(const Napi::Object& object) {
         {static_cast<size_t>(integerOf(item.Get("steps"), "plan: steps of a segment", 0, mostBytes)),
          integerOf(item.Get("rounds"), "plan: rounds of a segment", 1, mostBytes)});
   }
-  return spec;
 }
 
 // --- The functions ----------------------------------------------------------------------------------------------
-
-Environment& environmentOf(Napi::Env env) { return *env.GetInstanceData<Environment>(); }
 
 Napi::Array namesOf(Napi::Env env, const std::vector<DType>& list) {
   auto names = Napi::Array::New(env);
@@ -384,6 +417,18 @@ Napi::Value devices(const Napi::CallbackInfo& call) {
   return list;
 }
 
+Napi::Value block(const Napi::CallbackInfo& call) {
+  const auto bytes = static_cast<size_t>(integerOf(call[0], "bytes", 0, mostBytes));
+  using Owner = std::shared_ptr<const Memory>;
+  auto owner = std::make_unique<Owner>(environmentOf(call.Env()).block(bytes));
+  napi_value buffer = nullptr;
+  const auto free = [](napi_env, void*, void* owner) { delete static_cast<Owner*>(owner); };
+  if (napi_create_external_arraybuffer(call.Env(), (*owner)->data(), bytes, free, owner.get(), &buffer) != napi_ok)
+    return Napi::ArrayBuffer::New(call.Env(), bytes);  // this host has none of such buffers: pack() copies
+  (void)owner.release();
+  return {call.Env(), buffer};
+}
+
 Napi::Value format(const Napi::CallbackInfo& call) {
   const Device& device = Device::find(textOf(call[0], "device"));
   return Napi::String::New(call.Env(), device.format(textOf(call[1], "op"), attrOf(call[2])));
@@ -396,8 +441,7 @@ Napi::Value pack(const Napi::CallbackInfo& call) {
     Params params;
     std::shared_ptr<const Packed> packed;
     Napi::Value result(Napi::Env env) override {
-      const size_t bytes = packed->bytes();
-      return Held<const Packed>::wrap(env, std::move(packed), bytes);
+      return Held<const Packed>::wrap(env, std::move(packed), 0);  // see tell()
     }
   };
   const Device& device = Device::find(textOf(call[0], "device"));
@@ -418,6 +462,13 @@ Napi::Value pack(const Napi::CallbackInfo& call) {
       });
 }
 
+Napi::Value part(const Napi::CallbackInfo& call) {
+  Napi::Value before = call[1];
+  if (before.IsUndefined()) before = Held<PlanSpec>::wrap(call.Env(), std::make_shared<PlanSpec>(), 0);
+  extend(*Held<PlanSpec>::get(before, "a part of a plan"), objectOf(call[0], "plan"));
+  return before;
+}
+
 Napi::Value compile(const Napi::CallbackInfo& call) {
   struct Compiling : Job {
     PlanSpec spec;
@@ -436,12 +487,27 @@ Napi::Value compile(const Napi::CallbackInfo& call) {
   const std::string name = textOf(call[0], "device");
   const Device& device = Device::find(name);
   auto job = std::make_unique<Compiling>();
-  job->spec = specOf(objectOf(call[1], "plan"));
+  if (Held<PlanSpec>::is(call[1])) {
+    job->spec = std::move(*Held<PlanSpec>::get(call[1], "a part of a plan"));
+    Held<PlanSpec>::unwrap(call[1], "a part of a plan").free(call.Env());
+  } else {
+    extend(job->spec, objectOf(call[1], "plan"));
+  }
   Compiling* compiling = job.get();
   return environmentOf(call.Env()).inBackground(call.Env(), std::move(job), 1, [&device, name, compiling](Crew&) {
     complete(compiling->spec, name, device.traits());
     compiling->program = device.compile(std::move(compiling->spec));
   });
+}
+
+// By JavaScript's own constructor: napi_create_arraybuffer ends the process where there is no memory.
+Napi::ArrayBuffer bufferOf(Napi::Env env, size_t bytes, uint32_t output) {
+  try {
+    const auto size = Napi::Number::New(env, static_cast<double>(bytes));
+    const Napi::Value made = env.Global().Get("ArrayBuffer").As<Napi::Function>().New({size});
+    if (made.IsArrayBuffer() && made.As<Napi::ArrayBuffer>().ByteLength() == bytes) return made.As<Napi::ArrayBuffer>();
+  } catch (const Napi::Error&) {}
+  fail("plan: output ", output, " takes ", bytes, " bytes, more than JavaScript gets for an ArrayBuffer");
 }
 
 Napi::Value run(const Napi::CallbackInfo& call) {
@@ -455,7 +521,7 @@ Napi::Value run(const Napi::CallbackInfo& call) {
       auto outputs = Napi::Array::New(env);
       for (const auto& bytes : request->outputs) {
         if (!request->completed) break;
-        auto buffer = Napi::ArrayBuffer::New(env, bytes.size());
+        auto buffer = bufferOf(env, bytes.size(), outputs.Length());
         std::memcpy(buffer.Data(), bytes.data(), bytes.size());
         outputs.Set(outputs.Length(), buffer);
       }
@@ -503,6 +569,18 @@ Napi::Value bytes(const Napi::CallbackInfo& call) {
   return Napi::Number::New(call.Env(), static_cast<double>(size));
 }
 
+// Of all at once: beyond some 64 MiB each word to V8 makes it mark its heap, for 5 ms or more.
+void tell(const Napi::CallbackInfo& call) {
+  const Napi::Array list = arrayOf(call[0], "packed parameters");
+  int64_t more = 0;
+  for (uint32_t i = 0; i < list.Length(); i++) {
+    const Napi::Value each = list.Get(i);
+    const size_t bytes = Held<const Packed>::get(each, "packed parameters")->bytes();
+    more += Held<const Packed>::unwrap(each, "packed parameters").resize(bytes);
+  }
+  if (more) Napi::MemoryManagement::AdjustExternalMemory(call.Env(), more);
+}
+
 void trim(const Napi::CallbackInfo& call) {
   Held<Program>::get(call[0], "a plan")->trim();
   Held<Program>::unwrap(call[0], "a plan").count(call.Env(), 0);
@@ -517,11 +595,16 @@ void trimHeap() {
 }
 
 void release(const Napi::CallbackInfo& call) {
-  if (!Held<Program>::is(call[0])) {
-    Held<const Packed>::unwrap(call[0], "a plan or packed parameters").free(call.Env());
+  if (call[0].IsArrayBuffer()) {
+    auto buffer = call[0].As<Napi::ArrayBuffer>();
+    if (environmentOf(call.Env()).blockOf(buffer.Data())) buffer.Detach();
     return;
   }
-  Held<Program>::unwrap(call[0], "a plan").free(call.Env());
+  if (!Held<Program>::is(call[0])) {
+    Held<const Packed>::unwrap(call[0], "a plan or packed parameters").freeInBackground(call.Env());
+    return;
+  }
+  Held<Program>::unwrap(call[0], "a plan").freeInBackground(call.Env());
   trimHeap();
 }
 
@@ -541,11 +624,14 @@ Napi::Value peak(const Napi::CallbackInfo& call) {
 Napi::Object init(Napi::Env env, Napi::Object exports) {
   env.SetInstanceData(new Environment(env));
   exports.Set("devices", Napi::Function::New(env, devices));
+  exports.Set("block", Napi::Function::New(env, block));
   exports.Set("format", Napi::Function::New(env, format));
   exports.Set("pack", Napi::Function::New(env, pack));
+  exports.Set("part", Napi::Function::New(env, part));
   exports.Set("compile", Napi::Function::New(env, compile));
   exports.Set("run", Napi::Function::New(env, run));
   exports.Set("bytes", Napi::Function::New(env, bytes));
+  exports.Set("tell", Napi::Function::New(env, tell));
   exports.Set("trim", Napi::Function::New(env, trim));
   exports.Set("release", Napi::Function::New(env, release));
   exports.Set("peak", Napi::Function::New(env, peak));

@@ -21,6 +21,7 @@ import {
   relativeError,
   timesOf,
 } from '../lib/bench/measure.js';
+import { benchLoop, loopTable } from '../lib/bench/loop.js';
 import { benchMemory, memoryTable } from '../lib/bench/memory.js';
 import { benchModels, type ModelRow, modelsTable } from '../lib/bench/models.js';
 import { benchOps, opsTable } from '../lib/bench/ops.js';
@@ -149,6 +150,23 @@ describe('bench', () => {
     }
     expect(lines(memoryTable(result))).to.have.length(4 + 1 + 4);
     expect(readdirSync(own).filter((name) => name.startsWith('octconv-'))).to.deep.equal([]);
+  });
+
+  it('loop: each phase and all of them, within 80 columns', async function () {
+    this.timeout(60_000);
+    const options = { alpha: 0.5, width: 8, classes: 10, stem: 'cifar' } as const;
+    const result = await benchLoop({ network: 'oct-resnet-26', options, size: 32, threads: 1, rounds: 1 });
+    const phases = ['load', 'warm up batch 1, 2, 4', 'run', 'dispose', 'all'];
+    expect(result.rows.map(({ phase }) => phase)).to.deep.equal(phases);
+    const [all] = result.rows.slice(-1);
+    for (const { max, cpu } of result.rows) {
+      expect(max).to.be.at.least(0);
+      expect(cpu).to.be.within(0, all?.cpu ?? 0);
+    }
+    expect(all?.cpu).to.be.above(0);
+    const text = lines(loopTable(result));
+    expect(text.filter((line) => line.length > 80)).to.deep.equal([]);
+    expect(text.slice(-phases.length).map((line) => line.split(/ {2,}/)[0])).to.deep.equal(phases);
   });
 
   it('the multiply-adds of the steps are those of the network, fused or not', () => {

@@ -447,6 +447,7 @@ const kinds: Record<string, (bent: (args: unknown[]) => unknown[]) => Promise<vo
   async pack(bent) {
     const { op = 'octConv', attrs, params } = (layers[pick(layerNames)] as () => Layer)();
     const handle = await addon.pack(...bent([pick(devices), op, attrs, params]));
+    addon.tell(...bent([[handle]]));
     addon.release(handle);
   },
   async compile(bent) {
@@ -464,6 +465,13 @@ const kinds: Record<string, (bent: (args: unknown[]) => unknown[]) => Promise<vo
       addon.release(plan);
     }
   },
+  async part(bent) {
+    const device = pick(devices);
+    const spec = specOf(device, pick(Object.keys(plans)));
+    const first = addon.part({ ...spec, steps: [] });
+    const both = addon.part(...bent([{ ...spec, values: [] }, first]));
+    addon.release(((await addon.compile(device, both)) as { plan: unknown }).plan);
+  },
   async run(bent) {
     const { plan, inputs } = pick(live);
     await settle(addon.run(...bent([plan, inputs(), random() < 0.5])));
@@ -475,7 +483,7 @@ const kinds: Record<string, (bent: (args: unknown[]) => unknown[]) => Promise<vo
     addon.release(plan);
   },
 };
-const names = ['format', 'pack', 'pack', 'compile', 'compile', 'compile', 'compile', 'run', 'release'];
+const names = ['format', 'pack', 'pack', 'compile', 'compile', 'compile', 'compile', 'part', 'run', 'release'];
 
 await prepare();
 const at = process.env.OCTCONV_FUZZ_AT ? openSync(process.env.OCTCONV_FUZZ_AT, 'w') : undefined;

@@ -1,22 +1,10 @@
 import { expect } from 'chai';
 import { bytesPerElement } from '../lib/dtype.js';
-import { chooseAlgorithms } from '../lib/graph/algorithm.js';
-import {
-  foldBatchNorm,
-  fuse,
-  joinActivations,
-  joinBranches,
-  joinMeans,
-  joinPooling,
-  joinPrologues,
-  joinResidual,
-  joinShortcut,
-  openGates,
-  sinkPooling,
-} from '../lib/graph/fuse.js';
+import * as algorithm from '../lib/graph/algorithm.js';
+import * as fusion from '../lib/graph/fuse.js';
 import { Graph, toNTHWC, type Value } from '../lib/graph/graph.js';
 import { convStep, lower, type Steps } from '../lib/graph/lower.js';
-import { planMemory } from '../lib/graph/memory.js';
+import * as memory from '../lib/graph/memory.js';
 import { sliceConcats, sliceOf } from '../lib/graph/slices.js';
 import { batchOf, segmentsByStep, subBatch, wholeValues } from '../lib/graph/subbatch.js';
 import { assignTypes } from '../lib/graph/types.js';
@@ -25,6 +13,24 @@ import { buildNetwork } from '../lib/models/index.js';
 import { Octave } from '../lib/octave.js';
 import * as nodes from '../lib/ops.js';
 import { elementCount } from '../lib/tensor.js';
+import { atOnce, type Work } from '../lib/turns.js';
+
+const inOneTurn =
+  <A extends unknown[], T>(f: (...given: A) => Work<T>) =>
+  (...given: A): T =>
+    atOnce(f(...given));
+const foldBatchNorm = inOneTurn(fusion.foldBatchNorm);
+const joinShortcut = inOneTurn(fusion.joinShortcut);
+const joinResidual = inOneTurn(fusion.joinResidual);
+const joinActivations = inOneTurn(fusion.joinActivations);
+const joinPrologues = inOneTurn(fusion.joinPrologues);
+const joinPooling = inOneTurn(fusion.joinPooling);
+const joinMeans = inOneTurn(fusion.joinMeans);
+const joinBranches = inOneTurn(fusion.joinBranches);
+const sinkPooling = inOneTurn(fusion.sinkPooling);
+const chooseAlgorithms = inOneTurn(algorithm.chooseAlgorithms);
+const planMemory = inOneTurn(memory.planMemory);
+const { fuse, openGates } = fusion;
 
 const f32 = (...shape: number[]) => ({ dtype: 'f32', shape }) as const;
 

@@ -468,6 +468,54 @@ describe('ops: native code trusts no plan', () => {
     ]);
   });
 
+  it('packs what lies in a block without a copy, also if it is released meanwhile', async () => {
+    const numbers = Float32Array.from({ length: 144 }, (_, i) => (i % 7) - 3);
+    const run = async (data: Float32Array<ArrayBuffer>, early: () => void): Promise<number[]> => {
+      const packing = native.pack('cpu', 'octConv', branches({}), { w: { dtype: 'f32', shape: [4, 4, 3, 3], data } });
+      early();
+      const held = await packing;
+      native.tell([held]);
+      const values = (['input', 'output'] as const).map((place) => ({ dtype: 'f32', shape: x, place, at: 0 }) as const);
+      const step = { op: 'octConv', name: 'a', attrs: branches({}), inputs: [0], outputs: [1], packed: [held] };
+      const { plan } = await native.compile('cpu', { threads: 1, arenaBytes: 0, values, steps: [step] });
+      const input = Float32Array.from({ length: 120 }, (_, i) => i);
+      const { outputs } = await native.run(plan, [input], false).done;
+      return [...new Float32Array(outputs[0] ?? new ArrayBuffer(0))];
+    };
+    const block = native.block(640);
+    const inside = new Float32Array(block, 64, 144);
+    inside.set(numbers);
+    const found = await run(inside, () => native.release(block));
+    expect([block.byteLength, found.length]).to.deep.equal([0, 120]);
+    expect(found).to.deep.equal(await run(numbers, () => undefined));
+    const other = new ArrayBuffer(8);
+    native.release(other); // none of ours: left as it is
+    expect(other.byteLength).to.equal(8);
+    expect(() => native.block(-1)).to.throw('bytes must be an integer from 0');
+    expect(() => native.tell([other as never])).to.throw('wanted packed parameters');
+  });
+
+  it('takes a plan in parts: a later one goes on with values and steps', async () => {
+    const place = (place: 'input' | 'output' | 'arena') => ({ dtype: 'f32', shape: x, place, at: 0 }) as const;
+    const step = (op: string, from: number, to: number) => {
+      return { op, name: 'a', attrs: {}, inputs: [from], outputs: [to], packed: [] };
+    };
+    const whole = { threads: 1, arenaBytes: 480 };
+    const first = { values: [place('input'), place('arena')], steps: [step('relu', 0, 1)] };
+    const part = native.part({ ...whole, ...first, segments: [{ steps: 1, rounds: 1 }] });
+    const second = { values: [place('output')], steps: [step('relu6', 1, 2)] };
+    native.part({ ...whole, ...second, segments: [{ steps: 2, rounds: 1 }] }, part);
+    const { plan, algorithms } = await native.compile('cpu', part);
+    expect(algorithms.length).to.equal(2);
+    const { outputs } = await native.run(plan, [Float32Array.from({ length: 120 }, (_, i) => i - 60)], false).done;
+    expect(
+      [...new Float32Array(outputs[0] ?? new ArrayBuffer(0))].filter((y, i) => y !== Math.min(Math.max(i - 60, 0), 6)),
+    ).to.deep.equal([]);
+    expect(() => native.compile('cpu', part)).to.throw('a part of a plan was disposed of');
+    expect(() => native.part({ ...whole, ...second }, part)).to.throw('a part of a plan was disposed of');
+    expect(() => native.part({ ...whole, ...second }, plan as never)).to.throw('wanted a part of a plan');
+  });
+
   it('refuses arrays of the wrong length', async () => {
     const values = ['input', 'output'].map((place) => ({ dtype: 'f32', shape: x, place, at: 0 }) as const);
     const steps = [{ op: 'relu', name: 'a', attrs: {}, inputs: [0], outputs: [1], packed: [] }];

@@ -8,6 +8,7 @@ import { lower, type Steps } from '../lib/graph/lower.js';
 import { sliceConcats } from '../lib/graph/slices.js';
 import { subBatch } from '../lib/graph/subbatch.js';
 import { elementCount } from '../lib/tensor.js';
+import { atOnce } from '../lib/turns.js';
 import { cases, graphOf } from './cases.js';
 import {
   block,
@@ -23,6 +24,7 @@ import {
 import { run, sameBits, sideBySide } from './running.js';
 
 const { traits } = targetOf('cpu');
+const chosen = (steps: Steps) => atOnce(chooseAlgorithms(steps, traits));
 
 describe('ops: slices', () => {
   const pitched = [...new Set(cases.map(({ op }) => op))].filter(
@@ -92,22 +94,13 @@ describe('ops: slices', () => {
           if (steps.segments) met.add('sub-batches');
           if (steps.steps.length < plain.steps.length) met.add('concatenations');
         };
-        const cpu = await run(compileSteps(chooseAlgorithms(plain, traits), 'cpu', 1, parameters(graph)), inputs);
+        const cpu = await run(compileSteps(chosen(plain), 'cpu', 1, parameters(graph)), inputs);
         for (const [title, steps] of Object.entries({
           concats: sliceConcats(plain, traits),
           'side by side': sideBySide(plain),
         })) {
-          for (const threads of [1, 3]) await check(title, chooseAlgorithms(steps, traits), 'cpu', threads, cpu);
-          await check(
-            title,
-            chooseAlgorithms(
-              subBatch(steps, 1, () => 1000),
-              traits,
-            ),
-            'cpu',
-            1,
-            cpu,
-          );
+          for (const threads of [1, 3]) await check(title, chosen(steps), 'cpu', threads, cpu);
+          await check(title, chosen(subBatch(steps, 1, () => 1000)), 'cpu', 1, cpu);
         }
         const reference = await run(compileSteps(plain, 'reference', 1, parameters(graph)), inputs);
         await check('side by side', sideBySide(plain), 'reference', 1, reference);

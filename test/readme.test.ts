@@ -15,7 +15,7 @@ describe('README', function () {
     /cat\.jpg cat 0\.90/,
     /\[ 1, 10 \]/,
     /\[ 8, 1000 \]/,
-    /\[ 4, 10 \] 4/,
+    /\[ 4, 10 \] 3/,
     /\[ 1, 56, 56, 32 \] \[ 1, 28, 28, 32 \] 1/,
     'examples/server/server.ts', // test/server.test.ts runs it
   ];

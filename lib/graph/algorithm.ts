@@ -1,7 +1,8 @@
 /** Which algorithm computes a branch on the CPU: a function of shape and data type. */
 import type { Traits } from '../targets.js';
 import { toNTHWC } from './graph.js';
-import { type Branch, convStep, sourcesOf, type Steps } from './lower.js';
+import type { Work } from '../turns.js';
+import { type Branch, convStep, sourcesOf, type Step, type Steps } from './lower.js';
 
 /** Of integers, so many input channels may be summed up (native/cpu/winograd.h). */
 export const mostChannels = { 2: 1827, 4: 114 } as const;
@@ -61,14 +62,15 @@ function winogradOf(branch: Branch, steps: Steps, { dotProducts }: Pick<Traits, 
   return tiles(2) >= 4 && fitsWinograd(branch, steps, 2) ? 2 : undefined;
 }
 
-export function chooseAlgorithms(given: Steps, traits: Pick<Traits, 'dotProducts'>): Steps {
-  const steps = given.steps.map((step) => {
-    if (!step.branches) return step;
-    const branches = step.branches.map((branch) => {
+export function* chooseAlgorithms(given: Steps, traits: Pick<Traits, 'dotProducts'>): Work<Steps> {
+  const steps: Step[] = [];
+  for (const step of given.steps) {
+    yield;
+    const branches = step.branches?.map((branch) => {
       const winograd = winogradOf(branch, given, traits);
       return winograd ? { ...branch, hints: { winograd } } : branch;
     });
-    return branches.some(({ hints }) => hints) ? convStep(step.name, branches) : step;
-  });
+    steps.push(branches?.some(({ hints }) => hints) ? convStep(step.name, branches) : step);
+  }
   return { ...given, steps };
 }

@@ -14,6 +14,7 @@ import {
   type Step,
   type Steps,
 } from './lower.js';
+import { atOnce, type Work } from '../turns.js';
 import { halved, same } from './shape.js';
 
 /** The steps while a pass rewrites them: which one makes a value, and which ones read it. */
@@ -21,7 +22,7 @@ class Uses {
   /** By place: a step that replaces another one stands where that one stood. */
   readonly steps = new Map<number, Step>();
   readonly #makers = new Map<number, number>();
-  readonly #readers = new Map<number, readonly number[]>();
+  readonly #readers = new Map<number, Set<number>>();
   readonly #outputs: ReadonlySet<number>;
   constructor({ steps, outputs }: Steps) {
     this.#outputs = new Set(outputs);
@@ -31,18 +32,15 @@ class Uses {
   put(place: number, step?: Step): void {
     const old = this.steps.get(place);
     for (const id of old?.outputs ?? []) this.#makers.delete(id);
-    for (const id of old?.inputs ?? [])
-      this.#readers.set(
-        id,
-        this.#readersOf(id).filter((reader) => reader !== place),
-      );
+    for (const id of old?.inputs ?? []) this.#readers.get(id)?.delete(place);
     for (const id of step?.outputs ?? []) this.#makers.set(id, place);
-    for (const id of step?.inputs ?? []) this.#readers.set(id, [...this.#readersOf(id), place]);
+    for (const id of step?.inputs ?? []) {
+      const readers = this.#readers.get(id);
+      if (readers) readers.add(place);
+      else this.#readers.set(id, new Set([place]));
+    }
     if (step) this.steps.set(place, step);
     else this.steps.delete(place);
-  }
-  #readersOf(id: number): readonly number[] {
-    return this.#readers.get(id) ?? [];
   }
   /** Place of the step that makes a value; -1 for the network's inputs. */
   place(id: number): number {
@@ -53,8 +51,10 @@ class Uses {
   }
   /** The one step that reads the value, if there is just one reader and the caller does not see the value. */
   onlyReader(id: number): Step | undefined {
-    const [reader = -1, ...others] = this.#readersOf(id);
-    return others.length || this.#outputs.has(id) ? undefined : this.steps.get(reader);
+    const readers = this.#readers.get(id);
+    if (readers?.size !== 1 || this.#outputs.has(id)) return undefined;
+    const [reader = -1] = readers;
+    return this.steps.get(reader);
   }
   /** The convolution branch that stores the value. */
   branchOf(id: number): Branch | undefined {
@@ -71,7 +71,7 @@ class Uses {
     return this.#outputs.has(id);
   }
   readersOf(id: number): readonly Step[] {
-    return [...new Set(this.#readersOf(id))].flatMap((place) => this.steps.get(place) ?? []);
+    return [...(this.#readers.get(id) ?? [])].flatMap((place) => this.steps.get(place) ?? []);
   }
 }
 
@@ -91,12 +91,13 @@ const stored = (branch: Branch, value: number): Branch => ({ ...branch, y: value
  * Runs a rewrite over the steps in order. `rewrite` looks at one step and says which branch takes over its work, as a
  * new branch that stores the step's output; the step itself goes.
  */
-function absorb(
+function* absorb(
   given: Steps,
   rewrite: (step: Step, uses: Uses) => { from: Branch; branch: Branch } | undefined,
-): Steps {
+): Work<Steps> {
   const uses = new Uses(given);
   for (const [place, step] of uses.steps) {
+    yield;
     const { from, branch } = rewrite(step, uses) ?? {};
     if (!from || !branch) continue;
     const to = uses.place(from.stores[0]?.value ?? -1);
@@ -134,7 +135,7 @@ export function openGates(given: Steps): Steps {
 }
 
 /** Batch normalisation right behind a convolution: native code folds it into the weights while it packs them. */
-export function foldBatchNorm(given: Steps): Steps {
+export function foldBatchNorm(given: Steps): Work<Steps> {
   return absorb(given, (step, uses) => {
     const from = step.op === 'batchNorm' ? uses.openBranchOf(step.inputs[0], step) : undefined;
     const [term, ...others] = from?.terms ?? [];
@@ -148,9 +149,10 @@ export function foldBatchNorm(given: Steps): Steps {
  * A sum of two convolutions (a block's last one and its projection shortcut) becomes one that accumulates over both,
  * if all branches of the earlier one go into sums with the later one.
  */
-export function joinShortcut(given: Steps): Steps {
+export function* joinShortcut(given: Steps): Work<Steps> {
   const uses = new Uses(given);
   for (const [place, later] of uses.steps) {
+    yield;
     if (!later.branches) continue;
     const sums = later.branches.flatMap((branch) => {
       const sum = uses.onlyReader(branch.y);
@@ -179,7 +181,7 @@ export function joinShortcut(given: Steps): Steps {
 }
 
 /** A residual sum behind a convolution: the epilogue adds what was computed before. */
-export function joinResidual(given: Steps): Steps {
+export function joinResidual(given: Steps): Work<Steps> {
   return absorb(given, (step, uses) => {
     if (!isSum(step, given)) return;
     const [residual = -1, from = -1] = [...step.inputs].sort((a, b) => uses.place(a) - uses.place(b));
@@ -223,12 +225,13 @@ function activationFrom(
  * Steps behind what a convolution stores become one more store of its epilogue, in which the value that they read is a
  * store only if somebody else reads it.
  */
-function addStores(
+function* addStores(
   given: Steps,
   storeFor: (step: Step, read: Store, uses: Uses) => { store: Store; steps: readonly Step[] } | undefined,
-): Steps {
+): Work<Steps> {
   const uses = new Uses(given);
   for (const step of uses.steps.values()) {
+    yield;
     const [input = -1] = step.inputs;
     const branch = uses.branchOf(input);
     const read = branch?.stores.find(({ value }) => value === input);
@@ -247,7 +250,7 @@ function addStores(
 }
 
 /** Batch normalisation and a function, a clamp for example, of what a convolution computes. */
-export function joinActivations(given: Steps): Steps {
+export function joinActivations(given: Steps): Work<Steps> {
   return addStores(given, (step, read, uses) => {
     const found = isRaw(read) ? activationFrom(step, uses, (s) => clampOf(s) ?? functionOf(s)) : undefined;
     const value = found?.steps.at(-1)?.outputs[0] ?? -1;
@@ -256,7 +259,7 @@ export function joinActivations(given: Steps): Steps {
 }
 
 /** The mean over T, H and W of what a convolution stores. */
-export function joinMeans(given: Steps): Steps {
+export function joinMeans(given: Steps): Work<Steps> {
   return addStores(given, (step, { pool, mean, activation }) => {
     if (step.op !== 'globalAvgPool' || pool > 0 || mean) return undefined;
     return {
@@ -270,11 +273,12 @@ export function joinMeans(given: Steps): Steps {
  * Two branches that read what one step makes are one step, if the later one reads nothing that is made between them:
  * the high and the low branch of what has no path from one to the other.
  */
-export function joinBranches(given: Steps): Steps {
+export function* joinBranches(given: Steps): Work<Steps> {
   const uses = new Uses(given);
   const madeFor = ({ terms, gated }: Branch) => uses.place(gated?.input ?? sourcesOf({ terms })[0]?.input ?? -1);
   const open = new Map<number, number>(); // by the place of what a step of one branch reads
   for (const [place, step] of uses.steps) {
+    yield;
     const [branch, ...others] = step.branches ?? [];
     const from = branch ? madeFor(branch) : -1;
     if (!branch || others.length || from < 0) continue;
@@ -293,9 +297,10 @@ export function joinBranches(given: Steps): Steps {
  * Batch normalisation and clamp of a value that no convolution makes: if only convolutions read the result, each of
  * them applies both to its input.
  */
-export function joinPrologues(given: Steps): Steps {
+export function* joinPrologues(given: Steps): Work<Steps> {
   const uses = new Uses(given);
   for (const step of [...uses.steps.values()]) {
+    yield;
     const found = activationFrom(step, uses, clampOf);
     const [input = -1] = step.inputs;
     const value = found?.steps.at(-1)?.outputs[0] ?? -1;
@@ -322,7 +327,7 @@ const eachSource = (branch: Branch, f: (source: Source) => Source): Branch => ({
 });
 
 /** Pooling that is P, behind a convolution that nobody else reads: the convolution stores P(y). */
-export function joinPooling(given: Steps): Steps {
+export function joinPooling(given: Steps): Work<Steps> {
   return absorb(given, (step, uses) => {
     const [input = -1] = step.inputs;
     const [output = -1] = step.outputs;
@@ -356,7 +361,7 @@ function isHalving({ attrs }: Step, shape: readonly number[]): boolean {
  * P(x) for a later layer is written by the step that makes x, while x is in the cache. Values of convolutions that
  * nobody reads are not stored.
  */
-export function sinkPooling(given: Steps): Steps {
+export function* sinkPooling(given: Steps): Work<Steps> {
   const values: TensorType[] = [...given.values];
   const pooled = new Map<number, number>();
   const uses = new Uses(given);
@@ -377,41 +382,46 @@ export function sinkPooling(given: Steps): Steps {
     for (let i = 0; i < times; i++) input = pool(input);
     return { ...source, input, pool: source.pool - times };
   };
-  const sunk = given.steps.map((step) =>
-    step.branches
-      ? convStep(
-          step.name,
-          step.branches.map((b) => eachSource(b, sink)),
-        )
-      : step,
-  );
+  const sunk: Step[] = [];
+  for (const step of given.steps) {
+    yield;
+    const branches = step.branches?.map((b) => eachSource(b, sink));
+    sunk.push(branches ? convStep(step.name, branches) : step);
+  }
   const copies = (id: number): number[] => {
     const next = pooled.get(id);
     return next === undefined ? [id] : [id, ...copies(next)];
   };
   const read = new Set([...sunk.flatMap((step) => step.inputs), ...given.outputs]);
-  const steps = sunk.map((step) => {
-    if (step.op === 'maxPool') return { ...step, outputs: copies(step.outputs[0] ?? -1) };
-    if (!step.branches) return step;
-    const all = ({ stores }: Branch) =>
-      stores.flatMap((store) => copies(store.value).map((value, i) => ({ ...store, value, pool: store.pool + i })));
-    const wanted = (branch: Branch) => {
-      const stores = all(branch).filter(({ value }) => read.has(value));
-      return stores.length ? stores : branch.stores;
-    };
-    return convStep(
-      step.name,
-      step.branches.map((b) => ({ ...b, stores: wanted(b) })),
-    );
-  });
+  const all = ({ stores }: Branch) =>
+    stores.flatMap((store) => copies(store.value).map((value, i) => ({ ...store, value, pool: store.pool + i })));
+  const wanted = (branch: Branch) => {
+    const stores = all(branch).filter(({ value }) => read.has(value));
+    return stores.length ? stores : branch.stores;
+  };
+  const steps: Step[] = [];
+  for (const step of sunk) {
+    yield;
+    const branches = step.branches?.map((b) => ({ ...b, stores: wanted(b) }));
+    if (branches) steps.push(convStep(step.name, branches));
+    else steps.push(step.op === 'maxPool' ? { ...step, outputs: copies(step.outputs[0] ?? -1) } : step);
+  }
   return { ...given, values, steps };
 }
 
-export type Pass = (steps: Steps) => Steps;
+/** Work that rests now and then: a network of hundreds of steps takes milliseconds. */
+export type Pass = (steps: Steps) => Work<Steps>;
+
+/** A pass that does not rest. */
+export const short = (pass: (steps: Steps) => Steps): Pass =>
+  function* (steps) {
+    yield;
+    return pass(steps);
+  };
 
 /** All passes, in order; `types` are given to what is left of the values, before pooled copies are added. */
 export const fusing = (types: Pass): Pass[] => [
-  openGates,
+  short(openGates),
   foldBatchNorm,
   joinShortcut,
   joinResidual,
@@ -424,5 +434,13 @@ export const fusing = (types: Pass): Pass[] => [
   sinkPooling,
 ];
 
-export const fuse = (steps: Steps, types: Pass = (same) => same): Steps =>
-  fusing(types).reduce((s, pass) => pass(s), steps);
+/** One pass after the other. */
+export function* passThrough(passes: readonly Pass[], given: Steps): Work<Steps> {
+  let steps = given;
+  for (const pass of passes) steps = yield* pass(steps);
+  return steps;
+}
+
+/** All passes in one turn. */
+export const fuse = (steps: Steps, types: (steps: Steps) => Steps = (same) => same): Steps =>
+  atOnce(passThrough(fusing(short(types)), steps));

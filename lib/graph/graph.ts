@@ -76,6 +76,7 @@ export class Graph {
   readonly constants = new Map<string, Tensor>();
   /** Values that are no step's and no input but one of these parameters or constants. */
   readonly bound = new Map<number, string>();
+  readonly #operands = new Map<string, number>();
   readonly #names = new Map<Parameter, string>();
 
   /** `parameters` are those that nodes may read, as `namedParameters(network)` gives them. */
@@ -102,11 +103,12 @@ export class Graph {
    */
   operand(op: string, param: Parameter | Tensor): Value {
     const name = this.#param(op, 'operand', param);
-    const [known] = [...this.bound].find(([, other]) => other === name) ?? [];
+    const known = this.#operands.get(name);
     const dtype = param instanceof Parameter ? 'f32' : param.dtype;
     if (known !== undefined) return new Value(this, known, dtype, param.shape);
     const value = this.value(dtype, param.shape);
     this.bound.set(value.id, name);
+    this.#operands.set(name, value.id);
     return value;
   }
 
@@ -116,7 +118,10 @@ export class Graph {
       if (input.graph !== this) throw new OctconvError(`${op}: an input was recorded in another graph`);
     }
     const names: Record<string, string> = {};
-    for (const [role, param] of Object.entries(params)) if (param) names[role] = this.#param(op, role, param);
+    for (const role in params) {
+      const param = params[role];
+      if (param) names[role] = this.#param(op, role, param);
+    }
     const values = outputs.map((type) => this.value(type.dtype, type.shape));
     const name = this.#layerOf(params) || `${op}${this.nodes.length}`;
     this.nodes.push({
@@ -150,13 +155,15 @@ export class Graph {
 
   /** The layer that holds all of these parameters: `a.b.weight`, `a.b.bias` -> `a.b`. */
   #layerOf(params: Params): string {
-    const names = Object.values(params).flatMap((param) =>
-      param instanceof Parameter ? (this.#names.get(param) ?? []) : [],
-    );
-    const [first = [], ...rest] = names.map((name) => name.split('.').slice(0, -1));
-    let length = first.length;
-    for (const path of rest) while (first.slice(0, length).some((part, i) => path[i] !== part)) length--;
-    return first.slice(0, length).join('.');
+    let layer: string | undefined;
+    for (const role in params) {
+      const param = params[role];
+      const name = param instanceof Parameter ? this.#names.get(param) : undefined;
+      if (name === undefined) continue;
+      layer ??= holderOf(name);
+      while (layer && !name.startsWith(`${layer}.`)) layer = holderOf(layer);
+    }
+    return layer ?? '';
   }
 
   /** The layer of a node with such parameters, or else the layers before it, as the end of an error; empty without. */
@@ -175,6 +182,8 @@ export class Graph {
     return layer ? node.name : node && this.#layerBefore(node.inputs[0]);
   }
 }
+
+const holderOf = (path: string): string => path.slice(0, Math.max(0, path.lastIndexOf('.')));
 
 /** What somebody gave instead of what was wanted. */
 export function kindOf(x: unknown): string {

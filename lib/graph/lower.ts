@@ -88,8 +88,8 @@ export interface Branch {
 
 export const sourcesOf = ({ terms }: Pick<Branch, 'terms'>): Source[] => terms.flatMap(({ sources }) => sources);
 
-/** A step: a recorded node, or a convolution in branch form. */
-export type Step = GraphNode & { readonly branches?: readonly Branch[] };
+/** A step: a recorded node, or a convolution in branch form, which knows what is packed for each branch. */
+export type Step = GraphNode & { readonly branches?: readonly Branch[]; readonly packings?: readonly Packing[] };
 
 /** What is packed at once: the parameters of a branch, or of a step without branches. */
 export interface Packing {
@@ -129,9 +129,9 @@ export function convStep(name: string, branches: readonly Branch[]): Step {
   }
   const inputs = [...read];
   const outputs = branches.flatMap(({ stores }) => stores.map(({ value }) => value));
-  let known: Packing | undefined;
-  const form = (): Packing => {
-    known ??= formOfAll(branches.map((branch) => nativeForm(branch, inputs, outputs)));
+  let known: readonly Packing[] | undefined;
+  const forms = () => {
+    known ??= branches.map((branch) => nativeForm(branch, inputs, outputs));
     return known;
   };
   return {
@@ -141,28 +141,23 @@ export function convStep(name: string, branches: readonly Branch[]): Step {
     outputs,
     branches,
     get attrs() {
-      return form().attrs;
+      return { branches: forms().map(({ attrs }) => attrs) };
     },
     get params() {
-      return form().params;
+      return Object.fromEntries(
+        forms().flatMap(({ params }, i) => Object.entries(params).map(([role, of]) => [`${i}.${role}`, of])),
+      );
+    },
+    get packings() {
+      return forms().map(({ attrs, params }) => ({ attrs: { branches: [attrs] }, params }));
     },
   };
 }
 
-function formOfAll(forms: readonly Packing[]): Packing {
-  const params = Object.fromEntries(
-    forms.flatMap(({ params }, i) => Object.entries(params).map(([role, of]) => [`${i}.${role}`, of])),
-  );
-  return { attrs: { branches: forms.map(({ attrs }) => attrs) }, params };
-}
-
 /** One for each branch of a convolution, one for any other step with parameters. */
-export function packingsOf({ branches, inputs, outputs, attrs, params }: Step): Packing[] {
-  if (!branches) return Object.keys(params).length ? [{ attrs, params }] : [];
-  return branches.map((branch) => {
-    const form = nativeForm(branch, inputs, outputs);
-    return { attrs: { branches: [form.attrs] }, params: form.params };
-  });
+export function packingsOf(step: Step): readonly Packing[] {
+  if (step.packings) return step.packings;
+  return Object.keys(step.params).length ? [step] : [];
 }
 
 /** A branch as native code takes it: positions for values, roles for parameters. */

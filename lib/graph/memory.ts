@@ -1,6 +1,7 @@
 /** Where each value lies: one arena whose pieces are used again as soon as their last reader is done. */
 import { bytesPerElement } from '../dtype.js';
 import { bytesOf } from '../tensor.js';
+import type { Work } from '../turns.js';
 import type { Steps } from './lower.js';
 import { sliceOf } from './slices.js';
 import { batchOf, segmentsByStep, wholeValues } from './subbatch.js';
@@ -14,7 +15,7 @@ export interface MemoryPlan {
 export const aligned = (bytes: number, align: number): number => Math.ceil(bytes / align) * align;
 
 /** Largest first, each at the lowest multiple of `align` where it overlaps nothing that lives at the same time. */
-export function planMemory(given: Steps, align: number): MemoryPlan {
+export function* planMemory(given: Steps, align: number): Work<MemoryPlan> {
   const { values, steps, inputs, outputs } = given;
   const outside = new Set([...inputs, ...outputs]);
   const batch = batchOf(given);
@@ -22,7 +23,8 @@ export function planMemory(given: Steps, align: number): MemoryPlan {
   const whole = wholeValues(given);
   /** By value, slices those of the one that they lie in. */
   const lives = new Map<number, { id: number; from: number; to: number; bytes: number }>();
-  steps.forEach((step, at) => {
+  for (const [at, step] of steps.entries()) {
+    yield;
     // A value of the whole batch lives as long as its segments, which go round and round.
     const { first, last, images } = segments[at] ?? { first: at, last: at, images: batch };
     for (const id of step.outputs) {
@@ -38,18 +40,21 @@ export function planMemory(given: Steps, align: number): MemoryPlan {
       const life = lives.get(sliceOf(given, id).of);
       if (life) life.to = Math.max(life.to, whole.has(id) ? last : at);
     }
-  });
+  }
   const placed: { from: number; to: number; begin: number; end: number }[] = [];
   const offsets = new Map<number, number>();
   let bytes = 0;
   for (const life of [...lives.values()].sort((a, b) => b.bytes - a.bytes || a.from - b.from)) {
+    yield;
     let begin = 0;
     for (const other of placed) {
+      if (other.begin >= begin + life.bytes) break; // they are in the order of their beginnings
       const together = other.from <= life.to && life.from <= other.to;
-      if (together && other.end > begin && other.begin < begin + life.bytes) begin = other.end;
+      if (together && other.end > begin) begin = other.end;
     }
-    placed.push({ from: life.from, to: life.to, begin, end: begin + life.bytes });
-    placed.sort((a, b) => a.begin - b.begin);
+    const behind = placed.findIndex((other) => other.begin > begin);
+    const place = { from: life.from, to: life.to, begin, end: begin + life.bytes };
+    placed.splice(behind < 0 ? placed.length : behind, 0, place);
     offsets.set(life.id, begin);
     bytes = Math.max(bytes, begin + life.bytes);
   }

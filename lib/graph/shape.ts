@@ -19,7 +19,11 @@ export const of = ({ shape }: Shaped): string => list(shape);
 
 export const list = (sizes: readonly unknown[]): string => `[${sizes.join(',')}]`;
 
-export const same = (a: Shape, b: Shape): boolean => a.length === b.length && a.every((size, i) => size === b[i]);
+export function same(a: Shape, b: Shape): boolean {
+  let i = 0;
+  while (i < a.length && a[i] === b[i]) i++;
+  return i === a.length && i === b.length;
+}
 
 export const channels = ({ shape }: Shaped): number => shape.at(-1) ?? 0;
 
@@ -113,10 +117,14 @@ export function checkWeight(op: string, role: string, weight: Shaped, name: stri
   const { shape } = weight;
   const [o = 0, i = 0] = shape;
   if (!(Number.isInteger(groups) && groups >= 1)) wrong(op, `groups ${groups}, wanted a positive integer`);
-  const form = x.shape.length === 5 ? '[O,I,kt,kh,kw]' : '[O,I,kh,kw]';
-  if (shape.length !== x.shape.length) wrong(op, `${role} ${of(weight)}, wanted ${form} for ${name} ${of(x)}`);
-  const inputs = `${i * groups} input channels${groups === 1 ? '' : ` in ${groups} groups`}`;
-  if (i * groups !== channels(x)) wrong(op, `${role} ${of(weight)} needs ${inputs}, got ${name} ${of(x)}`);
+  if (shape.length !== x.shape.length) {
+    const form = x.shape.length === 5 ? '[O,I,kt,kh,kw]' : '[O,I,kh,kw]';
+    wrong(op, `${role} ${of(weight)}, wanted ${form} for ${name} ${of(x)}`);
+  }
+  if (i * groups !== channels(x)) {
+    const inputs = `${i * groups} input channels${groups === 1 ? '' : ` in ${groups} groups`}`;
+    wrong(op, `${role} ${of(weight)} needs ${inputs}, got ${name} ${of(x)}`);
+  }
   if (o % groups !== 0)
     wrong(op, `${role} ${of(weight)} has ${o} output channels, wanted a multiple of ${groups} groups`);
 }

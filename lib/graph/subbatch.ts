@@ -37,7 +37,7 @@ export function wholeValues(given: Steps): ReadonlySet<number> {
 }
 
 /** Whether an axis takes the place of N. */
-const mixesImages = ({ op, attrs }: Step): boolean => op === 'transpose' && (attrs.axes as readonly number[])[0] !== 0;
+const mixesImages = (step: Step): boolean => step.op === 'transpose' && (step.attrs.axes as readonly number[])[0] !== 0;
 
 /**
  * Cuts the steps in two where the fewest bytes are moved: before the cut weights are read again for each sub-batch,
@@ -61,8 +61,11 @@ export function subBatch(given: Steps, threads: number, weightBytes: (step: Step
   const users = given.steps.map(
     ({ inputs, outputs }) => new Set([...inputs, ...outputs].map((id) => sliceOf(given, id).of)),
   );
-  const splits = (at: number) =>
-    [...wide].some((id) => [users.slice(0, at), users.slice(at)].every((side) => side.some((used) => used.has(id))));
+  const spans = [...wide].map((id) => {
+    const uses = (used: ReadonlySet<number>) => used.has(id);
+    return { first: users.findIndex(uses), last: users.findLastIndex(uses) };
+  });
+  const splits = (at: number) => spans.some(({ first, last }) => first < at && at <= last);
   let moved = activations.reduce((a, b) => a + b, 0);
   let [least, cut] = [moved, 0];
   for (const [i, weights] of again.entries()) {

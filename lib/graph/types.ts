@@ -66,7 +66,14 @@ export function assignTypes(given: Steps, typing: Typing): Steps {
 function narrowTypes(given: Steps, { compute, traits }: Typing): Map<number, Type> {
   const types = new Map<number, Type>();
   const readers = new Map<number, Step[]>();
-  for (const step of given.steps) for (const id of step.inputs) readers.set(id, [...(readers.get(id) ?? []), step]);
+  for (const step of given.steps) {
+    for (const id of step.inputs) {
+      const others = readers.get(id);
+      if (others) others.push(step);
+      else readers.set(id, [step]);
+    }
+  }
+  const ends = new Set([...given.inputs, ...given.outputs]);
   const takes = ({ op }: Step, { dtype }: Type) => traits.ops[op]?.dtypes.includes(dtype) ?? false;
   const keeps = ({ op }: Step) => traits.ops[op]?.keepsType ?? false;
   const mixes = ({ op, branches }: Step) => branches !== undefined || (traits.ops[op]?.mixesTypes ?? false);
@@ -75,7 +82,7 @@ function narrowTypes(given: Steps, { compute, traits }: Typing): Map<number, Typ
   const means = new Set(stores.flatMap(({ value, mean }) => (mean ? value : [])));
   const wanted = (id: number): Type | undefined => {
     const all = readers.get(id) ?? [];
-    if (means.has(id) || given.outputs.includes(id) || given.inputs.includes(id) || all.length === 0) return undefined;
+    if (means.has(id) || ends.has(id) || all.length === 0) return undefined;
     const type = compute === 'bf16' ? { dtype: 'bf16' as const } : scaleOf(id, all);
     return type && all.every((step) => takes(step, type)) ? type : undefined;
   };

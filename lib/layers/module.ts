@@ -18,29 +18,32 @@ export function namedParameters(module: Module): Map<string, Parameter> {
   const found = new Map<string, Parameter>();
   const places = new Map<Parameter, string>();
   const open = new Set<unknown>();
-  const walk = (part: unknown, keys: readonly string[]): void => {
-    const path = keys.join('.');
+  const walk = (part: unknown, path: string, named: boolean): void => {
     const wrong = (what: string): never => {
       throw new OctconvError(`module: '${path}' ${what}`);
     };
     if (part instanceof Parameter) {
       if (places.has(part)) wrong(`is also '${places.get(part)}', wanted one place`);
       // Two paths must not read the same, and constants of a graph are called #1, #2, ...
-      if (keys.some((key) => !/^[^.#]+$/.test(key))) wrong(`has a field with '.' or '#' in its name, wanted none`);
+      if (!named) wrong(`has a field with '.' or '#' in its name, wanted none`);
       places.set(part, path);
       found.set(path, part);
     } else if (part instanceof Module || Array.isArray(part)) {
       if (open.has(part)) wrong('leads back to a module that holds it, wanted a tree');
       open.add(part);
-      for (const [key, value] of Object.entries(part)) walk(value, [...keys, key]);
+      for (const [key, value] of Object.entries(part)) {
+        const fine = key !== '' && !key.includes('.') && !key.includes('#');
+        walk(value, part === module ? key : `${path}.${key}`, named && fine);
+      }
       open.delete(part);
     }
   };
-  walk(module, []);
+  walk(module, '', true);
   return found;
 }
 
 /** What a weight file must hold for a network. */
-export function parameterShapes(module: Module): Map<string, readonly number[]> {
-  return new Map([...namedParameters(module)].map(([name, { shape }]) => [name, shape]));
-}
+export const parameterShapes = (module: Module): Map<string, readonly number[]> => shapesOf(namedParameters(module));
+
+export const shapesOf = (parameters: ReadonlyMap<string, Parameter>): Map<string, readonly number[]> =>
+  new Map([...parameters].map(([name, { shape }]) => [name, shape]));

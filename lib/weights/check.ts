@@ -1,4 +1,5 @@
 import { OctconvError, show } from '../error.js';
+import { same } from '../graph/shape.js';
 import { isIgnored } from './names.js';
 import { besideI8, type TensorInfo, type WeightSource } from './source.js';
 
@@ -23,7 +24,7 @@ export function checkWeights(
     if (!got) {
       const why = source.unreadable?.get(name);
       if (!isIgnored(name)) wrong.push(why ? `${show(name)} ${why}` : `missing ${show(name)} ${show(shape)}`);
-    } else if (got.shape.length !== shape.length || got.shape.some((size, i) => size !== shape[i])) {
+    } else if (!same(got.shape, shape)) {
       wrong.push(`${show(name)} is ${show(got.shape)}, wanted ${show(shape)}`);
     } else if (dtype && got.dtype !== dtype) wrong.push(`${show(name)} is ${got.dtype}, wanted ${dtype}`);
   }

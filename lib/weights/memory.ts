@@ -20,7 +20,7 @@ export function memoryWeights(tensors: ReadonlyMap<string, MemoryTensor>, name =
     async read(key: string): Promise<TypedArray> {
       const tensor = tensors.get(key);
       if (!tensor) throw missingTensor({ name, tensors }, key);
-      return checkValues(name, key, tensor.dtype, tensor.data);
+      return await checkValues(name, key, tensor.dtype, tensor.data);
     },
     async close() {},
   };

@@ -88,7 +88,7 @@ export async function readParams(file: RandomFile, begin = 0, end = file.size): 
       if (!place) throw missingTensor({ name: file.path, tensors }, name);
       const read = (to: Memory) => file.read(place.begin, place.bytes, to);
       const data = await readElements(place.double ? 'f64' : place.dtype, read, memory);
-      return checkValues(file.path, name, place.dtype, data);
+      return await checkValues(file.path, name, place.dtype, data);
     },
     close: () => file.close(),
   };

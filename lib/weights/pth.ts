@@ -404,7 +404,7 @@ function stateDict(file: RandomFile, root: PickleValue, storages: Storages, key:
       const data = await readElements(stored, read, memory, view);
       if (view.negative)
         for (const i of data.keys()) data[i] = dtype === 'f16' || dtype === 'bf16' ? data[i]! ^ 0x8000 : -data[i]!;
-      return checkValues(path, name, dtype, data);
+      return await checkValues(path, name, dtype, data);
     },
     close: () => file.close(),
   };

@@ -1,7 +1,7 @@
-import { setImmediate as turn } from 'node:timers/promises';
 import type { Parameter } from '../graph/graph.js';
 import { type Module, namedParameters } from '../layers/module.js';
 import { elementCount } from '../tensor.js';
+import { turn } from '../turns.js';
 import { ownMemory } from './file.js';
 import { missingTensor, type WeightSource } from './source.js';
 
@@ -26,7 +26,7 @@ export function initialize(network: Module, seed = 0): WeightSource {
       const range = rangeOf(key, parameter, parameters);
       let state = hash(`${seed}/${key}`);
       for (let at = 0; at < count; at += slice) {
-        if (at > 0) await turn(); // a millisecond at a time: others use the event loop too
+        if (count >= few) await turn();
         state = fill(data.subarray(at, at + slice), ...range, state);
       }
       return data;
@@ -52,7 +52,10 @@ function rangeOf(
   return name.endsWith('weight') ? [0.75, 0.25] : [0, 0.1];
 }
 
-const slice = 2 ** 18;
+/** So many numbers are made in a turn of the event loop: half a millisecond. */
+const slice = 2 ** 17;
+/** So few take less than a turn. */
+const few = 2 ** 12;
 
 /** Uniform numbers by mulberry32; gives its state. */
 function fill(data: Float32Array, center: number, reach: number, seed: number): number {

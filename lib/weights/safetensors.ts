@@ -1,9 +1,10 @@
 import { bytesPerElement, dtypes, type TypedArray } from '../dtype.js';
 import { OctconvError, show } from '../error.js';
 import { writeWhole } from '../files/write.js';
+import { inTurns, type Work } from '../turns.js';
 import { bytesPerStored, checkValues, readAs, readElements, type StoredType } from './elements.js';
 import type { RandomFile } from './file.js';
-import { isObject, parseJson } from './json.js';
+import { isObject, parsing } from './json.js';
 import { isIgnored, readingNotes } from './names.js';
 import { elementCount, missingTensor, type TensorInfo, type WeightSource } from './source.js';
 
@@ -34,7 +35,8 @@ export async function readSafetensors(file: RandomFile): Promise<WeightSource> {
     throw new OctconvError(`${file.path}: a header of ${length} bytes, wanted at most ${headerLimit}`);
   }
   const start = 8 + length;
-  const { tensors, ...others } = parseHeader(file.path, await file.read(8, length), file.size - start);
+  const header = await file.read(8, length);
+  const { tensors, ...others } = await inTurns(parseHeader(file.path, header, file.size - start));
   return {
     name: file.path,
     tensors,
@@ -44,16 +46,22 @@ export async function readSafetensors(file: RandomFile): Promise<WeightSource> {
       if (!place) throw missingTensor({ name: file.path, tensors, ...others }, name);
       const { dtype, stored, begin, end } = place;
       const data = await readElements(stored, (memory) => file.read(start + begin, end - begin, memory), memory);
-      return checkValues(file.path, name, dtype, data);
+      return await checkValues(file.path, name, dtype, data);
     },
     close: () => file.close(),
   };
 }
 
-function parseHeader(path: string, bytes: Uint8Array, dataSize: number) {
+interface Header {
+  readonly tensors: ReadonlyMap<string, Place>;
+  readonly unreadable: ReadonlyMap<string, string>;
+  readonly notes: readonly string[];
+}
+
+function* parseHeader(path: string, bytes: Uint8Array, dataSize: number): Work<Header> {
   const wrong = (what: string): OctconvError => new OctconvError(`${path}: ${what}`);
   // The names, what is told of each, and its lists of numbers.
-  const header = parseJson(bytes, 3, `${path}: the header`);
+  const header = yield* parsing(bytes, 3, `${path}: the header`);
   if (!isObject(header)) throw wrong('the header is not a JSON object');
 
   const places: {
@@ -65,6 +73,7 @@ function parseHeader(path: string, bytes: Uint8Array, dataSize: number) {
     end: number;
   }[] = [];
   for (const [name, value] of Object.entries(header)) {
+    yield;
     if (name === '__metadata__') {
       if (isObject(value) && Object.values(value).every((item) => typeof item === 'string')) continue;
       throw wrong('__metadata__ is not an object of strings');
@@ -104,6 +113,7 @@ function parseHeader(path: string, bytes: Uint8Array, dataSize: number) {
   const unreadable = new Map<string, string>();
   let doubles = 0;
   for (const { name, fileName, stored, shape, begin, end } of places) {
+    yield;
     if (isIgnored(name)) continue;
     if (stored === 'f64') doubles++;
     if (stored) tensors.set(name, { dtype: readAs(stored), stored, shape, begin, end });

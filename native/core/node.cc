@@ -22,6 +22,8 @@ static float halfToFloat(uint16_t bits) {
   return value;
 }
 
+size_t Param::bytes() const { return static_cast<size_t>(product(elements(), bytesOf(dtype))); }
+
 std::vector<float> Param::floats() const { return floats(0, elements()); }
 
 std::vector<float> Param::floats(int64_t first, int64_t count) const {
@@ -31,16 +33,16 @@ std::vector<float> Param::floats(int64_t first, int64_t count) const {
   };
   switch (dtype) {
     case DType::f32:
-      std::memcpy(out.data(), data.data() + first * 4, out.size() * 4);
+      std::memcpy(out.data(), data + first * 4, out.size() * 4);
       break;
     case DType::f16:
-      convert(reinterpret_cast<const uint16_t*>(data.data()), halfToFloat);
+      convert(reinterpret_cast<const uint16_t*>(data), halfToFloat);
       break;
     case DType::bf16:
-      convert(reinterpret_cast<const BFloat16*>(data.data()), floatOf);
+      convert(reinterpret_cast<const BFloat16*>(data), floatOf);
       break;
     case DType::i8:
-      convert(reinterpret_cast<const int8_t*>(data.data()), [](int8_t x) { return static_cast<float>(x); });
+      convert(reinterpret_cast<const int8_t*>(data), [](int8_t x) { return static_cast<float>(x); });
       break;
     default:
       fail("parameter of type ", nameOf(dtype), ", wanted f32, f16, bf16 or i8");

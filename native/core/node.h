@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "attrs.h"
+#include "memory.h"
 #include "tensor.h"
 
 namespace octconv {
@@ -14,9 +15,11 @@ namespace octconv {
 struct Param {
   DType dtype = DType::f32;
   std::vector<int64_t> shape;
-  std::vector<std::byte> data;
+  std::shared_ptr<const Memory> memory;  // holds the elements
+  const char* data = nullptr;            // the first of them
 
   int64_t elements() const;
+  size_t bytes() const;
   std::vector<float> floats() const;                              // f32, f16, bf16 or i8 as f32
   std::vector<float> floats(int64_t first, int64_t count) const;  // some of them
 };

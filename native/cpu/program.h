@@ -3,8 +3,8 @@
 #include <mutex>
 
 #include "../core/device.h"
+#include "../core/memory.h"
 #include "kernel.h"
-#include "memory.h"
 
 namespace octconv {
 

@@ -86,7 +86,7 @@ class Recorder : public Device {
   std::shared_ptr<const Packed> pack(const std::string& op, const Attr&, const Params& params, Crew&) const override {
     calls.add("pack " + op);
     size_t bytes = 0;
-    for (const auto& [role, param] : params) bytes += param.data.size();
+    for (const auto& [role, param] : params) bytes += param.bytes();
     return std::make_shared<RecordedParams>(bytes);
   }
   std::shared_ptr<Program> compile(PlanSpec spec) const override {

@@ -1,8 +1,8 @@
 // What the files that compute octConv on the CPU share (see cpu.cc).
 #pragma once
+#include "../../core/memory.h"
 #include "../../core/threads.h"
 #include "../../cpu/kernel.h"
-#include "../../cpu/memory.h"
 #include "../../cpu/tile.h"
 #include "../../cpu/winograd.h"
 #include "contract.h"

@@ -7,7 +7,7 @@
 #include <sys/mman.h>
 #endif
 
-#include "../core/sizes.h"
+#include "sizes.h"
 
 namespace octconv {
 
