@@ -9,17 +9,8 @@ import { sliceConcats } from '../lib/graph/slices.js';
 import { subBatch } from '../lib/graph/subbatch.js';
 import { elementCount } from '../lib/tensor.js';
 import { cases, graphOf } from './cases.js';
-import {
-  block,
-  compare,
-  compileSteps,
-  guarded,
-  inputsOf,
-  naming,
-  noParams,
-  parameters,
-  preactivation,
-} from './running.js';
+import { compare } from './compare.js';
+import { block, compileSteps, guarded, inputsOf, naming, noParams, parameters, preactivation } from './running.js';
 import { run, sameBits, sideBySide } from './running.js';
 
 const { traits } = targetOf('cpu');
