@@ -198,7 +198,7 @@ describe('onnx: quantised networks', () => {
     ['biases', new Biased()],
   ] as const) {
     it(`${title}, sums in f32 and in i8`, async function () {
-      this.timeout(20_000);
+      this.timeout(60_000);
       for (const x of [input(64, 64), input(75, 53)]) {
         const source = await quantize(network, initialize(network), [x]);
         await check(network, x, source);
@@ -237,7 +237,7 @@ describe('onnx: quantised networks', () => {
     ['oct-resnet-26', 0.5],
   ] as const) {
     it(`${name}: onnxruntime finds what it has in int8`, async function () {
-      this.timeout(20_000);
+      this.timeout(60_000);
       const network = resnet(name, alpha);
       const x = input(64, 64);
       const graph = record(network, x.shape);

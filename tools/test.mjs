@@ -6,6 +6,7 @@ import { main, root, run, ToolError } from './system.mjs';
 // What a file measures or writes that another file would disturb.
 const alone = {
   lifecycle: 'turns of the event loop, processor time, memory',
+  measure: 'whether this process is still busy',
   memory: 'what a process keeps',
   package: 'npm pack writes dist/, which the tests of the CLI run',
   threads: 'threads that race',
