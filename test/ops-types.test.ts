@@ -12,7 +12,18 @@ import { Tensor } from '../lib/tensor.js';
 import { toFloats } from '../lib/weights/floats.js';
 import { cases, graphOf } from './cases.js';
 import { allowed, compare, compareEach, magnitudes, spread } from './compare.js';
-import { block, compileSteps, inputsOf, naming, noParams, parameters, run, sameBits, sideBySide } from './running.js';
+import {
+  block,
+  compileSteps,
+  inputsOf,
+  naming,
+  noParams,
+  parameters,
+  run,
+  sameBits,
+  sideBySide,
+  stride,
+} from './running.js';
 
 const { traits } = targetOf('cpu');
 
@@ -161,7 +172,7 @@ describe('ops: bf16 and i8', () => {
     it(`${what}: random octave blocks, step by step`, async function () {
       this.timeout(600_000);
       const met = new Set<string>();
-      for (let seed = 1; seed <= 150; seed += 4) {
+      for (let seed = 1; seed <= 150; seed += 4 * stride) {
         const { graph } = block(seed);
         await naming(
           `seed ${seed}`,
@@ -276,10 +287,11 @@ describe('ops: other types than f32 at the ends of an op', () => {
     it(`${op}, every row of the table`, async function () {
       this.timeout(60_000);
       const { keepsType, mixesTypes } = traits.ops[op] as (typeof traits.ops)[string];
-      for (const [from, to] of ends) {
+      for (const [k, [from, to]] of ends.entries()) {
         if (keepsType ? from !== to : !mixesTypes && to !== f32) continue;
         if (op === 'div' && from.dtype === 'u8') continue; // nothing divides by zero
-        for (const row of cases.filter((c) => c.op === op)) {
+        const rows = cases.filter((c) => c.op === op);
+        for (const row of rows.filter((_, i) => (i + k) % stride === 0)) {
           const what = `${row.title}, ${from.dtype} to ${to.dtype}`;
           // A number beside it stays f32: so does any constant.
           await naming(what, check(graphOf(row), from, to, row.terms));

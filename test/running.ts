@@ -13,6 +13,9 @@ import { stepsFor } from '../lib/targets.js';
 import { Tensor } from '../lib/tensor.js';
 import { type Case, numbers } from './cases.js';
 
+/** Emulated CPUs are slow: there of many that take the same kernels in turn every third runs (tools/test-under.mjs). */
+export const stride = process.env.OCTCONV_SPARSE ? 3 : 1;
+
 export const guard = 37; // odd, so that starts are not aligned
 
 /** A plan of any steps; `read` gives parameters that the graph does not hold. */
