@@ -378,23 +378,6 @@ describe('command line', function () {
       expectError(octconv('eval', '--model', shipped, '--data', 'bare'), 1, 'no pictures');
       expectError(octconv('eval', '--model', shipped, '--data', 'nowhere'), 1, 'nowhere: no such file');
     });
-
-    const archive = join(root, '../shared/cifar10/test.tar.xz');
-    const recorded = { a50: [8790, 9942], a0: [8823, 9950] } as const;
-    for (const [name, [top1, top5]] of Object.entries(recorded)) {
-      it(`CIFAR-10's 10,000 test pictures on ${name}: ${top1} right, ${top5} among five @slow`, function () {
-        this.timeout(300_000);
-        if (!existsSync(archive)) skip(this, 'shared');
-        if (!existsSync(inFolder('test'))) spawnSync('tar', ['-xJf', archive, '-C', folder]);
-        const model = join(root, `models/cifar10-oct-resnet-26-${name}`);
-        const { code, stdout, stderr } = octconv('eval', '--model', model, '--data', 'test', '--json');
-        expect([code, stderr]).to.deep.equal([0, '']);
-        const result = JSON.parse(stdout);
-        expect(result.pictures).to.equal(10_000);
-        expect(result.top1).to.be.closeTo(top1, 3);
-        expect(result.top5).to.be.closeTo(top5, 3);
-      });
-    }
   });
 
   describe('info', () => {

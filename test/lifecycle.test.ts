@@ -4,7 +4,6 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep, setImmediate as turn } from 'node:timers/promises';
 import { promisify } from 'node:util';
-import { Worker } from 'node:worker_threads';
 import { expect } from 'chai';
 import { relativeError } from '../lib/bench/measure.js';
 import {
@@ -377,31 +376,6 @@ describe('lifecycle: environments', () => {
       const loaded = [...sharedObjects, ...Object.keys(createRequire(import.meta.url).cache)];
       console.log(JSON.stringify(loaded.filter((file) => file.includes('/node_modules/'))));`);
     expect(JSON.parse(out).filter((file: string) => !file.includes('/node-gyp-build/'))).to.deep.equal([]);
-  });
-
-  it('200 worker threads, 8 at a time, are terminated in mid run @slow', async function () {
-    this.timeout(240_000);
-    const code = `
-      import { parentPort } from 'node:worker_threads';
-      const { createModel, Tensor } = await import(${JSON.stringify(dist)});
-      const model = createModel('oct-resnet-26', ${JSON.stringify(small)}, { threads: 2 });
-      const x = Tensor.zeros('f32', [4, 32, 32, 3]);
-      await model.run(x);
-      parentPort.postMessage('running');
-      while (true) await Promise.all([model.run(x), model.run(x)]);`;
-    const url = new URL(`data:text/javascript,${encodeURIComponent(code)}`);
-    let started = 0;
-    const lane = async () => {
-      while (started < 200) {
-        const wait = started++ % 7;
-        const worker = new Worker(url, { execArgv: [] });
-        await new Promise((resolve, reject) => worker.once('message', resolve).once('error', reject));
-        await sleep(wait);
-        await worker.terminate();
-      }
-    };
-    await Promise.all(Array.from({ length: 8 }, lane));
-    expect(started).to.be.at.least(200);
   });
 
   it('a process exits in order with runs in flight', async () => {

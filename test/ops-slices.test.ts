@@ -10,17 +10,8 @@ import { subBatch } from '../lib/graph/subbatch.js';
 import { elementCount } from '../lib/tensor.js';
 import { atOnce } from '../lib/turns.js';
 import { cases, graphOf } from './cases.js';
-import {
-  block,
-  compare,
-  compileSteps,
-  guarded,
-  inputsOf,
-  naming,
-  noParams,
-  parameters,
-  preactivation,
-} from './running.js';
+import { compare } from './compare.js';
+import { block, compileSteps, guarded, inputsOf, naming, noParams, parameters, preactivation } from './running.js';
 import { run, sameBits, sideBySide } from './running.js';
 
 const { traits } = targetOf('cpu');

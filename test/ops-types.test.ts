@@ -11,9 +11,9 @@ import * as ops from '../lib/ops.js';
 import { Tensor } from '../lib/tensor.js';
 import { toFloats } from '../lib/weights/floats.js';
 import { cases, graphOf } from './cases.js';
+import { allowed, compare, compareEach, magnitudes, spread } from './compare.js';
 import {
   block,
-  compare,
   compileSteps,
   inputsOf,
   naming,
@@ -22,6 +22,7 @@ import {
   run,
   sameBits,
   sideBySide,
+  stride,
 } from './running.js';
 
 const { traits } = targetOf('cpu');
@@ -121,6 +122,7 @@ describe('ops: bf16 and i8', () => {
     for (const step of all) {
       const single = { ...steps, steps: [step], inputs: step.inputs, outputs: step.outputs };
       const given = step.inputs.map((id) => arrays.get(id) as TypedArray);
+      const magnitude = await magnitudes(single, given, param);
       const wanted = await run(compileSteps(single, 'reference', 1, param), given);
       const got = await run(compileSteps(single, 'cpu', 1, param), given);
       const more = await run(compileSteps(single, 'cpu', 3, param), given);
@@ -129,7 +131,10 @@ describe('ops: bf16 and i8', () => {
         const [a, b, dtype] = [got[i] as TypedArray, wanted[i] as TypedArray, steps.values[id]?.dtype as string];
         meet(`${step.op} ${step.inputs.map((x) => steps.values[x]?.dtype)[0]} -> ${dtype}`);
         if (dtype === 'f32') {
-          compare(a, b, 2000);
+          // Of bytes a pad is a level too, whose share is taken off again: the border sums as much as the middle.
+          const own = magnitude?.[i] as TypedArray;
+          const each = compute === 'i8' ? spread(own, steps.values[id]?.shape.at(-1) ?? 1) : own;
+          compareEach(a, b, each, 4 * allowed.direct);
           return;
         }
         // A sum that lies between two elements may be rounded either way, a mean of such elements too.
@@ -167,7 +172,7 @@ describe('ops: bf16 and i8', () => {
     it(`${what}: random octave blocks, step by step`, async function () {
       this.timeout(600_000);
       const met = new Set<string>();
-      for (let seed = 1; seed <= 150; seed += 4) {
+      for (let seed = 1; seed <= 150; seed += 4 * stride) {
         const { graph } = block(seed);
         await naming(
           `seed ${seed}`,
@@ -229,7 +234,11 @@ describe('ops: other types than f32 at the ends of an op', () => {
     const [wanted] = await run(compileSteps(steps, 'reference', 1, read), inputs);
     const [got] = await run(compileSteps(steps, 'cpu', 1, read), inputs);
     expect(sameBits(await run(compileSteps(steps, 'cpu', 3, read), inputs), [got as TypedArray])).to.equal(true);
-    if (to.dtype === 'f32') return compare(got as TypedArray, wanted as TypedArray, terms);
+    if (to.dtype === 'f32') {
+      const [magnitude] = (await magnitudes(steps, inputs, read)) ?? [];
+      if (magnitude) return compareEach(got as TypedArray, wanted as TypedArray, magnitude, allowed.direct);
+      return compare(got as TypedArray, wanted as TypedArray, terms);
+    }
     if (to.dtype === 'bf16') {
       const [a, b] = [toFloats('bf16', got as TypedArray), toFloats('bf16', wanted as TypedArray)];
       const largest = b.reduce((most, x) => Math.max(most, Math.abs(x)), 0);
@@ -278,10 +287,11 @@ describe('ops: other types than f32 at the ends of an op', () => {
     it(`${op}, every row of the table`, async function () {
       this.timeout(60_000);
       const { keepsType, mixesTypes } = traits.ops[op] as (typeof traits.ops)[string];
-      for (const [from, to] of ends) {
+      for (const [k, [from, to]] of ends.entries()) {
         if (keepsType ? from !== to : !mixesTypes && to !== f32) continue;
         if (op === 'div' && from.dtype === 'u8') continue; // nothing divides by zero
-        for (const row of cases.filter((c) => c.op === op)) {
+        const rows = cases.filter((c) => c.op === op);
+        for (const row of rows.filter((_, i) => (i + k) % stride === 0)) {
           const what = `${row.title}, ${from.dtype} to ${to.dtype}`;
           // A number beside it stays f32: so does any constant.
           await naming(what, check(graphOf(row), from, to, row.terms));

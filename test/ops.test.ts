@@ -3,10 +3,14 @@ import { spawnSync } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
 import { expect } from 'chai';
 import { targetOf } from '../lib/devices.js';
+import { Graph } from '../lib/graph/graph.js';
+import { lower } from '../lib/graph/lower.js';
 import * as ops from '../lib/ops.js';
-import { type Case, cases, graphOf } from './cases.js';
+import { Tensor } from '../lib/tensor.js';
+import { type Case, cases, graphOf, numbers } from './cases.js';
 import { levels } from './levels.js';
-import { checkGraph, inputsOf, naming, noParams } from './running.js';
+import { allowed, checkGraph, compare, compareEach, magnitudes } from './compare.js';
+import { compile, inputsOf, naming, noParams, run } from './running.js';
 import { skip } from './skip.js';
 
 describe('ops: the table', () => {
@@ -24,6 +28,36 @@ describe('ops: the table', () => {
       }
     });
   }
+});
+
+describe('ops: how close is close', () => {
+  it('a small error of a border weight is seen, which one bound for the tensor hides', async () => {
+    const [channels, taps] = [8, 9];
+    const last = (channels - 1) * channels * taps;
+    // The last output channel is a thousandth of the others, and one corner of its window is off by a thousandth.
+    const weights = (factor: number) => {
+      const data = numbers(channels * channels * taps, 3).map((w, i) => (i < last ? w : w / 1000));
+      data[last] = (data[last] as number) * factor;
+      return new Tensor('f32', [channels, channels, 3, 3], data);
+    };
+    const graph = (factor: number) => {
+      const made = new Graph();
+      const x = made.input('f32', [1, 9, 9, channels]);
+      made.outputs.push(ops.conv(x, { weight: weights(factor) as never }, { padding: 1 }).id);
+      return made;
+    };
+    const x = numbers(9 * 9 * channels, 5);
+    const [right, wrong] = [graph(1), graph(1.001)];
+    const [wanted] = await run(compile(right, 'reference', 1, noParams), [x]);
+    const [got] = await run(compile(wrong, 'reference', 1, noParams), [x]);
+    const read = (name: string) => right.constants.get(name) as Tensor;
+    const [magnitude] = (await magnitudes(lower(right), [x], read, right)) ?? [];
+    const each = (y = wanted) =>
+      compareEach(y as Float32Array, wanted as Float32Array, magnitude as Float32Array, allowed.direct);
+    each();
+    expect(() => each(got)).to.throw(/^element \d+ is /);
+    compare(got as Float32Array, wanted as Float32Array, channels * taps);
+  });
 });
 
 describe('ops: every other instruction set', function () {

@@ -35,7 +35,6 @@ import { toFloats } from '../lib/weights/floats.js';
 import { readModelFolder, writeModelFolder } from '../lib/weights/folder.js';
 import { type MemoryTensor, memoryWeights } from '../lib/weights/memory.js';
 import { numbers } from './cases.js';
-import { skip } from './skip.js';
 
 /** The values over and over. */
 function image(shape: readonly number[], values: readonly number[]): Tensor<'f32'> {
@@ -492,22 +491,4 @@ describe('quantized model folders', function () {
     fails(toI8('--images', '0'), 2, /wanted an integer of at least 1/);
     expect(existsSync(inFolder('new'))).to.equal(false);
   });
-
-  const archive = (name: string) => join(root, `../shared/cifar10/${name}.tar.xz`);
-  for (const [name, right] of [
-    ['a50', 8790],
-    ['a0', 8823],
-  ] as const) {
-    it(`CIFAR-10's 10,000 test pictures on ${name}: within half a point of ${right} right @slow`, function () {
-      if (!existsSync(archive('train'))) skip(this, 'shared');
-      for (const part of ['train', 'test']) {
-        if (!existsSync(inFolder(part))) spawnSync('tar', ['-xJf', archive(part), '-C', folder]);
-      }
-      const made = octconv('quantize', shipped(name), '--data', 'train', '--out', name, '--json');
-      expect([made.code, made.stderr]).to.deep.equal([0, '']);
-      expect(JSON.parse(made.stdout).cosine).to.be.above(0.999);
-      const { top1 } = JSON.parse(octconv('eval', '--model', name, '--data', 'test', '--json').stdout);
-      expect(top1).to.be.within(right - 50, right + 50);
-    });
-  }
 });

@@ -59,7 +59,7 @@ function isStale(cache, wanted, defines) {
  * CMakeLists.txt.
  */
 export function buildNative({ out = 'build', options = {}, wanted = process.env.CXX } = {}) {
-  const defines = { OCTCONV_SANITIZE: '', OCTCONV_EMULATE_AVX512: 'OFF', ...options };
+  const defines = { OCTCONV_SANITIZE: '', OCTCONV_EMULATE_AVX512: 'OFF', OCTCONV_UP_TO_AVX2: 'OFF', ...options };
   const compiler = toolchain(wanted);
   const cache = cmakeCache(out);
   const fresh = cache === undefined || isStale(cache, wanted, defines);

@@ -11,7 +11,9 @@ static bool supported(Level level) {
   if (level == Level::baseline) return true;
 #if defined(__x86_64__)
   __builtin_cpu_init();
-#if defined(OCTCONV_EMULATE_AVX512)
+#if defined(OCTCONV_UP_TO_AVX2)
+  if (level > Level::avx2) return false;
+#elif defined(OCTCONV_EMULATE_AVX512)
   level = Level::avx2;
 #endif
   bool all = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");

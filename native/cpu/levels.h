@@ -25,7 +25,13 @@ Level level();
   namespace octconv::level {           \
   __VA_ARGS__;                         \
   }
-#if defined(__x86_64__)
+#if defined(OCTCONV_UP_TO_AVX2)
+#define OCTCONV_PICK(name) \
+  (::octconv::level() == ::octconv::Level::avx2 ? &::octconv::avx2::name : &::octconv::baseline::name)
+#define OCTCONV_DECLARE(...)                \
+  OCTCONV_DECLARE_IN(baseline, __VA_ARGS__) \
+  OCTCONV_DECLARE_IN(avx2, __VA_ARGS__)
+#elif defined(__x86_64__)
 #define OCTCONV_PICK(name)                                                             \
   (::octconv::level() == ::octconv::Level::avx512bf16   ? &::octconv::avx512bf16::name \
    : ::octconv::level() == ::octconv::Level::avx512vnni ? &::octconv::avx512vnni::name \
