@@ -399,11 +399,13 @@ void split(BranchPlan& b, int threads) {
   if (o && weightBytes > winogradBytes) wanted = std::max(wanted, fewestTiles * o * o);
   cut(wanted);
   if (threads == 1) return;
-  // Every panel group of Winograd's tiles transforms the inputs again: no more of them than threads.
-  const int64_t most = int64_t{o ? 2 : tasksPerThread} * threads;
+  // Every panel group prepares or transforms the inputs again: no more of them than threads.
+  const auto isPrepared = [](const TileSource& s) { return s.prepared.has_value(); };
+  const bool again = o || std::any_of(b.main.sources.begin(), b.main.sources.end(), isPrepared);
+  const int64_t most = int64_t{again ? 2 : tasksPerThread} * threads;
   const int64_t useful = std::clamp<int64_t>(static_cast<int64_t>(flops / taskFlops), 1, most);
   const auto groups = [&] {
-    const int64_t wanted = o ? std::min<int64_t>(useful, threads) : useful;
+    const int64_t wanted = again ? std::min<int64_t>(useful, threads) : useful;
     const auto panels = static_cast<int64_t>(b.packed->panels.size());
     return std::clamp<int64_t>((wanted + b.blocks - 1) / b.blocks, 1, std::max<int64_t>(1, panels));
   };
