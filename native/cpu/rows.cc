@@ -78,13 +78,24 @@ void convertElements(const Elements& from, const Elements& to, ptrdiff_t count) 
 template <class From>
 static void sum(const Elements& from, ptrdiff_t pitch, float* sums, ptrdiff_t pixels, ptrdiff_t channels) {
   const Vec factor = splat(from.scale), zeros = splat(static_cast<float>(from.zero) * static_cast<float>(pixels));
-  for (ptrdiff_t c = 0; c < channels; c += lanes) {
+  const auto* first = static_cast<const From*>(from.data);
+  const auto end = [&](Vec all) { return (all - zeros) * factor; };
+  ptrdiff_t c = 0;
+  for (; c + 4 * lanes <= channels; c += 4 * lanes) {
+    Vec all[4]{};
+    for (ptrdiff_t p = 0; p < pixels; p++)
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; i++) all[i] += load(first + p * pitch + c + i * lanes);
+    for (int i = 0; i < 4; i++) store(sums + c + i * lanes, end(all[i]));
+  }
+  for (; c < channels; c += lanes) {
     const int count = channels - c < lanes ? static_cast<int>(channels - c) : lanes;
-    const From* x = static_cast<const From*>(from.data) + c;
     Vec all{};
-    for (ptrdiff_t p = 0; p < pixels; p++, x += pitch) all += count == lanes ? load(x) : load(x, count);
-    all = (all - zeros) * factor;
-    count == lanes ? store(sums + c, all) : store(sums + c, all, count);
+    for (ptrdiff_t p = 0; p < pixels; p++) {
+      const From* x = first + p * pitch + c;
+      all += count == lanes ? load(x) : load(x, count);
+    }
+    store(sums + c, end(all), count);
   }
 }
 
@@ -107,23 +118,28 @@ static void activate(const Elements& from, ptrdiff_t fromPitch, const Elements& 
                      float most, ptrdiff_t pixels, ptrdiff_t channels) {
   const Vec low = splat(least), high = splat(most), steps = splat(1 / to.scale),
             zero = splat(static_cast<float>(to.zero));
-  for (ptrdiff_t c = 0; c < channels; c += lanes) {
-    const int count = channels - c < lanes ? static_cast<int>(channels - c) : lanes;
-    const Vec factor = (scale ? load(scale + c, count) : splat(1)) * from.scale,
-              addend = (shift ? load(shift + c, count) : Vec{}) -
-                       (added.data ? splat(added.scale * static_cast<float>(added.zero)) : Vec{});
-    const From* x = static_cast<const From*>(from.data) + c;
-    To* y = static_cast<To*>(to.data) + c;
-    for (ptrdiff_t p = 0; p < pixels; p++, x += fromPitch, y += toPitch) {
-      Vec v = count == lanes ? load(x) : load(x, count);
+  const Vec offset = added.data ? splat(added.scale * static_cast<float>(added.zero)) : Vec{};
+  // Pixel by pixel: vector by vector, lines that a power of two lies between share few sets of the cache (2.5 times the
+  // time for rows of 184 of 256 channels).
+  for (ptrdiff_t p = 0; p < pixels; p++) {
+    const From* x = static_cast<const From*>(from.data) + p * fromPitch;
+    To* y = static_cast<To*>(to.data) + p * toPitch;
+    const auto some = [&](ptrdiff_t c, int count) {
+      const bool whole = count == lanes;
+      const auto at = [&](const auto* of) { return whole ? load(of + c) : load(of + c, count); };
+      const Vec factor = (scale ? at(scale) : splat(1)) * from.scale, addend = (shift ? at(shift) : Vec{}) - offset;
+      Vec v = at(x);
       if constexpr (sizeof(From) == 1)
         v -= splat(static_cast<float>(from.zero));  // not later: a factor may be infinite
       v = multiplyAdd(v, factor, addend);
       if (added.data) v = multiplyAdd(loadAny(added, p * addedPitch + c, count), splat(added.scale), v);
       v = clamp(v, low, high);
       if constexpr (sizeof(To) == 1) v = clamp(v * steps + zero, Vec{}, splat(255));
-      count == lanes ? store(y, v) : store(y, v, count);
-    }
+      whole ? store(y + c, v) : store(y + c, v, count);
+    };
+    ptrdiff_t c = 0;
+    for (; c + lanes <= channels; c += lanes) some(c, lanes);
+    if (c < channels) some(c, static_cast<int>(channels - c));
   }
 }
 
