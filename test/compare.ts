@@ -15,8 +15,9 @@ const sums = new Set(
 
 /**
  * For each element of the outputs the sum of |a||b| over the products that it is the sum of: what the reference computes
- * of absolute inputs and weights, without clamps, all in f32. Rounding errors are a small multiple of it wherever the
- * sum itself cancels out, and at a border it has fewer terms. Undefined where a step is no such sum.
+ * of absolute inputs and weights, without clamps and other functions (whose slope is 1.5 at most), all in f32. Rounding
+ * errors are a small multiple of it wherever the sum itself cancels out, and at a border it has fewer terms. Undefined
+ * where a step is no such sum.
  */
 export async function magnitudes(
   { values, steps, inputs, outputs }: Steps,
@@ -33,8 +34,8 @@ export async function magnitudes(
   };
   const open = (activation?: Activation): Activation => {
     norm(activation?.batchNorm);
-    const { least: _, most: __, ...rest } = activation ?? {};
-    return rest;
+    const { batchNorm, eps } = activation ?? {};
+    return { ...(batchNorm && { batchNorm }), ...(eps !== undefined && { eps }) };
   };
   const absolute = (step: Step): Step => {
     if (!step.branches) {
@@ -46,8 +47,8 @@ export async function magnitudes(
         attrs: { ...step.attrs, ...(value !== undefined && { value: Math.abs(value) }) },
       };
     }
-    const branches = step.branches.map(({ terms, residual, y, stores }) => ({
-      ...{ y, ...(residual !== undefined && { residual }) },
+    const branches = step.branches.map(({ terms, gated, residual, y, stores }) => ({
+      ...{ y, ...(gated && { gated }), ...(residual !== undefined && { residual }) },
       stores: stores.map(({ activation, ...store }) => ({
         ...store,
         ...(activation && { activation: open(activation) }),

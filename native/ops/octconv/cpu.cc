@@ -163,11 +163,12 @@ std::vector<StoreGroup> groupStores(const Node& node, const BranchPlan& b, const
       const PackedBranch::ScaleShift& norm = b.packed->stores[k];
       const float *scale = norm.channels ? b.packed->floats(norm.scale) : nullptr,
                   *shift = norm.channels ? b.packed->floats(norm.shift) : nullptr;
-      groups.push_back({{DType::f32, y}, store.activation, scale, shift, 1, {}, {}, {y.c, y.c, y.c}, {}, 0});
+      groups.push_back({{DType::f32, y}, store.activation, scale, shift, 1, {}, {}, {y.c, y.c, y.c}, {}, 0, 0});
       group = groups.end() - 1;
     }
     if (store.mean) {
       group->mean = store.output;
+      group->meanPitch = node.outputs[store.output].pitch();
       continue;
     }
     group->type = node.outputs[store.output];
@@ -182,7 +183,7 @@ std::vector<StoreGroup> groupStores(const Node& node, const BranchPlan& b, const
       std::swap(groups[0], group);
       return groups;
     }
-  groups.insert(groups.begin(), {{DType::f32, y}, {}, nullptr, nullptr, 1, {}, {}, {y.c, y.c, y.c}, {}, 0});
+  groups.insert(groups.begin(), {{DType::f32, y}, {}, nullptr, nullptr, 1, {}, {}, {y.c, y.c, y.c}, {}, 0, 0});
   return groups;
 }
 
@@ -292,7 +293,8 @@ void runMeans(const BranchPlan& b, int64_t image, const Run& run) {
     for (int64_t c = 0; c < y.c; c++) {
       double sum = 0;
       for (int64_t row = 0; row < rows; row++) sum += static_cast<double>(sums[row * y.c + c]);
-      run.out<float>(*group.mean)[image * y.c + c] = static_cast<float>(sum / static_cast<double>(rows * y.w));
+      run.out<float>(*group.mean)[image * group.meanPitch + c] =
+          static_cast<float>(sum / static_cast<double>(rows * y.w));
     }
   }
 }

@@ -116,7 +116,9 @@ struct StoreGroup {
   std::optional<size_t> outputs[3];
   size_t scratch[3];
   int64_t pitches[3];          // of the levels
-  std::optional<size_t> mean;  // an output; the sums of rows of level 0 lie in memory of the step, from `rowSums` on
+  std::optional<size_t> mean;  // an output, `meanPitch` elements from image to image; the sums of rows of level 0 lie
+                               // in memory of the step, from `rowSums` on
+  int64_t meanPitch;
   size_t rowSums;
 };
 
