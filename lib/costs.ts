@@ -53,7 +53,7 @@ export function costsOf({
       multiplyAdds: branches
         .flatMap((branch) => sourcesOf(branch).map((source) => products(branch, source)))
         .reduce((sum, count) => sum + count, 0),
-      computes: [...new Set(branches.map(({ compute = 'f32' }) => compute))],
+      computes: [...new Set(branches.flatMap(({ gated, compute = 'f32' }) => (gated ? [] : compute)))],
       inputs: [...new Set(typesOf(inputs).map(({ dtype }) => dtype))],
       outputs: [...new Set(typesOf(outputs).map(({ dtype }) => dtype))],
       bytes: { inputs: sizeOf(inputs), outputs: sizeOf(outputs), weights: weightsOf(step) },

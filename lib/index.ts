@@ -21,7 +21,18 @@ export {
   type TensorType,
   Value,
 } from './graph/graph.js';
-export type { Activation, BatchNormParams, Branch, Size3, Source, Step, Store, Term } from './graph/lower.js';
+export type {
+  Activation,
+  BatchNormParams,
+  Branch,
+  Gated,
+  Packing,
+  Size3,
+  Source,
+  Step,
+  Store,
+  Term,
+} from './graph/lower.js';
 export { countFlops, type Flops } from './flops.js';
 export { type Batch, type BatchOptions, type Failed, loadBatches } from './input/batches.js';
 export { type DecodeOptions, decodeImage, type Picture, type PictureFormat } from './input/image.js';

@@ -79,7 +79,7 @@ export type NativeDevice = { readonly name: Device } & (
  */
 export interface Native {
   devices(): NativeDevice[];
-  /** Memory that `pack` reads without a copy: leave it as it is till then, and release it. */
+  /** Memory that `pack` reads without a copy, until its promise is settled. It must be released. */
   block(bytes: number): ArrayBuffer;
   format(device: Device, op: string, attrs: Attrs): string;
   pack(

@@ -165,10 +165,12 @@ export class PackedWeights {
     // All that this plan waits for: of what fails, `packed` forgets the promise.
     const waited = used.flatMap(({ packed }) => packed.promise ?? []);
     let before: Promise<unknown> = Promise.resolve();
+    let failed = false;
     for (const [i, { step, packing, packed }] of missing.entries()) {
       const block = blocks[i % blocks.length] as ArrayBuffer;
       const params = packed.promise ? {} : await this.#read(step, packing, constants, block);
       await before; // one is packed while the next one is read into the other block
+      if (failed) break;
       if (packed.promise) {
         waited.push(packed.promise); // another plan was sooner
         continue;
@@ -184,6 +186,7 @@ export class PackedWeights {
         },
         () => {
           packed.promise = undefined; // the next one tries again
+          failed = true;
         },
       );
     }
@@ -236,6 +239,7 @@ export class PackedWeights {
     const all = Object.entries(params).map(
       async ([role, name]) => [role, constants.get(name) ?? (await read(name))] as const,
     );
+    await Promise.allSettled(all); // the caller releases `memory` after an error: nobody may still read into it
     return Object.fromEntries(await Promise.all(all));
   }
 

@@ -1,8 +1,9 @@
 // The language boundary, and the only file that includes napi.h: convert, call, return.
 //
 //   devices()                          -> [{ name, traits } or { name, why }] for each kind of device
-//   block(bytes)                       -> ArrayBuffer of memory that pack() reads without a copy: leave it as it is
-//   till then format(device, op, attrs)          -> string; parameters packed for one node serve all of the same format
+//   block(bytes)                       -> ArrayBuffer of memory that pack() reads without a copy, until its promise is
+//                                      settled
+//   format(device, op, attrs)          -> string; parameters packed for one node serve all of the same format
 //   pack(device, op, attrs, params)    -> Promise<packed parameters>
 //   part(plan, before?)                -> a plan as native data; lists of its values and steps go on from those before
 //   compile(device, plan | part)       -> Promise<{ plan, runBytes, algorithms }>

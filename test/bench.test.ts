@@ -181,7 +181,7 @@ describe('bench', () => {
     }
   });
 
-  it('goals are of ResNet-50 at 224 px, for some settings', () => {
+  it('goals are of some networks at 224 px, for some settings', () => {
     const row = { network: 'oct-resnet-50', alpha: 0.5, dtype: 'f32', batch: 8, threads: 2 } as const;
     expect(goalOf(224, row)).to.deep.equal({ floor: 0.5, goal: 0.43 });
     expect(goalOf(224, { ...row, network: 'resnet-50', alpha: undefined })).to.deep.equal({
@@ -191,7 +191,8 @@ describe('bench', () => {
     for (const other of [{ threads: 3 }, { alpha: 0.75 }, { network: 'oct-resnet-101' }]) {
       expect(goalOf(224, { ...row, ...other }).goal).to.equal(undefined);
     }
-    expect(goalOf(225, row)).to.deep.equal({});
+    expect(goalOf(225, row).goal).to.equal(undefined);
+    expect(goalOf(224, { ...row, network: 'oct-densenet-121', alpha: 0.25 }).goal).to.equal(0.65);
   });
 
   it('medians, paired ratios, errors', () => {

@@ -670,7 +670,7 @@ describe('command line', function () {
       expect(readFileSync(inFolder('c.svg'), 'utf8')).to.match(/^<svg /);
       const ops = octconv('bench', 'ops', '--network', 'oct-resnet-26', '--json', ...common);
       expect([ops.code, ops.stderr]).to.deep.equal([0, '']);
-      expect(JSON.parse(ops.stdout).steps.length).to.equal(28);
+      expect(JSON.parse(ops.stdout).steps.length).to.equal(27);
     });
 
     it('bench memory: ours and theirs in fresh processes', function () {

@@ -105,7 +105,8 @@ export function compareEach(got: TypedArray, wanted: TypedArray, magnitude: Type
   for (const [i, b] of wanted.entries()) {
     const a = got[i] as number;
     if (a === b || (Number.isNaN(a) && Number.isNaN(b))) continue;
-    const off = Math.abs(a - b) / (2 ** -24 * (magnitude[i] as number));
+    // A function of the sum rounds too, where the sum itself may be next to nothing.
+    const off = Math.abs(a - b) / (2 ** -24 * Math.max(magnitude[i] as number, Math.abs(b)));
     if (!(off <= times) || !Number.isFinite(b))
       throw new Error(`element ${i} is ${a}, wanted ${b}: off by ${off} x 2^-24 of ${magnitude[i]}, wanted ${times}`);
   }

@@ -315,7 +315,17 @@ describe('graph: fusion', () => {
     const r = new Recorder();
     const [h, l] = r.octConv(r.input());
     const [a, b] = [r.conv(h), r.conv(l)];
-    expect(ops(joinBranches(r.steps(a, b)))).to.deep.equal(['octConv', 'octConv']);
+    const joined = joinBranches(r.steps(a, b));
+    expect(joined.steps.map(({ outputs }) => outputs)).to.deep.equal([
+      [h.id, l.id],
+      [a.id, b.id],
+    ]);
+    const between = new Recorder();
+    const [xH, xL] = between.octConv(between.input());
+    const first = between.conv(xH);
+    const other = between.one('sigmoid', [first]);
+    const later = between.one('mul', [xL, between.one('globalAvgPool', [other])]);
+    expect(ops(joinBranches(openGates(between.steps(later))))).to.deep.equal(ops(openGates(lower(between.graph))));
     const chain = new Recorder();
     const x = chain.conv(chain.input());
     const y = chain.conv(x);

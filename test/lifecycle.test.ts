@@ -225,6 +225,27 @@ describe('lifecycle: runs', () => {
     expect((await model.run(x)).shape).to.deep.equal([1, 10]);
   });
 
+  it('wait, after a read that failed, for the others, which write into memory that is given back then', async () => {
+    const network = buildNetwork('oct-resnet-26', small);
+    const weights = initialize(network);
+    let reading = 0;
+    const read = async (name: string, memory?: (bytes: number) => Uint8Array) => {
+      if (name.endsWith('.running_var')) throw new Error('a cable was pulled');
+      reading++;
+      const bytes = memory?.(64);
+      await sleep(20);
+      bytes?.fill(1);
+      reading--;
+      return weights.read(name);
+    };
+    using model = new Model(network, { tensors: weights.tensors, read });
+    const failure = model.run(Tensor.zeros('f32', [1, 32, 32, 3])).then(
+      () => '',
+      (error) => error.message,
+    );
+    expect([await failure, reading]).to.deep.equal(['a cable was pulled', 0]);
+  });
+
   it('may overlap, also of two models, and give what they give alone', async () => {
     const other = createModel('oct-resnet-26', { ...small, seed: 3 }, { threads: 1 });
     const inputs = Array.from({ length: 8 }, (_, i) => {

@@ -2,7 +2,9 @@
 import { expect } from 'chai';
 import { targetOf } from '../lib/devices.js';
 import { fuse } from '../lib/graph/fuse.js';
+import { Graph, type Value } from '../lib/graph/graph.js';
 import { lower } from '../lib/graph/lower.js';
+import * as ops from '../lib/ops.js';
 import { stepsFor } from '../lib/targets.js';
 import { checkGraph, checkSteps } from './compare.js';
 import { block, compileSteps, inputsOf, naming, parameters, preactivation, run, sameBits, stride } from './running.js';
@@ -106,6 +108,34 @@ describe('ops: fused forms', () => {
   it('60 more @slow', async function () {
     this.timeout(60_000);
     await checkPreactivation(21, 80);
+  });
+
+  it('stores of one activation twice, in one type or two', async () => {
+    const weight = (g: Graph, name: string) => g.parameter(name, [5, 5, 1, 1]);
+    for (const op of [ops.relu, ops.sigmoid, (x: never) => ops.globalAvgPool(x)])
+      for (const read of [false, true]) {
+        const graph = new Graph();
+        const y = ops.conv(graph.input('f32', [2, 5, 4, 5]), { weight: weight(graph, 'p1.weight') });
+        const [a, b] = [op(y as never), op(y as never)] as Value[];
+        const c = read ? [ops.conv(ops.relu(y), { weight: weight(graph, 'p2.weight') }) as Value] : [];
+        graph.outputs.push(...[a, b, ...c].map((v) => v?.id as number));
+        await checkGraph(graph, inputsOf({ inputs: [[2, 5, 4, 5]] }), 100, parameters(graph));
+      }
+  });
+
+  it('gates of what no convolution makes, and of values that are clamped first', async () => {
+    const graph = new Graph();
+    const [x, gate] = [graph.input('f32', [2, 5, 4, 9]), graph.input('f32', [2, 9])];
+    const one = ops.mul(ops.relu(x), gate);
+    const two = ops.mul(x, ops.relu6(ops.add(gate, 3)));
+    const pooled = ops.maxPool(x, { kernel: 3, stride: 1, padding: 1 });
+    const three = ops.relu(ops.add(ops.mul(ops.relu(pooled), ops.sigmoid(gate)), two));
+    graph.outputs.push(one.id, two.id, three.id);
+    const shapes = [
+      [2, 5, 4, 9],
+      [2, 9],
+    ];
+    await checkGraph(graph, inputsOf({ inputs: shapes }), 100, parameters(graph));
   });
 
   // Which pixels share a tile depends on the cut: a kernel that rounds some of them in another way shows here.

@@ -1,11 +1,26 @@
 /** Which algorithm computes a branch on the CPU: a function of shape and data type. */
+import type { DType } from '../dtype.js';
 import type { Traits } from '../targets.js';
 import { toNTHWC } from './graph.js';
 import type { Work } from '../turns.js';
-import { type Branch, convStep, sourcesOf, type Step, type Steps } from './lower.js';
+import { type Branch, convStep, type Store, sourcesOf, type Step, type Steps } from './lower.js';
 
 /** Of integers, so many input channels may be summed up (native/cpu/winograd.h). */
 export const mostChannels = { 2: 1827, 4: 114 } as const;
+
+/** What tiles write: the elements of the only store, or y as f32 (`groupStores` in native/ops/octconv/cpu.cc). */
+function writtenType(stores: readonly Store[], values: Steps['values']): DType {
+  const typeOf = ({ value, mean }: Store) => {
+    const { dtype, scale, zero } = (!mean && values[value]) || { dtype: 'f32' as const };
+    return { dtype, scale, zero };
+  };
+  const groups = new Set(stores.map((store) => JSON.stringify([store.activation, typeOf(store)])));
+  const slots = new Set(stores.map((s) => JSON.stringify([s.activation, typeOf(s), s.pool, s.mean])));
+  const [store] = stores;
+  const { batchNorm, function: applied } = store?.activation ?? {};
+  const one = groups.size === 1 && slots.size === stores.length && !batchNorm && !applied;
+  return one && store ? typeOf(store).dtype : 'f32';
+}
 
 /**
  * Whether Winograd's F(size x size) can do it: products are of f32, activations may be bf16; or all is integers,
@@ -16,10 +31,7 @@ export function fitsWinograd(
   { values }: Steps,
   size: 2 | 4,
 ): boolean {
-  // Tiles write the one store there is, or y as f32.
-  const [first, ...others] = new Set(stores.map(({ activation }) => JSON.stringify(activation)));
-  const tiles = !others.length && !first?.includes('batchNorm') && !first?.includes('function');
-  const y = tiles ? (values[stores.find(({ mean }) => !mean)?.value ?? -1]?.dtype ?? 'f32') : 'f32';
+  const y = writtenType(stores, values);
   const types = [y, residual === undefined ? y : values[residual]?.dtype];
   const sources = sourcesOf({ terms });
   const plain =

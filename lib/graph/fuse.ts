@@ -306,9 +306,9 @@ export function* joinPrologues(given: Steps): Work<Steps> {
     const value = found?.steps.at(-1)?.outputs[0] ?? -1;
     const readers = uses.readersOf(value);
     const reads = (branch: Branch) => sourcesOf(branch).some((source) => source.input === value);
-    const fine = readers.every(
-      ({ branches = [] }) => branches.length > 0 && branches.every((b) => b.residual !== value),
-    );
+    const onlySources = ({ residual, gated }: Branch) =>
+      residual !== value && gated?.input !== value && gated?.gate !== value;
+    const fine = readers.every(({ branches = [] }) => branches.length > 0 && branches.every(onlySources));
     if (!found || !fine || readers.length === 0 || uses.isOutput(value)) continue;
     const prologue = found.activation;
     const behind = (source: Source): Source => (source.input === value ? { ...source, input, prologue } : source);

@@ -169,8 +169,12 @@ function nativeForm(branch: Branch, inputs: readonly number[], outputs: readonly
     params[key] = name;
     return key;
   };
+  const norms = new Map<string, string>();
   const norm = (names: BatchNormParams) => {
+    const known = norms.get(JSON.stringify(names));
+    if (known) return known; // of one store and its pooled copies
     const key = `bn${count++}`;
+    norms.set(JSON.stringify(names), key);
     for (const [part, name] of Object.entries(names)) params[`${key}.${part}`] = name;
     return key;
   };

@@ -113,9 +113,8 @@ OCTCONV_INLINE Vec loadAny(const Elements& from, ptrdiff_t at, int count) {
 }
 
 template <class From, class To>
-static void activate(const Elements& from, ptrdiff_t fromPitch, const Elements& to, ptrdiff_t toPitch,
-                     const float* scale, const float* shift, const Elements& added, ptrdiff_t addedPitch, float least,
-                     float most, ptrdiff_t pixels, ptrdiff_t channels) {
+static void activate(const ActivatedPixels& by, ptrdiff_t pixels, ptrdiff_t channels) {
+  const auto& [from, fromPitch, to, toPitch, scale, shift, least, most, added, addedPitch] = by;
   const Vec low = splat(least), high = splat(most), steps = splat(1 / to.scale),
             zero = splat(static_cast<float>(to.zero));
   const Vec offset = added.data ? splat(added.scale * static_cast<float>(added.zero)) : Vec{};
@@ -143,21 +142,17 @@ static void activate(const Elements& from, ptrdiff_t fromPitch, const Elements& 
   }
 }
 
-void activatePixels(const Elements& from, ptrdiff_t fromPitch, const Elements& to, ptrdiff_t toPitch,
-                    const float* scale, const float* shift, const Elements& added, ptrdiff_t addedPitch, float least,
-                    float most, ptrdiff_t pixels, ptrdiff_t channels) {
-  const auto as = [&](auto x, auto y) {
-    activate<decltype(x), decltype(y)>(from, fromPitch, to, toPitch, scale, shift, added, addedPitch, least, most,
-                                       pixels, channels);
-  };
+void activatePixels(const ActivatedPixels& by, ptrdiff_t pixels, ptrdiff_t channels) {
+  const DType from = by.from.dtype, to = by.to.dtype;
+  const auto as = [&](auto x, auto y) { activate<decltype(x), decltype(y)>(by, pixels, channels); };
   const auto into = [&](auto x) {
-    if (to.dtype == DType::f32) as(x, float{});
-    if (to.dtype == DType::bf16) as(x, BFloat16{});
-    if (to.dtype == DType::u8) as(x, uint8_t{});
+    if (to == DType::f32) as(x, float{});
+    if (to == DType::bf16) as(x, BFloat16{});
+    if (to == DType::u8) as(x, uint8_t{});
   };
-  if (from.dtype == DType::f32) into(float{});
-  if (from.dtype == DType::bf16) into(BFloat16{});
-  if (from.dtype == DType::u8) into(uint8_t{});
+  if (from == DType::f32) into(float{});
+  if (from == DType::bf16) into(BFloat16{});
+  if (from == DType::u8) into(uint8_t{});
 }
 
 }  // namespace octconv::OCTCONV_LEVEL

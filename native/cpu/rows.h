@@ -16,6 +16,19 @@ struct Elements {
   int zero = 0;
 };
 
+// to = clamp(scale[c] * from + shift[c] + added, least, most); scale and shift may be null, as added.data. Pitches are
+// in elements.
+struct ActivatedPixels {
+  Elements from;
+  ptrdiff_t fromPitch;
+  Elements to;
+  ptrdiff_t toPitch;
+  const float *scale = nullptr, *shift = nullptr;
+  float least = -__builtin_inff(), most = __builtin_inff();
+  Elements added{};
+  ptrdiff_t addedPitch = 0;
+};
+
 }  // namespace octconv
 
 // P(x) of a piece of a plane: 2x2 average pooling, stride 2, ceil mode, borders averaged over what exists.
@@ -29,8 +42,4 @@ OCTCONV_DECLARE(void convertElements(const Elements& from, const Elements& to, p
 // sums[c] = the sum of `channels` channels of some pixels, as values.
 OCTCONV_DECLARE(void sumPixels(const Elements& from, ptrdiff_t fromPitch, float* sums, ptrdiff_t pixels,
                                ptrdiff_t channels))
-// to = clamp(scale[c] * from + shift[c] + added, least, most) of `channels` channels of some pixels, whose pitches are
-// in elements; without scale, shift and `added` if they are null.
-OCTCONV_DECLARE(void activatePixels(const Elements& from, ptrdiff_t fromPitch, const Elements& to, ptrdiff_t toPitch,
-                                    const float* scale, const float* shift, const Elements& added, ptrdiff_t addedPitch,
-                                    float least, float most, ptrdiff_t pixels, ptrdiff_t channels))
+OCTCONV_DECLARE(void activatePixels(const ActivatedPixels& by, ptrdiff_t pixels, ptrdiff_t channels))

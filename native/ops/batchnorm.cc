@@ -66,8 +66,9 @@ Kernel fast(const Node& node, int) {
   return {[=, &a = scaleShiftOf(node), keep = node.packed, loop = OCTCONV_PICK(activatePixels)](Run& run) {
     run.parallel(parts, [&](int64_t task, char*) {
       const auto [begin, end] = piece(s.pixels(), parts, task);
-      loop(x.elements(run.inputs[0], begin * pitch), pitch, y.elements(run.outputs[0], begin * outPitch), outPitch,
-           a.scale.data(), a.shift.data(), {}, 0, -INFINITY, INFINITY, end - begin, s.c);
+      loop({x.elements(run.inputs[0], begin * pitch), pitch, y.elements(run.outputs[0], begin * outPitch), outPitch,
+            a.scale.data(), a.shift.data()},
+           end - begin, s.c);
     });
   }};
 }

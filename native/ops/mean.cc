@@ -34,8 +34,8 @@ void check(const Node& node) {
 
 constexpr int64_t mostChannels = 64;  // of a task
 
-// A task: some channels of one position that is left. f(sums, pixel, count, first, channels) adds up so many channels
-// of pixels that lie together.
+// A task: some channels of one position that is left. add(run, sums, pixel, count, first, channels) adds up so many
+// channels of pixels that lie together.
 template <class AddPixels>
 Kernel make(const Node& node, AddPixels add) {
   const Reduction reduction(node);

@@ -10,8 +10,8 @@
 //   source  = P^pool(clamp(batchNorm(x)))            the prologue; each part may be absent
 //   stores  = P^pool(clamp(function(batchNorm(y))))  any number of them; y is stored only where a store says so
 //
-// A store may keep the mean over T, H and W instead, [N,1,1,1,C] of f32. In place of terms a branch may have an input
-// times a gate, a number per image and channel that another step has computed (squeeze and excitation).
+// A store may keep the mean over T, H and W instead, [N,1,1,1,C], of and as f32. In place of terms a branch may have an
+// input times a gate, a number per image and channel that another step has computed (squeeze and excitation).
 //
 // A plain convolution is one branch of one source, a linear layer is that with a 1x1 kernel, a projection shortcut is a
 // second term, a pre-activation block stores y and clamp(batchNorm(y)).
@@ -220,14 +220,6 @@ static void checkBranch(const Node& node, const Branch& branch) {
       fail("octConv: a store of '", node.name, "' is ", node.out(store.output), ", wanted ", stored);
     if (store.mean && node.outputs[store.output].dtype != DType::f32)
       fail("octConv: a mean of '", node.name, "' is ", nameOf(node.outputs[store.output].dtype), ", wanted f32");
-    // P of elements gives elements of the same type.
-    const TensorType& type = node.outputs[store.output];
-    for (const Store& other : branch.stores) {
-      const TensorType& same = node.outputs.at(other.output);
-      if (other.activation == store.activation && !store.mean && !other.mean &&
-          (same.dtype != type.dtype || same.scale != type.scale || same.zero != type.zero))
-        fail("octConv: stores of '", node.name, "' that differ by P alone must be of one type");
-    }
   }
 }
 

@@ -5,14 +5,15 @@
 //   1. conv(xL; Wlh) of the low pixels under the block goes into T, a few KB that stay in the L1 cache;
 //   2. the register tiles of the block START from their T (upsampling costs a load), add up all other sources,
 //      add the residual, clamp and store.
-// In the end the other stores, batch normalised, clamped or pooled, are made of the rows just stored.
-// Nothing is shared between tasks, so neither a barrier nor the thread count can change a bit.
+// In the end the other stores, batch normalised, clamped, pooled or otherwise activated, are made of the rows just
+// stored; sums of their rows become means when all tasks have ended. A gate is one pass in place of 1 and 2.
+// Tasks share no element, and rows are summed in their order, so neither blocks nor the thread count can change a bit.
 //
-// Some inputs need preparing, rows by rows in the scratch of the task that reads them: one with a prologue; one that
+// Some inputs need preparing, row by row in the scratch of the task that reads them: one with a prologue; one that
 // the producer could not write as it is wanted (the network's own, an odd number of channels), which is converted, its
 // channels filled up to whole words of 32 bits, and pooled; and one of few channels under a wide kernel (the stem's 7x7
 // over RGB), which is copied with its padding so that a row of taps is one tap of kernel.w * C channels. Rows that two
-// blocks read, and those of several panel groups, are prepared for each.
+// blocks, panel groups or sources read are prepared for each.
 #include "cpu.h"
 
 #include "../../cpu/rows.h"
@@ -104,15 +105,18 @@ void prepareRow(const TileSource& source, const TensorType& type, Compute comput
     const Elements in = elementsOf(const_cast<char*>(from) + x * fromBytes, type),
                    out{to + gaps + x * c * bytes, activationOf(compute), source.conv.scale, source.conv.zero};
     if (p.activates())
-      OCTCONV_PICK(activatePixels)(in, type.pitch(), out, c, p.scale, p.shift, {}, 0, p.least, p.most, together, c);
+      OCTCONV_PICK(activatePixels)({in, type.pitch(), out, c, p.scale, p.shift, p.least, p.most}, together, c);
     else
       OCTCONV_PICK(convertElements)(in, out, together * c);
   }
-  if (gaps == 0) to += width * c * bytes;
-  // Byte by byte: there are few, too few for a call.
-  for (int64_t i = 0; gaps > 0 && i < width * p.groups; i++) {
-    for (int64_t k = 0; k < inGroup * bytes; k++) *to++ = *packed++;
-    fill((group - inGroup) * bytes);
+  if (gaps == 0) {
+    to += width * c * bytes;
+  } else {
+    // Byte by byte: there are few, too few for a call.
+    for (int64_t i = 0; i < width * p.groups; i++) {
+      for (int64_t k = 0; k < inGroup * bytes; k++) *to++ = *packed++;
+      fill((group - inGroup) * bytes);
+    }
   }
   fill(margin);
 }
@@ -151,31 +155,36 @@ void prepareRows(const TileSource& source, const Node& node, Compute compute, co
 // --- Stores -----------------------------------------------------------------------------------------------------
 
 // Groups a branch's stores, the one that tiles write first: the only one, if it is just clamped; else y itself, as f32.
+// lib/graph/algorithm.ts asks the same (`writtenType`).
 std::vector<StoreGroup> groupStores(const Node& node, const BranchPlan& b, const Shape& y) {
   std::vector<StoreGroup> groups;
-  const auto groupOf = [&](const Activation& activation) {
-    return std::find_if(groups.begin(), groups.end(), [&](const StoreGroup& g) { return g.activation == activation; });
+  const auto sameType = [](const TensorType& a, const TensorType& b) {
+    return a.dtype == b.dtype && a.scale == b.scale && a.zero == b.zero;
   };
   for (size_t k = 0; k < b.spec.stores.size(); k++) {
     const Store& store = b.spec.stores[k];
-    auto group = groupOf(store.activation);
+    TensorType type = store.mean ? TensorType{DType::f32, y} : node.outputs[store.output];
+    type.shape = y, type.gap = 0;
+    auto group = std::find_if(groups.begin(), groups.end(), [&](const StoreGroup& g) {
+      return g.activation == store.activation && sameType(g.type, type) &&
+             !(store.mean ? g.mean : g.outputs[store.pool]);
+    });
     if (group == groups.end()) {
       const PackedBranch::ScaleShift& norm = b.packed->stores[k];
       const float *scale = norm.channels ? b.packed->floats(norm.scale) : nullptr,
                   *shift = norm.channels ? b.packed->floats(norm.shift) : nullptr;
-      groups.push_back({{DType::f32, y}, store.activation, scale, shift, 1, {}, {}, {y.c, y.c, y.c}, {}, 0, 0});
+      groups.push_back({type, store.activation, scale, shift, 1, {}, {}, {y.c, y.c, y.c}, {}, 0, 0});
       group = groups.end() - 1;
     }
+    const int64_t pitch = node.outputs[store.output].pitch();
     if (store.mean) {
       group->mean = store.output;
-      group->meanPitch = node.outputs[store.output].pitch();
-      continue;
+      group->meanPitch = pitch;
+    } else {
+      group->levels = std::max(group->levels, static_cast<int>(store.pool) + 1);
+      group->outputs[store.pool] = store.output;
+      group->pitches[store.pool] = pitch;
     }
-    group->type = node.outputs[store.output];
-    group->type.shape = y, group->type.gap = 0;
-    group->levels = std::max(group->levels, static_cast<int>(store.pool) + 1);
-    group->outputs[store.pool] = store.output;
-    group->pitches[store.pool] = node.outputs[store.output].pitch();
   }
   if (groups.size() == 1 && !groups[0].scale && !groups[0].activation.function) return groups;
   for (StoreGroup& group : groups)
@@ -224,20 +233,26 @@ void halveLevel(const BranchPlan& b, const StoreGroup& group, int k, const Block
     const int64_t end = std::min(block.rowEnd, (row / y.h + 1) * y.h);
     const int64_t first = rowAt(y, row, k - 1), last = rowAt(y, end - 1, k - 1) + 1;
     const int64_t at = (first - rowAt(y, block.row, k - 1)) * in.w * pitch,
-                  to_ = (rowAt(y, row, k) - rowAt(y, block.row, k)) * out.w * outPitch;
+                  toFirst = (rowAt(y, row, k) - rowAt(y, block.row, k)) * out.w * outPitch;
     halve(group.type.dtype, from + (at + panels.begin) * bytes, pitch, last - first, in.w,
-          to + (to_ + panels.begin) * bytes, outPitch, static_cast<int>(panels.channels));
+          to + (toFirst + panels.begin) * bytes, outPitch, static_cast<int>(panels.channels));
     row = end;
   }
 }
 
-// The function of an activation takes f32, some channels of some pixels at a time.
-void activateByFunction(const StoreGroup& group, const Elements& from, int64_t fromPitch, const Elements& to,
-                        const Panel& panels, int64_t pixels) {
-  constexpr int64_t most = 64, together = 16;
-  float room[together * most];
+// Level 0 of a group, of the values that tiles have written.
+void activateValues(const StoreGroup& group, const Elements& from, int64_t fromPitch, const Elements& to,
+                    const Panel& panels, int64_t pixels) {
   const auto activate = OCTCONV_PICK(activatePixels);
   const Activation& a = group.activation;
+  const int64_t toPitch = group.pitches[0];
+  const float *scale = group.scale ? group.scale + panels.begin : nullptr,
+              *shift = group.shift ? group.shift + panels.begin : nullptr;
+  if (!a.function)
+    return activate({from, fromPitch, to, toPitch, scale, shift, a.least, a.most}, pixels, panels.channels);
+  // The function takes f32, some channels of some pixels at a time.
+  constexpr int64_t most = 64, together = 16;
+  float some[together * most];
   const auto at = [](const Elements& x, int64_t i) {
     Elements moved = x;
     moved.data = static_cast<char*>(x.data) + i * static_cast<int64_t>(bytesOf(x.dtype));
@@ -246,20 +261,22 @@ void activateByFunction(const StoreGroup& group, const Elements& from, int64_t f
   for (int64_t c = 0; c < panels.channels; c += most)
     for (int64_t p = 0; p < pixels; p += together) {
       const int64_t channels = std::min(most, panels.channels - c), count = std::min(together, pixels - p);
-      activate(at(from, p * fromPitch + c), fromPitch, {room, DType::f32}, channels,
-               group.scale ? group.scale + panels.begin + c : nullptr,
-               group.shift ? group.shift + panels.begin + c : nullptr, {}, 0, -INFINITY, INFINITY, count, channels);
-      OCTCONV_PICK(apply)(a.function->op, a.slope, room, room, count * channels);
-      activate({room, DType::f32}, channels, at(to, p * group.pitches[0] + c), group.pitches[0], nullptr, nullptr, {},
-               0, a.least, a.most, count, channels);
+      const Elements between{some, DType::f32};
+      activate({at(from, p * fromPitch + c), fromPitch, between, channels, scale ? scale + c : nullptr,
+                shift ? shift + c : nullptr},
+               count, channels);
+      OCTCONV_PICK(apply)(a.function->op, a.slope, some, some, count * channels);
+      activate({between, channels, at(to, p * toPitch + c), toPitch, nullptr, nullptr, a.least, a.most}, count,
+               channels);
     }
 }
 
 // What is made of the values that tiles have just stored.
 void runStores(const BranchPlan& b, const Block& block, const Run& run, char* memory) {
+  const auto sum = OCTCONV_PICK(sumPixels);
   const Panel panels = channelsOf(b, block);
   const Shape& y = b.main.grid;
-  const int64_t pixels = (block.rowEnd - block.row) * y.w;
+  const int64_t rows = block.rowEnd - block.row;
   const auto at = [&](const StoreGroup& group, int k) { return levelAt(b, group, k, block, run, memory); };
   const auto elements = [&](const StoreGroup& group, int64_t pixel) {
     const int64_t first = pixel * group.pitches[0] + panels.begin;
@@ -267,19 +284,13 @@ void runStores(const BranchPlan& b, const Block& block, const Run& run, char* me
   };
   const StoreGroup& written = b.stores[0];
   for (const StoreGroup& group : b.stores) {
-    const Activation& a = group.activation;
-    if (&group != &written && a.function)
-      activateByFunction(group, elements(written, 0), written.pitches[0], elements(group, 0), panels, pixels);
-    else if (&group != &written)
-      OCTCONV_PICK(activatePixels)
-    (elements(written, 0), written.pitches[0], elements(group, 0), group.pitches[0],
-     group.scale ? group.scale + panels.begin : nullptr, group.shift ? group.shift + panels.begin : nullptr, {}, 0,
-     a.least, a.most, pixels, panels.channels);
+    if (&group != &written)
+      activateValues(group, elements(written, 0), written.pitches[0], elements(group, 0), panels, rows * y.w);
     for (int k = 1; k < group.levels; k++) halveLevel(b, group, k, block, panels, at(group, k - 1), at(group, k));
     if (!group.mean) continue;
     auto* sums = reinterpret_cast<float*>(run.shared + group.rowSums) + block.row * y.c + panels.begin;
-    for (int64_t row = 0; row < block.rowEnd - block.row; row++)
-      OCTCONV_PICK(sumPixels)(elements(group, row * y.w), group.pitches[0], sums + row * y.c, y.w, panels.channels);
+    for (int64_t row = 0; row < rows; row++)
+      sum(elements(group, row * y.w), group.pitches[0], sums + row * y.c, y.w, panels.channels);
   }
 }
 
@@ -287,42 +298,48 @@ void runStores(const BranchPlan& b, const Block& block, const Run& run, char* me
 void runMeans(const BranchPlan& b, int64_t image, const Run& run) {
   const Shape& y = b.main.grid;
   const int64_t rows = y.t * y.h;
+  constexpr int64_t most = 64;
   for (const StoreGroup& group : b.stores) {
     if (!group.mean) continue;
     const auto* sums = reinterpret_cast<const float*>(run.shared + group.rowSums) + image * rows * y.c;
-    for (int64_t c = 0; c < y.c; c++) {
-      double sum = 0;
-      for (int64_t row = 0; row < rows; row++) sum += static_cast<double>(sums[row * y.c + c]);
-      run.out<float>(*group.mean)[image * group.meanPitch + c] =
-          static_cast<float>(sum / static_cast<double>(rows * y.w));
+    float* means = run.out<float>(*group.mean) + image * group.meanPitch;
+    for (int64_t first = 0; first < y.c; first += most) {
+      const int64_t count = std::min(most, y.c - first);
+      double all[most] = {};
+      for (int64_t row = 0; row < rows; row++)
+        for (int64_t c = 0; c < count; c++) all[c] += static_cast<double>(sums[row * y.c + first + c]);
+      for (int64_t c = 0; c < count; c++)
+        means[first + c] = static_cast<float>(all[c] / static_cast<double>(rows * y.w));
     }
   }
 }
 
 // --- Tasks ------------------------------------------------------------------------------------------------------
 
-// A block's values of y, of a source times a gate.
+// A block's values of y, of an input times a gate.
 void runGate(const Node& node, const BranchPlan& b, const Block& block, const Run& run, char* memory, char* out) {
+  const auto activate = OCTCONV_PICK(activatePixels);
+  const auto convert = OCTCONV_PICK(convertElements);
   const auto [input, gates] = *b.spec.gated;
   const StoreGroup& store = b.stores[0];
   const Shape& y = b.main.grid;
-  const int64_t image = y.t * y.h;
-  const auto pixelOf = [](void* data, const TensorType& type, int64_t pixel) {
-    return elementsOf(static_cast<char*>(data) + pixel * type.pitch() * static_cast<int64_t>(bytesOf(type.dtype)),
-                      type);
+  const int64_t image = y.t * y.h, toPitch = store.pitches[0];
+  const auto pixelOf = [&](size_t i, int64_t pixel) {
+    const TensorType& type = node.inputs[i];
+    const int64_t bytes = pixel * type.pitch() * static_cast<int64_t>(bytesOf(type.dtype));
+    return elementsOf(static_cast<char*>(run.inputs[i]) + bytes, type);
   };
-  for (int64_t row = block.row; row < block.rowEnd;) {
-    const int64_t n = row / image, end = std::min(block.rowEnd, (n + 1) * image), pixel = row * y.w;
-    auto* gate = reinterpret_cast<float*>(memory);
-    OCTCONV_PICK(convertElements)(pixelOf(run.inputs[gates], node.inputs[gates], n), {gate, DType::f32}, y.c);
-    const bool adds = b.spec.residual.has_value();
-    const TensorType added = adds ? node.inputs[*b.spec.residual] : TensorType{};
+  auto* gate = reinterpret_cast<float*>(memory);
+  for (int64_t row = block.row; row < block.rowEnd;) {  // image by image
+    const int64_t n = row / image, end = std::min(block.rowEnd, (n + 1) * image);
+    convert(pixelOf(gates, n), {gate, DType::f32}, y.c);
     Elements to = elementsOf(out, store.type);
-    to.data = out + (row - block.row) * y.w * store.pitches[0] * static_cast<int64_t>(bytesOf(to.dtype));
-    OCTCONV_PICK(activatePixels)
-    (pixelOf(run.inputs[input], node.inputs[input], pixel), node.inputs[input].pitch(), to, store.pitches[0], gate,
-     nullptr, adds ? pixelOf(run.inputs[*b.spec.residual], added, pixel) : Elements{}, added.pitch(),
-     store.activation.least, store.activation.most, (end - row) * y.w, y.c);
+    to.data = out + (row - block.row) * y.w * toPitch * static_cast<int64_t>(bytesOf(to.dtype));
+    ActivatedPixels by{pixelOf(input, row * y.w), node.inputs[input].pitch(), to, toPitch, gate};
+    by.least = store.activation.least, by.most = store.activation.most;
+    if (const auto& residual = b.spec.residual)
+      by.added = pixelOf(*residual, row * y.w), by.addedPitch = node.inputs[*residual].pitch();
+    activate(by, (end - row) * y.w, y.c);
     row = end;
   }
 }
@@ -403,7 +420,8 @@ void split(BranchPlan& b, int threads) {
   if (threads == 1) return;
   // Every panel group prepares or transforms the inputs again: no more of them than threads.
   const auto isPrepared = [](const TileSource& s) { return s.prepared.has_value(); };
-  const bool again = o || std::any_of(b.main.sources.begin(), b.main.sources.end(), isPrepared);
+  const bool again = o || std::any_of(b.main.sources.begin(), b.main.sources.end(), isPrepared) ||
+                     std::any_of(b.low.sources.begin(), b.low.sources.end(), isPrepared);
   const int64_t most = int64_t{again ? 2 : tasksPerThread} * threads;
   const int64_t useful = std::clamp<int64_t>(static_cast<int64_t>(flops / taskFlops), 1, most);
   const auto groups = [&] {

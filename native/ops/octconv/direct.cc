@@ -80,8 +80,8 @@ void pointTo(const Sum& sum, int64_t bytes, const Run& run, const char* memory, 
             const int64_t begin = inside && first < 0 ? reach(0) : inside ? 0 : grid.w;
             const int64_t end = inside && first + grid.w * s.stride.w > x.w ? std::max(begin, reach(x.w)) : grid.w;
             std::fill(line, line + begin, zeros);
-            const char* input = base + at * x.w * pitch + first * pitch + begin * step;
-            for (int64_t i = begin; i < end; i++, input += step) line[i] = input;
+            const int64_t inputAt = (at * x.w + first) * pitch;
+            for (int64_t i = begin; i < end; i++) line[i] = base + inputAt + i * step;
             std::fill(line + end, line + grid.w, zeros);
           }
         }

@@ -140,17 +140,11 @@ void addGated(std::vector<double>& sum, const Node& node, const Gated& gated, co
               static_cast<double>(valueAt(run.inputs[gate], node.inputs[gate], i / image * x.c + i % x.c));
 }
 
-// Of the elements that another store of the same activation keeps, if there is one.
-void storeMean(const Node& node, const Branch& branch, const Store& store, const Shape& ys, const Run& run,
+void storeMean(const Node& node, const Store& store, const Shape& ys, const Run& run,
                const std::vector<double>& values) {
-  TensorType type{DType::f32, ys};
-  for (const Store& other : branch.stores)
-    if (!other.mean && other.activation == store.activation) type = node.outputs[other.output], type.shape = ys;
-  const std::vector<float> elements = elementsAs(type, [&](size_t i) { return values[i]; });
   const int64_t image = ys.t * ys.h * ys.w * ys.c;
   std::vector<double> sums(ys.n * ys.c, 0);
-  for (int64_t i = 0; i < ys.elements(); i++)
-    sums[i / image * ys.c + i % ys.c] += static_cast<double>(valueOf(elements[i], type));
+  for (int64_t i = 0; i < ys.elements(); i++) sums[i / image * ys.c + i % ys.c] += values[i];
   for (size_t i = 0; i < sums.size(); i++)
     setValue(run.outputs[store.output], node.outputs[store.output], i,
              static_cast<float>(sums[i] / static_cast<double>(image / ys.c)));
@@ -180,7 +174,7 @@ void reference(const Node& node, const Branch& branch, const PlainBranch& plain,
     std::vector<double> values(y.size());
     for (size_t i = 0; i < y.size(); i++) values[i] = activated(store.activation, plain.stores[k], y[i], i % ys.c);
     if (store.mean) {
-      storeMean(node, branch, store, ys, run, values);
+      storeMean(node, store, ys, run, values);
       continue;
     }
     TensorType whole = type;
