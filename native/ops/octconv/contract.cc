@@ -19,8 +19,7 @@
 // attrs.branches: list of { terms, gated?, residual?, stores, compute?, hints? }
 //   terms:   list of { sources, bias?, batchNorm?, eps? }; empty if there is `gated`
 //   sources: list of { input, weight, kernel, stride?, padding?, dilation?, groups?, pool?, upsample?, prologue?,
-//   scale?,
-//            zero? }
+//            scale?, zero? }
 //   gated:   { input, gate }
 //   stores:  list of { output, pool?, mean?, activation? }
 //   prologue, activation: { batchNorm?, eps?, function?, slope?, least?, most? }, `function` in stores only

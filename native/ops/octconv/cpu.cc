@@ -344,6 +344,18 @@ void runGate(const Node& node, const BranchPlan& b, const Block& block, const Ru
   }
 }
 
+size_t gateScratch(const BranchPlan& b) { return static_cast<size_t>(b.main.grid.c) * sizeof(float); }
+
+// How a block's values of y are computed: scratch in bytes, and the work.
+struct Algorithm {
+  size_t (*scratch)(const BranchPlan& b);
+  void (*run)(const Node& node, const BranchPlan& b, const Block& block, const Run& run, char* memory, char* out);
+};
+Algorithm algorithmOf(const Branch& branch) {
+  if (branch.gated) return {gateScratch, runGate};
+  return branch.winograd ? Algorithm{winogradScratch, runWinograd} : Algorithm{directScratch, runDirect};
+}
+
 Block blockAt(const BranchPlan& b, int64_t task) {
   const Shape& y = b.main.grid;
   const int64_t at = task / b.panelGroups, plane = at / b.rowBlocks * b.planes;
@@ -379,60 +391,75 @@ void runTask(const Node& node, const BranchPlan& b, int64_t task, const Run& run
         prepareRows(source, node, b.spec.compute, windowOf(source, sum->points, pointRows(b, *sum, block)), run,
                     memory);
   char* const out = levelAt(b, b.stores[0], 0, block, run, memory);
-  (b.spec.gated ? runGate : b.spec.winograd ? runWinograd : runDirect)(node, b, block, run, memory, out);
+  algorithmOf(b.spec).run(node, b, block, run, memory, out);
   runStores(b, block, run, memory);
 }
 
-// How a branch is cut into tasks; by shape and thread count only.
-void split(BranchPlan& b, int threads) {
-  const Shape& y = b.main.grid;
-  const int64_t o = b.spec.winograd, bytes = sizeOf(b.spec.compute);
+// What a branch reads and computes, for its cut into tasks.
+struct Cost {
   int64_t inputBytes = 0, weightBytes = 0;  // per output pixel; of all panels
   double flops = 0;
-  int levels = 1;
-  for (const StoreGroup& group : b.stores) levels = std::max(levels, group.levels);
+  bool prepares = false;
+};
+
+Cost costOf(const BranchPlan& b) {
+  const Shape& y = b.main.grid;
+  const int64_t o = b.spec.winograd, bytes = sizeOf(b.spec.compute);
+  Cost cost;
+  if (b.spec.gated) return {y.c * 4, 0, gateFlops * static_cast<double>(y.elements()), false};
   for (const Sum* sum : {&b.main, &b.low})
     for (const TileSource& s : sum->sources) {
       const int64_t products = y.c * (s.shape.c / s.conv.groups) * s.conv.taps();
       // Transformed inputs and sums of Winograd's tiles stay in the cache together.
       const int64_t tile =
           positionsOf(b.spec) * (s.shape.c * packedInputBytes(b.spec) + y.c * 4) / std::max<int64_t>(1, o * o);
-      inputBytes += (o ? tile : s.shape.c * bytes * s.conv.stride.h * s.conv.stride.w) / (s.conv.upsample ? 4 : 1);
-      weightBytes += products * packedInputBytes(b.spec);
-      flops += 2. * static_cast<double>(sum->points.pixels() * products);
+      cost.inputBytes += (o ? tile : s.shape.c * bytes * s.conv.stride.h * s.conv.stride.w) / (s.conv.upsample ? 4 : 1);
+      cost.weightBytes += products * packedInputBytes(b.spec);
+      cost.flops += 2. * static_cast<double>(sum->points.pixels() * products);
+      cost.prepares = cost.prepares || s.prepared;
     }
-  if (b.spec.gated) inputBytes = y.c * 4, flops = gateFlops * static_cast<double>(y.elements());
-  const auto cut = [&](int64_t pixels) {
-    // Row pairs that share a low row or a pooled row stay together, as do rows of a tile, or of tiles that share one on
-    // the low grid. Blocks are of nearly equal size: one with the last few rows would read all weights for them.
-    const int64_t shared = int64_t{1} << std::max(levels - 1, b.low.taps ? 1 : 0);
-    const int64_t align = o ? std::max(shared, b.low.taps ? 2 * o : o) : shared;
-    const int64_t plane = y.h * y.w, count = std::max<int64_t>(1, (plane + pixels / 2) / pixels);
-    b.planes = std::clamp<int64_t>(pixels / plane, 1, y.n * y.t);
-    b.rows = std::min(y.h, ((y.h + count - 1) / count + align - 1) / align * align);
-    b.rowBlocks = (y.h + b.rows - 1) / b.rows;
-    b.blocks = (y.n * y.t + b.planes - 1) / b.planes * b.rowBlocks;
-  };
-  int64_t wanted = std::max(fewestPixels, (o ? winogradBytes : blockBytes) / std::max<int64_t>(1, inputBytes));
+  return cost;
+}
+
+// Cuts a branch into blocks of about so many pixels. Row pairs that share a low row or a pooled row stay together, as
+// do rows of a tile, or of tiles that share one on the low grid. Blocks are of nearly equal size: one with the last few
+// rows would read all weights for them.
+void cut(BranchPlan& b, int64_t pixels) {
+  const Shape& y = b.main.grid;
+  const int64_t o = b.spec.winograd;
+  int levels = 1;
+  for (const StoreGroup& group : b.stores) levels = std::max(levels, group.levels);
+  const int64_t shared = int64_t{1} << std::max(levels - 1, b.low.taps ? 1 : 0);
+  const int64_t align = o ? std::max(shared, b.low.taps ? 2 * o : o) : shared;
+  const int64_t plane = y.h * y.w, count = std::max<int64_t>(1, (plane + pixels / 2) / pixels);
+  b.planes = std::clamp<int64_t>(pixels / plane, 1, y.n * y.t);
+  b.rows = std::min(y.h, ((y.h + count - 1) / count + align - 1) / align * align);
+  b.rowBlocks = (y.h + b.rows - 1) / b.rows;
+  b.blocks = (y.n * y.t + b.planes - 1) / b.planes * b.rowBlocks;
+}
+
+// How a branch is cut into tasks; by shape and thread count only.
+void split(BranchPlan& b, int threads) {
+  const int64_t o = b.spec.winograd, pixels = b.main.grid.pixels();
+  const Cost cost = costOf(b);
+  int64_t wanted = std::max(fewestPixels, (o ? winogradBytes : blockBytes) / std::max<int64_t>(1, cost.inputBytes));
   // Weights that come from memory are read for enough tiles.
-  if (o && weightBytes > winogradBytes) wanted = std::max(wanted, fewestTiles * o * o);
-  cut(wanted);
+  if (o && cost.weightBytes > winogradBytes) wanted = std::max(wanted, fewestTiles * o * o);
+  cut(b, wanted);
   if (threads == 1) return;
   // Every panel group prepares or transforms the inputs again: no more of them than threads.
-  const auto isPrepared = [](const TileSource& s) { return s.prepared.has_value(); };
-  const bool again = o || std::any_of(b.main.sources.begin(), b.main.sources.end(), isPrepared) ||
-                     std::any_of(b.low.sources.begin(), b.low.sources.end(), isPrepared);
+  const bool again = o || cost.prepares;
   const int64_t most = int64_t{again ? 2 : tasksPerThread} * threads;
-  const int64_t useful = std::clamp<int64_t>(static_cast<int64_t>(flops / taskFlops), 1, most);
+  const int64_t useful = std::clamp<int64_t>(static_cast<int64_t>(cost.flops / taskFlops), 1, most);
   const auto groups = [&] {
-    const int64_t wanted = again ? std::min<int64_t>(useful, threads) : useful;
+    const int64_t tasks = again ? std::min<int64_t>(useful, threads) : useful;
     const auto panels = static_cast<int64_t>(b.packed->panels.size());
-    return std::clamp<int64_t>((wanted + b.blocks - 1) / b.blocks, 1, std::max<int64_t>(1, panels));
+    return std::clamp<int64_t>((tasks + b.blocks - 1) / b.blocks, 1, std::max<int64_t>(1, panels));
   };
   // More blocks read the weights again, more panel groups the input: the larger stays whole.
-  const bool fewWeights =
-      o ? weightBytes < winogradBytes : weightBytes < inputBytes * y.pixels() || groups() * b.blocks < useful;
-  if (b.blocks < useful && fewWeights) cut(std::max(fewestPixels, std::min(wanted, y.pixels() / useful)));
+  const bool fewWeights = o ? cost.weightBytes < winogradBytes
+                            : cost.weightBytes < cost.inputBytes * pixels || groups() * b.blocks < useful;
+  if (b.blocks < useful && fewWeights) cut(b, std::max(fewestPixels, std::min(wanted, pixels / useful)));
   b.panelGroups = groups();
 }
 
@@ -514,10 +541,7 @@ Kernel make(const Node& node, int threads) {
   std::string algorithm;
   for (size_t i = 0; i < specs.size(); i++) {
     BranchPlan b = planOf(node, specs[i], node.weights<PackedBranch>(i), threads);
-    const size_t kernelBytes = b.spec.gated      ? b.main.grid.c * sizeof(float)
-                               : b.spec.winograd ? winogradScratch(b)
-                                                 : directScratch(b);
-    threadBytes = std::max(threadBytes, layOutPrepared(b, layOutStores(b, kernelBytes, shared)));
+    threadBytes = std::max(threadBytes, layOutPrepared(b, layOutStores(b, algorithmOf(b.spec).scratch(b), shared)));
     algorithm += (i ? ", " : "") + describe(b);
     branches.push_back(std::move(b));
   }

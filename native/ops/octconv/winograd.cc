@@ -49,8 +49,7 @@ Pieces piecesOf(const BranchPlan& b) {
   return p;
 }
 
-// One sum over a block: transforms, products, transforms. `place` says where the outputs of a tile
-// go.
+// One sum over a block: transforms, products, transforms. `place` says where the outputs of a tile go.
 struct Transform {
   const BranchPlan& b;
   const Block& block;
