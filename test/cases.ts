@@ -187,11 +187,13 @@ const interpolations: Case[] = [
   one('interpolate', small, { height: 7, width: 5 }, 4),
 ];
 
+type Sizes = number | readonly number[];
+
 interface ConvRow {
   x: readonly number[];
   to: number;
   kernel: readonly number[];
-  options?: { stride?: number; padding?: number; dilation?: number; groups?: number };
+  options?: { stride?: Sizes; padding?: Sizes; dilation?: Sizes; groups?: number };
   bias?: boolean;
 }
 
@@ -231,6 +233,10 @@ const convs: Case[] = [
   conv({ x: [1, 6, 5, 7], to: 21, kernel: [3, 3], options: { padding: 1, groups: 7 } }), // three outputs a channel
   conv({ x: [1, 4, 6, 5, 10], to: 19, kernel: [3, 1, 1], options: { padding: 1 } }),
   conv({ x: [2, 5, 6, 7, 3], to: 8, kernel: [5, 7, 7], options: { padding: 3, stride: 2 } }),
+  conv({ x: [3, 4, 5, 6, 9], to: 10, kernel: [3, 3, 3], options: { padding: [2, 1, 1], dilation: [2, 1, 1] } }),
+  conv({ x: [2, 7, 4, 5, 6], to: 8, kernel: [3, 1, 3], options: { padding: [0, 0, 1], stride: [3, 1, 2], groups: 2 } }),
+  conv({ x: [2, 3, 6, 5, 11], to: 11, kernel: [3, 3, 3], options: { padding: 1, groups: 11 }, bias: true }),
+  conv({ x: [1, 3, 41, 37, 5], to: 12, kernel: [3, 3, 3], options: { padding: 1 } }),
   // several blocks of rows, of images
   conv({ x: [1, 56, 56, 32], to: 24, kernel: [3, 3], options: { padding: 1 } }),
   conv({ x: [1, 61, 67, 3], to: 20, kernel: [7, 7], options: { padding: 3, stride: 2 } }),
@@ -239,6 +245,8 @@ const convs: Case[] = [
 
 interface OctRow {
   n?: number;
+  /** Frames of a video; then kernels have as many taps in time as along a row. */
+  t?: number;
   h: number;
   w: number;
   from: readonly [high: number, low: number];
@@ -252,6 +260,7 @@ interface OctRow {
 
 const octConv = ({
   n = 1,
+  t,
   h,
   w,
   from: [ih, il],
@@ -263,7 +272,11 @@ const octConv = ({
   depthwise = false,
 }: OctRow): Case => {
   const path = (o: number, i: number, crosses: boolean) =>
-    o && i && !(depthwise && crosses) ? weight(o, depthwise ? 1 : i / groups, k, k) : undefined;
+    o && i && !(depthwise && crosses)
+      ? weight(o, depthwise ? 1 : i / groups, ...(t === undefined ? [] : [k]), k, k)
+      : undefined;
+  const frames = t === undefined ? [] : [t];
+  const taps = k ** (t === undefined ? 2 : 3);
   const params = {
     h2h: path(oh, ih, false) as never,
     l2h: path(oh, il, true),
@@ -274,9 +287,9 @@ const octConv = ({
   const options = { stride, groups: depthwise ? ih + il : groups };
   return {
     op: 'octConv',
-    title: `${n}x${h}x${w}, ${ih}+${il} -> ${oh}+${ol}, ${k}x${k} ${JSON.stringify(options)}${bias ? ' bias' : ''}`,
-    inputs: [[n, h, w, ih], ...(il ? [[n, Math.ceil(h / 2), Math.ceil(w / 2), il]] : [])],
-    terms: depthwise ? k * k : (2 * (ih + il) * k * k) / groups,
+    title: `${[n, ...frames, h, w].join('x')}, ${ih}+${il} -> ${oh}+${ol}, ${k}x${k} ${JSON.stringify(options)}${bias ? ' bias' : ''}`,
+    inputs: [[n, ...frames, h, w, ih], ...(il ? [[n, ...frames, Math.ceil(h / 2), Math.ceil(w / 2), il]] : [])],
+    terms: depthwise ? taps : (2 * (ih + il) * taps) / groups,
     record: ([high, low]) => {
       const y = ops.octConv(new Octave(high, low), params, options) as unknown as Octave<Value>;
       return y.low === undefined ? [y.high] : [y.high, y.low];
@@ -310,6 +323,12 @@ const octConvs: Case[] = [
   ...[1, 2, 3, 4, 5].flatMap((h) => [1, 2, 3].map((w) => octConv({ h, w, from: [5, 3], to: [6, 4] }))),
   ...[1, 2, 3, 4, 5].map((h) => octConv({ h, w: 3, from: [5, 3], to: [6, 4], stride: 2 })),
   octConv({ h: 12, w: 12, from: [8, 4], to: [4, 8], kernel: 5 }),
+  // videos
+  octConv({ t: 3, h: 7, w: 6, from: [5, 3], to: [9, 4] }),
+  octConv({ n: 2, t: 4, h: 6, w: 5, from: [12, 4], to: [8, 8], stride: 2, bias: true }),
+  octConv({ n: 3, t: 5, h: 4, w: 4, from: [7, 0], to: [6, 5], stride: 2 }),
+  octConv({ t: 2, h: 33, w: 29, from: [24, 8], to: [24, 8], kernel: 1 }),
+  octConv({ n: 2, t: 3, h: 5, w: 6, from: [6, 2], to: [6, 2], depthwise: true }),
   octConv({ h: 16, w: 14, from: [64, 64], to: [64, 64] }),
   // several blocks of rows, of images
   octConv({ h: 41, w: 37, from: [64, 64], to: [12, 7] }),
