@@ -2,7 +2,7 @@
 import { targetOf } from './devices.js';
 import type { DType } from './dtype.js';
 import { OctconvError } from './error.js';
-import type { ComputeType, Value } from './graph/graph.js';
+import { type ComputeType, kindOf, type Value } from './graph/graph.js';
 import type { Device } from './native.js';
 import { compileGraph, type Plan, type RunOptions, threadsOf } from './plan.js';
 import { type Input, type InputSpec, recordCall, splitArguments, type Tensors, type Values } from './structure.js';
@@ -75,6 +75,8 @@ export async function compile<const I extends readonly InputSpec[], Y>(
 ): Promise<Compiled<Values<I>, Y>> {
   const { device, dtype = 'f32', threads } = options;
   checkCompute(dtype, false);
+  if (typeof f !== 'function' || !Array.isArray(inputs))
+    throw new OctconvError(`compile: got ${kindOf(f)} and ${kindOf(inputs)}, wanted a function and a list of shapes`);
   const { graph, arrange } = recordCall('compile: the function', f as (...inputs: never[]) => Y, inputs);
   const target = targetOf(device);
   return new Compiled(await compileGraph(graph, target, dtype, threadsOf(target, threads)), arrange);

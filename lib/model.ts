@@ -194,6 +194,8 @@ export class Model<Y = Value<'f32', Shape>, X extends readonly Value[] = [x: Val
    * inputs.
    */
   async warmUp(all: readonly (InputSpec | readonly InputSpec[])[]): Promise<void> {
+    if (!Array.isArray(all) || all.some((inputs) => typeof inputs !== 'object'))
+      throw new OctconvError(`model: warmUp: got ${show(all)}, wanted a list of shapes`);
     for (const inputs of all) await this.plan(...(isList(inputs) ? inputs : [inputs]));
   }
 

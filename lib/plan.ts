@@ -2,7 +2,7 @@
 import { onAbort } from './abort.js';
 import { type Target, targetOf } from './devices.js';
 import { arrayFor, bytesPerElement, type TypedArray } from './dtype.js';
-import { OctconvError } from './error.js';
+import { OctconvError, show } from './error.js';
 import { type ComputeType, type Graph, type TensorType, toNTHWC } from './graph/graph.js';
 import { type Branch, type Packing, packingsOf, type Step, type Steps } from './graph/lower.js';
 import { aligned, type MemoryPlan, planMemory } from './graph/memory.js';
@@ -528,7 +528,7 @@ function* specOf(
 /** @throws OctconvError unless it is a number of threads; by default the device's. */
 export function threadsOf({ traits }: Target, threads = traits.threads): number {
   if (Number.isInteger(threads) && threads >= 1 && threads <= 1024) return threads;
-  throw new OctconvError(`threads: ${threads}, wanted an integer from 1 to 1024`);
+  throw new OctconvError(`threads: ${show(threads)}, wanted an integer from 1 to 1024`);
 }
 
 const noWeights = {

@@ -1,6 +1,7 @@
 /** User-defined ops, and networks of several inputs and outputs: one way to record what a function takes and gives. */
 import { expect } from 'chai';
 import {
+  createModel,
   compile,
   type Feature,
   initialize,
@@ -178,6 +179,20 @@ describe('compile', () => {
     using op = await compile((x) => ops.relu(x), [[1, 4]]);
     const signal = AbortSignal.abort(new Error('enough'));
     expect(await op.run(filled([1, 4], 1), { signal }).catch((e) => e.message)).to.equal('enough');
+  });
+
+  it('says what it was given in place of a function and shapes, as warmUp does', async () => {
+    const error = (made: Promise<unknown>) => made.then(String, ({ message }) => message);
+    const relu = (x: Value) => ops.relu(x as never);
+    expect(await error(compile(relu as never, undefined as never))).to.equal(
+      'compile: got a function and nothing, wanted a function and a list of shapes',
+    );
+    expect(await error(compile(undefined as never, [[1, 2, 2, 3]]))).to.equal(
+      'compile: got nothing and an Array, wanted a function and a list of shapes',
+    );
+    using model = createModel('oct-resnet-26', { width: 8, classes: 3 });
+    for (const given of [undefined, [1, 32, 32, 3]])
+      expect(await error(model.warmUp(given as never))).to.match(/^model: warmUp: got .*, wanted a list of shapes$/);
   });
 
   it('is disposed of once its runs have ended, and refuses new ones', async () => {

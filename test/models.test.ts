@@ -194,6 +194,7 @@ describe('models: structure', () => {
       ['resnet-51', {}, "network 'resnet-51', wanted one of resnet-18, resnet-34, resnet-26, "],
       ['\u001b[2J', {}, "network '\\u001b[2J', wanted one of"],
       ['constructor', {}, "network 'constructor', wanted one of"],
+      [undefined as never, {}, 'network nothing, wanted one of'],
       ['oct-resnet-50', { alpha: 1 }, 'oct-resnet-50: alpha 1, wanted at least 0 and less than 1'],
       ['oct-resnet-50', { alpha: -0.1 }, 'oct-resnet-50: alpha -0.1, wanted'],
       ['resnet-50', { alpha: 0.5 }, 'resnet-50: alpha 0.5, wanted 0: only the octave networks have one'],

@@ -104,7 +104,13 @@ describe('examples: server', function () {
       expect(both.body.message).to.match(/^picture 1: /);
     }
     expect((await post(Buffer.alloc(0))).status).to.equal(400);
-    expect((await post('nothing', 'multipart/form-data; boundary=x')).status).to.be.within(400, 500);
+    expect((await post('nothing', 'multipart/form-data; boundary=x')).status).to.equal(400);
+    expect((await post('--x\r\nfoo', 'multipart/form-data; boundary=x')).status).to.equal(400);
+    const empty = new FormData();
+    empty.append('file', 'cat.jpg'); // text, no file
+    for (const none of [await post(empty), await post(Buffer.alloc(0))]) {
+      expect([none.status, none.body.message]).to.deep.equal([400, 'no picture, as a body or in a form']);
+    }
     expect(labels((await post(cat, 'image/jpeg')).body)).to.deep.equal(['cat']);
   });
 

@@ -102,7 +102,11 @@ main(() => {
   );
 
   let command = [process.execPath, ...mocha];
-  const env = { ...process.env, ...world.env, ...(fast && !world.sanitize && { OCTCONV_SPARSE: '1' }) };
+  const env = {
+    ...process.env,
+    ...world.env,
+    ...(fast && (!world.sanitize || name === 'tsan') && { OCTCONV_SPARSE: '1' }),
+  };
   if (world.sanitize) {
     env.OCTCONV_NATIVE = buildNative({
       out: `build-${name}`,

@@ -11,8 +11,8 @@ export const app = Fastify({ bodyLimit: bytes, requestTimeout: 30_000, keepAlive
 app.removeAllContentTypeParsers(); // a text would be taken for the path of a picture on this machine
 app.addContentTypeParser(/^image\//, { parseAs: 'buffer' }, (_, body, done) => done(null, body));
 await app.register(multipart, { limits: { fileSize: bytes, parts: 4 } });
-app.setErrorHandler((error, _, reply) => {
-  if (error instanceof OctconvError) reply.code(400);
+app.setErrorHandler((error: Error & { statusCode?: number }, request, reply) => {
+  if (error instanceof OctconvError || (request.isMultipart() && !error.statusCode)) reply.code(400);
   return reply.send(error);
 });
 app.addHook('onClose', () => model.dispose());
@@ -20,8 +20,9 @@ app.addHook('onClose', () => model.dispose());
 app.post('/classify', async (request, reply) => {
   const gone = new AbortController(); // request.signal aborts as soon as the body is read
   reply.raw.once('close', () => gone.abort());
-  const pictures = request.isMultipart() ? [] : [request.body as Buffer];
+  const pictures = request.body instanceof Buffer ? [request.body] : [];
   if (request.isMultipart()) for await (const file of request.files()) pictures.push(await file.toBuffer());
+  if (pictures.length === 0) return reply.code(400).send({ message: 'no picture, as a body or in a form' });
   return model.classify(pictures, { top: 3, signal: gone.signal, ...limits });
 });
 

@@ -16,13 +16,18 @@ export async function expand(args: readonly string[]): Promise<string[]> {
   for (const arg of args) {
     const there = arg === '-' ? undefined : await stat(arg).catch(() => undefined);
     if (there?.isDirectory()) {
-      const pictures = (await filesBelow(arg)).filter(isPicture);
-      if (pictures.length === 0) throw new OctconvError(`${arg}: no pictures (.jpg, .jpeg, .png, .webp)`);
-      for (const picture of pictures) files.push(picture);
+      for (const picture of await picturesBelow(arg)) files.push(picture);
     } else if (there || !/[*?[{]/.test(arg)) files.push(arg);
     else for (const match of await matches(arg)) files.push(match);
   }
   return files;
+}
+
+/** @throws OctconvError if there is none. */
+export async function picturesBelow(folder: string): Promise<string[]> {
+  const pictures = (await filesBelow(folder)).filter(isPicture);
+  if (pictures.length === 0) throw new OctconvError(`${folder}: no pictures (.jpg, .jpeg, .png, .webp)`);
+  return pictures;
 }
 
 async function matches(pattern: string): Promise<string[]> {
@@ -55,7 +60,7 @@ async function list(folder: string): Promise<Entries> {
 }
 
 /** Every file below a folder; a link to a folder that it is in is not followed. */
-export async function filesBelow(folder: string, above: readonly string[] = []): Promise<string[]> {
+async function filesBelow(folder: string, above: readonly string[] = []): Promise<string[]> {
   const here = await realpath(folder).catch(() => folder);
   if (above.includes(here)) return [];
   const { files, folders } = await list(folder);

@@ -27,7 +27,8 @@ function familyOf(name: string): Family {
   const family = families.find(({ names }) => names.includes(name));
   if (family) return family;
   const known = families.flatMap(({ names }) => names).join(', ');
-  throw new OctconvError(`network '${show(name).slice(1, -1)}', wanted one of ${known}`);
+  const found = typeof name === 'string' ? `'${show(name).slice(1, -1)}'` : show(name);
+  throw new OctconvError(`network ${found}, wanted one of ${known}`);
 }
 
 /** @throws OctconvError for an unknown name or an option out of range. */
