@@ -466,7 +466,8 @@ Napi::Value pack(const Napi::CallbackInfo& call) {
 Napi::Value part(const Napi::CallbackInfo& call) {
   Napi::Value before = call[1];
   if (before.IsUndefined()) before = Held<PlanSpec>::wrap(call.Env(), std::make_shared<PlanSpec>(), 0);
-  extend(*Held<PlanSpec>::get(before, "a part of a plan"), objectOf(call[0], "plan"));
+  const std::shared_ptr<PlanSpec> spec = Held<PlanSpec>::get(before, "a part of a plan");  // a getter may free it
+  extend(*spec, objectOf(call[0], "plan"));
   return before;
 }
 

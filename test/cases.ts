@@ -482,6 +482,7 @@ export const cases: readonly Case[] = [
     terms: 49,
     record: ([x]) => ops.globalAvgPool(x),
   },
+  one('mean', [1, 1, 20_000, 3], { axes: [1, 2] }, 1),
   { op: 'globalAvgPool', title: 'video', inputs: [small], terms: 60, record: ([x]) => ops.globalAvgPool(x) },
   ...([{ scale: 2 }, { scale: [3, 2] }, { scale: 2, size: [9, 7] }] as const).map(
     (options): Case => ({

@@ -378,6 +378,26 @@ describe('input: files that are no pictures', () => {
     }
   });
 
+  it('starts no decoder for a picture that nobody waits for any more', async () => {
+    const large = await sharp({ create: { width: 3000, height: 3000, channels: 3, background: 'red' } })
+      .png()
+      .toBuffer();
+    const gone = new AbortController();
+    const all = Array.from({ length: 40 }, () =>
+      decodeImage(large, { signal: gone.signal }).then(
+        () => 'decoded',
+        ({ message }) => message,
+      ),
+    );
+    const begun = () => sharp.counters().queue + sharp.counters().process;
+    while (begun() === 0) await new Promise(setImmediate);
+    for (let turns = 0; turns < 20; turns++) await new Promise(setImmediate);
+    expect(begun()).to.be.at.most(4);
+    gone.abort(new Error('gone'));
+    expect(await Promise.all(all)).to.include('gone');
+    expect((await decodeImage(cat)).width).to.be.above(0);
+  });
+
   it('limits that make no sense are errors', async () => {
     const wrong: [DecodeOptions, RegExp][] = [
       [{ maxPixels: 0 }, /^maxPixels: 0, wanted a positive integer$/],

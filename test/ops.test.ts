@@ -2,6 +2,7 @@
 import { spawnSync } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
 import { expect } from 'chai';
+import { compile as compileOp } from '../lib/compile.js';
 import { targetOf } from '../lib/devices.js';
 import { Graph } from '../lib/graph/graph.js';
 import { lower } from '../lib/graph/lower.js';
@@ -57,6 +58,18 @@ describe('ops: how close is close', () => {
     each();
     expect(() => each(got)).to.throw(/^element \d+ is /);
     compare(got as Float32Array, wanted as Float32Array, channels * taps);
+  });
+});
+
+describe('ops: long sums', () => {
+  it('keep their precision where all numbers are of one sign', async () => {
+    const x = Tensor.zeros('f32', [1, 1, 300_000, 1]);
+    x.data.fill(0.1);
+    expect((await ops.globalAvgPool(x)).data[0]).to.be.closeTo(0.1, 1e-7);
+    const weight = new Tensor('f32', [1, 1, 1, 1] as const, new Float32Array([1]));
+    using fused = await compileOp((v) => ops.globalAvgPool(ops.conv(v, { weight })), [x.shape]);
+    expect(fused.plan.steps).to.have.length(1);
+    expect((await fused.run(x)).data[0]).to.be.closeTo(0.1, 1e-7);
   });
 });
 

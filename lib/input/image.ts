@@ -1,3 +1,4 @@
+import pLimit from 'p-limit';
 import { onAbort } from '../abort.js';
 import { OctconvError } from '../error.js';
 import { discard, nameOf, type PictureSource, readSource } from './source.js';
@@ -44,13 +45,18 @@ export async function decodeImage(
     const late = () => new OctconvError(`${name}: is not decoded after ${timeout} s (timeout)`);
     return await within(timeout, signal, late, async (stopped) => {
       const bytes = await readSource(source, name, maxBytes, stopped);
-      stopped.throwIfAborted();
-      return decode(bytes, name, { ...limits, timeout });
+      return decoders(() => {
+        stopped.throwIfAborted(); // nobody wants it any more: no decoder starts
+        return decode(bytes, name, { ...limits, timeout });
+      });
     });
   } finally {
     discard(source);
   }
 }
+
+/** sharp works on libuv's threads; what it has been given it cannot be told to leave. */
+const decoders = pLimit(Number(process.env.UV_THREADPOOL_SIZE) || 4);
 
 type Limits = { [Name in Exclude<keyof DecodeOptions, 'signal'>]-?: NonNullable<DecodeOptions[Name]> };
 

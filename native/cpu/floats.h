@@ -29,6 +29,23 @@ struct Floats {
   }
 };
 
+// sums[c] += channels of pixels that lie together, `pitch` elements apart. Some pixels are summed up in f32, these sums
+// in double: a million equal numbers in one f32 lose 1 %.
+inline void addPixels(Elements from, int64_t pitch, int64_t pixels, int64_t channels, double* sums) {
+  constexpr int64_t together = 64;
+  const auto sum = OCTCONV_PICK(sumPixels);
+  const auto bytes = static_cast<int64_t>(bytesOf(from.dtype));
+  float some[together];
+  for (int64_t c = 0; c < channels; c += together)
+    for (int64_t p = 0; p < pixels; p += together) {
+      Elements first = from;
+      first.data = static_cast<char*>(from.data) + (p * pitch + c) * bytes;
+      const int64_t count = std::min(together, channels - c);
+      sum(first, pitch, some, std::min(together, pixels - p), count);
+      for (int64_t i = 0; i < count; i++) sums[c + i] += static_cast<double>(some[i]);
+    }
+}
+
 // The types of `Floats`, and of kernels that only move elements, by their size.
 inline const std::vector<DType> anyFloats = {DType::f32, DType::bf16, DType::u8};
 

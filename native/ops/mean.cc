@@ -1,7 +1,7 @@
 // mean: of [N,T,H,W,C] over `axes`, some of 1 (T) to 4 (C), as what is left of the axes in their order. globalAvgPool:
 // over T, H and W. f32, bf16 or u8 to f32.
 //
-// The reference sums in double; the kernel pixels that lie together in f32, and these sums in double.
+// The reference sums in double, the kernel some pixels in f32 and these sums in double.
 #include "../cpu/floats.h"
 
 namespace octconv {
@@ -79,12 +79,10 @@ Kernel slow(const Node& node, int) {
 }
 
 Kernel fast(const Node& node, int) {
-  return make(node, [x = Floats(node.inputs[0]), sum = OCTCONV_PICK(sumPixels)](
-                        const Run& run, double* sums, int64_t pixel, int64_t count, int64_t first, int64_t channels) {
-    float some[mostChannels];
-    const int64_t pixelSize = x.type.shape.c;
-    sum(x.elements(run.inputs[0], pixel * pixelSize + first), pixelSize, some, count, channels);
-    for (int64_t c = 0; c < channels; c++) sums[c] += static_cast<double>(some[c]);
+  return make(node, [x = Floats(node.inputs[0])](const Run& run, double* sums, int64_t pixel, int64_t count,
+                                                 int64_t first, int64_t channels) {
+    const int64_t pitch = x.type.shape.c;
+    addPixels(x.elements(run.inputs[0], pixel * pitch + first), pitch, count, channels, sums);
   });
 }
 

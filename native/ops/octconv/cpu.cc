@@ -16,7 +16,7 @@
 // blocks, panel groups or sources read are prepared for each.
 #include "cpu.h"
 
-#include "../../cpu/rows.h"
+#include "../../cpu/floats.h"
 
 namespace octconv {
 namespace {
@@ -203,7 +203,7 @@ size_t layOutStores(BranchPlan& b, size_t from, Layout& shared) {
   layout.add(from);
   const Shape y = b.main.grid;
   for (StoreGroup& group : b.stores) {
-    if (group.mean) group.rowSums = shared.add(product(y.rows(), y.c, 4));
+    if (group.mean) group.rowSums = shared.add(product(y.rows(), y.c, sizeof(double)));
     for (int k = 0; k < group.levels; k++) {
       const int64_t rows = b.planes > 1 ? b.planes * halved(y, k).h : (b.rows >> k) + 1;
       const Shape level = halved(y, k);
@@ -273,7 +273,6 @@ void activateValues(const StoreGroup& group, const Elements& from, int64_t fromP
 
 // What is made of the values that tiles have just stored.
 void runStores(const BranchPlan& b, const Block& block, const Run& run, char* memory) {
-  const auto sum = OCTCONV_PICK(sumPixels);
   const Panel panels = channelsOf(b, block);
   const Shape& y = b.main.grid;
   const int64_t rows = block.rowEnd - block.row;
@@ -288,9 +287,11 @@ void runStores(const BranchPlan& b, const Block& block, const Run& run, char* me
       activateValues(group, elements(written, 0), written.pitches[0], elements(group, 0), panels, rows * y.w);
     for (int k = 1; k < group.levels; k++) halveLevel(b, group, k, block, panels, at(group, k - 1), at(group, k));
     if (!group.mean) continue;
-    auto* sums = reinterpret_cast<float*>(run.shared + group.rowSums) + block.row * y.c + panels.begin;
-    for (int64_t row = 0; row < rows; row++)
-      sum(elements(group, row * y.w), group.pitches[0], sums + row * y.c, y.w, panels.channels);
+    auto* sums = reinterpret_cast<double*>(run.shared + group.rowSums) + block.row * y.c + panels.begin;
+    for (int64_t row = 0; row < rows; row++, sums += y.c) {
+      std::fill_n(sums, panels.channels, 0.);
+      addPixels(elements(group, row * y.w), group.pitches[0], y.w, panels.channels, sums);
+    }
   }
 }
 
@@ -301,13 +302,13 @@ void runMeans(const BranchPlan& b, int64_t image, const Run& run) {
   constexpr int64_t most = 64;
   for (const StoreGroup& group : b.stores) {
     if (!group.mean) continue;
-    const auto* sums = reinterpret_cast<const float*>(run.shared + group.rowSums) + image * rows * y.c;
+    const auto* sums = reinterpret_cast<const double*>(run.shared + group.rowSums) + image * rows * y.c;
     float* means = run.out<float>(*group.mean) + image * group.meanPitch;
     for (int64_t first = 0; first < y.c; first += most) {
       const int64_t count = std::min(most, y.c - first);
       double all[most] = {};
       for (int64_t row = 0; row < rows; row++)
-        for (int64_t c = 0; c < count; c++) all[c] += static_cast<double>(sums[row * y.c + first + c]);
+        for (int64_t c = 0; c < count; c++) all[c] += sums[row * y.c + first + c];
       for (int64_t c = 0; c < count; c++)
         means[first + c] = static_cast<float>(all[c] / static_cast<double>(rows * y.w));
     }
