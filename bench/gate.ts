@@ -1,8 +1,8 @@
-// Fails if a kernel became about twice as slow: node --import=tsx bench/gate.ts [--keep]. What is compared is a kernel's
-// time in units of a fixed loop of multiply-adds that runs in the same rounds. The ratios kept in gate.json hold on the
-// CPU that is named there; another one has other caches and dividers, so there the limit is 3.5 times. Minima of rounds of
-// less than a millisecond are reached on a busy machine too; as long as a kernel is over the limit more rounds follow,
-// for 40 seconds.
+// Fails if a kernel became about twice as slow: node --import=tsx bench/gate.ts [--keep]. What is compared is a
+// kernel's time in units of a fixed loop of multiply-adds that runs in the same rounds. The ratios kept in gate.json
+// hold on the CPU that is named there; another one has other caches and dividers, so there the limit is 3.5 times.
+// Minima of rounds of less than a millisecond are reached on a busy machine too; as long as a kernel is over the limit
+// more rounds follow, for 40 seconds.
 import { readFileSync, writeFileSync } from 'node:fs';
 import { fill, measurePeak, quantizeOnNoise } from '../lib/bench/measure.js';
 import { devices, targetOf } from '../lib/devices.js';

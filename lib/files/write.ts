@@ -69,10 +69,10 @@ export async function writeNew(path: string, chunks: Chunks): Promise<void> {
   await write(await open(path, 'wx'), chunks);
 }
 
-async function write(file: FileHandle, chunks: Chunks, whole = true): Promise<void> {
+async function write(file: FileHandle, chunks: Chunks, toDisk = true): Promise<void> {
   try {
     for await (const chunk of chunks) await file.writeFile(chunk);
-    if (whole) await sync(file.fd);
+    if (toDisk) await sync(file.fd);
   } finally {
     await file.close();
   }

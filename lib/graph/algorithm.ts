@@ -1,8 +1,8 @@
 /** Which algorithm computes a branch on the CPU: a function of shape and data type. */
 import type { DType } from '../dtype.js';
 import type { Traits } from '../targets.js';
-import { toNTHWC } from './graph.js';
 import type { Work } from '../turns.js';
+import { toNTHWC } from './graph.js';
 import { type Branch, convStep, type Store, sourcesOf, type Step, type Steps } from './lower.js';
 
 /** Of integers, so many input channels may be summed up (native/cpu/winograd.h). */

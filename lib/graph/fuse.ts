@@ -2,6 +2,7 @@
  * Fusion: small passes from steps to steps, each of which takes a memory pass out of the network. After them an octave
  * convolution with its pooling, upsampling, adds, batch normalisation, residual and activation is one step.
  */
+import { atOnce, type Work } from '../turns.js';
 import { type TensorType, toNTHWC } from './graph.js';
 import {
   type Activation,
@@ -14,7 +15,6 @@ import {
   type Step,
   type Steps,
 } from './lower.js';
-import { atOnce, type Work } from '../turns.js';
 import { halved, same } from './shape.js';
 
 /** The steps while a pass rewrites them: which one makes a value, and which ones read it. */

@@ -5,15 +5,19 @@
 
 namespace octconv {
 
+// The same from the i-th element on.
+inline Elements from(const Elements& x, int64_t i) {
+  Elements moved = x;
+  moved.data = static_cast<char*>(x.data) + i * static_cast<int64_t>(bytesOf(x.dtype));
+  return moved;
+}
+
 struct Floats {
   TensorType type;
   decltype(&baseline::convertElements) convert = OCTCONV_PICK(convertElements);
 
   explicit Floats(const TensorType& type) : type(type) {}
-  Elements elements(void* data, int64_t at) const {
-    return {static_cast<char*>(data) + at * static_cast<int64_t>(bytesOf(type.dtype)), type.dtype, type.scale,
-            type.zero};
-  }
+  Elements elements(void* data, int64_t at) const { return from({data, type.dtype, type.scale, type.zero}, at); }
   // Elements from `at` on; `room` holds as many.
   const float* read(void* data, int64_t at, int64_t count, float* room) const {
     if (type.dtype == DType::f32) return static_cast<const float*>(data) + at;
@@ -31,17 +35,14 @@ struct Floats {
 
 // sums[c] += channels of pixels that lie together, `pitch` elements apart. Some pixels are summed up in f32, these sums
 // in double: a million equal numbers in one f32 lose 1 %.
-inline void addPixels(Elements from, int64_t pitch, int64_t pixels, int64_t channels, double* sums) {
+inline void addPixels(const Elements& x, int64_t pitch, int64_t pixels, int64_t channels, double* sums) {
   constexpr int64_t together = 64;
   const auto sum = OCTCONV_PICK(sumPixels);
-  const auto bytes = static_cast<int64_t>(bytesOf(from.dtype));
   float some[together];
   for (int64_t c = 0; c < channels; c += together)
     for (int64_t p = 0; p < pixels; p += together) {
-      Elements first = from;
-      first.data = static_cast<char*>(from.data) + (p * pitch + c) * bytes;
       const int64_t count = std::min(together, channels - c);
-      sum(first, pitch, some, std::min(together, pixels - p), count);
+      sum(from(x, p * pitch + c), pitch, some, std::min(together, pixels - p), count);
       for (int64_t i = 0; i < count; i++) sums[c + i] += static_cast<double>(some[i]);
     }
 }

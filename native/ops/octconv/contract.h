@@ -16,8 +16,7 @@ struct Activation {
   float slope = 0;  // of the function
   float least = -INFINITY, most = INFINITY;
   bool operator==(const Activation&) const = default;
-  bool clamps() const { return least > -INFINITY || most < INFINITY; }
-  bool isIdentity() const { return batchNorm.empty() && !function && !clamps(); }
+  bool isIdentity() const { return batchNorm.empty() && !function && least == -INFINITY && most == INFINITY; }
 };
 
 struct Source {

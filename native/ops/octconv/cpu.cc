@@ -34,11 +34,11 @@ Elements elementsOf(void* data, const TensorType& type) { return {data, type.dty
 
 // --- Inputs -----------------------------------------------------------------------------------------------------
 
-Prepared prepare(const Source& s, const Shape& x, int64_t groups, const Size3& padding, Compute compute) {
+Prepared prepare(const Shape& x, int64_t groups, const Size3& padding, Compute compute) {
   Shape padded = x;
   padded.h += 2 * padding.h, padded.w += 2 * padding.w;
   padded.c = groups * wordsOf(x.c / groups, compute) * perWord(compute);
-  return {groups, padding, s.prologue.least, s.prologue.most, nullptr, nullptr, padded, 0, 0};
+  return {groups, padding, padded};
 }
 
 // The sum over a branch's main sources, or over its upsampled ones (`low`).
@@ -66,7 +66,7 @@ Sum sumOf(const Node& node, const BranchPlan& b, const Shape& y, bool low) {
     if (!asIs) {
       // A depthwise convolution reads elements, not words: one group, as wide as it is.
       source.prepared =
-          prepare(s, x.shape, depthwise ? 1 : s.groups, rowTaps ? s.padding : Size3(0, 0, 0), branch.compute);
+          prepare(x.shape, depthwise ? 1 : s.groups, rowTaps ? s.padding : Size3(0, 0, 0), branch.compute);
       if (norm.channels)
         source.prepared->scale = b.packed->floats(norm.scale), source.prepared->shift = b.packed->floats(norm.shift);
       source.shape = halved(source.prepared->padded, s.pool);
@@ -90,8 +90,11 @@ Sum sumOf(const Node& node, const BranchPlan& b, const Shape& y, bool low) {
 // One row of a padded plane, counted from the plane's own first: converted or activated, channels filled up.
 void prepareRow(const TileSource& source, const TensorType& type, Compute compute, const char* from, char* to) {
   const Prepared& p = *source.prepared;
+  const Activation& prologue = source.conv.prologue;
   const int64_t bytes = sizeOf(compute), width = type.shape.w, c = type.shape.c, inGroup = c / p.groups,
                 group = p.padded.c / p.groups, fromBytes = type.pitch() * static_cast<int64_t>(bytesOf(type.dtype));
+  const auto convert = OCTCONV_PICK(convertElements);
+  const auto activate = OCTCONV_PICK(activatePixels);
   const auto outside = static_cast<char>(compute == Compute::i8 ? source.conv.zero : 0);
   const int64_t margin = p.padding.w * p.padded.c * bytes;
   const auto fill = [&](int64_t count) { to = std::fill_n(to, count, outside); };
@@ -100,14 +103,14 @@ void prepareRow(const TileSource& source, const TensorType& type, Compute comput
   // Converted at the end of the row, then moved to their places from the front.
   const int64_t gaps = width * p.groups * (group - inGroup) * bytes;
   const char* packed = to + gaps;
-  const int64_t together = p.activates() || !type.gap ? width : 1;
+  const int64_t together = !prologue.isIdentity() || !type.gap ? width : 1;
   for (int64_t x = 0; x < width; x += together) {
     const Elements in = elementsOf(const_cast<char*>(from) + x * fromBytes, type),
                    out{to + gaps + x * c * bytes, activationOf(compute), source.conv.scale, source.conv.zero};
-    if (p.activates())
-      OCTCONV_PICK(activatePixels)({in, type.pitch(), out, c, p.scale, p.shift, p.least, p.most}, together, c);
+    if (prologue.isIdentity())
+      convert(in, out, together * c);
     else
-      OCTCONV_PICK(convertElements)(in, out, together * c);
+      activate({in, type.pitch(), out, c, p.scale, p.shift, prologue.least, prologue.most}, together, c);
   }
   if (gaps == 0) {
     to += width * c * bytes;
@@ -124,6 +127,7 @@ void prepareRow(const TileSource& source, const TensorType& type, Compute comput
 // The rows that a block's tiles read of a source.
 void prepareRows(const TileSource& source, const Node& node, Compute compute, const Window& window, const Run& run,
                  char* memory) {
+  const auto halve = OCTCONV_PICK(halveRows);
   const Prepared& p = *source.prepared;
   const Source& s = source.conv;
   const TensorType& type = node.inputs[s.input];
@@ -145,8 +149,7 @@ void prepareRows(const TileSource& source, const Node& node, Compute compute, co
       }
       for (int64_t k = s.pool; k > 0; k--, rows = halved(rows)) {
         char* next = k == 1 ? to : level + rows.h * rows.w * rows.c * bytes;
-        OCTCONV_PICK(halveRows)
-        (activationOf(compute), level, rows.c, rows.h, rows.w, next, rows.c, static_cast<int>(rows.c));
+        halve(activationOf(compute), level, rows.c, rows.h, rows.w, next, rows.c, static_cast<int>(rows.c));
         level = next;
       }
     }
@@ -173,7 +176,7 @@ std::vector<StoreGroup> groupStores(const Node& node, const BranchPlan& b, const
       const PackedBranch::ScaleShift& norm = b.packed->stores[k];
       const float *scale = norm.channels ? b.packed->floats(norm.scale) : nullptr,
                   *shift = norm.channels ? b.packed->floats(norm.shift) : nullptr;
-      groups.push_back({type, store.activation, scale, shift, 1, {}, {}, {y.c, y.c, y.c}, {}, 0, 0});
+      groups.push_back({type, store.activation, scale, shift, {y.c, y.c, y.c}});
       group = groups.end() - 1;
     }
     const int64_t pitch = node.outputs[store.output].pitch();
@@ -192,7 +195,7 @@ std::vector<StoreGroup> groupStores(const Node& node, const BranchPlan& b, const
       std::swap(groups[0], group);
       return groups;
     }
-  groups.insert(groups.begin(), {{DType::f32, y}, {}, nullptr, nullptr, 1, {}, {}, {y.c, y.c, y.c}, {}, 0, 0});
+  groups.insert(groups.begin(), {{DType::f32, y}, {}, nullptr, nullptr, {y.c, y.c, y.c}});
   return groups;
 }
 
@@ -241,32 +244,26 @@ void halveLevel(const BranchPlan& b, const StoreGroup& group, int k, const Block
 }
 
 // Level 0 of a group, of the values that tiles have written.
-void activateValues(const StoreGroup& group, const Elements& from, int64_t fromPitch, const Elements& to,
-                    const Panel& panels, int64_t pixels) {
+void activateValues(const StoreGroup& group, const Elements& x, int64_t pitch, const Elements& to, const Panel& panels,
+                    int64_t pixels) {
   const auto activate = OCTCONV_PICK(activatePixels);
   const Activation& a = group.activation;
   const int64_t toPitch = group.pitches[0];
   const float *scale = group.scale ? group.scale + panels.begin : nullptr,
               *shift = group.shift ? group.shift + panels.begin : nullptr;
-  if (!a.function)
-    return activate({from, fromPitch, to, toPitch, scale, shift, a.least, a.most}, pixels, panels.channels);
+  if (!a.function) return activate({x, pitch, to, toPitch, scale, shift, a.least, a.most}, pixels, panels.channels);
   // The function takes f32, some channels of some pixels at a time.
   constexpr int64_t most = 64, together = 16;
   float some[together * most];
-  const auto at = [](const Elements& x, int64_t i) {
-    Elements moved = x;
-    moved.data = static_cast<char*>(x.data) + i * static_cast<int64_t>(bytesOf(x.dtype));
-    return moved;
-  };
   for (int64_t c = 0; c < panels.channels; c += most)
     for (int64_t p = 0; p < pixels; p += together) {
       const int64_t channels = std::min(most, panels.channels - c), count = std::min(together, pixels - p);
       const Elements between{some, DType::f32};
-      activate({at(from, p * fromPitch + c), fromPitch, between, channels, scale ? scale + c : nullptr,
-                shift ? shift + c : nullptr},
-               count, channels);
+      activate(
+          {from(x, p * pitch + c), pitch, between, channels, scale ? scale + c : nullptr, shift ? shift + c : nullptr},
+          count, channels);
       OCTCONV_PICK(apply)(a.function->op, a.slope, some, some, count * channels);
-      activate({between, channels, at(to, p * toPitch + c), toPitch, nullptr, nullptr, a.least, a.most}, count,
+      activate({between, channels, from(to, p * toPitch + c), toPitch, nullptr, nullptr, a.least, a.most}, count,
                channels);
     }
 }
@@ -278,8 +275,7 @@ void runStores(const BranchPlan& b, const Block& block, const Run& run, char* me
   const int64_t rows = block.rowEnd - block.row;
   const auto at = [&](const StoreGroup& group, int k) { return levelAt(b, group, k, block, run, memory); };
   const auto elements = [&](const StoreGroup& group, int64_t pixel) {
-    const int64_t first = pixel * group.pitches[0] + panels.begin;
-    return elementsOf(at(group, 0) + first * static_cast<int64_t>(bytesOf(group.type.dtype)), group.type);
+    return from(elementsOf(at(group, 0), group.type), pixel * group.pitches[0] + panels.begin);
   };
   const StoreGroup& written = b.stores[0];
   for (const StoreGroup& group : b.stores) {
@@ -326,16 +322,13 @@ void runGate(const Node& node, const BranchPlan& b, const Block& block, const Ru
   const Shape& y = b.main.grid;
   const int64_t image = y.t * y.h, toPitch = store.pitches[0];
   const auto pixelOf = [&](size_t i, int64_t pixel) {
-    const TensorType& type = node.inputs[i];
-    const int64_t bytes = pixel * type.pitch() * static_cast<int64_t>(bytesOf(type.dtype));
-    return elementsOf(static_cast<char*>(run.inputs[i]) + bytes, type);
+    return from(elementsOf(run.inputs[i], node.inputs[i]), pixel * node.inputs[i].pitch());
   };
   auto* gate = reinterpret_cast<float*>(memory);
   for (int64_t row = block.row; row < block.rowEnd;) {  // image by image
     const int64_t n = row / image, end = std::min(block.rowEnd, (n + 1) * image);
     convert(pixelOf(gates, n), {gate, DType::f32}, y.c);
-    Elements to = elementsOf(out, store.type);
-    to.data = out + (row - block.row) * y.w * toPitch * static_cast<int64_t>(bytesOf(to.dtype));
+    const Elements to = from(elementsOf(out, store.type), (row - block.row) * y.w * toPitch);
     ActivatedPixels by{pixelOf(input, row * y.w), node.inputs[input].pitch(), to, toPitch, gate};
     by.least = store.activation.least, by.most = store.activation.most;
     if (const auto& residual = b.spec.residual)
@@ -563,15 +556,14 @@ Panel channelsOf(const BranchPlan& b, const Block& block) {
 
 Epilogue epilogueOf(const Node& node, const BranchPlan& b, const Run& run, const Panel& panel, const Block& block,
                     char* out) {
-  const auto from = [&](void* data, const TensorType& type, int64_t pixel) {
-    const int64_t corner = pixel * type.pitch() + panel.begin;
-    return elementsOf(static_cast<char*>(data) + corner * static_cast<int64_t>(bytesOf(type.dtype)), type);
+  const auto at = [&](void* data, const TensorType& type, int64_t pixel) {
+    return from(elementsOf(data, type), pixel * type.pitch() + panel.begin);
   };
   const StoreGroup& store = b.stores[0];
-  const Elements y = from(out, store.type, 0);
+  const Elements y = at(out, store.type, 0);
   const TensorType* type = b.spec.residual ? &node.inputs[*b.spec.residual] : nullptr;
   const Elements residual =
-      type ? from(run.inputs[*b.spec.residual], *type, block.row * b.main.grid.w) : Elements{nullptr, y.dtype};
+      type ? at(run.inputs[*b.spec.residual], *type, block.row * b.main.grid.w) : Elements{nullptr, y.dtype};
   const bool bytes = y.dtype == DType::u8;
   const auto zero = static_cast<float>(y.zero);
   const float steps = 1 / y.scale, residualSteps = residual.scale * steps,

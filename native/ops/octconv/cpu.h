@@ -79,13 +79,11 @@ std::shared_ptr<const Packed> packBranch(const Attr& attrs, const Params& params
 
 // How a task makes what the tiles read of an input: rows of it, in the task's own scratch.
 struct Prepared {
-  int64_t groups;              // each filled up to whole words
-  Size3 padding;               // zeros around each plane
-  float least, most;           // the prologue
-  const float *scale, *shift;  // of its batch normalisation, or null
-  Shape padded;                // the planes before P is applied
-  size_t copy, between;        // in scratch: the rows, and what is pooled on the way to one of them
-  bool activates() const { return scale || least > -INFINITY || most < INFINITY; }
+  int64_t groups;                                  // each filled up to whole words
+  Size3 padding;                                   // zeros around each plane
+  Shape padded;                                    // the planes before P is applied
+  const float *scale = nullptr, *shift = nullptr;  // of the prologue's batch normalisation
+  size_t copy = 0, between = 0;                    // in scratch: the rows, and what is pooled on the way to one of them
 };
 
 struct TileSource {
@@ -112,14 +110,14 @@ struct StoreGroup {
   TensorType type;  // shape: of level 0
   Activation activation;
   const float *scale, *shift;  // of its batch normalisation, or null
-  int levels;
-  std::optional<size_t> outputs[3];
-  size_t scratch[3];
   int64_t pitches[3];          // of the levels
-  std::optional<size_t> mean;  // an output, `meanPitch` elements from image to image; the sums of rows of level 0 lie
-                               // in memory of the step, from `rowSums` on
-  int64_t meanPitch;
-  size_t rowSums;
+  int levels = 1;
+  std::optional<size_t> outputs[3] = {};
+  size_t scratch[3] = {};
+  std::optional<size_t> mean = {};  // an output, `meanPitch` elements from image to image; the sums of rows of level 0
+                                    // lie in memory of the step, from `rowSums` on
+  int64_t meanPitch = 0;
+  size_t rowSums = 0;
 };
 
 struct BranchPlan {
