@@ -46,7 +46,7 @@ export {
 } from './input/preprocess.js';
 export type { PictureSource } from './input/source.js';
 export * as layers from './layers/index.js';
-export { type Feature, Module, namedParameters } from './layers/index.js';
+export { DeepModule, type Feature, Module, namedParameters } from './layers/index.js';
 export { toNCHW, toNHWC } from './layout.js';
 export {
   createModel,
@@ -87,6 +87,7 @@ export {
   type Vector,
   type Video,
 } from './tensor.js';
+export type { Work } from './turns.js';
 export { initialize } from './weights/random.js';
 export type { WriteOptions } from './weights/folder.js';
 export type { Memory } from './weights/file.js';

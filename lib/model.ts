@@ -9,7 +9,14 @@ import { type ComputeType, Graph, type Parameter, type Value } from './graph/gra
 import type { DType } from './dtype.js';
 import { channelCount, type InputConfig } from './input/preprocess.js';
 import type { PictureSource } from './input/source.js';
-import { type Module, namedParameters, parameterShapes, shapesOf } from './layers/module.js';
+import {
+  DeepModule,
+  findParameters,
+  type Module,
+  namedParameters,
+  parameterShapes,
+  shapesOf,
+} from './layers/module.js';
 import {
   type AnyNetworkName,
   buildNetwork,
@@ -26,13 +33,13 @@ import {
   type Input,
   type InputSpec,
   type Recorded,
-  recordCall,
+  recordWork,
   splitArguments,
   type Tensors,
   typesOf,
 } from './structure.js';
 import { type Matrix, type Shape, Tensor } from './tensor.js';
-import { turn } from './turns.js';
+import { atOnce, inTurns, turn, type Work } from './turns.js';
 import { checkWeights } from './weights/check.js';
 import { withUsualNames } from './weights/names.js';
 import { isModelFolder, readModelFolder } from './weights/folder.js';
@@ -71,15 +78,26 @@ export type Inputs<X extends readonly Value[]> = {
 
 /** A network as a graph, for inputs of given shapes: [N,H,W,C], [N,T,H,W,C] or [N,C]. */
 export function record(network: Module, ...inputs: readonly InputSpec[]): Graph {
-  return recordNetwork(network, namedParameters(network), inputs).graph;
+  return atOnce(recordNetwork(network, namedParameters(network), inputs)).graph;
 }
 
 function recordNetwork<Y>(
   network: Module<never, Y>,
   parameters: ReadonlyMap<string, Parameter>,
   inputs: readonly InputSpec[],
-): Recorded<Y> {
-  return recordCall('model: forward', network.forward.bind(network), inputs, new Graph(parameters));
+): Work<Recorded<Y>> {
+  const forward = function* (...values: [never]): Work<Y> {
+    return network instanceof DeepModule ? yield* network.work(...values) : network.forward(...values);
+  };
+  return recordWork('model: forward', network.forward.length, forward, inputs, new Graph(parameters));
+}
+
+/** @throws OctconvError if a parameter is missing in the weights, has another shape, or is left over. */
+function* fittingParameters(network: Module, weights: ModelWeights): Work<ReadonlyMap<string, Parameter>> {
+  const parameters = yield* findParameters(network);
+  yield;
+  checkWeights(shapesOf(parameters), weights);
+  return parameters;
 }
 
 /**
@@ -130,7 +148,13 @@ export class Model<Y = Value<'f32', Shape>, X extends readonly Value[] = [x: Val
    * they are closed with the model.
    * @throws OctconvError if a parameter is missing, has another shape, or is left over.
    */
-  constructor(network: Network<Y, X>, weights: ModelWeights, options: ModelOptions = {}) {
+  constructor(
+    network: Network<Y, X>,
+    weights: ModelWeights,
+    options: ModelOptions = {},
+    /** @internal */
+    parameters: ReadonlyMap<string, Parameter> = atOnce(fittingParameters(network, weights)),
+  ) {
     const { tensors } = weights;
     const quantized = [...tensors.values()].some((tensor) => tensor.dtype === 'i8');
     const {
@@ -151,8 +175,7 @@ export class Model<Y = Value<'f32', Shape>, X extends readonly Value[] = [x: Val
     this.dtype = dtype;
     this.threads = threadsOf(target, threads);
     this.#network = network;
-    this.#parameters = namedParameters(network);
-    checkWeights(shapesOf(this.#parameters), weights);
+    this.#parameters = parameters;
     this.#source = weights;
     this.#weights = new PackedWeights(weights, target, dtype, maxBytes);
     this.#keptPlans = plans;
@@ -170,10 +193,10 @@ export class Model<Y = Value<'f32', Shape>, X extends readonly Value[] = [x: Val
 
   /** Records the network for inputs of given shapes: [N,H,W,C], [N,T,H,W,C] or [N,C]. */
   record(...inputs: readonly InputSpec[]): Graph {
-    return this.#record(inputs).graph;
+    return atOnce(this.#record(inputs)).graph;
   }
 
-  #record(inputs: readonly InputSpec[]): Recorded<Y> {
+  #record(inputs: readonly InputSpec[]): Work<Recorded<Y>> {
     return recordNetwork(this.#network as Module<never, Y>, this.#parameters, inputs);
   }
 
@@ -241,8 +264,7 @@ export class Model<Y = Value<'f32', Shape>, X extends readonly Value[] = [x: Val
 
   #compile(key: string, inputs: readonly InputSpec[]): KeptPlan<X, Y> {
     const compile = async () => {
-      await turn(); // to record a network takes a turn of its own
-      const { graph, arrange } = this.#record(inputs);
+      const { graph, arrange } = await inTurns(this.#record(inputs));
       return new Compiled<X, Y>(await Plan.compile(graph, this.#weights, this.threads), arrange);
     };
     const kept: KeptPlan<X, Y> = { promise: this.#use(compile), users: 0, kept: true };
@@ -450,10 +472,10 @@ export async function loadModel(
 ): Promise<Model<Value<'f32', Matrix>>> {
   const { network: given, key, ...modelOptions } = options;
   const { network, source, ...described } = await openUnchecked(path, given, { key });
-  await turn();
   let model: Model<Value<'f32', Matrix>> | undefined;
   try {
-    model = Object.assign(new Model(network, source, modelOptions), described);
+    const parameters = await inTurns(fittingParameters(network, source));
+    model = Object.assign(new Model(network, source, modelOptions, parameters), described);
     await model.plan([1, described.input.height, described.input.width, channelCount(described.input)]); // packs all parameters
     return model;
   } catch (error) {

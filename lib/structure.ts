@@ -4,6 +4,7 @@ import { OctconvError } from './error.js';
 import { Graph, kindOf, type TensorType, Value } from './graph/graph.js';
 import { Octave } from './octave.js';
 import { elementCount, type Shape, Tensor } from './tensor.js';
+import { atOnce, type Work } from './turns.js';
 
 /** An input of a recording: its shape, with a data type unless it is f32. A tensor is one too. */
 export type InputSpec = Shape | { readonly dtype?: DType; readonly shape: Shape };
@@ -41,28 +42,40 @@ export interface Recorded<Y> {
   arrange(outputs: readonly Tensor[]): Tensors<Y>;
 }
 
-/**
- * Calls a function with one value for each input. Errors begin with `name`.
- * @throws OctconvError if it takes more inputs or fewer, or gives anything but values that it computes.
- */
+/** Calls a function with one value for each input, see `recordWork`. */
 export function recordCall<Y>(
   name: string,
   f: (...inputs: never[]) => Y,
   inputs: readonly InputSpec[],
   graph = new Graph(),
 ): Recorded<Y> {
+  const call = function* (...values: never[]): Work<Y> {
+    return f(...values);
+  };
+  return atOnce(recordWork(name, f.length, call, inputs, graph));
+}
+
+/**
+ * Does the work `call` with one value for each input, of which it needs `least`. Errors begin with `name`.
+ * @throws OctconvError if it takes more inputs or fewer, or gives anything but values that it computes.
+ */
+export function* recordWork<Y>(
+  name: string,
+  least: number,
+  call: (...inputs: never[]) => Work<Y>,
+  inputs: readonly InputSpec[],
+  graph: Graph,
+): Work<Recorded<Y>> {
   const checkCount = (fine: boolean, takes: number) => {
     if (!fine) throw new OctconvError(`${name} takes ${takes} input${takes === 1 ? '' : 's'}, got ${inputs.length}`);
   };
-  checkCount(f.length <= inputs.length, f.length);
+  checkCount(least <= inputs.length, least);
   const values = typesOf(name, inputs).map(({ dtype, shape }) => graph.input(dtype, shape));
-  const y = f(...(values as never[]));
+  const y = yield* call(...(values as never[]));
   const arrange = arrangement(name, y, graph, []);
   if (graph.outputs.length === 0) throw new OctconvError(`${name} gives ${kindOf(y)} without a Value`);
-  // Behind the parameters that `length` counts may be optional ones.
-  const unread = values.findIndex(
-    ({ id }, i) => i >= f.length && !graph.nodes.some((node) => node.inputs.includes(id)),
-  );
+  // Behind those that it needs may be optional ones.
+  const unread = values.findIndex(({ id }, i) => i >= least && !graph.nodes.some((node) => node.inputs.includes(id)));
   checkCount(unread < 0, unread);
   return { graph, arrange: (outputs) => arrange(outputs) as Tensors<Y> };
 }

@@ -9,6 +9,7 @@ import { relativeError } from '../lib/bench/measure.js';
 import {
   buildNetwork,
   createModel,
+  DeepModule,
   defaultInput,
   type Feature,
   initialize,
@@ -16,6 +17,7 @@ import {
   loadModel,
   Model,
   Module,
+  ops,
   quantize,
   Tensor,
 } from '../lib/index.js';
@@ -55,6 +57,33 @@ describe('lifecycle: runs', () => {
     for (; !ended; turns++) await turn();
     await run;
     expect(turns).to.be.above(100); // tens of thousands; with runs on the event loop two or three
+  });
+
+  it('are recorded in turns of the event loop, if the network is a deep module', async () => {
+    const ms = 5; // more than a turn may take
+    let turns = 0;
+    const seen: number[] = [];
+    const network = new (class extends DeepModule<Feature, Feature> {
+      *work(x: Feature) {
+        let y = x;
+        for (let part = 0; part < 4; part++) {
+          seen.push(turns);
+          for (const end = performance.now() + ms; performance.now() < end; );
+          y = ops.relu(y);
+          yield;
+        }
+        return y;
+      }
+    })();
+    using model = new Model(network, initialize(network));
+    let recorded = false;
+    const plan = model.plan([1, 2, 2, 4]).finally(() => {
+      recorded = true;
+    });
+    for (; !recorded; turns++) await turn();
+    expect((await plan).steps).to.have.length.above(0);
+    expect(new Set(seen).size, `turns at ${seen}`).to.equal(4);
+    expect(model.record([1, 2, 2, 4]).nodes).to.have.length(4);
   });
 
   it("never take libuv's threads", async () => {

@@ -81,7 +81,7 @@ export class Graph {
 
   /** `parameters` are those that nodes may read, as `namedParameters(network)` gives them. */
   constructor(parameters: ReadonlyMap<string, Parameter> = new Map()) {
-    for (const [name, parameter] of parameters) this.#names.set(parameter, name);
+    parameters.forEach((parameter, name) => this.#names.set(parameter, name));
   }
 
   /** A parameter of this graph alone. */

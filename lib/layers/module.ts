@@ -1,6 +1,7 @@
 import { OctconvError } from '../error.js';
 import { Parameter, type Value } from '../graph/graph.js';
 import type { Spatial } from '../tensor.js';
+import { atOnce, type Work } from '../turns.js';
 
 /** A recorded image or video, what layers take and give: [N, H, W, C] or [N, T, H, W, C]. */
 export type Feature = Value<'f32', Spatial>;
@@ -13,32 +14,49 @@ export abstract class Module<X = never, Y = unknown> {
   abstract forward(x: X, ...more: never[]): Y;
 }
 
+/**
+ * A network of many parts: `work` is its `forward` with a `yield` behind each part. A `Model` that records it there lets
+ * the event loop go on; hundreds of ops take longer than others should wait.
+ */
+export abstract class DeepModule<X = never, Y = unknown> extends Module<X, Y> {
+  abstract work(x: X): Work<Y>;
+
+  forward(x: X): Y {
+    return atOnce(this.work(x));
+  }
+}
+
 /** Every parameter of a network by property path, in the order of the fields. */
-export function namedParameters(module: Module): Map<string, Parameter> {
+export const namedParameters = (module: Module): Map<string, Parameter> => atOnce(findParameters(module));
+
+/** The same as work. */
+export function* findParameters(module: Module): Work<Map<string, Parameter>> {
   const found = new Map<string, Parameter>();
   const places = new Map<Parameter, string>();
   const open = new Set<unknown>();
-  const walk = (part: unknown, path: string, named: boolean): void => {
-    const wrong = (what: string): never => {
-      throw new OctconvError(`module: '${path}' ${what}`);
-    };
+  const wrong = (path: string, what: string): never => {
+    throw new OctconvError(`module: '${path}' ${what}`);
+  };
+  const walk = function* (part: unknown, path: string, named: boolean): Work<void> {
     if (part instanceof Parameter) {
-      if (places.has(part)) wrong(`is also '${places.get(part)}', wanted one place`);
+      if (places.has(part)) wrong(path, `is also '${places.get(part)}', wanted one place`);
       // Two paths must not read the same, and constants of a graph are called #1, #2, ...
-      if (!named) wrong(`has a field with '.' or '#' in its name, wanted none`);
+      if (!named) wrong(path, `has a field with '.' or '#' in its name, wanted none`);
       places.set(part, path);
       found.set(path, part);
     } else if (part instanceof Module || Array.isArray(part)) {
-      if (open.has(part)) wrong('leads back to a module that holds it, wanted a tree');
+      if (open.has(part)) wrong(path, 'leads back to a module that holds it, wanted a tree');
       open.add(part);
       for (const [key, value] of Object.entries(part)) {
+        if (typeof value !== 'object') continue;
         const fine = key !== '' && !key.includes('.') && !key.includes('#');
-        walk(value, part === module ? key : `${path}.${key}`, named && fine);
+        yield* walk(value, part === module ? key : `${path}.${key}`, named && fine);
       }
       open.delete(part);
+      yield;
     }
   };
-  walk(module, '', true);
+  yield* walk(module, '', true);
   return found;
 }
 

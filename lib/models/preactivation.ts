@@ -5,10 +5,11 @@
  */
 import type { Value } from '../graph/graph.js';
 import { defaultInput, type InputConfig } from '../input/preprocess.js';
-import { BatchNorm, Conv, type Feature, Linear, Module, OctConv } from '../layers/index.js';
+import { BatchNorm, Conv, DeepModule, type Feature, Linear, Module, OctConv } from '../layers/index.js';
 import { Octave } from '../octave.js';
 import { globalAvgPool, maxPool, relu } from '../ops.js';
 import type { Matrix } from '../tensor.js';
+import type { Work } from '../turns.js';
 import { type Classifier, type Family, splitName, withOctave } from './family.js';
 import { blocksOption, commonOptions, type OptionSchema, type ResolvedNetworkOptions } from './options.js';
 import { countBlocks, inferAlpha, inferEnds, type Shapes } from './shapes.js';
@@ -61,7 +62,7 @@ class OctUnit extends Module<Pair, Pair> {
 }
 
 /** [N, H, W, 3] -> logits [N, classes] */
-export class PreActivationNet extends Module {
+export class PreActivationNet extends DeepModule<Feature, Value<'f32', Matrix>> {
   readonly conv1: Conv;
   readonly bn1: BatchNorm;
   readonly layer1: readonly Part[];
@@ -87,10 +88,13 @@ export class PreActivationNet extends Module {
     return [this.layer1, this.layer2, this.layer3, this.layer4].flat();
   }
 
-  forward(x: Feature): Value<'f32', Matrix> {
+  *work(x: Feature): Work<Value<'f32', Matrix>> {
     const stem = relu(this.bn1.forward(this.conv1.forward(x)));
     let y = new Octave(this.#pools ? maxPool(stem, { kernel: 3, stride: 2, padding: 1 }) : stem);
-    for (const part of this.parts()) y = part.forward(y);
+    for (const part of this.parts()) {
+      yield;
+      y = part.forward(y);
+    }
     return this.fc.forward(globalAvgPool(relu(this.tail.forward(y.high))));
   }
 }

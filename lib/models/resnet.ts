@@ -6,10 +6,11 @@
 import { OctconvError, show } from '../error.js';
 import type { Value } from '../graph/graph.js';
 import { defaultInput } from '../input/preprocess.js';
-import { BatchNorm, Conv, ConvNorm, type Feature, Linear, Module, OctConvNorm } from '../layers/index.js';
+import { BatchNorm, Conv, ConvNorm, DeepModule, type Feature, Linear, Module, OctConvNorm } from '../layers/index.js';
 import { Octave, splitChannels } from '../octave.js';
 import { add, globalAvgPool, maxPool, relu } from '../ops.js';
 import type { Matrix } from '../tensor.js';
+import type { Work } from '../turns.js';
 import { type Family, splitName, withOctave } from './family.js';
 import { commonOptions, type ResolvedNetworkOptions } from './options.js';
 import { checkWidth, countBlocks, inferAlpha, inferEnds, nameOf } from './shapes.js';
@@ -142,7 +143,7 @@ const octaveForm: Form<Octave<Feature>> = {
 };
 
 /** [N, H, W, 3] -> logits [N, classes] */
-class ResNet<F> extends Module {
+class ResNet<F> extends DeepModule<Feature, Value<'f32', Matrix>> {
   readonly conv1: Conv;
   readonly bn1: BatchNorm;
   readonly layer1: readonly Module<F, F>[];
@@ -182,10 +183,13 @@ class ResNet<F> extends Module {
     this.fc = new Linear(from, classes);
   }
 
-  forward(x: Feature): Value<'f32', Matrix> {
+  *work(x: Feature): Work<Value<'f32', Matrix>> {
     const stem = relu(this.bn1.forward(this.conv1.forward(x)));
     let y = this.#form.enter(this.#pools ? maxPool(stem, { kernel: 3, stride: 2, padding: 1 }) : stem);
-    for (const block of [this.layer1, this.layer2, this.layer3, this.layer4].flat()) y = block.forward(y);
+    for (const block of [this.layer1, this.layer2, this.layer3, this.layer4].flat()) {
+      yield;
+      y = block.forward(y);
+    }
     return this.fc.forward(globalAvgPool(this.#form.leave(y)));
   }
 }
