@@ -1,0 +1,75 @@
+// What the host tells octConv's CUDA kernel of a step (cuda.cu): plain data, the same on both sides. Values of a run lie
+// in one block of device memory, the arena, and are told by their offsets in it, so that all runs of a plan have the
+// same arguments.
+#pragma once
+#include "../../cuda/intrinsics.h"
+
+namespace octconv::cuda {
+
+inline constexpr int tileRows = 128;    // output pixels of a block
+inline constexpr int chunkBytes = 64;   // input channels of a step of the main loop
+inline constexpr int slots = 3;         // of shared memory for such steps
+inline constexpr int blockThreads = 128;
+inline constexpr int mostColumns = 128;
+inline constexpr int mostSources = 8, mostStores = 4, mostBranches = 2;
+
+constexpr int sharedBytes(int columns) { return slots * (tileRows + columns) * chunkBytes; }
+
+struct Extent {
+  int t, h, w;
+};
+
+// An activation of [N, T, H, W, C] in the arena.
+struct TensorArgs {
+  int64_t at;  // bytes from the arena's begin
+  Extent size;
+  int channels, pitch;  // elements
+  bool narrow;          // bf16, otherwise f32
+};
+
+struct ActivationArgs {
+  const float *scale, *shift;  // of batch normalisation, per channel; null without
+  float least, most;
+};
+
+struct SourceArgs {
+  TensorArgs x;
+  Extent kernel, stride, padding, dilation;
+  int chunks;     // of a tap
+  bool upsample;  // the product, by 2
+  bool direct;    // x is copied as it lies; otherwise element by element: another type, prologue, pooling, any pitch
+  int pool;       // how often P is applied to x
+  ActivationArgs prologue;
+};
+
+struct StoreArgs {
+  TensorArgs y;
+  int pool;  // 0 or 1
+  ActivationArgs activation;
+};
+
+// y = residual + bias + sum over sources; those that are upsampled come first.
+struct BranchArgs {
+  int n;
+  Extent size;  // of y
+  int channels;
+  bool phased;  // rows of a tile are four phases of 32 low pixels, otherwise 128 pixels in order
+  int columnTiles, tiles;
+  int sources, stores;
+  const char* weights;  // [column tile][source][tap][chunk][column][64 bytes], see packing in cuda.cc
+  const float* bias;    // of all columns
+  bool hasResidual;
+  TensorArgs residual;
+  SourceArgs source[mostSources];
+  StoreArgs store[mostStores];
+};
+
+struct OctConvArgs {
+  BranchArgs branch[mostBranches];
+};
+
+// Where 16-byte piece `piece` of a row of 64 bytes lies in shared memory: eight rows that are read together use all
+// banks.
+OCTCONV_BOTH constexpr int swizzled(int row, int piece) { return row * chunkBytes + (piece ^ (row >> 1 & 3)) * 16; }
+
+}  // namespace octconv::cuda
