@@ -408,12 +408,17 @@ Napi::Value devices(const Napi::CallbackInfo& call) {
   const Napi::Env env = call.Env();
   auto list = Napi::Array::New(env);
   for (const auto& [name, kind] : Registered<DeviceKind>::all()) {
-    auto device = Napi::Object::New(env);
-    device.Set("name", name);
+    const auto add = [&, &name = name](int index, const char* key, const Napi::Value& value) {
+      auto device = Napi::Object::New(env);
+      device.Set("name", index == 0 ? name : name + ":" + std::to_string(index));
+      device.Set(key, value);
+      list.Set(list.Length(), device);
+    };
+    int index = 0;
     try {
-      device.Set("traits", traitsOf(env, kind.open().traits()));
-    } catch (const Error& error) { device.Set("why", error.what()); }
-    list.Set(list.Length(), device);
+      for (const int count = kind.count ? kind.count() : 1; index < count; index++)
+        add(index, "traits", traitsOf(env, kind.open(index).traits()));
+    } catch (const Error& error) { add(index, "why", Napi::String::New(env, error.what())); }
   }
   return list;
 }

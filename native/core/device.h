@@ -66,13 +66,14 @@ class Device {
                                              Crew& crew) const = 0;
   virtual std::shared_ptr<Program> compile(PlanSpec spec) const = 0;  // the spec is complete
 
-  // Throws the reason if there is none of this name.
+  // `cpu`, or of a kind of several `cuda` or `cuda:0`, `cuda:1`, ... Throws the reason if there is none of this name.
   static Device& find(const std::string& name);
 };
 
-// What is registered under a device's name; `open` throws the reason if this machine has none.
+// What is registered under the name of a kind of device. Both throw the reason if this machine has none.
 struct DeviceKind {
-  Device& (*open)();
+  Device& (*open)(int index);
+  int (*count)() = nullptr;  // null: one
 };
 
 }  // namespace octconv

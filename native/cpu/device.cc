@@ -5,7 +5,7 @@
 
 namespace octconv {
 
-static Device& open() {
+static Device& open(int) {
   static auto& device = *new HostDevice<Cpu>("cpu", [] {
     Traits traits;
     traits.isa = levelNames[static_cast<int>(level())];

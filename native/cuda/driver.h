@@ -3,6 +3,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
 namespace octconv::cuda {
 
@@ -41,6 +42,7 @@ using CUresult = int;  // 0: success
   X(cuMemFree_v2, CUdeviceptr pointer)                                                                          \
   X(cuMemHostAlloc, void** pointer, size_t bytes, unsigned flags)                                               \
   X(cuMemFreeHost, void* pointer)                                                                               \
+  X(cuMemcpyHtoD_v2, CUdeviceptr to, const void* from, size_t bytes)                                            \
   X(cuMemcpyHtoDAsync_v2, CUdeviceptr to, const void* from, size_t bytes, CUstream stream)                      \
   X(cuMemcpyDtoHAsync_v2, void* to, CUdeviceptr from, size_t bytes, CUstream stream)                            \
   X(cuMemsetD8Async, CUdeviceptr to, unsigned char value, size_t bytes, CUstream stream)                        \
@@ -62,7 +64,7 @@ struct Driver {
   // Opened once. Throws the reason if there is none, if it lacks a function, or if it does not start.
   static const Driver& get();
   // Throws `what` with the driver's name for the error, unless there is none.
-  void check(CUresult result, const char* what) const;
+  void check(CUresult result, const std::string& what) const;
 };
 
 // Attributes (CUdevice_attribute, CUfunction_attribute) and flags that are used.

@@ -1,14 +1,12 @@
 // What kernels use of the machine, in one form for nvcc and for g++: there native/test/cuda has an emulator of it.
 #pragma once
-#include <cstdint>
+#include "sides.h"
 
 #if defined(__CUDACC__)
 #define OCTCONV_DEVICE __device__ __forceinline__
-#define OCTCONV_BOTH __host__ __device__
 #define OCTCONV_KERNEL extern "C" __global__
 #else
 #define OCTCONV_DEVICE inline
-#define OCTCONV_BOTH
 #define OCTCONV_KERNEL extern "C"
 #define __launch_bounds__(...)
 #define __grid_constant__

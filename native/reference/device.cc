@@ -4,7 +4,7 @@
 
 namespace octconv {
 
-static Device& open() {
+static Device& open(int) {
   static auto& device = *new HostDevice<Reference>("reference", [] {
     Traits traits;
     traits.isa = "plain loops";

@@ -103,7 +103,7 @@ class Recorder : public Device {
   Traits traits_;
 };
 
-Device& open() {
+Device& open(int) {
   static auto& device = *new Recorder;
   return device;
 }

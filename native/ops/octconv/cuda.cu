@@ -1,4 +1,4 @@
-// octConv on tensor cores: each block computes a tile of one branch, 128 pixels x up to 128 channels, as one product
+// octConv on tensor cores: each block computes a tile of one branch, 128 pixels x 32 or 64 channels, as one product
 // over all sources, taps and input channels.
 //
 // Polyphase rows: where a product is upsampled or a store is pooled, the rows of a tile are [phase][low pixel], phase =
@@ -8,6 +8,8 @@
 // High and low branch are blocks of one launch; no block waits for another. The input channels of a tap come in chunks
 // of 64 bytes, which are copied three steps ahead.
 #include "cuda.h"
+
+#include "../../cuda/intrinsics.h"
 
 namespace octconv::cuda {
 namespace {
@@ -391,27 +393,27 @@ OCTCONV_DEVICE void computeTile(const BranchArgs& branch, char* arena, int tile)
   }
 }
 
-template <class Type, int columns>
+template <class Type>
 OCTCONV_DEVICE void compute(const OctConvArgs& args, char* arena) {
   int tile = blockIndex(), b = 0;
   while (tile >= args.branch[b].tiles) tile -= args.branch[b++].tiles;
   const BranchArgs& branch = args.branch[b];
-  branch.phased ? computeTile<Type, columns, true>(branch, arena, tile)
-                : computeTile<Type, columns, false>(branch, arena, tile);
+  if (branch.columns == 64) {
+    branch.phased ? computeTile<Type, 64, true>(branch, arena, tile) : computeTile<Type, 64, false>(branch, arena, tile);
+  } else {
+    branch.phased ? computeTile<Type, 32, true>(branch, arena, tile) : computeTile<Type, 32, false>(branch, arena, tile);
+  }
 }
 
 }  // namespace
 
-#define OCTCONV_ENTRY(Type, columns)                                             \
-  OCTCONV_KERNEL void __launch_bounds__(blockThreads, 2)                          \
-      octConv##Type##_##columns(const __grid_constant__ OctConvArgs args, char* arena) { \
-    compute<Type, columns>(args, arena);                                         \
-  }
-OCTCONV_ENTRY(Bf16, 32)
-OCTCONV_ENTRY(Bf16, 64)
-OCTCONV_ENTRY(Bf16, 128)
-OCTCONV_ENTRY(Tf32, 32)
-OCTCONV_ENTRY(Tf32, 64)
-OCTCONV_ENTRY(Tf32, 128)
+OCTCONV_KERNEL void __launch_bounds__(blockThreads, 2)
+    octConvBf16(const __grid_constant__ OctConvArgs args, char* arena) {
+  compute<Bf16>(args, arena);
+}
+OCTCONV_KERNEL void __launch_bounds__(blockThreads, 2)
+    octConvTf32(const __grid_constant__ OctConvArgs args, char* arena) {
+  compute<Tf32>(args, arena);
+}
 
 }  // namespace octconv::cuda

@@ -2,7 +2,7 @@
 // in one block of device memory, the arena, and are told by their offsets in it, so that all runs of a plan have the
 // same arguments.
 #pragma once
-#include "../../cuda/intrinsics.h"
+#include "../../cuda/sides.h"
 
 namespace octconv::cuda {
 
@@ -10,7 +10,6 @@ inline constexpr int tileRows = 128;    // output pixels of a block
 inline constexpr int chunkBytes = 64;   // input channels of a step of the main loop
 inline constexpr int slots = 3;         // of shared memory for such steps
 inline constexpr int blockThreads = 128;
-inline constexpr int mostColumns = 128;
 inline constexpr int mostSources = 8, mostStores = 4, mostBranches = 2;
 
 constexpr int sharedBytes(int columns) { return slots * (tileRows + columns) * chunkBytes; }
@@ -54,6 +53,7 @@ struct BranchArgs {
   Extent size;  // of y
   int channels;
   bool phased;  // rows of a tile are four phases of 32 low pixels, otherwise 128 pixels in order
+  int columns;  // of a tile, output channels: 32 or 64
   int columnTiles, tiles;
   int sources, stores;
   const char* weights;  // [column tile][source][tap][chunk][column][64 bytes], see packing in cuda.cc

@@ -1,0 +1,60 @@
+// The NVIDIA GPUs as devices: `cuda` is the first one, `cuda:1` the second.
+#include "../core/device.h"
+
+#include "program.h"
+
+namespace octconv::cuda {
+namespace {
+
+class CudaDevice : public Device {
+ public:
+  explicit CudaDevice(Gpu& gpu) : gpu(gpu) {
+    traits_.isa = "sm_" + std::to_string(gpu.capability) + ", " + gpu.name;
+    traits_.threads = 1;
+    traits_.align = 256;
+    traits_.fuses = true;
+    traits_.dotProducts = {DType::bf16};
+    for (const auto& [op, kernels] : Registered<Kernels>::all())
+      traits_.ops.emplace(op, OpTraits{kernels.dtypes, kernels.pitched});
+  }
+  const Traits& traits() const override { return traits_; }
+
+  std::string format(const std::string& op, const Attr& attrs) const override {
+    const Kernels& kernels = find(op);
+    return kernels.format ? kernels.format(attrs) : "";
+  }
+  std::shared_ptr<const Packed> pack(const std::string& op, const Attr& attrs, const Params& params,
+                                     Crew& crew) const override {
+    const Kernels& kernels = find(op);
+    if (!kernels.pack) fail(op, ": this op has no parameters");
+    return kernels.pack(gpu, attrs, params, crew);
+  }
+  std::shared_ptr<octconv::Program> compile(PlanSpec spec) const override {
+    return std::make_shared<Program>(gpu, std::move(spec));
+  }
+
+ private:
+  static const Kernels& find(const std::string& op) {
+    const Kernels* kernels = Registered<Kernels>::find(op);
+    if (!kernels) fail(op, ": no kernel on cuda");
+    return *kernels;
+  }
+
+  Gpu& gpu;
+  Traits traits_;
+};
+
+Device& open(int index) {
+  static std::mutex mutex;
+  static auto& devices = *new std::map<int, std::unique_ptr<CudaDevice>>;  // never destroyed, as their GPUs
+  Gpu& gpu = Gpu::get(index);
+  std::lock_guard lock(mutex);
+  auto& device = devices[index];
+  if (!device) device = std::make_unique<CudaDevice>(gpu);
+  return *device;
+}
+
+const Registered<DeviceKind> kind{"cuda", {open, Gpu::count}};
+
+}  // namespace
+}  // namespace octconv::cuda

@@ -1,0 +1,219 @@
+#include "program.h"
+
+namespace octconv::cuda {
+namespace {
+
+constexpr size_t mostIdle = 4;  // a burst of runs does not keep its memory
+
+const Kernels& kernelsOf(const std::string& op) {
+  const Kernels* kernels = Registered<Kernels>::find(op);
+  if (!kernels) fail(op, ": no kernel on cuda");
+  return *kernels;
+}
+
+}  // namespace
+
+int64_t Program::placeOf(size_t id, int64_t round) const {
+  const PlanSpec::Value& value = spec.values[id];
+  const size_t first = value.place == PlanSpec::Place::input    ? inputsAt[value.at]
+                       : value.place == PlanSpec::Place::output ? outputsAt[value.at]
+                                                                : value.at;
+  return static_cast<int64_t>(first + (value.rounds == 1 ? 0 : static_cast<size_t>(round) * value.type.stride()));
+}
+
+Program::Program(Gpu& gpu, PlanSpec given) : gpu(gpu), spec(std::move(given)), infos(spec.steps.size()) {
+  Layout arena, boundary;
+  arena.add(spec.arenaBytes);
+  for (const auto& [sizes, places] : {std::pair{&spec.inputBytes, &inputsAt}, std::pair{&spec.outputBytes, &outputsAt}})
+    for (const size_t bytes : *sizes) places->push_back(arena.add(bytes)), boundary.add(bytes);
+  arenaBytes = arena.size(), boundaryBytes = boundary.size();
+
+  const Gpu::Use use(gpu);
+  size_t first = 0;
+  for (const PlanSpec::Segment& segment : spec.segments) {
+    for (int64_t round = 0; round < segment.rounds; round++)
+      for (size_t i = first; i < first + segment.steps; i++) {
+        const PlanSpec::Step& step = spec.steps[i];
+        PlacedNode placed{step.node, {}, {}};
+        for (const size_t id : step.inputs) placed.inputs.push_back(placeOf(id, round));
+        for (const size_t id : step.outputs) placed.outputs.push_back(placeOf(id, round));
+        Made made = kernelsOf(step.node.op).make(placed);
+        infos[i].algorithm = std::move(made.algorithm);
+        launched.push_back({i, {}});
+        for (Launch& launch : made.launches)
+          launched.back().launches.emplace_back(gpu.function(launch.kernel, launch.sharedBytes), std::move(launch));
+      }
+    first += segment.steps;
+  }
+}
+
+Program::Room::Room(Gpu& gpu, size_t bytes) : gpu(gpu), arena(gpu, bytes, Block::Where::device) {
+  const Driver& driver = Driver::get();
+  const Gpu::Use use(gpu);
+  driver.check(driver.cuStreamCreate(&stream, nonBlockingStream), "cuda: a stream");
+}
+Program::Room::~Room() {
+  try {
+    const Gpu::Use use(gpu);
+    Driver::get().cuStreamDestroy_v2(stream);
+  } catch (const std::exception&) {  // the GPU is lost
+  }
+}
+
+size_t Program::idleBytes() const {
+  std::lock_guard lock(mutex);
+  return rooms.size() * arenaBytes + boundaries.size() * boundaryBytes;
+}
+
+void Program::trim() {
+  std::vector<std::unique_ptr<Room>> oldRooms;
+  std::vector<Block> oldBoundaries;  // freed without the lock
+  std::lock_guard lock(mutex);
+  oldRooms.swap(rooms), oldBoundaries.swap(boundaries);
+}
+
+// A run's inputs and outputs, in pinned memory.
+struct Program::PinnedRequest : Request {
+  std::shared_ptr<Program> program;
+  Block memory;
+
+  explicit PinnedRequest(std::shared_ptr<Program> owner) : program(std::move(owner)) {
+    {
+      std::lock_guard lock(program->mutex);
+      if (!program->boundaries.empty()) {
+        memory = std::move(program->boundaries.back());
+        program->boundaries.pop_back();
+      }
+    }
+    if (memory.size() == 0) memory = Block(program->gpu, program->boundaryBytes, Block::Where::pinned);
+    Layout layout;
+    const auto place = [&](const std::vector<size_t>& sizes, std::vector<std::span<std::byte>>& spans) {
+      for (const size_t bytes : sizes)
+        spans.emplace_back(reinterpret_cast<std::byte*>(memory.host() + layout.add(bytes)), bytes);
+    };
+    place(program->spec.inputBytes, inputs);
+    place(program->spec.outputBytes, outputs);
+  }
+  ~PinnedRequest() override {
+    std::lock_guard lock(program->mutex);
+    if (program->boundaries.size() < mostIdle) program->boundaries.push_back(std::move(memory));
+  }
+};
+
+std::shared_ptr<Request> Program::prepare() {
+  return std::make_shared<PinnedRequest>(std::static_pointer_cast<Program>(shared_from_this()));
+}
+
+class Program::Run : public Queue::Job {
+ public:
+  Run(std::shared_ptr<Program> program, std::shared_ptr<Request> request, std::function<void()> done)
+      : program(std::move(program)), request(std::move(request)), done(std::move(done)) {}
+
+  void begin() override {
+    attempt([this] {
+      if (request->stop) return;
+      const Gpu::Use use(program->gpu);
+      takeRoom();
+      copy(request->inputs, program->inputsAt, true);
+      if (!request->stepMilliseconds.empty()) mark();
+      for (const Step& step : program->launched) {
+        launch(step);
+        if (!request->stepMilliseconds.empty()) mark();
+      }
+      copy(request->outputs, program->outputsAt, false);
+      begun = true;
+    });
+  }
+
+  void finish() override {
+    attempt([this] {
+      if (!room) return;
+      const Gpu::Use use(program->gpu);
+      check(driver.cuStreamSynchronize(room->stream), "cuda: a run");
+      if (!begun) return;
+      readTimes();
+      request->completed = !request->stop;
+    });
+    for (const CUevent event : events) driver.cuEventDestroy_v2(event);
+    if (room && request->error.empty()) giveRoom();
+    room.reset();
+    request.reset();  // its memory is the caller's to keep or to give back
+    done();
+  }
+
+ private:
+  template <class Work>
+  void attempt(Work&& work) {
+    try {
+      work();
+    } catch (const std::exception& error) {
+      if (request->error.empty()) request->error = error.what();
+    }
+  }
+  void check(CUresult result, const std::string& what) const { driver.check(result, what); }
+
+  void takeRoom() {
+    {
+      std::lock_guard lock(program->mutex);
+      if (!program->rooms.empty()) {
+        room = std::move(program->rooms.back());
+        program->rooms.pop_back();
+        return;
+      }
+    }
+    room = std::make_unique<Room>(program->gpu, program->arenaBytes);
+  }
+  void giveRoom() {
+    std::lock_guard lock(program->mutex);
+    if (program->rooms.size() < mostIdle) program->rooms.push_back(std::move(room));
+  }
+
+  void copy(const std::vector<std::span<std::byte>>& host, const std::vector<size_t>& places, bool in) {
+    for (size_t i = 0; i < host.size(); i++) {
+      const CUdeviceptr device = room->arena.device() + places[i];
+      check(in ? driver.cuMemcpyHtoDAsync_v2(device, host[i].data(), host[i].size(), room->stream)
+               : driver.cuMemcpyDtoHAsync_v2(host[i].data(), device, host[i].size(), room->stream),
+            in ? "cuda: copy of an input" : "cuda: copy of an output");
+    }
+  }
+
+  void launch(const Step& step) {
+    for (const auto& [function, launch] : step.launches) {
+      CUdeviceptr arena = room->arena.device();
+      void* parameters[] = {const_cast<char*>(launch.arguments.data()), &arena};
+      check(driver.cuLaunchKernel(function, launch.blocks, 1, 1, launch.threads, 1, 1,
+                                  static_cast<unsigned>(launch.sharedBytes), room->stream, parameters, nullptr),
+            program->spec.steps[step.index].node.op + " '" + program->spec.steps[step.index].node.name +
+                "': launch of " + launch.kernel);
+    }
+  }
+
+  void mark() {
+    CUevent event = nullptr;
+    check(driver.cuEventCreate(&event, 0), "cuda: an event");
+    events.push_back(event);
+    check(driver.cuEventRecord(event, room->stream), "cuda: an event");
+  }
+  void readTimes() {
+    for (size_t i = 1; i < events.size(); i++) {
+      float milliseconds = 0;
+      check(driver.cuEventElapsedTime(&milliseconds, events[i - 1], events[i]), "cuda: time of a step");
+      request->stepMilliseconds[program->launched[i - 1].index] += milliseconds;
+    }
+  }
+
+  const Driver& driver = Driver::get();
+  const std::shared_ptr<Program> program;
+  std::shared_ptr<Request> request;
+  const std::function<void()> done;
+  std::unique_ptr<Room> room;
+  std::vector<CUevent> events;
+  bool begun = false;
+};
+
+void Program::start(std::shared_ptr<Request> request, std::function<void()> done) {
+  gpu.queue.add(std::make_unique<Run>(std::static_pointer_cast<Program>(shared_from_this()), std::move(request),
+                                      std::move(done)));
+}
+
+}  // namespace octconv::cuda

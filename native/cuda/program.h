@@ -1,0 +1,50 @@
+// Plans on a GPU. All launches are made when a plan is compiled; runs differ in the address of their arena alone.
+#pragma once
+#include <mutex>
+
+#include "../core/device.h"
+#include "kernel.h"
+#include "queue.h"
+
+namespace octconv::cuda {
+
+class Program : public octconv::Program {
+ public:
+  Program(Gpu& gpu, PlanSpec spec);
+  size_t runBytes() const override { return arenaBytes; }
+  size_t idleBytes() const override;
+  void trim() override;
+  std::vector<StepInfo> steps() const override { return infos; }
+  std::shared_ptr<Request> prepare() override;
+  void start(std::shared_ptr<Request> request, std::function<void()> done) override;
+
+ private:
+  struct Step {
+    size_t index;  // in the plan
+    std::vector<std::pair<CUfunction, Launch>> launches;
+  };
+  // What a run needs of the GPU.
+  struct Room {
+    explicit Room(Gpu& gpu, size_t bytes);
+    ~Room();
+    Gpu& gpu;
+    Block arena;  // values of the plan, then inputs and outputs
+    CUstream stream = nullptr;
+  };
+  struct PinnedRequest;
+  class Run;
+
+  int64_t placeOf(size_t value, int64_t round) const;
+
+  Gpu& gpu;
+  const PlanSpec spec;
+  std::vector<Step> launched;  // in the order of a run
+  std::vector<StepInfo> infos;
+  std::vector<size_t> inputsAt, outputsAt;  // in the arena
+  size_t arenaBytes = 0, boundaryBytes = 0;
+  mutable std::mutex mutex;
+  std::vector<std::unique_ptr<Room>> rooms;  // of runs that have ended, for the next ones
+  std::vector<Block> boundaries;             // their pinned inputs and outputs
+};
+
+}  // namespace octconv::cuda

@@ -1,0 +1,271 @@
+// octConv on NVIDIA GPUs, the host's part: weights as the kernel (cuda.cu) reads them, and what it is told of a step.
+#include "../../cuda/kernel.h"
+
+#include <algorithm>
+
+#include "../../core/threads.h"
+#include "contract.h"
+#include "cuda.h"
+
+namespace octconv::cuda {
+namespace {
+
+struct CudaBranch : Packed {
+  struct Reader {
+    int64_t channels, taps;
+  };
+  struct ScaleShift {
+    int64_t channels = 0;
+    size_t scale = 0, shift = 0;  // offsets in the memory
+  };
+  Compute compute;
+  int64_t channels;
+  int columns;
+  std::vector<Reader> readers;  // sources as the branch has them
+  size_t bias = 0, weights = 0;
+  std::vector<ScaleShift> prologues, stores;
+  Block memory;
+  size_t bytes() const override { return memory.size(); }
+};
+
+// Sources in the kernel's order: those that are upsampled come first.
+std::vector<const Source*> orderOf(const Branch& branch) {
+  std::vector<const Source*> sources;
+  branch.eachSource([&](const Source& s) { sources.push_back(&s); });
+  std::stable_partition(sources.begin(), sources.end(), [](const Source* s) { return s->upsample; });
+  return sources;
+}
+
+int bytesOf(Compute compute) { return compute == Compute::bf16 ? 2 : 4; }
+int64_t chunkChannels(Compute compute) { return chunkBytes / bytesOf(compute); }
+int64_t chunksOf(Compute compute, int64_t channels) {
+  return (channels + chunkChannels(compute) - 1) / chunkChannels(compute);
+}
+
+// What the kernel can compute; the rest of the contract has no kernel yet.
+void checkForm(const Branch& branch) {
+  const auto refuse = [](const auto& what) { fail("octConv: no kernel for ", what, " on cuda"); };
+  size_t sources = 0;
+  branch.eachSource([&](const Source& s) {
+    sources++;
+    if (s.groups != 1) refuse("groups");
+    if (s.prologue.function) refuse("a function of one value");
+    if (s.pool > 2) refuse("a source that is pooled more than twice");
+  });
+  if (branch.gated) refuse("a gated branch");
+  if (branch.compute == Compute::i8) refuse("i8");
+  if (sources > mostSources) refuse("more than " + std::to_string(mostSources) + " sources");
+  if (branch.stores.size() > mostStores) refuse("more than " + std::to_string(mostStores) + " stores");
+  for (const Store& store : branch.stores) {
+    if (store.mean) refuse("a mean");
+    if (store.pool > 1) refuse("a store that is pooled twice");
+    if (store.activation.function) refuse("a function of one value");
+  }
+}
+
+uint32_t bitsOf(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  return bits;
+}
+// To the nearest of 10 bits, half away from zero, as the GPU rounds what it multiplies.
+uint32_t tf32Of(float x) { return (bitsOf(x) + 0x1000) & ~uint32_t{0x1fff}; }
+
+// The weights of one source for one column tile, [tap][chunk][column][64 bytes], at `to`, which goes on behind them.
+void putSource(const CudaBranch& packed, const Source& source, const Params& params,
+               const Affine& affine, int64_t first, char*& to) {
+  const int64_t some = std::min<int64_t>(packed.columns, packed.channels - first), inputs = inputsOf(source, params),
+                taps = source.taps(), each = chunkChannels(packed.compute), chunks = chunksOf(packed.compute, inputs);
+  const std::vector<float> w =
+      weightOf(source, params, packed.channels).floats(first * inputs * taps, some * inputs * taps);
+  const std::vector<float> scales = weightScalesOf(source, params, packed.channels);
+  for (int64_t tap = 0; tap < taps; tap++)
+    for (int64_t chunk = 0; chunk < chunks; chunk++, to += packed.columns * chunkBytes)
+      for (int64_t o = 0; o < some; o++)
+        for (int64_t i = 0; i < std::min(each, inputs - chunk * each); i++) {
+          const auto factor = static_cast<float>(affine.scale[first + o] * scales[first + o]);
+          const float x = w[(o * inputs + chunk * each + i) * taps + tap] * factor;
+          const int64_t byte = i * bytesOf(packed.compute);
+          char* const element = to + swizzled(static_cast<int>(o), static_cast<int>(byte / 16)) + byte % 16;
+          if (packed.compute == Compute::bf16) {
+            const BFloat16 narrow = bfloat16Of(x);
+            std::memcpy(element, &narrow, 2);
+          } else {
+            const uint32_t bits = tf32Of(x);
+            std::memcpy(element, &bits, 4);
+          }
+        }
+}
+
+std::shared_ptr<const Packed> pack(Gpu& gpu, const Attr& attrs, const Params& params, Crew& crew) {
+  const Branch branch = oneBranchOf(attrs);
+  checkForm(branch);
+  const int64_t channels = outputChannels(branch, params);
+  auto packed = std::make_shared<CudaBranch>();
+  packed->compute = branch.compute, packed->channels = channels;
+  packed->columns = channels > 32 ? 64 : 32;
+  const int64_t tiles = (channels + packed->columns - 1) / packed->columns, all = tiles * packed->columns;
+
+  std::vector<Affine> affines;
+  std::map<const Source*, const Affine*> affineOfSource;
+  for (const Term& term : branch.terms) affines.push_back(affineOf(term, params, channels));
+  for (size_t t = 0; t < affines.size(); t++)
+    for (const Source& s : branch.terms[t].sources) affineOfSource[&s] = &affines[t];
+
+  Layout layout;
+  std::vector<std::pair<std::vector<float>, size_t>> vectors;  // what lies where
+  const auto place = [&](const std::vector<double>& values, int64_t padded) {
+    std::vector<float> floats(values.begin(), values.end());
+    floats.resize(static_cast<size_t>(padded), 0);
+    const size_t at = layout.add(floats.size() * 4);
+    vectors.emplace_back(std::move(floats), at);
+    return at;
+  };
+  const auto placeAffine = [&](const Affine& affine) -> CudaBranch::ScaleShift {
+    const auto count = static_cast<int64_t>(affine.scale.size());
+    if (count == 0) return {};
+    return {count, place(affine.scale, count), place(affine.shift, count)};
+  };
+  std::vector<double> bias(static_cast<size_t>(channels), 0);
+  for (const Affine& affine : affines)
+    for (int64_t o = 0; o < channels; o++) bias[o] += affine.shift[o];
+  packed->bias = place(bias, all);
+  int64_t steps = 0;
+  branch.eachSource([&](const Source& s) {
+    packed->readers.push_back({inputsOf(s, params), s.taps()});
+    packed->prologues.push_back(placeAffine(affineOf(s.prologue, params)));
+    steps += s.taps() * chunksOf(branch.compute, inputsOf(s, params));
+  });
+  for (const Store& store : branch.stores) packed->stores.push_back(placeAffine(affineOf(store.activation, params)));
+  const int64_t tileBytes = product(steps, packed->columns, chunkBytes);
+  packed->weights = layout.add(static_cast<size_t>(product(tileBytes, tiles)));
+
+  std::vector<char> host(layout.size(), 0);
+  for (const auto& [floats, at] : vectors) std::memcpy(host.data() + at, floats.data(), floats.size() * 4);
+  const std::vector<const Source*> order = orderOf(branch);
+  crew.parallel(tiles, [&](int64_t tile, int) {
+    char* to = host.data() + packed->weights + tile * tileBytes;
+    for (const Source* s : order) putSource(*packed, *s, params, *affineOfSource.at(s), tile * packed->columns, to);
+  });
+  packed->memory = Block(gpu, host.size(), Block::Where::device);
+  const Gpu::Use use(gpu);
+  const Driver& driver = Driver::get();
+  driver.check(driver.cuMemcpyHtoD_v2(packed->memory.device(), host.data(), host.size()), "cuda: copy of weights");
+  return packed;
+}
+
+// --- The step --------------------------------------------------------------------------------------------------------
+
+Extent extentOf(const Size3& size) {
+  return {static_cast<int>(size.t), static_cast<int>(size.h), static_cast<int>(size.w)};
+}
+
+int intOf(int64_t x, const char* what) {
+  if (x > INT32_MAX) fail("octConv: ", x, ' ', what, " on cuda, wanted at most ", INT32_MAX);
+  return static_cast<int>(x);
+}
+
+TensorArgs tensorOf(const TensorType& type, int64_t at) {
+  const Shape& s = type.shape;
+  if (type.dtype != DType::f32 && type.dtype != DType::bf16) fail("octConv: no kernel for ", nameOf(type.dtype), " on cuda");
+  for (const int64_t size : {s.h, s.w})
+    if (size > UINT16_MAX) fail("octConv: no kernel for ", s, " on cuda, wanted height and width of at most ", UINT16_MAX);
+  return {at, {intOf(s.t, "frames"), static_cast<int>(s.h), static_cast<int>(s.w)}, intOf(s.c, "channels"),
+          intOf(type.pitch(), "elements from pixel to pixel"), type.dtype == DType::bf16};
+}
+
+ActivationArgs activationOf(const Activation& a, const CudaBranch::ScaleShift& at, const CudaBranch& packed) {
+  const auto pointer = [&](size_t offset) {
+    return at.channels ? reinterpret_cast<const float*>(packed.memory.device() + offset) : nullptr;
+  };
+  return {pointer(at.scale), pointer(at.shift), a.least, a.most};
+}
+
+// Whether pieces of 16 bytes can be copied as they are: all of them lie within x's own channels.
+bool isDirect(const Source& s, const TensorType& type, Compute compute, int64_t at) {
+  const int64_t bytes = bytesOf(compute);
+  return s.prologue.isIdentity() && s.pool == 0 && type.dtype == octconv::activationOf(compute) &&
+         type.pitch() * bytes % 16 == 0 && type.shape.c * bytes % 16 == 0 && at % 16 == 0;
+}
+
+// Weights that were packed for another node are an error here, not a read out of bounds later.
+void checkWeights(const Node& node, const Branch& branch, const CudaBranch& packed) {
+  bool fits = packed.channels == shapeOf(branch, node).c && packed.compute == branch.compute &&
+              packed.stores.size() == branch.stores.size();
+  size_t i = 0;
+  branch.eachSource([&](const Source& s) {
+    const int64_t channels = node.in(s.input).c;
+    fits = fits && i < packed.readers.size() && packed.readers[i].channels == channels &&
+           packed.readers[i].taps == s.taps() &&
+           packed.prologues[i].channels == (s.prologue.batchNorm.empty() ? 0 : channels);
+    i++;
+  });
+  fits = fits && i == packed.readers.size();
+  for (size_t k = 0; fits && k < branch.stores.size(); k++)
+    fits = packed.stores[k].channels == (branch.stores[k].activation.batchNorm.empty() ? 0 : packed.channels);
+  if (!fits) fail("octConv: the weights given to '", node.name, "' were packed for another layer");
+}
+
+BranchArgs argumentsOf(const PlacedNode& placed, const Branch& branch, const CudaBranch& packed) {
+  const Node& node = placed.node;
+  const Shape y = shapeOf(branch, node);
+  BranchArgs args{};
+  args.n = intOf(y.n, "images");
+  args.size = {intOf(y.t, "frames"), static_cast<int>(y.h), static_cast<int>(y.w)};
+  args.channels = static_cast<int>(y.c);
+  args.columns = packed.columns;
+  args.weights = reinterpret_cast<const char*>(packed.memory.device() + packed.weights);
+  args.bias = reinterpret_cast<const float*>(packed.memory.device() + packed.bias);
+  if (branch.residual) {
+    args.hasResidual = true;
+    args.residual = tensorOf(node.inputs[*branch.residual], placed.inputs[*branch.residual]);
+  }
+  std::map<const Source*, size_t> positions;
+  branch.eachSource([&](const Source& s) { positions.emplace(&s, positions.size()); });
+  for (const Source* s : orderOf(branch)) {
+    const TensorType& type = node.inputs[s->input];
+    const int64_t at = placed.inputs[s->input];
+    args.phased = args.phased || s->upsample;
+    args.source[args.sources++] = {tensorOf(type, at), extentOf(s->kernel), extentOf(s->stride), extentOf(s->padding),
+                                   extentOf(s->dilation),
+                                   static_cast<int>(chunksOf(branch.compute, type.shape.c)), s->upsample,
+                                   isDirect(*s, type, branch.compute, at), static_cast<int>(s->pool),
+                                   activationOf(s->prologue, packed.prologues[positions.at(s)], packed)};
+  }
+  for (size_t k = 0; k < branch.stores.size(); k++) {
+    const Store& store = branch.stores[k];
+    args.phased = args.phased || store.pool > 0;
+    args.store[args.stores++] = {tensorOf(node.outputs[store.output], placed.outputs[store.output]),
+                                 static_cast<int>(store.pool), activationOf(store.activation, packed.stores[k], packed)};
+  }
+  const int64_t groups = args.phased ? product(y.n, y.t, half(y.h), half(y.w)) : y.pixels();
+  const int64_t rowTiles = (groups + (args.phased ? 31 : tileRows - 1)) / (args.phased ? 32 : tileRows);
+  args.columnTiles = static_cast<int>((y.c + packed.columns - 1) / packed.columns);
+  args.tiles = intOf(product(rowTiles, args.columnTiles), "tiles");
+  return args;
+}
+
+Made make(const PlacedNode& placed) {
+  const std::vector<Branch> branches = branchesOf(placed.node.attrs);
+  if (branches.size() > mostBranches) fail("octConv: no kernel for ", branches.size(), " branches on cuda");
+  OctConvArgs args{};
+  int64_t blocks = 0;
+  int columns = 0;
+  for (size_t b = 0; b < branches.size(); b++) {
+    const auto& packed = placed.node.weights<CudaBranch>(b);
+    checkForm(branches[b]);
+    checkWeights(placed.node, branches[b], packed);
+    if (branches[b].compute != branches[0].compute) fail("octConv: no kernel for branches of two types on cuda");
+    args.branch[b] = argumentsOf(placed, branches[b], packed);
+    blocks += args.branch[b].tiles;
+    columns = std::max(columns, packed.columns);
+  }
+  const char* kernel = branches[0].compute == Compute::bf16 ? "octConvBf16" : "octConvTf32";
+  return {{launchOf(kernel, static_cast<unsigned>(intOf(blocks, "tiles")), blockThreads, sharedBytes(columns), args)},
+          std::string(kernel) + ", " + std::to_string(blocks) + " tiles"};
+}
+
+const Registered<Kernels> kernels{"octConv", {make, {DType::f32, DType::bf16}, pack, formatOf, true}};
+
+}  // namespace
+}  // namespace octconv::cuda
