@@ -107,7 +107,7 @@ describe('ops: bf16 and i8', () => {
       // F(4x4) of bf16 errs by more than an element; it is compared above.
       const close = compute === 'i8' ? ([2, 4] as const) : ([2] as const);
       const fitting = close.filter((winograd) =>
-        step.branches?.every((branch) => fitsWinograd(branch, steps, winograd)),
+        step.branches?.every((branch) => fitsWinograd(branch, steps, winograd, traits)),
       );
       return [
         step,

@@ -2,7 +2,7 @@
 import { expect } from 'chai';
 import { targetOf } from '../lib/devices.js';
 import type { TypedArray } from '../lib/dtype.js';
-import { fitsWinograd, mostChannels } from '../lib/graph/algorithm.js';
+import { fitsWinograd } from '../lib/graph/algorithm.js';
 import { fuse } from '../lib/graph/fuse.js';
 import type { Graph } from '../lib/graph/graph.js';
 import { convStep, lower, type Steps } from '../lib/graph/lower.js';
@@ -12,13 +12,14 @@ import { cases, graphOf, numbers } from './cases.js';
 import { allowed, compare, compareEach, magnitudes, spread } from './compare.js';
 import { block, compileSteps, inputsOf, naming, noParams, parameters, run, sameBits, stride } from './running.js';
 
+const { traits } = targetOf('cpu');
+
 describe("ops: Winograd's algorithm", () => {
-  const bf16 = (steps: Steps) =>
-    assignTypes(steps, { compute: 'bf16', quantized: new Map(), traits: targetOf('cpu').traits });
+  const bf16 = (steps: Steps) => assignTypes(steps, { compute: 'bf16', quantized: new Map(), traits });
   const forced = (steps: Steps, winograd: 2 | 4): Steps => ({
     ...steps,
     steps: steps.steps.map((step) =>
-      step.branches?.every((branch) => fitsWinograd(branch, steps, winograd))
+      step.branches?.every((branch) => fitsWinograd(branch, steps, winograd, traits))
         ? convStep(
             step.name,
             step.branches.map((branch) => ({ ...branch, hints: { winograd } })),
@@ -86,6 +87,8 @@ describe("ops: Winograd's algorithm", () => {
 });
 
 describe("ops: Winograd's algorithm of i8", () => {
+  const mostChannels = traits.winograd as Required<typeof traits.winograd>;
+
   /** An octave branch of u8 with a residual and P(y); numbers between the ends, or the ends alone. */
   function branch(
     size: readonly [n: number, h: number, w: number],
