@@ -11,7 +11,7 @@ import { Tensor } from '../lib/tensor.js';
 import { type Case, cases, graphOf, numbers } from './cases.js';
 import { levels } from './levels.js';
 import { allowed, checkGraph, compare, compareEach, magnitudes } from './compare.js';
-import { compile, inputsOf, naming, noParams, run } from './running.js';
+import { compile, inputsOf, naming, noParams, run, tableOf } from './running.js';
 import { skip } from './skip.js';
 
 describe('ops: the table', () => {
@@ -21,7 +21,7 @@ describe('ops: the table', () => {
   });
 
   for (const op of new Set(cases.map((c) => c.op))) {
-    const rows = cases.filter((c) => c.op === op);
+    const rows = tableOf(op);
     it(`${op}: ${rows.length} rows, cpu as the reference, any thread count to the bit`, async () => {
       for (const row of rows) {
         const inputs = inputsOf(row, /relu6|hard/.test(op) ? 9 : 2);
