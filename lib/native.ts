@@ -104,6 +104,8 @@ export interface Native {
   trim(plan: NativePlan): void;
   release(held: NativePacked | NativePlan | ArrayBuffer): void;
   peak(threads: number): Promise<number>;
+  /** Of a plan or a measurement. */
+  readonly mostThreads: number;
 }
 
 const require = createRequire(import.meta.url);

@@ -527,8 +527,8 @@ function* specOf(
 
 /** @throws OctconvError unless it is a number of threads; by default the device's. */
 export function threadsOf({ traits }: Target, threads = traits.threads): number {
-  if (Number.isInteger(threads) && threads >= 1 && threads <= 1024) return threads;
-  throw new OctconvError(`threads: ${show(threads)}, wanted an integer from 1 to 1024`);
+  if (Number.isInteger(threads) && threads >= 1 && threads <= native.mostThreads) return threads;
+  throw new OctconvError(`threads: ${show(threads)}, wanted an integer from 1 to ${native.mostThreads}`);
 }
 
 const noWeights = {

@@ -25,8 +25,8 @@ export interface Traits {
   readonly fuses: boolean;
   /** Whether it goes over a batch some images at a time. */
   readonly subBatches: boolean;
-  /** Whether it knows the hint `winograd`. */
-  readonly winograd: boolean;
+  /** The hints `winograd` that it knows, and the most input channels of i8 that each sums up. */
+  readonly winograd: { readonly [size in 2 | 4]?: number };
   /** What it multiplies faster than f32. */
   readonly dotProducts: readonly ComputeType[];
   /** Of the ops that it has a kernel for. */
@@ -70,7 +70,7 @@ function passesFor(graph: Graph, { threads = 1, compute = 'f32', quantized = new
     weightsOf(step).reduce((sum, name) => sum + elements(name), 0) * bytesPerWeight[compute];
   const passes: Pass[] = traits.fuses ? [...fusing(types), short((steps) => sliceConcats(steps, traits))] : [types];
   if (traits.subBatches) passes.push(short((steps) => subBatch(steps, threads, weightBytes)));
-  if (traits.winograd) passes.push((steps) => chooseAlgorithms(steps, traits));
+  passes.push((steps) => chooseAlgorithms(steps, traits));
   return passes;
 }
 

@@ -104,7 +104,11 @@ const stored = (steps: Steps, step = 0, index = 0) => branch(steps, step, index)
 /** Of a device that fuses all there is, with no instruction of its own. */
 const every = { dtypes: ['f32', 'bf16', 'u8'], keepsType: false, mixesTypes: false, pitched: true } as const;
 const kept = { ...every, keepsType: true } as const;
-const traits = { dotProducts: [], ops: { octConv: every, maxPool: kept, globalAvgPool: every, concat: kept } };
+const traits = {
+  dotProducts: [],
+  winograd: { 2: 9, 4: 9 },
+  ops: { octConv: every, maxPool: kept, globalAvgPool: every, concat: kept },
+};
 
 describe('graph: lowering', () => {
   it('writes the paper formulas as sources', () => {

@@ -257,6 +257,8 @@ describe('ops: native code trusts no plan', () => {
     thrown(() => compile(0, [{ steps: 1, rounds: 1 }]), 'plan: rounds of a value must be an integer from 1');
     for (const arenaBytes of [-64, -1, 2 ** 61, 1.5, Number.NaN])
       thrown(() => refused({ arenaBytes }), 'plan: arenaBytes must be an integer from 0');
+    for (const threads of [0, native.mostThreads + 1, 1.5])
+      thrown(() => refused({ threads }), 'plan: threads must be an integer from 1 to 1024');
     const [small, large] = [[1, 1, 1, 1, 4], x].map((shape) => ({ ...type, shape, place: 'input', at: 0 }) as const);
     expect(await refused({ values: [small as never, large as never] })).to.include(
       'plan: input 0 is of 16 and of 480 bytes',

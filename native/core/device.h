@@ -24,7 +24,7 @@ struct Traits {
   size_t align = 64;                    // of values in the arena, in bytes
   bool fuses = false;                   // takes steps after fusion, or the graph as recorded
   bool subBatches = false;              // goes over a batch some images at a time
-  bool winograd = false;                // knows the hint `winograd`
+  std::map<int64_t, int64_t> winograd;  // hints `winograd` that it knows, and the most channels of i8 that each sums up
   std::vector<DType> dotProducts;       // what it multiplies faster than f32: bf16, i8
   std::map<std::string, OpTraits> ops;  // that it has a kernel for
 };

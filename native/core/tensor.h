@@ -1,5 +1,6 @@
 // Data types and shapes. Every activation is N T H W C (T = 1 for images); a rank-2 [N, C] is N 1 1 1 C.
 #pragma once
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstddef>
@@ -103,5 +104,18 @@ inline void setValue(void* data, const TensorType& type, int64_t i, float x) {
 
 // Height and width of P(x): 2x2 average pooling, stride 2, ceil mode.
 inline int64_t half(int64_t size) { return (size + 1) / 2; }
+
+// A pixel of P(x), counted through all planes, where borders are averaged over what exists; at(pixel) gives the
+// elements of x. The slow way, for references.
+template <class At>
+double pooledAt(const Shape& x, int64_t pixel, At&& at) {
+  const int64_t h = half(x.h), w = half(x.w), plane = pixel / (w * h), top = pixel / w % h * 2, left = pixel % w * 2;
+  double sum = 0;
+  int count = 0;
+  for (int64_t row = top; row < std::min(x.h, top + 2); row++)
+    for (int64_t column = left; column < std::min(x.w, left + 2); column++, count++)
+      sum += at((plane * x.h + row) * x.w + column);
+  return sum / count;
+}
 
 }  // namespace octconv
