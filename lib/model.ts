@@ -18,7 +18,13 @@ import {
   type NetworkOptions,
   resolveNetworkOptions,
 } from './models/index.js';
-import { describingOptions, type ResolvedOptions, resolveOptions, withParameterNames } from './models/infer.js';
+import {
+  checkGiven,
+  describingOptions,
+  type ResolvedOptions,
+  resolveOptions,
+  withParameterNames,
+} from './models/infer.js';
 import { networkOptions, type ResolvedNetworkOptions } from './models/options.js';
 import type { Device } from './native.js';
 import { checkOptions, type Known } from './options.js';
@@ -440,6 +446,7 @@ async function openUnchecked(
   const folder = (await isModelFolder(path)) && !(await indexOf(path)) ? await readModelFolder(path) : undefined;
   const file = folder?.weights ?? withUsualNames(await openWeights(path, open));
   try {
+    if (folder) checkGiven(path, 'config.json has', folder.config, given);
     const { network: name, options } = folder?.config ?? resolveOptions(file, given);
     const source = withParameterNames(file, name);
     await turn();
@@ -453,7 +460,7 @@ async function openUnchecked(
 }
 
 export interface LoadOptions extends ModelOptions, OpenOptions {
-  /** What a weight file must agree with. */
+  /** What the file must agree with. */
   readonly network?: Partial<ResolvedOptions> | undefined;
 }
 

@@ -40,6 +40,10 @@ describe('options', () => {
         'network: unknown option "widht" (did you mean "width"?), wanted network, alpha,',
         () => loadModel(shipped, { network: wrong({ widht: 8 }) }),
       ],
+      [
+        `${fileURLToPath(new URL('../models/', import.meta.url))}${shipped}: classes 5 was asked for, config.json has 10`,
+        () => loadModel(shipped, { network: { classes: 5 } }),
+      ],
       ['loadModel: options "cpu", wanted an object', () => loadModel(shipped, 'cpu' as never)],
       ['resnet-18: unknown option "sede" (did you mean "seed"?)', () => createModel('resnet-18', wrong({ sede: 1 }))],
       ['model: unknown option "devise"', () => createModel('resnet-18', small, wrong({ devise: 'cpu' }))],

@@ -27,6 +27,7 @@ export const program = new Command('octconv')
           .replaceAll('\n', ' '),
       ),
   })
+  .configureHelp({ minWidthToWrap: 20 })
   .exitOverride();
 
 classifyCommand(program);

@@ -48,16 +48,24 @@ export function resolveOptions(
   given: { readonly [K in keyof ResolvedOptions]?: ResolvedOptions[K] | undefined },
 ): Inferred {
   const found = inferOptions(source);
-  const all: ResolvedOptions = { network: found.network, ...found.options };
+  checkGiven(source.name ?? 'weights', 'the weights have', found, given, (alpha) => sameShapes(found, alpha));
+  return { ...found, options: { ...found.options, ...(given.alpha !== undefined && { alpha: given.alpha }) } };
+}
+
+/** @throws OctconvError unless what a user said of a network is so. */
+export function checkGiven(
+  where: string,
+  have: string,
+  { network, options }: Inferred,
+  given: { readonly [K in keyof ResolvedOptions]?: ResolvedOptions[K] | undefined },
+  fits = (_alpha: number): boolean => false,
+): void {
+  const all: Partial<ResolvedOptions> = { network, ...options };
   for (const [key, asked] of Object.entries(given)) {
     const has = all[key as keyof ResolvedOptions];
-    if (asked === undefined || show(asked) === show(has)) continue;
-    if (key === 'alpha' && sameShapes(found, Number(asked))) continue;
-    throw new OctconvError(
-      `${source.name ?? 'weights'}: ${key} ${show(asked)} was asked for, the weights have ${show(has)}`,
-    );
+    if (asked === undefined || show(asked) === show(has) || (key === 'alpha' && fits(Number(asked)))) continue;
+    throw new OctconvError(`${where}: ${key} ${show(asked)} was asked for, ${have} ${show(has)}`);
   }
-  return { ...found, options: { ...found.options, ...(given.alpha !== undefined && { alpha: given.alpha }) } };
 }
 
 /** Whether the network has the same parameters at another alpha. */

@@ -346,7 +346,7 @@ function choose(path: string, root: PickleValue, key: string | undefined): { dic
       key,
       named.map((one) => one.key),
     );
-    throw new OctconvError(`${path}: no dictionary ${show(key)}${near} with tensors, ${list(named)}`);
+    throw new OctconvError(`${path}: no dictionary ${show(key)} with tensors${near}, ${list(named)}`);
   }
   const serious = all.some(({ layers }) => layers) ? all.filter(({ layers }) => layers) : all;
   const most = serious.reduce((largest, { tensors }) => Math.max(largest, tensors), 0);
