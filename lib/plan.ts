@@ -20,6 +20,7 @@ import {
   type NativeValue,
   native,
 } from './native.js';
+import type { Known } from './options.js';
 import { stepsInTurns } from './targets.js';
 import { bytesOf, Tensor } from './tensor.js';
 import { inTurns, turn, type Work } from './turns.js';
@@ -33,12 +34,16 @@ export interface RunOptions {
   readonly signal?: AbortSignal | undefined;
 }
 
+export const runOptions = { signal: true } satisfies Known<RunOptions>;
+
 export interface PlanOptions {
   /** `cpu` (default) or `reference`, the slow specification. */
   readonly device?: Device | undefined;
   /** Threads of one run; default: the cores that the process may use. */
   readonly threads?: number | undefined;
 }
+
+export const planOptions = { device: true, threads: true } satisfies Known<PlanOptions>;
 
 /** So many steps are given to native code at once. */
 const stepsPerPart = 8;
