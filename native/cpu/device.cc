@@ -10,6 +10,7 @@ static Device& open() {
     Traits traits;
     traits.isa = levelNames[static_cast<int>(level())];
     traits.threads = threads::hardware();
+    traits.channelAlign = 4;  // words, which products of bf16 and i8 read
     traits.fuses = traits.subBatches = traits.winograd = true;
     if (level() >= Level::avx512vnni) traits.dotProducts.push_back(DType::i8);
     if (level() >= Level::avx512bf16) traits.dotProducts.push_back(DType::bf16);
