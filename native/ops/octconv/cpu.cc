@@ -10,10 +10,10 @@
 // Tasks share no element, and rows are summed in their order, so neither blocks nor the thread count can change a bit.
 //
 // Some inputs need preparing, row by row in the scratch of the task that reads them: one with a prologue; one that
-// the producer could not write as it is wanted (the network's own, a slice of an odd number of channels), which is
-// converted, its channels filled up to whole words of 32 bits, and pooled; and one of few channels under a wide kernel (the stem's 7x7
-// over RGB), which is copied with its padding so that a row of taps is one tap of kernel.w * C channels. Rows that two
-// blocks, panel groups or sources read are prepared for each.
+// the producer could not write as it is wanted (the network's own, an odd number of channels in a slice or a group),
+// which is converted, its channels filled up to whole words of 32 bits, and pooled; and one of few channels under a
+// wide kernel (the stem's 7x7 over RGB), copied with its padding so that a row of taps is one of kernel.w * C channels.
+// Rows that two blocks, panel groups or sources read are prepared for each.
 #include "cpu.h"
 
 #include "../../cpu/floats.h"
