@@ -6,7 +6,7 @@ import { OctconvError, show } from './error.js';
 import { type ComputeType, type Graph, type TensorType, toNTHWC } from './graph/graph.js';
 import { type Branch, type Packing, packingsOf, type Step, type Steps } from './graph/lower.js';
 import { aligned, type MemoryPlan, planMemory } from './graph/memory.js';
-import { sliceOf } from './graph/slices.js';
+import { padOf, pitchOf } from './graph/pads.js';
 import { batchOf, segmentsByStep, wholeValues } from './graph/subbatch.js';
 import type { Quantized } from './graph/types.js';
 import {
@@ -498,9 +498,9 @@ function* specOf(
     const known = viewed.get(key);
     if (known !== undefined) return known;
     viewed.set(key, views.length);
-    const pitch = values[sliceOf(given, id).of]?.shape.at(-1);
+    const [pitch, pad] = [pitchOf(given, id), padOf(given, id)];
     const rounds = n === batch && whole.has(id) ? batch / images : 1;
-    return views.push({ ...type, shape: [some, ...rest], pitch, rounds, ...placeOf(id) }) - 1;
+    return views.push({ ...type, shape: [some, ...rest], pitch, pad, rounds, ...placeOf(id) }) - 1;
   };
   const stepOf = (step: Step, at: number): NativeStep => {
     const { op, name, attrs } = step; // no others: those of a convolution are worked out when they are asked for

@@ -267,6 +267,8 @@ TensorType typeOf(const Napi::Object& item) {
   }
   if (const Napi::Value pitch = item.Get("pitch"); !pitch.IsUndefined())
     type.gap = integerOf(pitch, "plan: pitch of a value", sizes[4], mostBytes) - sizes[4];
+  if (const Napi::Value pad = item.Get("pad"); !pad.IsUndefined())
+    type.pad = integerOf(pad, "plan: pad of a value", 0, type.gap);
   if (const Napi::Value zero = item.Get("zero"); !zero.IsUndefined())
     type.zero = static_cast<int>(integerOf(zero, "plan: zero of a value", 0, 255));
   return type;
@@ -399,6 +401,7 @@ Napi::Object traitsOf(Napi::Env env, const Traits& traits) {
   result.Set("isa", traits.isa);
   result.Set("threads", traits.threads);
   result.Set("align", static_cast<double>(traits.align));
+  result.Set("channelAlign", static_cast<double>(traits.channelAlign));
   result.Set("fuses", traits.fuses);
   result.Set("subBatches", traits.subBatches);
   result.Set("winograd", winograd);

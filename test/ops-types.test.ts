@@ -2,13 +2,16 @@
 import { expect } from 'chai';
 import { targetOf } from '../lib/devices.js';
 import type { TypedArray } from '../lib/dtype.js';
-import { fitsWinograd } from '../lib/graph/algorithm.js';
+import { chooseAlgorithms, fitsWinograd } from '../lib/graph/algorithm.js';
 import { fuse } from '../lib/graph/fuse.js';
 import { type ComputeType, Graph, type TensorType } from '../lib/graph/graph.js';
 import { convStep, lower, type Steps } from '../lib/graph/lower.js';
+import { padChannels } from '../lib/graph/pads.js';
+import { subBatch } from '../lib/graph/subbatch.js';
 import { assignTypes, type InputType, weightScaleOf } from '../lib/graph/types.js';
 import * as ops from '../lib/ops.js';
 import { Tensor } from '../lib/tensor.js';
+import { atOnce } from '../lib/turns.js';
 import { toFloats } from '../lib/weights/floats.js';
 import { graphOf } from './cases.js';
 import { allowed, compare, compareEach, magnitudes, spread } from './compare.js';
@@ -178,12 +181,36 @@ describe('ops: bf16 and i8', () => {
           [steps, sideBySide(steps)].map((each) => run(compileSteps(each, 'cpu', 3, read), given)),
         );
         expect(sameBits(got ?? [], wanted ?? []), `seed ${seed}: slices give other bits`).to.equal(true);
+        for (const [title, form, threads] of [
+          ['padded', steps, 1],
+          ['padded', steps, 3],
+          ['padded slices', sideBySide(steps), 1],
+          ['padded sub-batches', subBatch(steps, 1, () => 1000), 1],
+          ['padded, winograd', atOnce(chooseAlgorithms(steps, traits)), 1],
+        ] as const) {
+          const dense = await run(compileSteps(form, 'cpu', threads, read), given);
+          for (const channelAlign of [traits.channelAlign, 64]) {
+            const padded = padChannels(form, { ...traits, channelAlign });
+            if (padded.pads?.size) met.add(title);
+            const plan = await compileSteps(padded, 'cpu', threads, read);
+            // Memory that is full of NaN, or of large numbers.
+            const before = compute === 'bf16' ? Number.NaN : 1e3;
+            await run(
+              plan,
+              given.map((x) => x.slice().fill(before)),
+            );
+            const what = `seed ${seed}: ${title} to ${channelAlign} bytes, ${threads} threads`;
+            expect(sameBits(await run(plan, given), dense), what).to.equal(true);
+            plan.dispose();
+          }
+        }
       }
       const kept = compute === 'bf16' ? 'bf16' : 'u8';
       expect([...met]).to.include.members([
         `octConv f32 -> ${kept}`,
         `octConv ${kept} -> ${kept}`,
         `octConv ${kept} -> f32`,
+        ...['padded', 'padded slices', 'padded sub-batches', 'padded, winograd'],
       ]);
     });
   }

@@ -16,7 +16,7 @@ const reportFolder = join(root, 'reports', 'sanitizer');
 // afterwards. An error other than a race or a leak ends the process.
 const options = `log_path=${reportFolder}/report:stack_trace_format='    #%n %f %S %M'`;
 
-const ops = ['ops', 'ops-fused', 'ops-slices', 'ops-types', 'ops-winograd', 'reference', 'native'];
+const ops = ['ops', 'ops-fused', 'ops-pads', 'ops-slices', 'ops-types', 'ops-winograd', 'reference', 'native'];
 
 const worlds = {
   asan: {

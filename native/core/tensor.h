@@ -52,13 +52,14 @@ struct TensorType {
   Shape shape;
   float scale = 1;
   int zero = 0;
-  int64_t gap = 0;  // elements between pixels, which belong to other tensors: the value is a slice of a wider one
+  int64_t gap = 0;  // elements between pixels that are no channels
+  int64_t pad = 0;  // the first of these, zeros that go with the value; the others are of a wider one that it lies in
 
   int64_t pitch() const { return sum(shape.c, gap); }  // elements from pixel to pixel
   size_t stride() const {                              // bytes to the next one
     return static_cast<size_t>(product(product(shape.elements() / shape.c, pitch()), bytesOf(dtype)));
   }
-  size_t bytes() const { return stride() - static_cast<size_t>(gap) * bytesOf(dtype); }  // to its end
+  size_t bytes() const { return stride() - static_cast<size_t>(gap - pad) * bytesOf(dtype); }  // to its end
   // Where element i lies, in elements.
   int64_t at(int64_t i) const { return gap ? i / shape.c * pitch() + i % shape.c : i; }
 };
