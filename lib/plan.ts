@@ -172,6 +172,7 @@ export class PackedWeights {
     let before: Promise<unknown> = Promise.resolve();
     let failed = false;
     for (const [i, { step, packing, packed }] of missing.entries()) {
+      await turn(); // what is small is read and packed at once, one after the other
       const block = blocks[i % blocks.length] as ArrayBuffer;
       const params = packed.promise ? {} : await this.#read(step, packing, constants, block);
       await before; // one is packed while the next one is read into the other block
