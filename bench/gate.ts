@@ -60,13 +60,12 @@ async function opSubjects(): Promise<Subject[]> {
 
 /** The convolutions of an octave network by their algorithm. */
 async function networkSubjects(): Promise<Subject[]> {
-  const size = { height: 96, width: 96 };
   const network = buildNetwork('oct-resnet-26', { alpha: 0.5, width: 32, classes: 100 });
   const weights = initialize(network);
-  const input = fill(Tensor.zeros('f32', [1, size.height, size.width, 3]));
+  const input = fill(Tensor.zeros('f32', [1, 96, 96, 3]));
   return Promise.all(
     (['f32', 'bf16', 'i8'] as const).map(async (dtype) => {
-      const own = dtype === 'i8' ? await quantizeOnNoise(network, weights, size) : weights;
+      const own = dtype === 'i8' ? await quantizeOnNoise(network, weights, input.shape) : weights;
       const plan = await new Model(network, own, { dtype, threads: 1 }).plan(input.shape);
       const keys = plan.steps.map(({ op, name }, i) => {
         const [by = 'tiles'] = /winograd \dx\d/.exec(plan.algorithms[i] ?? '') ?? [];

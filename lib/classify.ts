@@ -1,9 +1,10 @@
 /** From pictures to labels. */
 import { OctconvError } from './error.js';
 import { kindOf } from './graph/graph.js';
-import { type BatchOptions, loadBatches } from './input/batches.js';
+import { type BatchOptions, batchOptions, loadBatches } from './input/batches.js';
 import type { PictureSource } from './input/source.js';
 import type { Model } from './model.js';
+import { checkOptions, type Known } from './options.js';
 import { softmax } from './ops.js';
 import { type Matrix, Tensor } from './tensor.js';
 
@@ -31,6 +32,9 @@ export interface ClassifyOptions extends Omit<BatchOptions, 'device'> {
   readonly top?: number | undefined;
 }
 
+const { device: _device, ...others } = batchOptions;
+const classifyOptions = { top: true, ...others } satisfies Known<ClassifyOptions>;
+
 /**
  * Classifies pictures with a model; the next batch is decoded while one runs.
  *
@@ -44,10 +48,12 @@ export async function* classify(
   sources: PictureSource | readonly PictureSource[],
   options: ClassifyOptions = {},
 ): AsyncGenerator<Classified, void, void> {
-  const { top = 5, signal } = options;
+  checkOptions('classify', options, classifyOptions);
+  const { top = 5, ...batches } = options;
+  const { signal } = batches;
   if (!Number.isInteger(top) || top < 1) throw new OctconvError(`top: ${top}, wanted a positive integer`);
   if (!model.input) throw new OctconvError('classify: the model does not say how a picture becomes its input');
-  for await (const { x, files, indices } of loadBatches(sources, model.input, options)) {
+  for await (const { x, files, indices } of loadBatches(sources, model.input, batches)) {
     await model.plan(x.shape); // compiled outside of what is timed
     const start = performance.now();
     const logits = await model.run(x, { signal });

@@ -4,7 +4,8 @@ import type { DType } from './dtype.js';
 import { OctconvError } from './error.js';
 import { type ComputeType, kindOf, type Value } from './graph/graph.js';
 import type { Device } from './native.js';
-import { compileGraph, type Plan, type RunOptions, threadsOf } from './plan.js';
+import { checkOptions, type Known } from './options.js';
+import { compileGraph, type Plan, type RunOptions, runOptions, threadsOf } from './plan.js';
 import { type Input, type InputSpec, recordCall, splitArguments, type Tensors, type Values } from './structure.js';
 import type { Shape } from './tensor.js';
 import type { Wide } from './ops.js';
@@ -17,6 +18,8 @@ export interface CompileOptions {
   /** Threads of one run; default: the cores that the process may use. */
   readonly threads?: number | undefined;
 }
+
+export const compileOptions = { device: true, dtype: true, threads: true } satisfies Known<CompileOptions>;
 
 /** What a run takes for values of such ranks. */
 export type RankedInputs<X extends readonly Value[]> = {
@@ -44,6 +47,7 @@ export class Compiled<X extends readonly Value[], Y> implements Disposable {
    */
   async run(...args: [...inputs: RankedInputs<X>, options?: RunOptions]): Promise<Tensors<Y>> {
     const { inputs, options } = splitArguments<RunOptions>('compile', args);
+    checkOptions('compile: run', options, runOptions);
     return this.#arrange((await this.plan.run(inputs, options)) as never[]);
   }
 
@@ -73,6 +77,7 @@ export async function compile<const I extends readonly InputSpec[], Y>(
   inputs: I,
   options: CompileOptions = {},
 ): Promise<Compiled<Values<I>, Y>> {
+  checkOptions('compile', options, compileOptions);
   const { device, dtype = 'f32', threads } = options;
   checkCompute(dtype, false);
   if (typeof f !== 'function' || !Array.isArray(inputs))

@@ -1,5 +1,6 @@
 import { OctconvError } from './error.js';
 import { calling, type Device, native, type NativeDevice, nativeFile } from './native.js';
+import { didYouMean } from './options.js';
 import type { Traits } from './targets.js';
 
 export interface DeviceInfo {
@@ -42,7 +43,10 @@ export interface Target {
 export function targetOf(name: Device | 'auto' = 'auto'): Target {
   const wanted = name === 'auto' ? fastest : name;
   const device = all().find((each) => each.name === wanted);
-  if (!device) throw new OctconvError(`device '${name}': wanted ${deviceNames().join(', ')}`);
+  if (!device) {
+    const known = deviceNames();
+    throw new OctconvError(`device '${name}'${didYouMean(name, known)}: wanted ${known.join(', ')}`);
+  }
   if (!device.traits) throw new OctconvError(`device '${name}': ${device.why}`);
   return { name: device.name, traits: device.traits };
 }

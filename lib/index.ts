@@ -52,6 +52,7 @@ export {
   createModel,
   type Inputs,
   loadModel,
+  type LoadOptions,
   Model,
   type ModelOptions,
   type ModelWeights,

@@ -2,12 +2,12 @@
 import { access } from 'node:fs/promises';
 import { fileURLToPath } from 'node:url';
 import { type Classified, classifyAll, type ClassifyOptions } from './classify.js';
-import { checkCompute, Compiled, type CompileOptions } from './compile.js';
+import { checkCompute, Compiled, compileOptions, type CompileOptions } from './compile.js';
 import { type Target, targetOf } from './devices.js';
 import { OctconvError, show } from './error.js';
 import { type ComputeType, Graph, type Parameter, type Value } from './graph/graph.js';
 import type { DType } from './dtype.js';
-import { channelCount, type InputConfig } from './input/preprocess.js';
+import { type InputConfig, inputShape } from './input/preprocess.js';
 import type { PictureSource } from './input/source.js';
 import {
   DeepModule,
@@ -25,10 +25,17 @@ import {
   type NetworkOptions,
   resolveNetworkOptions,
 } from './models/index.js';
-import { type ResolvedOptions, resolveOptions, withParameterNames } from './models/infer.js';
-import type { ResolvedNetworkOptions } from './models/options.js';
+import {
+  checkGiven,
+  describingOptions,
+  type ResolvedOptions,
+  resolveOptions,
+  withParameterNames,
+} from './models/infer.js';
+import { networkOptions, type ResolvedNetworkOptions } from './models/options.js';
 import type { Device } from './native.js';
-import { orAborted, PackedWeights, Plan, type RunOptions, threadsOf } from './plan.js';
+import { checkOptions, type Known } from './options.js';
+import { orAborted, PackedWeights, Plan, type RunOptions, runOptions, threadsOf } from './plan.js';
 import {
   type Input,
   type InputSpec,
@@ -44,7 +51,7 @@ import { checkWeights } from './weights/check.js';
 import { withUsualNames } from './weights/names.js';
 import { isModelFolder, readModelFolder } from './weights/folder.js';
 import { initialize } from './weights/random.js';
-import { indexOf, openWeights, type OpenOptions, type WeightSource } from './weights/source.js';
+import { indexOf, openOptions, type OpenOptions, openWeights, type WeightSource } from './weights/source.js';
 
 export interface ModelOptions extends Omit<CompileOptions, 'dtype'> {
   /**
@@ -62,6 +69,13 @@ export interface ModelOptions extends Omit<CompileOptions, 'dtype'> {
   /** The most bytes that the weights of a plan and one run of it may take: a plan that would take more is an error. */
   readonly maxBytes?: number | undefined;
 }
+
+const modelOptions = {
+  ...compileOptions,
+  plans: true,
+  idleBytes: true,
+  maxBytes: true,
+} satisfies Known<ModelOptions>;
 
 /**
  * A network is a module whose `forward` takes values `X`, images [N,H,W,C] unless it is said otherwise, and gives `Y`:
@@ -155,6 +169,7 @@ export class Model<Y = Value<'f32', Shape>, X extends readonly Value[] = [x: Val
     /** @internal */
     parameters: ReadonlyMap<string, Parameter> = atOnce(fittingParameters(network, weights)),
   ) {
+    checkOptions('model', options, modelOptions);
     const { tensors } = weights;
     const quantized = [...tensors.values()].some((tensor) => tensor.dtype === 'i8');
     const {
@@ -292,6 +307,7 @@ export class Model<Y = Value<'f32', Shape>, X extends readonly Value[] = [x: Val
    */
   async run(...args: [...inputs: Inputs<X>, options?: RunOptions]): Promise<Tensors<Y>> {
     const { inputs, options } = splitArguments<RunOptions>('model', args);
+    checkOptions('model: run', options, runOptions);
     options?.signal?.throwIfAborted();
     return this.#use(async () => {
       const kept = this.#take(inputs);
@@ -382,11 +398,12 @@ export function createModel(
   options: NetworkOptions & { seed?: number } = {},
   modelOptions: ModelOptions = {},
 ): Model<Value<'f32', Matrix>> {
+  checkOptions(name, options, { ...networkOptions, seed: true });
   const { seed = 0, ...given } = options;
   const network = buildNetwork(name, given);
   const model = new Model(network, initialize(network, seed), modelOptions);
-  const networkOptions = resolveNetworkOptions(name, given);
-  return Object.assign(model, { name, options: networkOptions, input: defaultInputOf(name, networkOptions) });
+  const resolved = resolveNetworkOptions(name, given);
+  return Object.assign(model, { name, options: resolved, input: defaultInputOf(name, resolved) });
 }
 
 /** A registered network whose parameters lie in a file. */
@@ -396,7 +413,8 @@ export interface NetworkFile {
   readonly network: Classifier;
   /** Close it. */
   readonly source: WeightSource;
-  readonly input: InputConfig;
+  /** Absent where the network's input is no picture. */
+  readonly input: InputConfig | undefined;
   /** Only a model folder has them. */
   readonly labels: readonly string[] | undefined;
   /** What was chosen, renamed or converted in the file, a line each. */
@@ -445,10 +463,12 @@ async function openUnchecked(
   given: Partial<ResolvedOptions> = {},
   open: OpenOptions = {},
 ): Promise<NetworkFile> {
+  checkOptions('network', given, describingOptions);
   const path = await placeOf(from);
   const folder = (await isModelFolder(path)) && !(await indexOf(path)) ? await readModelFolder(path) : undefined;
   const file = folder?.weights ?? withUsualNames(await openWeights(path, open));
   try {
+    if (folder) checkGiven(path, 'config.json has', folder.config, given);
     const { network: name, options } = folder?.config ?? resolveOptions(file, given);
     const source = withParameterNames(file, name);
     await turn();
@@ -461,22 +481,27 @@ async function openUnchecked(
   }
 }
 
+export interface LoadOptions extends ModelOptions, OpenOptions {
+  /** What the file must agree with. */
+  readonly network?: Partial<ResolvedOptions> | undefined;
+}
+
+const loadOptions = { ...modelOptions, ...openOptions, network: true } satisfies Known<LoadOptions>;
+
 /**
  * A model of what `openNetwork` opens. Parameters are read step by step, packed, and let go; the file stays open until
  * the model is disposed of.
  * @throws OctconvError that names the file and what does not fit.
  */
-export async function loadModel(
-  path: string | URL,
-  options: ModelOptions & OpenOptions & { network?: Partial<ResolvedOptions> } = {},
-): Promise<Model<Value<'f32', Matrix>>> {
-  const { network: given, key, ...modelOptions } = options;
+export async function loadModel(path: string | URL, options: LoadOptions = {}): Promise<Model<Value<'f32', Matrix>>> {
+  checkOptions('loadModel', options, loadOptions);
+  const { network: given, key, ...others } = options;
   const { network, source, ...described } = await openUnchecked(path, given, { key });
   let model: Model<Value<'f32', Matrix>> | undefined;
   try {
     const parameters = await inTurns(fittingParameters(network, source));
-    model = Object.assign(new Model(network, source, modelOptions, parameters), described);
-    await model.plan([1, described.input.height, described.input.width, channelCount(described.input)]); // packs all parameters
+    model = Object.assign(new Model(network, source, others, parameters), described);
+    await model.plan(inputShape(described)); // packs all parameters
     return model;
   } catch (error) {
     model?.dispose();

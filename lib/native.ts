@@ -31,8 +31,10 @@ export interface NativeValue {
   readonly dtype: DType;
   /** N T H W C */
   readonly shape: readonly number[];
-  /** Elements from pixel to pixel, of a slice of a wider value; default C. */
+  /** Elements from pixel to pixel, of a padded value or a slice of a wider one; default C. */
   readonly pitch?: number | undefined;
+  /** So many elements behind the channels are zeros, which who writes the value keeps; default 0. */
+  readonly pad?: number | undefined;
   readonly scale?: number | undefined;
   readonly zero?: number | undefined;
   /** Slices stored back to back; round r of a segment uses slice r. Default 1. */
@@ -104,6 +106,8 @@ export interface Native {
   trim(plan: NativePlan): void;
   release(held: NativePacked | NativePlan | ArrayBuffer): void;
   peak(threads: number): Promise<number>;
+  /** Of a plan or a measurement. */
+  readonly mostThreads: number;
 }
 
 const require = createRequire(import.meta.url);

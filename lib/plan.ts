@@ -6,7 +6,7 @@ import { OctconvError, show } from './error.js';
 import { type ComputeType, type Graph, type TensorType, toNTHWC } from './graph/graph.js';
 import { type Branch, type Packing, packingsOf, type Step, type Steps } from './graph/lower.js';
 import { aligned, type MemoryPlan, planMemory } from './graph/memory.js';
-import { sliceOf } from './graph/slices.js';
+import { padOf, pitchOf } from './graph/pads.js';
 import { batchOf, segmentsByStep, wholeValues } from './graph/subbatch.js';
 import type { Quantized } from './graph/types.js';
 import {
@@ -20,6 +20,7 @@ import {
   type NativeValue,
   native,
 } from './native.js';
+import type { Known } from './options.js';
 import { stepsInTurns } from './targets.js';
 import { bytesOf, Tensor } from './tensor.js';
 import { inTurns, turn, type Work } from './turns.js';
@@ -33,12 +34,16 @@ export interface RunOptions {
   readonly signal?: AbortSignal | undefined;
 }
 
+export const runOptions = { signal: true } satisfies Known<RunOptions>;
+
 export interface PlanOptions {
   /** `cpu` (default) or `reference`, the slow specification. */
   readonly device?: Device | undefined;
   /** Threads of one run; default: the cores that the process may use. */
   readonly threads?: number | undefined;
 }
+
+export const planOptions = { device: true, threads: true } satisfies Known<PlanOptions>;
 
 /** So many steps are given to native code at once. */
 const stepsPerPart = 8;
@@ -167,6 +172,7 @@ export class PackedWeights {
     let before: Promise<unknown> = Promise.resolve();
     let failed = false;
     for (const [i, { step, packing, packed }] of missing.entries()) {
+      await turn(); // what is small is read and packed at once, one after the other
       const block = blocks[i % blocks.length] as ArrayBuffer;
       const params = packed.promise ? {} : await this.#read(step, packing, constants, block);
       await before; // one is packed while the next one is read into the other block
@@ -493,9 +499,9 @@ function* specOf(
     const known = viewed.get(key);
     if (known !== undefined) return known;
     viewed.set(key, views.length);
-    const pitch = values[sliceOf(given, id).of]?.shape.at(-1);
+    const [pitch, pad] = [pitchOf(given, id), padOf(given, id)];
     const rounds = n === batch && whole.has(id) ? batch / images : 1;
-    return views.push({ ...type, shape: [some, ...rest], pitch, rounds, ...placeOf(id) }) - 1;
+    return views.push({ ...type, shape: [some, ...rest], pitch, pad, rounds, ...placeOf(id) }) - 1;
   };
   const stepOf = (step: Step, at: number): NativeStep => {
     const { op, name, attrs } = step; // no others: those of a convolution are worked out when they are asked for
@@ -527,8 +533,8 @@ function* specOf(
 
 /** @throws OctconvError unless it is a number of threads; by default the device's. */
 export function threadsOf({ traits }: Target, threads = traits.threads): number {
-  if (Number.isInteger(threads) && threads >= 1 && threads <= 1024) return threads;
-  throw new OctconvError(`threads: ${show(threads)}, wanted an integer from 1 to 1024`);
+  if (Number.isInteger(threads) && threads >= 1 && threads <= native.mostThreads) return threads;
+  throw new OctconvError(`threads: ${show(threads)}, wanted an integer from 1 to ${native.mostThreads}`);
 }
 
 const noWeights = {

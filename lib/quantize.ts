@@ -10,7 +10,8 @@ import { type Branch, lower, sourcesOf, type Steps, type Term } from './graph/lo
 import type { InputType } from './graph/types.js';
 import { parameterShapes } from './layers/module.js';
 import { type Network, record } from './model.js';
-import { PackedWeights, Plan, type PlanOptions, type RunOptions, threadsOf } from './plan.js';
+import { checkOptions, type Known } from './options.js';
+import { PackedWeights, Plan, type PlanOptions, type RunOptions, runOptions, threadsOf } from './plan.js';
 import type { Tensor } from './tensor.js';
 import { checkWeights } from './weights/check.js';
 import { toFloats } from './weights/floats.js';
@@ -21,6 +22,8 @@ export type Weights = Pick<WeightSource, 'name' | 'tensors' | 'read'>;
 export type Batches = AsyncIterable<Tensor<'f32'>> | Iterable<Tensor<'f32'>>;
 
 export interface QuantizeOptions extends RunOptions, Pick<PlanOptions, 'threads'> {}
+
+const quantizeOptions = { ...runOptions, threads: true } satisfies Known<QuantizeOptions>;
 
 /**
  * The weights for inference in i8. `batches` are some hundred images as the network takes them; all activations of one
@@ -35,6 +38,7 @@ export async function quantize(
   batches: Batches,
   options: QuantizeOptions = {},
 ): Promise<WeightSource> {
+  checkOptions('quantize', options, quantizeOptions);
   const { name = 'weights', tensors } = weights;
   if ([...tensors.values()].some(({ dtype }) => dtype === 'i8')) throw new OctconvError(`${name}: quantized already`);
   checkWeights(parameterShapes(network), weights);
@@ -46,8 +50,7 @@ export async function quantize(
     for (const weight of readers) if (type) inputs.set(weight, type);
   }
   const result = new Map<string, MemoryTensor>();
-  for (const branch of branchesOf(fuse(lower(graph)))) {
-    if (!sourcesOf(branch).every(({ weight }) => inputs.has(weight))) continue;
+  for (const branch of quantizable(graph, tensors)) {
     for (const [key, tensor] of await quantizeBranch(branch, inputs, weights, graph.constants)) result.set(key, tensor);
   }
   for (const [key, info] of tensors) {
@@ -57,6 +60,29 @@ export async function quantize(
     result.set(key, { ...info, data });
   }
   return memoryWeights(result, name);
+}
+
+/** What `quantize` makes of parameters, for images of a shape: the types and shapes, without the work. */
+export function quantizedTensors(
+  network: Network<unknown>,
+  tensors: WeightSource['tensors'],
+  shape: readonly number[],
+): WeightSource['tensors'] {
+  const result = new Map(tensors);
+  for (const { weight } of quantizable(record(network, shape), tensors).flatMap(sourcesOf)) {
+    const { shape = [] } = tensors.get(weight) ?? {};
+    result.set(weight, { dtype: 'i8', shape });
+    for (const { name, ...info } of Object.values(besideI8(weight, shape[0]))) result.set(name, info);
+  }
+  return result;
+}
+
+/** The branches all of whose weights are applied to one value and nothing else. */
+function quantizable(graph: Graph, tensors: WeightSource['tensors']): Branch[] {
+  const weights = new Set([...readersOf(graph, tensors).values()].flat());
+  return branchesOf(fuse(lower(graph))).filter((branch) =>
+    sourcesOf(branch).every(({ weight }) => weights.has(weight)),
+  );
 }
 
 /** Levels of NaN would be clean-looking numbers. */

@@ -1,6 +1,7 @@
 import { OctconvError } from './error.js';
 import type { Model } from './model.js';
 import { buildNetwork, resolveNetworkOptions } from './models/index.js';
+import { checkOptions, type Known } from './options.js';
 import { parameterShapes } from './layers/module.js';
 import { checkWeights } from './weights/check.js';
 import { type WriteOptions, writeModelFolder } from './weights/folder.js';
@@ -12,9 +13,10 @@ import { type WriteOptions, writeModelFolder } from './weights/folder.js';
  * already and `force` is not given.
  */
 export async function saveModel(folder: string, model: Model, options: WriteOptions = {}): Promise<void> {
+  checkOptions('saveModel', options, { force: true } satisfies Known<WriteOptions>);
   const { name, input } = model;
   if (name === undefined || !input)
-    throw new OctconvError(`${folder}: the model has no name and input, wanted a registered network`);
+    throw new OctconvError(`${folder}: the model has no name and input, wanted a registered network for pictures`);
   const { weights } = model;
   const networkOptions = resolveNetworkOptions(name, model.options ?? {});
   checkWeights(parameterShapes(buildNetwork(name, networkOptions)), weights);

@@ -50,6 +50,7 @@ export function recordCall<Y>(
   graph = new Graph(),
 ): Recorded<Y> {
   const call = function* (...values: never[]): Work<Y> {
+    yield;
     return f(...values);
   };
   return atOnce(recordWork(name, f.length, call, inputs, graph));

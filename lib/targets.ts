@@ -7,6 +7,7 @@ import { chooseAlgorithms } from './graph/algorithm.js';
 import { fusing, type Pass, passThrough, short } from './graph/fuse.js';
 import type { ComputeType, Graph } from './graph/graph.js';
 import { lower, sourcesOf, type Step, type Steps } from './graph/lower.js';
+import { padChannels } from './graph/pads.js';
 import { sliceConcats } from './graph/slices.js';
 import { subBatch } from './graph/subbatch.js';
 import { assignTypes, type Quantized } from './graph/types.js';
@@ -21,12 +22,14 @@ export interface Traits {
   readonly threads: number;
   /** Values in the arena begin at multiples of so many bytes. */
   readonly align: number;
+  /** Zeros behind the channels of a pixel fill them up to multiples of so many bytes. */
+  readonly channelAlign: number;
   /** Whether it takes steps after fusion, or the graph as recorded. */
   readonly fuses: boolean;
   /** Whether it goes over a batch some images at a time. */
   readonly subBatches: boolean;
-  /** Whether it knows the hint `winograd`. */
-  readonly winograd: boolean;
+  /** The hints `winograd` that it knows, and the most input channels of i8 that each sums up. */
+  readonly winograd: { readonly [size in 2 | 4]?: number };
   /** What it multiplies faster than f32. */
   readonly dotProducts: readonly ComputeType[];
   /** Of the ops that it has a kernel for. */
@@ -41,7 +44,7 @@ export interface OpTraits {
   readonly keepsType: boolean;
   /** Whether each input and output may be of any of these types. */
   readonly mixesTypes: boolean;
-  /** Whether it takes values whose pixels lie further apart than their channels: slices of wider ones. */
+  /** Whether it takes values whose pixels lie further apart than their channels: padded ones, slices of wider ones. */
   readonly pitched: boolean;
 }
 
@@ -69,8 +72,9 @@ function passesFor(graph: Graph, { threads = 1, compute = 'f32', quantized = new
   const weightBytes = (step: Step) =>
     weightsOf(step).reduce((sum, name) => sum + elements(name), 0) * bytesPerWeight[compute];
   const passes: Pass[] = traits.fuses ? [...fusing(types), short((steps) => sliceConcats(steps, traits))] : [types];
+  passes.push(short((steps) => padChannels(steps, traits)));
   if (traits.subBatches) passes.push(short((steps) => subBatch(steps, threads, weightBytes)));
-  if (traits.winograd) passes.push((steps) => chooseAlgorithms(steps, traits));
+  passes.push((steps) => chooseAlgorithms(steps, traits));
   return passes;
 }
 

@@ -13,6 +13,7 @@
 //   trim(plan)                         gives back what it keeps for its next runs
 //   release(packed | plan | block)     gives its memory back before the garbage collector does
 //   peak(threads)                      -> Promise of measured GFLOP/s of fused multiply-adds
+//   mostThreads                        of a plan or a measurement
 //
 // Native code owns what its threads read: parameters outside of blocks and inputs are copied in the call itself, so
 // that JavaScript may change, transfer or shrink its buffers at any time; outputs are copied into new ones. All else
@@ -266,6 +267,8 @@ TensorType typeOf(const Napi::Object& item) {
   }
   if (const Napi::Value pitch = item.Get("pitch"); !pitch.IsUndefined())
     type.gap = integerOf(pitch, "plan: pitch of a value", sizes[4], mostBytes) - sizes[4];
+  if (const Napi::Value pad = item.Get("pad"); !pad.IsUndefined())
+    type.pad = integerOf(pad, "plan: pad of a value", 0, type.gap);
   if (const Napi::Value zero = item.Get("zero"); !zero.IsUndefined())
     type.zero = static_cast<int>(integerOf(zero, "plan: zero of a value", 0, 255));
   return type;
@@ -355,7 +358,7 @@ PlanSpec::Step stepOf(const Napi::Object& item) {
 
 // Values and steps go behind those that the plan has; of all else the last word counts.
 void extend(PlanSpec& spec, const Napi::Object& object) {
-  spec.threads = static_cast<int>(integerOf(object.Get("threads"), "plan: threads", 1, 1024));
+  spec.threads = static_cast<int>(integerOf(object.Get("threads"), "plan: threads", 1, threads::most));
   spec.arenaBytes = static_cast<size_t>(integerOf(object.Get("arenaBytes"), "plan: arenaBytes", 0, mostBytes));
   const Napi::Array values = arrayOf(object.Get("values"), "plan: values"),
                     steps = arrayOf(object.Get("steps"), "plan: steps");
@@ -382,7 +385,9 @@ Napi::Array namesOf(Napi::Env env, const std::vector<DType>& list) {
 }
 
 Napi::Object traitsOf(Napi::Env env, const Traits& traits) {
-  auto result = Napi::Object::New(env), ops = Napi::Object::New(env);
+  auto result = Napi::Object::New(env), ops = Napi::Object::New(env), winograd = Napi::Object::New(env);
+  for (const auto& [outputs, channels] : traits.winograd)
+    winograd.Set(std::to_string(outputs), static_cast<double>(channels));
   for (const auto& [op, kernel] : traits.ops) {
     auto each = Napi::Object::New(env);
     each.Set("dtypes", namesOf(env, kernel.dtypes));
@@ -396,9 +401,10 @@ Napi::Object traitsOf(Napi::Env env, const Traits& traits) {
   result.Set("isa", traits.isa);
   result.Set("threads", traits.threads);
   result.Set("align", static_cast<double>(traits.align));
+  result.Set("channelAlign", static_cast<double>(traits.channelAlign));
   result.Set("fuses", traits.fuses);
   result.Set("subBatches", traits.subBatches);
-  result.Set("winograd", traits.winograd);
+  result.Set("winograd", winograd);
   result.Set("dotProducts", namesOf(env, traits.dotProducts));
   result.Set("ops", ops);
   return result;
@@ -620,7 +626,7 @@ Napi::Value peak(const Napi::CallbackInfo& call) {
     double gflops = 0;
     Napi::Value result(Napi::Env env) override { return Napi::Number::New(env, gflops); }
   };
-  const int count = static_cast<int>(integerOf(call[0], "threads", 1, 1024));
+  const int count = static_cast<int>(integerOf(call[0], "threads", 1, threads::most));
   auto job = std::make_unique<Measuring>();
   Measuring* measuring = job.get();
   return environmentOf(call.Env()).inBackground(call.Env(), std::move(job), count, [measuring](Crew& crew) {
@@ -642,6 +648,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("trim", Napi::Function::New(env, trim));
   exports.Set("release", Napi::Function::New(env, release));
   exports.Set("peak", Napi::Function::New(env, peak));
+  exports.Set("mostThreads", threads::most);
   return exports;
 }
 

@@ -217,7 +217,7 @@ describe('bench', () => {
   it('what makes no sense is an error', async () => {
     const wrong = (network: string) => benchModels({ ...small, network }).catch(String);
     expect(await wrong('oct-resnet-50')).to.match(/bench: network 'oct-resnet-50', wanted the plain one/);
-    expect(await wrong('resnet-51')).to.match(/network 'resnet-51', wanted one of/);
+    expect(await wrong('resnet-51')).to.match(/network 'resnet-51' \(did you mean "resnet-50"\?\), wanted one of/);
   });
 
   it('without onnxruntime-node it says what to install', function () {

@@ -382,6 +382,7 @@ const pools = (op: 'maxPool' | 'avgPool', call: typeof ops.avgPool): Case[] => {
     row([1, 7, 5, 5], { kernel: 3, stride: 2, padding: 1, ceilMode: true, ...more }),
     row([1, 5, 5, 3], { kernel: 2, stride: 3, padding: 1, ceilMode: true, ...more }), // the last window would start in the padding
     row([1, 9, 9, 3], { kernel: [3, 1], stride: [1, 2], ...more }),
+    row([1, 13, 14, 17], { kernel: 9, stride: 4, padding: 4, ...more }), // many inputs to a window
     row([1, 4, 5, 6, 3], { kernel: [2, 1, 1], ...more }),
     row([1, 1, 1, 3], { kernel: 2, padding: 1, ...more }),
     // larger than what is there, padding included

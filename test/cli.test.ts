@@ -8,9 +8,12 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { expect } from 'chai';
 import sharp, { type Sharp } from 'sharp';
-import { angularError } from '../lib/bench/measure.js';
+import { angularError, quantizeOnNoise } from '../lib/bench/measure.js';
+import { Model } from '../lib/model.js';
+import { buildNetwork } from '../lib/models/index.js';
 import { readNpy, writeNpy } from '../lib/npy.js';
 import { readModelFolder, writeModelFolder } from '../lib/weights/folder.js';
+import { initialize } from '../lib/weights/random.js';
 import { levels } from './levels.js';
 import { skip } from './skip.js';
 
@@ -174,6 +177,8 @@ describe('command line', function () {
       expectError(octconv('classify', cat, '--device', 'gpu'), 2, 'wanted auto, cpu, reference');
       expectError(octconv('classify', cat, '--threads', '0'), 2, 'wanted an integer of at least 1');
       expectError(octconv('classify', cat, '--what'), 2, "unknown option '--what'");
+      expectError(octconv('classify', cat, '--thread', '1'), 2, "unknown option '--thread' (Did you mean --threads?)");
+      expectError(octconv('classify', cat, '--device', 'cpuu'), 2, 'wanted auto, cpu, reference (did you mean "cpu"?)');
     });
   });
 
@@ -193,7 +198,7 @@ describe('command line', function () {
       expect([code, stderr]).to.deep.equal([0, '']);
       const { network, options } = JSON.parse(stdout);
       expect(network).to.equal('oct-resnet-26');
-      expect(options).to.deep.equal({ alpha: 0.25, width: 8, classes: 10, stem: 'cifar' });
+      expect(options).to.deep.equal({ alpha: 0.25, width: 8, classes: 10, stem: 'cifar', channels: 3 });
       await compare('y.npy');
     });
 
@@ -234,6 +239,23 @@ describe('command line', function () {
       const [a, b, c] = [await logits('1', 'a.npy'), await logits('1', 'b.npy'), await logits('2', 'c.npy')];
       expect(a.data).to.deep.equal(b.data);
       expect(a.data).to.not.deep.equal(c.data);
+    });
+
+    it('says where weights are random, and nowhere else', () => {
+      const flags = words('--network resnet-26 --width 8 --classes 5');
+      const run = (...args: string[]) => octconv('run', ...input, '--output', 'r.npy', ...args).stdout;
+      expect(run(...flags)).to.match(/^r\.npy: logits \[3,5\] of random weights, /);
+      expect(JSON.parse(run(...flags, '--json')).weights).to.equal('random');
+      expect(run(...weights)).to.match(/^r\.npy: logits \[3,10\], /);
+      expect(JSON.parse(run(...weights, '--json'))).to.not.have.property('weights');
+      expect(octconv('info', 'resnet-26').stdout).to.match(/\n {2}weights +none given; /);
+      expect(octconv('info', shipped).stdout).to.not.match(/\n {2}weights/);
+    });
+
+    it('says on a terminal that it quantizes', function () {
+      if (noTerminal) skip(this, 'terminal');
+      const flags = words('--network resnet-26 --width 8 --dtype i8 --output q.npy');
+      expect(onTerminal({}, 'run', ...input, ...flags)).to.contain('quantizing random weights');
     });
 
     it('quantizes random weights where i8 is wanted', async () => {
@@ -392,7 +414,7 @@ describe('command line', function () {
 
     it('shows the options that were left out', () => {
       const { options } = JSON.parse(octconv('info', 'oct-resnet-26', '--width', '8', '--json').stdout);
-      expect(options).to.deep.equal({ alpha: 0.5, width: 8, classes: 1000, stem: 'imagenet' });
+      expect(options).to.deep.equal({ alpha: 0.5, width: 8, classes: 1000, stem: 'imagenet', channels: 3 });
     });
 
     it('shows a model folder and a weight file, and the graph before and after', () => {
@@ -404,20 +426,61 @@ describe('command line', function () {
         expect(recorded).to.contain('batchNorm');
         expect(fused).to.contain('octConv').and.not.contain('batchNorm');
       }
-      expectError(octconv('info', 'resnet-51'), 1, 'resnet-51: no such file, and no network');
+      expectError(
+        octconv('info', 'oct-resnet50'),
+        1,
+        'oct-resnet50: no such file, and no network (did you mean "oct-resnet-50"?): those are resnet-18, ',
+      );
     });
 
     it('shows what the steps of a plan cost', () => {
       const { code, stdout, stderr } = octconv('info', '--model', shipped, ...words('--plan --dtype bf16 --threads 1'));
       expect(code, stderr).to.equal(0);
       expect(stdout).to.match(/\n {2}device +cpu \w+, bf16, 1 thread\n/);
-      expect(stdout).to.match(/\nplan\n {2}step +op +types +products +M MAdd +KiB in +out +weights +algorithm\n/);
+      expect(stdout).to.match(
+        /\nplan\n {2}step +op +types +products +M MAdd +KiB in +KiB out +KiB weights +algorithm\n/,
+      );
       expect(stdout).to.match(/\n {2}conv1 +octConv +f32 -> bf16 +(f32|bf16) +[\d.]+ +12 +\d+ +\d+ +tile /);
       expect(stdout).to.match(
         /\n {2}all +[\d.]+ .*\n.* MiB of weights; a run has .* of activations, .* with scratch\n$/,
       );
       expectError(octconv('info', shipped, '--model', shipped), 2, 'wanted either a network or --model');
       expectError(octconv('info'), 2, 'wanted either a network or --model');
+    });
+
+    it('says of i8 what a quantized network has, without quantizing one', async () => {
+      const shape = { width: 8, classes: 5, stem: 'cifar' } as const;
+      const network = buildNetwork('oct-resnet-26', shape);
+      const weights = await quantizeOnNoise(network, initialize(network), [1, 32, 32, 3]);
+      using model = new Model(network, weights, { threads: 1 });
+      const { algorithms, memory } = await model.plan([1, 32, 32, 3]);
+      const flags = words('--width 8 --classes 5 --stem cifar --threads 1 --dtype i8 --plan --json');
+      const { plan, memory: told } = JSON.parse(octconv('info', 'oct-resnet-26', ...flags).stdout);
+      expect(plan.map(({ algorithm }: { algorithm: string }) => algorithm)).to.deep.equal(algorithms);
+      expect(told).to.deep.equal(memory);
+    });
+
+    it('fits the terminal, and says what has no room there', function () {
+      if (noTerminal) skip(this, 'terminal');
+      const folderFlags = ['--model', shipped, '--threads', '1'];
+      for (const columns of [40, 60, 80, 120]) {
+        const shown = (...args: string[]) => onTerminalOf(columns, { NO_COLOR: '1' }, ...args).replaceAll('\r', '');
+        for (const args of [
+          ['info', ...folderFlags, '--plan'],
+          ['info', ...folderFlags, '--graph'],
+          ['info', 'oct-resnet-26', '--width', '8', '--dtype', 'i8', '--graph'],
+          ['devices'],
+        ]) {
+          const long = shown(...args)
+            .split('\n')
+            .filter((line) => line.length > columns && !line.includes('octconv.node')); // a path is not broken
+          expect(long, `${args.join(' ')} at ${columns}`).to.be.empty;
+        }
+        const all = shown('info', ...folderFlags, '--plan').replaceAll(/\n */g, ' ');
+        const [, head = '', gone = ''] = /\bplan +(step .*?) conv1 .* no room for (.*?) [\d.]+ MiB/.exec(all) ?? [];
+        for (const column of ['op', 'types', 'products', 'M MAdd', 'KiB in', 'KiB out', 'KiB weights', 'algorithm'])
+          expect(`${head} ${gone}`, `${column} at ${columns}`).to.contain(column);
+      }
     });
 
     it('says the same of a plan as JSON', () => {
@@ -468,7 +531,7 @@ describe('command line', function () {
       const input = words('--size 48 --resize 64 --interpolation bicubic --mean .1,.2,.3 --std 1,2,3');
       expect(octconv('convert', `${checkpoint}.pth`, 'tuned', '--labels', 'ten.txt', ...input).code).to.equal(0);
       const config = JSON.parse(readFileSync(inFolder('tuned/config.json'), 'utf8'));
-      expect(config.options).to.deep.equal({ alpha: 0.25, width: 8, classes: 10, stem: 'cifar' });
+      expect(config.options).to.deep.equal({ alpha: 0.25, width: 8, classes: 10, stem: 'cifar', channels: 3 });
       expect(config.input).to.include({ height: 48, width: 48, resize: 64, interpolation: 'bicubic' });
       expect(config.input).to.deep.include({ mean: [0.1, 0.2, 0.3], std: [1, 2, 3] });
       const { top } = JSON.parse(octconv('classify', cat, '--model', 'tuned', '--json').stdout).results[0];
@@ -564,7 +627,7 @@ describe('command line', function () {
       const flags = words('--onnx net.onnx --network oct-resnet-26 --width 8 --size 64');
       const { code, stdout, stderr } = octconv('export', ...flags);
       expect(code, stderr).to.equal(0);
-      expect(stdout).to.match(/net\.onnx: oct-resnet-26, input \[N,3,64,64\]/);
+      expect(stdout).to.match(/net\.onnx: oct-resnet-26 of random weights, input \[N,3,64,64\]/);
       expect(existsSync(inFolder('net.onnx'))).to.equal(true);
     });
 

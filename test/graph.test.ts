@@ -5,6 +5,7 @@ import * as fusion from '../lib/graph/fuse.js';
 import { Graph, toNTHWC, type Value } from '../lib/graph/graph.js';
 import { convStep, lower, type Steps } from '../lib/graph/lower.js';
 import * as memory from '../lib/graph/memory.js';
+import { padChannels, padOf, pitchOf } from '../lib/graph/pads.js';
 import { sliceConcats, sliceOf } from '../lib/graph/slices.js';
 import { batchOf, segmentsByStep, subBatch, wholeValues } from '../lib/graph/subbatch.js';
 import { assignTypes } from '../lib/graph/types.js';
@@ -104,7 +105,11 @@ const stored = (steps: Steps, step = 0, index = 0) => branch(steps, step, index)
 /** Of a device that fuses all there is, with no instruction of its own. */
 const every = { dtypes: ['f32', 'bf16', 'u8'], keepsType: false, mixesTypes: false, pitched: true } as const;
 const kept = { ...every, keepsType: true } as const;
-const traits = { dotProducts: [], ops: { octConv: every, maxPool: kept, globalAvgPool: every, concat: kept } };
+const traits = {
+  dotProducts: [],
+  winograd: { 2: 9, 4: 9 },
+  ops: { octConv: every, maxPool: kept, globalAvgPool: every, concat: kept },
+};
 
 describe('graph: lowering', () => {
   it('writes the paper formulas as sources', () => {
@@ -462,6 +467,44 @@ describe('graph: concatenations', () => {
   }
 });
 
+describe('graph: pads', () => {
+  const padding = (pitched: boolean, channelAlign: number) => ({
+    ops: { octConv: { ...every, pitched }, concat: kept },
+    channelAlign,
+  });
+  const bf16 = ({ values, ...rest }: Steps): Steps => ({
+    ...rest,
+    values: values.map((value) => ({ ...value, dtype: 'bf16' })),
+  });
+
+  it('fill up channels where pitched kernels write and read them, of each type to the same bytes', () => {
+    const r = new Recorder();
+    const [inner, seen] = [r.conv(r.input()), r.conv(r.input())];
+    const steps = r.steps(r.conv(inner), seen);
+    const pads = (pitched: boolean, channelAlign: number, given = steps) =>
+      [...(padChannels(given, padding(pitched, channelAlign)).pads ?? [])].map(([id, pad]) => [id === inner.id, pad]);
+    expect(pads(true, 1)).to.deep.equal([]);
+    expect(pads(true, 16)).to.deep.equal([]); // 4 of f32
+    expect(pads(true, 32)).to.deep.equal([[true, 4]]);
+    expect(pads(true, 16, bf16(steps))).to.deep.equal([[true, 4]]);
+    expect(pads(false, 16, bf16(steps))).to.deep.equal([]);
+  });
+
+  it('of slices are those of the last one', () => {
+    const r = new Recorder();
+    const [first, second] = [r.conv(r.input()), r.conv(r.input())];
+    const [whole] = r.graph.add('concat', [first, second], {}, {}, [f32(1, 8, 8, 8)]) as [Value];
+    const traits = padding(true, 12 * 4);
+    const steps = padChannels(sliceConcats(r.steps(r.conv(whole)), traits), traits);
+    expect([first, second, whole].map(({ id }) => [pitchOf(steps, id), padOf(steps, id)])).to.deep.equal([
+      [12, 0],
+      [12, 4],
+      [12, 4],
+    ]);
+    checkMemory(r.graph, steps);
+  });
+});
+
 describe('graph: sub-batches', () => {
   it('no segment ends within what slices lie in', () => {
     const given = lower(record(buildNetwork('densenet', { width: 16, blocks: [3, 3, 3, 3] }), [4, 64, 64, 3]));
@@ -633,7 +676,8 @@ function* stagesOf(graph: Graph, seed: number): Generator<[title: string, steps:
     const choose = (given: Steps) => chooseAlgorithms(given, traits);
     const sub = (given: Steps) => subBatch(given, threads, () => bytes);
     const slice = (given: Steps) => sliceConcats(given, traits);
-    for (const [name, pass] of Object.entries({ ...passes, types, sinkPooling, slice, sub, choose })) {
+    const pad = (given: Steps) => padChannels(given, { ...traits, channelAlign: pick(1, 4, 16) });
+    for (const [name, pass] of Object.entries({ ...passes, types, sinkPooling, slice, pad, sub, choose })) {
       steps = pass(steps);
       yield [`${compute} after ${name}`, steps];
     }
@@ -702,20 +746,21 @@ function checkMemory(graph: Graph, given: Steps): void {
   /** Of a value made of others, theirs: channel after channel of its own pixels. */
   const ranges = (id: number, first: number, images: number) => {
     const { dtype = 'f32', shape = [] } = values[id] ?? {};
-    const { of, channel } = sliceOf(given, id);
+    const { channel } = sliceOf(given, id);
     const offset = offsets.get(id);
     if (offset === undefined) return [];
-    const [words, pitch] = [bytesPerElement[dtype] / 2, channels(of)];
+    const [words, pitch] = [bytesPerElement[dtype] / 2, pitchOf(given, id)];
     hold((offset - channel * 2 * words) % 64 === 0, () => `value ${id} is at ${offset}`);
-    hold(channel + channels(id) <= pitch, () => `value ${id} is wider than what it lies in`);
+    hold(channel + channels(id) + padOf(given, id) <= pitch, () => `value ${id} is wider than what it lies in`);
     const dense = pitch === channels(id) && partsOf(id, graph, given).length === 1;
     const pixels = dense ? 1 : elementCount(shape) / channels(id) / batch;
     const each = (elementCount(shape) / channels(id) / batch / pixels) * pitch * words;
     return Array.from({ length: images * pixels }, (_, i) => {
       const image = Math.floor(i / pixels);
       let from = offset / 2 + ((whole.has(id) ? first : 0) * pixels + i) * each;
-      return partsOf(id, graph, given).map((part) => {
-        const to = from + (dense ? each : channels(part) * words);
+      return partsOf(id, graph, given).map((part, k, { length }) => {
+        const pad = k === length - 1 ? padOf(given, id) : 0;
+        const to = from + (dense ? each : (channels(part) + pad) * words);
         hold(to <= held.length, () => `value ${id} ends behind the arena`);
         const range = { from, to, mark: part * 64 + first + image };
         from = to;
@@ -798,11 +843,15 @@ describe('graph: properties of the passes, on random graphs', function () {
       }
       if (steps.values.some(({ dtype }) => dtype === 'bf16')) found.add('bf16');
       if (steps.slices?.size) found.add('slices');
+      if (steps.pads?.size) found.add('pads');
+      if ([...(steps.slices?.keys() ?? [])].some((id) => padOf(steps, id))) found.add('padded slices');
     }
     expect([...found].sort()).to.deep.equal([
       'activation',
       'batchNorm',
       'bf16',
+      'padded slices',
+      'pads',
       'pooled',
       'prologue',
       'residual',

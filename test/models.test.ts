@@ -191,7 +191,11 @@ describe('models: structure', () => {
 
   it('names and options out of range are errors', () => {
     const cases: [name: string, options: object, message: string][] = [
-      ['resnet-51', {}, "network 'resnet-51', wanted one of resnet-18, resnet-34, resnet-26, "],
+      [
+        'resnet-51',
+        {},
+        'network \'resnet-51\' (did you mean "resnet-50"?), wanted one of resnet-18, resnet-34, resnet-26, ',
+      ],
       ['\u001b[2J', {}, "network '\\u001b[2J', wanted one of"],
       ['constructor', {}, "network 'constructor', wanted one of"],
       [undefined as never, {}, 'network nothing, wanted one of'],
@@ -204,8 +208,12 @@ describe('models: structure', () => {
       ['se-resnet-v2-50', { width: 3 }, 'se-resnet-v2-50: width 3, wanted an integer from 4 to 65536'],
       ['densenet-121', { width: 9 }, 'densenet-121: width 9, wanted an even integer from 2 to 65536'],
       ['resnet-v2', { blocks: [1, 2, 0, 1] }, 'resnet-v2: blocks [1,2,0,1], wanted four integers from 1 to 256'],
-      ['resnet-v2-50', { blocks: [1, 2, 1, 1] }, 'resnet-v2-50: option "blocks", wanted alpha, width, classes, stem'],
-      ['resnet-50', { widht: 8 }, 'resnet-50: option "widht", wanted alpha, width, classes, stem'],
+      ['resnet-v2-50', { blocks: [1, 2, 1, 1] }, 'resnet-v2-50: unknown option "blocks", wanted alpha,'],
+      [
+        'resnet-50',
+        { widht: 8 },
+        'resnet-50: unknown option "widht" (did you mean "width"?), wanted alpha, width, classes, stem, channels',
+      ],
     ];
     for (const [name, options, message] of cases)
       expect(() => buildNetwork(name, options)).to.throw(OctconvError, message);
@@ -279,7 +287,10 @@ describe('models: a family from outside', () => {
         expect([model.name, model.options]).to.deep.equal(['tiny', { classes: 2 }]);
         expect((await model.run(x)).data).to.deep.equal(wanted);
       }
-      expect(() => createModel('tiny', { alpha: 0 })).to.throw(OctconvError, 'tiny: option "alpha", wanted classes');
+      expect(() => createModel('tiny', { alpha: 0 })).to.throw(
+        OctconvError,
+        'tiny: unknown option "alpha", wanted classes',
+      );
       expect(() => buildNetwork('teeny')).to.throw(OctconvError, /wanted one of .*, tiny$/);
     } finally {
       await rm(folder, { recursive: true });

@@ -15,6 +15,7 @@ import {
   OctconvError,
   openWeights,
 } from '../lib/index.js';
+import { defaultInput } from '../lib/input/preprocess.js';
 import { toNHWC } from '../lib/layout.js';
 import { countFlops } from '../lib/flops.js';
 import { inferOptions, withParameterNames } from '../lib/models/infer.js';
@@ -100,9 +101,10 @@ describe('mxnet: what is read off a file', () => {
       expect(flops.authors / 1e6).to.be.closeTo(one.tool_mflops_224, 8e-4);
       expect(flops.parameters).to.equal(one.params_learnable);
       const [network, some] = wanted[one.case] ?? [];
-      expect([name, options]).to.deep.equal([network, { classes: 10, stem: 'imagenet', ...some }]);
+      expect([name, options]).to.deep.equal([network, { classes: 10, stem: 'imagenet', channels: 3, ...some }]);
       expect([...source.tensors.keys()]).to.have.members([...namedParameters(buildNetwork(name, options)).keys()]);
       // (v - mean) * .0167
+      if (!input) throw new Error('no input');
       expect([input.resize, input.interpolation, input.scale, input.std]).to.deep.equal([
         256,
         'bicubic',
@@ -159,7 +161,7 @@ describe('mxnet: what is read off a file', () => {
     ['oct-densenet-121', 0.01],
   ] as const) {
     it(`${name}${alpha === undefined ? '' : ` at alpha ${alpha}`}: every record, every option`, () => {
-      const options = { alpha: alpha ?? 0, width: 16, classes: 3, stem: 'imagenet' as const };
+      const options = { alpha: alpha ?? 0, width: 16, classes: 3, stem: 'imagenet' as const, channels: 3 };
       const { tensors } = initialize(buildNetwork(name, options));
       const records = new Map([...tensors].map(([key, info]) => [recordOf(key), info]));
       expect([...records.keys()].filter((key) => /\./.test(key))).to.deep.equal([]);
@@ -241,7 +243,12 @@ describe('mxnet: records', () => {
     if (!one) throw new Error('no such case');
     const { source, name, options, input } = await openNetwork(fileOf(one));
     const labels = Array.from({ length: 10 }, (_, i) => `class ${i}`);
-    await writeModelFolder(join(folder, 'model'), { network: name, options, input }, labels, source);
+    await writeModelFolder(
+      join(folder, 'model'),
+      { network: name, options, input: input ?? defaultInput() },
+      labels,
+      source,
+    );
     await source.close();
     const x = toNHWC((await readNpy(join(golden, one.case, one.inputs[0].x))) as never);
     using model = await loadModel(join(folder, 'model'));

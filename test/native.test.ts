@@ -257,6 +257,8 @@ describe('ops: native code trusts no plan', () => {
     thrown(() => compile(0, [{ steps: 1, rounds: 1 }]), 'plan: rounds of a value must be an integer from 1');
     for (const arenaBytes of [-64, -1, 2 ** 61, 1.5, Number.NaN])
       thrown(() => refused({ arenaBytes }), 'plan: arenaBytes must be an integer from 0');
+    for (const threads of [0, native.mostThreads + 1, 1.5])
+      thrown(() => refused({ threads }), 'plan: threads must be an integer from 1 to 1024');
     const [small, large] = [[1, 1, 1, 1, 4], x].map((shape) => ({ ...type, shape, place: 'input', at: 0 }) as const);
     expect(await refused({ values: [small as never, large as never] })).to.include(
       'plan: input 0 is of 16 and of 480 bytes',
@@ -437,11 +439,65 @@ describe('ops: native code trusts no plan', () => {
     expect(await compile('concat', { pitch: 8 }, 1903, 2)).to.include(
       'plan: a value [1,1,5,6,4] at 0 does not fit into 1903 bytes',
     );
+    // With two elements more, which go with the value.
+    expect(await compile('concat', { pitch: 8, pad: 2 }, 952)).to.equal('nothing was refused');
+    expect(await compile('concat', { pitch: 8, pad: 2 }, 951)).to.include(
+      'plan: a value [1,1,5,6,4] at 0 does not fit into 951 bytes',
+    );
+    expect(await compile('concat', { pitch: 5, pad: 1, place: 'input' })).to.include(
+      'plan: a value [1,1,5,6,4] of pitch 5 outside of the arena',
+    );
+    for (const [pitch, pad] of [
+      [8, 5],
+      [8, -1],
+      [8, 0.5],
+      [undefined, 1],
+    ]) {
+      expect(await compile('concat', { pitch, pad }).catch(String)).to.include(
+        `plan: pad of a value must be an integer from 0 to ${pitch ? 4 : 0}`,
+      );
+    }
     for (const pitch of [3, 0, -1, 4.5, 2 ** 53]) {
       expect(await compile('concat', { pitch }).catch(String)).to.include(
         'plan: pitch of a value must be an integer from 4',
       );
     }
+  });
+
+  it('writes zeros behind the channels of a padded value, and nothing behind these', async () => {
+    const attrs = { kernel: [1, 1, 1], stride: [1, 1, 1], padding: [0, 0, 0] };
+    const value = (place: 'arena' | 'input' | 'output', channels: number, more = {}) =>
+      ({ dtype: 'f32', shape: [2, 1, 33, 71, channels], place, at: 0, ...more }) as const;
+    for (const device of ['cpu', 'reference'] as const)
+      for (const op of ['concat', 'maxPool'])
+        for (const threads of [1, 3]) {
+          const step = (op: string, from: number, to: number) => ({
+            ...{ op, name: '', attrs, inputs: [from], outputs: [to], packed: [] },
+          });
+          const { plan } = await native.compile(device, {
+            threads,
+            arenaBytes: 2 * 33 * 71 * 6 * 4,
+            values: [
+              value('input', 6),
+              value('input', 2, { at: 1 }),
+              value('arena', 6),
+              value('arena', 2, { pitch: 6, pad: 3 }),
+              value('output', 6),
+            ],
+            steps: [step('concat', 0, 2), step(op, 1, 3), step('concat', 2, 4)],
+          });
+          const pixels = 2 * 33 * 71;
+          const before = new Float32Array(pixels * 6).fill(Number.NaN);
+          const x = Float32Array.from({ length: pixels * 2 }, (_, i) => i + 1);
+          const { outputs } = await native.run(plan, [before, x], false).done;
+          const wanted = before.map(
+            (_, i) => [x[Math.floor(i / 6) * 2 + (i % 6)] ?? 0, 0, Number.NaN][[0, 0, 1, 1, 1, 2][i % 6] ?? 0] ?? 0,
+          );
+          expect(new Float32Array(outputs[0] as ArrayBuffer), `${op} on ${device}, ${threads} threads`).to.deep.equal(
+            wanted,
+          );
+          native.release(plan);
+        }
   });
 
   it('stops a run that is cancelled', async () => {

@@ -2,15 +2,18 @@
 import { expect } from 'chai';
 import { targetOf } from '../lib/devices.js';
 import type { TypedArray } from '../lib/dtype.js';
-import { fitsWinograd } from '../lib/graph/algorithm.js';
+import { chooseAlgorithms, fitsWinograd } from '../lib/graph/algorithm.js';
 import { fuse } from '../lib/graph/fuse.js';
 import { type ComputeType, Graph, type TensorType } from '../lib/graph/graph.js';
 import { convStep, lower, type Steps } from '../lib/graph/lower.js';
+import { padChannels } from '../lib/graph/pads.js';
+import { subBatch } from '../lib/graph/subbatch.js';
 import { assignTypes, type InputType, weightScaleOf } from '../lib/graph/types.js';
 import * as ops from '../lib/ops.js';
 import { Tensor } from '../lib/tensor.js';
+import { atOnce } from '../lib/turns.js';
 import { toFloats } from '../lib/weights/floats.js';
-import { cases, graphOf } from './cases.js';
+import { graphOf } from './cases.js';
 import { allowed, compare, compareEach, magnitudes, spread } from './compare.js';
 import {
   block,
@@ -19,6 +22,7 @@ import {
   naming,
   noParams,
   parameters,
+  rowsOf,
   run,
   sameBits,
   sideBySide,
@@ -103,48 +107,41 @@ describe('ops: bf16 and i8', () => {
     inputsOf({ inputs: graph.inputs.map((id) => graph.values[id]?.shape ?? []) }).forEach((x, i) => {
       arrays.set(graph.inputs[i] ?? -1, x);
     });
-    const all = steps.steps.flatMap((step) => {
-      // F(4x4) of bf16 errs by more than an element; it is compared above.
-      const close = compute === 'i8' ? ([2, 4] as const) : ([2] as const);
-      const fitting = close.filter((winograd) =>
-        step.branches?.every((branch) => fitsWinograd(branch, steps, winograd)),
-      );
-      return [
-        step,
-        ...fitting.map((winograd) =>
-          convStep(
-            step.name,
-            (step.branches ?? []).map((branch) => ({ ...branch, hints: { winograd } })),
-          ),
-        ),
-      ];
-    });
-    for (const step of all) {
+    for (const step of steps.steps) {
       const single = { ...steps, steps: [step], inputs: step.inputs, outputs: step.outputs };
       const given = step.inputs.map((id) => arrays.get(id) as TypedArray);
       const magnitude = await magnitudes(single, given, param);
       const wanted = await run(compileSteps(single, 'reference', 1, param), given);
-      const got = await run(compileSteps(single, 'cpu', 1, param), given);
-      const more = await run(compileSteps(single, 'cpu', 3, param), given);
-      expect(sameBits(more, got), `${step.name}: 3 threads give other bits than one`).to.equal(true);
-      step.outputs.forEach((id, i) => {
-        const [a, b, dtype] = [got[i] as TypedArray, wanted[i] as TypedArray, steps.values[id]?.dtype as string];
-        meet(`${step.op} ${step.inputs.map((x) => steps.values[x]?.dtype)[0]} -> ${dtype}`);
-        if (dtype === 'f32') {
-          // Of bytes a pad is a level too, whose share is taken off again: the border sums as much as the middle.
-          const own = magnitude?.[i] as TypedArray;
-          const each = compute === 'i8' ? spread(own, steps.values[id]?.shape.at(-1) ?? 1) : own;
-          compareEach(a, b, each, 4 * allowed.direct);
-          return;
-        }
-        // A sum that lies between two elements may be rounded either way, a mean of such elements too.
-        let off = 0;
-        const zero = (q: number) => dtype === 'bf16' && (q & 0x7fff) === 0; // of either sign
-        for (const [j, x] of b.entries())
-          if (a[j] !== x && !(zero(x) && zero(a[j] as number)))
-            off += Math.abs((a[j] as number) - x) === 1 ? 1 : Infinity;
-        expect(off, `${step.name}: ${off} of ${b.length} ${dtype} differ`).to.be.at.most(1 + b.length / 50);
-      });
+      // F(4x4) of bf16 errs by more than an element; it is compared above.
+      const close = compute === 'i8' ? ([2, 4] as const) : ([2] as const);
+      const fitting = close.filter((winograd) =>
+        step.branches?.every((branch) => fitsWinograd(branch, steps, winograd, traits)),
+      );
+      for (const winograd of [undefined, ...fitting]) {
+        const branches = winograd && step.branches?.map((branch) => ({ ...branch, hints: { winograd } }));
+        const tried = { ...single, steps: [branches ? convStep(step.name, branches) : step] };
+        const got = await run(compileSteps(tried, 'cpu', 1, param), given);
+        const more = await run(compileSteps(tried, 'cpu', 3, param), given);
+        expect(sameBits(more, got), `${step.name}: 3 threads give other bits than one`).to.equal(true);
+        step.outputs.forEach((id, i) => {
+          const [a, b, dtype] = [got[i] as TypedArray, wanted[i] as TypedArray, steps.values[id]?.dtype as string];
+          meet(`${step.op} ${step.inputs.map((x) => steps.values[x]?.dtype)[0]} -> ${dtype}`);
+          if (dtype === 'f32') {
+            // Of bytes a pad is a level too, whose share is taken off again: the border sums as much as the middle.
+            const own = magnitude?.[i] as TypedArray;
+            const each = compute === 'i8' ? spread(own, steps.values[id]?.shape.at(-1) ?? 1) : own;
+            compareEach(a, b, each, 4 * allowed.direct);
+            return;
+          }
+          // A sum that lies between two elements may be rounded either way, a mean of such elements too.
+          let off = 0;
+          const zero = (q: number) => dtype === 'bf16' && (q & 0x7fff) === 0; // of either sign
+          for (const [j, x] of b.entries())
+            if (a[j] !== x && !(zero(x) && zero(a[j] as number)))
+              off += Math.abs((a[j] as number) - x) === 1 ? 1 : Infinity;
+          expect(off, `${step.name}: ${off} of ${b.length} ${dtype} differ`).to.be.at.most(1 + b.length / 50);
+        });
+      }
       step.outputs.forEach((id, i) => {
         arrays.set(id, wanted[i] as TypedArray);
       });
@@ -159,7 +156,7 @@ describe('ops: bf16 and i8', () => {
   ] as const) {
     const what = compute === 'i8' ? `i8 up to ${most}` : compute;
     for (const op of conv) {
-      const rows = cases.filter((c) => c.op === op);
+      const rows = rowsOf(op);
       it(`${what}: ${op}, ${rows.length} rows`, async () => {
         for (const row of rows)
           await naming(
@@ -184,12 +181,36 @@ describe('ops: bf16 and i8', () => {
           [steps, sideBySide(steps)].map((each) => run(compileSteps(each, 'cpu', 3, read), given)),
         );
         expect(sameBits(got ?? [], wanted ?? []), `seed ${seed}: slices give other bits`).to.equal(true);
+        for (const [title, form, threads] of [
+          ['padded', steps, 1],
+          ['padded', steps, 3],
+          ['padded slices', sideBySide(steps), 1],
+          ['padded sub-batches', subBatch(steps, 1, () => 1000), 1],
+          ['padded, winograd', atOnce(chooseAlgorithms(steps, traits)), 1],
+        ] as const) {
+          const dense = await run(compileSteps(form, 'cpu', threads, read), given);
+          for (const channelAlign of [traits.channelAlign, 64]) {
+            const padded = padChannels(form, { ...traits, channelAlign });
+            if (padded.pads?.size) met.add(title);
+            const plan = await compileSteps(padded, 'cpu', threads, read);
+            // Memory that is full of NaN, or of large numbers.
+            const before = compute === 'bf16' ? Number.NaN : 1e3;
+            await run(
+              plan,
+              given.map((x) => x.slice().fill(before)),
+            );
+            const what = `seed ${seed}: ${title} to ${channelAlign} bytes, ${threads} threads`;
+            expect(sameBits(await run(plan, given), dense), what).to.equal(true);
+            plan.dispose();
+          }
+        }
       }
       const kept = compute === 'bf16' ? 'bf16' : 'u8';
       expect([...met]).to.include.members([
         `octConv f32 -> ${kept}`,
         `octConv ${kept} -> ${kept}`,
         `octConv ${kept} -> f32`,
+        ...['padded', 'padded slices', 'padded sub-batches', 'padded, winograd'],
       ]);
     });
   }
@@ -290,8 +311,7 @@ describe('ops: other types than f32 at the ends of an op', () => {
       for (const [k, [from, to]] of ends.entries()) {
         if (keepsType ? from !== to : !mixesTypes && to !== f32) continue;
         if (op === 'div' && from.dtype === 'u8') continue; // nothing divides by zero
-        const rows = cases.filter((c) => c.op === op);
-        for (const row of rows.filter((_, i) => (i + k) % stride === 0)) {
+        for (const row of rowsOf(op).filter((_, i) => (i + k) % Math.min(stride, 4) === 0)) {
           const what = `${row.title}, ${from.dtype} to ${to.dtype}`;
           // A number beside it stays f32: so does any constant.
           await naming(what, check(graphOf(row), from, to, row.terms));

@@ -11,7 +11,7 @@ import { Tensor } from '../lib/tensor.js';
 import { type Case, cases, graphOf, numbers } from './cases.js';
 import { levels } from './levels.js';
 import { allowed, checkGraph, compare, compareEach, magnitudes } from './compare.js';
-import { compile, inputsOf, naming, noParams, run } from './running.js';
+import { compile, inputsOf, naming, noParams, run, tableOf } from './running.js';
 import { skip } from './skip.js';
 
 describe('ops: the table', () => {
@@ -21,7 +21,7 @@ describe('ops: the table', () => {
   });
 
   for (const op of new Set(cases.map((c) => c.op))) {
-    const rows = cases.filter((c) => c.op === op);
+    const rows = tableOf(op);
     it(`${op}: ${rows.length} rows, cpu as the reference, any thread count to the bit`, async () => {
       for (const row of rows) {
         const inputs = inputsOf(row, /relu6|hard/.test(op) ? 9 : 2);
@@ -71,30 +71,39 @@ describe('ops: long sums', () => {
     expect(fused.plan.steps).to.have.length(1);
     expect((await fused.run(x)).data[0]).to.be.closeTo(0.1, 1e-7);
   });
+
+  it('of a large window of avgPool too, any thread count to the bit', async () => {
+    const x = Tensor.zeros('f32', [1, 120, 130, 5]);
+    x.data.fill(0.1);
+    for (const kernel of [[30, 40], [1, 130], 100]) {
+      const pool = (threads: number) => ops.avgPool(x, { kernel, stride: 7, threads } as never);
+      const [y, ...more] = (await Promise.all([1, 2, 3].map(pool))) as Tensor[];
+      for (const mean of y?.data ?? []) expect(mean).to.be.closeTo(0.1, 1e-7);
+      expect(more.map(({ data }) => data)).to.deep.equal([y?.data, y?.data]);
+    }
+  });
 });
 
 describe('ops: every other instruction set', function () {
   this.timeout(600_000);
   if (process.env.OCTCONV_ISA) return; // this is such a run
   for (const isa of levels.filter((isa) => isa !== targetOf('cpu').traits.isa)) {
-    it(`the whole table on ${isa} @slow`, function () {
+    it(`the whole table on ${isa}, and a part of all other tests of ops @slow`, function () {
       const env = { ...process.env, OCTCONV_ISA: isa };
       const probe = `import('${new URL('../lib/devices.ts', import.meta.url)}').then(({ devices }) => devices())`;
       const can = spawnSync(process.execPath, ['--import=tsx', '-e', probe], { env, encoding: 'utf8' });
       if (/not supported by this CPU/.test(can.stderr)) skip(this, 'cpu');
-      const mocha = fileURLToPath(new URL('../node_modules/mocha/bin/mocha.js', import.meta.url));
-      const args = [
-        '--import=tsx',
-        mocha,
-        '--no-config',
-        '--reporter',
-        'dot',
-        '--timeout',
-        '120000',
-        fileURLToPath(import.meta.url),
-      ];
-      const { status, stdout, stderr } = spawnSync(process.execPath, args, { env, encoding: 'utf8' });
-      expect(status, stdout + stderr).to.equal(0);
+      const path = (file: string) => fileURLToPath(new URL(file, import.meta.url));
+      const options = ['--no-config', '--reporter', 'dot', '--timeout', '120000', '--grep', '@slow', '--invert'];
+      const mocha = ['--import=tsx', path('../node_modules/mocha/bin/mocha.js'), ...options];
+      const others = ['fused', 'slices', 'types', 'winograd'].map((part) => path(`ops-${part}.test.ts`));
+      for (const [files, more] of [
+        [[path('ops.test.ts')], {}],
+        [others, { OCTCONV_SPARSE: '4' }],
+      ] as const) {
+        const ran = spawnSync(process.execPath, [...mocha, ...files], { env: { ...env, ...more }, encoding: 'utf8' });
+        expect(ran.status, ran.stdout + ran.stderr).to.equal(0);
+      }
     });
   }
 });

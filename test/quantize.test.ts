@@ -31,6 +31,7 @@ import {
   tensor,
   type WeightSource,
 } from '../lib/index.js';
+import { quantizedTensors } from '../lib/quantize.js';
 import { toFloats } from '../lib/weights/floats.js';
 import { readModelFolder, writeModelFolder } from '../lib/weights/folder.js';
 import { type MemoryTensor, memoryWeights } from '../lib/weights/memory.js';
@@ -308,6 +309,10 @@ describe('quantize', () => {
       const [seen, unseen] = [image([2, 64, 64, 3], noise), image([1, 64, 64, 3], noise.reverse())];
       const q = await quantize(network, weights, [seen]);
       expect(await cosine(network, weights, q, unseen)).to.be.above(0.999);
+      const infos = ({ tensors }: Pick<WeightSource, 'tensors'>) =>
+        new Map([...tensors].map(([name, { dtype, shape }]) => [name, { dtype, shape }]));
+      const tensors = quantizedTensors(network, weights.tensors, [1, 64, 64, 3]);
+      expect(infos({ tensors })).to.deep.equal(infos(q));
     });
   }
 
@@ -411,7 +416,7 @@ describe('quantized model folders', function () {
   const toI8 = (...args: string[]) => octconv('quantize', shipped('a50'), '--data', 'data', '--out', 'i8', ...args);
 
   it('are read as they were written', async () => {
-    const options = { alpha: 0.5, width: 8, classes: 3, stem: 'cifar' } as const;
+    const options = { alpha: 0.5, width: 8, classes: 3, stem: 'cifar', channels: 3 } as const;
     const network = buildNetwork('oct-resnet-26', options);
     const x = image([1, 32, 32, 3], [-1, 2, 0.5, 1, 0.25]);
     const q = await quantize(network, initialize(network), [x]);
@@ -438,9 +443,12 @@ describe('quantized model folders', function () {
       /\nthe same first guess as in f32 on [34] of 4 pictures, .* \(measured on these\); .* logits 0?\.99\d+\n$/,
     );
     expect(readdirSync(inFolder('i8')).sort()).to.deep.equal(['config.json', 'labels.txt', 'model.safetensors']);
-    for (const name of ['config.json', 'labels.txt']) {
-      expect(readFileSync(inFolder(`i8/${name}`), 'utf8')).to.equal(readFileSync(join(shipped('a50'), name), 'utf8'));
-    }
+    const [given, made] = [shipped('a50'), inFolder('i8')].map(
+      (path) => (name: string) => readFileSync(join(path, name), 'utf8'),
+    ) as [(name: string) => string, (name: string) => string];
+    expect(made('labels.txt')).to.equal(given('labels.txt'));
+    const { options, ...config } = JSON.parse(given('config.json'));
+    expect(JSON.parse(made('config.json'))).to.deep.equal({ ...config, options: { ...options, channels: 3 } });
     const { top } = JSON.parse(octconv('classify', 'data/cat/cat.jpg', '--model', 'i8', '--json').stdout).results[0];
     expect(top[0].label).to.equal('cat');
     expect(top[0].probability).to.be.closeTo(0.906, 0.05);

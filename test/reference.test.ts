@@ -5,10 +5,10 @@ import { lower } from '../lib/graph/lower.js';
 import { Octave } from '../lib/octave.js';
 import * as ops from '../lib/ops.js';
 import { Tensor } from '../lib/tensor.js';
-import { cases, graphOf } from './cases.js';
+import { graphOf } from './cases.js';
 import { byDefinition, definedOps, Input } from './definitions.js';
 import { allowed, compare, compareEach, magnitudes } from './compare.js';
-import { compile, inputsOf, noParams, run } from './running.js';
+import { compile, inputsOf, noParams, rowsOf, run } from './running.js';
 
 describe('ops: the reference itself', () => {
   const of = (shape: number[], ...values: number[]) => new Tensor('f32', shape, Float32Array.from(values)) as never;
@@ -67,7 +67,7 @@ describe('ops: the reference itself', () => {
 
   for (const op of definedOps) {
     it(`${op} as defined`, async () => {
-      for (const row of cases.filter((c) => c.op === op)) {
+      for (const row of rowsOf(op)) {
         const graph = graphOf(row);
         const inputs = inputsOf(row);
         const wanted = byDefinition(

@@ -10,13 +10,22 @@ import { Octave } from '../lib/octave.js';
 import * as ops from '../lib/ops.js';
 import { PackedWeights, Plan } from '../lib/plan.js';
 import { stepsFor } from '../lib/targets.js';
-import { Tensor } from '../lib/tensor.js';
-import { type Case, numbers } from './cases.js';
+import { elementCount, Tensor } from '../lib/tensor.js';
+import { type Case, cases, numbers } from './cases.js';
 
-/** Emulated CPUs and threads that are watched are slow: there only a part of what takes the same kernels is computed. */
-export const sparse = process.env.OCTCONV_SPARSE !== undefined; // tools/test-under.mjs
-/** Of many in turn every third runs. */
-export const stride = sparse ? 3 : 1;
+/** Of many that take the same kernels one in so many runs: sanitizers and emulated CPUs are slow (tools/test-under.mjs). */
+export const stride = Number(process.env.OCTCONV_SPARSE || 1);
+export const sparse = stride > 1;
+
+/** The rows of the table; only an emulator that is very slow leaves some out. */
+export const tableOf = (op: string): Case[] =>
+  cases.filter((row) => row.op === op).filter((_, i) => i % Math.ceil(stride / 4) === 0);
+
+/** The same for tests that take them once more; where `sparse` without large ones, which many tasks share. */
+export function rowsOf(op: string): Case[] {
+  const elements = ({ inputs }: Case) => inputs.reduce((sum, shape) => sum + elementCount(shape), 0);
+  return tableOf(op).filter((row) => !sparse || elements(row) < 5000);
+}
 
 export const guard = 37; // odd, so that starts are not aligned
 

@@ -106,12 +106,31 @@ describe('examples: server', function () {
     expect((await post(Buffer.alloc(0))).status).to.equal(400);
     expect((await post('nothing', 'multipart/form-data; boundary=x')).status).to.equal(400);
     expect((await post('--x\r\nfoo', 'multipart/form-data; boundary=x')).status).to.equal(400);
+    for (const boundary of ['', '; boundary=', `; boundary=${'x'.repeat(300)}`])
+      expect((await post('--x\r\n', `multipart/form-data${boundary}`)).status, boundary).to.equal(400);
+    const half = Buffer.from('--x\r\ncontent-disposition: form-data; name="file"; filename="a.jpg"\r\n\r\nhalf');
+    expect((await post(half, 'multipart/form-data; boundary=x')).status).to.equal(400);
     const empty = new FormData();
     empty.append('file', 'cat.jpg'); // text, no file
     for (const none of [await post(empty), await post(Buffer.alloc(0))]) {
       expect([none.status, none.body.message]).to.deep.equal([400, 'no picture, as a body or in a form']);
     }
     expect(labels((await post(cat, 'image/jpeg')).body)).to.deep.equal(['cat']);
+  });
+
+  it("answers 503 when it takes too long, 500 for what is nobody's fault but its own", async () => {
+    const { timeout } = AbortSignal;
+    AbortSignal.timeout = () => timeout.call(AbortSignal, 20);
+    try {
+      first = (signal) => once(signal, 'abort');
+      for (const late of [await post(cat, 'image/jpeg'), await post(form(cat))])
+        expect([late.status, late.body.message]).to.deep.equal([503, 'The operation was aborted due to timeout']);
+    } finally {
+      AbortSignal.timeout = timeout;
+    }
+    first = () => Promise.reject(new TypeError('a mistake'));
+    for (const wrong of [await post(cat, 'image/jpeg'), await post(form(cat))])
+      expect([wrong.status, wrong.body.message]).to.deep.equal([500, 'a mistake']);
   });
 
   it('refuses what is too large or too much', async () => {

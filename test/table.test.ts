@@ -14,8 +14,27 @@ describe('tables', () => {
   });
 
   it('lose columns where it does not, in the order given', () => {
-    expect(at(21)).to.deep.equal(['step    op    ms', 'first   conv  10', 'second  relu   2']);
-    expect(at(15)).to.deep.equal(['step    ms', 'first   10', 'second   2']);
+    expect(at(21)).to.deep.equal(['step    op    ms', 'first   conv  10', 'second  relu   2', 'no room for MiB']);
+    expect(at(15)).to.deep.equal(['step    ms', 'first   10', 'second   2', 'no room for op', 'MiB']);
+  });
+
+  it('keep the columns that fit behind a wide one that went', () => {
+    const wide = lines.map((line) => [...line, 'x'.repeat(20)]);
+    const at = (width: number) =>
+      table([...head, 'why'], wide, { left: ['op'], drop: ['ms', 'MiB', 'why'], width }).split('\n');
+    expect(at(22)[1]).to.equal('first   conv   1.5  10');
+    expect(at(20).slice(1)).to.deep.equal(['first   conv   1.5', 'second  relu  12.5', 'no room for ms, why']);
+  });
+
+  it('have no head where columns have no names; long cells go on in further lines', () => {
+    const shapes = [
+      ['first', 'conv', '1x8 -> 1x4'],
+      ['second', 'relu', '1x4 + 1x2 -> 1x4'],
+    ];
+    const at = (width: number) => table(['', '', ''], shapes, { left: [''], width }).split('\n');
+    expect(at(40)).to.deep.equal(['first   conv  1x8 -> 1x4', 'second  relu  1x4 + 1x2 -> 1x4']);
+    expect(at(24)).to.deep.equal(['first', '  conv, 1x8 -> 1x4', 'second', '  relu, 1x4 + 1x2 -> 1x4']);
+    expect(at(23).slice(2)).to.deep.equal(['second', '  relu', '  1x4 + 1x2 -> 1x4']);
   });
 
   it('become rows of several lines where no column may go', () => {

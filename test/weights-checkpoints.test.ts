@@ -438,6 +438,9 @@ describe('checkpoints', () => {
       expect(await failure(names(value, { key: 'ema' }))).to.match(
         /no dictionary "ema" with tensors, there are "model", "model_ema"$/,
       );
+      expect(await failure(names(value, { key: 'model-ema' }))).to.match(
+        /no dictionary "model-ema" with tensors \(did you mean "model_ema"\?\), there are "model", "model_ema"$/,
+      );
       const file = await save('x.safetensors', safetensors({}));
       expect(await failure(openWeights(file, { key: 'ema' }))).to.match(
         /no \.pth file, only those have dictionaries as "ema"/,

@@ -23,7 +23,7 @@ import { failure } from './expect.js';
 const models = fileURLToPath(new URL('../models/', import.meta.url));
 const config: ModelConfig = {
   network: 'oct-resnet-26',
-  options: { alpha: 0.25, width: 8, classes: 3, stem: 'cifar' },
+  options: { alpha: 0.25, width: 8, classes: 3, stem: 'cifar', channels: 3 },
   input: { height: 32, width: 24, resize: 40, interpolation: 'bicubic', scale: 1, mean: [1, 2, 3], std: [4, 5, 6] },
 };
 const labels = ['cat', 'dog', 'Österreich 1'];
@@ -59,7 +59,7 @@ describe('model folders', () => {
     it(`ships ${name}, to the bit`, async () => {
       const model = await readModelFolder(join(models, name));
       expect(model.config.network).to.equal('oct-resnet-26');
-      expect(model.config.options).to.deep.equal({ alpha, width: 16, classes: 10, stem: 'cifar' });
+      expect(model.config.options).to.deep.equal({ alpha, width: 16, classes: 10, stem: 'cifar', channels: 3 });
       expect(model.config.input).to.deep.equal({
         height: 32,
         width: 32,
@@ -103,7 +103,10 @@ describe('model folders', () => {
       [change('network', 26), /network is 26/],
       [change('network', undefined), /network is nothing/],
       [change('weights', '../x'), /weights is "\.\.\/x", wanted the name of a file/],
-      [change('weight', 'x'), /unknown field "weight", wanted \$schema, network, options, input, weights, labels$/],
+      [
+        change('weight', 'x'),
+        /unknown field "weight" \(did you mean "weights"\?\), wanted \$schema, network, options, input, weights, labels$/,
+      ],
       [change('x'.repeat(1e5), 'x'), /unknown field "x{100,}\.\.\., wanted/],
       [change('options', undefined), /options is nothing, wanted an object/],
       [change('options.depth', 26), /unknown field "options\.depth"/],
@@ -122,8 +125,13 @@ describe('model folders', () => {
         change('input.scale', 1 / 255),
         /input\.mean is \[1,2,3\], but the scale 1\/255 makes pictures 0 \.\. 1: wanted/,
       ],
-      [change('input.men', [1, 2, 3]), /unknown field "input\.men"/],
+      [change('input.men', [1, 2, 3]), /unknown field "input\.men" \(did you mean "mean"\?\), wanted height, /],
       [change('input.bgr', true), /unknown field "input\.bgr"/],
+      [
+        change('input', { height: 32, width: 32, channels: 'gray' }),
+        /config\.json: input\.channels "gray" is 1, options\.channels 3: wanted as many in both$/,
+      ],
+      [change('options.channels', 1), /input\.channels "rgb" is 3, options\.channels 1: wanted as many in both$/],
       [change('input.interpolation', 'nearest'), /input\.interpolation is "nearest"/],
       [change('options.classes', 4), /labels\.txt: 3 labels, wanted 4 \(classes\)$/],
     ];

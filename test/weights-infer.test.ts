@@ -24,8 +24,8 @@ describe('options read off the weights', () => {
       const alpha = network.startsWith('oct-') ? 0.25 : 0;
       const blocks = /-\d+$/.test(network) ? {} : { blocks: [1, 2, 1, 3] }; // a name without a depth
       for (const options of [
-        { alpha, width: 64, classes: 1000, stem: 'imagenet' as const, ...blocks },
-        { alpha, width: 8, classes: 1, stem: 'cifar' as const, ...blocks },
+        { alpha, width: 64, classes: 1000, stem: 'imagenet' as const, channels: 3, ...blocks },
+        { alpha, width: 8, classes: 1, stem: 'cifar' as const, channels: 1, ...blocks },
       ]) {
         expect(inferOptions(weights(network, options))).to.deep.equal({ network, options });
       }
@@ -65,7 +65,7 @@ describe('options read off the weights', () => {
         };
         expect(inferOptions(weights(network, options))).to.deep.equal({
           network,
-          options: { ...options, stem: 'imagenet' },
+          options: { ...options, stem: 'imagenet', channels: 3 },
         });
       }
     }
@@ -105,6 +105,7 @@ describe('options read off the weights', () => {
       [{ network: 'resnet-50' }, 'network "resnet-50" was asked for, the weights have "oct-resnet-50"'],
       [{ width: 64 }, 'width 64 was asked for, the weights have 8'],
       [{ classes: 10 }, 'classes 10 was asked for, the weights have 7'],
+      [{ channels: 1 }, 'channels 1 was asked for, the weights have 3'],
       [{ stem: 'imagenet' }, 'stem "imagenet" was asked for, the weights have "cifar"'],
       [{ alpha: 0.25 }, 'alpha 0.25 was asked for, the weights have 0.5'],
       [{ alpha: 0 }, 'alpha 0 was asked for, the weights have 0.5'],

@@ -3,8 +3,8 @@
 // asan (with ubsan), ubsan and tsan build the addon into a folder of their own and preload the runtime, since node
 // itself is not instrumented. baseline runs the ordinary build in qemu on a CPU without AVX: a wide instruction that
 // leaked is a SIGILL there. avx512 and avx512bf16 (with the dot products of bytes and of bf16) run these kernels in two
-// AVX2 registers each, on CPUs that lack them. With --fast only the files below, without the tests that say @slow,
-// and where a CPU is emulated every third of what takes the same kernels in turn.
+// AVX2 registers each, on CPUs that lack them. With --fast only the files below (of them `only` what matches), without
+// the tests that say @slow, and one in `sparse` of what takes the same kernels in turn.
 import { mkdirSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { buildNative } from './native.mjs';
@@ -16,7 +16,7 @@ const reportFolder = join(root, 'reports', 'sanitizer');
 // afterwards. An error other than a race or a leak ends the process.
 const options = `log_path=${reportFolder}/report:stack_trace_format='    #%n %f %S %M'`;
 
-const ops = ['ops', 'ops-fused', 'ops-slices', 'ops-types', 'ops-winograd', 'reference', 'native'];
+const ops = ['ops', 'ops-fused', 'ops-pads', 'ops-slices', 'ops-types', 'ops-winograd', 'reference', 'native'];
 
 const worlds = {
   asan: {
@@ -28,22 +28,33 @@ const worlds = {
       UBSAN_OPTIONS: 'print_stacktrace=1',
     },
     fast: ['golden', 'input', 'lifecycle', 'fuzz', ...ops],
+    sparse: 4,
   },
   ubsan: {
     sanitize: 'undefined',
     runtime: 'ubsan',
     env: { UBSAN_OPTIONS: `${options}:print_stacktrace=1` },
     fast: ['golden', 'input', ...ops],
+    sparse: 4,
   },
   tsan: {
     sanitize: 'thread',
     runtime: 'tsan',
     env: { TSAN_OPTIONS: `${options}:exitcode=0:report_signal_unsafe=0` },
     fast: ['golden', 'lifecycle'],
+    sparse: 4,
   },
-  avx512: { emulated: true, env: { OCTCONV_ISA: 'avx512' }, fast: ['golden', 'mxnet', ...ops] },
-  avx512bf16: { emulated: true, env: { OCTCONV_ISA: 'avx512bf16' }, fast: ['golden', 'mxnet', ...ops] },
-  baseline: { fast: ['golden', 'input', ...ops] },
+  avx512: { emulated: true, env: { OCTCONV_ISA: 'avx512' }, fast: ['golden', 'mxnet', ...ops], sparse: 4 },
+  // But for dot products its kernels are those of avx512.
+  avx512bf16: {
+    emulated: true,
+    env: { OCTCONV_ISA: 'avx512bf16' },
+    fast: ['ops-types', 'ops-winograd'],
+    only: "ops: (bf16 and i8|Winograd's algorithm of i8)",
+    sparse: 4,
+  },
+  // That its kernels are right is seen without an emulator (test/ops.test.ts).
+  baseline: { fast: ['golden', 'input', ...ops], only: '(?!input: (colour|files|sources))', sparse: 16 },
 };
 
 /** What to preload: the sanitizer's runtime, and the C++ library, in which it looks for the functions that it wraps. */
@@ -96,7 +107,8 @@ main(() => {
   // Not through .mocharc.json: its node-option starts a second process, which would leave the emulator.
   const mocha = ['--import=tsx', 'node_modules/mocha/bin/mocha.js', '--no-config', '--timeout', '600000'];
   mocha.push('--reporter', './tools/reporter.mjs');
-  if (fast) mocha.push('--grep', '@slow', '--invert');
+  if (world.emulated) mocha.push('--parallel', '--jobs', '2');
+  if (fast) mocha.push('--grep', `^(?!.*@slow)${world.only ?? ''}`);
   mocha.push(
     ...(given.length ? given : fast ? world.fast.map((file) => `test/${file}.test.ts`) : ['test/**/*.test.ts']),
   );
@@ -105,7 +117,8 @@ main(() => {
   const env = {
     ...process.env,
     ...world.env,
-    ...(fast && (!world.sanitize || name === 'tsan') && { OCTCONV_SPARSE: '1' }),
+    ...(fast && { OCTCONV_GOLDEN: join(root, 'test', 'golden') }), // small ones that have the same layers
+    ...(fast && world.sparse && { OCTCONV_SPARSE: String(world.sparse) }),
   };
   if (world.sanitize) {
     env.OCTCONV_NATIVE = buildNative({

@@ -6,13 +6,15 @@ const model = await loadModel('cifar10-oct-resnet-26-a50');
 await model.warmUp([1, 2, 3, 4].map((pictures) => [pictures, 32, 32, 3]));
 const limits = { maxPixels: 25_000_000, formats: ['jpeg', 'png'], timeout: 10 } as const;
 const bytes = 8 * 2 ** 20;
+const badForm = /^Multipart: |of multipart data$|^The needle /; // the parser gives these no status
 
 export const app = Fastify({ bodyLimit: bytes, requestTimeout: 30_000, keepAliveTimeout: 5_000 });
 app.removeAllContentTypeParsers(); // a text would be taken for the path of a picture on this machine
 app.addContentTypeParser(/^image\//, { parseAs: 'buffer' }, (_, body, done) => done(null, body));
 await app.register(multipart, { limits: { fileSize: bytes, parts: 4 } });
-app.setErrorHandler((error: Error & { statusCode?: number }, request, reply) => {
-  if (error instanceof OctconvError || (request.isMultipart() && !error.statusCode)) reply.code(400);
+app.setErrorHandler((error: Error, _, reply) => {
+  if (error instanceof OctconvError || badForm.test(error.message)) reply.code(400);
+  if (error.name === 'TimeoutError') reply.code(503);
   return reply.send(error);
 });
 app.addHook('onClose', () => model.dispose());
@@ -20,10 +22,11 @@ app.addHook('onClose', () => model.dispose());
 app.post('/classify', async (request, reply) => {
   const gone = new AbortController(); // request.signal aborts as soon as the body is read
   reply.raw.once('close', () => gone.abort());
+  const signal = AbortSignal.any([gone.signal, AbortSignal.timeout(limits.timeout * 1000)]);
   const pictures = request.body instanceof Buffer ? [request.body] : [];
   if (request.isMultipart()) for await (const file of request.files()) pictures.push(await file.toBuffer());
   if (pictures.length === 0) return reply.code(400).send({ message: 'no picture, as a body or in a form' });
-  return model.classify(pictures, { top: 3, signal: gone.signal, ...limits });
+  return model.classify(pictures, { top: 3, signal, ...limits });
 });
 
 for (const signal of ['SIGINT', 'SIGTERM']) process.once(signal, () => app.close());

@@ -1,4 +1,5 @@
 /** How long a network keeps the event loop: in a server nobody else is answered meanwhile. */
+import { defaultInput } from '../input/preprocess.js';
 import { readFileSync } from 'node:fs';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
@@ -83,7 +84,7 @@ export async function benchLoop({
     progress?.('writing the network');
     const net = new Net(network, given, size);
     const labels = Array.from({ length: options.classes }, (_, i) => `class ${i}`);
-    const input = { ...defaultInputOf(network, options), height: size, width: size, resize: size };
+    const input = { ...(defaultInputOf(network, options) ?? defaultInput()), height: size, width: size, resize: size };
     await writeModelFolder(folder, { network, options, input }, labels, net.weights);
     const model = await phase('load', () => loadModel(folder, { threads }));
     const shapes = batches.map((batch) => [batch, size, size, 3]);
@@ -121,7 +122,7 @@ export function loopTable({ machine, network, options, size, threads, rounds, ro
   ]);
   return [
     `${machine.cpu}, ${machine.isa}, ${threadsOf(threads)}`,
-    `${network}, alpha ${options.alpha}, ${size} x ${size}, ${rounds} rounds of batch ${batches.join(', ')}`,
+    `${network}, alpha ${options.alpha}, ${size} x ${size}, random weights, ${rounds} rounds of batch ${batches.join(', ')}`,
     'milliseconds between two turns of the event loop, by a timer of 1 ms;',
     'cpu max: CPU time of its thread between two, however busy the machine is;',
     `goal for all: p99 < ${goals.p99}, max < ${goals.max}`,

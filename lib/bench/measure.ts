@@ -144,9 +144,9 @@ export function fill<T extends Tensor<'f32'>>(x: T): T {
 export function quantizeOnNoise(
   network: Network,
   weights: WeightSource,
-  { height, width }: { readonly height: number; readonly width: number },
+  shape: readonly [number, number, number, number],
 ): Promise<WeightSource> {
-  return quantize(network, weights, [fill(Tensor.zeros('f32', [1, height, width, 3]))]);
+  return quantize(network, weights, [fill(Tensor.zeros('f32', shape))]);
 }
 
 /** Largest difference as a share of the largest value. */

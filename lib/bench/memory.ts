@@ -9,6 +9,7 @@ import { promisify } from 'node:util';
 import { OctconvError } from '../error.js';
 import type { ComputeType } from '../graph/graph.js';
 import { readerOf, toOnnx } from '../graph/onnx.js';
+import { defaultInput } from '../input/preprocess.js';
 import { record } from '../model.js';
 import { defaultInputOf, type NetworkOptions, resolveNetworkOptions } from '../models/index.js';
 import { writeModelFolder } from '../weights/folder.js';
@@ -123,7 +124,12 @@ async function write(net: Net, dtype: 'f32' | 'i8', folder: string): Promise<voi
   const { weights, ranges } = dtype === 'i8' ? await net.quantized() : { weights: net.weights };
   const options = resolveNetworkOptions(net.name, net.options);
   const labels = Array.from({ length: options.classes }, (_, i) => `class ${i}`);
-  const input = { ...defaultInputOf(net.name, options), height: net.size, width: net.size, resize: net.size };
+  const input = {
+    ...(defaultInputOf(net.name, options) ?? defaultInput()),
+    height: net.size,
+    width: net.size,
+    resize: net.size,
+  };
   const { ours, theirs } = filesOf(folder, dtype);
   await writeModelFolder(ours, { network: net.name, options, input }, labels, weights);
   await writeFile(theirs, await toOnnx(record(net.network, [1, net.size, net.size, 3]), readerOf(weights), { ranges }));
@@ -167,7 +173,7 @@ export function memoryTable({ machine, peer, network, options, size, threads, ro
   const head = ['in a fresh process', 'MiB before', 'peak min', 'median', ...goalOf, 'ms min', 'median', ...goalOf];
   return [
     `${machine.cpu}, ${machine.isa}, ${threadsOf(threads)}; onnxruntime-node ${peer}`,
-    `${network}, alpha ${options.alpha}, ${size} x ${size}, ${rounds} rounds; ms from opening the file, which is in the page`,
+    `${network}, alpha ${options.alpha}, ${size} x ${size}, ${rounds} rounds, random weights; ms from opening the file, which is in the page`,
     'cache, to the first result; before: Node.js and the code of the engine, without a network',
     ...(goals && machine.isa !== goalsIsa ? [`goals are for ${goalsMachine}; this machine is ${machine.isa}`] : []),
     '',

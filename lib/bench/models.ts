@@ -169,7 +169,7 @@ export class Net {
 
   async #quantize() {
     const x = input(1, this.size);
-    const weights = await quantizeOnNoise(this.network, this.weights, { height: this.size, width: this.size });
+    const weights = await quantizeOnNoise(this.network, this.weights, [1, this.size, this.size, 3]);
     return { weights, ranges: await probe(record(this.network, x.shape), readerOf(weights), [x]) };
   }
 }
@@ -277,7 +277,7 @@ export function modelsTable({ rows, peak, machine, peer, size, rounds }: ModelsR
   const peaks = Object.entries(peak).map(([count, gflops]) => `${threadsOf(count)} ${gflops.toFixed(0)}`);
   return [
     `${machine.cpu}, ${machine.isa}; measured peak of f32, GFLOP/s: ${peaks.join(', ')}; ort: onnxruntime-node ${peer}`,
-    `${size} x ${size}, ${rounds} interleaved rounds, ms per image, ratios (/ort: ours to it) are paired medians`,
+    `${size} x ${size}, ${rounds} interleaved rounds, random weights, ms per image, ratios (/ort: ours to it) are paired medians`,
     ...(goals && machine.isa !== goalsIsa ? [`goals are for ${goalsMachine}; this machine is ${machine.isa}`] : []),
     '',
     table(head, lines, { drop }),

@@ -103,7 +103,7 @@ export async function benchOps(options: BenchOpsOptions): Promise<OpsResult> {
   const roof: Roof = { peaks: peaksOf(await measurePeak(threads)), bandwidth: await measureBandwidth(threads) };
   const network = buildNetwork(name, networkOptions);
   const f32 = initialize(network);
-  const weights = dtype === 'i8' ? await quantizeOnNoise(network, f32, { height: size, width: size }) : f32;
+  const weights = dtype === 'i8' ? await quantizeOnNoise(network, f32, [1, size, size, 3]) : f32;
   using model = new Model(network, weights, { threads, device, dtype });
   const x = fill(Tensor.zeros('f32', [batch, size, size, 3]));
   progress?.('steps');
@@ -257,7 +257,7 @@ export function opsTable(result: OpsResult): string {
   ];
   return [
     `${machine.cpu}, ${machine.isa}, ${threadsOf(threads)}; ${measured}${dtype === 'f32' ? '' : taken}`,
-    `${name}, ${dtype}, ${size} x ${size}, batch ${batch}, ${rounds} rounds, ms`,
+    `${name}, ${dtype}, ${size} x ${size}, batch ${batch}, random weights, ${rounds} rounds, ms`,
     '',
     'Steps of the fused network; bound: their FLOPs at that peak (Winograd has fewer), or their bytes from memory',
     stepLines(steps),

@@ -10,7 +10,10 @@ export interface TableOptions {
 /** Characters of a line on the terminal; without one lines may be of any length. */
 export const terminalWidth = (): number => process.stdout.columns ?? Number.POSITIVE_INFINITY;
 
-/** Columns as wide as their content; rows in several lines where no column is left that could go. */
+/**
+ * Columns as wide as their content, without a head where they have no names. A last line names those that went; rows
+ * are in several lines where no column is left that could go.
+ */
 export function table(
   head: readonly string[],
   lines: readonly (readonly string[])[],
@@ -22,31 +25,49 @@ export function table(
   const kept = new Set(head.keys());
   const total = () => [...kept].reduce((sum, i) => sum + (widths[i] ?? 0) + 2, -2);
   for (const name of drop) if (total() > width) kept.delete(head.indexOf(name));
-  const cells = [...kept];
-  if (total() > width)
+  const fits = total() <= width;
+  for (const name of drop.toReversed()) {
+    // Behind a wide one that went, narrow ones fit again.
+    const at = head.indexOf(name);
+    if (kept.has(at)) continue;
+    kept.add(at);
+    if (!fits || total() > width) kept.delete(at);
+  }
+  const cells = [...head.keys()].filter((i) => kept.has(i));
+  if (!fits)
     return lines
       .map((line) =>
         stacked(
-          cells.map((i) => [head[i] ?? '', line[i] ?? '']),
+          head.map((name, i) => [name, line[i] ?? '']),
           width,
         ),
       )
       .join('\n');
   const cell = (text: string, i: number) => (flush[i] ? text.padEnd(widths[i] ?? 0) : text.padStart(widths[i] ?? 0));
-  return [head, ...lines]
-    .map((row) =>
-      cells
-        .map((i) => cell(row[i] ?? '', i))
-        .join('  ')
-        .trimEnd(),
-    )
-    .join('\n');
+  const rows = [...(head.some(Boolean) ? [head] : []), ...lines].map((row) =>
+    cells
+      .map((i) => cell(row[i] ?? '', i))
+      .join('  ')
+      .trimEnd(),
+  );
+  const gone = head.filter((_, i) => !kept.has(i));
+  const [first, ...others] = gone;
+  const note = first === undefined ? [] : wrapped([`no room for ${first}`, ...others], width, ', ');
+  return [...rows, ...note].join('\n');
 }
 
 /** A row as its first cell, and the others with their names below it. */
 function stacked([[, title] = ['', ''], ...cells]: readonly [string, string][], width: number): string {
-  const words = cells.filter(([, text]) => text).map(([name, text]) => `${name} ${text}`);
-  return [title, ...wrapped(words, width - 2, ', ').map((line) => `  ${line}`)].join('\n');
+  const words = cells.filter(([, text]) => text).map(([name, text]) => `${name} ${text}`.trim());
+  const lines = wrapped(words, width - 2, ', ').map((line) => hanging('  ', line, 4, width));
+  return [title, ...lines].join('\n');
+}
+
+/** A text behind the head of its first line, the other lines indented. */
+export function hanging(head: string, text: string, indent: number, width = terminalWidth()): string {
+  if (head.length + text.length <= width) return head + text;
+  const lines = wrapped(text.split(' '), Math.max(16, width - indent));
+  return head + lines.join(`\n${' '.repeat(indent)}`);
 }
 
 /** Pieces of text in as few lines as hold them. */

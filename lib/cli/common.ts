@@ -2,15 +2,18 @@
 import { fileURLToPath } from 'node:url';
 import { type Command, InvalidArgumentError, Option } from 'commander';
 import { deviceNames, targetOf } from '../devices.js';
+import { OctconvError } from '../error.js';
 import type { ComputeType } from '../graph/graph.js';
-import type { PerChannel } from '../input/preprocess.js';
+import { type InputConfig, inputShape, type PerChannel } from '../input/preprocess.js';
 import { loadModel, Model, type ModelOptions, type NetworkFile, openNetwork } from '../model.js';
 import { buildNetwork, defaultInputOf, type NetworkOptions, resolveNetworkOptions } from '../models/index.js';
 import type { ResolvedOptions } from '../models/infer.js';
 import type { Device } from '../native.js';
+import { didYouMean } from '../options.js';
 import { isModelFolder, modelFiles } from '../weights/folder.js';
 import { initialize } from '../weights/random.js';
 import { note, UsageError } from './output.js';
+import { Progress } from './progress.js';
 
 /** The network that `classify` and `demo` use unless told otherwise. */
 export const shippedModel = fileURLToPath(new URL('../../models/cifar10-oct-resnet-26-a50', import.meta.url));
@@ -32,13 +35,13 @@ export function number(text: string): number {
 /** Height or width. */
 export const side = integer(1);
 
-/** A number for each channel. */
-export function numbers(length: number, positive = false) {
+/** A number for each channel: three, or one for grey pictures. */
+export function perChannel(positive = false) {
   return (text: string): PerChannel => {
     const values = listOf(number)(text);
-    if (values.length !== length || (positive && values.some((x) => x <= 0))) {
+    if (![1, 3].includes(values.length) || (positive && values.some((x) => x <= 0))) {
       throw new InvalidArgumentError(
-        `wanted ${length} ${positive ? 'positive numbers' : 'numbers'} with commas between them.`,
+        `wanted 3 ${positive ? 'positive numbers' : 'numbers'} with commas between them, or one for grey pictures.`,
       );
     }
     return values as unknown as PerChannel;
@@ -58,8 +61,9 @@ export interface DeviceOptions {
 }
 
 function device(text: string): string {
-  if (deviceNames().includes(text)) return text;
-  throw new InvalidArgumentError(`wanted ${deviceNames().join(', ')}.`);
+  const known = deviceNames();
+  if (known.includes(text)) return text;
+  throw new InvalidArgumentError(`wanted ${known.join(', ')}${didYouMean(text, known)}.`);
 }
 
 export const deviceOption = (): Option =>
@@ -92,6 +96,7 @@ export interface NetworkFlags {
   width?: number;
   classes?: number;
   stem?: 'imagenet' | 'cifar';
+  channels?: number;
   blocks?: readonly number[];
   weights?: string;
   key?: string;
@@ -105,6 +110,7 @@ export function withShape(command: Command): Command {
     .option('--width <channels>', 'channels of the stem', integer(1))
     .option('--classes <n>', 'number of classes', integer(1))
     .addOption(new Option('--stem <kind>', 'imagenet: 7x7 and max-pool; cifar: 3x3').choices(['imagenet', 'cifar']))
+    .option('--channels <n>', 'channels of the input: 3, or 1 for grey pictures', integer(1))
     .option('--blocks <a,b,...>', 'blocks of each stage, of a network whose name has no depth', listOf(integer(1)));
 }
 
@@ -116,11 +122,12 @@ export function withNetwork(command: Command): Command {
     .option('--seed <n>', 'of random weights, where there are no others (default: 0)', integer(0));
 }
 
-const shapeOf = ({ alpha, width, classes, stem, blocks }: NetworkFlags): NetworkOptions => ({
+const shapeOf = ({ alpha, width, classes, stem, channels, blocks }: NetworkFlags): NetworkOptions => ({
   ...(alpha !== undefined && { alpha }),
   ...(width !== undefined && { width }),
   ...(classes !== undefined && { classes }),
   ...(stem !== undefined && { stem }),
+  ...(channels !== undefined && { channels }),
   ...(blocks !== undefined && { blocks }),
 });
 
@@ -133,7 +140,7 @@ function checkFlags(flags: NetworkFlags): void {
   if (!network && !weights && !model) throw new UsageError('one of --network, --weights and --model is needed');
   if (model && (network || weights || Object.keys(shapeOf(flags)).length)) {
     throw new UsageError(
-      '--model says it all: no --network, --weights, --alpha, --width, --classes, --stem, --blocks beside it',
+      '--model says it all: no --network, --weights, --alpha, --width, --classes, --stem, --channels, --blocks beside it',
     );
   }
 }
@@ -160,9 +167,15 @@ export async function modelFrom(flags: NetworkFlags, options: ModelOptions): Pro
   const { network, source, ...described } = await networkFrom(flags);
   if (options.dtype !== 'i8') return Object.assign(new Model(network, source, options), described);
   const { quantizeOnNoise } = await import('../bench/measure.js');
-  const weights = await quantizeOnNoise(network, source, described.input);
+  const progress = new Progress();
+  await progress.start();
+  progress.show('quantizing random weights, with a picture of noise');
+  const weights = await quantizeOnNoise(network, source, inputShape(described)).finally(() => progress.stop());
   return Object.assign(new Model(network, weights, options), described);
 }
+
+/** Whether weights that nobody gave are random, and so is what comes of them. */
+export const areRandom = ({ model, weights }: NetworkFlags): boolean => model === undefined && weights === undefined;
 
 /** The same without a device: the network and where its parameters come from. Close the source. */
 export async function networkFrom(flags: NetworkFlags): Promise<Omit<NetworkFile, 'labels'>> {
@@ -174,6 +187,12 @@ export async function networkFrom(flags: NetworkFlags): Promise<Omit<NetworkFile
   const network = buildNetwork(name, shape);
   const options = resolveNetworkOptions(name, shape);
   return { name, options, network, source: initialize(network, seed), input: defaultInputOf(name, options) };
+}
+
+/** How a picture becomes the input. @throws OctconvError if none can. */
+export function pictureInput(file: string, { input, options }: Pick<NetworkFile, 'input' | 'options'>): InputConfig {
+  if (input) return input;
+  throw new OctconvError(`${file}: the network takes ${options.channels} channels, wanted 3 or 1, which pictures have`);
 }
 
 export const modelOptions = ({ device, dtype, threads }: DeviceOptions): ModelOptions => ({ device, dtype, threads });

@@ -1,4 +1,5 @@
 import type { Command } from 'commander';
+import { hanging, threadsOf } from '../bench/table.js';
 import { devices } from '../devices.js';
 import { print, printJson, style } from './output.js';
 
@@ -18,8 +19,9 @@ function run({ json }: { json?: boolean }): void {
   }
   for (const { name, about, chosen, why } of found.devices) {
     const mark = chosen ? style('green', '*') : ' ';
-    print(`${mark} ${style('bold', name.padEnd(10))} ${about}; ${chosen ? 'chosen: ' : ''}${why}`);
+    print(hanging(`${mark} ${style('bold', name.padEnd(10))} `, `${about}; ${chosen ? 'chosen: ' : ''}${why}`, 13));
   }
   const forced = process.env.OCTCONV_ISA ? 'forced by OCTCONV_ISA' : 'the widest that this CPU has';
-  print(`  instruction set ${found.isa} (${forced}), ${found.threads} threads, native file ${found.nativeFile}`);
+  const { isa, threads, nativeFile } = found;
+  print(hanging('  ', `instruction set ${isa} (${forced}), ${threadsOf(threads)}, native file ${nativeFile}`, 4));
 }

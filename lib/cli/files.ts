@@ -2,10 +2,21 @@
 import { dirname, join } from 'node:path';
 import { type Command, Option } from 'commander';
 import { OctconvError } from '../error.js';
-import { describeInput, type InputConfig, type PerChannel, resolveInput } from '../input/preprocess.js';
+import { describeInput, type InputConfig, inputShape, type PerChannel, resolveInput } from '../input/preprocess.js';
 import { Model, openNetwork } from '../model.js';
 import { checkLabels, checkModelOutput, readConfigBeside, readLabels, writeModelFolder } from '../weights/folder.js';
-import { inputsOf, type NetworkFlags, networkFrom, number, numbers, side, withNetwork, withNotes } from './common.js';
+import {
+  areRandom,
+  inputsOf,
+  type NetworkFlags,
+  networkFrom,
+  number,
+  perChannel,
+  pictureInput,
+  side,
+  withNetwork,
+  withNotes,
+} from './common.js';
 import { count, note, print, printable, printJson } from './output.js';
 import { checkOut, writeOut } from './streams.js';
 
@@ -25,8 +36,8 @@ export function convertCommand(program: Command): void {
     .addOption(new Option('--interpolation <kind>', 'of the resize').choices(['bilinear', 'bicubic']))
     .option('--bgr', 'the network takes blue first')
     .option('--scale <factor>', 'of the bytes 0 .. 255 (default: 1/255)', number)
-    .option('--mean <a,b,c>', 'subtracted, in the order of the channels', numbers(3))
-    .option('--std <a,b,c>', 'divides', numbers(3, true))
+    .option('--mean <a,b,c>', 'subtracted, in the order of the channels', perChannel())
+    .option('--std <a,b,c>', 'divides', perChannel(true))
     .option('--force', 'replace a model that is there')
     .option('--json', 'print one JSON object')
     .addHelpText(
@@ -62,9 +73,9 @@ async function convert(
   const opened = await openNetwork(file, given, { key }).catch((error: Error) => {
     throw trained ? new OctconvError(`${error.message} (the network is that of config.json in its folder)`) : error;
   });
-  const { name: network, options, source, input: usual, labels: known } = withNotes(opened);
+  const { name: network, options, source, labels: known } = withNotes(opened);
   try {
-    const input = inputFrom(flags, trained?.input ?? usual);
+    const input = inputFrom(flags, trained?.input ?? pictureInput(file, opened));
     const names = await namesOf(labels, options.classes, trained?.names ?? known);
     await writeModelFolder(folder, { network, options, input }, names, source, { force });
     const tensors = source.tensors.size;
@@ -120,7 +131,7 @@ export function exportCommand(program: Command): void {
     .description('a network as it was recorded, unfused, in another format')
     .requiredOption(
       '--onnx <file>',
-      'ONNX: input [N,3,H,W], output logits [N,classes], N dynamic; - is standard output',
+      'ONNX: input [N,C,H,W], output logits [N,classes], N dynamic; - is standard output',
     )
     .option(
       '--size <pixels>',
@@ -141,13 +152,18 @@ async function toFile({ onnx, size, json, ...flags }: ExportOptions): Promise<vo
   await checkOut(onnx, await inputsOf(flags));
   const { name, options, network, source, input } = await networkFrom(flags);
   using model = new Model(network, source); // closes it
-  const [height, width] = size ?? [input.height, input.width];
-  const bytes = await model.toOnnx([1, height, width, 3]);
+  const shape = inputShape({ input, options }, size);
+  const [, height, width, channels] = shape;
+  const bytes = await model.toOnnx(shape);
   await writeOut(onnx, [bytes]);
   const say = onnx === '-' ? note : print;
-  if (json)
-    say(JSON.stringify({ file: onnx, network: name, options, input: [null, 3, height, width], bytes: bytes.length }));
-  else say(`${printable(onnx)}: ${name}, input [N,3,${height},${width}], ${count(bytes.length)} bytes`);
+  const random = areRandom(flags);
+  const about = { file: onnx, network: name, options, ...(random && { weights: 'random' }) };
+  if (json) say(JSON.stringify({ ...about, input: [null, channels, height, width], bytes: bytes.length }));
+  else
+    say(
+      `${printable(onnx)}: ${name}${random ? ' of random weights' : ''}, input [N,${channels},${height},${width}], ${count(bytes.length)} bytes`,
+    );
 }
 
 /** `224` or `256x128`. */

@@ -1,14 +1,28 @@
 import { stat } from 'node:fs/promises';
 import type { Command } from 'commander';
-import { table, terminalWidth, wrapped } from '../bench/table.js';
+import { hanging, table, terminalWidth } from '../bench/table.js';
 import { costsOf, type StepCost } from '../costs.js';
+import { arrayFor, type TypedArray } from '../dtype.js';
 import { OctconvError } from '../error.js';
 import { countFlops } from '../flops.js';
 import type { ComputeType, GraphNode, TensorType } from '../graph/graph.js';
-import type { Model } from '../model.js';
+import { inputShape } from '../input/preprocess.js';
+import { Model, type ModelOptions } from '../model.js';
 import { networkNames } from '../models/index.js';
+import { didYouMean } from '../options.js';
 import type { Plan } from '../plan.js';
-import { deviceLine, dtypeOption, integer, modelFrom, type NetworkFlags, placeOf, withShape } from './common.js';
+import { quantizedTensors } from '../quantize.js';
+import { elementCount, type TensorInfo } from '../weights/source.js';
+import {
+  deviceLine,
+  dtypeOption,
+  integer,
+  modelFrom,
+  type NetworkFlags,
+  networkFrom,
+  placeOf,
+  withShape,
+} from './common.js';
 import { count, print, printJson, style, UsageError } from './output.js';
 
 export function infoCommand(program: Command): void {
@@ -38,8 +52,8 @@ interface Options extends NetworkFlags {
 async function run(network: string | undefined, options: Options): Promise<void> {
   const { size, batch, json } = options;
   using model = await open(network, options);
-  const { height = 224, width = 224 } = size ? { height: size, width: size } : (model.input ?? {});
-  const input = [batch, height, width, 3];
+  const [, ...image] = inputShape(model, size === undefined ? undefined : [size, size]);
+  const input = [batch, ...image];
   const plan = await model.plan(input);
   const { graph, memory } = plan;
   const flops = countFlops(graph);
@@ -58,23 +72,22 @@ async function run(network: string | undefined, options: Options): Promise<void>
     return;
   }
   const given = Object.entries(model.options ?? {}).map(([key, value]) => `${key} ${value}`);
-  print(style('bold', `${model.name} ${given.join(', ')}`.trim()));
+  print(style('bold', hanging('', `${model.name} ${given.join(', ')}`.trim(), 2)));
   const facts = {
     input: `[${input.join(', ')}]`,
     layers: Object.entries(layers)
       .map(([op, n]) => `${n} ${op}`)
       .join(', '),
     parameters: count(flops.parameters),
+    ...(network !== undefined &&
+      networkNames.includes(network) && { weights: 'none given; the numbers here are the same for any' }),
     'multiply-adds': `${(flops.multiplyAdds / 1e9).toFixed(3)} G`,
     "the authors' count": `${(flops.authors / 1e9).toFixed(3)} G, with pooling and ReLU`,
     steps: `${graph.nodes.length} recorded, ${plan.steps.length} after fusion`,
     device: deviceLine(model),
     'memory of a run': `${mebi(memory.activations)} of activations, ${mebi(memory.run)} with scratch`,
   };
-  for (const [key, value] of Object.entries(facts)) {
-    const lines = wrapped(value.split(' '), Math.max(20, terminalWidth() - 22));
-    print(`  ${key.padEnd(20)}${lines.join(`\n${' '.repeat(22)}`)}`);
-  }
+  for (const [key, value] of Object.entries(facts)) print(hanging(`  ${key.padEnd(20)}`, value, 22));
   if (options.graph) {
     show('recorded', shapesTable(recorded));
     show('after fusion', shapesTable(fused));
@@ -82,7 +95,7 @@ async function run(network: string | undefined, options: Options): Promise<void>
   if (options.plan) {
     show('plan', planTable(fused));
     const weights = fused.reduce((sum, { bytes }) => sum + bytes.weights, 0);
-    print(`  ${mebi(weights)} of weights; a run has ${facts['memory of a run']}`);
+    print(hanging('  ', `${mebi(weights)} of weights; a run has ${facts['memory of a run']}`, 2));
   }
 }
 
@@ -119,10 +132,8 @@ function stepsOf(plan: Plan): PlanStep[] {
 }
 
 function shapesTable(steps: readonly (Shown & { algorithm?: string })[]): string {
-  const [names, ops] = [Math.max(...steps.map((s) => s.name.length)), Math.max(...steps.map((s) => s.op.length))];
-  const line = ({ name, op, shapes, algorithm = '' }: (typeof steps)[number]) =>
-    `${name.padEnd(names)}  ${op.padEnd(ops)}  ${shapes}${algorithm && style('dim', `  ${algorithm}`)}`;
-  return steps.map(line).join('\n');
+  const lines = steps.map(({ name, op, shapes, algorithm = '' }) => [name, op, `${shapes}  ${algorithm}`.trim()]);
+  return table(['', '', ''], lines, { left: [''], width: terminalWidth() - 2 });
 }
 
 function planTable(steps: readonly PlanStep[]): string {
@@ -135,12 +146,24 @@ function planTable(steps: readonly PlanStep[]): string {
     ...[mega(multiplyAdds), kibi(bytes.inputs), kibi(bytes.outputs), kibi(bytes.weights), algorithm],
   ]);
   lines.push(['all', '', '', '', mega(sum((step) => step.multiplyAdds)), ...bytes, '']);
-  const head = ['step', 'op', 'types', 'products', 'M MAdd', 'KiB in', 'out', 'weights', 'algorithm'];
+  const head = ['step', 'op', 'types', 'products', 'M MAdd', 'KiB in', 'KiB out', 'KiB weights', 'algorithm'];
   return table(head, lines, {
     left: ['op', 'types', 'products', 'algorithm'],
-    drop: ['products', 'algorithm', 'KiB in', 'out', 'op', 'types', 'weights'],
+    drop: ['products', 'algorithm', 'KiB in', 'KiB out', 'op', 'types', 'KiB weights'],
     width: terminalWidth() - 2,
   });
+}
+
+/** A network by its name alone: a plan depends on the types and shapes of weights, so all of them are ones. */
+async function named(flags: NetworkFlags, options: ModelOptions): Promise<Model> {
+  const { network, source, ...described } = await networkFrom(flags);
+  const tensors =
+    options.dtype === 'i8' ? quantizedTensors(network, source.tensors, inputShape(described)) : source.tensors;
+  const read = async (name: string): Promise<TypedArray> => {
+    const { dtype, shape } = tensors.get(name) as TensorInfo;
+    return new (arrayFor(dtype))(elementCount(shape)).fill(1);
+  };
+  return Object.assign(new Model(network, { tensors, read }, options), described);
 }
 
 async function open(network: string | undefined, flags: Options): Promise<Model> {
@@ -148,8 +171,11 @@ async function open(network: string | undefined, flags: Options): Promise<Model>
   const options = { dtype, threads };
   if ((network === undefined) === (model === undefined)) throw new UsageError('wanted either a network or --model');
   if (network === undefined) return modelFrom(flags, options);
-  if (networkNames.includes(network)) return modelFrom({ ...flags, network }, options);
+  if (networkNames.includes(network)) return named({ ...flags, network }, options);
   const found = await stat(network).catch(() => undefined);
-  if (!found) throw new OctconvError(`${network}: no such file, and no network: those are ${networkNames.join(', ')}`);
+  if (!found) {
+    const near = didYouMean(network, networkNames);
+    throw new OctconvError(`${network}: no such file, and no network${near}: those are ${networkNames.join(', ')}`);
+  }
   return modelFrom({ ...flags, ...(found.isDirectory() ? { model: network } : { weights: network }) }, options);
 }

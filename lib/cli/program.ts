@@ -18,8 +18,16 @@ const { version, description } = JSON.parse(readFileSync(new URL('../../package.
 export const program = new Command('octconv')
   .description(description)
   .version(version)
-  .configureOutput({ outputError: (text) => printError(text.replace(/^error: /, '').trim()) })
-  .showSuggestionAfterError(false)
+  .configureOutput({
+    outputError: (text) =>
+      printError(
+        text
+          .replace(/^error: /, '')
+          .trim()
+          .replaceAll('\n', ' '),
+      ),
+  })
+  .configureHelp({ minWidthToWrap: 20 })
   .exitOverride();
 
 classifyCommand(program);

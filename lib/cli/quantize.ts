@@ -9,7 +9,7 @@ import { quantize } from '../quantize.js';
 import type { Tensor } from '../tensor.js';
 import { checkModelOutput, writeModelFolder } from '../weights/folder.js';
 import { elementCount, type WeightSource } from '../weights/source.js';
-import { type DeviceOptions, integer } from './common.js';
+import { type DeviceOptions, integer, pictureInput } from './common.js';
 import { count, percent, print, printable, printJson } from './output.js';
 import { picturesBelow } from './pictures.js';
 import { Progress } from './progress.js';
@@ -36,10 +36,12 @@ interface QuantizeFlags extends Pick<DeviceOptions, 'threads' | 'json'> {
 
 async function run(folder: string, { data, out, images, threads, force, json }: QuantizeFlags): Promise<void> {
   await checkModelOutput(out, { force, inputs: [folder, data] });
-  const { name, network, options, source, input, labels } = await openNetwork(folder);
+  const opened = await openNetwork(folder);
+  const { name, network, options, source, labels } = opened;
   const progress = new Progress();
   try {
     if (!labels) throw new OctconvError(`${folder}: no labels, wanted a model folder`);
+    const input = pictureInput(folder, opened);
     const files = byTurns(await picturesBelow(data)).slice(0, images);
     const bad = new Set<string>();
     const failed = (error: Error, file: string) => {

@@ -1,10 +1,11 @@
 import { type Command, Option } from 'commander';
 import { OctconvError, show } from '../error.js';
-import { channelCount } from '../input/preprocess.js';
+import { inputShape } from '../input/preprocess.js';
 import { toNHWC } from '../layout.js';
 import { decodeNpy, encodeNpy, type NpyArray, readNpy } from '../npy.js';
 import { Tensor } from '../tensor.js';
 import {
+  areRandom,
   deviceLine,
   type DeviceOptions,
   inputsOf,
@@ -37,7 +38,7 @@ async function run(options: Options): Promise<void> {
   await checkOut(output, [input, ...(await inputsOf(options))]);
   const images = input === '-' ? await decodeNpy(await readStdin(most), standardInput) : await readNpy(input);
   using model = await modelFrom(options, modelOptions(options));
-  const x = imagesOf(input === '-' ? standardInput : input, images, options.layout, channelCount(model.input ?? {}));
+  const x = imagesOf(input === '-' ? standardInput : input, images, options.layout, inputShape(model)[3]);
   const begin = performance.now();
   await model.plan(x.shape);
   const start = performance.now();
@@ -51,6 +52,7 @@ async function run(options: Options): Promise<void> {
     const result = {
       network,
       options: networkOptions,
+      ...(areRandom(options) && { weights: 'random' }),
       ...shapes,
       file: output,
       milliseconds,
@@ -59,7 +61,9 @@ async function run(options: Options): Promise<void> {
     say(JSON.stringify({ ...result, ...placeOf(model) }));
   } else {
     const times = `${milliseconds.toFixed(2)} ms after ${compile.toFixed(0)} ms of compiling`;
-    say(`${printable(output)}: logits [${y.shape}], ${times}, ${deviceLine(model)}`);
+    say(
+      `${printable(output)}: logits [${y.shape}]${areRandom(options) ? ' of random weights' : ''}, ${times}, ${deviceLine(model)}`,
+    );
   }
 }
 

@@ -1,6 +1,7 @@
 /** Schemas of the files that people write, and errors in our words: what was found, what was wanted. */
 import * as v from 'valibot';
 import { OctconvError, show } from '../error.js';
+import { didYouMean } from '../options.js';
 
 export type { InferInput, InferOutput } from 'valibot';
 
@@ -45,7 +46,10 @@ export function parse<Schema extends v.GenericSchema>(
     (text, { key }) => (typeof key === 'number' ? `${text}[${key}]` : text ? `${text}.${key}` : `${key}`),
     at,
   );
-  if (unknown && !list) throw new OctconvError(`${where}: unknown field ${show(name)}, wanted ${issue.message}`);
+  if (unknown && !list) {
+    const near = didYouMean(path.at(-1)?.key, issue.message.split(', '));
+    throw new OctconvError(`${where}: unknown field ${show(name)}${near}, wanted ${issue.message}`);
+  }
   const found = path.length ? path.at(-1)?.value : value;
   throw new OctconvError(
     `${where}: ${name || 'the file'} is ${show(found)}, wanted ${list ? 'an object' : issue.message}`,

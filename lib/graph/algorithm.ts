@@ -5,9 +5,6 @@ import type { Work } from '../turns.js';
 import { toNTHWC } from './graph.js';
 import { type Branch, convStep, type Store, sourcesOf, type Step, type Steps } from './lower.js';
 
-/** Of integers, so many input channels may be summed up (native/cpu/winograd.h). */
-export const mostChannels = { 2: 1827, 4: 114 } as const;
-
 /** What tiles write: the elements of the only store, or y as f32 (`groupStores` in native/ops/octconv/cpu.cc). */
 function writtenType(stores: readonly Store[], values: Steps['values']): DType {
   const typeOf = ({ value, mean }: Store) => {
@@ -30,6 +27,7 @@ export function fitsWinograd(
   { terms, residual, stores, compute = 'f32' }: Branch,
   { values }: Steps,
   size: 2 | 4,
+  { winograd }: Pick<Traits, 'winograd'>,
 ): boolean {
   const y = writtenType(stores, values);
   const types = [y, residual === undefined ? y : values[residual]?.dtype];
@@ -43,11 +41,12 @@ export function fitsWinograd(
         groups === 1 &&
         [...stride, ...dilation].every((n) => n === 1),
     );
-  if (!plain || types[0] !== types[1]) return false;
+  const most = winograd[size];
+  if (!plain || most === undefined || types[0] !== types[1]) return false;
   if (compute !== 'i8') return types[0] === 'f32' || types[0] === 'bf16';
   const channels = (low: boolean) =>
     sources.reduce((sum, { input, upsample }) => sum + (upsample === low ? (values[input]?.shape.at(-1) ?? 0) : 0), 0);
-  return types[0] === 'u8' && Math.max(channels(false), channels(true)) <= mostChannels[size];
+  return types[0] === 'u8' && Math.max(channels(false), channels(true)) <= most;
 }
 
 /**
@@ -59,9 +58,9 @@ export function fitsWinograd(
  * channels: 1.24 / .98 / .63), 28 px .55 / .43 / .34, 14 px .53 / .44, 7 px 1.2 / 1.0; the whole alpha .5 27.5 / 26.5 /
  * 25.7.
  */
-function winogradOf(branch: Branch, steps: Steps, { dotProducts }: Pick<Traits, 'dotProducts'>): 2 | 4 | undefined {
+function winogradOf(branch: Branch, steps: Steps, traits: Pick<Traits, 'dotProducts' | 'winograd'>): 2 | 4 | undefined {
   // Two products of bf16 at once are as good as Winograd's, which are of f32; four of bytes as its, which are of i16.
-  if (dotProducts.includes(branch.compute ?? 'f32')) return undefined;
+  if (traits.dotProducts.includes(branch.compute ?? 'f32')) return undefined;
   const shape = (id: number | undefined) => toNTHWC(steps.values[id ?? -1]?.shape ?? []);
   const sources = sourcesOf(branch);
   const [n, t, h, w, c] = shape(branch.y);
@@ -70,11 +69,11 @@ function winogradOf(branch: Branch, steps: Steps, { dotProducts }: Pick<Traits, 
   // Sub-batches (subbatch.ts) depend on the threads, what is computed must not: only small maps count all images.
   const images = h * w <= 64 ? n : 1;
   const tiles = (size: number) => images * t * Math.ceil(h / coarse / size) * Math.ceil(w / coarse / size);
-  if (tiles(4) >= 8 && fitsWinograd(branch, steps, 4)) return 4;
-  return tiles(2) >= 4 && fitsWinograd(branch, steps, 2) ? 2 : undefined;
+  if (tiles(4) >= 8 && fitsWinograd(branch, steps, 4, traits)) return 4;
+  return tiles(2) >= 4 && fitsWinograd(branch, steps, 2, traits) ? 2 : undefined;
 }
 
-export function* chooseAlgorithms(given: Steps, traits: Pick<Traits, 'dotProducts'>): Work<Steps> {
+export function* chooseAlgorithms(given: Steps, traits: Pick<Traits, 'dotProducts' | 'winograd'>): Work<Steps> {
   const steps: Step[] = [];
   for (const step of given.steps) {
     yield;

@@ -81,7 +81,9 @@ export class Graph {
 
   /** `parameters` are those that nodes may read, as `namedParameters(network)` gives them. */
   constructor(parameters: ReadonlyMap<string, Parameter> = new Map()) {
-    parameters.forEach((parameter, name) => this.#names.set(parameter, name));
+    parameters.forEach((parameter, name) => {
+      this.#names.set(parameter, name);
+    });
   }
 
   /** A parameter of this graph alone. */

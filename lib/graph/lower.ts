@@ -110,6 +110,8 @@ export interface Steps {
   readonly segments?: readonly Segment[];
   /** Values that lie in wider ones (slices.ts); absent: each lies in its own memory. */
   readonly slices?: ReadonlyMap<number, Slice>;
+  /** Zeros behind the channels of values that lie in their own memory (pads.ts); absent: none. */
+  readonly pads?: ReadonlyMap<number, number>;
   readonly values: readonly TensorType[];
   readonly steps: readonly Step[];
   readonly inputs: readonly number[];

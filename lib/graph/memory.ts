@@ -3,6 +3,7 @@ import { bytesPerElement } from '../dtype.js';
 import { bytesOf } from '../tensor.js';
 import type { Work } from '../turns.js';
 import type { Steps } from './lower.js';
+import { pitchOf } from './pads.js';
 import { sliceOf } from './slices.js';
 import { batchOf, segmentsByStep, wholeValues } from './subbatch.js';
 
@@ -32,7 +33,8 @@ export function* planMemory(given: Steps, align: number): Work<MemoryPlan> {
       const type = values[of];
       if (!type || outside.has(id)) continue;
       const share = whole.has(id) ? 1 : images / batch;
-      const bytes = aligned(bytesOf(type) * share, align);
+      const padded = { dtype: type.dtype, shape: [...type.shape.slice(0, -1), pitchOf(given, of)] };
+      const bytes = aligned(bytesOf(padded) * share, align);
       const life = lives.get(of) ?? { id: of, from: whole.has(id) ? first : at, to: at, bytes };
       lives.set(of, Object.assign(life, { to: Math.max(life.to, at) }));
     }

@@ -9,6 +9,7 @@
  * Operator set 17; the messages are described in onnx-proto.ts.
  */
 import { OctconvError } from '../error.js';
+import { checkOptions, type Known } from '../options.js';
 import type { WeightSource } from '../weights/source.js';
 import type { Attrs, Graph, GraphNode } from './graph.js';
 import { nativeAxes } from './shape.js';
@@ -39,6 +40,7 @@ export async function toOnnx(
   weights: ReadParam | Pick<WeightSource, 'tensors' | 'read'>,
   options: OnnxOptions = {},
 ): Promise<Uint8Array> {
+  checkOptions('toOnnx', options, { ranges: true, probe: true } satisfies Known<OnnxOptions>);
   const read = typeof weights === 'function' ? weights : readerOf(weights);
   const params = new Map<string, Param>();
   const quantized = new Map<string, Quantization>();

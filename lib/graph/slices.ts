@@ -16,15 +16,21 @@ export interface Slice {
 export const sliceOf = ({ slices }: Pick<Steps, 'slices'>, id: number): Slice =>
   slices?.get(id) ?? { of: id, channel: 0 };
 
-/**
- * Takes those concatenations out that pitched kernels alone write and read. What the caller sees lies elsewhere, and a
- * value is a slice of one other value at most, so other concatenations still copy.
- */
-export function sliceConcats(given: Steps, { ops }: Pick<Traits, 'ops'>): Steps {
-  const fixed = new Set([...given.inputs, ...given.outputs]);
-  for (const { op, inputs, outputs } of given.steps) {
+/** The values that must lie as they are: what the caller sees, and what other kernels than pitched ones take. */
+export function fixedValues({ steps, inputs, outputs }: Steps, ops: Traits['ops']): Set<number> {
+  const fixed = new Set([...inputs, ...outputs]);
+  for (const { op, inputs, outputs } of steps) {
     if (!ops[op]?.pitched) for (const id of [...inputs, ...outputs]) fixed.add(id);
   }
+  return fixed;
+}
+
+/**
+ * Takes those concatenations out that pitched kernels alone write and read. A value is a slice of one other value at
+ * most, so other concatenations still copy.
+ */
+export function sliceConcats(given: Steps, { ops }: Pick<Traits, 'ops'>): Steps {
+  const fixed = fixedValues(given, ops);
   const slices = new Map<number, Slice>();
   const taken = ({ op, inputs, outputs: [whole = -1] }: Step): boolean => {
     const free = inputs.every((id) => !fixed.has(id) && !slices.has(id)) && new Set(inputs).size === inputs.length;

@@ -1,7 +1,8 @@
 import { onAbort } from '../abort.js';
 import { OctconvError } from '../error.js';
 import type { PlanOptions, RunOptions } from '../plan.js';
-import { checkLimits, type DecodeOptions, decodeImage, type Picture } from './image.js';
+import { checkOptions, type Known } from '../options.js';
+import { checkLimits, decodeImage, type DecodeOptions, decodeOptions, type Picture } from './image.js';
 import { type InputConfig, type InputTensor, preprocessOne, stack } from './preprocess.js';
 import { discard, hold, nameOf, type PictureSource } from './source.js';
 
@@ -24,6 +25,13 @@ export interface BatchOptions extends Pick<PlanOptions, 'device'>, RunOptions, D
   readonly failed?: Failed | undefined;
 }
 
+export const batchOptions = {
+  batch: true,
+  failed: true,
+  ...decodeOptions,
+  device: true,
+} satisfies Known<BatchOptions>;
+
 /** Pictures that are decoded at a time: sharp decodes on libuv's pool, which has four threads. */
 const decoders = 4;
 
@@ -36,9 +44,11 @@ export async function* loadBatches(
   input: InputConfig,
   options: BatchOptions = {},
 ): AsyncGenerator<Batch, void, void> {
-  const { batch = 32, failed, signal } = options;
+  checkOptions('loadBatches', options, batchOptions);
+  const { batch = 32, failed, device, ...decoding } = options;
+  const { signal } = decoding;
   if (!Number.isInteger(batch) || batch < 1) throw new OctconvError(`batch: ${batch}, wanted a positive integer`);
-  checkLimits(options);
+  checkLimits(decoding);
   const list = isList(sources) ? sources : [sources];
   list.forEach(hold);
   const names = isList(sources) ? list.map(nameOf) : [nameOf(sources)];
@@ -48,13 +58,13 @@ export async function* loadBatches(
   const loadOne = async (i: number): Promise<Float32Array | OctconvError> => {
     let picture: Picture;
     try {
-      picture = await decodeImage(list[i] as PictureSource, { ...options, signal: stop.signal }, names[i]);
+      picture = await decodeImage(list[i] as PictureSource, { ...decoding, signal: stop.signal }, names[i]);
     } catch (error) {
       if (error instanceof OctconvError && !stop.signal.aborted) return error;
       throw error;
     }
     // One thread: pictures are side by side already.
-    return preprocessOne(picture, input, { device: options.device, threads: 1, signal: stop.signal });
+    return preprocessOne(picture, input, { device, threads: 1, signal: stop.signal });
   };
   const load = async (begin: number): Promise<(Float32Array | OctconvError)[]> => {
     const loaded = Array<Float32Array | OctconvError>(Math.max(0, Math.min(batch, list.length - begin)));

@@ -1,6 +1,7 @@
 import pLimit from 'p-limit';
 import { onAbort } from '../abort.js';
 import { OctconvError } from '../error.js';
+import { checkOptions, type Known } from '../options.js';
 import { discard, nameOf, type PictureSource, readSource } from './source.js';
 
 /** A decoded picture: 8-bit sRGB, [height, width, 3]. */
@@ -28,6 +29,14 @@ export interface DecodeOptions {
   readonly signal?: AbortSignal | undefined;
 }
 
+export const decodeOptions = {
+  maxPixels: true,
+  maxBytes: true,
+  formats: true,
+  timeout: true,
+  signal: true,
+} satisfies Known<DecodeOptions>;
+
 /**
  * Decodes JPEG, PNG and WebP, and on request what else sharp reads. The network gets the picture as a viewer shows it:
  * EXIF orientation and an embedded colour profile are obeyed; grey, CMYK and 16-bit pictures become 8-bit sRGB;
@@ -41,6 +50,7 @@ export async function decodeImage(
   name = nameOf(source),
 ): Promise<Picture> {
   try {
+    checkOptions('decodeImage', options, decodeOptions);
     const { signal, timeout, maxBytes, ...limits } = checkLimits(options);
     const late = () => new OctconvError(`${name}: is not decoded after ${timeout} s (timeout)`);
     return await within(timeout, signal, late, async (stopped) => {

@@ -3,7 +3,8 @@ import { OctconvError, show } from '../error.js';
 import { integerIn, numberIn, object, oneOf, parse } from '../files/schema.js';
 import { Graph } from '../graph/graph.js';
 import { normalize, resize } from '../ops.js';
-import { type PlanOptions, type RunOptions, runGraph } from '../plan.js';
+import { checkOptions } from '../options.js';
+import { type PlanOptions, planOptions, type RunOptions, runGraph, runOptions } from '../plan.js';
 import { type Tensor, tensor } from '../tensor.js';
 import type { Picture } from './image.js';
 
@@ -37,6 +38,16 @@ export function defaultInput(stem: 'imagenet' | 'cifar' = 'imagenet'): InputConf
   return stem === 'cifar'
     ? { height: 32, width: 32, resize: 32, ...common, mean: [0.4914, 0.4822, 0.4465], std: [0.247, 0.2435, 0.2616] }
     : { height: 224, width: 224, resize: 256, ...common, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225] };
+}
+
+/** The same of a network whose input has so many channels, of one: the luma. Pictures have no others. */
+export function inputOf(colour: InputConfig, channels: number): InputConfig | undefined {
+  if (channels === 3) return colour;
+  if (channels !== 1) return undefined;
+  const luma = ([r, g = r, b = r]: PerChannel): [number] => [
+    Number((0.299 * r + 0.587 * g + 0.114 * b).toPrecision(4)),
+  ];
+  return { ...colour, channels: 'gray', mean: luma(colour.mean), std: luma(colour.std) };
 }
 
 const size = integerIn(1, 65536);
@@ -166,6 +177,22 @@ function middle(spare: number): number {
 /** How many channels the network sees. */
 export const channelCount = ({ channels }: Pick<InputConfig, 'channels'>): 1 | 3 => (channels === 'gray' ? 1 : 3);
 
+/** An input of a network, [1, height, width, channels]: of the size that it was made for, unless another is given. */
+export function inputShape(
+  { input, options = {} }: Described,
+  size?: readonly [height: number, width: number],
+): readonly [number, number, number, number] {
+  const { height, width } = input ?? defaultInput(options.stem);
+  return [1, ...(size ?? ([height, width] as const)), options.channels ?? channelCount(input ?? {})];
+}
+
+interface Described {
+  readonly input?: InputConfig | undefined;
+  readonly options?:
+    | { readonly stem?: 'imagenet' | 'cifar' | undefined; readonly channels?: number | undefined }
+    | undefined;
+}
+
 /** Input of a network, [N, height, width, 3]; the last is 1 for `gray`. */
 export type InputTensor = Tensor<'f32', readonly [number, number, number, 1 | 3]>;
 
@@ -175,6 +202,7 @@ export async function preprocess(
   input: InputConfig,
   options: PlanOptions & RunOptions = {},
 ): Promise<InputTensor> {
+  checkOptions('preprocess', options, { ...planOptions, ...runOptions });
   return stack(await Promise.all(pictures.map((picture) => preprocessOne(picture, input, options))), input);
 }
 

@@ -1,6 +1,7 @@
 import { Parameter } from '../graph/graph.js';
 import { type Octave, paths, widthsOf } from '../octave.js';
 import { conv, type Kernel, octConv, type Size } from '../ops.js';
+import { checkOptions, type Known } from '../options.js';
 import type { Vector } from '../tensor.js';
 import { type Feature, Module } from './module.js';
 
@@ -19,6 +20,15 @@ export interface ConvLayerOptions {
   readonly bias?: boolean | undefined;
 }
 
+const convOptions = {
+  kernel: true,
+  stride: true,
+  padding: true,
+  dilation: true,
+  groups: true,
+  bias: true,
+} satisfies Known<ConvLayerOptions>;
+
 /** Convolution of `from` to `to` channels: [N, H, W, from] -> [N, H', W', to]. */
 export class Conv extends Module {
   readonly weight: Parameter<Kernel>;
@@ -32,6 +42,7 @@ export class Conv extends Module {
 
   constructor(from: number, to: number, options: ConvLayerOptions) {
     super();
+    checkOptions('layers: Conv', options, convOptions);
     const { kernel, stride = 1, padding, dilation = 1, groups = 1, bias = false } = options;
     const window = typeof kernel === 'number' ? ([kernel, kernel] as const) : kernel;
     const steps = typeof dilation === 'number' ? window.map(() => dilation) : dilation;
@@ -59,6 +70,15 @@ export interface OctConvLayerOptions extends Omit<ConvLayerOptions, 'stride' | '
   readonly stride?: number | undefined;
 }
 
+const octConvOptions = {
+  kernel: true,
+  alphaIn: true,
+  alphaOut: true,
+  stride: true,
+  groups: true,
+  bias: true,
+} satisfies Known<OctConvLayerOptions>;
+
 /**
  * Octave convolution of `from` to `to` channels (arXiv 1904.05049, section 3.2), shared out by alpha or given for each
  * branch; padding is "same". The four paths are named as in d-li14's checkpoints. A branch's bias is that of the path
@@ -72,12 +92,10 @@ export class OctConv extends Module {
   readonly conv_l2l: Conv | undefined;
   readonly #options: { readonly stride: number; readonly groups: number };
 
-  constructor(
-    from: number | Octave<number>,
-    to: number | Octave<number>,
-    { kernel, alphaIn, alphaOut, stride = 1, groups = 1, bias = false }: OctConvLayerOptions,
-  ) {
+  constructor(from: number | Octave<number>, to: number | Octave<number>, options: OctConvLayerOptions) {
     super();
+    checkOptions('layers: OctConv', options, octConvOptions);
+    const { kernel, alphaIn, alphaOut, stride = 1, groups = 1, bias = false } = options;
     const input = widthsOf(from, alphaIn);
     const depthwise = groups > 1 && groups === input.merge((high, low) => high + low);
     const { h2h, l2h, h2l, l2l } = paths(input, widthsOf(to, alphaOut), (i, o, path) => {

@@ -1,5 +1,6 @@
 import { Parameter, type Value } from '../graph/graph.js';
 import { linear } from '../ops.js';
+import { checkOptions } from '../options.js';
 import type { Matrix, Vector } from '../tensor.js';
 import { Module } from './module.js';
 
@@ -8,8 +9,10 @@ export class Linear extends Module {
   readonly weight: Parameter<Matrix>;
   readonly bias: Parameter<Vector> | undefined;
 
-  constructor(from: number, to: number, { bias = true }: { readonly bias?: boolean } = {}) {
+  constructor(from: number, to: number, options: { readonly bias?: boolean | undefined } = {}) {
     super();
+    checkOptions('layers: Linear', options, { bias: true });
+    const { bias = true } = options;
     this.weight = new Parameter([to, from]);
     this.bias = bias ? new Parameter([to]) : undefined;
   }

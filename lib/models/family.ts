@@ -5,7 +5,7 @@ import type { Matrix } from '../tensor.js';
 import type { NetworkOptions, OptionSchema, ResolvedNetworkOptions } from './options.js';
 import type { Shapes } from './shapes.js';
 
-/** A network that classifies: [N, H, W, 3] -> logits [N, classes]. */
+/** A network that classifies: [N, H, W, channels] -> logits [N, classes]. */
 export type Classifier = Module<Feature, Value<'f32', Matrix>>;
 
 /** Networks that one file describes. A new family is such a file and a line in `index.ts`. */
@@ -14,8 +14,8 @@ export interface Family<Name extends string = string> {
   /** The options of a network: what they may be, and what they are when they are left out. */
   options(name: Name): OptionSchema;
   build(name: Name, options: ResolvedNetworkOptions): Classifier;
-  /** How a picture becomes the input, unless a model folder says it. */
-  defaultInput(name: Name, options: ResolvedNetworkOptions): InputConfig;
+  /** How a picture becomes the input, unless a model folder says it; undefined where none can. */
+  defaultInput(name: Name, options: ResolvedNetworkOptions): InputConfig | undefined;
   /** The parameter that a record of the authors' MXNet files holds; undefined for one of no network of the family. */
   parameterOf?(record: string): string | undefined;
   /**

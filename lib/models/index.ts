@@ -1,7 +1,8 @@
 import { OctconvError, show } from '../error.js';
 import type { InputConfig } from '../input/preprocess.js';
+import { didYouMean } from '../options.js';
 import type { Classifier, Family } from './family.js';
-import { checkOptions, type NetworkOptions, type ResolvedNetworkOptions } from './options.js';
+import { type NetworkOptions, type ResolvedNetworkOptions, resolveBy } from './options.js';
 import { denseNets } from './densenet.js';
 import { resNets } from './resnet.js';
 import { resNetsV2 } from './resnet-v2.js';
@@ -26,9 +27,9 @@ export const networkNames: readonly AnyNetworkName[] = registered.flatMap(({ nam
 function familyOf(name: string): Family {
   const family = families.find(({ names }) => names.includes(name));
   if (family) return family;
-  const known = families.flatMap(({ names }) => names).join(', ');
+  const known = families.flatMap(({ names }) => names);
   const found = typeof name === 'string' ? `'${show(name).slice(1, -1)}'` : show(name);
-  throw new OctconvError(`network ${found}, wanted one of ${known}`);
+  throw new OctconvError(`network ${found}${didYouMean(name, known)}, wanted one of ${known.join(', ')}`);
 }
 
 /** @throws OctconvError for an unknown name or an option out of range. */
@@ -42,11 +43,11 @@ export function resolveNetworkOptions(
   options: NetworkOptions,
   where: string = name,
 ): ResolvedNetworkOptions {
-  return checkOptions(where, familyOf(name).options(name), options);
+  return resolveBy(familyOf(name).options(name), options, where);
 }
 
-/** How a picture becomes the input of a network, unless a model folder says it. */
-export function defaultInputOf(name: AnyNetworkName, options: NetworkOptions): InputConfig {
+/** How a picture becomes the input of a network, unless a model folder says it; undefined where none can. */
+export function defaultInputOf(name: AnyNetworkName, options: NetworkOptions): InputConfig | undefined {
   return familyOf(name).defaultInput(name, resolveNetworkOptions(name, options));
 }
 

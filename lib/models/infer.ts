@@ -1,9 +1,10 @@
 /** From a weight file's names and shapes to the network that it is of. */
 import { OctconvError, show } from '../error.js';
 import { parameterShapes } from '../layers/module.js';
+import type { Known } from '../options.js';
 import { missingTensor, type WeightSource } from '../weights/source.js';
 import { buildNetwork, families, networkNames, resolveNetworkOptions } from './index.js';
-import type { ResolvedNetworkOptions } from './options.js';
+import { networkOptions, type ResolvedNetworkOptions } from './options.js';
 
 /** A network by its name and all of its options. */
 export interface Inferred {
@@ -15,6 +16,8 @@ export interface Inferred {
 export interface ResolvedOptions extends ResolvedNetworkOptions {
   readonly network: string;
 }
+
+export const describingOptions = { network: true, ...networkOptions } satisfies Known<ResolvedOptions>;
 
 type Source = Pick<WeightSource, 'name' | 'tensors' | 'unreadable'>;
 
@@ -45,16 +48,24 @@ export function resolveOptions(
   given: { readonly [K in keyof ResolvedOptions]?: ResolvedOptions[K] | undefined },
 ): Inferred {
   const found = inferOptions(source);
-  const all: ResolvedOptions = { network: found.network, ...found.options };
+  checkGiven(source.name ?? 'weights', 'the weights have', found, given, (alpha) => sameShapes(found, alpha));
+  return { ...found, options: { ...found.options, ...(given.alpha !== undefined && { alpha: given.alpha }) } };
+}
+
+/** @throws OctconvError unless what a user said of a network is so. */
+export function checkGiven(
+  where: string,
+  have: string,
+  { network, options }: Inferred,
+  given: { readonly [K in keyof ResolvedOptions]?: ResolvedOptions[K] | undefined },
+  fits = (_alpha: number): boolean => false,
+): void {
+  const all: Partial<ResolvedOptions> = { network, ...options };
   for (const [key, asked] of Object.entries(given)) {
     const has = all[key as keyof ResolvedOptions];
-    if (asked === undefined || show(asked) === show(has)) continue;
-    if (key === 'alpha' && sameShapes(found, Number(asked))) continue;
-    throw new OctconvError(
-      `${source.name ?? 'weights'}: ${key} ${show(asked)} was asked for, the weights have ${show(has)}`,
-    );
+    if (asked === undefined || show(asked) === show(has) || (key === 'alpha' && fits(Number(asked)))) continue;
+    throw new OctconvError(`${where}: ${key} ${show(asked)} was asked for, ${have} ${show(has)}`);
   }
-  return { ...found, options: { ...found.options, ...(given.alpha !== undefined && { alpha: given.alpha }) } };
 }
 
 /** Whether the network has the same parameters at another alpha. */

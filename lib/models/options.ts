@@ -1,4 +1,5 @@
 import { OctconvError, show } from '../error.js';
+import { checkOptions, type Known } from '../options.js';
 
 export interface NetworkOptions {
   /** Share of the channels in the low branch, in [0, 1); default .5 for the octave networks, which alone have one. */
@@ -9,15 +10,27 @@ export interface NetworkOptions {
   readonly classes?: number | undefined;
   /** `imagenet` (default): 7x7 stride 2 and 3x3 max-pool stride 2. `cifar`: 3x3 stride 1, no max-pool. */
   readonly stem?: 'imagenet' | 'cifar' | undefined;
+  /** Channels of the input: 3 (default) for colours, 1 for grey pictures; pictures have no others. */
+  readonly channels?: number | undefined;
   /** Blocks of the four stages, for names without a depth (`resnet-v2`). */
   readonly blocks?: readonly number[] | undefined;
 }
+
+export const networkOptions = {
+  alpha: true,
+  width: true,
+  classes: true,
+  stem: true,
+  channels: true,
+  blocks: true,
+} satisfies Known<NetworkOptions>;
 
 export interface ResolvedNetworkOptions {
   readonly alpha: number;
   readonly width: number;
   readonly classes: number;
   readonly stem: 'imagenet' | 'cifar';
+  readonly channels: number;
   /** Absent where the name says it. */
   readonly blocks?: readonly number[];
 }
@@ -44,7 +57,7 @@ export function commonOptions(octave: boolean) {
     wanted: 'imagenet or cifar',
     fits: (x) => x === 'imagenet' || x === 'cifar',
   };
-  return { alpha, width: size(64), classes: size(1000), stem } satisfies OptionSchema;
+  return { alpha, width: size(64), classes: size(1000), stem, channels: size(3) } satisfies OptionSchema;
 }
 
 /** `width`, for a network that cannot have every one. */
@@ -59,11 +72,8 @@ export function blocksOption(usual: readonly number[]): Option<readonly number[]
 }
 
 /** Fills in what was left out. @throws OctconvError that names the network and the option that is out of range. */
-export function checkOptions(name: string, schema: OptionSchema, given: NetworkOptions): ResolvedNetworkOptions {
-  const unknown = Object.keys(given).find((key) => !Object.hasOwn(schema, key));
-  if (unknown !== undefined) {
-    throw new OctconvError(`${name}: option ${show(unknown)}, wanted ${Object.keys(schema).join(', ')}`);
-  }
+export function resolveBy(schema: OptionSchema, given: NetworkOptions, name: string): ResolvedNetworkOptions {
+  checkOptions(name, given, schema);
   const resolved = Object.entries(schema).map(([key, { usual, wanted, fits }]) => {
     const { [key as keyof NetworkOptions]: value = usual } = given;
     if (!fits(value)) throw new OctconvError(`${name}: ${key} ${show(value)}, wanted ${wanted}`);

@@ -4,7 +4,7 @@
  * octave ones pool, at alpha 0 too.
  */
 import type { Value } from '../graph/graph.js';
-import { defaultInput, type InputConfig } from '../input/preprocess.js';
+import { defaultInput, type InputConfig, inputOf } from '../input/preprocess.js';
 import { BatchNorm, Conv, DeepModule, type Feature, Linear, Module, OctConv } from '../layers/index.js';
 import { Octave } from '../octave.js';
 import { globalAvgPool, maxPool, relu } from '../ops.js';
@@ -61,7 +61,7 @@ class OctUnit extends Module<Pair, Pair> {
   }
 }
 
-/** [N, H, W, 3] -> logits [N, classes] */
+/** [N, H, W, channels] -> logits [N, classes] */
 export class PreActivationNet extends DeepModule<Feature, Value<'f32', Matrix>> {
   readonly conv1: Conv;
   readonly bn1: BatchNorm;
@@ -73,14 +73,14 @@ export class PreActivationNet extends DeepModule<Feature, Value<'f32', Matrix>> 
   readonly fc: Linear;
   readonly #pools: boolean;
 
-  constructor({ width, classes, stem }: ResolvedNetworkOptions, layers: readonly Part[][], channels: number) {
+  constructor({ width, classes, stem, channels }: ResolvedNetworkOptions, layers: readonly Part[][], last: number) {
     super();
     this.#pools = stem === 'imagenet';
-    this.conv1 = new Conv(3, width, stem === 'imagenet' ? { kernel: 7, stride: 2 } : { kernel: 3 });
+    this.conv1 = new Conv(channels, width, stem === 'imagenet' ? { kernel: 7, stride: 2 } : { kernel: 3 });
     this.bn1 = new BatchNorm(width, eps);
     [this.layer1 = [], this.layer2 = [], this.layer3 = [], this.layer4 = []] = layers;
-    this.tail = new BatchNorm(channels, eps);
-    this.fc = new Linear(channels, classes);
+    this.tail = new BatchNorm(last, eps);
+    this.fc = new Linear(last, classes);
   }
 
   /** All between the stem and the tail, in order. */
@@ -174,7 +174,7 @@ export function preActivationFamily<const N extends string>({
       const { plain, octave } = splitName<N>(name);
       return build(octave ? OctUnit : PlainUnit, resolved.blocks ?? blocks[plain], resolved, octave);
     },
-    defaultInput: (_, { stem }) => symbolInput(stem),
+    defaultInput: (_, { stem, channels }) => inputOf(symbolInput(stem), channels),
     parameterOf,
     infer(parameters) {
       const octave = parameters.has('layer1.0.conv1.conv.conv_h2h.weight');

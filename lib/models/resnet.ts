@@ -5,7 +5,7 @@
  */
 import { OctconvError, show } from '../error.js';
 import type { Value } from '../graph/graph.js';
-import { defaultInput } from '../input/preprocess.js';
+import { defaultInput, inputOf } from '../input/preprocess.js';
 import { BatchNorm, Conv, ConvNorm, DeepModule, type Feature, Linear, Module, OctConvNorm } from '../layers/index.js';
 import { Octave, splitChannels } from '../octave.js';
 import { add, globalAvgPool, maxPool, relu } from '../ops.js';
@@ -142,7 +142,7 @@ const octaveForm: Form<Octave<Feature>> = {
   leave: (x) => x.high,
 };
 
-/** [N, H, W, 3] -> logits [N, classes] */
+/** [N, H, W, channels] -> logits [N, classes] */
 class ResNet<F> extends DeepModule<Feature, Value<'f32', Matrix>> {
   readonly conv1: Conv;
   readonly bn1: BatchNorm;
@@ -156,11 +156,11 @@ class ResNet<F> extends DeepModule<Feature, Value<'f32', Matrix>> {
 
   constructor(kind: 'basic' | 'bottleneck', blocks: readonly number[], options: ResolvedNetworkOptions, form: Form<F>) {
     super();
-    const { alpha, width, classes, stem } = options;
+    const { alpha, width, classes, stem, channels } = options;
     const expansion = kind === 'basic' ? 1 : 4;
     this.#form = form;
     this.#pools = stem === 'imagenet';
-    this.conv1 = new Conv(3, width, stem === 'imagenet' ? { kernel: 7, stride: 2 } : { kernel: 3 });
+    this.conv1 = new Conv(channels, width, stem === 'imagenet' ? { kernel: 7, stride: 2 } : { kernel: 3 });
     this.bn1 = new BatchNorm(width);
     // Octave from the first block of layer1 on, which splits; the first block of layer4 merges.
     const alphas = [0, alpha, alpha, alpha, 0];
@@ -218,7 +218,7 @@ export const resNets: Family<(typeof names)[number]> = {
       : new ResNet(kind, all[plain], options, plainForm);
   },
 
-  defaultInput: (_, { stem }) => defaultInput(stem),
+  defaultInput: (_, { stem, channels }) => inputOf(defaultInput(stem), channels),
 
   infer(parameters) {
     // Pre-activation networks have a last batch normalisation, the tail.

@@ -1,5 +1,6 @@
 /** What the families read off a weight file's names and shapes. */
 import { OctconvError, show } from '../error.js';
+import type { ResolvedNetworkOptions } from './options.js';
 
 /** Shapes by parameter name. */
 export type Shapes = ReadonlyMap<string, readonly number[]>;
@@ -12,12 +13,12 @@ export function shapeOf(parameters: Shapes, name: string, rank: number): readonl
   throw new OctconvError(`'${name}' has shape ${show(found)}, wanted ${rank} sizes`);
 }
 
-/** The stem and its width, from `conv1.weight`; the classes, from `fc.weight`. */
-export function inferEnds(parameters: Shapes): { width: number; classes: number; stem: 'imagenet' | 'cifar' } {
-  const [width = 0, , height, kernel] = shapeOf(parameters, 'conv1.weight', 4);
+/** The stem, its width and the channels of the input, from `conv1.weight`; the classes, from `fc.weight`. */
+export function inferEnds(parameters: Shapes): Pick<ResolvedNetworkOptions, 'width' | 'classes' | 'stem' | 'channels'> {
+  const [width = 0, channels = 0, height, kernel] = shapeOf(parameters, 'conv1.weight', 4);
   const [classes = 0] = shapeOf(parameters, 'fc.weight', 2);
-  if (height === kernel && kernel === 7) return { width, classes, stem: 'imagenet' };
-  if (height === kernel && kernel === 3) return { width, classes, stem: 'cifar' };
+  if (height === kernel && kernel === 7) return { width, classes, stem: 'imagenet', channels };
+  if (height === kernel && kernel === 3) return { width, classes, stem: 'cifar', channels };
   throw new OctconvError(`'conv1.weight' is ${height}x${kernel}, wanted 7x7 (imagenet) or 3x3 (cifar)`);
 }
 

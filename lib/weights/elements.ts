@@ -1,7 +1,7 @@
 /** What files keep, and what of it are weights. */
 import { arrayFor, bytesPerElement, type DType, type TypedArray } from '../dtype.js';
 import { OctconvError, show } from '../error.js';
-import { turn } from '../turns.js';
+import { atOnce, inTurns, type Work } from '../turns.js';
 import { type Memory, ownMemory } from './file.js';
 import { toFloats } from './floats.js';
 
@@ -39,8 +39,7 @@ export async function readElements(
   const count = strided ? strided.shape.reduce((a, b) => a * b, 1) : from.length;
   const to = memory(count * bytesPerElement[dtype]);
   const view = asElements(stored === 'f64' ? dtype : bits, to);
-  if (strided) gather(from, view, strided);
-  else view.set(from);
+  await resting(strided ? gather(from, view, strided) : copy(from, view), count);
   return asElements(dtype, to);
 }
 
@@ -59,9 +58,39 @@ function isContiguous({ shape, strides }: Layout): boolean {
   return true;
 }
 
-function gather(from: TypedArray | Float64Array, to: TypedArray, { shape, strides }: Layout): void {
-  const index = shape.map(() => 0);
+/** So many elements are done between two rests: some tenths of a millisecond, also before the loop is optimised. */
+const slice = 2 ** 15;
+
+/** Work on elements: of few at once, since most parameters are vectors, else in turns of the event loop. */
+async function resting<T>(work: Work<T>, elements: number): Promise<T> {
+  return elements <= slice ? atOnce(work) : await inTurns(work);
+}
+
+function* copy(from: TypedArray | Float64Array, to: TypedArray): Work<void> {
+  for (let at = 0; at < to.length; at += slice) {
+    if (at > 0) yield;
+    to.set(from.subarray(at, at + slice), at);
+  }
+}
+
+function* gather(from: TypedArray | Float64Array, to: TypedArray, layout: Layout): Work<void> {
+  const index = layout.shape.map(() => 0);
   let at = 0;
+  for (let begin = 0; begin < to.length; begin += slice) {
+    if (begin > 0) yield;
+    at = gatherSome(from, to.subarray(begin, begin + slice), layout, index, at);
+  }
+}
+
+/** From the element at `index`, which lies `at` a place, on; gives the place of the next one. */
+function gatherSome(
+  from: TypedArray | Float64Array,
+  to: TypedArray,
+  { shape, strides }: Layout,
+  index: number[],
+  start: number,
+): number {
+  let at = start;
   for (let i = 0; i < to.length; i++) {
     to[i] = from[at]!;
     for (let d = shape.length - 1; d >= 0; d--) {
@@ -71,10 +100,23 @@ function gather(from: TypedArray | Float64Array, to: TypedArray, { shape, stride
       index[d] = 0;
     }
   }
+  return at;
 }
 
-/** So many numbers are looked at in a turn of the event loop: half a millisecond. */
-const slice = 2 ** 19;
+/** Numbers with the other sign, in place: `data` itself. */
+export async function negate<A extends TypedArray>(dtype: DType, data: A): Promise<A> {
+  await resting(negating(dtype, data), data.length);
+  return data;
+}
+
+function* negating(dtype: DType, data: TypedArray): Work<void> {
+  const raw = dtype === 'f16' || dtype === 'bf16';
+  for (let begin = 0; begin < data.length; begin += slice) {
+    if (begin > 0) yield;
+    const some = data.subarray(begin, begin + slice);
+    for (let i = 0; i < some.length; i++) some[i] = raw ? some[i]! ^ 0x8000 : -some[i]!;
+  }
+}
 
 /** Refuses what no weight is: numbers that are not finite, and negative variances. */
 export async function checkValues<A extends TypedArray>(
@@ -83,19 +125,24 @@ export async function checkValues<A extends TypedArray>(
   dtype: DType,
   data: A,
 ): Promise<A> {
-  const refuse = (what: (value: number) => boolean, wanted: string): void => {
-    const floats = toFloats(dtype, data);
-    const at = floats.findIndex(what);
-    if (at < 0) return;
-    throw new OctconvError(`${where}: tensor ${show(name)} has ${floats[at]} as element ${at}, wanted ${wanted}`);
-  };
-  for (let at = 0; at < data.length; at += slice) {
-    if (at > 0) await turn();
-    if (!allFinite(dtype, data, at, Math.min(at + slice, data.length)))
-      refuse((x) => !Number.isFinite(x), 'finite numbers');
-  }
-  if (/(^|[._])(running|moving)_var$/.test(name)) refuse((x) => x < 0, 'variances of at least 0');
+  await resting(checking(`${where}: tensor ${show(name)}`, name, dtype, data), data.length);
   return data;
+}
+
+function* checking(what: string, name: string, dtype: DType, data: TypedArray): Work<void> {
+  const isVariance = /(^|[._])(running|moving)_var$/.test(name);
+  for (let from = 0; from < data.length; from += slice) {
+    if (from > 0) yield;
+    const refuse = (bad: (value: number) => boolean, wanted: string): void => {
+      const floats = toFloats(dtype, data.subarray(from, from + slice));
+      const at = floats.findIndex(bad);
+      if (at < 0) return;
+      throw new OctconvError(`${what} has ${floats[at]} as element ${from + at}, wanted ${wanted}`);
+    };
+    if (!allFinite(dtype, data, from, Math.min(from + slice, data.length)))
+      refuse((x) => !Number.isFinite(x), 'finite numbers');
+    if (isVariance) refuse((x) => x < 0, 'variances of at least 0');
+  }
 }
 
 /** Floats as the integers of their bits, and those of the exponent. */

@@ -15,7 +15,7 @@ import {
   writeNew,
   writeWhole,
 } from '../files/write.js';
-import { type InputConfig, inputSchema, parseInput } from '../input/preprocess.js';
+import { channelCount, type InputConfig, inputSchema, parseInput } from '../input/preprocess.js';
 import { type NetworkOptions, resolveNetworkOptions } from '../models/index.js';
 import type { ResolvedNetworkOptions } from '../models/options.js';
 import { fileError } from './file.js';
@@ -47,6 +47,7 @@ const optionsSchema = object({
   width: v.optional(size),
   classes: v.optional(size),
   stem: v.optional(oneOf('imagenet', 'cifar')),
+  channels: v.optional(size),
   blocks: v.optional(v.pipe(v.array(size, wantedBlocks), v.maxLength(4, wantedBlocks))),
 });
 
@@ -234,10 +235,16 @@ function filesOf(text: string | undefined): string[] {
 export function parseConfig(text: string, file: string): ModelConfig {
   const value = parseJson(Buffer.from(text), 16, `${file}: the file`);
   const { network, options, weights, labels, input } = parse(configSchema, value, file);
+  const config = { network, options: optionsOf(network, options, file), input: parseInput(input, file) };
+  const { channels } = config.options;
+  const { channels: order = 'rgb' } = config.input;
+  const has = channelCount(config.input);
+  if (channels !== undefined && channels !== has)
+    throw new OctconvError(
+      `${file}: input.channels "${order}" is ${has}, options.channels ${channels}: wanted as many in both`,
+    );
   return {
-    network,
-    options: optionsOf(network, options, file),
-    input: parseInput(input, file),
+    ...config,
     ...(weights !== usualFiles.weights && { weights }),
     ...(labels !== usualFiles.labels && { labels }),
   };

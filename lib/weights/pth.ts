@@ -3,7 +3,8 @@ import { inflateRaw } from 'node:zlib';
 import type yauzl from 'yauzl';
 import type { TypedArray } from '../dtype.js';
 import { OctconvError, show } from '../error.js';
-import { bytesPerStored, checkValues, type Layout, readAs, readElements, type StoredType } from './elements.js';
+import { bytesPerStored, checkValues, type Layout, negate, readAs, readElements, type StoredType } from './elements.js';
+import { didYouMean } from '../options.js';
 import { type Memory, ownMemory, type RandomFile } from './file.js';
 import { isIgnored, readingNotes, someOf } from './names.js';
 import {
@@ -340,9 +341,12 @@ function choose(path: string, root: PickleValue, key: string | undefined): { dic
   if (key !== undefined) {
     const dict = all.find((one) => one.key === key)?.dict;
     if (dict) return { dict, notes: [] };
-    throw new OctconvError(
-      `${path}: no dictionary ${show(key)} with tensors, ${list(all.filter((one) => one.key !== ''))}`,
+    const named = all.filter((one) => one.key !== '');
+    const near = didYouMean(
+      key,
+      named.map((one) => one.key),
     );
+    throw new OctconvError(`${path}: no dictionary ${show(key)} with tensors${near}, ${list(named)}`);
   }
   const serious = all.some(({ layers }) => layers) ? all.filter(({ layers }) => layers) : all;
   const most = serious.reduce((largest, { tensors }) => Math.max(largest, tensors), 0);
@@ -402,9 +406,7 @@ function stateDict(file: RandomFile, root: PickleValue, storages: Storages, key:
       const size = bytesPerStored[stored];
       const read = (memory: Memory) => storages.read(storage, offset * size, extent * size, memory);
       const data = await readElements(stored, read, memory, view);
-      if (view.negative)
-        for (const i of data.keys()) data[i] = dtype === 'f16' || dtype === 'bf16' ? data[i]! ^ 0x8000 : -data[i]!;
-      return await checkValues(path, name, dtype, data);
+      return await checkValues(path, name, dtype, view.negative ? await negate(dtype, data) : data);
     },
     close: () => file.close(),
   };

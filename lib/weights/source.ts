@@ -2,6 +2,7 @@ import { stat } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import type { DType, TypedArray } from '../dtype.js';
 import { OctconvError, show } from '../error.js';
+import { checkOptions, didYouMean, type Known } from '../options.js';
 import { type Memory, RandomFile } from './file.js';
 import { someOf, withoutWrappers } from './names.js';
 import { isParams, isTar, readParams, readTar } from './params.js';
@@ -51,11 +52,15 @@ export interface OpenOptions {
   readonly key?: string | undefined;
 }
 
+export const openOptions = { key: true } satisfies Known<OpenOptions>;
+
 /**
  * Opens a .safetensors, a .pth (zip, or the pickles before PyTorch 1.6) or an MXNet .params (bare or in a tar), told
  * apart by content, or what `model.safetensors.index.json` tells of: the index, or the folder that it is in.
  */
-export async function openWeights(path: string, { key }: OpenOptions = {}): Promise<WeightSource> {
+export async function openWeights(path: string, options: OpenOptions = {}): Promise<WeightSource> {
+  checkOptions('openWeights', options, openOptions);
+  const { key } = options;
   const index = await indexOf(path);
   if (index !== undefined) return withoutWrappers(await readShards(index));
   const file = await RandomFile.open(path);
@@ -104,7 +109,9 @@ export function elementCount(shape: readonly number[]): number {
 export function missingTensor({ name: where = 'weights', tensors, unreadable }: Described, name: string): OctconvError {
   const why = unreadable?.get(name);
   return new OctconvError(
-    why ? `${where}: tensor ${show(name)} ${why}` : `${where}: no tensor ${show(name)}, ${someOf(tensors.keys())}`,
+    why
+      ? `${where}: tensor ${show(name)} ${why}`
+      : `${where}: no tensor ${show(name)}${didYouMean(name, tensors.keys())}, ${someOf(tensors.keys())}`,
   );
 }
 

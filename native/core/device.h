@@ -14,7 +14,7 @@ class Crew;
 // Of a device's kernel for an op.
 struct OpTraits {
   std::vector<DType> dtypes;  // of inputs
-  bool pitched = false;       // takes values with gaps between pixels
+  bool pitched = false;       // takes values with gaps between pixels, and leaves what is in them
 };
 
 // What graph passes want to know of a device (lib/targets.ts).
@@ -22,9 +22,10 @@ struct Traits {
   std::string isa;                      // instruction set or architecture, for people
   int threads = 0;                      // that a run has unless told otherwise
   size_t align = 64;                    // of values in the arena, in bytes
+  size_t channelAlign = 1;              // zeros behind the channels of a pixel fill them up to multiples, in bytes
   bool fuses = false;                   // takes steps after fusion, or the graph as recorded
   bool subBatches = false;              // goes over a batch some images at a time
-  bool winograd = false;                // knows the hint `winograd`
+  std::map<int64_t, int64_t> winograd;  // hints `winograd` that it knows, and the most channels of i8 that each sums up
   std::vector<DType> dotProducts;       // what it multiplies faster than f32: bf16, i8
   std::map<std::string, OpTraits> ops;  // that it has a kernel for
 };

@@ -86,7 +86,6 @@ static void checkNode(const Node& node, const std::string& device, const Traits&
 }
 
 void complete(PlanSpec& spec, const std::string& device, const Traits& traits) {
-  if (spec.threads < 1 || spec.threads > 1024) fail("plan: threads must be 1 to 1024, got ", spec.threads);
   placeValues(spec);
   typeNodes(spec);
   checkSegments(spec);

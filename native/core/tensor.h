@@ -1,5 +1,6 @@
 // Data types and shapes. Every activation is N T H W C (T = 1 for images); a rank-2 [N, C] is N 1 1 1 C.
 #pragma once
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstddef>
@@ -51,13 +52,14 @@ struct TensorType {
   Shape shape;
   float scale = 1;
   int zero = 0;
-  int64_t gap = 0;  // elements between pixels, which belong to other tensors: the value is a slice of a wider one
+  int64_t gap = 0;  // elements between pixels that are no channels
+  int64_t pad = 0;  // the first of these, zeros that go with the value; the others are of a wider one that it lies in
 
   int64_t pitch() const { return sum(shape.c, gap); }  // elements from pixel to pixel
   size_t stride() const {                              // bytes to the next one
     return static_cast<size_t>(product(product(shape.elements() / shape.c, pitch()), bytesOf(dtype)));
   }
-  size_t bytes() const { return stride() - static_cast<size_t>(gap) * bytesOf(dtype); }  // to its end
+  size_t bytes() const { return stride() - static_cast<size_t>(gap - pad) * bytesOf(dtype); }  // to its end
   // Where element i lies, in elements.
   int64_t at(int64_t i) const { return gap ? i / shape.c * pitch() + i % shape.c : i; }
 };
@@ -103,5 +105,18 @@ inline void setValue(void* data, const TensorType& type, int64_t i, float x) {
 
 // Height and width of P(x): 2x2 average pooling, stride 2, ceil mode.
 inline int64_t half(int64_t size) { return (size + 1) / 2; }
+
+// A pixel of P(x), counted through all planes, where borders are averaged over what exists; at(pixel) gives the
+// elements of x. The slow way, for references.
+template <class At>
+double pooledAt(const Shape& x, int64_t pixel, At&& at) {
+  const int64_t h = half(x.h), w = half(x.w), plane = pixel / (w * h), top = pixel / w % h * 2, left = pixel % w * 2;
+  double sum = 0;
+  int count = 0;
+  for (int64_t row = top; row < std::min(x.h, top + 2); row++)
+    for (int64_t column = left; column < std::min(x.w, left + 2); column++, count++)
+      sum += at((plane * x.h + row) * x.w + column);
+  return sum / count;
+}
 
 }  // namespace octconv

@@ -61,6 +61,9 @@ class Crew {
 
 namespace threads {
 
+// Of a job.
+inline constexpr int most = 1024;
+
 // Each environment (main thread or worker_threads) retains the pool; the last release joins its threads.
 void retain();
 void release();

@@ -2,6 +2,7 @@
 #include "../core/threads.h"
 #include "host_device.h"
 #include "levels.h"
+#include "winograd.h"
 
 namespace octconv {
 
@@ -10,7 +11,9 @@ static Device& open(int) {
     Traits traits;
     traits.isa = levelNames[static_cast<int>(level())];
     traits.threads = threads::hardware();
-    traits.fuses = traits.subBatches = traits.winograd = true;
+    traits.channelAlign = 4;  // words, which products of bf16 and i8 read
+    traits.fuses = traits.subBatches = true;
+    for (const int64_t outputs : {2, 4}) traits.winograd[outputs] = winogradChannels(outputs);
     if (level() >= Level::avx512vnni) traits.dotProducts.push_back(DType::i8);
     if (level() >= Level::avx512bf16) traits.dotProducts.push_back(DType::bf16);
     return traits;

@@ -11,6 +11,18 @@ void Run::parallel(int64_t tasks, Body body) {
                  [&](int64_t task, int slot) { body(task, scratch + static_cast<size_t>(slot) * scratchStride); });
 }
 
+// Before a kernel writes the channels: it leaves what lies between them. Column by column, since a pixel has few.
+static void clearPads(Crew& crew, const TensorType& type, char* first) {
+  const auto size = static_cast<int64_t>(bytesOf(type.dtype));
+  const int64_t pixels = type.shape.pixels(), pitch = type.pitch() * size, begin = type.shape.c * size,
+                parts = type.pad ? pieces(pixels, 1 << 11) : 0;
+  crew.parallel(parts, [&](int64_t task, int) {
+    const auto [from, to] = piece(pixels, parts, task);
+    for (int64_t i = begin; i < begin + type.pad * size; i++)
+      for (int64_t p = from; p < to; p++) first[p * pitch + i] = 0;
+  });
+}
+
 HostProgram::HostProgram(PlanSpec given, std::vector<Kernel> made) : spec(std::move(given)), kernels(std::move(made)) {
   size_t shared = 0, scratch = 0;
   for (const Kernel& kernel : kernels) {
@@ -91,7 +103,10 @@ void HostProgram::go(Request& request, Crew& crew) {
   const auto runStep = [&](size_t i, int64_t round) {
     run.inputs.clear(), run.outputs.clear();
     for (const size_t id : spec.steps[i].inputs) run.inputs.push_back(address(id, round));
-    for (const size_t id : spec.steps[i].outputs) run.outputs.push_back(address(id, round));
+    for (const size_t id : spec.steps[i].outputs) {
+      run.outputs.push_back(address(id, round));
+      clearPads(crew, spec.values[id].type, static_cast<char*>(run.outputs.back()));
+    }
     kernels[i].run(run);
     if (request.stepMilliseconds.empty()) return;
     const auto now = Clock::now();

@@ -305,7 +305,7 @@ OCTCONV_INLINE void fetchEnds(const Tile& t) {
 // Goes on to the next tile of M pixels.
 template <int M>
 OCTCONV_INLINE void advance(Tile& t) {
-  t.rows += M;
+  t.indirection += M;
   if (t.start) t.start += M;
   if (t.residual.data) t.residual.data = static_cast<char*>(t.residual.data) + M * t.residualBytes;
   t.out.data = static_cast<char*>(t.out.data) + M * t.outBytes;
@@ -318,12 +318,12 @@ OCTCONV_INLINE void oneTile(Tile& t) {
   if (!t.raw) fetchEnds<Type, M, V>(t);
   constexpr int step = V * lanes * Type::wordBytes;
   const char *w = t.weights, *ahead = t.ahead;
-  const char* const* rows = t.rows;
+  const char* const* inputs = t.indirection;
   for (const TapRun* s = t.tapRuns; s < t.tapRuns + t.tapRunCount; s++) {
-    for (int64_t tap = 0; tap < s->taps; tap++, rows += t.rowStride) {
+    for (int64_t tap = 0; tap < s->taps; tap++, inputs += t.tapStride) {
       const char* a[M];
 #pragma GCC unroll 16
-      for (int m = 0; m < M; m++) a[m] = rows[m] + s->offset + s->bytes;
+      for (int m = 0; m < M; m++) a[m] = inputs[m] + s->offset + s->bytes;
       for (ptrdiff_t at = -s->bytes; at < 0; at += 4, w += step) {
         for (int line = 0; line < step; line += 128) __builtin_prefetch(ahead + line / 2, 0, 2);
         ahead += t.aheadStep;
@@ -347,13 +347,13 @@ OCTCONV_INLINE void oneDepthwise(const Tile& t) {
   Vec acc[M][1];
   begin<Vec, M, 1>(t, acc);
   const auto* w = reinterpret_cast<const float*>(t.weights);
-  const char* const* rows = t.rows;
+  const char* const* inputs = t.indirection;
   const bool whole = t.channels >= lanes;
   for (const TapRun* s = t.tapRuns; s < t.tapRuns + t.tapRunCount; s++)
-    for (int64_t tap = 0; tap < s->taps; tap++, rows += t.rowStride, w += lanes)
+    for (int64_t tap = 0; tap < s->taps; tap++, inputs += t.tapStride, w += lanes)
 #pragma GCC unroll 16
       for (int m = 0; m < M; m++) {
-        const auto* a = reinterpret_cast<const Element*>(rows[m] + s->offset);
+        const auto* a = reinterpret_cast<const Element*>(inputs[m] + s->offset);
         acc[m][0] = multiplyAdd(whole ? load(a) : load(a, static_cast<int>(t.channels)), load(w), acc[m][0]);
       }
   finish<Type, Vec, M, 1>(t, acc);

@@ -1,6 +1,6 @@
 // The register tile of a convolution: M pixels x V vectors of output channels, kept in registers over the whole sum.
 //
-// A convolution reads its input through row pointers (XNNPACK's indirection): for every tap and pixel the address of
+// A convolution reads its input through an indirection buffer (as in XNNPACK): for every tap and pixel the address of
 // the input channels that the tap multiplies, or of zeros where the tap falls outside. Stride, padding, dilation, odd
 // borders and sums over several sources are then all the same loop.
 //
@@ -23,9 +23,9 @@ struct TapRun {
   ptrdiff_t offset;  // of the group's first channel, in bytes
 };
 
-struct Tile : Epilogue {    // bias and scale of V * lanes channels, of which `channels` are stored
-  const char* const* rows;  // [tap][pixel], `rowStride` pointers from tap to tap
-  ptrdiff_t rowStride;
+struct Tile : Epilogue {           // bias and scale of V * lanes channels, of which `channels` are stored
+  const char* const* indirection;  // [tap][pixel], `tapStride` pointers from tap to tap
+  ptrdiff_t tapStride;
   const TapRun* tapRuns;
   size_t tapRunCount;
   const char* weights;  // packed: [tap][word][V * lanes]; depthwise: f32 [tap][V * lanes]

@@ -3,7 +3,8 @@
 // Attributes as in PyTorch: kernel, stride, padding [t,h,w], ceilMode (the last window must start inside the input or
 // its left padding), countIncludePad (avgPool). Padding never wins a maximum, a NaN does. maxPool may have a second
 // output, P of the first (2x2 average, stride 2), for the octave convolution behind it: the rows are still in the
-// cache. maxPool takes f32, bf16 or u8 and gives the same type; avgPool takes and gives any of them, and sums in f32.
+// cache. maxPool takes f32, bf16 or u8 and gives the same type; avgPool takes and gives any of them, and sums in f32,
+// of large windows as mean.cc does.
 #include "../cpu/levels.h"
 #include "../cpu/rows.h"
 #include "../cpu/vec.h"
@@ -101,16 +102,25 @@ void check(const Node& node) {
     fail(node.op, ": pooled output ", node.out(1), " must be half of ", y);
 }
 
-// Visits the inputs of output pixel (n, t, y, x): visit(pixel of the input); gives the number that counts.
+// Visits the inputs of output pixel (n, t, y, x), those of a row together: visit(first pixel of the input, pixels);
+// gives the number that counts.
 template <class F>
-int64_t eachInput(const Shape& s, const Window& w, int64_t n, int64_t t, int64_t y, int64_t x, F&& visit) {
+int64_t eachRow(const Shape& s, const Window& w, int64_t n, int64_t t, int64_t y, int64_t x, F&& visit) {
   const Reach rt(t, s.t, w.kernel.t, w.stride.t, w.padding.t, w.countIncludePad),
       rh(y, s.h, w.kernel.h, w.stride.h, w.padding.h, w.countIncludePad),
       rw(x, s.w, w.kernel.w, w.stride.w, w.padding.w, w.countIncludePad);
   for (int64_t ti = rt.begin; ti < rt.end; ti++)
     for (int64_t yi = rh.begin; yi < rh.end; yi++)
-      for (int64_t xi = rw.begin; xi < rw.end; xi++) visit(((n * s.t + ti) * s.h + yi) * s.w + xi);
+      visit(((n * s.t + ti) * s.h + yi) * s.w + rw.begin, rw.end - rw.begin);
   return rt.counted * rh.counted * rw.counted;
+}
+
+// Visits them one by one: visit(pixel of the input).
+template <class F>
+int64_t eachInput(const Shape& s, const Window& w, int64_t n, int64_t t, int64_t y, int64_t x, F&& visit) {
+  return eachRow(s, w, n, t, y, x, [&](int64_t first, int64_t pixels) {
+    for (int64_t p = first; p < first + pixels; p++) visit(p);
+  });
 }
 
 void referencePool(const Node& node, Run& run) {
@@ -130,16 +140,11 @@ void referencePool(const Node& node, Run& run) {
                w.average ? static_cast<float>(sum / static_cast<double>(count)) : largest);
     }
   if (node.outputs.size() < 2) return;
-  const Shape l = node.out(1);
-  for (int64_t p = 0; p < l.pixels(); p++)
-    for (int64_t c = 0; c < l.c; c++) {
-      double sum = 0;
-      int count = 0;
-      for (int64_t y = p / l.w % l.h * 2; y < std::min(o.h, p / l.w % l.h * 2 + 2); y++)
-        for (int64_t x = p % l.w * 2; x < std::min(o.w, p % l.w * 2 + 2); x++, count++)
-          sum += valueAt(run.outputs[0], node.outputs[0], ((p / (l.w * l.h) * o.h + y) * o.w + x) * o.c + c);
-      setValue(run.outputs[1], node.outputs[1], p * l.c + c, static_cast<float>(sum / count));
-    }
+  const auto value = [&](int64_t i) { return valueAt(run.outputs[0], node.outputs[0], i); };
+  for (int64_t p = 0; p < node.out(1).pixels(); p++)
+    for (int64_t c = 0; c < o.c; c++)
+      setValue(run.outputs[1], node.outputs[1], p * o.c + c,
+               static_cast<float>(pooledAt(o, p, [&](int64_t pixel) { return value(pixel * o.c + c); })));
 }
 
 // A window that lies in the padding alone.
@@ -156,22 +161,33 @@ Kernel avgPool(const Node& node, int) {
   const Shape s = node.in(0), o = node.out(0);
   const Floats from(node.inputs[0]), to(node.outputs[0]);
   const int64_t pitch = from.type.pitch(), outPitch = to.type.pitch();
+  const bool many = w.kernel.product() > 64;  // inputs of a window: too many for one sum in f32
   return {[=, add = OCTCONV_PICK(addInto), scale = OCTCONV_PICK(scaleBy)](Run& run) {
             run.parallel(o.n * o.t * o.h, [&](int64_t row, char* scratch) {
-              auto* room = reinterpret_cast<float*>(scratch);
+              auto* sums = reinterpret_cast<double*>(scratch);
+              auto* room = reinterpret_cast<float*>(sums + o.c);
+              const int64_t n = row / (o.h * o.t), t = row / o.h % o.t, y = row % o.h;
               for (int64_t x = 0; x < o.w; x++) {
                 const int64_t at = (row * o.w + x) * outPitch;
-                float* sums = to.target(run.outputs[0], at, room);
-                std::fill_n(sums, o.c, 0.f);
-                const int64_t count = eachInput(s, w, row / (o.h * o.t), row / o.h % o.t, row % o.h, x, [&](int64_t p) {
-                  add(sums, from.read(run.inputs[0], p * pitch, o.c, room + o.c), o.c);
-                });
-                scale(sums, 1 / static_cast<float>(count), o.c);
+                float* means = to.target(run.outputs[0], at, room);
+                if (many) {
+                  std::fill_n(sums, o.c, 0.);
+                  const int64_t count = eachRow(s, w, n, t, y, x, [&](int64_t first, int64_t pixels) {
+                    addPixels(from.elements(run.inputs[0], first * pitch), pitch, pixels, o.c, sums);
+                  });
+                  for (int64_t c = 0; c < o.c; c++) means[c] = static_cast<float>(sums[c] / static_cast<double>(count));
+                } else {
+                  std::fill_n(means, o.c, 0.f);
+                  const int64_t count = eachInput(s, w, n, t, y, x, [&](int64_t p) {
+                    add(means, from.read(run.inputs[0], p * pitch, o.c, room + o.c), o.c);
+                  });
+                  scale(means, 1 / static_cast<float>(count), o.c);
+                }
                 to.write(run.outputs[0], at, o.c, room);
               }
             });
           },
-          0, 2 * static_cast<size_t>(o.c) * sizeof(float)};
+          0, static_cast<size_t>(o.c) * (sizeof(double) + 2 * sizeof(float))};
 }
 
 Kernel maxPool(const Node& node, int) {

@@ -33,7 +33,7 @@
 // output channel: w = scale * q. For i8, scale * weight scale * batch norm scale must be the same for all sources of an
 // output channel, since they go into one sum of integers.
 //
-// Inputs, residual and stores may be slices of wider tensors (TensorType::gap).
+// Inputs, residual and stores may be padded, or slices of wider tensors (TensorType::gap).
 //
 // hints: what a device's own pass chose; winograd: 2 or 4 (cpu, winograd.cc).
 #include "contract.h"

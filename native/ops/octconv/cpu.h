@@ -100,7 +100,7 @@ struct TileSource {
 struct Sum {
   std::vector<TileSource> sources;
   Shape grid;                                // of pixels
-  Shape points;                              // what row pointers are for: pixels, or Winograd's tiles
+  Shape points;                              // what the indirection buffer is for: pixels, or Winograd's tiles
   std::vector<std::vector<TapRun>> tapRuns;  // by group
   int64_t taps = 0;
 };
@@ -148,7 +148,7 @@ struct Window {
 };
 Window windowOf(const TileSource& source, const Shape& points, const Range& rows);
 
-// The row pointers of the points in some rows of a sum's: to[tap * count + point]. `memory`: the task's scratch.
+// The indirection buffer of the points in some rows of a sum's: to[tap * count + point]. `memory`: the task's scratch.
 void pointTo(const Sum& sum, int64_t bytes, const Run& run, const char* memory, const Range& rows, const char** to);
 // Runs one panel's tiles over `count` pixels, in tiles of nearly equal size.
 void runTiles(const TileSet& set, Tile tile, const Panel& panel, bool depthwise, int64_t count);

@@ -5,7 +5,7 @@ namespace octconv {
 namespace {
 
 struct Scratch {  // offsets in a thread's scratch
-  size_t rows, lowRows, start, low, size;
+  size_t indirection, lowIndirection, start, low, size;
 };
 
 Scratch scratchOf(const BranchPlan& b) {
@@ -14,8 +14,8 @@ Scratch scratchOf(const BranchPlan& b) {
   const int64_t lowPixels = b.low.taps ? b.planes * half(b.rows) * half(y.w) : 0;
   Layout layout;
   Scratch s{};
-  s.rows = layout.add(product(pixels, b.main.taps, sizeof(void*)));
-  s.lowRows = layout.add(product(lowPixels, b.low.taps, sizeof(void*)));
+  s.indirection = layout.add(product(pixels, b.main.taps, sizeof(void*)));
+  s.lowIndirection = layout.add(product(lowPixels, b.low.taps, sizeof(void*)));
   s.start = layout.add(pixels * sizeof(void*));
   s.low = layout.add(product(lowPixels, b.packed->set->shape.maxVectors, b.packed->set->lanes, 4));
   s.size = layout.size();
@@ -26,9 +26,9 @@ Scratch scratchOf(const BranchPlan& b) {
 
 Range pointRows(const BranchPlan& b, const Sum& sum, const Block& block) {
   const int64_t o = std::max<int64_t>(1, b.spec.winograd);
-  const auto level = [&](int64_t row) { return &sum == &b.low ? rowAt(b.main.grid, row, 1) : row; };
+  const auto onGrid = [&](int64_t row) { return &sum == &b.low ? rowAt(b.main.grid, row, 1) : row; };
   const auto point = [&](int64_t row) { return row / sum.grid.h * sum.points.h + row % sum.grid.h / o; };
-  return {point(level(block.row)), point(level(block.rowEnd - 1)) + 1};
+  return {point(onGrid(block.row)), point(onGrid(block.rowEnd - 1)) + 1};
 }
 
 Window windowOf(const TileSource& source, const Shape& points, const Range& rows) {
@@ -115,19 +115,19 @@ void runDirect(const Node& node, const BranchPlan& b, const Block& block, const 
   const Scratch at = scratchOf(b);
   const TileSet& set = *b.packed->set;
   const int64_t bytes = sizeOf(b.spec.compute);
-  auto** rows = reinterpret_cast<const char**>(memory + at.rows);
-  auto** lowRows = reinterpret_cast<const char**>(memory + at.lowRows);
+  auto** indirection = reinterpret_cast<const char**>(memory + at.indirection);
+  auto** lowIndirection = reinterpret_cast<const char**>(memory + at.lowIndirection);
   auto** start = reinterpret_cast<const char**>(memory + at.start);
   char* low = memory + at.low;
   const int64_t lowPitch = set.shape.maxVectors * set.lanes;
   int64_t lowCount = 0;
-  pointTo(b.main, bytes, run, memory, pointRows(b, b.main, block), rows);
+  pointTo(b.main, bytes, run, memory, pointRows(b, b.main, block), indirection);
   if (b.low.taps) {
     const Shape& l = b.low.grid;
     const Range lowRange = pointRows(b, b.low, block);
     const int64_t lowFirst = lowRange.begin * l.w;
     lowCount = lowRange.end * l.w - lowFirst;
-    pointTo(b.low, bytes, run, memory, lowRange, lowRows);
+    pointTo(b.low, bytes, run, memory, lowRange, lowIndirection);
     for (int64_t r = block.row; r < block.rowEnd; r++)
       for (int64_t x = 0; x < y.w; x++)
         start[(r - block.row) * y.w + x] = low + (rowAt(y, r, 1) * l.w + x / 2 - lowFirst) * lowPitch * 4;
@@ -137,8 +137,8 @@ void runDirect(const Node& node, const BranchPlan& b, const Block& block, const 
     const Panel& panel = b.packed->panels[i];
     Tile tile{};
     if (b.low.taps) {
-      tile.rows = lowRows;
-      tile.rowStride = lowCount;
+      tile.indirection = lowIndirection;
+      tile.tapStride = lowCount;
       tile.tapRuns = b.low.tapRuns[panel.group].data();
       tile.tapRunCount = b.low.tapRuns[panel.group].size();
       tile.weights = b.packed->memory.data() + panel.low;
@@ -147,8 +147,8 @@ void runDirect(const Node& node, const BranchPlan& b, const Block& block, const 
       tile.pitch = lowPitch;
       runTiles(set, tile, panel, false, lowCount);
     }
-    tile.rows = rows;
-    tile.rowStride = count;
+    tile.indirection = indirection;
+    tile.tapStride = count;
     tile.tapRuns = b.main.tapRuns[panel.group].data();
     tile.tapRunCount = b.main.tapRuns[panel.group].size();
     tile.weights = b.packed->memory.data() + panel.weights;

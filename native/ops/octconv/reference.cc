@@ -75,18 +75,13 @@ std::vector<float> pooled(std::vector<float> x, const TensorType& type, int64_t 
   for (Shape shape = type.shape; times > 0; times--) {
     const Shape s = halved(shape);
     std::vector<float> out(s.elements());
-    for (int64_t r = 0; r < s.rows(); r++)
-      for (int64_t xo = 0; xo < s.w; xo++)
-        for (int64_t c = 0; c < s.c; c++) {
-          double sum = 0;
-          int count = 0;
-          for (int64_t y = r % s.h * 2; y < std::min(shape.h, r % s.h * 2 + 2); y++)
-            for (int64_t xi = xo * 2; xi < std::min(shape.w, xo * 2 + 2); xi++, count++)
-              sum += x[((r / s.h * shape.h + y) * shape.w + xi) * s.c + c];
-          char element[4];
-          setValue(element, plain, 0, static_cast<float>(sum / count));
-          out[(r * s.w + xo) * s.c + c] = elementAt(element, type.dtype, 0);
-        }
+    for (int64_t p = 0; p < s.pixels(); p++)
+      for (int64_t c = 0; c < s.c; c++) {
+        char element[4];
+        setValue(element, plain, 0,
+                 static_cast<float>(pooledAt(shape, p, [&](int64_t pixel) { return x[pixel * s.c + c]; })));
+        out[p * s.c + c] = elementAt(element, type.dtype, 0);
+      }
     x = std::move(out);
     shape = s;
   }

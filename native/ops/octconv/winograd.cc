@@ -26,7 +26,7 @@ int64_t widthOf(const BranchPlan& b, int64_t panels) {
 }
 
 struct Pieces {  // offsets in a thread's scratch
-  size_t rows, inputs, sums, low, size;
+  size_t indirection, inputs, sums, low, size;
 };
 
 Pieces piecesOf(const BranchPlan& b) {
@@ -41,7 +41,7 @@ Pieces piecesOf(const BranchPlan& b) {
   }
   Layout layout;
   Pieces p{};
-  p.rows = layout.add(product(pointers, sizeof(void*)));
+  p.indirection = layout.add(product(pointers, sizeof(void*)));
   p.inputs = layout.add(product(inputs, packedInputBytes(b.spec)));
   p.sums = layout.add(product(sums, 4));
   p.low = layout.add(b.low.taps ? product(b.planes, half(b.rows), b.low.grid.w, width, 4) : 0);
@@ -55,7 +55,7 @@ struct Transform {
   const Block& block;
   const Run& run;
   const char* memory;
-  const char** rows;
+  const char** indirection;
   char *inputs, *sums;
 
   template <class Place>
@@ -65,9 +65,9 @@ struct Transform {
     const Range range = pointRows(b, sum, block);
     const int64_t first = range.begin * sum.points.w, count = range.end * sum.points.w - first;
 
-    pointTo(sum, sizeOf(b.spec.compute), run, memory, range, rows);
+    pointTo(sum, sizeOf(b.spec.compute), run, memory, range, indirection);
     const auto toInput = o == 4 ? OCTCONV_PICK(winogradInput4) : OCTCONV_PICK(winogradInput2);
-    const char** pixels = rows;
+    const char** pixels = indirection;
     int64_t begin = 0;
     for (const TileSource& source : sum.sources) {
       for (int64_t i = 0; i < count; i++)
@@ -80,13 +80,13 @@ struct Transform {
     const int64_t width = widthOf(b, block.panelEnd) - widthOf(b, block.panelBegin);
     const TapRun taps{1, bytes, 0};
     Tile tile{};
-    tile.rows = rows;
+    tile.indirection = indirection;
     tile.tapRuns = &taps;
     tile.tapRunCount = 1;
     tile.raw = true;
     tile.pitch = width;
     for (int64_t p = 0; p < positions; p++) {
-      for (int64_t i = 0; i < count; i++) rows[i] = inputs + (p * count + i) * bytes;
+      for (int64_t i = 0; i < count; i++) indirection[i] = inputs + (p * count + i) * bytes;
       char* to = sums + p * count * width * 4;
       for (int64_t i = block.panelBegin; i < block.panelEnd; i++) {
         const Panel& panel = b.packed->panels[i];
@@ -136,8 +136,8 @@ size_t winogradScratch(const BranchPlan& b) { return piecesOf(b).size; }
 void runWinograd(const Node& node, const BranchPlan& b, const Block& block, const Run& run, char* memory, char* out) {
   const Pieces at = piecesOf(b);
   const Shape &y = b.main.grid, &l = b.low.grid;
-  const Transform transform{
-      b, block, run, memory, reinterpret_cast<const char**>(memory + at.rows), memory + at.inputs, memory + at.sums};
+  auto** indirection = reinterpret_cast<const char**>(memory + at.indirection);
+  const Transform transform{b, block, run, memory, indirection, memory + at.inputs, memory + at.sums};
   char* low = memory + at.low;
   const int64_t width = widthOf(b, block.panelEnd) - widthOf(b, block.panelBegin);
   const int64_t lowFirst = rowAt(y, block.row, 1);
