@@ -27,7 +27,7 @@ const worlds = {
       LSAN_OPTIONS: 'exitcode=0',
       UBSAN_OPTIONS: 'print_stacktrace=1',
     },
-    fast: ['golden', 'input', 'lifecycle', 'fuzz', 'cuda-emulator', ...ops],
+    fast: ['golden', 'input', 'lifecycle', 'fuzz', 'cuda-driver', 'cuda-emulator', ...ops],
   },
   ubsan: {
     sanitize: 'undefined',
@@ -39,7 +39,7 @@ const worlds = {
     sanitize: 'thread',
     runtime: 'tsan',
     env: { TSAN_OPTIONS: `${options}:exitcode=0:report_signal_unsafe=0` },
-    fast: ['golden', 'lifecycle', 'cuda-emulator'],
+    fast: ['golden', 'lifecycle', 'cuda-driver', 'cuda-emulator'],
   },
   avx512: { emulated: true, env: { OCTCONV_ISA: 'avx512' }, fast: ['golden', 'mxnet', ...ops] },
   avx512bf16: { emulated: true, env: { OCTCONV_ISA: 'avx512bf16' }, fast: ['golden', 'mxnet', ...ops] },
