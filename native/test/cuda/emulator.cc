@@ -300,13 +300,19 @@ void loadMatrices(Fiber* const* lane) {
     for (int i = 0; i < 4; i++) lane[l]->to[i] = lane[i * 8 + l / 4]->row[l % 4];
 }
 
+template <class Vector>
+Vector load(const float* from) {
+  Vector vector;
+  memcpy(&vector, from, sizeof vector);
+  return vector;
+}
+
 // d += a b: element (row, column) of the 16 x 8 sums, in the registers that the PTX ISA says of mma.m16n8k16 and
 // m16n8k8.
 template <int k>
 void multiply(Fiber* const* lane) {
-  using Row [[gnu::vector_size(32)]] = float;
-  float a[16][k];
-  Row b[k], d[16];
+  using Four [[gnu::vector_size(16)]] = float;
+  alignas(16) float a[16][k], b[k][8], d[16][8];
   for (int l = 0; l < lanes; l++) {
     const Fiber& f = *lane[l];
     const int group = l / 4, in = l % 4;
@@ -320,7 +326,7 @@ void multiply(Fiber* const* lane) {
       }
     }
     for (int i = 0; i < 2; i++) {
-      Row* const to = b + i * (k / 2);
+      float(*const to)[8] = b + i * (k / 2);
       if constexpr (k == 16) {
         to[in * 2][group] = floatOfBits(f.b[i] << 16), to[in * 2 + 1][group] = floatOfBits(f.b[i] & 0xffff0000);
       } else {
@@ -328,8 +334,11 @@ void multiply(Fiber* const* lane) {
       }
     }
   }
-  for (int row = 0; row < 16; row++)
-    for (int i = 0; i < k; i++) d[row] += a[row][i] * b[i];
+  for (int row = 0; row < 16; row++) {
+    Four left = load<Four>(d[row]), right = load<Four>(d[row] + 4);
+    for (int i = 0; i < k; i++) left += a[row][i] * load<Four>(b[i]), right += a[row][i] * load<Four>(b[i] + 4);
+    memcpy(d[row], &left, 16), memcpy(d[row] + 4, &right, 16);
+  }
   for (int l = 0; l < lanes; l++)
     for (int i = 0; i < 4; i++) lane[l]->d[i] = d[l / 4 + i / 2 * 8][l % 4 * 2 + i % 2];
 }
