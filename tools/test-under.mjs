@@ -27,7 +27,7 @@ const worlds = {
       LSAN_OPTIONS: 'exitcode=0',
       UBSAN_OPTIONS: 'print_stacktrace=1',
     },
-    fast: ['golden', 'input', 'lifecycle', 'fuzz', ...ops],
+    fast: ['golden', 'input', 'lifecycle', 'fuzz', 'cuda-driver', 'cuda-emulator', ...ops],
     sparse: 4,
   },
   ubsan: {
@@ -41,7 +41,7 @@ const worlds = {
     sanitize: 'thread',
     runtime: 'tsan',
     env: { TSAN_OPTIONS: `${options}:exitcode=0:report_signal_unsafe=0` },
-    fast: ['golden', 'lifecycle'],
+    fast: ['golden', 'lifecycle', 'cuda-driver', 'cuda-emulator'],
     sparse: 4,
   },
   avx512: { emulated: true, env: { OCTCONV_ISA: 'avx512' }, fast: ['golden', 'mxnet', ...ops], sparse: 4 },

@@ -42,7 +42,6 @@ using CUresult = int;  // 0: success
   X(cuMemFree_v2, CUdeviceptr pointer)                                                                          \
   X(cuMemHostAlloc, void** pointer, size_t bytes, unsigned flags)                                               \
   X(cuMemFreeHost, void* pointer)                                                                               \
-  X(cuMemcpyHtoD_v2, CUdeviceptr to, const void* from, size_t bytes)                                            \
   X(cuMemcpyHtoDAsync_v2, CUdeviceptr to, const void* from, size_t bytes, CUstream stream)                      \
   X(cuMemcpyDtoHAsync_v2, void* to, CUdeviceptr from, size_t bytes, CUstream stream)                            \
   X(cuMemsetD8Async, CUdeviceptr to, unsigned char value, size_t bytes, CUstream stream)                        \

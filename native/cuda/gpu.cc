@@ -87,11 +87,16 @@ Gpu& Gpu::get(int index) {
   return *gpu;
 }
 
-Gpu::Use::Use(const Gpu& gpu) {
+static thread_local CUcontext current = nullptr;
+Gpu::Use::Use(const Gpu& gpu) : before(current) {
   const Driver& driver = Driver::get();
-  driver.check(driver.cuCtxSetCurrent(gpu.context), "cuda: " + gpu.name);
+  if (current != gpu.context) driver.check(driver.cuCtxSetCurrent(gpu.context), "cuda: " + gpu.name);
+  current = gpu.context;
 }
-Gpu::Use::~Use() { Driver::get().cuCtxSetCurrent(nullptr); }
+Gpu::Use::~Use() {
+  if (current != before) Driver::get().cuCtxSetCurrent(before);
+  current = before;
+}
 
 CUfunction Gpu::function(const std::string& kernel, size_t sharedBytes) {
   const Driver& driver = Driver::get();
@@ -126,6 +131,32 @@ Block& Block::operator=(Block&& other) noexcept {
   std::swap(gpu, other.gpu), std::swap(address, other.address);
   std::swap(size_, other.size_), std::swap(where, other.where);
   return *this;
+}
+
+Stream::Stream(Gpu& gpu) : gpu(gpu) {
+  const Gpu::Use use(gpu);
+  Driver::get().check(Driver::get().cuStreamCreate(&stream, nonBlockingStream), "cuda: a stream");
+}
+Stream::~Stream() {
+  try {
+    const Gpu::Use use(gpu);
+    Driver::get().cuStreamDestroy_v2(stream);
+  } catch (const std::exception&) {  // the GPU is lost
+  }
+}
+void Stream::wait() const {
+  const Gpu::Use use(gpu);
+  Driver::get().check(Driver::get().cuStreamSynchronize(stream), "cuda: work on " + gpu.name);
+}
+
+Block uploaded(Gpu& gpu, const Block& pinned) {
+  Block block(gpu, pinned.size(), Block::Where::device);
+  const Stream stream(gpu);
+  const Gpu::Use use(gpu);
+  Driver::get().check(
+      Driver::get().cuMemcpyHtoDAsync_v2(block.device(), pinned.host(), pinned.size(), stream), "cuda: a copy");
+  stream.wait();
+  return block;
 }
 
 Block::~Block() {

@@ -26,6 +26,9 @@ class Gpu {
     explicit Use(const Gpu& gpu);
     ~Use();
     Use(const Use&) = delete;
+
+   private:
+    const CUcontext before;  // uses may be nested
   };
   // A kernel of octconv.fatbin, with so many bytes of dynamic shared memory.
   CUfunction function(const std::string& kernel, size_t sharedBytes);
@@ -60,5 +63,22 @@ class Block {
   size_t size_ = 0;
   Where where = Where::device;
 };
+
+// Work of a GPU that is done in order.
+class Stream {
+ public:
+  explicit Stream(Gpu& gpu);
+  ~Stream();
+  Stream(const Stream&) = delete;
+  void wait() const;  // for all of it
+  operator CUstream() const { return stream; }
+
+ private:
+  Gpu& gpu;
+  CUstream stream = nullptr;
+};
+
+// What lies in pinned memory, on the GPU.
+Block uploaded(Gpu& gpu, const Block& pinned);
 
 }  // namespace octconv::cuda

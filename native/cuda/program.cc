@@ -47,19 +47,6 @@ Program::Program(Gpu& gpu, PlanSpec given) : gpu(gpu), spec(std::move(given)), i
   }
 }
 
-Program::Room::Room(Gpu& gpu, size_t bytes) : gpu(gpu), arena(gpu, bytes, Block::Where::device) {
-  const Driver& driver = Driver::get();
-  const Gpu::Use use(gpu);
-  driver.check(driver.cuStreamCreate(&stream, nonBlockingStream), "cuda: a stream");
-}
-Program::Room::~Room() {
-  try {
-    const Gpu::Use use(gpu);
-    Driver::get().cuStreamDestroy_v2(stream);
-  } catch (const std::exception&) {  // the GPU is lost
-  }
-}
-
 size_t Program::idleBytes() const {
   std::lock_guard lock(mutex);
   return rooms.size() * arenaBytes + boundaries.size() * boundaryBytes;
@@ -129,7 +116,7 @@ class Program::Run : public Queue::Job {
     attempt([this] {
       if (!room) return;
       const Gpu::Use use(program->gpu);
-      check(driver.cuStreamSynchronize(room->stream), "cuda: a run");
+      room->stream.wait();
       if (!begun) return;
       readTimes();
       request->completed = !request->stop;
@@ -161,7 +148,7 @@ class Program::Run : public Queue::Job {
         return;
       }
     }
-    room = std::make_unique<Room>(program->gpu, program->arenaBytes);
+    room.reset(new Room{Block(program->gpu, program->arenaBytes, Block::Where::device), Stream(program->gpu)});
   }
   void giveRoom() {
     std::lock_guard lock(program->mutex);

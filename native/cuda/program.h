@@ -25,11 +25,8 @@ class Program : public octconv::Program {
   };
   // What a run needs of the GPU.
   struct Room {
-    explicit Room(Gpu& gpu, size_t bytes);
-    ~Room();
-    Gpu& gpu;
     Block arena;  // values of the plan, then inputs and outputs
-    CUstream stream = nullptr;
+    Stream stream;
   };
   struct PinnedRequest;
   class Run;

@@ -140,17 +140,16 @@ std::shared_ptr<const Packed> pack(Gpu& gpu, const Attr& attrs, const Params& pa
   const int64_t tileBytes = product(steps, packed->columns, chunkBytes);
   packed->weights = layout.add(static_cast<size_t>(product(tileBytes, tiles)));
 
-  std::vector<char> host(layout.size(), 0);
-  for (const auto& [floats, at] : vectors) std::memcpy(host.data() + at, floats.data(), floats.size() * 4);
+  const Block pinned(gpu, layout.size(), Block::Where::pinned);
+  char* const host = pinned.host();
+  std::fill_n(host, pinned.size(), 0);
+  for (const auto& [floats, at] : vectors) std::memcpy(host + at, floats.data(), floats.size() * 4);
   const std::vector<const Source*> order = orderOf(branch);
   crew.parallel(tiles, [&](int64_t tile, int) {
-    char* to = host.data() + packed->weights + tile * tileBytes;
+    char* to = host + packed->weights + tile * tileBytes;
     for (const Source* s : order) putSource(*packed, *s, params, *affineOfSource.at(s), tile * packed->columns, to);
   });
-  packed->memory = Block(gpu, host.size(), Block::Where::device);
-  const Gpu::Use use(gpu);
-  const Driver& driver = Driver::get();
-  driver.check(driver.cuMemcpyHtoD_v2(packed->memory.device(), host.data(), host.size()), "cuda: copy of weights");
+  packed->memory = uploaded(gpu, pinned);
   return packed;
 }
 
