@@ -26,6 +26,8 @@ export interface Traits {
   readonly channelAlign: number;
   /** Whether it takes steps after fusion, or the graph as recorded. */
   readonly fuses: boolean;
+  /** How often P is applied to what a convolution stores, at most. */
+  readonly mostPooled: number;
   /** Whether it goes over a batch some images at a time. */
   readonly subBatches: boolean;
   /** The hints `winograd` that it knows, and the most input channels of i8 that each sums up. */
@@ -71,7 +73,9 @@ function passesFor(graph: Graph, { threads = 1, compute = 'f32', quantized = new
     step.branches ? step.branches.flatMap(sourcesOf).map(({ weight }) => weight) : Object.values(step.params);
   const weightBytes = (step: Step) =>
     weightsOf(step).reduce((sum, name) => sum + elements(name), 0) * bytesPerWeight[compute];
-  const passes: Pass[] = traits.fuses ? [...fusing(types), short((steps) => sliceConcats(steps, traits))] : [types];
+  const passes: Pass[] = traits.fuses
+    ? [...fusing(types, traits.mostPooled), short((steps) => sliceConcats(steps, traits))]
+    : [types];
   passes.push(short((steps) => padChannels(steps, traits)));
   if (traits.subBatches) passes.push(short((steps) => subBatch(steps, threads, weightBytes)));
   passes.push((steps) => chooseAlgorithms(steps, traits));

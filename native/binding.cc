@@ -403,6 +403,7 @@ Napi::Object traitsOf(Napi::Env env, const Traits& traits) {
   result.Set("align", static_cast<double>(traits.align));
   result.Set("channelAlign", static_cast<double>(traits.channelAlign));
   result.Set("fuses", traits.fuses);
+  result.Set("mostPooled", traits.mostPooled);
   result.Set("subBatches", traits.subBatches);
   result.Set("winograd", winograd);
   result.Set("dotProducts", namesOf(env, traits.dotProducts));

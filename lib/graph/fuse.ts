@@ -359,9 +359,9 @@ function isHalving({ attrs }: Step, shape: readonly number[]): boolean {
 
 /**
  * P(x) for a later layer is written by the step that makes x, while x is in the cache. Values of convolutions that
- * nobody reads are not stored.
+ * nobody reads are not stored. A store is pooled `most` times, at most.
  */
-export function* sinkPooling(given: Steps): Work<Steps> {
+export function* sinkPooling(given: Steps, most = 2): Work<Steps> {
   const values: TensorType[] = [...given.values];
   const pooled = new Map<number, number>();
   const uses = new Uses(given);
@@ -376,9 +376,9 @@ export function* sinkPooling(given: Steps): Work<Steps> {
     const maker = uses.maker(source.input);
     const before = uses.branchOf(source.input)?.stores.find(({ value }) => value === source.input)?.pool ?? 0;
     // With a prologue, P comes after it.
-    const most = source.prologue ? 0 : maker?.branches ? 2 - before : maker?.op === 'maxPool' ? 1 : 0;
+    const free = source.prologue ? 0 : maker?.branches ? most - before : maker?.op === 'maxPool' ? 1 : 0;
     let { input } = source;
-    const times = Math.min(most, source.pool);
+    const times = Math.min(free, source.pool);
     for (let i = 0; i < times; i++) input = pool(input);
     return { ...source, input, pool: source.pool - times };
   };
@@ -420,7 +420,7 @@ export const short = (pass: (steps: Steps) => Steps): Pass =>
   };
 
 /** All passes, in order; `types` are given to what is left of the values, before pooled copies are added. */
-export const fusing = (types: Pass): Pass[] => [
+export const fusing = (types: Pass, mostPooled = 2): Pass[] => [
   short(openGates),
   foldBatchNorm,
   joinShortcut,
@@ -431,7 +431,7 @@ export const fusing = (types: Pass): Pass[] => [
   joinMeans,
   joinBranches,
   types,
-  sinkPooling,
+  (steps) => sinkPooling(steps, mostPooled),
 ];
 
 /** One pass after the other. */

@@ -24,6 +24,7 @@ struct Traits {
   size_t align = 64;                    // of values in the arena, in bytes
   size_t channelAlign = 1;              // zeros behind the channels of a pixel fill them up to multiples, in bytes
   bool fuses = false;                   // takes steps after fusion, or the graph as recorded
+  int mostPooled = 2;                   // how often P is applied to what a convolution stores, at most
   bool subBatches = false;              // goes over a batch some images at a time
   std::map<int64_t, int64_t> winograd;  // hints `winograd` that it knows, and the most channels of i8 that each sums up
   std::vector<DType> dotProducts;       // what it multiplies faster than f32: bf16, i8

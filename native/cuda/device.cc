@@ -13,6 +13,7 @@ class CudaDevice : public Device {
     traits_.threads = 1;
     traits_.align = 256;
     traits_.fuses = true;
+    traits_.mostPooled = 1;  // P of P needs pixels of other tiles
     traits_.dotProducts = {DType::bf16};
     for (const auto& [op, kernels] : Registered<Kernels>::all())
       traits_.ops.emplace(op, OpTraits{kernels.dtypes, kernels.pitched});

@@ -6,6 +6,7 @@
 #include "../core/node.h"
 #include "../core/registry.h"
 #include "gpu.h"
+#include "tensor.h"
 
 namespace octconv {
 class Crew;
@@ -27,15 +28,20 @@ Launch launchOf(std::string kernel, unsigned blocks, unsigned threads, size_t sh
   return {std::move(kernel), blocks, threads, sharedBytes, {first, first + sizeof arguments}};
 }
 
-// A node with its place in a run's memory: byte offsets of its inputs and outputs in the arena.
+// A node with its place in a run's memory, in bytes from the arena's begin.
 struct PlacedNode {
   const Node& node;
+  int64_t scratch;  // Made::scratchBytes, which all steps share
   std::vector<int64_t> inputs, outputs;
+
+  TensorArgs input(size_t i) const { return tensorOf(node.inputs[i], inputs[i]); }
+  TensorArgs output(size_t i) const { return tensorOf(node.outputs[i], outputs[i]); }
 };
 
 struct Made {
   std::vector<Launch> launches;
   std::string algorithm;  // StepInfo::algorithm
+  size_t scratchBytes = 0;
 };
 
 // An entry of the device's table: a file of an op registers it as Registered<Kernels>.

@@ -26,7 +26,9 @@ Program::Program(Gpu& gpu, PlanSpec given) : gpu(gpu), spec(std::move(given)), i
   arena.add(spec.arenaBytes);
   for (const auto& [sizes, places] : {std::pair{&spec.inputBytes, &inputsAt}, std::pair{&spec.outputBytes, &outputsAt}})
     for (const size_t bytes : *sizes) places->push_back(arena.add(bytes)), boundary.add(bytes);
-  arenaBytes = arena.size(), boundaryBytes = boundary.size();
+  boundaryBytes = boundary.size();
+  const auto scratch = static_cast<int64_t>(arena.size());
+  size_t scratchBytes = 0;
 
   const Gpu::Use use(gpu);
   size_t first = 0;
@@ -34,17 +36,20 @@ Program::Program(Gpu& gpu, PlanSpec given) : gpu(gpu), spec(std::move(given)), i
     for (int64_t round = 0; round < segment.rounds; round++)
       for (size_t i = first; i < first + segment.steps; i++) {
         const PlanSpec::Step& step = spec.steps[i];
-        PlacedNode placed{step.node, {}, {}};
+        PlacedNode placed{step.node, scratch, {}, {}};
         for (const size_t id : step.inputs) placed.inputs.push_back(placeOf(id, round));
         for (const size_t id : step.outputs) placed.outputs.push_back(placeOf(id, round));
         Made made = kernelsOf(step.node.op).make(placed);
         infos[i].algorithm = std::move(made.algorithm);
+        scratchBytes = std::max(scratchBytes, made.scratchBytes);
         launched.push_back({i, {}});
         for (Launch& launch : made.launches)
           launched.back().launches.emplace_back(gpu.function(launch.kernel, launch.sharedBytes), std::move(launch));
       }
     first += segment.steps;
   }
+  arena.add(scratchBytes);
+  arenaBytes = arena.size();
 }
 
 size_t Program::idleBytes() const {

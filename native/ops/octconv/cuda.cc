@@ -5,6 +5,7 @@
 
 #include "../../core/threads.h"
 #include "contract.h"
+#include "../../cuda/means.h"
 #include "cuda.h"
 
 namespace octconv::cuda {
@@ -57,7 +58,6 @@ void checkForm(const Branch& branch) {
   if (sources > mostSources) refuse("more than " + std::to_string(mostSources) + " sources");
   if (branch.stores.size() > mostStores) refuse("more than " + std::to_string(mostStores) + " stores");
   for (const Store& store : branch.stores) {
-    if (store.mean) refuse("a mean");
     if (store.pool > 1) refuse("a store that is pooled twice");
     if (store.activation.function) refuse("a function of one value");
   }
@@ -159,20 +159,6 @@ Extent extentOf(const Size3& size) {
   return {static_cast<int>(size.t), static_cast<int>(size.h), static_cast<int>(size.w)};
 }
 
-int intOf(int64_t x, const char* what) {
-  if (x > INT32_MAX) fail("octConv: ", x, ' ', what, " on cuda, wanted at most ", INT32_MAX);
-  return static_cast<int>(x);
-}
-
-TensorArgs tensorOf(const TensorType& type, int64_t at) {
-  const Shape& s = type.shape;
-  if (type.dtype != DType::f32 && type.dtype != DType::bf16) fail("octConv: no kernel for ", nameOf(type.dtype), " on cuda");
-  for (const int64_t size : {s.h, s.w})
-    if (size > UINT16_MAX) fail("octConv: no kernel for ", s, " on cuda, wanted height and width of at most ", UINT16_MAX);
-  return {at, {intOf(s.t, "frames"), static_cast<int>(s.h), static_cast<int>(s.w)}, intOf(s.c, "channels"),
-          intOf(type.pitch(), "elements from pixel to pixel"), type.dtype == DType::bf16};
-}
-
 ActivationArgs activationOf(const Activation& a, const CudaBranch::ScaleShift& at, const CudaBranch& packed) {
   const auto pointer = [&](size_t offset) {
     return at.channels ? reinterpret_cast<const float*>(packed.memory.device() + offset) : nullptr;
@@ -205,7 +191,15 @@ void checkWeights(const Node& node, const Branch& branch, const CudaBranch& pack
   if (!fits) fail("octConv: the weights given to '", node.name, "' were packed for another layer");
 }
 
-BranchArgs argumentsOf(const PlacedNode& placed, const Branch& branch, const CudaBranch& packed) {
+// Values whose means are wanted: they lie in scratch, until a launch of their own computes them.
+struct Means {
+  TensorType type;
+  int64_t at;
+  size_t output;
+};
+
+BranchArgs argumentsOf(const PlacedNode& placed, const Branch& branch, const CudaBranch& packed, Layout& scratch,
+                       std::vector<Means>& means) {
   const Node& node = placed.node;
   const Shape y = shapeOf(branch, node);
   BranchArgs args{};
@@ -217,7 +211,7 @@ BranchArgs argumentsOf(const PlacedNode& placed, const Branch& branch, const Cud
   args.bias = reinterpret_cast<const float*>(packed.memory.device() + packed.bias);
   if (branch.residual) {
     args.hasResidual = true;
-    args.residual = tensorOf(node.inputs[*branch.residual], placed.inputs[*branch.residual]);
+    args.residual = placed.input(*branch.residual);
   }
   std::map<const Source*, size_t> positions;
   branch.eachSource([&](const Source& s) { positions.emplace(&s, positions.size()); });
@@ -234,8 +228,16 @@ BranchArgs argumentsOf(const PlacedNode& placed, const Branch& branch, const Cud
   for (size_t k = 0; k < branch.stores.size(); k++) {
     const Store& store = branch.stores[k];
     args.phased = args.phased || store.pool > 0;
-    args.store[args.stores++] = {tensorOf(node.outputs[store.output], placed.outputs[store.output]),
-                                 static_cast<int>(store.pool), activationOf(store.activation, packed.stores[k], packed)};
+    TensorArgs to;
+    if (store.mean) {
+      const TensorType type{DType::f32, y};
+      means.push_back({type, placed.scratch + static_cast<int64_t>(scratch.add(type.bytes())), store.output});
+      to = tensorOf(type, means.back().at);
+    } else {
+      to = placed.output(store.output);
+    }
+    args.store[args.stores++] = {to, static_cast<int>(store.pool),
+                                 activationOf(store.activation, packed.stores[k], packed)};
   }
   const int64_t groups = args.phased ? product(y.n, y.t, half(y.h), half(y.w)) : y.pixels();
   const int64_t rowTiles = (groups + (args.phased ? 31 : tileRows - 1)) / (args.phased ? 32 : tileRows);
@@ -250,18 +252,23 @@ Made make(const PlacedNode& placed) {
   OctConvArgs args{};
   int64_t blocks = 0;
   int columns = 0;
+  Layout scratch;
+  std::vector<Means> means;
   for (size_t b = 0; b < branches.size(); b++) {
     const auto& packed = placed.node.weights<CudaBranch>(b);
     checkForm(branches[b]);
     checkWeights(placed.node, branches[b], packed);
     if (branches[b].compute != branches[0].compute) fail("octConv: no kernel for branches of two types on cuda");
-    args.branch[b] = argumentsOf(placed, branches[b], packed);
+    args.branch[b] = argumentsOf(placed, branches[b], packed, scratch, means);
     blocks += args.branch[b].tiles;
     columns = std::max(columns, packed.columns);
   }
   const char* kernel = branches[0].compute == Compute::bf16 ? "octConvBf16" : "octConvTf32";
-  return {{launchOf(kernel, static_cast<unsigned>(intOf(blocks, "tiles")), blockThreads, sharedBytes(columns), args)},
-          std::string(kernel) + ", " + std::to_string(blocks) + " tiles"};
+  Made made{{launchOf(kernel, static_cast<unsigned>(intOf(blocks, "tiles")), blockThreads, sharedBytes(columns), args)},
+            std::string(kernel) + ", " + std::to_string(blocks) + " tiles",
+            scratch.size()};
+  for (const Means& m : means) made.launches.push_back(meansOf(m.type, m.at, placed.outputs[m.output]));
+  return made;
 }
 
 const Registered<Kernels> kernels{"octConv", {make, {DType::f32, DType::bf16}, pack, formatOf, true}};

@@ -9,8 +9,6 @@
 // of 64 bytes, which are copied three steps ahead.
 #include "cuda.h"
 
-#include "../../cuda/intrinsics.h"
-
 namespace octconv::cuda {
 namespace {
 
@@ -34,31 +32,12 @@ struct Tf32 {
   }
 };
 
-OCTCONV_DEVICE float elementOf(const char* arena, const TensorArgs& x, int64_t i) {
-  if (!x.narrow) return reinterpret_cast<const float*>(arena + x.at)[i];
-  return floatOfBits(static_cast<uint32_t>(reinterpret_cast<const uint16_t*>(arena + x.at)[i]) << 16);
-}
-OCTCONV_DEVICE float roundedTo(bool narrow, float x) {
-  return narrow ? floatOfBits(packBf16(x, 0) << 16) : x;
-}
-
 OCTCONV_DEVICE float activated(const ActivationArgs& a, float x, int channel) {
   if (a.scale) x = a.scale[channel] * x + a.shift[channel];
   return x < a.least ? a.least : x > a.most ? a.most : x;  // NaN stays
 }
 
 // --- Where rows lie ----------------------------------------------------------------------------------------------
-
-struct Pixel {
-  int frame;  // n * T + t; negative: there is none
-  int y, x;
-};
-
-OCTCONV_DEVICE Pixel pixelAt(unsigned index, int n, const Extent& size) {
-  const unsigned row = index / size.w, frame = row / size.h;
-  return {frame < static_cast<unsigned>(n) * size.t ? static_cast<int>(frame) : -1,
-          static_cast<int>(row - frame * size.h), static_cast<int>(index - row * size.w)};
-}
 
 // The low pixel of row `low` of 32 of a tile whose rows are phases.
 OCTCONV_DEVICE Pixel lowPixel(const BranchArgs& branch, int rowTile, int low) {
@@ -76,11 +55,6 @@ OCTCONV_DEVICE Pixel outputPixel(const BranchArgs& branch, int rowTile, int grou
     if (p.y >= branch.size.h || p.x >= branch.size.w) p.frame = -1;
     return p;
   }
-}
-
-OCTCONV_DEVICE int64_t elementAt(const TensorArgs& tensor, const Pixel& p, int channel) {
-  const int64_t pixel = (static_cast<int64_t>(p.frame) * tensor.size.h + p.y) * tensor.size.w + p.x;
-  return pixel * tensor.pitch + channel;
 }
 
 // The pixel of a source of extent `size`, after pooling, that a tap of the window at `p` reads; `frames` is T of `p`.

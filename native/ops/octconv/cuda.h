@@ -1,8 +1,6 @@
-// What the host tells octConv's CUDA kernel of a step (cuda.cu): plain data, the same on both sides. Values of a run lie
-// in one block of device memory, the arena, and are told by their offsets in it, so that all runs of a plan have the
-// same arguments.
+// What the host tells octConv's CUDA kernel of a step (cuda.cu): plain data, the same on both sides.
 #pragma once
-#include "../../cuda/sides.h"
+#include "../../cuda/tensor.h"
 
 namespace octconv::cuda {
 
@@ -13,18 +11,6 @@ inline constexpr int blockThreads = 128;
 inline constexpr int mostSources = 8, mostStores = 4, mostBranches = 2;
 
 constexpr int sharedBytes(int columns) { return slots * (tileRows + columns) * chunkBytes; }
-
-struct Extent {
-  int t, h, w;
-};
-
-// An activation of [N, T, H, W, C] in the arena.
-struct TensorArgs {
-  int64_t at;  // bytes from the arena's begin
-  Extent size;
-  int channels, pitch;  // elements
-  bool narrow;          // bf16, otherwise f32
-};
 
 struct ActivationArgs {
   const float *scale, *shift;  // of batch normalisation, per channel; null without

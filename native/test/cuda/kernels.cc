@@ -1,4 +1,5 @@
-#include "../../ops/octconv/cuda.cu"
+#define OCTCONV_KERNELS 1
+#include "../../cuda/kernels.cu"
 #include "kernel.h"
 
 namespace octconv::cuda {
@@ -20,6 +21,8 @@ void stick() {
 const std::map<std::string, Kernel> kernels = {
     OCTCONV_NAMED(octConvBf16, blockThreads),
     OCTCONV_NAMED(octConvTf32, blockThreads),
+    OCTCONV_NAMED(means, meansThreads),
+    OCTCONV_NAMED(pool, threads),
     OCTCONV_NAMED(fill, 64),
     OCTCONV_NAMED(stick, 1024),
 };

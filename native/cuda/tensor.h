@@ -1,0 +1,78 @@
+// Activations as kernels see them: [N, T, H, W, C] in a run's arena, f32 or bf16.
+#pragma once
+#include "sides.h"
+
+namespace octconv::cuda {
+
+struct Extent {
+  int t, h, w;
+};
+
+struct TensorArgs {
+  int64_t at;  // bytes from the arena's begin, so that all runs of a plan have the same arguments
+  Extent size;
+  int channels, pitch;  // elements
+  bool narrow;          // bf16, otherwise f32
+};
+
+}  // namespace octconv::cuda
+
+#if OCTCONV_KERNELS
+#include "intrinsics.h"
+
+namespace octconv::cuda {
+
+OCTCONV_DEVICE float elementOf(const char* arena, const TensorArgs& x, int64_t i) {
+  if (!x.narrow) return reinterpret_cast<const float*>(arena + x.at)[i];
+  return floatOfBits(static_cast<uint32_t>(reinterpret_cast<const uint16_t*>(arena + x.at)[i]) << 16);
+}
+OCTCONV_DEVICE void setElement(char* arena, const TensorArgs& x, int64_t i, float value) {
+  if (x.narrow) {
+    reinterpret_cast<uint16_t*>(arena + x.at)[i] = static_cast<uint16_t>(packBf16(value, 0));
+  } else {
+    reinterpret_cast<float*>(arena + x.at)[i] = value;
+  }
+}
+// A number as it is when it is kept.
+OCTCONV_DEVICE float roundedTo(bool narrow, float x) { return narrow ? floatOfBits(packBf16(x, 0) << 16) : x; }
+
+struct Pixel {
+  int frame;  // n * T + t; negative: there is none
+  int y, x;
+};
+
+// Pixel `index` of n images or videos in row-major order.
+OCTCONV_DEVICE Pixel pixelAt(unsigned index, int n, const Extent& size) {
+  const unsigned row = index / size.w, frame = row / size.h;
+  return {frame < static_cast<unsigned>(n) * size.t ? static_cast<int>(frame) : -1,
+          static_cast<int>(row - frame * size.h), static_cast<int>(index - row * size.w)};
+}
+
+OCTCONV_DEVICE int64_t elementAt(const TensorArgs& tensor, const Pixel& p, int channel) {
+  const int64_t pixel = (static_cast<int64_t>(p.frame) * tensor.size.h + p.y) * tensor.size.w + p.x;
+  return pixel * tensor.pitch + channel;
+}
+
+}  // namespace octconv::cuda
+
+#else
+#include "../core/tensor.h"
+
+namespace octconv::cuda {
+
+inline int intOf(int64_t x, const char* what) {
+  if (x > INT32_MAX) fail("cuda: ", x, ' ', what, ", wanted at most ", INT32_MAX);
+  return static_cast<int>(x);
+}
+
+inline TensorArgs tensorOf(const TensorType& type, int64_t at) {
+  const Shape& s = type.shape;
+  intOf(s.pixels(), "pixels");
+  for (const int64_t size : {s.h, s.w})
+    if (size > UINT16_MAX) fail("cuda: a value ", s, ", wanted height and width of at most ", UINT16_MAX);
+  return {at, {static_cast<int>(s.t), static_cast<int>(s.h), static_cast<int>(s.w)}, intOf(s.c, "channels"),
+          intOf(type.pitch(), "elements from pixel to pixel"), type.dtype == DType::bf16};
+}
+
+}  // namespace octconv::cuda
+#endif
