@@ -20,7 +20,7 @@ import {
   type NativeValue,
   native,
 } from './native.js';
-import type { Known } from './options.js';
+import { checkOptions, type Known } from './options.js';
 import { stepsInTurns } from './targets.js';
 import { bytesOf, Tensor } from './tensor.js';
 import { inTurns, turn, type Work } from './turns.js';
@@ -35,6 +35,14 @@ export interface RunOptions {
 }
 
 export const runOptions = { signal: true } satisfies Known<RunOptions>;
+
+/** Of a plan's run. */
+interface TimedOptions extends RunOptions {
+  /** Takes the time of each step. */
+  readonly stepMilliseconds?: Float32Array | undefined;
+}
+
+const timedOptions = { ...runOptions, stepMilliseconds: true } satisfies Known<TimedOptions>;
 
 export interface PlanOptions {
   /** `cpu` (default) or `reference`, the slow specification. */
@@ -149,7 +157,6 @@ export class PackedWeights {
     used: readonly { step: Step; packing: Packing; packed: Packed }[],
     constants: Graph['constants'],
   ): Promise<void> {
-    await turn(); // to know what is used takes a turn of its own
     const missing = used.filter(({ packed }) => !packed.promise);
     const bytes = Math.max(0, ...missing.map(({ packing }) => this.#bytesOf(packing)));
     const blocks = missing.slice(0, 2).map(() => calling(() => native.block(bytes)));
@@ -338,7 +345,6 @@ export class Plan {
   static async compile(graph: Graph, weights: PackedWeights, threads: number): Promise<Plan> {
     const { target, compute } = weights;
     const quantized = await weights.quantized();
-    await turn(); // to record it took a while
     const steps = await stepsInTurns(graph, { traits: target.traits, compute, quantized, threads });
     return Plan.ofSteps(graph, steps, weights, threads);
   }
@@ -387,14 +393,12 @@ export class Plan {
 
   /**
    * Runs on the library's own threads. Inputs are copied before this returns, outputs when the run has ended, each
-   * once. `stepMilliseconds` takes the time of each step.
+   * once.
    * @throws OctconvError if an input has another type or shape, or, where i8 is multiplied, is not finite; the signal's
    * reason if it is aborted.
    */
-  async run(
-    inputs: readonly Tensor[],
-    options: RunOptions & { stepMilliseconds?: Float32Array } = {},
-  ): Promise<Tensor[]> {
+  async run(inputs: readonly Tensor[], options: TimedOptions = {}): Promise<Tensor[]> {
+    checkOptions('plan: run', options, timedOptions);
     const { signal, stepMilliseconds } = options;
     signal?.throwIfAborted();
     this.#check(inputs);
@@ -558,10 +562,12 @@ export async function runGraph(
   inputs: readonly Tensor[],
   options: PlanOptions & RunOptions = {},
 ): Promise<Tensor[]> {
-  const target = targetOf(options.device);
-  const plan = await compileGraph(graph, target, 'f32', threadsOf(target, options.threads));
+  checkOptions('runGraph', options, { ...planOptions, ...runOptions });
+  const { device, threads, signal } = options;
+  const target = targetOf(device);
+  const plan = await compileGraph(graph, target, 'f32', threadsOf(target, threads));
   try {
-    return await plan.run(inputs, options);
+    return await plan.run(inputs, { signal });
   } finally {
     plan.dispose();
   }

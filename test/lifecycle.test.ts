@@ -86,6 +86,22 @@ describe('lifecycle: runs', () => {
     expect(model.record([1, 2, 2, 4]).nodes).to.have.length(4);
   });
 
+  it('are those of `forward`, where a deep module has its own', async () => {
+    class Deep extends DeepModule<Feature, Feature> {
+      *work(x: Feature) {
+        yield;
+        return ops.relu(x);
+      }
+    }
+    class Shifted extends Deep {
+      override forward(x: Feature) {
+        return ops.add(super.forward(x), 1);
+      }
+    }
+    using model = new Model(new Shifted(), initialize(new Shifted()));
+    expect((await model.run(Tensor.zeros('f32', [1, 1, 1, 2]))).data).to.deep.equal(Float32Array.of(1, 1));
+  });
+
   it("never take libuv's threads", async () => {
     let ended = 0;
     const runs = Array.from({ length: 12 }, () => model.run(long).then(() => ended++));

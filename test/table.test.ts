@@ -1,5 +1,5 @@
 import { expect } from 'chai';
-import { table } from '../lib/bench/table.js';
+import { hanging, table } from '../lib/bench/table.js';
 
 describe('tables', () => {
   const head = ['step', 'op', 'MiB', 'ms'];
@@ -35,6 +35,12 @@ describe('tables', () => {
     expect(at(40)).to.deep.equal(['first   conv  1x8 -> 1x4', 'second  relu  1x4 + 1x2 -> 1x4']);
     expect(at(24)).to.deep.equal(['first', '  conv, 1x8 -> 1x4', 'second', '  relu, 1x4 + 1x2 -> 1x4']);
     expect(at(23).slice(2)).to.deep.equal(['second', '  relu', '  1x4 + 1x2 -> 1x4']);
+  });
+
+  it('beside them: a text hangs from a head, whose colours take no room', () => {
+    const bold = '\x1b[1mab\x1b[22m ';
+    expect(hanging(bold, 'some text', 3, 12)).to.equal(`${bold}some text`);
+    expect(hanging(bold, 'sixteen letters, and more', 3, 19)).to.equal(`${bold}sixteen letters,\n   and more`);
   });
 
   it('become rows of several lines where no column may go', () => {

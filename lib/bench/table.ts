@@ -1,3 +1,5 @@
+import { stripVTControlCharacters } from 'node:util';
+
 export interface TableOptions {
   /** Columns that are flush left beside the first one. */
   readonly left?: readonly string[];
@@ -63,9 +65,9 @@ function stacked([[, title] = ['', ''], ...cells]: readonly [string, string][], 
   return [title, ...lines].join('\n');
 }
 
-/** A text behind the head of its first line, the other lines indented. */
+/** A text behind the head of its first line, which may be coloured, the other lines indented. */
 export function hanging(head: string, text: string, indent: number, width = terminalWidth()): string {
-  if (head.length + text.length <= width) return head + text;
+  if (stripVTControlCharacters(head).length + text.length <= width) return head + text;
   const lines = wrapped(text.split(' '), Math.max(16, width - indent));
   return head + lines.join(`\n${' '.repeat(indent)}`);
 }
