@@ -162,7 +162,7 @@ export class Model<Y = Value<'f32', Shape>, X extends readonly Value[] = [x: Val
     weights: ModelWeights,
     options: ModelOptions = {},
     /** @internal */
-    parameters: ReadonlyMap<string, Parameter> = atOnce(fittingParameters(network, weights)),
+    parameters?: ReadonlyMap<string, Parameter>,
   ) {
     checkOptions('model', options, modelOptions);
     const { tensors } = weights;
@@ -185,7 +185,7 @@ export class Model<Y = Value<'f32', Shape>, X extends readonly Value[] = [x: Val
     this.dtype = dtype;
     this.threads = threadsOf(target, threads);
     this.#network = network;
-    this.#parameters = parameters;
+    this.#parameters = parameters ?? atOnce(fittingParameters(network, weights));
     this.#source = weights;
     this.#weights = new PackedWeights(weights, target, dtype, maxBytes);
     this.#keptPlans = plans;

@@ -20,9 +20,9 @@ export function checkOptions(where: string, given: object | undefined, known: Re
 
 /** Also one of another realm, as test runners make them, whose `Object` is not ours. */
 function isPlain(given: object): boolean {
-  if (typeof given !== 'object' || given === null || Array.isArray(given)) return false;
+  if (typeof given !== 'object' || given === null) return false;
   const prototype: unknown = Object.getPrototypeOf(given);
-  return prototype === null || Object.getPrototypeOf(prototype) === null;
+  return prototype === Object.prototype || prototype === null || Object.getPrototypeOf(prototype) === null;
 }
 
 function unknownOption(where: string, name: string, known: readonly string[]): OctconvError {

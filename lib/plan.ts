@@ -36,14 +36,6 @@ export interface RunOptions {
 
 export const runOptions = { signal: true } satisfies Known<RunOptions>;
 
-/** Of a plan's run. */
-interface TimedOptions extends RunOptions {
-  /** Takes the time of each step. */
-  readonly stepMilliseconds?: Float32Array | undefined;
-}
-
-const timedOptions = { ...runOptions, stepMilliseconds: true } satisfies Known<TimedOptions>;
-
 export interface PlanOptions {
   /** `cpu` (default) or `reference`, the slow specification. */
   readonly device?: Device | undefined;
@@ -393,12 +385,15 @@ export class Plan {
 
   /**
    * Runs on the library's own threads. Inputs are copied before this returns, outputs when the run has ended, each
-   * once.
+   * once. `stepMilliseconds` takes the time of each step.
    * @throws OctconvError if an input has another type or shape, or, where i8 is multiplied, is not finite; the signal's
    * reason if it is aborted.
    */
-  async run(inputs: readonly Tensor[], options: TimedOptions = {}): Promise<Tensor[]> {
-    checkOptions('plan: run', options, timedOptions);
+  async run(
+    inputs: readonly Tensor[],
+    options: RunOptions & { readonly stepMilliseconds?: Float32Array | undefined } = {},
+  ): Promise<Tensor[]> {
+    checkOptions('plan: run', options, { ...runOptions, stepMilliseconds: true });
     const { signal, stepMilliseconds } = options;
     signal?.throwIfAborted();
     this.#check(inputs);

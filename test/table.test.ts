@@ -26,12 +26,13 @@ describe('tables', () => {
     expect(at(20).slice(1)).to.deep.equal(['first   conv   1.5', 'second  relu  12.5', 'no room for ms, why']);
   });
 
-  it('have no head where columns have no names; long cells go on in further lines', () => {
+  it('have no names where those are not wanted; long cells go on in further lines', () => {
     const shapes = [
       ['first', 'conv', '1x8 -> 1x4'],
       ['second', 'relu', '1x4 + 1x2 -> 1x4'],
     ];
-    const at = (width: number) => table(['', '', ''], shapes, { left: [''], width }).split('\n');
+    const at = (width: number) =>
+      table(['step', 'op', 'shapes'], shapes, { left: ['op', 'shapes'], named: false, width }).split('\n');
     expect(at(40)).to.deep.equal(['first   conv  1x8 -> 1x4', 'second  relu  1x4 + 1x2 -> 1x4']);
     expect(at(24)).to.deep.equal(['first', '  conv, 1x8 -> 1x4', 'second', '  relu, 1x4 + 1x2 -> 1x4']);
     expect(at(23).slice(2)).to.deep.equal(['second', '  relu', '  1x4 + 1x2 -> 1x4']);

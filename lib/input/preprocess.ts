@@ -50,6 +50,17 @@ export function inputOf(colour: InputConfig, channels: number): InputConfig | un
   return { ...colour, channels: 'gray', mean: luma(colour.mean), std: luma(colour.std) };
 }
 
+/** How a picture becomes the input of a network. @throws OctconvError if none can. */
+export function pictureInput(
+  where: string,
+  { input, options }: { readonly input: InputConfig | undefined; readonly options: { readonly channels: number } },
+): InputConfig {
+  if (input) return input;
+  throw new OctconvError(
+    `${where}: the network takes ${options.channels} channels, wanted 3 or 1, which pictures have`,
+  );
+}
+
 const size = integerIn(1, 65536);
 const perChannel = <Number extends v.GenericSchema<number>>(number: Number) => {
   const wanted = 'three numbers for the channels, or one of "gray"';
