@@ -137,6 +137,7 @@ describe('examples: server', function () {
   it('begins to count the time when all of a form is there', async () => {
     const { timeout } = AbortSignal;
     let counts = 0;
+    let slow: ReturnType<typeof request> | undefined;
     AbortSignal.timeout = (ms) => {
       counts++;
       return timeout.call(AbortSignal, ms);
@@ -145,7 +146,7 @@ describe('examples: server', function () {
       const head = '--x\r\ncontent-disposition: form-data; name="file"; filename="a.jpg"\r\n\r\n';
       const whole = Buffer.concat([Buffer.from(head), cat, Buffer.from('\r\n--x--\r\n')]);
       const came = once(app.server, 'request');
-      const slow = request(whole.subarray(0, 1000), whole.length, 'multipart/form-data; boundary=x');
+      slow = request(whole.subarray(0, 1000), whole.length, 'multipart/form-data; boundary=x');
       await came;
       await sleep(50);
       expect(counts).to.equal(0);
@@ -153,6 +154,7 @@ describe('examples: server', function () {
       expect(Buffer.concat(await slow.toArray()).toString()).to.match(/^HTTP\/1\.1 200 OK[\s\S]*"label":"cat"/);
       expect(counts).to.equal(1);
     } finally {
+      slow?.destroy();
       AbortSignal.timeout = timeout;
     }
   });
