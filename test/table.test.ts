@@ -40,7 +40,7 @@ describe('tables', () => {
 
   it('beside them: a text hangs from a head, whose colours take no room', () => {
     const bold = '\x1b[1mab\x1b[22m ';
-    expect(hanging(bold, 'some text', 3, 12)).to.equal(`${bold}some text`);
+    expect(hanging(bold, 'as many letters as fit', 5, 25)).to.equal(`${bold}as many letters as fit`);
     expect(hanging(bold, 'sixteen letters, and more', 3, 19)).to.equal(`${bold}sixteen letters,\n   and more`);
   });
 
