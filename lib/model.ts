@@ -25,14 +25,8 @@ import {
   type NetworkOptions,
   resolveNetworkOptions,
 } from './models/index.js';
-import {
-  checkGiven,
-  describingOptions,
-  type ResolvedOptions,
-  resolveOptions,
-  withParameterNames,
-} from './models/infer.js';
-import { networkOptions, type ResolvedNetworkOptions } from './models/options.js';
+import { checkGiven, type ResolvedOptions, resolveOptions, withParameterNames } from './models/infer.js';
+import type { ResolvedNetworkOptions } from './models/options.js';
 import type { Device } from './native.js';
 import { checkOptions, type Known } from './options.js';
 import { orAborted, PackedWeights, Plan, type RunOptions, runOptions, threadsOf } from './plan.js';
@@ -51,7 +45,7 @@ import { checkWeights } from './weights/check.js';
 import { withUsualNames } from './weights/names.js';
 import { isModelFolder, readModelFolder } from './weights/folder.js';
 import { initialize } from './weights/random.js';
-import { indexOf, openOptions, type OpenOptions, openWeights, type WeightSource } from './weights/source.js';
+import { indexOf, openOptions, type OpenOptions, openWeights, refuseKey, type WeightSource } from './weights/source.js';
 
 export interface ModelOptions extends Omit<CompileOptions, 'dtype'> {
   /**
@@ -101,7 +95,8 @@ function recordNetwork<Y>(
   inputs: readonly InputSpec[],
 ): Work<Recorded<Y>> {
   const forward = function* (...values: [never]): Work<Y> {
-    return network instanceof DeepModule ? yield* network.work(...values) : network.forward(...values);
+    const deep = network instanceof DeepModule && network.forward === DeepModule.prototype.forward;
+    return deep ? yield* network.work(...values) : network.forward(...values);
   };
   return recordWork('model: forward', network.forward.length, forward, inputs, new Graph(parameters));
 }
@@ -167,7 +162,7 @@ export class Model<Y = Value<'f32', Shape>, X extends readonly Value[] = [x: Val
     weights: ModelWeights,
     options: ModelOptions = {},
     /** @internal */
-    parameters: ReadonlyMap<string, Parameter> = atOnce(fittingParameters(network, weights)),
+    parameters?: ReadonlyMap<string, Parameter>,
   ) {
     checkOptions('model', options, modelOptions);
     const { tensors } = weights;
@@ -190,7 +185,7 @@ export class Model<Y = Value<'f32', Shape>, X extends readonly Value[] = [x: Val
     this.dtype = dtype;
     this.threads = threadsOf(target, threads);
     this.#network = network;
-    this.#parameters = parameters;
+    this.#parameters = parameters ?? atOnce(fittingParameters(network, weights));
     this.#source = weights;
     this.#weights = new PackedWeights(weights, target, dtype, maxBytes);
     this.#keptPlans = plans;
@@ -398,11 +393,9 @@ export function createModel(
   options: NetworkOptions & { seed?: number } = {},
   modelOptions: ModelOptions = {},
 ): Model<Value<'f32', Matrix>> {
-  checkOptions(name, options, { ...networkOptions, seed: true });
-  const { seed = 0, ...given } = options;
-  const network = buildNetwork(name, given);
-  const model = new Model(network, initialize(network, seed), modelOptions);
-  const resolved = resolveNetworkOptions(name, given);
+  const resolved = resolveNetworkOptions(name, options, name, { seed: true });
+  const network = buildNetwork(name, resolved);
+  const model = new Model(network, initialize(network, options.seed), modelOptions);
   return Object.assign(model, { name, options: resolved, input: defaultInputOf(name, resolved) });
 }
 
@@ -463,9 +456,10 @@ async function openUnchecked(
   given: Partial<ResolvedOptions> = {},
   open: OpenOptions = {},
 ): Promise<NetworkFile> {
-  checkOptions('network', given, describingOptions);
   const path = await placeOf(from);
-  const folder = (await isModelFolder(path)) && !(await indexOf(path)) ? await readModelFolder(path) : undefined;
+  const isFolder = (await isModelFolder(path)) && !(await indexOf(path));
+  if (isFolder) refuseKey(path, open.key);
+  const folder = isFolder ? await readModelFolder(path) : undefined;
   const file = folder?.weights ?? withUsualNames(await openWeights(path, open));
   try {
     if (folder) checkGiven(path, 'config.json has', folder.config, given);

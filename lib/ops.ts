@@ -38,7 +38,8 @@ import {
   wrong,
 } from './graph/shape.js';
 import { Octave, type Paths } from './octave.js';
-import { type PlanOptions, runGraph } from './plan.js';
+import { checkOptions, type Known } from './options.js';
+import { type PlanOptions, planOptions, runGraph } from './plan.js';
 import {
   type Channels,
   elementCount,
@@ -398,7 +399,7 @@ export function batchNorm<X extends Operand<Matrix | Spatial>>(
   const vectors = { weight, bias, running_mean, running_var };
   return apply('batchNorm', [x], vectors, options, () => {
     const { eps = 1e-5 } = options;
-    check('batchNorm', eps >= 0 && eps < Infinity, `eps ${eps}, wanted at least 0`);
+    check('batchNorm', eps >= 0 && eps < Infinity, `eps ${show(eps)}, wanted at least 0`);
     for (const [role, vector] of Object.entries(vectors)) {
       if (vector === undefined) wrong('batchNorm', `${role} is missing`);
       checkVector('batchNorm', role, vector, channels(x));
@@ -429,8 +430,10 @@ export function avgPool<X extends Operand<Spatial>>(
   x: X,
   options: PoolOptions & { readonly countIncludePad?: boolean },
 ): Result<X, Windowed<X['shape']>> {
-  const { countIncludePad = true } = options;
-  return apply('avgPool', [x], {}, options, () => pooled('avgPool', x, options, { countIncludePad }));
+  return apply('avgPool', [x], {}, options, () => {
+    const { countIncludePad = true } = options;
+    return pooled('avgPool', x, options, { countIncludePad });
+  });
 }
 
 function pooled(op: string, x: Operand, options: PoolOptions, more: Attrs): Inferred {
@@ -661,8 +664,32 @@ interface Inferred {
   readonly dtype?: DType;
   readonly attrs?: Attrs;
 }
+
+const poolOptions = { kernel: true, stride: true, padding: true, ceilMode: true } satisfies Own<PoolOptions>;
+
+/** The options of the ops that have other ones than where they run. */
+const optionsOf: { [op: string]: Readonly<Record<string, true>> } = {
+  leakyRelu: { slope: true },
+  conv: { stride: true, padding: true, dilation: true, groups: true } satisfies Own<ConvOptions>,
+  octConv: { stride: true, groups: true } satisfies Own<OctConvOptions>,
+  batchNorm: { eps: true },
+  maxPool: poolOptions,
+  avgPool: { ...poolOptions, countIncludePad: true },
+  upsampleNearest: { scale: true, size: true },
+  pad: { before: true, after: true, value: true },
+  interpolate: { height: true, width: true },
+  slice: { axes: true, starts: true, ends: true } satisfies Own<SliceOptions>,
+  transpose: { axes: true },
+  reshape: { shape: true },
+  mean: { axes: true, keepDims: true },
+  resize: { height: true, width: true, interpolation: true, antialias: true, crop: true } satisfies Own<ResizeOptions>,
+  normalize: { scale: true, mean: true, std: true },
+};
+for (const op in optionsOf) optionsOf[op] = { ...optionsOf[op], ...planOptions };
+
 /** All other ops take f32. */
 const takeBytes: ReadonlySet<string> = new Set(['resize', 'normalize']);
+type Own<O extends RunAt> = Known<Omit<O, keyof RunAt>>;
 type AnyOperand = Operand<Shape, DType> | Parameter;
 type Params = { readonly [role: string]: Weight | undefined };
 
@@ -696,26 +723,26 @@ function apply<R>(
   results: (all: readonly AnyOperand[]) => unknown = ([first]) => first,
 ): R {
   const graph = inputs.find((x) => x instanceof Value)?.graph;
-  if (graph) return results(record(graph, op, inputs, params, rule)) as R;
+  if (graph) return results(record(graph, op, inputs, params, run, rule)) as R;
   // At once: within a network nobody would catch a rejection.
   for (const x of inputs) check(op, x instanceof Tensor, `got ${kindOf(x)}, wanted a Value or a Tensor`);
   for (const [role, weight] of Object.entries(params)) {
     check(op, !(weight instanceof Parameter), `${role} is a Parameter, wanted a Tensor as x is one`);
   }
-  return runAlone(op, inputs as readonly Tensor[], params, rule, run).then(results) as R;
+  return runAlone(op, inputs as readonly Tensor[], params, run, rule).then(results) as R;
 }
 
 async function runAlone(
   op: string,
   tensors: readonly Tensor[],
   params: Params,
-  rule: () => Inferred,
   run: RunAt | undefined,
+  rule: () => Inferred,
 ): Promise<Tensor[]> {
   const graph = new Graph();
   const values = tensors.map((x) => graph.input(x.dtype, x.shape));
-  graph.outputs.push(...record(graph, op, values, params, rule).map((value) => value.id));
-  return runGraph(graph, tensors, run);
+  graph.outputs.push(...record(graph, op, values, params, run, rule).map((value) => value.id));
+  return runGraph(graph, tensors, { device: run?.device, threads: run?.threads });
 }
 
 function record(
@@ -723,9 +750,11 @@ function record(
   op: string,
   inputs: readonly AnyOperand[],
   params: Params,
+  run: RunAt | undefined,
   rule: () => Inferred,
 ): Value[] {
   try {
+    checkOptions(op, run, optionsOf[op] ?? planOptions);
     const takes = takeBytes.has(op) ? 'u8' : 'f32';
     const values = inputs.map((x) => (x instanceof Tensor || x instanceof Parameter ? graph.operand(op, x) : x));
     for (const x of values) {

@@ -20,7 +20,7 @@ import {
   type NativeValue,
   native,
 } from './native.js';
-import type { Known } from './options.js';
+import { checkOptions, type Known } from './options.js';
 import { stepsInTurns } from './targets.js';
 import { bytesOf, Tensor } from './tensor.js';
 import { inTurns, turn, type Work } from './turns.js';
@@ -149,7 +149,6 @@ export class PackedWeights {
     used: readonly { step: Step; packing: Packing; packed: Packed }[],
     constants: Graph['constants'],
   ): Promise<void> {
-    await turn(); // to know what is used takes a turn of its own
     const missing = used.filter(({ packed }) => !packed.promise);
     const bytes = Math.max(0, ...missing.map(({ packing }) => this.#bytesOf(packing)));
     const blocks = missing.slice(0, 2).map(() => calling(() => native.block(bytes)));
@@ -338,7 +337,6 @@ export class Plan {
   static async compile(graph: Graph, weights: PackedWeights, threads: number): Promise<Plan> {
     const { target, compute } = weights;
     const quantized = await weights.quantized();
-    await turn(); // to record it took a while
     const steps = await stepsInTurns(graph, { traits: target.traits, compute, quantized, threads });
     return Plan.ofSteps(graph, steps, weights, threads);
   }
@@ -393,8 +391,9 @@ export class Plan {
    */
   async run(
     inputs: readonly Tensor[],
-    options: RunOptions & { stepMilliseconds?: Float32Array } = {},
+    options: RunOptions & { readonly stepMilliseconds?: Float32Array | undefined } = {},
   ): Promise<Tensor[]> {
+    checkOptions('plan: run', options, { ...runOptions, stepMilliseconds: true });
     const { signal, stepMilliseconds } = options;
     signal?.throwIfAborted();
     this.#check(inputs);
@@ -558,10 +557,12 @@ export async function runGraph(
   inputs: readonly Tensor[],
   options: PlanOptions & RunOptions = {},
 ): Promise<Tensor[]> {
-  const target = targetOf(options.device);
-  const plan = await compileGraph(graph, target, 'f32', threadsOf(target, options.threads));
+  checkOptions('runGraph', options, { ...planOptions, ...runOptions });
+  const { device, threads, signal } = options;
+  const target = targetOf(device);
+  const plan = await compileGraph(graph, target, 'f32', threadsOf(target, threads));
   try {
-    return await plan.run(inputs, options);
+    return await plan.run(inputs, { signal });
   } finally {
     plan.dispose();
   }

@@ -50,7 +50,7 @@ export function recordCall<Y>(
   graph = new Graph(),
 ): Recorded<Y> {
   const call = function* (...values: never[]): Work<Y> {
-    yield;
+    yield; // a generator without one is a mistake to the linter
     return f(...values);
   };
   return atOnce(recordWork(name, f.length, call, inputs, graph));

@@ -2,6 +2,7 @@
 import { once } from 'node:events';
 import { readFile } from 'node:fs/promises';
 import { type AddressInfo, connect } from 'node:net';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { expect } from 'chai';
 import type { FastifyInstance } from 'fastify';
@@ -133,6 +134,31 @@ describe('examples: server', function () {
       expect([wrong.status, wrong.body.message]).to.deep.equal([500, 'a mistake']);
   });
 
+  it('begins to count the time when all of a form is there', async () => {
+    const { timeout } = AbortSignal;
+    let counts = 0;
+    let slow: ReturnType<typeof request> | undefined;
+    AbortSignal.timeout = (ms) => {
+      counts++;
+      return timeout.call(AbortSignal, ms);
+    };
+    try {
+      const head = '--x\r\ncontent-disposition: form-data; name="file"; filename="a.jpg"\r\n\r\n';
+      const whole = Buffer.concat([Buffer.from(head), cat, Buffer.from('\r\n--x--\r\n')]);
+      const came = once(app.server, 'request');
+      slow = request(whole.subarray(0, 1000), whole.length, 'multipart/form-data; boundary=x');
+      await came;
+      await sleep(50);
+      expect(counts).to.equal(0);
+      slow.write(whole.subarray(1000));
+      expect(Buffer.concat(await slow.toArray()).toString()).to.match(/^HTTP\/1\.1 200 OK[\s\S]*"label":"cat"/);
+      expect(counts).to.equal(1);
+    } finally {
+      slow?.destroy();
+      AbortSignal.timeout = timeout;
+    }
+  });
+
   it('refuses what is too large or too much', async () => {
     const large = Buffer.alloc(limit + 1);
     expect((await post(large, 'image/jpeg')).status).to.equal(413);
@@ -144,11 +170,11 @@ describe('examples: server', function () {
   });
 
   /** A request over a socket of its own, of which not all need be sent. */
-  function request(body: Uint8Array, length = body.length) {
+  function request(body: Uint8Array, length = body.length, type = 'image/jpeg') {
     const socket = connect(port, 'localhost');
     socket.on('error', () => undefined);
     socket.write(
-      `POST /classify HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: image/jpeg\r\nContent-Length: ${length}\r\n\r\n`,
+      `POST /classify HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: ${type}\r\nContent-Length: ${length}\r\n\r\n`,
     );
     socket.write(body);
     return socket;

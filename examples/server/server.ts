@@ -4,9 +4,10 @@ import { loadModel, OctconvError } from 'octconv';
 
 const model = await loadModel('cifar10-oct-resnet-26-a50');
 await model.warmUp([1, 2, 3, 4].map((pictures) => [pictures, 32, 32, 3]));
-const limits = { maxPixels: 25_000_000, formats: ['jpeg', 'png'], timeout: 10 } as const;
+const limits = { maxPixels: 25_000_000, formats: ['jpeg', 'png'] } as const;
+const milliseconds = 10_000; // for all pictures of a request, once they are here
 const bytes = 8 * 2 ** 20;
-const badForm = /^Multipart: |of multipart data$|^The needle /; // the parser gives these no status
+const badForm = /^Multipart: |of multipart data$|^The needle /; // words of @fastify/busboy, which gives no status
 
 export const app = Fastify({ bodyLimit: bytes, requestTimeout: 30_000, keepAliveTimeout: 5_000 });
 app.removeAllContentTypeParsers(); // a text would be taken for the path of a picture on this machine
@@ -22,10 +23,10 @@ app.addHook('onClose', () => model.dispose());
 app.post('/classify', async (request, reply) => {
   const gone = new AbortController(); // request.signal aborts as soon as the body is read
   reply.raw.once('close', () => gone.abort());
-  const signal = AbortSignal.any([gone.signal, AbortSignal.timeout(limits.timeout * 1000)]);
   const pictures = request.body instanceof Buffer ? [request.body] : [];
   if (request.isMultipart()) for await (const file of request.files()) pictures.push(await file.toBuffer());
   if (pictures.length === 0) return reply.code(400).send({ message: 'no picture, as a body or in a form' });
+  const signal = AbortSignal.any([gone.signal, AbortSignal.timeout(milliseconds)]);
   return model.classify(pictures, { top: 3, signal, ...limits });
 });
 

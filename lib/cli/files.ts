@@ -2,7 +2,14 @@
 import { dirname, join } from 'node:path';
 import { type Command, Option } from 'commander';
 import { OctconvError } from '../error.js';
-import { describeInput, type InputConfig, inputShape, type PerChannel, resolveInput } from '../input/preprocess.js';
+import {
+  describeInput,
+  type InputConfig,
+  inputShape,
+  type PerChannel,
+  pictureInput,
+  resolveInput,
+} from '../input/preprocess.js';
 import { Model, openNetwork } from '../model.js';
 import { checkLabels, checkModelOutput, readConfigBeside, readLabels, writeModelFolder } from '../weights/folder.js';
 import {
@@ -12,7 +19,6 @@ import {
   networkFrom,
   number,
   perChannel,
-  pictureInput,
   side,
   withNetwork,
   withNotes,

@@ -133,7 +133,7 @@ function stepsOf(plan: Plan): PlanStep[] {
 
 function shapesTable(steps: readonly (Shown & { algorithm?: string })[]): string {
   const lines = steps.map(({ name, op, shapes, algorithm = '' }) => [name, op, `${shapes}  ${algorithm}`.trim()]);
-  return table(['', '', ''], lines, { left: [''], width: terminalWidth() - 2 });
+  return table(['step', 'op', 'shapes'], lines, { left: ['op', 'shapes'], named: false, width: terminalWidth() - 2 });
 }
 
 function planTable(steps: readonly PlanStep[]): string {
@@ -154,7 +154,10 @@ function planTable(steps: readonly PlanStep[]): string {
   });
 }
 
-/** A network by its name alone: a plan depends on the types and shapes of weights, so all of them are ones. */
+/**
+ * A network by its name alone. A plan depends on the types and shapes of weights, in i8 also on which layers see a value
+ * with the same scale and zero point: `quantize` gives all that read one value the same, so all weights are ones here.
+ */
 async function named(flags: NetworkFlags, options: ModelOptions): Promise<Model> {
   const { network, source, ...described } = await networkFrom(flags);
   const tensors =

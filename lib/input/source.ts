@@ -85,6 +85,14 @@ export function discard(source: PictureSource): void {
   else if (source instanceof ReadableStream && !source.locked) source.cancel().catch(() => undefined);
 }
 
+export const isList = (sources: PictureSource | readonly PictureSource[]): sources is readonly PictureSource[] =>
+  Array.isArray(sources);
+
+/** Lets go of all that are not read. */
+export function discardAll(sources: PictureSource | readonly PictureSource[]): void {
+  for (const source of isList(sources) ? sources : [sources]) discard(source);
+}
+
 function pathOf(url: URL): string | undefined {
   try {
     return fileURLToPath(url);

@@ -15,8 +15,8 @@ export abstract class Module<X = never, Y = unknown> {
 }
 
 /**
- * A network of many parts: `work` is its `forward` with a `yield` behind each part. A `Model` that records it there lets
- * the event loop go on; hundreds of ops take longer than others should wait.
+ * A network of many parts: `work` is its `forward` with a `yield` behind each part. A `Model` records it in turns of
+ * the event loop; hundreds of ops take longer than others should wait.
  */
 export abstract class DeepModule<X = never, Y = unknown> extends Module<X, Y> {
   abstract work(x: X): Work<Y>;

@@ -1,10 +1,10 @@
 /** From a weight file's names and shapes to the network that it is of. */
 import { OctconvError, show } from '../error.js';
 import { parameterShapes } from '../layers/module.js';
-import type { Known } from '../options.js';
+import { checkOptions } from '../options.js';
 import { missingTensor, type WeightSource } from '../weights/source.js';
 import { buildNetwork, families, networkNames, resolveNetworkOptions } from './index.js';
-import { networkOptions, type ResolvedNetworkOptions } from './options.js';
+import type { ResolvedNetworkOptions } from './options.js';
 
 /** A network by its name and all of its options. */
 export interface Inferred {
@@ -16,8 +16,6 @@ export interface Inferred {
 export interface ResolvedOptions extends ResolvedNetworkOptions {
   readonly network: string;
 }
-
-export const describingOptions = { network: true, ...networkOptions } satisfies Known<ResolvedOptions>;
 
 type Source = Pick<WeightSource, 'name' | 'tensors' | 'unreadable'>;
 
@@ -61,6 +59,7 @@ export function checkGiven(
   fits = (_alpha: number): boolean => false,
 ): void {
   const all: Partial<ResolvedOptions> = { network, ...options };
+  checkOptions('network', given, all);
   for (const [key, asked] of Object.entries(given)) {
     const has = all[key as keyof ResolvedOptions];
     if (asked === undefined || show(asked) === show(has) || (key === 'alpha' && fits(Number(asked)))) continue;

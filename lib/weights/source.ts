@@ -62,17 +62,22 @@ export async function openWeights(path: string, options: OpenOptions = {}): Prom
   checkOptions('openWeights', options, openOptions);
   const { key } = options;
   const index = await indexOf(path);
-  if (index !== undefined) return withoutWrappers(await readShards(index));
+  if (index !== undefined) {
+    refuseKey(path, key);
+    return withoutWrappers(await readShards(index));
+  }
   const file = await RandomFile.open(path);
   try {
     const head = await file.read(0, Math.min(file.size, 512));
     const [first, second] = head;
-    if (isTar(head)) return await readTar(file);
+    if (isTar(head)) {
+      refuseKey(path, key);
+      return await readTar(file);
+    }
     if (first === 0x50 && second === 0x4b) return withoutWrappers(await readZipPth(file, key));
     // A pickle starts with PROTO; as the length of a safetensors header the same byte is followed by an 8th `{`.
     if (first === 0x80 && head[8] !== 0x7b) return withoutWrappers(await readLegacyPth(file, key));
-    if (key !== undefined)
-      throw new OctconvError(`${path}: no .pth file, only those have dictionaries as ${show(key)}`);
+    refuseKey(path, key);
     if (head[8] === 0x7b) return withoutWrappers(await readSafetensors(file));
     if (isParams(head)) return await readParams(file);
     throw new OctconvError(
@@ -82,6 +87,11 @@ export async function openWeights(path: string, options: OpenOptions = {}): Prom
     await file.close();
     throw error;
   }
+}
+
+/** @throws OctconvError if a dictionary is wanted of what has none. */
+export function refuseKey(path: string, key: string | undefined): void {
+  if (key !== undefined) throw new OctconvError(`${path}: no .pth file, only those have dictionaries as ${show(key)}`);
 }
 
 const indexName = 'model.safetensors.index.json';
