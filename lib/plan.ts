@@ -228,7 +228,8 @@ export class PackedWeights {
 
   /** The same parameters in the same form. */
   #keyOf({ op }: Step, { attrs, params }: Packing): string {
-    return JSON.stringify([op, calling(() => native.format(this.target.name, op, attrs)), params]);
+    const { name } = this.target;
+    return JSON.stringify([op, calling(() => native.format(name, op, attrs)), params]);
   }
 
   async #read(
@@ -402,10 +403,9 @@ export class Plan {
     const { signal, stepMilliseconds } = options;
     signal?.throwIfAborted();
     this.#check(inputs);
-    const { done, cancel } = calling(() =>
-      native.run(this.#plan, [...inputs.map((t) => t.data), ...this.#bound], stepMilliseconds !== undefined),
-    );
-    const ended = done.finally(() => this.#ended());
+    const [plan, data] = [this.#plan, [...inputs.map((t) => t.data), ...this.#bound]];
+    const { done, cancel } = calling(() => native.run(plan, data, stepMilliseconds !== undefined));
+    const ended = calling(() => done).finally(() => this.#ended());
     const { completed, outputs, stepMilliseconds: times } = await orAborted(ended, cancel, signal);
     stepMilliseconds?.set(times);
     if (!completed) throw new OctconvError('plan: the run was stopped');
@@ -469,9 +469,7 @@ export function orAborted<T>(done: Promise<T>, cancel: () => void, signal: Abort
       cancel();
       reject(signal?.reason);
     });
-    done
-      .then(resolve, (error: Error) => reject(error instanceof OctconvError ? error : new OctconvError(error.message)))
-      .finally(forget);
+    done.then(resolve, reject).finally(forget);
   });
 }
 

@@ -78,10 +78,12 @@ export class Graph {
   readonly bound = new Map<number, string>();
   readonly #operands = new Map<string, number>();
   readonly #names = new Map<Parameter, string>();
+  readonly #ofNetwork: boolean;
 
   /** `parameters` are those that nodes may read, as `namedParameters(network)` gives them. */
-  constructor(parameters: ReadonlyMap<string, Parameter> = new Map()) {
-    parameters.forEach((parameter, name) => {
+  constructor(parameters?: ReadonlyMap<string, Parameter>) {
+    this.#ofNetwork = parameters !== undefined;
+    parameters?.forEach((parameter, name) => {
       this.#names.set(parameter, name);
     });
   }
@@ -145,8 +147,8 @@ export class Graph {
   #param(op: string, role: string, param: Parameter | Tensor): string {
     const name = param instanceof Parameter ? this.#names.get(param) : constantName(param);
     if (name === undefined) {
-      const found = this.#names.size
-        ? 'is not among those of the network: layers are found in public fields and arrays of modules, not in private fields, Maps or objects'
+      const found = this.#ofNetwork
+        ? 'is in no public field or array of the network: layers in private fields, Maps, objects and classes that do not extend Module have no names, nor have those that forward makes'
         : 'has no name: record it through a model, or in a new Graph(namedParameters(network))';
       throw new OctconvError(`${op}: the parameter '${role}' [${param.shape}] ${found}`);
     }
