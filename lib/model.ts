@@ -1,11 +1,12 @@
 /** Models: a network with its weights, ready to run on a device at any input size. */
 import { access } from 'node:fs/promises';
 import { fileURLToPath } from 'node:url';
+import { checkSignal } from './abort.js';
 import { type Classified, classifyAll, type ClassifyOptions } from './classify.js';
 import { checkCompute, Compiled, compileOptions, type CompileOptions } from './compile.js';
 import { type Target, targetOf } from './devices.js';
 import { OctconvError, show } from './error.js';
-import { type ComputeType, Graph, type Parameter, type Value } from './graph/graph.js';
+import { type ComputeType, Graph, kindOf, type Parameter, type Value } from './graph/graph.js';
 import type { DType } from './dtype.js';
 import { type InputConfig, inputShape } from './input/preprocess.js';
 import type { PictureSource } from './input/source.js';
@@ -41,7 +42,7 @@ import {
 } from './structure.js';
 import { type Matrix, type Shape, Tensor } from './tensor.js';
 import { atOnce, inTurns, turn, type Work } from './turns.js';
-import { checkWeights } from './weights/check.js';
+import { checkSource, checkWeights } from './weights/check.js';
 import { withUsualNames } from './weights/names.js';
 import { isModelFolder, readModelFolder } from './weights/folder.js';
 import { initialize } from './weights/random.js';
@@ -103,6 +104,9 @@ function recordNetwork<Y>(
 
 /** @throws OctconvError if a parameter is missing in the weights, has another shape, or is left over. */
 function* fittingParameters(network: Module, weights: ModelWeights): Work<ReadonlyMap<string, Parameter>> {
+  if (typeof network?.forward !== 'function')
+    throw new OctconvError(`model: network: got ${kindOf(network)}, wanted a Module, which has a forward`);
+  checkSource(weights);
   const parameters = yield* findParameters(network);
   yield;
   checkWeights(shapesOf(parameters), weights);
@@ -303,7 +307,7 @@ export class Model<Y = Value<'f32', Shape>, X extends readonly Value[] = [x: Val
   async run(...args: [...inputs: Inputs<X>, options?: RunOptions]): Promise<Tensors<Y>> {
     const { inputs, options } = splitArguments<RunOptions>('model', args);
     checkOptions('model: run', options, runOptions);
-    options?.signal?.throwIfAborted();
+    checkSignal(options?.signal);
     return this.#use(async () => {
       const kept = this.#take(inputs);
       const run = (compiled: Compiled<X, Y>, x: readonly Tensor[]) => compiled.run(...([...x, options] as never));

@@ -1,9 +1,9 @@
 /** From a recorded graph to a native plan, and its runs. */
-import { onAbort } from './abort.js';
+import { checkSignal, onAbort } from './abort.js';
 import { type Target, targetOf } from './devices.js';
 import { arrayFor, bytesPerElement, type TypedArray } from './dtype.js';
 import { OctconvError, show } from './error.js';
-import { type ComputeType, type Graph, type TensorType, toNTHWC } from './graph/graph.js';
+import { checkGraph, type ComputeType, type Graph, kindOf, type TensorType, toNTHWC } from './graph/graph.js';
 import { type Branch, type Packing, packingsOf, type Step, type Steps } from './graph/lower.js';
 import { aligned, type MemoryPlan, planMemory } from './graph/memory.js';
 import { padOf, pitchOf } from './graph/pads.js';
@@ -401,7 +401,7 @@ export class Plan {
   async run(inputs: readonly Tensor[], options: TimedOptions = {}): Promise<Tensor[]> {
     checkOptions('plan: run', options, timedOptions);
     const { signal, stepMilliseconds } = options;
-    signal?.throwIfAborted();
+    checkSignal(signal);
     this.#check(inputs);
     const [plan, data] = [this.#plan, [...inputs.map((t) => t.data), ...this.#bound]];
     const { done, cancel } = calling(() => native.run(plan, data, stepMilliseconds !== undefined));
@@ -562,6 +562,9 @@ export async function runGraph(
 ): Promise<Tensor[]> {
   checkOptions('runGraph', options, { ...planOptions, ...runOptions });
   const { device, threads, signal } = options;
+  checkGraph('runGraph', graph);
+  if (!Array.isArray(inputs))
+    throw new OctconvError(`runGraph: inputs: got ${kindOf(inputs)}, wanted a list of Tensors`);
   const target = targetOf(device);
   const plan = await compileGraph(graph, target, 'f32', threadsOf(target, threads));
   try {

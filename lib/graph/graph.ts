@@ -3,7 +3,7 @@
  * it, and `lib/plan.ts` compiles it to native steps.
  */
 import type { DType } from '../dtype.js';
-import { OctconvError } from '../error.js';
+import { OctconvError, show } from '../error.js';
 import type { Tensor } from '../tensor.js';
 
 /** Named attributes of a node: numbers, strings, lists and objects of them. Sizes are `[time, height, width]`. */
@@ -49,7 +49,10 @@ export class Value<D extends DType = DType, S extends readonly number[] = readon
 export class Parameter<const S extends readonly number[] = readonly number[]> {
   /** Tells it apart from all else that has a shape, for the compiler alone. */
   declare protected readonly parameter: true;
-  constructor(readonly shape: S) {}
+  constructor(readonly shape: S) {
+    if (Array.isArray(shape) && shape.every((size) => Number.isInteger(size) && size > 0)) return;
+    throw new OctconvError(`parameter: shape ${show(shape)}, wanted a list of positive integers`);
+  }
 }
 
 /** What a node reads beside its inputs, by role. */
@@ -185,6 +188,11 @@ export class Graph {
     const layer = node && Object.values(node.params).some((name) => !this.constants.has(name));
     return layer ? node.name : node && this.#layerBefore(node.inputs[0]);
   }
+}
+
+/** @throws OctconvError unless it is a graph. */
+export function checkGraph(where: string, graph: Graph): void {
+  if (!(graph instanceof Graph)) throw new OctconvError(`${where}: got ${kindOf(graph)}, wanted a Graph`);
 }
 
 const holderOf = (path: string): string => path.slice(0, Math.max(0, path.lastIndexOf('.')));
