@@ -1,5 +1,6 @@
 /** Models: a network with its weights, ready to run on a device at any input size. */
-import { access } from 'node:fs/promises';
+import { access, readdir } from 'node:fs/promises';
+import { dirname } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { checkSignal } from './abort.js';
 import { type Classified, classifyAll, type ClassifyOptions } from './classify.js';
@@ -29,7 +30,7 @@ import {
 import { checkGiven, type ResolvedOptions, resolveOptions, withParameterNames } from './models/infer.js';
 import type { ResolvedNetworkOptions } from './models/options.js';
 import type { Device } from './native.js';
-import { checkOptions, type Known } from './options.js';
+import { checkOptions, didYouMean, type Known } from './options.js';
 import { orAborted, PackedWeights, Plan, type RunOptions, runOptions, threadsOf } from './plan.js';
 import {
   type Input,
@@ -423,6 +424,9 @@ async function placeOf(from: string | URL): Promise<string> {
   if (typeof from === 'string' && /^[\w.-]+$/.test(from) && !(await exists(from))) {
     const shipped = fileURLToPath(new URL(`../models/${from}`, import.meta.url));
     if (await isModelFolder(shipped)) return shipped;
+    const names = (await readdir(dirname(shipped)).catch(() => [])).sort();
+    if (didYouMean(from, names))
+      throw new OctconvError(`${from}: no such file, and no model of the package: those are ${names.join(', ')}`);
   }
   const path = from instanceof URL && from.protocol === 'file:' ? fileURLToPath(from) : from;
   if (typeof path === 'string') return path;

@@ -21,7 +21,7 @@ export function evalCommand(program: Command): void {
 
 async function run(options: DeviceOptions & { model: string; data: string; batch?: number }): Promise<void> {
   using model = await loadModel(options.model, modelOptions(options));
-  const { files, classes, by } = await classFolders(
+  const { files, classes, others, by } = await classFolders(
     options.data,
     model.labels,
     model.options?.classes ?? model.labels?.length ?? 0,
@@ -52,11 +52,21 @@ async function run(options: DeviceOptions & { model: string; data: string; batch
   if (seen === 0) throw new OctconvError(`${options.data}: none of ${count(files.length)} pictures could be read`);
   if (options.json) {
     const millisecondsPerPicture = milliseconds / seen;
-    printJson({ pictures: seen, failed: bad, classesBy: by, top1, top5, millisecondsPerPicture, ...placeOf(model) });
+    printJson({
+      pictures: seen,
+      failed: bad,
+      others,
+      classesBy: by,
+      top1,
+      top5,
+      millisecondsPerPicture,
+      ...placeOf(model),
+    });
     return;
   }
   print(`top-1 ${count(top1)} of ${count(seen)}, ${percent(top1 / seen)}`);
   print(`top-5 ${count(top5)} of ${count(seen)}, ${percent(top5 / seen)}`);
+  if (others) print(`passed over, no pictures by their names: ${count(others)} file${others === 1 ? '' : 's'}`);
   if (by === 'order')
     print('folders are classes by their order, as in ImageFolder: their names are no labels of one class');
   print(`${(milliseconds / seen).toFixed(2)} ms per picture in the network, ${deviceLine(model)}`);

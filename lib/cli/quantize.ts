@@ -79,8 +79,9 @@ async function run(folder: string, { data, out, images, threads, force, json }: 
     if (json) {
       printJson({ network: name, options, weights, bytes, pictures: good.length, failed: bad.size, same, cosine });
     } else {
+      const left = bad.size ? `; ${count(bad.size)} picture${bad.size === 1 ? '' : 's'} left out` : '';
       print(
-        `${printable(out)}: ${name}, ${weights} weights in int8, ${count(bytes.before)} bytes are ${count(bytes.after)}`,
+        `${printable(out)}: written: ${name}, ${weights} weights in int8, ${count(bytes.before)} bytes are ${count(bytes.after)}${left}`,
       );
       const share = `${count(same)} of ${count(good.length)} pictures, ${percent(same / good.length)}`;
       print(
