@@ -457,9 +457,9 @@ describe('command line', function () {
       expect(code, stderr).to.equal(0);
       expect(stdout).to.match(/\n {2}device +cpu \w+, bf16, 1 thread\n/);
       expect(stdout).to.match(
-        /\nplan\n {2}step +op +types +products +M MAdd +KiB in +KiB out +KiB weights +algorithm\n/,
+        /\nplan\n {2}step +op +algorithm +types +products +M MAdd +KiB in +KiB out +KiB weights\n/,
       );
-      expect(stdout).to.match(/\n {2}conv1 +octConv +f32 -> bf16 +(f32|bf16) +[\d.]+ +12 +\d+ +\d+ +tile /);
+      expect(stdout).to.match(/\n {2}conv1 +octConv +tile .* f32 -> bf16 +(f32|bf16) +[\d.]+ +12 +\d+ +\d+\n/);
       expect(stdout).to.match(
         /\n {2}all +[\d.]+ .*\n.* MiB of weights; a run has .* of activations, .* with scratch\n$/,
       );
@@ -489,16 +489,21 @@ describe('command line', function () {
           ['info', ...folderFlags, '--graph'],
           ['info', 'oct-resnet-26', '--width', '8', '--dtype', 'i8', '--graph'],
           ['devices'],
+          ['info', 'no-such-network'],
+          ['convert', join(shipped, 'model.safetensors'), `wrapped-${columns}`],
+          ['run', '--model', shipped, '--input', `${checkpoint}.x.npy`, '--output', 'wrapped.npy'],
         ]) {
           const long = shown(...args)
             .split('\n')
-            .filter((line) => line.length > columns && !line.includes('octconv.node')); // a path is not broken
+            .filter((line) => line.length > columns && !/octconv\.node|config\.json/.test(line)); // a path is not broken
           expect(long, `${args.join(' ')} at ${columns}`).to.be.empty;
         }
         const all = shown('info', ...folderFlags, '--plan').replaceAll(/\n */g, ' ');
         const [, head = '', gone = ''] = /\bplan +(step .*?) conv1 .* no room for (.*?) [\d.]+ MiB/.exec(all) ?? [];
         for (const column of ['op', 'types', 'products', 'M MAdd', 'KiB in', 'KiB out', 'KiB weights', 'algorithm'])
           expect(`${head} ${gone}`, `${column} at ${columns}`).to.contain(column);
+        if (columns >= 60) expect(head, `${columns}`).to.contain('algorithm');
+        if (gone) expect(gone).to.contain(' --json, or | cat, shows all');
       }
     });
 

@@ -5,6 +5,8 @@ export interface TableOptions {
   readonly left?: readonly string[];
   /** Columns that go when the table is too wide, in this order. */
   readonly drop?: readonly string[];
+  /** Where those can be seen that went. */
+  readonly elsewhere?: string;
   /** Characters of a line; default: as the terminal has. */
   readonly width?: number;
 }
@@ -21,7 +23,7 @@ export function table(
   lines: readonly (readonly string[])[],
   options: TableOptions = {},
 ): string {
-  const { left = [], drop = [], width = terminalWidth() } = options;
+  const { left = [], drop = [], elsewhere, width = terminalWidth() } = options;
   const widths = head.map((name, i) => Math.max(name.length, ...lines.map((line) => line[i]?.length ?? 0)));
   const flush = head.map((name, i) => i === 0 || left.includes(name));
   const kept = new Set(head.keys());
@@ -55,7 +57,8 @@ export function table(
   const gone = head.filter((_, i) => !kept.has(i));
   const [first, ...others] = gone;
   const note = first === undefined ? [] : wrapped([`no room for ${first}`, ...others], width, ', ');
-  return [...rows, ...note].join('\n');
+  const hint = first === undefined || elsewhere === undefined ? [] : wrapped(elsewhere.split(' '), width);
+  return [...rows, ...note, ...hint].join('\n');
 }
 
 /** A row as its first cell, and the others with their names below it. */

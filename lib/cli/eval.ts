@@ -3,7 +3,7 @@ import { classify } from '../classify.js';
 import { OctconvError } from '../error.js';
 import { loadModel } from '../model.js';
 import { deviceLine, type DeviceOptions, integer, modelOptions, placeOf, withDevice } from './common.js';
-import { count, percent, print, printJson } from './output.js';
+import { count, percent, printJson, say } from './output.js';
 import { classFolders } from './pictures.js';
 import { Progress } from './progress.js';
 
@@ -64,10 +64,10 @@ async function run(options: DeviceOptions & { model: string; data: string; batch
     });
     return;
   }
-  print(`top-1 ${count(top1)} of ${count(seen)}, ${percent(top1 / seen)}`);
-  print(`top-5 ${count(top5)} of ${count(seen)}, ${percent(top5 / seen)}`);
-  if (others) print(`passed over, no pictures by their names: ${count(others)} file${others === 1 ? '' : 's'}`);
+  say(`top-1 ${count(top1)} of ${count(seen)}, ${percent(top1 / seen)}`);
+  say(`top-5 ${count(top5)} of ${count(seen)}, ${percent(top5 / seen)}`);
+  if (others) say(`passed over, no pictures by their names: ${count(others)} file${others === 1 ? '' : 's'}`);
   if (by === 'order')
-    print('folders are classes by their order, as in ImageFolder: their names are no labels of one class');
-  print(`${(milliseconds / seen).toFixed(2)} ms per picture in the network, ${deviceLine(model)}`);
+    say('folders are classes by their order, as in ImageFolder: their names are no labels of one class');
+  say(`${(milliseconds / seen).toFixed(2)} ms per picture in the network, ${deviceLine(model)}`);
 }

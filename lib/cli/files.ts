@@ -15,7 +15,7 @@ import {
   withNetwork,
   withNotes,
 } from './common.js';
-import { count, note, print, printable, printJson, UsageError } from './output.js';
+import { count, note, print, printable, printJson, UsageError, say } from './output.js';
 import { checkOut, writeOut } from './streams.js';
 
 export function convertCommand(program: Command): void {
@@ -82,13 +82,13 @@ async function convert(
       return;
     }
     const { alpha, width, classes } = options;
-    print(
+    say(
       `${printable(folder)}: ${network}, alpha ${alpha}, width ${width}, ${classes} classes, ${count(tensors)} tensors`,
     );
     const config = trained ? join(dirname(file), 'config.json') : known && join(file, 'config.json'); // a model folder
     const said = config ? `, as ${printable(config)} says` : ', as is usual for such a network';
     const assumed = Object.keys(flags).length ? '' : said;
-    print(`input${assumed}: ${describeInput(input)}`);
+    say(`input${assumed}: ${describeInput(input)}`);
   } finally {
     await source.close();
   }
@@ -160,12 +160,12 @@ async function toFile({ onnx, size, json, ...flags }: ExportOptions): Promise<vo
   const [, height, width, channels] = shape;
   const bytes = await model.toOnnx(shape);
   await writeOut(onnx, [bytes]);
-  const say = onnx === '-' ? note : print;
+  const tell = onnx === '-' ? note : json ? print : say;
   const random = areRandom(flags);
   const about = { file: onnx, network: name, options, ...(random && { weights: 'random' }) };
-  if (json) say(JSON.stringify({ ...about, input: [null, channels, height, width], bytes: bytes.length }));
+  if (json) tell(JSON.stringify({ ...about, input: [null, channels, height, width], bytes: bytes.length }));
   else
-    say(
+    tell(
       `${printable(onnx)}: ${name}${random ? ' of random weights' : ''}, input [N,${channels},${height},${width}], ${count(bytes.length)} bytes`,
     );
 }
