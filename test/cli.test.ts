@@ -343,6 +343,22 @@ describe('command line', function () {
       expect(run().stdout).to.match(/\npassed over, no pictures by their names: 2 files\n/);
     });
 
+    it('says at an interrupt what is done so far, and ends by it', async () => {
+      mkdirSync(inFolder('many/cat'), { recursive: true });
+      for (const name of ['a1', 'a2', 'a3', ...Array.from({ length: 3000 }, (_, i) => `c${i}`)])
+        symlinkSync(cat, inFolder(`many/cat/${name}.jpg`));
+      writeFileSync(inFolder('many/cat/b.jpg'), 'text');
+      const child = spawn(process.execPath, [cli, ...words('eval --batch 1 --data many --model'), shipped], {
+        cwd: folder,
+        stdio: ['ignore', 'pipe', 'pipe'],
+      });
+      const ended = once(child, 'exit');
+      child.stderr.once('data', () => child.kill('SIGINT')); // of b.jpg, behind three others
+      const shown = (await child.stdout.toArray()).join('');
+      expect((await ended)[1]).to.equal('SIGINT');
+      expect(shown).to.match(/^interrupted after [\d,]+ of 3,004 pictures\ntop-1 [\d,]+ of [\d,]+, 100\.0 %\ntop-5 /);
+    });
+
     it('has a progress bar on a terminal, which errors leave alone', function () {
       if (noTerminal) skip(this, 'terminal');
       for (const columns of [50, 60, 80]) {

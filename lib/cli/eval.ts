@@ -35,9 +35,40 @@ async function run(options: DeviceOptions & { model: string; data: string; batch
     progress.error(error.message);
     process.exitCode = 1;
   };
+  /** Of what is done, all of it or until an interrupt. */
+  function report(): void {
+    const interrupted = seen + bad < files.length;
+    if (options.json) {
+      const millisecondsPerPicture = milliseconds / seen;
+      printJson({
+        ...(interrupted && { interrupted }),
+        pictures: seen,
+        failed: bad,
+        others,
+        classesBy: by,
+        top1,
+        top5,
+        millisecondsPerPicture,
+        ...placeOf(model),
+      });
+      return;
+    }
+    if (interrupted) say(`interrupted after ${count(seen + bad)} of ${count(files.length)} pictures`);
+    say(`top-1 ${count(top1)} of ${count(seen)}, ${percent(top1 / seen)}`);
+    say(`top-5 ${count(top5)} of ${count(seen)}, ${percent(top5 / seen)}`);
+    if (others) say(`passed over, no pictures by their names: ${count(others)} file${others === 1 ? '' : 's'}`);
+    if (by === 'order')
+      say('folders are classes by their order, as in ImageFolder: their names are no labels of one class');
+    say(`${(milliseconds / seen).toFixed(2)} ms per picture in the network, ${deviceLine(model)}`);
+  }
+
+  const stop = new AbortController();
+  const interrupt = () => stop.abort();
+  process.once('SIGINT', interrupt);
+  const { signal } = stop;
   if (!options.json) await progress.start(files.length, 'pictures');
   try {
-    for await (const { index, top, ...result } of classify(model, files, { top: 5, batch, failed })) {
+    for await (const { index, top, ...result } of classify(model, files, { top: 5, batch, failed, signal })) {
       // By index: labels may repeat.
       const place = top.findIndex((guess) => guess.index === classes[index]);
       seen++;
@@ -46,28 +77,14 @@ async function run(options: DeviceOptions & { model: string; data: string; batch
       milliseconds += result.milliseconds;
       progress.update(seen + bad, `pictures, top-1 ${percent(top1 / seen)}`);
     }
+  } catch (error) {
+    if (!signal.aborted) throw error;
   } finally {
+    process.off('SIGINT', interrupt);
     progress.stop();
   }
-  if (seen === 0) throw new OctconvError(`${options.data}: none of ${count(files.length)} pictures could be read`);
-  if (options.json) {
-    const millisecondsPerPicture = milliseconds / seen;
-    printJson({
-      pictures: seen,
-      failed: bad,
-      others,
-      classesBy: by,
-      top1,
-      top5,
-      millisecondsPerPicture,
-      ...placeOf(model),
-    });
-    return;
-  }
-  say(`top-1 ${count(top1)} of ${count(seen)}, ${percent(top1 / seen)}`);
-  say(`top-5 ${count(top5)} of ${count(seen)}, ${percent(top5 / seen)}`);
-  if (others) say(`passed over, no pictures by their names: ${count(others)} file${others === 1 ? '' : 's'}`);
-  if (by === 'order')
-    say('folders are classes by their order, as in ImageFolder: their names are no labels of one class');
-  say(`${(milliseconds / seen).toFixed(2)} ms per picture in the network, ${deviceLine(model)}`);
+  if (seen > 0) report();
+  if (signal.aborted)
+    process.kill(process.pid, 'SIGINT'); // nobody listens any longer: it ends the process
+  else if (seen === 0) throw new OctconvError(`${options.data}: none of ${count(files.length)} pictures could be read`);
 }
