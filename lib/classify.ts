@@ -1,5 +1,5 @@
 /** From pictures to labels. */
-import { OctconvError } from './error.js';
+import { OctconvError, show } from './error.js';
 import { kindOf } from './graph/graph.js';
 import { type BatchOptions, batchOptions, loadBatches } from './input/batches.js';
 import { discardAll, type PictureSource } from './input/source.js';
@@ -52,7 +52,7 @@ export async function* classify(
     checkOptions('classify', options, classifyOptions);
     const { top = 5, ...batches } = options;
     const { signal } = batches;
-    if (!Number.isInteger(top) || top < 1) throw new OctconvError(`top: ${top}, wanted a positive integer`);
+    if (!Number.isInteger(top) || top < 1) throw new OctconvError(`top: ${show(top)}, wanted a positive integer`);
     if (!model.input) throw new OctconvError('classify: the model does not say how a picture becomes its input');
     for await (const { x, files, indices } of loadBatches(sources, model.input, batches)) {
       await model.plan(x.shape); // compiled outside of what is timed

@@ -1,11 +1,13 @@
 /** Models: a network with its weights, ready to run on a device at any input size. */
-import { access } from 'node:fs/promises';
+import { access, readdir } from 'node:fs/promises';
+import { dirname } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { checkSignal } from './abort.js';
 import { type Classified, classifyAll, type ClassifyOptions } from './classify.js';
 import { checkCompute, Compiled, compileOptions, type CompileOptions } from './compile.js';
 import { type Target, targetOf } from './devices.js';
 import { OctconvError, show } from './error.js';
-import { type ComputeType, Graph, type Parameter, type Value } from './graph/graph.js';
+import { type ComputeType, Graph, kindOf, type Parameter, type Value } from './graph/graph.js';
 import type { DType } from './dtype.js';
 import { type InputConfig, inputShape } from './input/preprocess.js';
 import type { PictureSource } from './input/source.js';
@@ -28,7 +30,7 @@ import {
 import { checkGiven, type ResolvedOptions, resolveOptions, withParameterNames } from './models/infer.js';
 import type { ResolvedNetworkOptions } from './models/options.js';
 import type { Device } from './native.js';
-import { checkOptions, type Known } from './options.js';
+import { checkOptions, didYouMean, type Known } from './options.js';
 import { orAborted, PackedWeights, Plan, type RunOptions, runOptions, threadsOf } from './plan.js';
 import {
   type Input,
@@ -41,7 +43,7 @@ import {
 } from './structure.js';
 import { type Matrix, type Shape, Tensor } from './tensor.js';
 import { atOnce, inTurns, turn, type Work } from './turns.js';
-import { checkWeights } from './weights/check.js';
+import { checkSource, checkWeights } from './weights/check.js';
 import { withUsualNames } from './weights/names.js';
 import { isModelFolder, readModelFolder } from './weights/folder.js';
 import { initialize } from './weights/random.js';
@@ -103,6 +105,9 @@ function recordNetwork<Y>(
 
 /** @throws OctconvError if a parameter is missing in the weights, has another shape, or is left over. */
 function* fittingParameters(network: Module, weights: ModelWeights): Work<ReadonlyMap<string, Parameter>> {
+  if (typeof network?.forward !== 'function')
+    throw new OctconvError(`model: network: got ${kindOf(network)}, wanted a Module, which has a forward`);
+  checkSource(weights);
   const parameters = yield* findParameters(network);
   yield;
   checkWeights(shapesOf(parameters), weights);
@@ -303,7 +308,7 @@ export class Model<Y = Value<'f32', Shape>, X extends readonly Value[] = [x: Val
   async run(...args: [...inputs: Inputs<X>, options?: RunOptions]): Promise<Tensors<Y>> {
     const { inputs, options } = splitArguments<RunOptions>('model', args);
     checkOptions('model: run', options, runOptions);
-    options?.signal?.throwIfAborted();
+    checkSignal(options?.signal);
     return this.#use(async () => {
       const kept = this.#take(inputs);
       const run = (compiled: Compiled<X, Y>, x: readonly Tensor[]) => compiled.run(...([...x, options] as never));
@@ -419,6 +424,9 @@ async function placeOf(from: string | URL): Promise<string> {
   if (typeof from === 'string' && /^[\w.-]+$/.test(from) && !(await exists(from))) {
     const shipped = fileURLToPath(new URL(`../models/${from}`, import.meta.url));
     if (await isModelFolder(shipped)) return shipped;
+    const names = (await readdir(dirname(shipped)).catch(() => [])).sort();
+    if (didYouMean(from, names))
+      throw new OctconvError(`${from}: no such file, and no model of the package: those are ${names.join(', ')}`);
   }
   const path = from instanceof URL && from.protocol === 'file:' ? fileURLToPath(from) : from;
   if (typeof path === 'string') return path;

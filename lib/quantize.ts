@@ -5,7 +5,7 @@
 import { targetOf } from './devices.js';
 import { OctconvError } from './error.js';
 import { fuse } from './graph/fuse.js';
-import type { Graph } from './graph/graph.js';
+import { type Graph, kindOf } from './graph/graph.js';
 import { type Branch, lower, sourcesOf, type Steps, type Term } from './graph/lower.js';
 import type { InputType } from './graph/types.js';
 import { parameterShapes } from './layers/module.js';
@@ -13,7 +13,7 @@ import { type Network, record } from './model.js';
 import { checkOptions, type Known } from './options.js';
 import { PackedWeights, Plan, type PlanOptions, type RunOptions, runOptions, threadsOf } from './plan.js';
 import type { Tensor } from './tensor.js';
-import { checkWeights } from './weights/check.js';
+import { checkSource, checkWeights } from './weights/check.js';
 import { toFloats } from './weights/floats.js';
 import { type MemoryTensor, memoryWeights } from './weights/memory.js';
 import { besideI8, type WeightSource } from './weights/source.js';
@@ -39,6 +39,10 @@ export async function quantize(
   options: QuantizeOptions = {},
 ): Promise<WeightSource> {
   checkOptions('quantize', options, quantizeOptions);
+  checkSource(weights);
+  const iterable = Object(batches);
+  if (!(Symbol.iterator in iterable || Symbol.asyncIterator in iterable))
+    throw new OctconvError(`quantize: batches: got ${kindOf(batches)}, wanted Tensors in turn`);
   const { name = 'weights', tensors } = weights;
   if ([...tensors.values()].some(({ dtype }) => dtype === 'i8')) throw new OctconvError(`${name}: quantized already`);
   checkWeights(parameterShapes(network), weights);

@@ -126,6 +126,10 @@ describe('names that are nearly right', () => {
     expect(() => createModel('resnet-18', {}, { device: 'referense' as never })).to.throw(
       `device 'referense' (did you mean "reference"?): wanted auto, cpu, reference`,
     );
+    expect(await failure(loadModel('cifar10-oct-resnet-26-a5'))).to.equal(
+      'cifar10-oct-resnet-26-a5: no such file, and no model of the package: those are cifar10-oct-resnet-26-a0, ' +
+        'cifar10-oct-resnet-26-a50',
+    );
     const weights = memoryWeights(new Map([['fc.weight', { dtype: 'f32', shape: [1], data: new Float32Array(1) }]]));
     expect(await failure(weights.read('fc.weigth'))).to.equal(
       'weights: no tensor "fc.weigth" (did you mean "fc.weight"?), there is "fc.weight"',

@@ -129,9 +129,11 @@ describe('examples: server', function () {
     } finally {
       AbortSignal.timeout = timeout;
     }
-    first = () => Promise.reject(new TypeError('a mistake'));
-    for (const wrong of [await post(cat, 'image/jpeg'), await post(form(cat))])
-      expect([wrong.status, wrong.body.message]).to.deep.equal([500, 'a mistake']);
+    for (const mistake of [new TypeError('a mistake'), new library.OctconvError('conv: a mistake')]) {
+      first = () => Promise.reject(mistake);
+      for (const wrong of [await post(cat, 'image/jpeg'), await post(form(cat))])
+        expect([wrong.status, wrong.body.message]).to.deep.equal([500, mistake.message]);
+    }
   });
 
   it('begins to count the time when all of a form is there', async () => {

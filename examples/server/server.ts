@@ -14,7 +14,8 @@ app.removeAllContentTypeParsers(); // a text would be taken for the path of a pi
 app.addContentTypeParser(/^image\//, { parseAs: 'buffer' }, (_, body, done) => done(null, body));
 await app.register(multipart, { limits: { fileSize: bytes, parts: 4 } });
 app.setErrorHandler((error: Error, _, reply) => {
-  if (error instanceof OctconvError || badForm.test(error.message)) reply.code(400);
+  const badPicture = error instanceof OctconvError && /^picture \d+: /.test(error.message);
+  if (badPicture || badForm.test(error.message)) reply.code(400);
   if (error.name === 'TimeoutError') reply.code(503);
   return reply.send(error);
 });

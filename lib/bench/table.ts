@@ -7,6 +7,8 @@ export interface TableOptions {
   readonly named?: boolean;
   /** Columns that go when the table is too wide, in this order. */
   readonly drop?: readonly string[];
+  /** Where those can be seen that went. */
+  readonly elsewhere?: string;
   /** Characters of a line; default: as the terminal has. */
   readonly width?: number;
 }
@@ -23,7 +25,7 @@ export function table(
   lines: readonly (readonly string[])[],
   options: TableOptions = {},
 ): string {
-  const { left = [], drop = [], named = true, width = terminalWidth() } = options;
+  const { left = [], drop = [], elsewhere, named = true, width = terminalWidth() } = options;
   const titles = head.map((name) => (named ? name : ''));
   const widths = titles.map((title, i) => Math.max(title.length, ...lines.map((line) => line[i]?.length ?? 0)));
   const flush = head.map((name, i) => i === 0 || left.includes(name));
@@ -50,7 +52,8 @@ export function table(
   const gone = head.filter((_, i) => !kept.has(i));
   const [first, ...others] = gone;
   const note = first === undefined ? [] : wrapped([`no room for ${first}`, ...others], width, ', ');
-  return [...rows, ...note].join('\n');
+  const hint = first === undefined || elsewhere === undefined ? [] : wrapped(elsewhere.split(' '), width);
+  return [...rows, ...note, ...hint].join('\n');
 }
 
 /** A row as its first cell, and the others with their names below it. */

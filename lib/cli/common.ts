@@ -31,9 +31,6 @@ export function number(text: string): number {
   throw new InvalidArgumentError('wanted a number.');
 }
 
-/** Height or width. */
-export const side = integer(1);
-
 /** A number for each channel: three, or one for grey pictures. */
 export function perChannel(positive = false) {
   return (text: string): PerChannel => {

@@ -1,9 +1,9 @@
-import { onAbort } from '../abort.js';
-import { OctconvError } from '../error.js';
+import { checkSignal, onAbort } from '../abort.js';
+import { OctconvError, show } from '../error.js';
 import type { PlanOptions, RunOptions } from '../plan.js';
 import { checkOptions, type Known } from '../options.js';
 import { checkLimits, decodeImage, type DecodeOptions, decodeOptions, type Picture } from './image.js';
-import { type InputConfig, type InputTensor, preprocessOne, stack } from './preprocess.js';
+import { type InputConfig, type InputTensor, parseInput, preprocessOne, stack } from './preprocess.js';
 import { discardAll, hold, isList, nameOf, type PictureSource } from './source.js';
 
 export interface Batch {
@@ -49,10 +49,13 @@ export async function* loadBatches(
   list.forEach(hold);
   try {
     checkOptions('loadBatches', options, batchOptions);
-    const { batch = 32 } = options;
-    if (!Number.isInteger(batch) || batch < 1) throw new OctconvError(`batch: ${batch}, wanted a positive integer`);
+    const { batch = 32, failed } = options;
+    if (!Number.isInteger(batch) || batch < 1)
+      throw new OctconvError(`batch: ${show(batch)}, wanted a positive integer`);
+    if (failed !== undefined && typeof failed !== 'function')
+      throw new OctconvError(`failed: ${show(failed)}, wanted a function`);
     checkLimits(options);
-    yield* batchesOf(list, names, input, { ...options, batch });
+    yield* batchesOf(list, names, parseInput(input, 'preprocess'), { ...options, batch });
   } finally {
     discardAll(list);
   }
@@ -65,6 +68,7 @@ async function* batchesOf(
   { batch, failed, device, ...decoding }: BatchOptions & { readonly batch: number },
 ): AsyncGenerator<Batch, void, void> {
   const { signal } = decoding;
+  checkSignal(signal);
   const stop = new AbortController(); // also ends what is being decoded when the caller leaves the loop
   const forget = onAbort(signal, () => stop.abort(signal?.reason));
 
@@ -95,7 +99,6 @@ async function* batchesOf(
   };
 
   try {
-    signal?.throwIfAborted();
     let next = startAt(0);
     for (let begin = 0; begin < list.length; begin += batch) {
       const loaded = await next;

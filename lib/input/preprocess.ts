@@ -214,7 +214,9 @@ export async function preprocess(
   options: PlanOptions & RunOptions = {},
 ): Promise<InputTensor> {
   checkOptions('preprocess', options, { ...planOptions, ...runOptions });
-  return stack(await Promise.all(pictures.map((picture) => preprocessOne(picture, input, options))), input);
+  if (!Array.isArray(pictures)) throw new OctconvError(`preprocess: got ${show(pictures)}, wanted a list of pictures`);
+  const given = parseInput(input, 'preprocess');
+  return stack(await Promise.all(pictures.map((picture) => preprocessOne(picture, given, options))), given);
 }
 
 /** One picture as [height, width, channels]. */

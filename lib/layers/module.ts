@@ -1,5 +1,6 @@
-import { OctconvError } from '../error.js';
+import { OctconvError, show } from '../error.js';
 import { Parameter, type Value } from '../graph/graph.js';
+import { check } from '../graph/shape.js';
 import type { Spatial } from '../tensor.js';
 import { atOnce, type Work } from '../turns.js';
 
@@ -26,11 +27,19 @@ export abstract class DeepModule<X = never, Y = unknown> extends Module<X, Y> {
   }
 }
 
+/** @throws OctconvError for a number of channels, or of their groups, that is none. */
+export function checkCounts(where: string, counts: { readonly [name: string]: number }): void {
+  for (const [name, count] of Object.entries(counts))
+    check(where, Number.isInteger(count) && count > 0, `${name} ${show(count)}, wanted a positive integer`);
+}
+
 /** Every parameter of a network by property path, in the order of the fields. */
 export const namedParameters = (module: Module): Map<string, Parameter> => atOnce(findParameters(module));
 
 /** The same as work. */
 export function* findParameters(module: Module): Work<Map<string, Parameter>> {
+  if (typeof module !== 'object' || module === null)
+    throw new OctconvError(`module: got ${show(module)}, wanted a Module`);
   const found = new Map<string, Parameter>();
   const places = new Map<Parameter, string>();
   const open = new Set<unknown>();

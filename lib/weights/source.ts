@@ -2,6 +2,7 @@ import { stat } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import type { DType, TypedArray } from '../dtype.js';
 import { OctconvError, show } from '../error.js';
+import { kindOf } from '../graph/graph.js';
 import { checkOptions, didYouMean, type Known } from '../options.js';
 import { type Memory, RandomFile } from './file.js';
 import { someOf, withoutWrappers } from './names.js';
@@ -61,6 +62,7 @@ export const openOptions = { key: true } satisfies Known<OpenOptions>;
 export async function openWeights(path: string, options: OpenOptions = {}): Promise<WeightSource> {
   checkOptions('openWeights', options, openOptions);
   const { key } = options;
+  if (typeof path !== 'string') throw new OctconvError(`openWeights: got ${kindOf(path)}, wanted a path`);
   const index = await indexOf(path);
   if (index !== undefined) {
     refuseKey(path, key);
