@@ -239,11 +239,10 @@ export class Model<Y = Value<'f32', Shape>, X extends readonly Value[] = [x: Val
 
   /** The plan for such inputs, in use until `#done`. */
   #take(inputs: readonly InputSpec[]): KeptPlan<X, Y> {
-    const key = typesOf('model: forward', inputs)
-      .map(({ dtype, shape }) => `${dtype}[${shape}]`)
-      .join();
+    const types = typesOf('model: forward', inputs);
+    const key = types.map(({ dtype, shape }) => `${dtype}[${shape}]`).join();
     const known = this.#plans.get(key);
-    const kept = known && !known.compiled?.plan.disposed ? known : this.#compile(key, inputs);
+    const kept = known && !known.compiled?.plan.disposed ? known : this.#compile(key, types);
     kept.users++;
     this.#plans.delete(key);
     this.#plans.set(key, kept);

@@ -90,7 +90,7 @@ export function typesOf(name: string, inputs: readonly InputSpec[]): TensorType[
     if (!dtypes.includes(dtype))
       throw new OctconvError(`${name}: input ${i} is '${dtype}', wanted ${dtypes.join(', ')}`);
     elementCount(shape);
-    return { dtype, shape };
+    return { dtype, shape: [...shape] }; // the caller's may change before the network is recorded
   });
 }
 

@@ -55,6 +55,22 @@ const problem = (call: () => unknown): string => {
   throw new Error('no error');
 };
 
+describe('record: shapes', () => {
+  it('are those that were given in the call, whatever the caller does with them afterwards', async () => {
+    const network = new (class extends Module<Feature, Feature> {
+      forward(x: Feature) {
+        return ops.relu(x);
+      }
+    })();
+    using model = new Model(network, initialize(network));
+    const shape = [1, 4, 4, 1];
+    const plan = model.plan(shape);
+    shape[1] = 8;
+    expect((await plan).inputs[0]?.shape).to.deep.equal([1, 4, 4, 1]);
+    expect((await model.run(Tensor.zeros('f32', [1, 4, 4, 1]))).shape).to.deep.equal([1, 4, 4, 1]);
+  });
+});
+
 describe('record: names of parameters and constants', () => {
   const x = constant([1, 1, 1, 1], 1);
 

@@ -33,7 +33,7 @@ describe('examples: server', function () {
       calls.push({ model: this, result });
       return result;
     } as typeof classify;
-    process.env.PORT = '0';
+    Object.assign(process.env, { PORT: '0', UPLOAD_MILLISECONDS: '3000' });
     ({ app } = await import('../examples/server/server.js'));
     ({ port } = app.server.address() as AddressInfo);
   });
@@ -43,6 +43,7 @@ describe('examples: server', function () {
   });
   after(async () => {
     delete process.env.PORT;
+    delete process.env.UPLOAD_MILLISECONDS;
     library.Model.prototype.classify = classify;
     await app.close();
   });
@@ -109,6 +110,9 @@ describe('examples: server', function () {
     expect((await post('--x\r\nfoo', 'multipart/form-data; boundary=x')).status).to.equal(400);
     for (const boundary of ['', '; boundary=', `; boundary=${'x'.repeat(300)}`])
       expect((await post('--x\r\n', `multipart/form-data${boundary}`)).status, boundary).to.equal(400);
+    const endless = `--x\r\nX: y\r\n\r\n${'h'.repeat(20_000)}\r\n--x--\r\n`;
+    const { status, body } = await post(endless, 'multipart/form-data; boundary=x');
+    expect([status, body.message]).to.deep.equal([400, 'Multipart: the form does not end']);
     const half = Buffer.from('--x\r\ncontent-disposition: form-data; name="file"; filename="a.jpg"\r\n\r\nhalf');
     expect((await post(half, 'multipart/form-data; boundary=x')).status).to.equal(400);
     const empty = new FormData();

@@ -7,6 +7,14 @@ describe('tables', () => {
     ['first', 'conv', '1.5', '10'],
     ['second', 'relu', '12.5', '2'],
   ];
+  it('a column that could go and is not there takes no room', () => {
+    const all = { left: ['op'], drop: ['MiB', 'op'] };
+    for (let width = 10; width < 60; width++)
+      expect(table(head, lines, { ...all, drop: [...all.drop, 'goal'], width })).to.equal(
+        table(head, lines, { ...all, width }),
+      );
+  });
+
   const at = (width: number) => table(head, lines, { left: ['op'], drop: ['MiB', 'op'], width }).split('\n');
 
   it('are as wide as their content where that fits', () => {

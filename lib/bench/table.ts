@@ -25,20 +25,20 @@ export function table(
   lines: readonly (readonly string[])[],
   options: TableOptions = {},
 ): string {
-  const { left = [], drop = [], elsewhere, named = true, width = terminalWidth() } = options;
+  const { left = [], elsewhere, named = true, width = terminalWidth() } = options;
+  const drop = (options.drop ?? []).map((name) => head.indexOf(name)).filter((at) => at >= 0);
   const titles = head.map((name) => (named ? name : ''));
   const widths = titles.map((title, i) => Math.max(title.length, ...lines.map((line) => line[i]?.length ?? 0)));
   const flush = head.map((name, i) => i === 0 || left.includes(name));
   const kept = new Set(head.keys());
   const total = () => [...kept].reduce((sum, i) => sum + (widths[i] ?? 0) + 2, -2);
-  for (const name of drop) if (total() > width) kept.delete(head.indexOf(name));
+  for (const at of drop) if (total() > width) kept.delete(at);
   if (total() > width) {
     const cellsOf = (line: readonly string[]) => titles.map((title, i) => [title, line[i] ?? ''] as const);
     return lines.map((line) => stacked(cellsOf(line), width)).join('\n');
   }
-  for (const name of drop.toReversed()) {
+  for (const at of drop.toReversed()) {
     // Behind a wide one that went, narrow ones fit again.
-    const at = head.indexOf(name);
     if (!kept.has(at) && total() + 2 + (widths[at] ?? 0) <= width) kept.add(at);
   }
   const cells = [...head.keys()].filter((i) => kept.has(i));

@@ -12,15 +12,7 @@ import {
 } from '../input/preprocess.js';
 import { Model, openNetwork } from '../model.js';
 import { checkLabels, checkModelOutput, readConfigBeside, readLabels, writeModelFolder } from '../weights/folder.js';
-import {
-  areRandom,
-  inputsOf,
-  type NetworkFlags,
-  networkFrom,
-  perChannel,
-  withNetwork,
-  withNotes,
-} from './common.js';
+import { areRandom, inputsOf, type NetworkFlags, networkFrom, perChannel, withNetwork, withNotes } from './common.js';
 import { count, note, print, printable, printJson, UsageError, say } from './output.js';
 import { checkOut, writeOut } from './streams.js';
 
