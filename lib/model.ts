@@ -105,9 +105,6 @@ function recordNetwork<Y>(
 
 /** @throws OctconvError if a parameter is missing in the weights, has another shape, or is left over. */
 function* fittingParameters(network: Module, weights: ModelWeights): Work<ReadonlyMap<string, Parameter>> {
-  if (typeof network?.forward !== 'function')
-    throw new OctconvError(`model: network: got ${kindOf(network)}, wanted a Module, which has a forward`);
-  checkSource(weights);
   const parameters = yield* findParameters(network);
   yield;
   checkWeights(shapesOf(parameters), weights);
@@ -170,6 +167,9 @@ export class Model<Y = Value<'f32', Shape>, X extends readonly Value[] = [x: Val
     parameters?: ReadonlyMap<string, Parameter>,
   ) {
     checkOptions('model', options, modelOptions);
+    if (typeof network?.forward !== 'function')
+      throw new OctconvError(`model: network: got ${kindOf(network)}, wanted a Module, which has a forward`);
+    checkSource(weights);
     const { tensors } = weights;
     const quantized = [...tensors.values()].some((tensor) => tensor.dtype === 'i8');
     const {
