@@ -1,3 +1,13 @@
+import { OctconvError } from './error.js';
+import { kindOf } from './graph/graph.js';
+
+/** @throws OctconvError unless it is a signal; its reason if it is aborted. */
+export function checkSignal(signal: AbortSignal | undefined): void {
+  if (signal !== undefined && typeof signal?.throwIfAborted !== 'function')
+    throw new OctconvError(`signal: got ${kindOf(signal)}, wanted an AbortSignal`);
+  signal?.throwIfAborted();
+}
+
 /** One listener per signal, however many runs it aborts: Node warns of more than ten. */
 const listeners = new WeakMap<AbortSignal, Set<() => void>>();
 

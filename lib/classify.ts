@@ -1,8 +1,8 @@
 /** From pictures to labels. */
-import { OctconvError } from './error.js';
+import { OctconvError, show } from './error.js';
 import { kindOf } from './graph/graph.js';
 import { type BatchOptions, batchOptions, loadBatches } from './input/batches.js';
-import type { PictureSource } from './input/source.js';
+import { discardAll, type PictureSource } from './input/source.js';
 import type { Model } from './model.js';
 import { checkOptions, type Known } from './options.js';
 import { softmax } from './ops.js';
@@ -48,22 +48,26 @@ export async function* classify(
   sources: PictureSource | readonly PictureSource[],
   options: ClassifyOptions = {},
 ): AsyncGenerator<Classified, void, void> {
-  checkOptions('classify', options, classifyOptions);
-  const { top = 5, ...batches } = options;
-  const { signal } = batches;
-  if (!Number.isInteger(top) || top < 1) throw new OctconvError(`top: ${top}, wanted a positive integer`);
-  if (!model.input) throw new OctconvError('classify: the model does not say how a picture becomes its input');
-  for await (const { x, files, indices } of loadBatches(sources, model.input, batches)) {
-    await model.plan(x.shape); // compiled outside of what is timed
-    const start = performance.now();
-    const logits = await model.run(x, { signal });
-    const milliseconds = (performance.now() - start) / files.length;
-    checkLogits(logits, files, model.labels);
-    const { data, shape } = await softmax(logits as Tensor<'f32', Matrix>);
-    for (const [i, file] of files.entries()) {
-      const row = data.subarray(i * shape[1], (i + 1) * shape[1]);
-      yield { file, index: indices[i] as number, top: likeliest(row, top, model.labels), milliseconds };
+  try {
+    checkOptions('classify', options, classifyOptions);
+    const { top = 5, ...batches } = options;
+    const { signal } = batches;
+    if (!Number.isInteger(top) || top < 1) throw new OctconvError(`top: ${show(top)}, wanted a positive integer`);
+    if (!model.input) throw new OctconvError('classify: the model does not say how a picture becomes its input');
+    for await (const { x, files, indices } of loadBatches(sources, model.input, batches)) {
+      await model.plan(x.shape); // compiled outside of what is timed
+      const start = performance.now();
+      const logits = await model.run(x, { signal });
+      const milliseconds = (performance.now() - start) / files.length;
+      checkLogits(logits, files, model.labels);
+      const { data, shape } = await softmax(logits as Tensor<'f32', Matrix>);
+      for (const [i, file] of files.entries()) {
+        const row = data.subarray(i * shape[1], (i + 1) * shape[1]);
+        yield { file, index: indices[i] as number, top: likeliest(row, top, model.labels), milliseconds };
+      }
     }
+  } finally {
+    discardAll(sources);
   }
 }
 

@@ -1,4 +1,4 @@
-import type { Graph, GraphNode } from './graph/graph.js';
+import { checkGraph, type Graph, type GraphNode } from './graph/graph.js';
 import { halved } from './graph/shape.js';
 import { elementCount, type Shape } from './tensor.js';
 
@@ -13,6 +13,7 @@ export interface Flops {
 
 /** What a recorded network costs for the shape that it was recorded with. */
 export function countFlops(graph: Graph): Flops {
+  checkGraph('countFlops', graph);
   const shapes = (ids: readonly number[]) => ids.map((id) => graph.values[id]?.shape ?? []);
   const learned = new Set(graph.bound.values());
   let multiplyAdds = 0;

@@ -1,11 +1,13 @@
 /** Models: a network with its weights, ready to run on a device at any input size. */
-import { access } from 'node:fs/promises';
+import { access, readdir } from 'node:fs/promises';
+import { dirname } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { checkSignal } from './abort.js';
 import { type Classified, classifyAll, type ClassifyOptions } from './classify.js';
 import { checkCompute, Compiled, compileOptions, type CompileOptions } from './compile.js';
 import { type Target, targetOf } from './devices.js';
 import { OctconvError, show } from './error.js';
-import { type ComputeType, Graph, type Parameter, type Value } from './graph/graph.js';
+import { type ComputeType, Graph, kindOf, type Parameter, type Value } from './graph/graph.js';
 import type { DType } from './dtype.js';
 import { type InputConfig, inputShape } from './input/preprocess.js';
 import type { PictureSource } from './input/source.js';
@@ -25,16 +27,10 @@ import {
   type NetworkOptions,
   resolveNetworkOptions,
 } from './models/index.js';
-import {
-  checkGiven,
-  describingOptions,
-  type ResolvedOptions,
-  resolveOptions,
-  withParameterNames,
-} from './models/infer.js';
-import { networkOptions, type ResolvedNetworkOptions } from './models/options.js';
+import { checkGiven, type ResolvedOptions, resolveOptions, withParameterNames } from './models/infer.js';
+import type { ResolvedNetworkOptions } from './models/options.js';
 import type { Device } from './native.js';
-import { checkOptions, type Known } from './options.js';
+import { checkOptions, didYouMean, type Known } from './options.js';
 import { orAborted, PackedWeights, Plan, type RunOptions, runOptions, threadsOf } from './plan.js';
 import {
   type Input,
@@ -47,11 +43,11 @@ import {
 } from './structure.js';
 import { type Matrix, type Shape, Tensor } from './tensor.js';
 import { atOnce, inTurns, turn, type Work } from './turns.js';
-import { checkWeights } from './weights/check.js';
+import { checkSource, checkWeights } from './weights/check.js';
 import { withUsualNames } from './weights/names.js';
 import { isModelFolder, readModelFolder } from './weights/folder.js';
 import { initialize } from './weights/random.js';
-import { indexOf, openOptions, type OpenOptions, openWeights, type WeightSource } from './weights/source.js';
+import { indexOf, openOptions, type OpenOptions, openWeights, refuseKey, type WeightSource } from './weights/source.js';
 
 export interface ModelOptions extends Omit<CompileOptions, 'dtype'> {
   /**
@@ -101,7 +97,8 @@ function recordNetwork<Y>(
   inputs: readonly InputSpec[],
 ): Work<Recorded<Y>> {
   const forward = function* (...values: [never]): Work<Y> {
-    return network instanceof DeepModule ? yield* network.work(...values) : network.forward(...values);
+    const deep = network instanceof DeepModule && network.forward === DeepModule.prototype.forward;
+    return deep ? yield* network.work(...values) : network.forward(...values);
   };
   return recordWork('model: forward', network.forward.length, forward, inputs, new Graph(parameters));
 }
@@ -167,9 +164,12 @@ export class Model<Y = Value<'f32', Shape>, X extends readonly Value[] = [x: Val
     weights: ModelWeights,
     options: ModelOptions = {},
     /** @internal */
-    parameters: ReadonlyMap<string, Parameter> = atOnce(fittingParameters(network, weights)),
+    parameters?: ReadonlyMap<string, Parameter>,
   ) {
     checkOptions('model', options, modelOptions);
+    if (typeof network?.forward !== 'function')
+      throw new OctconvError(`model: network: got ${kindOf(network)}, wanted a Module, which has a forward`);
+    checkSource(weights);
     const { tensors } = weights;
     const quantized = [...tensors.values()].some((tensor) => tensor.dtype === 'i8');
     const {
@@ -190,7 +190,7 @@ export class Model<Y = Value<'f32', Shape>, X extends readonly Value[] = [x: Val
     this.dtype = dtype;
     this.threads = threadsOf(target, threads);
     this.#network = network;
-    this.#parameters = parameters;
+    this.#parameters = parameters ?? atOnce(fittingParameters(network, weights));
     this.#source = weights;
     this.#weights = new PackedWeights(weights, target, dtype, maxBytes);
     this.#keptPlans = plans;
@@ -239,11 +239,10 @@ export class Model<Y = Value<'f32', Shape>, X extends readonly Value[] = [x: Val
 
   /** The plan for such inputs, in use until `#done`. */
   #take(inputs: readonly InputSpec[]): KeptPlan<X, Y> {
-    const key = typesOf('model: forward', inputs)
-      .map(({ dtype, shape }) => `${dtype}[${shape}]`)
-      .join();
+    const types = typesOf('model: forward', inputs);
+    const key = types.map(({ dtype, shape }) => `${dtype}[${shape}]`).join();
     const known = this.#plans.get(key);
-    const kept = known && !known.compiled?.plan.disposed ? known : this.#compile(key, inputs);
+    const kept = known && !known.compiled?.plan.disposed ? known : this.#compile(key, types);
     kept.users++;
     this.#plans.delete(key);
     this.#plans.set(key, kept);
@@ -308,7 +307,7 @@ export class Model<Y = Value<'f32', Shape>, X extends readonly Value[] = [x: Val
   async run(...args: [...inputs: Inputs<X>, options?: RunOptions]): Promise<Tensors<Y>> {
     const { inputs, options } = splitArguments<RunOptions>('model', args);
     checkOptions('model: run', options, runOptions);
-    options?.signal?.throwIfAborted();
+    checkSignal(options?.signal);
     return this.#use(async () => {
       const kept = this.#take(inputs);
       const run = (compiled: Compiled<X, Y>, x: readonly Tensor[]) => compiled.run(...([...x, options] as never));
@@ -398,11 +397,9 @@ export function createModel(
   options: NetworkOptions & { seed?: number } = {},
   modelOptions: ModelOptions = {},
 ): Model<Value<'f32', Matrix>> {
-  checkOptions(name, options, { ...networkOptions, seed: true });
-  const { seed = 0, ...given } = options;
-  const network = buildNetwork(name, given);
-  const model = new Model(network, initialize(network, seed), modelOptions);
-  const resolved = resolveNetworkOptions(name, given);
+  const resolved = resolveNetworkOptions(name, options, name, { seed: true });
+  const network = buildNetwork(name, resolved);
+  const model = new Model(network, initialize(network, options.seed), modelOptions);
   return Object.assign(model, { name, options: resolved, input: defaultInputOf(name, resolved) });
 }
 
@@ -426,6 +423,9 @@ async function placeOf(from: string | URL): Promise<string> {
   if (typeof from === 'string' && /^[\w.-]+$/.test(from) && !(await exists(from))) {
     const shipped = fileURLToPath(new URL(`../models/${from}`, import.meta.url));
     if (await isModelFolder(shipped)) return shipped;
+    const names = (await readdir(dirname(shipped)).catch(() => [])).sort();
+    if (didYouMean(from, names))
+      throw new OctconvError(`${from}: no such file, and no model of the package: those are ${names.join(', ')}`);
   }
   const path = from instanceof URL && from.protocol === 'file:' ? fileURLToPath(from) : from;
   if (typeof path === 'string') return path;
@@ -463,9 +463,10 @@ async function openUnchecked(
   given: Partial<ResolvedOptions> = {},
   open: OpenOptions = {},
 ): Promise<NetworkFile> {
-  checkOptions('network', given, describingOptions);
   const path = await placeOf(from);
-  const folder = (await isModelFolder(path)) && !(await indexOf(path)) ? await readModelFolder(path) : undefined;
+  const isFolder = (await isModelFolder(path)) && !(await indexOf(path));
+  if (isFolder) refuseKey(path, open.key);
+  const folder = isFolder ? await readModelFolder(path) : undefined;
   const file = folder?.weights ?? withUsualNames(await openWeights(path, open));
   try {
     if (folder) checkGiven(path, 'config.json has', folder.config, given);

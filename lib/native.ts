@@ -126,10 +126,13 @@ function load(): { native: Native; file: string } {
 /** The addon, and the file it was loaded from. */
 export const { native, file: nativeFile } = load();
 
-/** Runs a native call; its errors, thrown or of its promise, become OctconvErrors. */
+/**
+ * Runs a native call, and nothing else: its errors, thrown or of its promise, become OctconvErrors. A mistake in other
+ * code would lose its place.
+ */
 export function calling<T>(call: () => T): T {
   const fail = (error: unknown): never => {
-    throw new OctconvError((error as Error).message);
+    throw new OctconvError((error as Error).message, { cause: error });
   };
   try {
     const result = call();

@@ -1,5 +1,5 @@
-import { OctconvError } from './error.js';
-import { Value } from './graph/graph.js';
+import { OctconvError, show } from './error.js';
+import { kindOf, Value } from './graph/graph.js';
 import type { Shape } from './tensor.js';
 
 /** A pair, or the promise of one. */
@@ -37,6 +37,7 @@ export class Octave<H, L = H> {
 
   /** `f` of both highs and of both lows. @throws OctconvError if one has a low branch and the other has none. */
   zip<H2, L2, R>(other: Octave<H2, L2>, f: (x: H | L, y: H2 | L2) => R): Settled<R> {
+    if (!(other instanceof Octave)) throw new OctconvError(`octave: zip: got ${kindOf(other)}, wanted an Octave`);
     if ((this.low === undefined) !== (other.low === undefined)) {
       const highs = [this.high, other.high];
       const place = highs.find((x) => x instanceof Value)?.graph.where(highs, {}) ?? '';
@@ -94,12 +95,15 @@ export function paths<A, B, R>(
  * @throws OctconvError unless alpha is in [0, 1).
  */
 export function splitChannels(channels: number, alpha: number): Octave<number> {
-  if (!(alpha >= 0 && alpha < 1)) throw new OctconvError(`octave: alpha ${alpha}, wanted at least 0 and less than 1`);
+  if (!(typeof alpha === 'number' && alpha >= 0 && alpha < 1))
+    throw new OctconvError(`octave: alpha ${show(alpha)}, wanted at least 0 and less than 1`);
   const low = Math.trunc(alpha * channels);
   return new Octave(channels - low, low > 0 ? low : undefined);
 }
 
 /** The widths of C channels at alpha, or those that are given. */
 export function widthsOf(channels: number | Octave<number>, alpha = 0): Octave<number> {
-  return typeof channels === 'number' ? splitChannels(channels, alpha) : channels;
+  if (channels instanceof Octave) return channels;
+  if (Number.isInteger(channels) && channels > 0) return splitChannels(channels, alpha);
+  throw new OctconvError(`octave: ${show(channels)} channels, wanted a positive integer or an Octave of them`);
 }

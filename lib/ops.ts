@@ -12,13 +12,14 @@
  * a rejected promise for tensors, and thrown for what is neither.
  */
 import type { DType } from './dtype.js';
-import { OctconvError } from './error.js';
+import { OctconvError, show } from './error.js';
 import { type Attrs, Graph, kindOf, Parameter, Value } from './graph/graph.js';
 import {
   axesOf,
   broadcast,
   channels,
   check,
+  checkNumbers,
   checkRank,
   checkVector,
   checkWeight,
@@ -31,14 +32,14 @@ import {
   of,
   same,
   type Size,
-  show,
   sizes,
   windowed,
   withExtent,
   wrong,
 } from './graph/shape.js';
 import { Octave, type Paths } from './octave.js';
-import { type PlanOptions, runGraph } from './plan.js';
+import { checkOptions, type Known } from './options.js';
+import { type PlanOptions, planOptions, runGraph } from './plan.js';
 import {
   type Channels,
   elementCount,
@@ -219,6 +220,7 @@ export function concat<X extends Operand<Matrix | Spatial>>(
   run?: RunAt,
 ): Result<X, Windowed<X['shape'], number> | (X['shape'] extends Matrix ? readonly [X['shape'][0], number] : never)> {
   check('concat', Array.isArray(xs), `got ${kindOf(xs)}, wanted an Array`);
+  check('concat', xs.length > 0, 'got an empty Array, wanted one value or more');
   return apply('concat', xs, {}, run, () => {
     const [first] = xs;
     const outer = first.shape.slice(0, -1);
@@ -261,7 +263,8 @@ export function conv<
   },
   options?: O,
 ): Result<X, Windowed<X['shape'], W['shape'][0]>>;
-export function conv(x: Operand, { weight, bias }: PlainParams<Kernel>, options?: ConvOptions): unknown {
+export function conv(x: Operand, params: PlainParams<Kernel>, options?: ConvOptions): unknown {
+  const { weight, bias } = paramsOf('conv', params);
   return apply('conv', [x], { weight, bias }, options, () => {
     const { stride = 1, padding = 0, dilation = 1, groups = 1 } = options ?? {};
     check('conv', weight !== undefined, 'weight is missing');
@@ -308,7 +311,7 @@ export function octConv<X extends Operand<Spatial>, L extends Beside<X>>(
   ? Octave<Value<'f32', Windowed<X['shape'], number>>>
   : Promise<Octave<Tensor<'f32', Windowed<X['shape'], number>>>> {
   if (!(x instanceof Octave)) wrong('octConv', `got ${kindOf(x)}, wanted an Octave`);
-  const { h2h, l2h, h2l, l2l, biasH, biasL } = params;
+  const { h2h, l2h, h2l, l2l, biasH, biasL } = paramsOf('octConv', params);
   const weights = { h2h, l2h, h2l, l2l, biasH, biasL };
   const inputs = x.low === undefined ? [x.high] : [x.high, x.low];
   const rule = () => octConvRule(x, weights, options);
@@ -366,11 +369,8 @@ export function linear<X extends Operand<Matrix>, W extends Weight<readonly [k: 
   },
   run?: RunAt,
 ): Result<X, readonly [X['shape'][0], W['shape'][0]]>;
-export function linear(
-  x: Operand<Matrix>,
-  { weight, bias }: PlainParams<readonly [number, number]>,
-  run?: RunAt,
-): unknown {
+export function linear(x: Operand<Matrix>, params: PlainParams<readonly [number, number]>, run?: RunAt): unknown {
+  const { weight, bias } = paramsOf('linear', params);
   return apply('linear', [x], { weight, bias }, run, () => {
     checkRank('linear', x, 2);
     check('linear', weight !== undefined, 'weight is missing');
@@ -394,11 +394,11 @@ export function batchNorm<X extends Operand<Matrix | Spatial>>(
   params: BatchNormParams,
   options: RunAt & { readonly eps?: number } = {},
 ): Result<X, X['shape']> {
-  const { weight, bias, running_mean, running_var } = params;
+  const { weight, bias, running_mean, running_var } = paramsOf('batchNorm', params);
   const vectors = { weight, bias, running_mean, running_var };
   return apply('batchNorm', [x], vectors, options, () => {
     const { eps = 1e-5 } = options;
-    check('batchNorm', eps >= 0 && eps < Infinity, `eps ${eps}, wanted at least 0`);
+    check('batchNorm', typeof eps === 'number' && eps >= 0 && eps < Infinity, `eps ${show(eps)}, wanted at least 0`);
     for (const [role, vector] of Object.entries(vectors)) {
       if (vector === undefined) wrong('batchNorm', `${role} is missing`);
       checkVector('batchNorm', role, vector, channels(x));
@@ -429,8 +429,10 @@ export function avgPool<X extends Operand<Spatial>>(
   x: X,
   options: PoolOptions & { readonly countIncludePad?: boolean },
 ): Result<X, Windowed<X['shape']>> {
-  const { countIncludePad = true } = options;
-  return apply('avgPool', [x], {}, options, () => pooled('avgPool', x, options, { countIncludePad }));
+  return apply('avgPool', [x], {}, options, () => {
+    const { countIncludePad = true } = options;
+    return pooled('avgPool', x, options, { countIncludePad });
+  });
 }
 
 function pooled(op: string, x: Operand, options: PoolOptions, more: Attrs): Inferred {
@@ -480,10 +482,11 @@ export function upsampleNearest<X extends Operand<Spatial>>(
 /** `before` and `after` more positions of `value` (default 0) along H and W (and T). */
 export function pad<X extends Operand<Spatial>>(
   x: X,
-  options: RunAt & { readonly before?: Size; readonly after?: Size; readonly value?: number },
+  options: RunAt & { readonly before?: Size; readonly after?: Size; readonly value?: number } = {},
 ): Result<X, Windowed<X['shape']>> {
   return apply('pad', [x], {}, options, () => {
     const { value = 0 } = options;
+    check('pad', typeof value === 'number', `value ${show(value)}, wanted a number`);
     const before = sizes('pad', 'before', x, options.before ?? 0, 0);
     const after = sizes('pad', 'after', x, options.after ?? 0, 0);
     const size = extentOf(x).map((s, i) => s + (before[i] ?? 0) + (after[i] ?? 0));
@@ -523,7 +526,10 @@ export interface SliceOptions extends RunAt {
 /** A part of x: `slice(x, { axes: [-1], starts: [2], ends: [-1] })` is x[..., 2:-1] in NumPy. */
 export function slice<X extends Operand<Matrix | Spatial>>(x: X, options: SliceOptions): Result<X, Wide<X['shape']>> {
   return apply('slice', [x], {}, options, () => {
+    checkNumbers('slice', 'starts', options.starts);
     const { starts, ends = starts.map(() => Infinity), axes = starts.map((_, i) => i) } = options;
+    checkNumbers('slice', 'ends', ends);
+    checkNumbers('slice', 'axes', axes);
     const fine = starts.length === axes.length && ends.length === axes.length;
     check('slice', fine, `axes ${list(axes)}, starts ${list(starts)} and ends ${list(ends)}, wanted as many of each`);
     const first = x.shape.map(() => 0);
@@ -566,6 +572,7 @@ export function reshape<X extends Operand<Matrix | Spatial>, const S extends Mat
 export function reshape(x: Operand, options: RunAt & { readonly shape: Shape }): unknown {
   return apply('reshape', [x], {}, options, () => {
     const elements = elementCount(x.shape);
+    checkNumbers('reshape', 'shape', options.shape);
     const known = options.shape.reduce((all, size) => (size === -1 ? all : all * size), 1);
     const shape = options.shape.map((size) => (size === -1 ? elements / known : size));
     const fine =
@@ -646,6 +653,9 @@ export function normalize<X extends Operand<Spatial, 'u8'>>(
 ): Result<X, X['shape']> {
   return apply('normalize', [x], {}, options, () => {
     const { scale, mean, std } = options;
+    check('normalize', typeof scale === 'number', `scale ${show(scale)}, wanted a number`);
+    checkNumbers('normalize', 'mean', mean);
+    checkNumbers('normalize', 'std', std);
     const fine = mean.length === channels(x) && std.length === channels(x);
     check('normalize', fine, `mean ${list(mean)} and std ${list(std)}, wanted a number per channel of x ${of(x)}`);
     return { shape: x.shape, attrs: { scale, mean, std } };
@@ -661,10 +671,58 @@ interface Inferred {
   readonly dtype?: DType;
   readonly attrs?: Attrs;
 }
+
+const poolOptions = { kernel: true, stride: true, padding: true, ceilMode: true } satisfies Own<PoolOptions>;
+
+/** The options of the ops that have other ones than where they run. */
+const optionsOf: { [op: string]: Readonly<Record<string, true>> } = {
+  leakyRelu: { slope: true },
+  conv: { stride: true, padding: true, dilation: true, groups: true } satisfies Own<ConvOptions>,
+  octConv: { stride: true, groups: true } satisfies Own<OctConvOptions>,
+  batchNorm: { eps: true },
+  maxPool: poolOptions,
+  avgPool: { ...poolOptions, countIncludePad: true },
+  upsampleNearest: { scale: true, size: true },
+  pad: { before: true, after: true, value: true },
+  interpolate: { height: true, width: true },
+  slice: { axes: true, starts: true, ends: true } satisfies Own<SliceOptions>,
+  transpose: { axes: true },
+  reshape: { shape: true },
+  mean: { axes: true, keepDims: true },
+  resize: { height: true, width: true, interpolation: true, antialias: true, crop: true } satisfies Own<ResizeOptions>,
+  normalize: { scale: true, mean: true, std: true },
+};
+for (const op in optionsOf) optionsOf[op] = { ...optionsOf[op], ...planOptions };
+
+/** Those of them that have no default. */
+const required: { readonly [op: string]: readonly string[] } = {
+  maxPool: ['kernel'],
+  avgPool: ['kernel'],
+  upsampleNearest: ['scale'],
+  interpolate: ['height', 'width'],
+  slice: ['starts'],
+  transpose: ['axes'],
+  reshape: ['shape'],
+  mean: ['axes'],
+  resize: ['height', 'width', 'interpolation'],
+  normalize: ['scale', 'mean', 'std'],
+};
+
 /** All other ops take f32. */
 const takeBytes: ReadonlySet<string> = new Set(['resize', 'normalize']);
+type Own<O extends RunAt> = Known<Omit<O, keyof RunAt>>;
 type AnyOperand = Operand<Shape, DType> | Parameter;
 type Params = { readonly [role: string]: Weight | undefined };
+
+/** @throws OctconvError unless they are an object. */
+function paramsOf<P extends object>(op: string, params: P): P {
+  check(
+    op,
+    typeof params === 'object' && params !== null,
+    `got ${kindOf(params)} for the parameters, wanted an object`,
+  );
+  return params;
+}
 
 function unary(op: string): Unary {
   return (x, run) => apply(op, [x], {}, run, () => ({ shape: x.shape }));
@@ -696,26 +754,29 @@ function apply<R>(
   results: (all: readonly AnyOperand[]) => unknown = ([first]) => first,
 ): R {
   const graph = inputs.find((x) => x instanceof Value)?.graph;
-  if (graph) return results(record(graph, op, inputs, params, rule)) as R;
+  if (graph) return results(record(graph, op, inputs, params, run, rule)) as R;
   // At once: within a network nobody would catch a rejection.
-  for (const x of inputs) check(op, x instanceof Tensor, `got ${kindOf(x)}, wanted a Value or a Tensor`);
+  for (const x of inputs) check(op, x instanceof Tensor, `got ${kindOf(x)}, wanted a Value or a Tensor${hint(x)}`);
   for (const [role, weight] of Object.entries(params)) {
     check(op, !(weight instanceof Parameter), `${role} is a Parameter, wanted a Tensor as x is one`);
   }
-  return runAlone(op, inputs as readonly Tensor[], params, rule, run).then(results) as R;
+  return runAlone(op, inputs as readonly Tensor[], params, run, rule).then(results) as R;
 }
+
+/** In JavaScript a forward may take its inputs apart as if they were an object. */
+const hint = (x: unknown): string => (x === undefined ? '; a forward gets one value per input, as forward(a, b)' : '');
 
 async function runAlone(
   op: string,
   tensors: readonly Tensor[],
   params: Params,
-  rule: () => Inferred,
   run: RunAt | undefined,
+  rule: () => Inferred,
 ): Promise<Tensor[]> {
   const graph = new Graph();
   const values = tensors.map((x) => graph.input(x.dtype, x.shape));
-  graph.outputs.push(...record(graph, op, values, params, rule).map((value) => value.id));
-  return runGraph(graph, tensors, run);
+  graph.outputs.push(...record(graph, op, values, params, run, rule).map((value) => value.id));
+  return runGraph(graph, tensors, { device: run?.device, threads: run?.threads });
 }
 
 function record(
@@ -723,13 +784,17 @@ function record(
   op: string,
   inputs: readonly AnyOperand[],
   params: Params,
+  run: RunAt | undefined,
   rule: () => Inferred,
 ): Value[] {
   try {
+    checkOptions(op, run, optionsOf[op] ?? planOptions);
+    const missing = required[op]?.find((name) => (run as Attrs | undefined)?.[name] === undefined);
+    if (missing !== undefined) wrong(op, `option '${missing}' is missing`);
     const takes = takeBytes.has(op) ? 'u8' : 'f32';
     const values = inputs.map((x) => (x instanceof Tensor || x instanceof Parameter ? graph.operand(op, x) : x));
     for (const x of values) {
-      if (!(x instanceof Value)) wrong(op, `got ${kindOf(x)}, wanted a Value, a Parameter or a Tensor`);
+      if (!(x instanceof Value)) wrong(op, `got ${kindOf(x)}, wanted a Value, a Parameter or a Tensor${hint(x)}`);
       if (x.dtype !== takes) wrong(op, `got ${x.dtype} ${of(x)}, wanted ${takes}`);
       checkRank(op, x, 2, 4, 5);
     }

@@ -1,15 +1,28 @@
 /** Options that nobody knows are errors: a misspelt one would silently be a default. */
 import { OctconvError, show } from './error.js';
+import { kindOf } from './graph/graph.js';
 
 /** The names of an object's fields, all of them: `{ device: true, threads: true } satisfies Known<PlanOptions>`. */
 export type Known<T> = { readonly [K in keyof T]-?: true };
 
-/** @throws OctconvError for options that are no object, and for one that is not known, with the name that may be meant. */
+/**
+ * @throws OctconvError for options that are no plain object (what a class inherits may be anything), and for one that is
+ * not known, with the name that may be meant.
+ */
 export function checkOptions(where: string, given: object | undefined, known: Readonly<Record<string, unknown>>): void {
   if (given === undefined) return;
-  if (typeof given !== 'object' || given === null || Array.isArray(given))
-    throw new OctconvError(`${where}: options ${show(given)}, wanted an object`);
+  if (!isPlain(given)) {
+    const found = typeof given === 'object' && given !== null ? kindOf(given) : show(given);
+    throw new OctconvError(`${where}: options: ${found}, wanted { ${Object.keys(known).join(', ')} }`);
+  }
   for (const name in given) if (!Object.hasOwn(known, name)) throw unknownOption(where, name, Object.keys(known));
+}
+
+/** Also one of another realm, as test runners make them, whose `Object` is not ours. */
+function isPlain(given: object): boolean {
+  if (typeof given !== 'object' || given === null) return false;
+  const prototype: unknown = Object.getPrototypeOf(given);
+  return prototype === Object.prototype || prototype === null || Object.getPrototypeOf(prototype) === null;
 }
 
 function unknownOption(where: string, name: string, known: readonly string[]): OctconvError {

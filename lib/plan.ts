@@ -1,9 +1,9 @@
 /** From a recorded graph to a native plan, and its runs. */
-import { onAbort } from './abort.js';
+import { checkSignal, onAbort } from './abort.js';
 import { type Target, targetOf } from './devices.js';
 import { arrayFor, bytesPerElement, type TypedArray } from './dtype.js';
 import { OctconvError, show } from './error.js';
-import { type ComputeType, type Graph, type TensorType, toNTHWC } from './graph/graph.js';
+import { checkGraph, type ComputeType, type Graph, kindOf, type TensorType, toNTHWC } from './graph/graph.js';
 import { type Branch, type Packing, packingsOf, type Step, type Steps } from './graph/lower.js';
 import { aligned, type MemoryPlan, planMemory } from './graph/memory.js';
 import { padOf, pitchOf } from './graph/pads.js';
@@ -20,7 +20,7 @@ import {
   type NativeValue,
   native,
 } from './native.js';
-import type { Known } from './options.js';
+import { checkOptions, type Known } from './options.js';
 import { stepsInTurns } from './targets.js';
 import { bytesOf, Tensor } from './tensor.js';
 import { inTurns, turn, type Work } from './turns.js';
@@ -149,7 +149,6 @@ export class PackedWeights {
     used: readonly { step: Step; packing: Packing; packed: Packed }[],
     constants: Graph['constants'],
   ): Promise<void> {
-    await turn(); // to know what is used takes a turn of its own
     const missing = used.filter(({ packed }) => !packed.promise);
     const bytes = Math.max(0, ...missing.map(({ packing }) => this.#bytesOf(packing)));
     const blocks = missing.slice(0, 2).map(() => calling(() => native.block(bytes)));
@@ -221,7 +220,8 @@ export class PackedWeights {
 
   /** The same parameters in the same form. */
   #keyOf({ op }: Step, { attrs, params }: Packing): string {
-    return JSON.stringify([op, calling(() => native.format(this.target.name, op, attrs)), params]);
+    const { name } = this.target;
+    return JSON.stringify([op, calling(() => native.format(name, op, attrs)), params]);
   }
 
   async #read(
@@ -338,7 +338,6 @@ export class Plan {
   static async compile(graph: Graph, weights: PackedWeights, threads: number): Promise<Plan> {
     const { target, compute } = weights;
     const quantized = await weights.quantized();
-    await turn(); // to record it took a while
     const steps = await stepsInTurns(graph, { traits: target.traits, compute, quantized, threads });
     return Plan.ofSteps(graph, steps, weights, threads);
   }
@@ -393,15 +392,15 @@ export class Plan {
    */
   async run(
     inputs: readonly Tensor[],
-    options: RunOptions & { stepMilliseconds?: Float32Array } = {},
+    options: RunOptions & { readonly stepMilliseconds?: Float32Array | undefined } = {},
   ): Promise<Tensor[]> {
+    checkOptions('plan: run', options, { ...runOptions, stepMilliseconds: true });
     const { signal, stepMilliseconds } = options;
-    signal?.throwIfAborted();
+    checkSignal(signal);
     this.#check(inputs);
-    const { done, cancel } = calling(() =>
-      native.run(this.#plan, [...inputs.map((t) => t.data), ...this.#bound], stepMilliseconds !== undefined),
-    );
-    const ended = done.finally(() => this.#ended());
+    const [plan, data] = [this.#plan, [...inputs.map((t) => t.data), ...this.#bound]];
+    const { done, cancel } = calling(() => native.run(plan, data, stepMilliseconds !== undefined));
+    const ended = calling(() => done).finally(() => this.#ended());
     const { completed, outputs, stepMilliseconds: times } = await orAborted(ended, cancel, signal);
     stepMilliseconds?.set(times);
     if (!completed) throw new OctconvError('plan: the run was stopped');
@@ -465,9 +464,7 @@ export function orAborted<T>(done: Promise<T>, cancel: () => void, signal: Abort
       cancel();
       reject(signal?.reason);
     });
-    done
-      .then(resolve, (error: Error) => reject(error instanceof OctconvError ? error : new OctconvError(error.message)))
-      .finally(forget);
+    done.then(resolve, reject).finally(forget);
   });
 }
 
@@ -558,10 +555,15 @@ export async function runGraph(
   inputs: readonly Tensor[],
   options: PlanOptions & RunOptions = {},
 ): Promise<Tensor[]> {
-  const target = targetOf(options.device);
-  const plan = await compileGraph(graph, target, 'f32', threadsOf(target, options.threads));
+  checkOptions('runGraph', options, { ...planOptions, ...runOptions });
+  const { device, threads, signal } = options;
+  checkGraph('runGraph', graph);
+  if (!Array.isArray(inputs))
+    throw new OctconvError(`runGraph: inputs: got ${kindOf(inputs)}, wanted a list of Tensors`);
+  const target = targetOf(device);
+  const plan = await compileGraph(graph, target, 'f32', threadsOf(target, threads));
   try {
-    return await plan.run(inputs, options);
+    return await plan.run(inputs, { signal });
   } finally {
     plan.dispose();
   }

@@ -5,7 +5,7 @@
 import { targetOf } from './devices.js';
 import { OctconvError } from './error.js';
 import { fuse } from './graph/fuse.js';
-import type { Graph } from './graph/graph.js';
+import { type Graph, kindOf } from './graph/graph.js';
 import { type Branch, lower, sourcesOf, type Steps, type Term } from './graph/lower.js';
 import type { InputType } from './graph/types.js';
 import { parameterShapes } from './layers/module.js';
@@ -13,7 +13,7 @@ import { type Network, record } from './model.js';
 import { checkOptions, type Known } from './options.js';
 import { PackedWeights, Plan, type PlanOptions, type RunOptions, runOptions, threadsOf } from './plan.js';
 import type { Tensor } from './tensor.js';
-import { checkWeights } from './weights/check.js';
+import { checkSource, checkWeights } from './weights/check.js';
 import { toFloats } from './weights/floats.js';
 import { type MemoryTensor, memoryWeights } from './weights/memory.js';
 import { besideI8, type WeightSource } from './weights/source.js';
@@ -39,18 +39,23 @@ export async function quantize(
   options: QuantizeOptions = {},
 ): Promise<WeightSource> {
   checkOptions('quantize', options, quantizeOptions);
+  checkSource(weights);
+  const iterable = Object(batches);
+  if (!(Symbol.iterator in iterable || Symbol.asyncIterator in iterable))
+    throw new OctconvError(`quantize: batches: got ${kindOf(batches)}, wanted Tensors in turn`);
   const { name = 'weights', tensors } = weights;
   if ([...tensors.values()].some(({ dtype }) => dtype === 'i8')) throw new OctconvError(`${name}: quantized already`);
   checkWeights(parameterShapes(network), weights);
   const { shape, seen } = await observe(network, weights, batches, options);
   const graph = record(network, shape);
+  const readers = readersOf(graph, tensors);
   const inputs = new Map<string, InputType>();
-  for (const [id, readers] of readersOf(graph, tensors)) {
-    const type = seen.get(id)?.type();
-    for (const weight of readers) if (type) inputs.set(weight, type);
+  for (const [id, weights] of readers) {
+    const type = (seen.get(id) as Histogram).type();
+    for (const weight of weights) inputs.set(weight, type);
   }
   const result = new Map<string, MemoryTensor>();
-  for (const branch of quantizable(graph, tensors)) {
+  for (const branch of quantizable(graph, readers)) {
     for (const [key, tensor] of await quantizeBranch(branch, inputs, weights, graph.constants)) result.set(key, tensor);
   }
   for (const [key, info] of tensors) {
@@ -69,17 +74,18 @@ export function quantizedTensors(
   shape: readonly number[],
 ): WeightSource['tensors'] {
   const result = new Map(tensors);
-  for (const { weight } of quantizable(record(network, shape), tensors).flatMap(sourcesOf)) {
-    const { shape = [] } = tensors.get(weight) ?? {};
-    result.set(weight, { dtype: 'i8', shape });
-    for (const { name, ...info } of Object.values(besideI8(weight, shape[0]))) result.set(name, info);
+  const graph = record(network, shape);
+  for (const { weight } of quantizable(graph, readersOf(graph, tensors)).flatMap(sourcesOf)) {
+    const { shape: sizes = [] } = tensors.get(weight) ?? {};
+    result.set(weight, { dtype: 'i8', shape: sizes });
+    for (const { name, ...info } of Object.values(besideI8(weight, sizes[0]))) result.set(name, info);
   }
   return result;
 }
 
 /** The branches all of whose weights are applied to one value and nothing else. */
-function quantizable(graph: Graph, tensors: WeightSource['tensors']): Branch[] {
-  const weights = new Set([...readersOf(graph, tensors).values()].flat());
+function quantizable(graph: Graph, readers: ReadonlyMap<number, readonly string[]>): Branch[] {
+  const weights = new Set([...readers.values()].flat());
   return branchesOf(fuse(lower(graph))).filter((branch) =>
     sourcesOf(branch).every(({ weight }) => weights.has(weight)),
   );
@@ -99,10 +105,11 @@ const branchesOf = ({ steps }: Steps): Branch[] => steps.flatMap(({ branches = [
 /** The values that layers read, each with the weights that are applied to it and to nothing else. */
 function readersOf(graph: Graph, tensors: WeightSource['tensors']): Map<number, string[]> {
   const sources = branchesOf(lower(graph)).flatMap(sourcesOf);
+  const uses = new Map<string, number>();
+  for (const { weight } of sources) uses.set(weight, (uses.get(weight) ?? 0) + 1);
   const readers = new Map<number, string[]>();
   for (const { input, weight } of sources) {
-    const once = sources.filter((source) => source.weight === weight).length === 1;
-    if (!once || !tensors.has(weight) || !weight.endsWith('.weight')) continue;
+    if (uses.get(weight) !== 1 || !tensors.has(weight) || !weight.endsWith('.weight')) continue;
     readers.set(input, [...(readers.get(input) ?? []), weight]);
   }
   return readers;

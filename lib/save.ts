@@ -1,5 +1,6 @@
 import { OctconvError } from './error.js';
-import type { Model } from './model.js';
+import { kindOf } from './graph/graph.js';
+import { Model } from './model.js';
 import { buildNetwork, resolveNetworkOptions } from './models/index.js';
 import { checkOptions, type Known } from './options.js';
 import { parameterShapes } from './layers/module.js';
@@ -14,6 +15,7 @@ import { type WriteOptions, writeModelFolder } from './weights/folder.js';
  */
 export async function saveModel(folder: string, model: Model, options: WriteOptions = {}): Promise<void> {
   checkOptions('saveModel', options, { force: true } satisfies Known<WriteOptions>);
+  if (!(model instanceof Model)) throw new OctconvError(`saveModel: got ${kindOf(model)}, wanted a Model`);
   const { name, input } = model;
   if (name === undefined || !input)
     throw new OctconvError(`${folder}: the model has no name and input, wanted a registered network for pictures`);

@@ -50,7 +50,7 @@ export function recordCall<Y>(
   graph = new Graph(),
 ): Recorded<Y> {
   const call = function* (...values: never[]): Work<Y> {
-    yield;
+    yield; // a generator without one is a mistake to the linter
     return f(...values);
   };
   return atOnce(recordWork(name, f.length, call, inputs, graph));
@@ -90,7 +90,7 @@ export function typesOf(name: string, inputs: readonly InputSpec[]): TensorType[
     if (!dtypes.includes(dtype))
       throw new OctconvError(`${name}: input ${i} is '${dtype}', wanted ${dtypes.join(', ')}`);
     elementCount(shape);
-    return { dtype, shape };
+    return { dtype, shape: [...shape] }; // the caller's may change before the network is recorded
   });
 }
 
@@ -140,13 +140,19 @@ export function splitArguments<O extends object>(
   args: readonly unknown[],
 ): { inputs: Tensor[]; options: O | undefined } {
   const last = args.at(-1);
-  const hasOptions =
-    last === undefined || (typeof last === 'object' && last !== null && !('data' in last || 'shape' in last));
+  const hasOptions = last === undefined || (args.length > 1 && !isInput(last));
   const inputs = args.slice(0, hasOptions ? -1 : args.length).map((x, i) => {
     if (x instanceof Tensor) return x;
     const { dtype = 'f32', data, shape } = (x ?? {}) as Partial<Input<DType>>;
-    if (data && shape) return new Tensor<DType>(dtype, shape, data);
-    throw new OctconvError(`${name}: input ${i} is ${kindOf(x)}, wanted a Tensor, or data with its shape`);
+    if (data && shape && ArrayBuffer.isView(data)) return new Tensor<DType>(dtype, shape, data);
+    const found = data && shape ? `${kindOf(data)} with its shape` : kindOf(x);
+    throw new OctconvError(`${name}: input ${i} is ${found}, wanted a Tensor, or a typed array with its shape`);
   });
   return { inputs, options: (hasOptions ? last : undefined) as O | undefined };
+}
+
+/** Whether it stands for an input, right or wrong, rather than for the options behind the inputs. */
+function isInput(last: unknown): boolean {
+  if (typeof last !== 'object' || last === null || Array.isArray(last) || ArrayBuffer.isView(last)) return true;
+  return last instanceof Octave || 'data' in last || 'shape' in last;
 }

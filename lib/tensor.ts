@@ -1,5 +1,6 @@
 import { arrayFor, bytesPerElement, type DType, dtypes, type TypedArray, type TypedArrayOf } from './dtype.js';
-import { OctconvError } from './error.js';
+import { OctconvError, show } from './error.js';
+import { kindOf } from './graph/graph.js';
 
 export type Shape = readonly number[];
 export type Image = readonly [n: number, h: number, w: number, c: number];
@@ -35,10 +36,10 @@ export class Tensor<D extends DType = DType, S extends Shape = Shape> implements
     const check = (fine: boolean, what: string) => {
       if (!fine) throw new OctconvError(`tensor: ${what}`);
     };
-    check(dtypes.includes(dtype), `data type '${dtype}', wanted one of ${dtypes.join(', ')}`);
+    checkType(dtype);
     const { name } = arrayFor(dtype);
     const given = (data as TypedArray | undefined)?.[Symbol.toStringTag]; // a Buffer is a Uint8Array too
-    check(given === name, `${dtype} data is ${given ?? typeof data}, wanted a ${name}`);
+    check(given === name, `${dtype} data is ${given ?? kindOf(data)}, wanted a ${name}`);
     const wanted = elementCount(shape);
     check(data.length === wanted, `[${shape}] holds ${wanted} elements, got ${data.length}`);
     this.dtype = dtype;
@@ -47,6 +48,7 @@ export class Tensor<D extends DType = DType, S extends Shape = Shape> implements
   }
 
   static zeros<D extends DType, const S extends Shape>(dtype: D, shape: S): Tensor<D, S> {
+    checkType(dtype);
     return new Tensor(dtype, shape, new (arrayFor(dtype))(elementCount(shape)) as TypedArrayOf<D>);
   }
 
@@ -79,16 +81,21 @@ export function tensor<D extends DType, const S extends Shape>(
   return new Tensor(dtype, shape, data);
 }
 
+function checkType(dtype: DType): void {
+  if (dtypes.includes(dtype)) return;
+  throw new OctconvError(`tensor: data type '${dtype}', wanted one of ${dtypes.join(', ')}`);
+}
+
 /** @throws OctconvError if a size is not a positive integer or there are too many elements. */
 export function elementCount(shape: Shape): number {
   let count = 1;
-  let fine = true;
-  for (const size of shape) {
+  let fine = Array.isArray(shape);
+  for (const size of fine ? shape : []) {
     fine &&= Number.isInteger(size) && size > 0;
     count *= size;
   }
   if (!fine || !Number.isSafeInteger(count)) {
-    throw new OctconvError(`tensor: shape [${shape}], wanted positive integers`);
+    throw new OctconvError(`tensor: shape ${show(shape)}, wanted a list of positive integers`);
   }
   return count;
 }

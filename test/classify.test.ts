@@ -4,6 +4,7 @@ import { fileURLToPath } from 'node:url';
 import { expect } from 'chai';
 import { checkLogits, classify } from '../lib/classify.js';
 import { OctconvError } from '../lib/error.js';
+import { loadBatches } from '../lib/input/batches.js';
 import { defaultInput } from '../lib/input/preprocess.js';
 import { Linear, Module } from '../lib/layers/index.js';
 import { loadModel, Model } from '../lib/model.js';
@@ -75,6 +76,23 @@ describe('classify', () => {
     expect(await running.catch((reason: unknown) => reason)).to.equal('enough');
     expect(performance.now() - start).to.be.below(1000);
     expect(stalled.map(({ destroyed }) => destroyed)).to.deep.equal([true, true]);
+  });
+
+  it('streams are destroyed where an option is refused, or the model takes no pictures', async () => {
+    using blind = Object.assign(new Model(new Mean(), initialize(new Mean())), { input: undefined });
+    const calls: ((source: Readable) => Promise<unknown>)[] = [
+      ...[{ tpo: 1 }, { top: 0 }, { batch: 0 }, { maxBytes: 0 }].map(
+        (options) => (source: Readable) => model.classify([source], options),
+      ),
+      (source) => blind.classify(source),
+      (source) => loadBatches(source, defaultInput(), { batch: 0 }).next(),
+      (source) => loadBatches(source, defaultInput(), { tpo: 0 } as never).next(),
+    ];
+    for (const [i, call] of calls.entries()) {
+      const source = new Readable({ read() {} });
+      await failure(call(source));
+      expect(source.destroyed, `call ${i}`).to.equal(true);
+    }
   });
 
   class Mean extends Module {

@@ -332,6 +332,33 @@ describe('command line', function () {
       expect(JSON.parse(stdout)).to.include({ pictures: 2, failed: 1 });
     });
 
+    it('passes over what is no picture by its name, and says how many', () => {
+      mkdirSync(inFolder('littered/cat'), { recursive: true });
+      copyFileSync(cat, inFolder('littered/cat/picture.jpg'));
+      for (const name of ['Thumbs.db', 'notes.txt']) writeFileSync(inFolder(`littered/cat/${name}`), 'text');
+      const run = (...json: string[]) => octconv('eval', '--model', shipped, '--data', 'littered', ...json);
+      const { code, stdout, stderr } = run('--json');
+      expect([code, stderr]).to.deep.equal([0, '']);
+      expect(JSON.parse(stdout)).to.include({ pictures: 1, failed: 0, others: 2 });
+      expect(run().stdout).to.match(/\npassed over, no pictures by their names: 2 files\n/);
+    });
+
+    it('says at an interrupt what is done so far, and ends by it', async () => {
+      mkdirSync(inFolder('many/cat'), { recursive: true });
+      for (const name of ['a1', 'a2', 'a3', ...Array.from({ length: 3000 }, (_, i) => `c${i}`)])
+        symlinkSync(cat, inFolder(`many/cat/${name}.jpg`));
+      writeFileSync(inFolder('many/cat/b.jpg'), 'text');
+      const child = spawn(process.execPath, [cli, ...words('eval --batch 1 --data many --model'), shipped], {
+        cwd: folder,
+        stdio: ['ignore', 'pipe', 'pipe'],
+      });
+      const ended = once(child, 'exit');
+      child.stderr.once('data', () => child.kill('SIGINT')); // of b.jpg, behind three others
+      const shown = (await child.stdout.toArray()).join('');
+      expect((await ended)[1]).to.equal('SIGINT');
+      expect(shown).to.match(/^interrupted after [\d,]+ of 3,004 pictures\ntop-1 [\d,]+ of [\d,]+, 100\.0 %\ntop-5 /);
+    });
+
     it('has a progress bar on a terminal, which errors leave alone', function () {
       if (noTerminal) skip(this, 'terminal');
       for (const columns of [50, 60, 80]) {
@@ -399,6 +426,14 @@ describe('command line', function () {
       );
       expectError(octconv('eval', '--model', shipped, '--data', 'bare'), 1, 'no pictures');
       expectError(octconv('eval', '--model', shipped, '--data', 'nowhere'), 1, 'nowhere: no such file');
+      const isFile = `${cat}: a file, wanted a folder`;
+      expectError(octconv('eval', '--model', shipped, '--data', cat), 1, isFile);
+      expectError(octconv('quantize', shipped, '--data', cat, '--out', 'never'), 1, isFile);
+      expectError(
+        octconv('eval', '--model', `${checkpoint}.pth`, '--data', 'data'),
+        1,
+        'data: 2 folders, and the model has no labels; wanted 10 folders in the order of the classes, or a model folder',
+      );
     });
   });
 
@@ -438,9 +473,9 @@ describe('command line', function () {
       expect(code, stderr).to.equal(0);
       expect(stdout).to.match(/\n {2}device +cpu \w+, bf16, 1 thread\n/);
       expect(stdout).to.match(
-        /\nplan\n {2}step +op +types +products +M MAdd +KiB in +KiB out +KiB weights +algorithm\n/,
+        /\nplan\n {2}step +op +algorithm +types +products +M MAdd +KiB in +KiB out +KiB weights\n/,
       );
-      expect(stdout).to.match(/\n {2}conv1 +octConv +f32 -> bf16 +(f32|bf16) +[\d.]+ +12 +\d+ +\d+ +tile /);
+      expect(stdout).to.match(/\n {2}conv1 +octConv +tile .* f32 -> bf16 +(f32|bf16) +[\d.]+ +12 +\d+ +\d+\n/);
       expect(stdout).to.match(
         /\n {2}all +[\d.]+ .*\n.* MiB of weights; a run has .* of activations, .* with scratch\n$/,
       );
@@ -470,16 +505,21 @@ describe('command line', function () {
           ['info', ...folderFlags, '--graph'],
           ['info', 'oct-resnet-26', '--width', '8', '--dtype', 'i8', '--graph'],
           ['devices'],
+          ['info', 'no-such-network'],
+          ['convert', join(shipped, 'model.safetensors'), `wrapped-${columns}`],
+          ['run', '--model', shipped, '--input', `${checkpoint}.x.npy`, '--output', 'wrapped.npy'],
         ]) {
           const long = shown(...args)
             .split('\n')
-            .filter((line) => line.length > columns && !line.includes('octconv.node')); // a path is not broken
+            .filter((line) => line.length > columns && !/octconv\.node|config\.json/.test(line)); // a path is not broken
           expect(long, `${args.join(' ')} at ${columns}`).to.be.empty;
         }
         const all = shown('info', ...folderFlags, '--plan').replaceAll(/\n */g, ' ');
         const [, head = '', gone = ''] = /\bplan +(step .*?) conv1 .* no room for (.*?) [\d.]+ MiB/.exec(all) ?? [];
         for (const column of ['op', 'types', 'products', 'M MAdd', 'KiB in', 'KiB out', 'KiB weights', 'algorithm'])
           expect(`${head} ${gone}`, `${column} at ${columns}`).to.contain(column);
+        if (columns >= 60) expect(head, `${columns}`).to.contain('algorithm');
+        if (gone) expect(gone).to.contain(' --json, or | cat, shows all');
       }
     });
 
@@ -538,6 +578,18 @@ describe('command line', function () {
       expect(top.map(({ label }: { label: string }) => label).join('')).to.match(/^[a-j]{5}$/);
       expectError(octconv('convert', 'x', 'y', '--mean', '1,2'), 2, 'wanted 3 numbers');
       expectError(octconv('convert', 'x', 'y', '--std', '1,0,1'), 2, 'wanted 3 positive numbers');
+      expectError(octconv('convert', 'x', 'y', '--crop-pct', '80'), 2, /--crop-pct .* wanted a number from 0\.01 to 1/);
+      expectError(octconv('convert', 'x', 'y', '--scale', '0'), 2, /--scale .* wanted a number from 0\.000001 to 1000/);
+      expectError(
+        octconv('convert', 'x', 'y', '--size', '224x'),
+        2,
+        /--size .* wanted 224, or 256x128, from 1 to 65536/,
+      );
+      expectError(
+        octconv('convert', `${checkpoint}.pth`, 'y', '--mean', '.5'),
+        2,
+        '--mean 0.5: wanted three numbers for rgb',
+      );
       expectError(
         octconv('convert', `${checkpoint}.pth`, 'y', '--resize', '16'),
         1,
@@ -557,6 +609,7 @@ describe('command line', function () {
       expect(stdout).to.match(
         /\ninput, as \S+config\.json says: the short side to 32 \(bilinear\), a crop of 32 x 32, rgb, 0 \.\. 1, mean /,
       );
+      expect(octconv('convert', 'plain', 'again').stdout).to.contain('\ninput, as plain/config.json says: ');
       expectError(
         octconv('convert', join(shipped, 'model.safetensors'), 'plain'),
         1,
@@ -619,7 +672,7 @@ describe('command line', function () {
       copyFileSync(cat, inFolder('unheard/cat.jpg'));
       writeFileSync(inFolder('unheard/bad.jpg'), 'text');
       const deaf = shell(`${script} quantize "${shipped}" --data unheard --out deaf 2> >(exec true); echo $?`);
-      expect(deaf.stdout).to.match(/^deaf: oct-resnet-26, 91 weights in int8.*\n.*\n1\n$/);
+      expect(deaf.stdout).to.match(/^deaf: written: oct-resnet-26, 91 weights in int8.*; 1 picture left out\n.*\n1\n$/);
       expect(existsSync(inFolder('deaf/config.json'))).to.equal(true);
     });
 

@@ -222,7 +222,7 @@ describe('compile', () => {
     [
       'a shape that is none',
       () => compile((x) => ops.relu(x), [[1, 0]]),
-      'tensor: shape [1,0], wanted positive integers',
+      'tensor: shape [1,0], wanted a list of positive integers',
     ],
     [
       'no shape',
@@ -275,17 +275,25 @@ describe('compile', () => {
       run(image, tensor('u8', [1, 4, 4, 2], new Uint8Array(32))),
       'plan: input 1 is u8 [1,4,4,2], wanted f32 [1,4,4,2]',
     ],
-    ['a run on an array', run([1, 2], image), 'compile: input 0 is an Array, wanted a Tensor, or data with its shape'],
-    ['a run on nothing', run(undefined, image), 'compile: input 0 is nothing, wanted a Tensor, or data with its shape'],
+    [
+      'a run on an array',
+      run([1, 2], image),
+      'compile: input 0 is an Array, wanted a Tensor, or a typed array with its shape',
+    ],
+    [
+      'a run on nothing',
+      run(undefined, image),
+      'compile: input 0 is nothing, wanted a Tensor, or a typed array with its shape',
+    ],
     [
       'a run on a pair',
       run(new Octave(image, image), image),
-      'compile: input 0 is an Octave, wanted a Tensor, or data with its shape',
+      'compile: input 0 is an Octave, wanted a Tensor, or a typed array with its shape',
     ],
     [
       'a run on bare data',
       run({ data: image.data }, image),
-      'compile: input 0 is an Object, wanted a Tensor, or data with its shape',
+      'compile: input 0 is an Object, wanted a Tensor, or a typed array with its shape',
     ],
   ] as [string, () => Promise<unknown>, string | RegExp][]) {
     it(`refuses ${title}`, async () => {
@@ -389,7 +397,9 @@ describe('models of several inputs and outputs', () => {
     const run = (...args: unknown[]) => failure(() => model.run(...(args as [typeof x, typeof side, typeof gate])));
     expect(await run(x, side)).to.equal('model: forward takes 3 inputs, got 2');
     expect(await run()).to.equal('model: forward takes 3 inputs, got 0');
-    expect(await run(x, side, 7)).to.equal('model: input 2 is a number, wanted a Tensor, or data with its shape');
+    expect(await run(x, side, 7)).to.equal(
+      'model: input 2 is a number, wanted a Tensor, or a typed array with its shape',
+    );
     expect(await run(x, x, gate)).to.equal(
       "conv: weight [4,2,3,3] needs 2 input channels, got x [1,9,11,3] (layer 'other.0')",
     );

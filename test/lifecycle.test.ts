@@ -25,7 +25,7 @@ import { resolveNetworkOptions } from '../lib/models/index.js';
 import { targetOf } from '../lib/devices.js';
 import { native } from '../lib/native.js';
 import { stepsFor } from '../lib/targets.js';
-import { sparse, stride } from './running.js';
+import { oneIn } from './running.js';
 import { writeModelFolder } from '../lib/weights/folder.js';
 
 const small = { alpha: 0.5, width: 8, classes: 10, stem: 'cifar' } as const;
@@ -41,7 +41,7 @@ async function child(script: string, ...flags: string[]): Promise<string> {
 
 describe('lifecycle: runs', () => {
   let model: Model;
-  const long = Tensor.zeros('f32', [sparse ? 4 : 64, 64, 64, 3]); // a tenth of a second, under TSan some seconds
+  const long = Tensor.zeros('f32', [oneIn > 1 ? 4 : 64, 64, 64, 3]); // a tenth of a second, under TSan some seconds
   before(() => {
     model = createModel('oct-resnet-26', { ...small, width: 16 }, { threads: 2 });
   });
@@ -86,6 +86,22 @@ describe('lifecycle: runs', () => {
     expect(model.record([1, 2, 2, 4]).nodes).to.have.length(4);
   });
 
+  it('are those of `forward`, where a deep module has its own', async () => {
+    class Deep extends DeepModule<Feature, Feature> {
+      *work(x: Feature) {
+        yield;
+        return ops.relu(x);
+      }
+    }
+    class Shifted extends Deep {
+      override forward(x: Feature) {
+        return ops.add(super.forward(x), 1);
+      }
+    }
+    using model = new Model(new Shifted(), initialize(new Shifted()));
+    expect((await model.run(Tensor.zeros('f32', [1, 1, 1, 2]))).data).to.deep.equal(Float32Array.of(1, 1));
+  });
+
   it("never take libuv's threads", async () => {
     let ended = 0;
     const runs = Array.from({ length: 12 }, () => model.run(long).then(() => ended++));
@@ -121,7 +137,7 @@ describe('lifecycle: runs', () => {
       }
     })();
     using model = new Model(network, initialize(network), { device: 'reference', threads: 2 });
-    const size = sparse ? 48 : 96;
+    const size = oneIn > 1 ? 48 : 96;
     const x = Tensor.zeros('f32', [1, size, size, 64]);
     const plan = await model.plan(x.shape);
     expect(plan.steps).to.have.length(1);
@@ -351,7 +367,7 @@ describe('lifecycle: sub-batches', () => {
     using model = new Model(network, weights, { threads: 1 });
     const y = await model.run(x);
     const each = y.data.length / 6;
-    for (let i = 0; i < 6; i += stride) {
+    for (let i = 0; i < 6; i += oneIn) {
       const size = x.data.length / 6;
       const alone = await model.run({ shape: [1, ...x.shape.slice(1)], data: x.data.slice(i * size, (i + 1) * size) });
       expect(y.data.slice(i * each, (i + 1) * each), `image ${i}`).to.deep.equal(alone.data);
@@ -360,7 +376,7 @@ describe('lifecycle: sub-batches', () => {
 });
 
 describe('lifecycle: model folders', () => {
-  const [name, given] = ['oct-resnet-26', { ...small, width: sparse ? 32 : 64 }] as const;
+  const [name, given] = ['oct-resnet-26', { ...small, width: oneIn > 1 ? 32 : 64 }] as const;
   let folder: string;
   before(async () => {
     folder = await mkdtemp(join(tmpdir(), 'octconv-lifecycle-'));

@@ -7,14 +7,14 @@ import { lower } from '../lib/graph/lower.js';
 import * as ops from '../lib/ops.js';
 import { stepsFor } from '../lib/targets.js';
 import { checkGraph, checkSteps } from './compare.js';
-import { block, compileSteps, inputsOf, naming, parameters, preactivation, run, sameBits, stride } from './running.js';
+import { block, compileSteps, inputsOf, naming, parameters, preactivation, run, sameBits, oneIn } from './running.js';
 
 describe('ops: fused forms', () => {
   const met = new Set<string>();
   const meet = (form: string, when: boolean) => when && met.add(form);
 
   async function checkBlocks(first: number, last: number): Promise<void> {
-    for (let seed = first; seed <= last; seed += stride) {
+    for (let seed = first; seed <= last; seed += oneIn) {
       const { graph, whole } = block(seed);
       const fused = fuse(lower(graph));
       const { steps } = fused;
@@ -86,7 +86,7 @@ describe('ops: fused forms', () => {
   });
 
   async function checkPreactivation(first: number, last: number): Promise<void> {
-    for (let seed = first; seed <= last; seed += stride) {
+    for (let seed = first; seed <= last; seed += oneIn) {
       const graph = preactivation(seed);
       const fused = fuse(lower(graph));
       const { steps } = fused;
@@ -143,7 +143,7 @@ describe('ops: fused forms', () => {
     this.timeout(600_000);
     const { traits } = targetOf('cpu');
     const target = { traits: { ...traits, subBatches: false }, threads: 1 };
-    for (let seed = 1; seed <= 200; seed += stride) {
+    for (let seed = 1; seed <= 200; seed += oneIn) {
       const { graph } = block(seed);
       const shapes = graph.inputs.map((id) => graph.values[id]?.shape ?? []);
       const images = shapes[0]?.[0] ?? 1;

@@ -26,7 +26,7 @@ import {
   run,
   sameBits,
   sideBySide,
-  stride,
+  oneIn,
 } from './running.js';
 
 const { traits } = targetOf('cpu');
@@ -169,7 +169,7 @@ describe('ops: bf16 and i8', () => {
     it(`${what}: random octave blocks, step by step`, async function () {
       this.timeout(600_000);
       const met = new Set<string>();
-      for (let seed = 1; seed <= 150; seed += 4 * stride) {
+      for (let seed = 1; seed <= 150; seed += 4 * oneIn) {
         const { graph } = block(seed);
         await naming(
           `seed ${seed}`,
@@ -311,7 +311,7 @@ describe('ops: other types than f32 at the ends of an op', () => {
       for (const [k, [from, to]] of ends.entries()) {
         if (keepsType ? from !== to : !mixesTypes && to !== f32) continue;
         if (op === 'div' && from.dtype === 'u8') continue; // nothing divides by zero
-        for (const row of rowsOf(op).filter((_, i) => (i + k) % Math.min(stride, 4) === 0)) {
+        for (const row of rowsOf(op).filter((_, i) => (i + k) % Math.min(oneIn, 4) === 0)) {
           const what = `${row.title}, ${from.dtype} to ${to.dtype}`;
           // A number beside it stays f32: so does any constant.
           await naming(what, check(graphOf(row), from, to, row.terms));

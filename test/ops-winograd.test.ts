@@ -20,7 +20,7 @@ import {
   rowsOf,
   run,
   sameBits,
-  stride,
+  oneIn,
 } from './running.js';
 
 const { traits } = targetOf('cpu');
@@ -76,7 +76,7 @@ describe("ops: Winograd's algorithm", () => {
       for (const row of [...rowsOf('conv'), ...rowsOf('octConv')]) {
         if (await naming(`${row.op} ${row.title}`, checkWinograd(graphOf(row), winograd, noParams))) count++;
       }
-      expect(count).to.be.greaterThan(60 / Math.ceil(stride / 2));
+      expect(count).to.be.greaterThan(60 / Math.ceil(oneIn / 2));
     });
 
     it(`F(${winograd}x${winograd}, 3x3) of bf16: the table's 3x3 convolutions`, async () => {
@@ -88,11 +88,11 @@ describe("ops: Winograd's algorithm", () => {
     it(`F(${winograd}x${winograd}, 3x3): random octave blocks`, async function () {
       this.timeout(600_000);
       let count = 0;
-      for (let seed = 1; seed <= 150; seed += 3 * stride) {
+      for (let seed = 1; seed <= 150; seed += 3 * oneIn) {
         const { graph } = block(seed);
         if (await naming(`seed ${seed}`, checkWinograd(graph, winograd, parameters(graph)))) count++;
       }
-      expect(count).to.be.greaterThan(15 / stride);
+      expect(count).to.be.greaterThan(15 / oneIn);
     });
   }
 });
@@ -200,7 +200,7 @@ describe("ops: Winograd's algorithm of i8", () => {
     it(`F(${winograd}x${winograd}): the same bits as direct sums${ends ? ', of the largest numbers' : ''}`, async () => {
       const fitting = rows.filter(([, channels]) => Math.max(channels[0], channels[1]) <= mostChannels[winograd]);
       for (const [size, channels] of [
-        ...fitting.filter((_, i) => i % Math.ceil(stride / 4) === 0),
+        ...fitting.filter((_, i) => i % Math.ceil(oneIn / 4) === 0),
         [
           [1, 4, 4],
           [mostChannels[winograd], mostChannels[winograd], 5],

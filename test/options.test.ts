@@ -1,5 +1,6 @@
 /** Options that plain JavaScript misspells, and names that are nearly right. */
 import { fileURLToPath } from 'node:url';
+import { runInNewContext } from 'node:vm';
 import { expect } from 'chai';
 import { OctconvError } from '../lib/error.js';
 import { toOnnx } from '../lib/graph/onnx.js';
@@ -29,6 +30,7 @@ describe('options', () => {
     const network = octconv.buildNetwork('resnet-18', small);
     const weights = octconv.initialize(network);
     using op = await octconv.compile((a) => octconv.ops.relu(a), [[1, 2, 2, 1]]);
+    const weight = Tensor.zeros('f32', [1, 1, 1, 1]);
     const pixel = { data: new Uint8Array(3), height: 1, width: 1 };
     const cases: [message: string, call: () => unknown][] = [
       [
@@ -40,15 +42,32 @@ describe('options', () => {
         'network: unknown option "widht" (did you mean "width"?), wanted network, alpha,',
         () => loadModel(shipped, { network: wrong({ widht: 8 }) }),
       ],
+      // Of the options of the network itself, which has no blocks.
+      ['network: unknown option "blocks", wanted', () => loadModel(shipped, { network: { blocks: [1] } })],
+      ['resnet-50: unknown option "bloks", wanted alpha,', () => createModel('resnet-50', wrong({ bloks: [1] }))],
+      ['resnet-50: unknown option "blocks", wanted alpha,', () => createModel('resnet-50', { blocks: [1] })],
+      [`network 'resnet-5O' (did you mean "resnet-50"?), wanted`, () => createModel('resnet-5O', wrong({ widht: 1 }))],
       [
         `${fileURLToPath(new URL('../models/', import.meta.url))}${shipped}: classes 5 was asked for, config.json has 10`,
         () => loadModel(shipped, { network: { classes: 5 } }),
       ],
-      ['loadModel: options "cpu", wanted an object', () => loadModel(shipped, 'cpu' as never)],
+      ['loadModel: options: "cpu", wanted { device, dtype,', () => loadModel(shipped, 'cpu' as never)],
       ['resnet-18: unknown option "sede" (did you mean "seed"?)', () => createModel('resnet-18', wrong({ sede: 1 }))],
       ['model: unknown option "devise"', () => createModel('resnet-18', small, wrong({ devise: 'cpu' }))],
       ['model: unknown option "plan"', () => new octconv.Model(network, weights, wrong({ plan: 3 }))],
       ['model: run: unknown option "signl"', () => model.run(x, wrong({ signl: undefined }))],
+      [
+        'model: run: options: an AbortSignal, wanted { signal }',
+        () => model.run(x, AbortSignal.timeout(1000) as never),
+      ],
+      ['plan: run: unknown option "signl"', async () => (await model.plan(x.shape)).run([x], wrong({ signl: 1 }))],
+      ['runGraph: unknown option "dtype"', () => octconv.runGraph(graph, [x], wrong({ dtype: 'bf16' }))],
+      [
+        'conv: unknown option "pading" (did you mean "padding"?), wanted stride, padding, dilation, groups, device, threads',
+        () => octconv.compile((a) => octconv.ops.conv(a, { weight }, wrong({ pading: 1 })), [[1, 2, 2, 1]]),
+      ],
+      ['relu: unknown option "inplace", wanted device, threads', () => octconv.ops.relu(x, wrong({ inplace: true }))],
+      ['avgPool: unknown option "kernl"', () => octconv.ops.avgPool(x, wrong({ kernl: 2 }))],
       ['classify: unknown option "topp" (did you mean "top"?)', () => classifier.classify(cat, wrong({ topp: 3 }))],
       ['classify: unknown option "Batch"', () => first(octconv.classify(classifier, cat, wrong({ Batch: 3 })))],
       ['loadBatches: unknown option "top"', () => first(octconv.loadBatches(cat, input, wrong({ top: 3 })))],
@@ -76,8 +95,13 @@ describe('options', () => {
   it('may be left out, and be undefined', () => {
     expect(() => checkOptions('f', undefined, { a: true })).to.not.throw();
     expect(() => checkOptions('f', { a: undefined }, { a: true })).to.not.throw();
+    for (const given of [Object.create(null), runInNewContext('({ a: 1 })')])
+      expect(() => checkOptions('f', given, { a: true })).to.not.throw();
     for (const given of [null, [], 1])
-      expect(() => checkOptions('f', given as never, {})).to.throw(OctconvError, 'f: options');
+      expect(() => checkOptions('f', given as never, { a: true })).to.throw(
+        OctconvError,
+        /^f: options: .*, wanted \{ a \}$/,
+      );
     expect(() => checkOptions('f', { toString: 1 }, { a: true })).to.throw('f: unknown option "toString", wanted a');
   });
 });
@@ -101,6 +125,10 @@ describe('names that are nearly right', () => {
     );
     expect(() => createModel('resnet-18', {}, { device: 'referense' as never })).to.throw(
       `device 'referense' (did you mean "reference"?): wanted auto, cpu, reference`,
+    );
+    expect(await failure(loadModel('cifar10-oct-resnet-26-a5'))).to.equal(
+      'cifar10-oct-resnet-26-a5: no such file, and no model of the package: those are cifar10-oct-resnet-26-a0, ' +
+        'cifar10-oct-resnet-26-a50',
     );
     const weights = memoryWeights(new Map([['fc.weight', { dtype: 'f32', shape: [1], data: new Float32Array(1) }]]));
     expect(await failure(weights.read('fc.weigth'))).to.equal(

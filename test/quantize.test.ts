@@ -210,6 +210,27 @@ describe('quantize', () => {
     expect(await cosine(network, weights, q, x)).to.be.above(0.999);
   });
 
+  it('an average pooling averages what is larger than its means', async () => {
+    const network = new (class extends Module<Feature, Feature> {
+      readonly a = new layers.Conv(1, 1, { kernel: 1 });
+      readonly b = new layers.Conv(1, 1, { kernel: 1 });
+      forward(x: Feature) {
+        return this.b.forward(ops.avgPool(ops.relu(this.a.forward(x)), { kernel: 2, stride: 2 }));
+      }
+    })();
+    const weights = await weightsOf(network, { 'a.weight': [1], 'b.weight': [1] });
+    const x = tensor(
+      'f32',
+      [1, 4, 4, 1],
+      Float32Array.from({ length: 16 }, (_, i) => (i % 2 || i & 4 ? 0 : 4)),
+    );
+    const quantized = await quantize(network, weights, [x]);
+    for (const device of ['cpu', 'reference'] as const) {
+      using model = new Model(network, quantized, { device });
+      for (const mean of (await model.run(x)).data) expect(mean, device).to.be.closeTo(1, 0.02);
+    }
+  });
+
   it('leaves a layer in f32 that is used twice', async () => {
     const network = new (class extends Module {
       readonly twice = new layers.Conv(2, 2, { kernel: 3 });
@@ -438,7 +459,7 @@ describe('quantized model folders', function () {
   it('the command makes one that classifies', () => {
     const { code, stdout, stderr } = toI8();
     expect([code, stderr]).to.deep.equal([0, '']);
-    expect(stdout).to.match(/^i8: oct-resnet-26, 91 weights in int8, 3,560,424 bytes are 961,735\n/);
+    expect(stdout).to.match(/^i8: written: oct-resnet-26, 91 weights in int8, 3,560,424 bytes are 961,735\n/);
     expect(stdout).to.match(
       /\nthe same first guess as in f32 on [34] of 4 pictures, .* \(measured on these\); .* logits 0?\.99\d+\n$/,
     );

@@ -1,6 +1,7 @@
 /** Networks as graphs: names of parameters and constants, what a forward may give, and what errors say of the place. */
 import { expect } from 'chai';
 import {
+  compile,
   type Feature,
   Graph,
   initialize,
@@ -53,6 +54,22 @@ const problem = (call: () => unknown): string => {
   }
   throw new Error('no error');
 };
+
+describe('record: shapes', () => {
+  it('are those that were given in the call, whatever the caller does with them afterwards', async () => {
+    const network = new (class extends Module<Feature, Feature> {
+      forward(x: Feature) {
+        return ops.relu(x);
+      }
+    })();
+    using model = new Model(network, initialize(network));
+    const shape = [1, 4, 4, 1];
+    const plan = model.plan(shape);
+    shape[1] = 8;
+    expect((await plan).inputs[0]?.shape).to.deep.equal([1, 4, 4, 1]);
+    expect((await model.run(Tensor.zeros('f32', [1, 4, 4, 1]))).shape).to.deep.equal([1, 4, 4, 1]);
+  });
+});
 
 describe('record: names of parameters and constants', () => {
   const x = constant([1, 1, 1, 1], 1);
@@ -198,7 +215,7 @@ describe('record: what a network may hold and give', () => {
       }
     }
     expect(problem(() => record(new Net(), [1, 4, 4, 2]))).to.match(
-      /^linear: the parameter 'weight' \[2,2\] is not among those of the network: /,
+      /^linear: the parameter 'weight' \[2,2\] is in no public field or array of the network: /,
     );
   });
 
@@ -219,11 +236,62 @@ describe('record: what a network may hold and give', () => {
       const net = new Net();
       Reflect.deleteProperty(net, 'fields');
       expect(problem(() => record(net, [1, 4, 4, 2]))).to.equal(
-        "conv: the parameter 'weight' [2,2,1,1] is not among those of the network: " +
-          'layers are found in public fields and arrays of modules, not in private fields, Maps or objects',
+        "conv: the parameter 'weight' [2,2,1,1] is in no public field or array of the network: " +
+          'layers in private fields, Maps, objects and classes that do not extend Module have no names, nor have those ' +
+          'that forward makes',
       );
     });
   }
+
+  it('no layer that has a name: made in forward, or held by a class that is no Module', () => {
+    class Made extends Module {
+      forward(x: Feature) {
+        return new layers.Conv(2, 2, { kernel: 1 }).forward(x);
+      }
+    }
+    class Bare {
+      readonly layer = new layers.Conv(2, 2, { kernel: 1 });
+      forward(x: Feature) {
+        return this.layer.forward(x);
+      }
+    }
+    class Holder extends Module {
+      readonly bare = new Bare();
+      forward(x: Feature) {
+        return this.bare.forward(x);
+      }
+    }
+    for (const net of [new Made(), new Holder(), new Bare()]) {
+      expect(problem(() => record(net, [1, 4, 4, 2]))).to.match(
+        /^conv: the parameter 'weight' \[2,2,1,1\] is in no public field or array of the network: /,
+      );
+    }
+  });
+});
+
+describe('record: a mistake in forward', () => {
+  it('reaches the caller as it is, with its place', async () => {
+    class Wrong extends Module {
+      forward(x: Feature): Feature {
+        return (ops as unknown as { rellu: typeof ops.relu }).rellu(x);
+      }
+    }
+    const net = new Wrong();
+    using model = new Model(net as unknown as Network, weights({}));
+    const x = constant([1, 4, 4, 2], 1);
+    const calls = [
+      () => model.run(x),
+      () => model.run(x),
+      () => model.plan(x.shape),
+      async () => model.record(x.shape),
+    ];
+    for (const call of [...calls, () => compile((a) => net.forward(a), [[1, 4, 4, 2]])]) {
+      const error: unknown = await call().catch((e: unknown) => e);
+      expect(error).to.be.instanceOf(TypeError);
+      expect((error as Error).message).to.match(/rellu is not a function/);
+      expect((error as Error).stack).to.match(/\bWrong\.forward .*record\.test\.ts/);
+    }
+  });
 });
 
 describe('record: a dilated convolution', () => {

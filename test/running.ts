@@ -14,17 +14,19 @@ import { elementCount, Tensor } from '../lib/tensor.js';
 import { type Case, cases, numbers } from './cases.js';
 
 /** Of many that take the same kernels one in so many runs: sanitizers and emulated CPUs are slow (tools/test-under.mjs). */
-export const stride = Number(process.env.OCTCONV_SPARSE || 1);
-export const sparse = stride > 1;
+export const oneIn = Number(process.env.OCTCONV_TEST_ONE_IN || 1);
+
+/** A row of the table is one case where many random graphs take the same kernels: all of them up to this `oneIn`. */
+const allRowsUpTo = 4;
 
 /** The rows of the table; only an emulator that is very slow leaves some out. */
 export const tableOf = (op: string): Case[] =>
-  cases.filter((row) => row.op === op).filter((_, i) => i % Math.ceil(stride / 4) === 0);
+  cases.filter((row) => row.op === op).filter((_, i) => i % Math.ceil(oneIn / allRowsUpTo) === 0);
 
-/** The same for tests that take them once more; where `sparse` without large ones, which many tasks share. */
+/** The same for tests that take them once more; where one in many is taken without large ones, which many tasks share. */
 export function rowsOf(op: string): Case[] {
   const elements = ({ inputs }: Case) => inputs.reduce((sum, shape) => sum + elementCount(shape), 0);
-  return tableOf(op).filter((row) => !sparse || elements(row) < 5000);
+  return tableOf(op).filter((row) => oneIn === 1 || elements(row) < 5000);
 }
 
 export const guard = 37; // odd, so that starts are not aligned

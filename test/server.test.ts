@@ -2,6 +2,7 @@
 import { once } from 'node:events';
 import { readFile } from 'node:fs/promises';
 import { type AddressInfo, connect } from 'node:net';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { expect } from 'chai';
 import type { FastifyInstance } from 'fastify';
@@ -32,7 +33,7 @@ describe('examples: server', function () {
       calls.push({ model: this, result });
       return result;
     } as typeof classify;
-    process.env.PORT = '0';
+    Object.assign(process.env, { PORT: '0', UPLOAD_MILLISECONDS: '3000' });
     ({ app } = await import('../examples/server/server.js'));
     ({ port } = app.server.address() as AddressInfo);
   });
@@ -42,6 +43,7 @@ describe('examples: server', function () {
   });
   after(async () => {
     delete process.env.PORT;
+    delete process.env.UPLOAD_MILLISECONDS;
     library.Model.prototype.classify = classify;
     await app.close();
   });
@@ -108,6 +110,9 @@ describe('examples: server', function () {
     expect((await post('--x\r\nfoo', 'multipart/form-data; boundary=x')).status).to.equal(400);
     for (const boundary of ['', '; boundary=', `; boundary=${'x'.repeat(300)}`])
       expect((await post('--x\r\n', `multipart/form-data${boundary}`)).status, boundary).to.equal(400);
+    const endless = `--x\r\nX: y\r\n\r\n${'h'.repeat(20_000)}\r\n--x--\r\n`;
+    const { status, body } = await post(endless, 'multipart/form-data; boundary=x');
+    expect([status, body.message]).to.deep.equal([400, 'Multipart: the form does not end']);
     const half = Buffer.from('--x\r\ncontent-disposition: form-data; name="file"; filename="a.jpg"\r\n\r\nhalf');
     expect((await post(half, 'multipart/form-data; boundary=x')).status).to.equal(400);
     const empty = new FormData();
@@ -128,9 +133,36 @@ describe('examples: server', function () {
     } finally {
       AbortSignal.timeout = timeout;
     }
-    first = () => Promise.reject(new TypeError('a mistake'));
-    for (const wrong of [await post(cat, 'image/jpeg'), await post(form(cat))])
-      expect([wrong.status, wrong.body.message]).to.deep.equal([500, 'a mistake']);
+    for (const mistake of [new TypeError('a mistake'), new library.OctconvError('conv: a mistake')]) {
+      first = () => Promise.reject(mistake);
+      for (const wrong of [await post(cat, 'image/jpeg'), await post(form(cat))])
+        expect([wrong.status, wrong.body.message]).to.deep.equal([500, mistake.message]);
+    }
+  });
+
+  it('begins to count the time when all of a form is there', async () => {
+    const { timeout } = AbortSignal;
+    let counts = 0;
+    let slow: ReturnType<typeof request> | undefined;
+    AbortSignal.timeout = (ms) => {
+      counts++;
+      return timeout.call(AbortSignal, ms);
+    };
+    try {
+      const head = '--x\r\ncontent-disposition: form-data; name="file"; filename="a.jpg"\r\n\r\n';
+      const whole = Buffer.concat([Buffer.from(head), cat, Buffer.from('\r\n--x--\r\n')]);
+      const came = once(app.server, 'request');
+      slow = request(whole.subarray(0, 1000), whole.length, 'multipart/form-data; boundary=x');
+      await came;
+      await sleep(50);
+      expect(counts).to.equal(0);
+      slow.write(whole.subarray(1000));
+      expect(Buffer.concat(await slow.toArray()).toString()).to.match(/^HTTP\/1\.1 200 OK[\s\S]*"label":"cat"/);
+      expect(counts).to.equal(1);
+    } finally {
+      slow?.destroy();
+      AbortSignal.timeout = timeout;
+    }
   });
 
   it('refuses what is too large or too much', async () => {
@@ -144,11 +176,11 @@ describe('examples: server', function () {
   });
 
   /** A request over a socket of its own, of which not all need be sent. */
-  function request(body: Uint8Array, length = body.length) {
+  function request(body: Uint8Array, length = body.length, type = 'image/jpeg') {
     const socket = connect(port, 'localhost');
     socket.on('error', () => undefined);
     socket.write(
-      `POST /classify HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: image/jpeg\r\nContent-Length: ${length}\r\n\r\n`,
+      `POST /classify HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: ${type}\r\nContent-Length: ${length}\r\n\r\n`,
     );
     socket.write(body);
     return socket;

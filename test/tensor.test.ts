@@ -60,7 +60,7 @@ describe('tensor', () => {
       'tensor: [2,3] holds 6 elements, got 5',
     );
     expect(await problem(() => tensor('f32', [2, 0], new Float32Array(0)))).to.equal(
-      'tensor: shape [2,0], wanted positive integers',
+      'tensor: shape [2,0], wanted a list of positive integers',
     );
     expect(await problem(() => tensor('f32', [2, 1.5], new Float32Array(3)))).to.match(/positive integers/);
     expect(await problem(() => Tensor.zeros('u8', [2 ** 31, 2 ** 31]))).to.match(/positive integers/);
@@ -68,7 +68,7 @@ describe('tensor', () => {
       'tensor: bf16 data is Uint8Array, wanted a Uint16Array',
     );
     expect(await problem(() => tensor('f32', [3], undefined as never))).to.match(
-      /data is undefined, wanted a Float32Array/,
+      /data is nothing, wanted a Float32Array/,
     );
     expect(await problem(() => tensor('f64' as never, [3], new Float32Array(3) as never))).to.match(
       /^tensor: data type 'f64', wanted one of/,
@@ -260,7 +260,10 @@ describe('ops: shapes', () => {
         'interpolate: height 4.5 and width 2, wanted positive integers',
       ],
       [() => ops.add(x, new Octave(x) as never), 'add: got an Octave, wanted a Value, a Parameter or a Tensor'],
-      [() => ops.add(x, undefined as never), 'add: got nothing, wanted a Value, a Parameter or a Tensor'],
+      [
+        () => ops.add(x, undefined as never),
+        'add: got nothing, wanted a Value, a Parameter or a Tensor; a forward gets one value per input, as forward(a, b)',
+      ],
       [
         () => ops.add(x, zeros([2, 8, 6, 4]) as never),
         'add: got [2,8,6,12] and [2,8,6,4], wanted sizes that are equal or 1',

@@ -13,6 +13,7 @@ import {
   configSchema,
   isModelFolder,
   type ModelConfig,
+  parseConfig,
   readModelFolder,
   writeModelFolder,
 } from '../lib/weights/folder.js';
@@ -129,9 +130,9 @@ describe('model folders', () => {
       [change('input.bgr', true), /unknown field "input\.bgr"/],
       [
         change('input', { height: 32, width: 32, channels: 'gray' }),
-        /config\.json: input\.channels "gray" is 1, options\.channels 3: wanted as many in both$/,
+        /config\.json: options\.channels is 3, wanted 1: input\.channels is "gray"$/,
       ],
-      [change('options.channels', 1), /input\.channels "rgb" is 3, options\.channels 1: wanted as many in both$/],
+      [change('options.channels', 4), /options\.channels is 4, wanted 3: input\.channels is left out, which is "rgb"$/],
       [change('input.interpolation', 'nearest'), /input\.interpolation is "nearest"/],
       [change('options.classes', 4), /labels\.txt: 3 labels, wanted 4 \(classes\)$/],
     ];
@@ -194,6 +195,30 @@ describe('model folders', () => {
     expect(files)
       .to.have.length(4)
       .and.include.members(['README', 'config.json', model.config.labels, model.config.weights]);
+  });
+
+  it('have as many channels in `options` as in `input`, of which one may be left out', () => {
+    const channelsOf = (options: object, input: object) => {
+      const { options: has, input: order } = parseConfig(
+        JSON.stringify({ network: 'resnet-18', options, input: { height: 32, width: 32, ...input } }),
+        'config.json',
+      );
+      return [has.channels, order.channels];
+    };
+    expect(channelsOf({}, {})).to.deep.equal([3, undefined]);
+    expect(channelsOf({}, { channels: 'gray' })).to.deep.equal([1, 'gray']);
+    expect(channelsOf({ channels: 1 }, {})).to.deep.equal([1, 'gray']);
+    expect(channelsOf({ channels: 3 }, { channels: 'bgr' })).to.deep.equal([3, 'bgr']);
+    expect(() => channelsOf({ channels: 1 }, { channels: 'rgb' })).to.throw(
+      'config.json: options.channels is 1, wanted 3: input.channels is "rgb"',
+    );
+  });
+
+  it('have no dictionaries: `key` is an error', async () => {
+    const path = join(models, 'cifar10-oct-resnet-26-a50');
+    expect(await failure(loadModel(path, { key: 'ema' }))).to.equal(
+      `${path}: no .pth file, only those have dictionaries as "ema"`,
+    );
   });
 
   it('have a JSON schema, which ships', async () => {

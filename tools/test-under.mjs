@@ -4,7 +4,7 @@
 // itself is not instrumented. baseline runs the ordinary build in qemu on a CPU without AVX: a wide instruction that
 // leaked is a SIGILL there. avx512 and avx512bf16 (with the dot products of bytes and of bf16) run these kernels in two
 // AVX2 registers each, on CPUs that lack them. With --fast only the files below (of them `only` what matches), without
-// the tests that say @slow, and one in `sparse` of what takes the same kernels in turn.
+// the tests that say @slow, and one in `oneIn` of what takes the same kernels in turn.
 import { mkdirSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { buildNative } from './native.mjs';
@@ -28,33 +28,33 @@ const worlds = {
       UBSAN_OPTIONS: 'print_stacktrace=1',
     },
     fast: ['golden', 'input', 'lifecycle', 'fuzz', 'cuda-driver', 'cuda-emulator', ...ops],
-    sparse: 4,
+    oneIn: 4,
   },
   ubsan: {
     sanitize: 'undefined',
     runtime: 'ubsan',
     env: { UBSAN_OPTIONS: `${options}:print_stacktrace=1` },
     fast: ['golden', 'input', ...ops],
-    sparse: 4,
+    oneIn: 4,
   },
   tsan: {
     sanitize: 'thread',
     runtime: 'tsan',
     env: { TSAN_OPTIONS: `${options}:exitcode=0:report_signal_unsafe=0` },
     fast: ['golden', 'lifecycle', 'cuda-driver', 'cuda-emulator'],
-    sparse: 4,
+    oneIn: 4,
   },
-  avx512: { emulated: true, env: { OCTCONV_ISA: 'avx512' }, fast: ['golden', 'mxnet', ...ops], sparse: 4 },
+  avx512: { emulated: true, env: { OCTCONV_ISA: 'avx512' }, fast: ['golden', 'mxnet', ...ops], oneIn: 4 },
   // But for dot products its kernels are those of avx512.
   avx512bf16: {
     emulated: true,
     env: { OCTCONV_ISA: 'avx512bf16' },
     fast: ['ops-types', 'ops-winograd'],
     only: "ops: (bf16 and i8|Winograd's algorithm of i8)",
-    sparse: 4,
+    oneIn: 4,
   },
   // That its kernels are right is seen without an emulator (test/ops.test.ts).
-  baseline: { fast: ['golden', 'input', ...ops], only: '(?!input: (colour|files|sources))', sparse: 16 },
+  baseline: { fast: ['golden', 'input', ...ops], only: '(?!input: (colour|files|sources))', oneIn: 16 },
 };
 
 /** What to preload: the sanitizer's runtime, and the C++ library, in which it looks for the functions that it wraps. */
@@ -118,7 +118,7 @@ main(() => {
     ...process.env,
     ...world.env,
     ...(fast && { OCTCONV_GOLDEN: join(root, 'test', 'golden') }), // small ones that have the same layers
-    ...(fast && world.sparse && { OCTCONV_SPARSE: String(world.sparse) }),
+    ...(fast && { OCTCONV_TEST_ONE_IN: String(world.oneIn) }),
   };
   if (world.sanitize) {
     env.OCTCONV_NATIVE = buildNative({

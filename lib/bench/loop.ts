@@ -1,5 +1,4 @@
 /** How long a network keeps the event loop: in a server nobody else is answered meanwhile. */
-import { defaultInput } from '../input/preprocess.js';
 import { readFileSync } from 'node:fs';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
@@ -7,7 +6,7 @@ import { join } from 'node:path';
 import { type IntervalHistogram, monitorEventLoopDelay } from 'node:perf_hooks';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { loadModel } from '../model.js';
-import { defaultInputOf, type NetworkOptions, resolveNetworkOptions } from '../models/index.js';
+import { type NetworkOptions, resolveNetworkOptions } from '../models/index.js';
 import { Tensor } from '../tensor.js';
 import { writeModelFolder } from '../weights/folder.js';
 import { type Machine, machine } from './measure.js';
@@ -83,9 +82,8 @@ export async function benchLoop({
   try {
     progress?.('writing the network');
     const net = new Net(network, given, size);
-    const labels = Array.from({ length: options.classes }, (_, i) => `class ${i}`);
-    const input = { ...(defaultInputOf(network, options) ?? defaultInput()), height: size, width: size, resize: size };
-    await writeModelFolder(folder, { network, options, input }, labels, net.weights);
+    const { config, labels } = net.described;
+    await writeModelFolder(folder, config, labels, net.weights);
     const model = await phase('load', () => loadModel(folder, { threads }));
     const shapes = batches.map((batch) => [batch, size, size, 3]);
     await phase(`warm up batch ${batches.join(', ')}`, () => model.warmUp(shapes));

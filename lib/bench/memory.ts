@@ -9,9 +9,8 @@ import { promisify } from 'node:util';
 import { OctconvError } from '../error.js';
 import type { ComputeType } from '../graph/graph.js';
 import { readerOf, toOnnx } from '../graph/onnx.js';
-import { defaultInput } from '../input/preprocess.js';
 import { record } from '../model.js';
-import { defaultInputOf, type NetworkOptions, resolveNetworkOptions } from '../models/index.js';
+import { type NetworkOptions, resolveNetworkOptions } from '../models/index.js';
 import { writeModelFolder } from '../weights/folder.js';
 import type { First, Seen } from './first.js';
 import { goalsIsa, goalsMachine } from './goals.js';
@@ -122,16 +121,9 @@ const filesOf = (folder: string, dtype: string) => ({
 /** The network as a model folder and as ONNX. */
 async function write(net: Net, dtype: 'f32' | 'i8', folder: string): Promise<void> {
   const { weights, ranges } = dtype === 'i8' ? await net.quantized() : { weights: net.weights };
-  const options = resolveNetworkOptions(net.name, net.options);
-  const labels = Array.from({ length: options.classes }, (_, i) => `class ${i}`);
-  const input = {
-    ...(defaultInputOf(net.name, options) ?? defaultInput()),
-    height: net.size,
-    width: net.size,
-    resize: net.size,
-  };
+  const { config, labels } = net.described;
   const { ours, theirs } = filesOf(folder, dtype);
-  await writeModelFolder(ours, { network: net.name, options, input }, labels, weights);
+  await writeModelFolder(ours, config, labels, weights);
   await writeFile(theirs, await toOnnx(record(net.network, [1, net.size, net.size, 3]), readerOf(weights), { ranges }));
 }
 

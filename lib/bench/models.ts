@@ -4,8 +4,15 @@ import { OctconvError } from '../error.js';
 import { countFlops } from '../flops.js';
 import type { ComputeType } from '../graph/graph.js';
 import { type Ranges, readerOf } from '../graph/onnx.js';
+import { pictureInput } from '../input/preprocess.js';
 import { createModel, Model, type ModelOptions, record } from '../model.js';
-import { buildNetwork, type NetworkOptions, octaveForm } from '../models/index.js';
+import {
+  buildNetwork,
+  defaultInputOf,
+  type NetworkOptions,
+  octaveForm,
+  resolveNetworkOptions,
+} from '../models/index.js';
 import { Tensor } from '../tensor.js';
 import { initialize } from '../weights/random.js';
 import type { WeightSource } from '../weights/source.js';
@@ -159,6 +166,15 @@ export class Net {
 
   get title(): string {
     return this.options.alpha === undefined ? this.name : `${this.name} alpha ${this.options.alpha}`;
+  }
+
+  /** What a model folder of it says beside the weights. */
+  get described() {
+    const options = resolveNetworkOptions(this.name, this.options);
+    const usual = pictureInput(this.name, { input: defaultInputOf(this.name, options), options });
+    const input = { ...usual, height: this.size, width: this.size, resize: this.size };
+    const labels = Array.from({ length: options.classes }, (_, i) => `class ${i}`);
+    return { config: { network: this.name, options, input }, labels };
   }
 
   /** The i8 weights, and what onnxruntime is told beside them. */

@@ -1,8 +1,14 @@
+import { stripVTControlCharacters } from 'node:util';
+
 export interface TableOptions {
   /** Columns that are flush left beside the first one. */
   readonly left?: readonly string[];
+  /** Whether the names are shown; by default they are. */
+  readonly named?: boolean;
   /** Columns that go when the table is too wide, in this order. */
   readonly drop?: readonly string[];
+  /** Where those can be seen that went. */
+  readonly elsewhere?: string;
   /** Characters of a line; default: as the terminal has. */
   readonly width?: number;
 }
@@ -11,7 +17,7 @@ export interface TableOptions {
 export const terminalWidth = (): number => process.stdout.columns ?? Number.POSITIVE_INFINITY;
 
 /**
- * Columns as wide as their content, without a head where they have no names. A last line names those that went; rows
+ * Columns as wide as their content. A last line names those that went; rows
  * are in several lines where no column is left that could go.
  */
 export function table(
@@ -19,32 +25,25 @@ export function table(
   lines: readonly (readonly string[])[],
   options: TableOptions = {},
 ): string {
-  const { left = [], drop = [], width = terminalWidth() } = options;
-  const widths = head.map((name, i) => Math.max(name.length, ...lines.map((line) => line[i]?.length ?? 0)));
+  const { left = [], elsewhere, named = true, width = terminalWidth() } = options;
+  const drop = (options.drop ?? []).map((name) => head.indexOf(name)).filter((at) => at >= 0);
+  const titles = head.map((name) => (named ? name : ''));
+  const widths = titles.map((title, i) => Math.max(title.length, ...lines.map((line) => line[i]?.length ?? 0)));
   const flush = head.map((name, i) => i === 0 || left.includes(name));
   const kept = new Set(head.keys());
   const total = () => [...kept].reduce((sum, i) => sum + (widths[i] ?? 0) + 2, -2);
-  for (const name of drop) if (total() > width) kept.delete(head.indexOf(name));
-  const fits = total() <= width;
-  for (const name of drop.toReversed()) {
+  for (const at of drop) if (total() > width) kept.delete(at);
+  if (total() > width) {
+    const cellsOf = (line: readonly string[]) => titles.map((title, i) => [title, line[i] ?? ''] as const);
+    return lines.map((line) => stacked(cellsOf(line), width)).join('\n');
+  }
+  for (const at of drop.toReversed()) {
     // Behind a wide one that went, narrow ones fit again.
-    const at = head.indexOf(name);
-    if (kept.has(at)) continue;
-    kept.add(at);
-    if (!fits || total() > width) kept.delete(at);
+    if (!kept.has(at) && total() + 2 + (widths[at] ?? 0) <= width) kept.add(at);
   }
   const cells = [...head.keys()].filter((i) => kept.has(i));
-  if (!fits)
-    return lines
-      .map((line) =>
-        stacked(
-          head.map((name, i) => [name, line[i] ?? '']),
-          width,
-        ),
-      )
-      .join('\n');
   const cell = (text: string, i: number) => (flush[i] ? text.padEnd(widths[i] ?? 0) : text.padStart(widths[i] ?? 0));
-  const rows = [...(head.some(Boolean) ? [head] : []), ...lines].map((row) =>
+  const rows = [...(named ? [head] : []), ...lines].map((row) =>
     cells
       .map((i) => cell(row[i] ?? '', i))
       .join('  ')
@@ -53,19 +52,20 @@ export function table(
   const gone = head.filter((_, i) => !kept.has(i));
   const [first, ...others] = gone;
   const note = first === undefined ? [] : wrapped([`no room for ${first}`, ...others], width, ', ');
-  return [...rows, ...note].join('\n');
+  const hint = first === undefined || elsewhere === undefined ? [] : wrapped(elsewhere.split(' '), width);
+  return [...rows, ...note, ...hint].join('\n');
 }
 
 /** A row as its first cell, and the others with their names below it. */
-function stacked([[, title] = ['', ''], ...cells]: readonly [string, string][], width: number): string {
+function stacked([[, title] = ['', ''], ...cells]: readonly (readonly [string, string])[], width: number): string {
   const words = cells.filter(([, text]) => text).map(([name, text]) => `${name} ${text}`.trim());
   const lines = wrapped(words, width - 2, ', ').map((line) => hanging('  ', line, 4, width));
   return [title, ...lines].join('\n');
 }
 
-/** A text behind the head of its first line, the other lines indented. */
+/** A text behind the head of its first line, which may be coloured, the other lines indented. */
 export function hanging(head: string, text: string, indent: number, width = terminalWidth()): string {
-  if (head.length + text.length <= width) return head + text;
+  if (stripVTControlCharacters(head).length + text.length <= width) return head + text;
   const lines = wrapped(text.split(' '), Math.max(16, width - indent));
   return head + lines.join(`\n${' '.repeat(indent)}`);
 }

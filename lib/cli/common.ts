@@ -2,9 +2,8 @@
 import { fileURLToPath } from 'node:url';
 import { type Command, InvalidArgumentError, Option } from 'commander';
 import { deviceNames, targetOf } from '../devices.js';
-import { OctconvError } from '../error.js';
 import type { ComputeType } from '../graph/graph.js';
-import { type InputConfig, inputShape, type PerChannel } from '../input/preprocess.js';
+import { inputShape, type PerChannel } from '../input/preprocess.js';
 import { loadModel, Model, type ModelOptions, type NetworkFile, openNetwork } from '../model.js';
 import { buildNetwork, defaultInputOf, type NetworkOptions, resolveNetworkOptions } from '../models/index.js';
 import type { ResolvedOptions } from '../models/infer.js';
@@ -31,9 +30,6 @@ export function number(text: string): number {
   if (text.trim() !== '' && Number.isFinite(value)) return value;
   throw new InvalidArgumentError('wanted a number.');
 }
-
-/** Height or width. */
-export const side = integer(1);
 
 /** A number for each channel: three, or one for grey pictures. */
 export function perChannel(positive = false) {
@@ -110,7 +106,7 @@ export function withShape(command: Command): Command {
     .option('--width <channels>', 'channels of the stem', integer(1))
     .option('--classes <n>', 'number of classes', integer(1))
     .addOption(new Option('--stem <kind>', 'imagenet: 7x7 and max-pool; cifar: 3x3').choices(['imagenet', 'cifar']))
-    .option('--channels <n>', 'channels of the input: 3, or 1 for grey pictures', integer(1))
+    .option('--channels <n>', 'channels of the input: any number; pictures want 3, or 1 to be grey', integer(1))
     .option('--blocks <a,b,...>', 'blocks of each stage, of a network whose name has no depth', listOf(integer(1)));
 }
 
@@ -187,12 +183,6 @@ export async function networkFrom(flags: NetworkFlags): Promise<Omit<NetworkFile
   const network = buildNetwork(name, shape);
   const options = resolveNetworkOptions(name, shape);
   return { name, options, network, source: initialize(network, seed), input: defaultInputOf(name, options) };
-}
-
-/** How a picture becomes the input. @throws OctconvError if none can. */
-export function pictureInput(file: string, { input, options }: Pick<NetworkFile, 'input' | 'options'>): InputConfig {
-  if (input) return input;
-  throw new OctconvError(`${file}: the network takes ${options.channels} channels, wanted 3 or 1, which pictures have`);
 }
 
 export const modelOptions = ({ device, dtype, threads }: DeviceOptions): ModelOptions => ({ device, dtype, threads });

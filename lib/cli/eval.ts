@@ -3,7 +3,7 @@ import { classify } from '../classify.js';
 import { OctconvError } from '../error.js';
 import { loadModel } from '../model.js';
 import { deviceLine, type DeviceOptions, integer, modelOptions, placeOf, withDevice } from './common.js';
-import { count, percent, print, printJson } from './output.js';
+import { count, percent, printJson, say } from './output.js';
 import { classFolders } from './pictures.js';
 import { Progress } from './progress.js';
 
@@ -21,7 +21,7 @@ export function evalCommand(program: Command): void {
 
 async function run(options: DeviceOptions & { model: string; data: string; batch?: number }): Promise<void> {
   using model = await loadModel(options.model, modelOptions(options));
-  const { files, classes, by } = await classFolders(
+  const { files, classes, others, by } = await classFolders(
     options.data,
     model.labels,
     model.options?.classes ?? model.labels?.length ?? 0,
@@ -35,9 +35,40 @@ async function run(options: DeviceOptions & { model: string; data: string; batch
     progress.error(error.message);
     process.exitCode = 1;
   };
+  /** Of what is done, all of it or until an interrupt. */
+  function report(): void {
+    const interrupted = seen + bad < files.length;
+    if (options.json) {
+      const millisecondsPerPicture = milliseconds / seen;
+      printJson({
+        ...(interrupted && { interrupted }),
+        pictures: seen,
+        failed: bad,
+        others,
+        classesBy: by,
+        top1,
+        top5,
+        millisecondsPerPicture,
+        ...placeOf(model),
+      });
+      return;
+    }
+    if (interrupted) say(`interrupted after ${count(seen + bad)} of ${count(files.length)} pictures`);
+    say(`top-1 ${count(top1)} of ${count(seen)}, ${percent(top1 / seen)}`);
+    say(`top-5 ${count(top5)} of ${count(seen)}, ${percent(top5 / seen)}`);
+    if (others) say(`passed over, no pictures by their names: ${count(others)} file${others === 1 ? '' : 's'}`);
+    if (by === 'order')
+      say('folders are classes by their order, as in ImageFolder: their names are no labels of one class');
+    say(`${(milliseconds / seen).toFixed(2)} ms per picture in the network, ${deviceLine(model)}`);
+  }
+
+  const stop = new AbortController();
+  const interrupt = () => stop.abort();
+  process.once('SIGINT', interrupt);
+  const { signal } = stop;
   if (!options.json) await progress.start(files.length, 'pictures');
   try {
-    for await (const { index, top, ...result } of classify(model, files, { top: 5, batch, failed })) {
+    for await (const { index, top, ...result } of classify(model, files, { top: 5, batch, failed, signal })) {
       // By index: labels may repeat.
       const place = top.findIndex((guess) => guess.index === classes[index]);
       seen++;
@@ -46,18 +77,14 @@ async function run(options: DeviceOptions & { model: string; data: string; batch
       milliseconds += result.milliseconds;
       progress.update(seen + bad, `pictures, top-1 ${percent(top1 / seen)}`);
     }
+  } catch (error) {
+    if (!signal.aborted) throw error;
   } finally {
+    process.off('SIGINT', interrupt);
     progress.stop();
   }
-  if (seen === 0) throw new OctconvError(`${options.data}: none of ${count(files.length)} pictures could be read`);
-  if (options.json) {
-    const millisecondsPerPicture = milliseconds / seen;
-    printJson({ pictures: seen, failed: bad, classesBy: by, top1, top5, millisecondsPerPicture, ...placeOf(model) });
-    return;
-  }
-  print(`top-1 ${count(top1)} of ${count(seen)}, ${percent(top1 / seen)}`);
-  print(`top-5 ${count(top5)} of ${count(seen)}, ${percent(top5 / seen)}`);
-  if (by === 'order')
-    print('folders are classes by their order, as in ImageFolder: their names are no labels of one class');
-  print(`${(milliseconds / seen).toFixed(2)} ms per picture in the network, ${deviceLine(model)}`);
+  if (seen > 0) report();
+  if (signal.aborted)
+    process.kill(process.pid, 'SIGINT'); // nobody listens any longer: it ends the process
+  else if (seen === 0) throw new OctconvError(`${options.data}: none of ${count(files.length)} pictures could be read`);
 }

@@ -1,23 +1,19 @@
 /** convert and export: from one kind of file to another. */
 import { dirname, join } from 'node:path';
-import { type Command, Option } from 'commander';
+import { type Command, InvalidArgumentError, Option } from 'commander';
 import { OctconvError } from '../error.js';
-import { describeInput, type InputConfig, inputShape, type PerChannel, resolveInput } from '../input/preprocess.js';
+import {
+  describeInput,
+  type InputConfig,
+  inputShape,
+  type PerChannel,
+  pictureInput,
+  resolveInput,
+} from '../input/preprocess.js';
 import { Model, openNetwork } from '../model.js';
 import { checkLabels, checkModelOutput, readConfigBeside, readLabels, writeModelFolder } from '../weights/folder.js';
-import {
-  areRandom,
-  inputsOf,
-  type NetworkFlags,
-  networkFrom,
-  number,
-  perChannel,
-  pictureInput,
-  side,
-  withNetwork,
-  withNotes,
-} from './common.js';
-import { count, note, print, printable, printJson } from './output.js';
+import { areRandom, inputsOf, type NetworkFlags, networkFrom, perChannel, withNetwork, withNotes } from './common.js';
+import { count, note, print, printable, printJson, UsageError, say } from './output.js';
 import { checkOut, writeOut } from './streams.js';
 
 export function convertCommand(program: Command): void {
@@ -32,10 +28,10 @@ export function convertCommand(program: Command): void {
       'short side of a picture before the crop to --size; 256x128: both, whatever its aspect ratio',
       sides,
     )
-    .option('--crop-pct <share>', '--size as a share of --resize', number)
+    .option('--crop-pct <share>', '--size as a share of --resize', within(0.01, 1))
     .addOption(new Option('--interpolation <kind>', 'of the resize').choices(['bilinear', 'bicubic']))
     .option('--bgr', 'the network takes blue first')
-    .option('--scale <factor>', 'of the bytes 0 .. 255 (default: 1/255)', number)
+    .option('--scale <factor>', 'of the bytes 0 .. 255 (default: 1/255)', within(1e-6, 1000))
     .option('--mean <a,b,c>', 'subtracted, in the order of the channels', perChannel())
     .option('--std <a,b,c>', 'divides', perChannel(true))
     .option('--force', 'replace a model that is there')
@@ -84,14 +80,13 @@ async function convert(
       return;
     }
     const { alpha, width, classes } = options;
-    print(
+    say(
       `${printable(folder)}: ${network}, alpha ${alpha}, width ${width}, ${classes} classes, ${count(tensors)} tensors`,
     );
-    const said = trained
-      ? `, as ${printable(join(dirname(file), 'config.json'))} says`
-      : ', as is usual for such a network';
+    const config = trained ? join(dirname(file), 'config.json') : known && join(file, 'config.json'); // a model folder
+    const said = config ? `, as ${printable(config)} says` : ', as is usual for such a network';
     const assumed = Object.keys(flags).length ? '' : said;
-    print(`input${assumed}: ${describeInput(input)}`);
+    say(`input${assumed}: ${describeInput(input)}`);
   } finally {
     await source.close();
   }
@@ -110,6 +105,13 @@ function inputFrom({ size, resize, cropPct, bgr, ...given }: InputFlags, usual: 
   const resized =
     cropPct === undefined ? { resize: asked ?? (size ? derived : usual.resize) } : { resize: asked, cropPct };
   const channels = bgr ? { channels: 'bgr' as const, mean: order(usual.mean), std: order(usual.std) } : {};
+  const seen = bgr ? 'bgr' : (usual.channels ?? 'rgb');
+  const values = seen === 'gray' ? 1 : 3;
+  for (const name of ['mean', 'std'] as const)
+    if (given[name] && given[name].length !== values)
+      throw new UsageError(
+        `--${name} ${given[name].join(',')}: wanted ${values === 1 ? 'one number' : 'three numbers'} for ${seen}`,
+      );
   return resolveInput({ ...usual, height, width, ...resized, ...channels, ...given }, 'convert: input');
 }
 
@@ -156,18 +158,28 @@ async function toFile({ onnx, size, json, ...flags }: ExportOptions): Promise<vo
   const [, height, width, channels] = shape;
   const bytes = await model.toOnnx(shape);
   await writeOut(onnx, [bytes]);
-  const say = onnx === '-' ? note : print;
+  const tell = onnx === '-' ? note : json ? print : say;
   const random = areRandom(flags);
   const about = { file: onnx, network: name, options, ...(random && { weights: 'random' }) };
-  if (json) say(JSON.stringify({ ...about, input: [null, channels, height, width], bytes: bytes.length }));
+  if (json) tell(JSON.stringify({ ...about, input: [null, channels, height, width], bytes: bytes.length }));
   else
-    say(
+    tell(
       `${printable(onnx)}: ${name}${random ? ' of random weights' : ''}, input [N,${channels},${height},${width}], ${count(bytes.length)} bytes`,
     );
 }
 
 /** `224` or `256x128`. */
 function sides(text: string): readonly [number, number] {
-  const [height = '', width = height, ...more] = text.split('x');
-  return [side(more.length ? '' : height), side(width)];
+  const [height = 0, width = height, ...more] = text.split('x').map(Number);
+  const fine = [height, width].every((size) => Number.isInteger(size) && size >= 1 && size <= 65536);
+  if (!fine || more.length) throw new InvalidArgumentError('wanted 224, or 256x128, from 1 to 65536 each.');
+  return [height, width];
+}
+
+function within(least: number, most: number) {
+  return (text: string): number => {
+    const value = Number(text);
+    if (text.trim() !== '' && value >= least && value <= most) return value;
+    throw new InvalidArgumentError(`wanted a number from ${least} to ${most}.`);
+  };
 }

@@ -133,28 +133,38 @@ function stepsOf(plan: Plan): PlanStep[] {
 
 function shapesTable(steps: readonly (Shown & { algorithm?: string })[]): string {
   const lines = steps.map(({ name, op, shapes, algorithm = '' }) => [name, op, `${shapes}  ${algorithm}`.trim()]);
-  return table(['', '', ''], lines, { left: [''], width: terminalWidth() - 2 });
+  return table(['step', 'op', 'shapes'], lines, { left: ['op', 'shapes'], named: false, width: terminalWidth() - 2 });
 }
 
+/** `tile 6x16 2 blocks x 1` as `6x16 2x1`, `winograd 4x4` as `w4`. */
+const shortened = (algorithm: string): string =>
+  algorithm.replaceAll(/winograd (\d)x\d, /g, 'w$1 ').replaceAll(/tile (\S+) (\d+) blocks x (\d+)/g, '$1 $2x$3');
+
 function planTable(steps: readonly PlanStep[]): string {
+  const narrow = terminalWidth() < 160;
   const kibi = (bytes: number) => count(Math.ceil(bytes / 1024));
   const mega = (n: number) => (n / 1e6).toFixed(1);
   const sum = (of: (step: PlanStep) => number) => steps.reduce((total, step) => total + of(step), 0);
   const bytes = (['inputs', 'outputs', 'weights'] as const).map((kind) => kibi(sum((step) => step.bytes[kind])));
   const lines = steps.map(({ name, op, inputs, outputs, computes, multiplyAdds, bytes, algorithm }) => [
-    ...[name, op, `${inputs.join('+')} -> ${outputs.join('+')}`, computes.join('+')],
-    ...[mega(multiplyAdds), kibi(bytes.inputs), kibi(bytes.outputs), kibi(bytes.weights), algorithm],
+    ...[name, op, narrow ? shortened(algorithm) : algorithm],
+    ...[`${inputs.join('+')} -> ${outputs.join('+')}`, computes.join('+')],
+    ...[mega(multiplyAdds), kibi(bytes.inputs), kibi(bytes.outputs), kibi(bytes.weights)],
   ]);
-  lines.push(['all', '', '', '', mega(sum((step) => step.multiplyAdds)), ...bytes, '']);
-  const head = ['step', 'op', 'types', 'products', 'M MAdd', 'KiB in', 'KiB out', 'KiB weights', 'algorithm'];
+  lines.push(['all', '', '', '', '', mega(sum((step) => step.multiplyAdds)), ...bytes]);
+  const head = ['step', 'op', 'algorithm', 'types', 'products', 'M MAdd', 'KiB in', 'KiB out', 'KiB weights'];
   return table(head, lines, {
     left: ['op', 'types', 'products', 'algorithm'],
-    drop: ['products', 'algorithm', 'KiB in', 'KiB out', 'op', 'types', 'KiB weights'],
+    drop: ['KiB in', 'KiB out', 'KiB weights', 'products', 'types', 'op', 'M MAdd', 'algorithm'],
+    elsewhere: '--json, or | cat, shows all',
     width: terminalWidth() - 2,
   });
 }
 
-/** A network by its name alone: a plan depends on the types and shapes of weights, so all of them are ones. */
+/**
+ * A network by its name alone. A plan depends on the types and shapes of weights, in i8 also on which layers see a value
+ * with the same scale and zero point: `quantize` gives all that read one value the same, so all weights are ones here.
+ */
 async function named(flags: NetworkFlags, options: ModelOptions): Promise<Model> {
   const { network, source, ...described } = await networkFrom(flags);
   const tensors =

@@ -1,5 +1,6 @@
 /** What the commands print. Nothing here needs the native addon, so that its absence can be told in a line. */
 import { styleText } from 'node:util';
+import { hanging } from '../bench/table.js';
 import { printable } from '../error.js';
 
 export { printable };
@@ -12,6 +13,11 @@ const coloured = Boolean(process.stdout.isTTY) && !process.env.NO_COLOR;
 /** Lines for people: of what can move the cursor only our colours pass. */
 export function print(text: string): void {
   process.stdout.write(`${safe(text)}\n`);
+}
+
+/** One line for people, wrapped at words where the terminal is narrower. */
+export function say(text: string): void {
+  print(hanging('', text, 2));
 }
 
 const safe = (text: string): string =>
@@ -32,7 +38,8 @@ export function note(text: string): void {
 export const errorLine = (message: string): string => `octconv: ${printable(message)}\n`;
 
 export function printError(message: string): void {
-  process.stderr.write(errorLine(message));
+  const { columns = Number.POSITIVE_INFINITY } = process.stderr;
+  process.stderr.write(`${hanging('', errorLine(message).trimEnd(), 2, columns)}\n`);
 }
 
 /** Colour on a terminal only; the text has none of its own. */

@@ -1,11 +1,12 @@
 /** Which pictures a command is about: files, folders, patterns; a folder for each class. */
 import { readdir, realpath, stat } from 'node:fs/promises';
-import { basename, join } from 'node:path';
+import { basename, dirname, join } from 'node:path';
 import { OctconvError, show } from '../error.js';
 import { fileError } from '../weights/file.js';
 import { count } from './output.js';
 
 const isPicture = (file: string) => /\.(jpe?g|png|webp)$/i.test(file);
+const pictureNames = '.jpg, .jpeg, .png, .webp';
 
 /**
  * Arguments as files: `-` and what exists stand for themselves, a folder for the pictures below it, the rest may be
@@ -26,7 +27,7 @@ export async function expand(args: readonly string[]): Promise<string[]> {
 /** @throws OctconvError if there is none. */
 export async function picturesBelow(folder: string): Promise<string[]> {
   const pictures = (await filesBelow(folder)).filter(isPicture);
-  if (pictures.length === 0) throw new OctconvError(`${folder}: no pictures (.jpg, .jpeg, .png, .webp)`);
+  if (pictures.length === 0) throw new OctconvError(`${folder}: no pictures (${pictureNames})`);
   return pictures;
 }
 
@@ -47,8 +48,11 @@ interface Entries {
 
 /** What lies in a folder, in order; links are followed, hidden files are none. */
 async function list(folder: string): Promise<Entries> {
-  const entries = await readdir(folder, { withFileTypes: true }).catch((error) => {
-    throw fileError(folder, error);
+  const entries = await readdir(folder, { withFileTypes: true }).catch(async (error) => {
+    const found = await stat(folder).catch(() => undefined);
+    throw found?.isDirectory() === false
+      ? new OctconvError(`${folder}: a file, wanted a folder`)
+      : fileError(folder, error);
   });
   const [files, folders]: [string[], string[]] = [[], []];
   for (const entry of entries.filter(({ name }) => !name.startsWith('.')).sort((a, b) => byBytes(a.name, b.name))) {
@@ -72,6 +76,8 @@ export interface ClassFolders {
   readonly files: readonly string[];
   /** The class of each file. */
   readonly classes: readonly number[];
+  /** How many files are no pictures by their names. */
+  readonly others: number;
   /** How folders became classes: by their names, or by their order as torchvision's ImageFolder does. */
   readonly by: 'name' | 'order';
 }
@@ -99,22 +105,34 @@ export async function classFolders(
     if (!fits) throw noClass(folders, indices, labels, classes);
   }
   const [all, wanted]: [string[], number[]] = [[], []];
+  let others = 0;
   for (const [place, folder] of folders.entries()) {
     for (const file of await filesBelow(folder)) {
+      if (!isPicture(file)) {
+        others++;
+        continue;
+      }
       all.push(file);
       wanted.push(by === 'name' ? (indices[place] as number) : place);
     }
   }
-  if (all.length === 0) throw new OctconvError(`${data}: no pictures, wanted one folder per class`);
-  return { files: all, classes: wanted, by };
+  if (all.length === 0)
+    throw new OctconvError(`${data}: no pictures (${pictureNames}), wanted one folder of them per class`);
+  return { files: all, classes: wanted, others, by };
 }
 
 function noClass(
   folders: readonly string[],
   indices: readonly number[],
-  labels: readonly string[] = [],
+  labels: readonly string[] | undefined,
   classes: number,
 ): OctconvError {
+  if (!labels) {
+    const wanted = `wanted ${classes} folders in the order of the classes, or a model folder: octconv convert FILE DIR --labels FILE`;
+    return new OctconvError(
+      `${dirname(folders[0] as string)}: ${folders.length} folders, and the model has no labels; ${wanted}`,
+    );
+  }
   const place = Math.max(0, indices.indexOf(-1));
   const folder = folders[place] as string;
   const name = show(basename(folder));

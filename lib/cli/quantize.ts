@@ -4,13 +4,14 @@ import { checkLogits } from '../classify.js';
 import { bytesPerElement } from '../dtype.js';
 import { OctconvError } from '../error.js';
 import { type Batch, loadBatches } from '../input/batches.js';
+import { pictureInput } from '../input/preprocess.js';
 import { Model, openNetwork } from '../model.js';
 import { quantize } from '../quantize.js';
 import type { Tensor } from '../tensor.js';
 import { checkModelOutput, writeModelFolder } from '../weights/folder.js';
 import { elementCount, type WeightSource } from '../weights/source.js';
-import { type DeviceOptions, integer, pictureInput } from './common.js';
-import { count, percent, print, printable, printJson } from './output.js';
+import { type DeviceOptions, integer } from './common.js';
+import { count, percent, printable, printJson, say } from './output.js';
 import { picturesBelow } from './pictures.js';
 import { Progress } from './progress.js';
 
@@ -79,13 +80,12 @@ async function run(folder: string, { data, out, images, threads, force, json }: 
     if (json) {
       printJson({ network: name, options, weights, bytes, pictures: good.length, failed: bad.size, same, cosine });
     } else {
-      print(
-        `${printable(out)}: ${name}, ${weights} weights in int8, ${count(bytes.before)} bytes are ${count(bytes.after)}`,
+      const left = bad.size ? `; ${count(bad.size)} picture${bad.size === 1 ? '' : 's'} left out` : '';
+      say(
+        `${printable(out)}: written: ${name}, ${weights} weights in int8, ${count(bytes.before)} bytes are ${count(bytes.after)}${left}`,
       );
       const share = `${count(same)} of ${count(good.length)} pictures, ${percent(same / good.length)}`;
-      print(
-        `the same first guess as in f32 on ${share} (measured on these); cosine of the logits ${cosine.toFixed(5)}`,
-      );
+      say(`the same first guess as in f32 on ${share} (measured on these); cosine of the logits ${cosine.toFixed(5)}`);
     }
   } finally {
     progress.stop();

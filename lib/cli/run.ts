@@ -16,7 +16,7 @@ import {
   withDevice,
   withNetwork,
 } from './common.js';
-import { note, print, printable } from './output.js';
+import { note, print, printable, say } from './output.js';
 import { checkOut, readStdin, standardInput, writeOut } from './streams.js';
 
 export function runCommand(program: Command): void {
@@ -45,7 +45,7 @@ async function run(options: Options): Promise<void> {
   const y = await model.run(x);
   const [compile, milliseconds] = [start - begin, performance.now() - start];
   await writeOut(output, encodeNpy(output, y.shape, y.data));
-  const say = output === '-' ? note : print;
+  const tell = output === '-' ? note : options.json ? print : say;
   if (options.json) {
     const { name: network, options: networkOptions } = model;
     const shapes = { input: x.shape, output: y.shape };
@@ -58,10 +58,10 @@ async function run(options: Options): Promise<void> {
       milliseconds,
       compileMilliseconds: compile,
     };
-    say(JSON.stringify({ ...result, ...placeOf(model) }));
+    tell(JSON.stringify({ ...result, ...placeOf(model) }));
   } else {
     const times = `${milliseconds.toFixed(2)} ms after ${compile.toFixed(0)} ms of compiling`;
-    say(
+    tell(
       `${printable(output)}: logits [${y.shape}]${areRandom(options) ? ' of random weights' : ''}, ${times}, ${deviceLine(model)}`,
     );
   }

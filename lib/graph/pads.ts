@@ -14,8 +14,8 @@ export function padChannels(given: Steps, { ops, channelAlign }: Pick<Traits, 'o
   for (const id of given.steps.flatMap(({ outputs }) => outputs).filter((id) => !fixed.has(id))) {
     const { of } = sliceOf(given, id);
     const size = bytesPerElement[given.values[of]?.dtype ?? 'f32'];
-    const beyond = (channelsOf(given, of) * size) % channelAlign;
-    if (beyond) pads.set(of, (channelAlign - beyond) / size);
+    const rest = (channelsOf(given, of) * size) % channelAlign;
+    if (rest) pads.set(of, (channelAlign - rest) / size);
   }
   return { ...given, pads };
 }

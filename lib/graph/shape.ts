@@ -1,5 +1,5 @@
 /** What the ops' shape rules share. Errors start with the op's name and print shapes as [N,H,W,C]. */
-import { OctconvError } from '../error.js';
+import { OctconvError, show } from '../error.js';
 import type { Shape } from '../tensor.js';
 
 type Shaped = { readonly shape: Shape };
@@ -36,18 +36,27 @@ export function checkRank(op: string, x: Shaped, ...ranks: readonly (2 | 4 | 5)[
 /** A size as the graph holds it, [t, h, w]: images have T = 1, and nothing (`least`) happens along it. */
 export function sizes(op: string, name: string, x: Shaped, value: Size, least: 0 | 1): readonly number[] {
   checkRank(op, x, 4, 5);
-  const axes = x.shape.length - 2;
-  const all = typeof value === 'number' ? Array<number>(axes).fill(value) : [...value];
-  const fine = all.length === axes && all.every((size) => Number.isInteger(size) && size >= least && size < 2 ** 31);
-  if (!fine)
-    wrong(
-      op,
-      `${name} ${show(value)} for x ${of(x)}, wanted a number or ${axes} numbers, integers of at least ${least}`,
-    );
-  return axes === 2 ? [least, ...all] : all;
+  const all = perAxis(op, name, value, x.shape.length - 2, least, ` for x ${of(x)}`);
+  return all.length === 2 ? [least, ...all] : all;
 }
 
-export const show = (size: Size | undefined): string => (typeof size === 'number' ? `${size}` : list(size ?? []));
+/** A size as a number for each of some axes. */
+export function perAxis(op: string, name: string, value: Size, axes: number, least: 0 | 1, of = ''): readonly number[] {
+  const all = typeof value === 'number' ? Array<number>(axes).fill(value) : value;
+  const fine =
+    Array.isArray(all) &&
+    all.length === axes &&
+    all.every((size) => Number.isInteger(size) && size >= least && size < 2 ** 31);
+  const wanted = `wanted a number or ${axes} numbers, integers of at least ${least}`;
+  if (!fine) wrong(op, `${name} ${show(value)}${of}, ${wanted}`);
+  return all;
+}
+
+/** @throws OctconvError unless it is a list of numbers. */
+export function checkNumbers(op: string, name: string, value: readonly number[]): void {
+  const fine = Array.isArray(value) && value.every((x) => typeof x === 'number');
+  check(op, fine, `${name} ${show(value)}, wanted a list of numbers`);
+}
 
 /** Sizes that are equal or 1 become the larger ones; undefined if they do not fit. */
 export function broadcast(a: Shape, b: Shape): Shape | undefined {
@@ -57,6 +66,7 @@ export function broadcast(a: Shape, b: Shape): Shape | undefined {
 
 /** Axes of x without signs. @throws OctconvError unless they are different axes of x. */
 export function axesOf(op: string, x: Shaped, axes: readonly number[]): readonly number[] {
+  checkNumbers(op, 'axes', axes);
   const rank = x.shape.length;
   const all = axes.map((axis) => (axis < 0 ? axis + rank : axis));
   const fine = all.every((axis, i) => Number.isInteger(axis) && axis >= 0 && axis < rank && all.indexOf(axis) === i);
@@ -116,7 +126,7 @@ export function halved(shape: Shape): Shape {
 export function checkWeight(op: string, role: string, weight: Shaped, name: string, x: Shaped, groups: number): void {
   const { shape } = weight;
   const [o = 0, i = 0] = shape;
-  if (!(Number.isInteger(groups) && groups >= 1)) wrong(op, `groups ${groups}, wanted a positive integer`);
+  if (!(Number.isInteger(groups) && groups >= 1)) wrong(op, `groups ${show(groups)}, wanted a positive integer`);
   if (shape.length !== x.shape.length) {
     const form = x.shape.length === 5 ? '[O,I,kt,kh,kw]' : '[O,I,kh,kw]';
     wrong(op, `${role} ${of(weight)}, wanted ${form} for ${name} ${of(x)}`);

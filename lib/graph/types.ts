@@ -79,10 +79,13 @@ function narrowTypes(given: Steps, { compute, traits }: Typing): Map<number, Typ
   const mixes = ({ op, branches }: Step) => branches !== undefined || (traits.ops[op]?.mixesTypes ?? false);
 
   const stores = given.steps.flatMap(({ branches = [] }) => branches.flatMap((branch) => branch.stores));
-  const means = new Set(stores.flatMap(({ value, mean }) => (mean ? value : [])));
+  // Means are f32. P is of elements as they are stored: as u8 of the range of P they would be clipped before it.
+  const wide = new Set(
+    stores.flatMap(({ value, mean, pool }) => (mean || (compute === 'i8' && pool > 0) ? value : [])),
+  );
   const wanted = (id: number): Type | undefined => {
     const all = readers.get(id) ?? [];
-    if (means.has(id) || ends.has(id) || all.length === 0) return undefined;
+    if (wide.has(id) || ends.has(id) || all.length === 0) return undefined;
     const type = compute === 'bf16' ? { dtype: 'bf16' as const } : scaleOf(id, all);
     return type && all.every((step) => takes(step, type)) ? type : undefined;
   };

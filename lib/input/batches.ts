@@ -1,10 +1,10 @@
-import { onAbort } from '../abort.js';
-import { OctconvError } from '../error.js';
+import { checkSignal, onAbort } from '../abort.js';
+import { OctconvError, show } from '../error.js';
 import type { PlanOptions, RunOptions } from '../plan.js';
 import { checkOptions, type Known } from '../options.js';
 import { checkLimits, decodeImage, type DecodeOptions, decodeOptions, type Picture } from './image.js';
-import { type InputConfig, type InputTensor, preprocessOne, stack } from './preprocess.js';
-import { discard, hold, nameOf, type PictureSource } from './source.js';
+import { type InputConfig, type InputTensor, parseInput, preprocessOne, stack } from './preprocess.js';
+import { discardAll, hold, isList, nameOf, type PictureSource } from './source.js';
 
 export interface Batch {
   /** One picture per file. */
@@ -44,14 +44,31 @@ export async function* loadBatches(
   input: InputConfig,
   options: BatchOptions = {},
 ): AsyncGenerator<Batch, void, void> {
-  checkOptions('loadBatches', options, batchOptions);
-  const { batch = 32, failed, device, ...decoding } = options;
-  const { signal } = decoding;
-  if (!Number.isInteger(batch) || batch < 1) throw new OctconvError(`batch: ${batch}, wanted a positive integer`);
-  checkLimits(decoding);
   const list = isList(sources) ? sources : [sources];
-  list.forEach(hold);
   const names = isList(sources) ? list.map(nameOf) : [nameOf(sources)];
+  list.forEach(hold);
+  try {
+    checkOptions('loadBatches', options, batchOptions);
+    const { batch = 32, failed } = options;
+    if (!Number.isInteger(batch) || batch < 1)
+      throw new OctconvError(`batch: ${show(batch)}, wanted a positive integer`);
+    if (failed !== undefined && typeof failed !== 'function')
+      throw new OctconvError(`failed: ${show(failed)}, wanted a function`);
+    checkLimits(options);
+    yield* batchesOf(list, names, parseInput(input, 'preprocess'), { ...options, batch });
+  } finally {
+    discardAll(list);
+  }
+}
+
+async function* batchesOf(
+  list: readonly PictureSource[],
+  names: readonly string[],
+  input: InputConfig,
+  { batch, failed, device, ...decoding }: BatchOptions & { readonly batch: number },
+): AsyncGenerator<Batch, void, void> {
+  const { signal } = decoding;
+  checkSignal(signal);
   const stop = new AbortController(); // also ends what is being decoded when the caller leaves the loop
   const forget = onAbort(signal, () => stop.abort(signal?.reason));
 
@@ -82,7 +99,6 @@ export async function* loadBatches(
   };
 
   try {
-    signal?.throwIfAborted();
     let next = startAt(0);
     for (let begin = 0; begin < list.length; begin += batch) {
       const loaded = await next;
@@ -103,9 +119,5 @@ export async function* loadBatches(
   } finally {
     forget();
     stop.abort();
-    list.forEach(discard);
   }
 }
-
-const isList = (sources: PictureSource | readonly PictureSource[]): sources is readonly PictureSource[] =>
-  Array.isArray(sources);

@@ -1,6 +1,6 @@
 import pLimit from 'p-limit';
-import { onAbort } from '../abort.js';
-import { OctconvError } from '../error.js';
+import { checkSignal, onAbort } from '../abort.js';
+import { OctconvError, show } from '../error.js';
 import { checkOptions, type Known } from '../options.js';
 import { discard, nameOf, type PictureSource, readSource } from './source.js';
 
@@ -81,9 +81,14 @@ export function checkLimits(options: DecodeOptions): Limits & Pick<DecodeOptions
   } = options;
   for (const [key, value] of Object.entries({ maxPixels, maxBytes })) {
     if (!Number.isSafeInteger(value) || value < 1)
-      throw new OctconvError(`${key}: ${value}, wanted a positive integer`);
+      throw new OctconvError(`${key}: ${show(value)}, wanted a positive integer`);
   }
-  if (!(timeout > 0 && timeout <= 3600)) throw new OctconvError(`timeout: ${timeout}, wanted seconds, at most 3600`);
+  if (!(typeof timeout === 'number' && timeout > 0 && timeout <= 3600))
+    throw new OctconvError(`timeout: ${show(timeout)}, wanted seconds, at most 3600`);
+  if (!Array.isArray(formats))
+    throw new OctconvError(
+      `formats: ${show(formats)}, wanted a list of some of ${Object.keys(formatNames).join(', ')}`,
+    );
   const unknown = formats.find((format) => !Object.hasOwn(formatNames, format));
   if (unknown !== undefined || formats.length === 0) {
     throw new OctconvError(`formats: ${unknown ?? 'none'}, wanted some of ${Object.keys(formatNames).join(', ')}`);
@@ -98,7 +103,7 @@ async function within<T>(
   late: () => Error,
   work: (stopped: AbortSignal) => Promise<T>,
 ): Promise<T> {
-  signal?.throwIfAborted();
+  checkSignal(signal);
   const stop = new AbortController();
   const timer = setTimeout(() => stop.abort(late()), seconds * 1000);
   const forget = onAbort(signal, () => stop.abort(signal?.reason));

@@ -40,7 +40,7 @@ export function defaultInput(stem: 'imagenet' | 'cifar' = 'imagenet'): InputConf
     : { height: 224, width: 224, resize: 256, ...common, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225] };
 }
 
-/** The same of a network whose input has so many channels, of one: the luma. Pictures have no others. */
+/** The default input for 3 channels; for 1, grey, with the luma of mean and std; otherwise none. */
 export function inputOf(colour: InputConfig, channels: number): InputConfig | undefined {
   if (channels === 3) return colour;
   if (channels !== 1) return undefined;
@@ -48,6 +48,17 @@ export function inputOf(colour: InputConfig, channels: number): InputConfig | un
     Number((0.299 * r + 0.587 * g + 0.114 * b).toPrecision(4)),
   ];
   return { ...colour, channels: 'gray', mean: luma(colour.mean), std: luma(colour.std) };
+}
+
+/** How a picture becomes the input of a network. @throws OctconvError if none can. */
+export function pictureInput(
+  where: string,
+  { input, options }: { readonly input: InputConfig | undefined; readonly options: { readonly channels: number } },
+): InputConfig {
+  if (input) return input;
+  throw new OctconvError(
+    `${where}: the network takes ${options.channels} channels, wanted 3 or 1, which pictures have`,
+  );
 }
 
 const size = integerIn(1, 65536);
@@ -67,7 +78,7 @@ export const inputSchema = object({
   cropPct: v.optional(numberIn(0.01, 1, 'a number from 0.01 to 1')),
   interpolation: v.optional(oneOf('bilinear', 'bicubic'), 'bilinear'),
   antialias: v.optional(v.boolean('true or false'), true),
-  channels: v.optional(oneOf('rgb', 'bgr', 'gray'), 'rgb'),
+  channels: v.optional(oneOf('rgb', 'bgr', 'gray')),
   scale: v.optional(numberIn(1e-6, 1000, 'a positive number, from 1e-6 to 1000'), 1 / 255),
   mean: v.optional(perChannel(numberIn(-1e6, 1e6, 'a number'))),
   std: v.optional(perChannel(numberIn(1e-6, 1e6, 'a positive number'))),
@@ -203,7 +214,9 @@ export async function preprocess(
   options: PlanOptions & RunOptions = {},
 ): Promise<InputTensor> {
   checkOptions('preprocess', options, { ...planOptions, ...runOptions });
-  return stack(await Promise.all(pictures.map((picture) => preprocessOne(picture, input, options))), input);
+  if (!Array.isArray(pictures)) throw new OctconvError(`preprocess: got ${show(pictures)}, wanted a list of pictures`);
+  const given = parseInput(input, 'preprocess');
+  return stack(await Promise.all(pictures.map((picture) => preprocessOne(picture, given, options))), given);
 }
 
 /** One picture as [height, width, channels]. */

@@ -4,7 +4,7 @@ import { addAbortSignal, Readable } from 'node:stream';
 import { ReadableStream } from 'node:stream/web';
 import { fileURLToPath } from 'node:url';
 import { types } from 'node:util';
-import { OctconvError } from '../error.js';
+import { OctconvError, show } from '../error.js';
 import { RandomFile } from '../weights/file.js';
 
 /** A path, a `file:` URL, a picture file's bytes, or a stream of them (Node's or the web's). */
@@ -12,10 +12,13 @@ export type PictureSource = string | URL | Uint8Array | ArrayBuffer | Blob | Asy
 
 /** What errors call a picture: its file, or its place in a list. */
 export function nameOf(source: PictureSource, at?: number): string {
-  if (typeof source === 'string') return source;
+  if (typeof source === 'string') return isPath(source) ? source : show(source);
   if (source instanceof URL) return pathOf(source) ?? source.href;
   return at === undefined ? 'picture' : `picture ${at}`;
 }
+
+/** Whether a file can be called so: bytes that somebody made a text of are no path. */
+const isPath = (text: string): boolean => text.length < 4096 && !text.includes('\0');
 
 /**
  * All bytes of a picture file, in memory that nobody else can change: bytes given are copied. A stream is read to its
@@ -34,6 +37,7 @@ export async function readSource(
   if (typeof source === 'string' || source instanceof URL) {
     const path = typeof source === 'string' ? source : pathOf(source);
     if (path === undefined) throw new OctconvError(`${name}: wanted a file: URL`);
+    if (!isPath(path)) throw new OctconvError(`${name}: is no path; a picture's bytes are wanted as a Uint8Array`);
     const file = await RandomFile.open(path);
     try {
       check(file.size);
@@ -83,6 +87,14 @@ export function hold(source: PictureSource): void {
 export function discard(source: PictureSource): void {
   if (source instanceof Readable) source.destroy();
   else if (source instanceof ReadableStream && !source.locked) source.cancel().catch(() => undefined);
+}
+
+export const isList = (sources: PictureSource | readonly PictureSource[]): sources is readonly PictureSource[] =>
+  Array.isArray(sources);
+
+/** Lets go of all that are not read. */
+export function discardAll(sources: PictureSource | readonly PictureSource[]): void {
+  for (const source of isList(sources) ? sources : [sources]) discard(source);
 }
 
 function pathOf(url: URL): string | undefined {

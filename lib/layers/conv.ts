@@ -1,9 +1,11 @@
+import { show } from '../error.js';
 import { Parameter } from '../graph/graph.js';
+import { check, perAxis } from '../graph/shape.js';
 import { type Octave, paths, widthsOf } from '../octave.js';
 import { conv, type Kernel, octConv, type Size } from '../ops.js';
 import { checkOptions, type Known } from '../options.js';
 import type { Vector } from '../tensor.js';
-import { type Feature, Module } from './module.js';
+import { checkCounts, type Feature, Module } from './module.js';
 
 export interface ConvLayerOptions {
   /** One number for height and width, or [h, w], or [t, h, w] for video. */
@@ -42,11 +44,17 @@ export class Conv extends Module {
 
   constructor(from: number, to: number, options: ConvLayerOptions) {
     super();
-    checkOptions('layers: Conv', options, convOptions);
-    const { kernel, stride = 1, padding, dilation = 1, groups = 1, bias = false } = options;
-    const window = typeof kernel === 'number' ? ([kernel, kernel] as const) : kernel;
-    const steps = typeof dilation === 'number' ? window.map(() => dilation) : dilation;
-    this.weight = new Parameter([to, from / groups, ...window]);
+    const where = 'layers: Conv';
+    const { kernel, stride = 1, padding, dilation = 1, groups = 1, bias = false } = given(where, options, convOptions);
+    checkCounts(where, { from, to, groups });
+    const fine = from % groups === 0 && to % groups === 0;
+    check(where, fine, `${from} to ${to} channels, wanted multiples of ${groups} groups`);
+    const axes = Array.isArray(kernel) && kernel.length === 3 ? 3 : 2;
+    const window = perAxis(where, 'kernel', kernel, axes, 1);
+    const steps = perAxis(where, 'dilation', dilation, axes, 1);
+    perAxis(where, 'stride', stride, axes, 1);
+    if (padding !== undefined) perAxis(where, 'padding', padding, axes, 0);
+    this.weight = new Parameter([to, from / groups, ...window] as unknown as Kernel);
     this.bias = bias ? new Parameter([to]) : undefined;
     this.#options = {
       stride,
@@ -59,6 +67,13 @@ export class Conv extends Module {
   forward(x: Feature): Feature {
     return conv(x, { weight: this.weight, bias: this.bias }, this.#options);
   }
+}
+
+/** The options, of which each layer wants a kernel. */
+function given<O extends { readonly kernel: Size }>(where: string, options: O, known: Known<O>): O {
+  checkOptions(where, options, known);
+  check(where, options?.kernel !== undefined, "option 'kernel' is missing");
+  return options;
 }
 
 export interface OctConvLayerOptions extends Omit<ConvLayerOptions, 'stride' | 'padding' | 'dilation'> {
@@ -94,13 +109,19 @@ export class OctConv extends Module {
 
   constructor(from: number | Octave<number>, to: number | Octave<number>, options: OctConvLayerOptions) {
     super();
-    checkOptions('layers: OctConv', options, octConvOptions);
-    const { kernel, alphaIn, alphaOut, stride = 1, groups = 1, bias = false } = options;
+    const where = 'layers: OctConv';
+    const settled = given(where, options, octConvOptions);
+    const { kernel, alphaIn, alphaOut, stride = 1, groups = 1, bias = false } = settled;
+    check(where, stride === 1 || stride === 2, `stride ${show(stride)}, wanted 1 or 2`);
+    const odd = [kernel].flat().every((size) => size % 2 === 1);
+    check(where, odd, `kernel ${show(kernel)}, wanted odd sizes`);
+    checkCounts(where, { groups });
     const input = widthsOf(from, alphaIn);
     const depthwise = groups > 1 && groups === input.merge((high, low) => high + low);
     const { h2h, l2h, h2l, l2l } = paths(input, widthsOf(to, alphaOut), (i, o, path) => {
-      const carriesBias = path === 'h2h' || path === 'l2l' || (path === 'h2l' && input.low === undefined);
-      return new Conv(i, o, { kernel, groups: depthwise ? i : groups, bias: bias && carriesBias });
+      const own = path === 'h2h' || path === 'l2l';
+      const carriesBias = own || (path === 'h2l' && input.low === undefined);
+      return new Conv(i, o, { kernel, groups: !depthwise ? groups : own ? i : 1, bias: bias && carriesBias });
     });
     this.conv_h2h = h2h;
     this.conv_l2h = depthwise ? undefined : l2h;

@@ -1,5 +1,6 @@
-import { OctconvError } from '../error.js';
+import { OctconvError, show } from '../error.js';
 import { Parameter, type Value } from '../graph/graph.js';
+import { check } from '../graph/shape.js';
 import type { Spatial } from '../tensor.js';
 import { atOnce, type Work } from '../turns.js';
 
@@ -15,8 +16,8 @@ export abstract class Module<X = never, Y = unknown> {
 }
 
 /**
- * A network of many parts: `work` is its `forward` with a `yield` behind each part. A `Model` that records it there lets
- * the event loop go on; hundreds of ops take longer than others should wait.
+ * A network of many parts: `work` is its `forward` with a `yield` behind each part. A `Model` records it in turns of
+ * the event loop; hundreds of ops take longer than others should wait.
  */
 export abstract class DeepModule<X = never, Y = unknown> extends Module<X, Y> {
   abstract work(x: X): Work<Y>;
@@ -26,11 +27,19 @@ export abstract class DeepModule<X = never, Y = unknown> extends Module<X, Y> {
   }
 }
 
+/** @throws OctconvError for a number of channels, or of their groups, that is none. */
+export function checkCounts(where: string, counts: { readonly [name: string]: number }): void {
+  for (const [name, count] of Object.entries(counts))
+    check(where, Number.isInteger(count) && count > 0, `${name} ${show(count)}, wanted a positive integer`);
+}
+
 /** Every parameter of a network by property path, in the order of the fields. */
 export const namedParameters = (module: Module): Map<string, Parameter> => atOnce(findParameters(module));
 
 /** The same as work. */
 export function* findParameters(module: Module): Work<Map<string, Parameter>> {
+  if (typeof module !== 'object' || module === null)
+    throw new OctconvError(`module: got ${show(module)}, wanted a Module`);
   const found = new Map<string, Parameter>();
   const places = new Map<Parameter, string>();
   const open = new Set<unknown>();

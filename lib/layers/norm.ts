@@ -1,9 +1,11 @@
+import { show } from '../error.js';
 import { Parameter } from '../graph/graph.js';
+import { check } from '../graph/shape.js';
 import { Octave, widthsOf } from '../octave.js';
 import { batchNorm } from '../ops.js';
 import type { Vector } from '../tensor.js';
 import { Conv, type ConvLayerOptions, OctConv, type OctConvLayerOptions } from './conv.js';
-import { type Feature, Module } from './module.js';
+import { checkCounts, type Feature, Module } from './module.js';
 
 /** Batch normalisation over the channels, with the statistics of training. Behind a convolution it costs nothing. */
 export class BatchNorm extends Module {
@@ -15,6 +17,12 @@ export class BatchNorm extends Module {
 
   constructor(channels: number, eps = 1e-5) {
     super();
+    checkCounts('layers: BatchNorm', { channels });
+    check(
+      'layers: BatchNorm',
+      typeof eps === 'number' && eps >= 0 && eps < Infinity,
+      `eps ${show(eps)}, wanted at least 0`,
+    );
     this.weight = new Parameter([channels]);
     this.bias = new Parameter([channels]);
     this.running_mean = new Parameter([channels]);

@@ -2,7 +2,7 @@ import { OctconvError, show } from '../error.js';
 import type { InputConfig } from '../input/preprocess.js';
 import { didYouMean } from '../options.js';
 import type { Classifier, Family } from './family.js';
-import { type NetworkOptions, type ResolvedNetworkOptions, resolveBy } from './options.js';
+import { type NetworkOptions, type ResolvedNetworkOptions, withDefaults } from './options.js';
 import { denseNets } from './densenet.js';
 import { resNets } from './resnet.js';
 import { resNetsV2 } from './resnet-v2.js';
@@ -37,13 +37,14 @@ export function buildNetwork(name: AnyNetworkName, options: NetworkOptions = {})
   return familyOf(name).build(name, resolveNetworkOptions(name, options));
 }
 
-/** The options with what was left out; errors name the network. @throws OctconvError for one that is out of range. */
+/** The options with what was left out, see `withDefaults`; errors name the network. */
 export function resolveNetworkOptions(
   name: AnyNetworkName,
   options: NetworkOptions,
   where: string = name,
+  beside?: Readonly<Record<string, true>>,
 ): ResolvedNetworkOptions {
-  return resolveBy(familyOf(name).options(name), options, where);
+  return withDefaults(where, options, familyOf(name).options(name), beside);
 }
 
 /** How a picture becomes the input of a network, unless a model folder says it; undefined where none can. */

@@ -1,10 +1,10 @@
 /** From a weight file's names and shapes to the network that it is of. */
 import { OctconvError, show } from '../error.js';
 import { parameterShapes } from '../layers/module.js';
-import type { Known } from '../options.js';
+import { checkOptions } from '../options.js';
 import { missingTensor, type WeightSource } from '../weights/source.js';
 import { buildNetwork, families, networkNames, resolveNetworkOptions } from './index.js';
-import { networkOptions, type ResolvedNetworkOptions } from './options.js';
+import type { ResolvedNetworkOptions } from './options.js';
 
 /** A network by its name and all of its options. */
 export interface Inferred {
@@ -17,13 +17,14 @@ export interface ResolvedOptions extends ResolvedNetworkOptions {
   readonly network: string;
 }
 
-export const describingOptions = { network: true, ...networkOptions } satisfies Known<ResolvedOptions>;
-
 type Source = Pick<WeightSource, 'name' | 'tensors' | 'unreadable'>;
 
 /** The network and its options, from the names and shapes of its parameters, or of the records of an MXNet file. */
 export function inferOptions(source: Source): Inferred {
   const { name: where = 'weights', tensors } = source;
+  const { shape: stem = [] } = tensors.get('conv1.weight') ?? {};
+  if (stem.length === 5)
+    throw new OctconvError(`${where}: "conv1.weight" ${show(stem)} is of a video network, wanted one for pictures`);
   try {
     for (const family of families) {
       const records = recordsOf(tensors, family.parameterOf);
@@ -61,6 +62,7 @@ export function checkGiven(
   fits = (_alpha: number): boolean => false,
 ): void {
   const all: Partial<ResolvedOptions> = { network, ...options };
+  checkOptions('network', given, all);
   for (const [key, asked] of Object.entries(given)) {
     const has = all[key as keyof ResolvedOptions];
     if (asked === undefined || show(asked) === show(has) || (key === 'alpha' && fits(Number(asked)))) continue;

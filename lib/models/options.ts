@@ -1,5 +1,5 @@
 import { OctconvError, show } from '../error.js';
-import { checkOptions, type Known } from '../options.js';
+import { checkOptions } from '../options.js';
 
 export interface NetworkOptions {
   /** Share of the channels in the low branch, in [0, 1); default .5 for the octave networks, which alone have one. */
@@ -10,20 +10,11 @@ export interface NetworkOptions {
   readonly classes?: number | undefined;
   /** `imagenet` (default): 7x7 stride 2 and 3x3 max-pool stride 2. `cifar`: 3x3 stride 1, no max-pool. */
   readonly stem?: 'imagenet' | 'cifar' | undefined;
-  /** Channels of the input: 3 (default) for colours, 1 for grey pictures; pictures have no others. */
+  /** Channels of the input, any number; pictures want 3 (default), or 1 to be grey. */
   readonly channels?: number | undefined;
   /** Blocks of the four stages, for names without a depth (`resnet-v2`). */
   readonly blocks?: readonly number[] | undefined;
 }
-
-export const networkOptions = {
-  alpha: true,
-  width: true,
-  classes: true,
-  stem: true,
-  channels: true,
-  blocks: true,
-} satisfies Known<NetworkOptions>;
 
 export interface ResolvedNetworkOptions {
   readonly alpha: number;
@@ -71,12 +62,20 @@ export function blocksOption(usual: readonly number[]): Option<readonly number[]
   return { usual, wanted: 'four integers from 1 to 256', fits };
 }
 
-/** Fills in what was left out. @throws OctconvError that names the network and the option that is out of range. */
-export function resolveBy(schema: OptionSchema, given: NetworkOptions, name: string): ResolvedNetworkOptions {
-  checkOptions(name, given, schema);
+/**
+ * Fills in what was left out; options of the names `beside` are somebody else's.
+ * @throws OctconvError that begins with `where` for an option that is not known or out of range.
+ */
+export function withDefaults(
+  where: string,
+  given: NetworkOptions,
+  schema: OptionSchema,
+  beside: Readonly<Record<string, true>> = {},
+): ResolvedNetworkOptions {
+  checkOptions(where, given, { ...schema, ...beside });
   const resolved = Object.entries(schema).map(([key, { usual, wanted, fits }]) => {
     const { [key as keyof NetworkOptions]: value = usual } = given;
-    if (!fits(value)) throw new OctconvError(`${name}: ${key} ${show(value)}, wanted ${wanted}`);
+    if (!fits(value)) throw new OctconvError(`${where}: ${key} ${show(value)}, wanted ${wanted}`);
     return [key, value] as const;
   });
   return Object.fromEntries(resolved) as unknown as ResolvedNetworkOptions;

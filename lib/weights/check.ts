@@ -1,7 +1,15 @@
 import { OctconvError, show } from '../error.js';
+import { kindOf } from '../graph/graph.js';
 import { same } from '../graph/shape.js';
 import { isIgnored } from './names.js';
 import { besideI8, type TensorInfo, type WeightSource } from './source.js';
+
+/** @throws OctconvError unless it has parameters to read. */
+export function checkSource(source: Pick<WeightSource, 'tensors' | 'read'>): void {
+  if (typeof source?.tensors?.get === 'function' && typeof source.read === 'function') return;
+  const wanted = 'wanted { tensors, read }, as await openWeights(file) and initialize(network) give them';
+  throw new OctconvError(`weights: got ${kindOf(source)}, ${wanted}`);
+}
 
 /**
  * Compares a source with the parameters that a network expects: what is missing, extra or wrongly shaped becomes one

@@ -39,7 +39,7 @@ export async function readElements(
   const count = strided ? strided.shape.reduce((a, b) => a * b, 1) : from.length;
   const to = memory(count * bytesPerElement[dtype]);
   const view = asElements(stored === 'f64' ? dtype : bits, to);
-  await resting(strided ? gather(from, view, strided) : copy(from, view), count);
+  await inTurnsIfMany(strided ? gather(from, view, strided) : copy(from, view), count);
   return asElements(dtype, to);
 }
 
@@ -62,7 +62,7 @@ function isContiguous({ shape, strides }: Layout): boolean {
 const slice = 2 ** 15;
 
 /** Work on elements: of few at once, since most parameters are vectors, else in turns of the event loop. */
-async function resting<T>(work: Work<T>, elements: number): Promise<T> {
+async function inTurnsIfMany<T>(work: Work<T>, elements: number): Promise<T> {
   return elements <= slice ? atOnce(work) : await inTurns(work);
 }
 
@@ -82,7 +82,7 @@ function* gather(from: TypedArray | Float64Array, to: TypedArray, layout: Layout
   }
 }
 
-/** From the element at `index`, which lies `at` a place, on; gives the place of the next one. */
+/** From the element at `index`, which lies at `start`, on; gives the place of the next one. */
 function gatherSome(
   from: TypedArray | Float64Array,
   to: TypedArray,
@@ -105,7 +105,7 @@ function gatherSome(
 
 /** Numbers with the other sign, in place: `data` itself. */
 export async function negate<A extends TypedArray>(dtype: DType, data: A): Promise<A> {
-  await resting(negating(dtype, data), data.length);
+  await inTurnsIfMany(negating(dtype, data), data.length);
   return data;
 }
 
@@ -125,7 +125,7 @@ export async function checkValues<A extends TypedArray>(
   dtype: DType,
   data: A,
 ): Promise<A> {
-  await resting(checking(`${where}: tensor ${show(name)}`, name, dtype, data), data.length);
+  await inTurnsIfMany(checking(`${where}: tensor ${show(name)}`, name, dtype, data), data.length);
   return data;
 }
 

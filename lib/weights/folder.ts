@@ -235,13 +235,19 @@ function filesOf(text: string | undefined): string[] {
 export function parseConfig(text: string, file: string): ModelConfig {
   const value = parseJson(Buffer.from(text), 16, `${file}: the file`);
   const { network, options, weights, labels, input } = parse(configSchema, value, file);
-  const config = { network, options: optionsOf(network, options, file), input: parseInput(input, file) };
-  const { channels } = config.options;
-  const { channels: order = 'rgb' } = config.input;
-  const has = channelCount(config.input);
-  if (channels !== undefined && channels !== has)
+  // Of one that is left out the other one is the default.
+  const { channels: order = options.channels === 1 ? 'gray' : undefined } = input;
+  const { channels = order === 'gray' ? 1 : undefined } = options;
+  const config = {
+    network,
+    options: optionsOf(network, { ...options, ...(channels !== undefined && { channels }) }, file),
+    input: parseInput({ ...input, channels: order }, file),
+  };
+  const { channels: has } = config.options;
+  const wanted = channelCount(config.input);
+  if (has !== undefined && has !== wanted)
     throw new OctconvError(
-      `${file}: input.channels "${order}" is ${has}, options.channels ${channels}: wanted as many in both`,
+      `${file}: options.channels is ${has}, wanted ${wanted}: input.channels is ${order === undefined ? 'left out, which is "rgb"' : `"${order}"`}`,
     );
   return {
     ...config,

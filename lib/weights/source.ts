@@ -2,6 +2,7 @@ import { stat } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import type { DType, TypedArray } from '../dtype.js';
 import { OctconvError, show } from '../error.js';
+import { kindOf } from '../graph/graph.js';
 import { checkOptions, didYouMean, type Known } from '../options.js';
 import { type Memory, RandomFile } from './file.js';
 import { someOf, withoutWrappers } from './names.js';
@@ -61,18 +62,24 @@ export const openOptions = { key: true } satisfies Known<OpenOptions>;
 export async function openWeights(path: string, options: OpenOptions = {}): Promise<WeightSource> {
   checkOptions('openWeights', options, openOptions);
   const { key } = options;
+  if (typeof path !== 'string') throw new OctconvError(`openWeights: got ${kindOf(path)}, wanted a path`);
   const index = await indexOf(path);
-  if (index !== undefined) return withoutWrappers(await readShards(index));
+  if (index !== undefined) {
+    refuseKey(path, key);
+    return withoutWrappers(await readShards(index));
+  }
   const file = await RandomFile.open(path);
   try {
     const head = await file.read(0, Math.min(file.size, 512));
     const [first, second] = head;
-    if (isTar(head)) return await readTar(file);
+    if (isTar(head)) {
+      refuseKey(path, key);
+      return await readTar(file);
+    }
     if (first === 0x50 && second === 0x4b) return withoutWrappers(await readZipPth(file, key));
     // A pickle starts with PROTO; as the length of a safetensors header the same byte is followed by an 8th `{`.
     if (first === 0x80 && head[8] !== 0x7b) return withoutWrappers(await readLegacyPth(file, key));
-    if (key !== undefined)
-      throw new OctconvError(`${path}: no .pth file, only those have dictionaries as ${show(key)}`);
+    refuseKey(path, key);
     if (head[8] === 0x7b) return withoutWrappers(await readSafetensors(file));
     if (isParams(head)) return await readParams(file);
     throw new OctconvError(
@@ -82,6 +89,11 @@ export async function openWeights(path: string, options: OpenOptions = {}): Prom
     await file.close();
     throw error;
   }
+}
+
+/** @throws OctconvError if a dictionary is wanted of what has none. */
+export function refuseKey(path: string, key: string | undefined): void {
+  if (key !== undefined) throw new OctconvError(`${path}: no .pth file, only those have dictionaries as ${show(key)}`);
 }
 
 const indexName = 'model.safetensors.index.json';

@@ -33,16 +33,17 @@ struct Floats {
   }
 };
 
+constexpr int64_t mostInOneSum = 64;  // of f32
+
 // sums[c] += channels of pixels that lie together, `pitch` elements apart. Some pixels are summed up in f32, these sums
 // in double: a million equal numbers in one f32 lose 1 %.
 inline void addPixels(const Elements& x, int64_t pitch, int64_t pixels, int64_t channels, double* sums) {
-  constexpr int64_t together = 64;
   const auto sum = OCTCONV_PICK(sumPixels);
-  float some[together];
-  for (int64_t c = 0; c < channels; c += together)
-    for (int64_t p = 0; p < pixels; p += together) {
-      const int64_t count = std::min(together, channels - c);
-      sum(from(x, p * pitch + c), pitch, some, std::min(together, pixels - p), count);
+  float some[mostInOneSum];
+  for (int64_t c = 0; c < channels; c += mostInOneSum)
+    for (int64_t p = 0; p < pixels; p += mostInOneSum) {
+      const int64_t count = std::min(mostInOneSum, channels - c);
+      sum(from(x, p * pitch + c), pitch, some, std::min(mostInOneSum, pixels - p), count);
       for (int64_t i = 0; i < count; i++) sums[c + i] += static_cast<double>(some[i]);
     }
 }

@@ -161,11 +161,11 @@ Kernel avgPool(const Node& node, int) {
   const Shape s = node.in(0), o = node.out(0);
   const Floats from(node.inputs[0]), to(node.outputs[0]);
   const int64_t pitch = from.type.pitch(), outPitch = to.type.pitch();
-  const bool many = w.kernel.product() > 64;  // inputs of a window: too many for one sum in f32
+  const bool many = w.kernel.product() > mostInOneSum;
   return {[=, add = OCTCONV_PICK(addInto), scale = OCTCONV_PICK(scaleBy)](Run& run) {
             run.parallel(o.n * o.t * o.h, [&](int64_t row, char* scratch) {
               auto* sums = reinterpret_cast<double*>(scratch);
-              auto* room = reinterpret_cast<float*>(sums + o.c);
+              auto* room = reinterpret_cast<float*>(sums + (many ? o.c : 0));  // a pixel of y; of x, too, if few
               const int64_t n = row / (o.h * o.t), t = row / o.h % o.t, y = row % o.h;
               for (int64_t x = 0; x < o.w; x++) {
                 const int64_t at = (row * o.w + x) * outPitch;
@@ -187,7 +187,7 @@ Kernel avgPool(const Node& node, int) {
               }
             });
           },
-          0, static_cast<size_t>(o.c) * (sizeof(double) + 2 * sizeof(float))};
+          0, static_cast<size_t>(o.c) * (many ? sizeof(double) + sizeof(float) : 2 * sizeof(float))};
 }
 
 Kernel maxPool(const Node& node, int) {

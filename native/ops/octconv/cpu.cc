@@ -10,10 +10,11 @@
 // Tasks share no element, and rows are summed in their order, so neither blocks nor the thread count can change a bit.
 //
 // Some inputs need preparing, row by row in the scratch of the task that reads them: one with a prologue; one that
-// the producer could not write as it is wanted (the network's own, an odd number of channels in a slice or a group),
-// which is converted, its channels filled up to whole words of 32 bits, and pooled; and one of few channels under a
-// wide kernel (the stem's 7x7 over RGB), copied with its padding so that a row of taps is one of kernel.w * C channels.
-// Rows that two blocks, panel groups or sources read are prepared for each.
+// the producer could not write as it is wanted (the network's own; one that other kernels than pitched ones also
+// read, mean, upsample, binary ops or views; an odd number of channels in a slice or a group), which is converted, its
+// channels filled up to whole words of 32 bits, and pooled; and one of few channels under a wide kernel (the stem's 7x7
+// over RGB), copied with its padding so that a row of taps is one of kernel.w * C channels. Rows that two blocks, panel
+// groups or sources read are prepared for each.
 #include "cpu.h"
 
 #include "../../cpu/floats.h"
@@ -59,12 +60,12 @@ Sum sumOf(const Node& node, const BranchPlan& b, const Shape& y, bool low) {
     const int64_t inGroup = x.shape.c / s.groups;
     const bool rowTaps = !branch.winograd && inGroup < fewChannels && s.kernel.w > 1 && s.groups == 1 &&
                          s.dilation.w == 1 && s.pool == 0;
-    Shape words = x.shape;  // what tiles read of it; beyond the channels are zeros
-    if (!depthwise) words.c = s.groups * wordsOf(inGroup, branch.compute) * perWord(branch.compute);
-    const bool whole = words.c == x.shape.c || (s.groups == 1 && words.c <= x.shape.c + x.pad);
+    Shape read = x.shape;  // what tiles read of it; beyond the channels are zeros
+    if (!depthwise) read.c = s.groups * wordsOf(inGroup, branch.compute) * perWord(branch.compute);
+    const bool whole = read.c == x.shape.c || (s.groups == 1 && read.c <= x.shape.c + x.pad);
     const bool asIs =
         x.dtype == activationOf(branch.compute) && whole && s.pool == 0 && !rowTaps && s.prologue.isIdentity();
-    TileSource source{branch.winograd ? overTiles(s, branch.winograd) : s, {}, words, x.pitch(), {}, rowTaps};
+    TileSource source{branch.winograd ? overTiles(s, branch.winograd) : s, {}, read, x.pitch(), {}, rowTaps};
     if (!asIs) {
       // A depthwise convolution reads elements, not words: one group, as wide as it is.
       source.prepared =
