@@ -5,19 +5,18 @@
 #include <cstdint>
 #include <string>
 
+#include "../core/error.h"
+
 namespace octconv::cuda {
 
 // Types of the driver API (cuda.h), by the names that they have there.
 using CUdevice = int;
 using CUdeviceptr = uint64_t;
-using CUcontext = struct Context*;
-using CUmodule = struct Module*;
-using CUfunction = struct Function*;
-using CUstream = struct Stream*;
-using CUevent = struct Event*;
-using CUgraph = struct Graph*;
-using CUgraphExec = struct GraphExec*;
-using CUhostFn = void (*)(void* data);
+using CUcontext = struct CUctx_st*;
+using CUmodule = struct CUmod_st*;
+using CUfunction = struct CUfunc_st*;
+using CUstream = struct CUstream_st*;
+using CUevent = struct CUevent_st*;
 using CUresult = int;  // 0: success
 
 // X(name in the library, arguments). Each is `CUresult name(arguments)`.
@@ -33,7 +32,8 @@ using CUresult = int;  // 0: success
   X(cuDeviceGetAttribute, int* value, int attribute, CUdevice device)                                           \
   X(cuDevicePrimaryCtxRetain, CUcontext* context, CUdevice device)                                              \
   X(cuDevicePrimaryCtxRelease_v2, CUdevice device)                                                              \
-  X(cuCtxSetCurrent, CUcontext context)                                                                         \
+  X(cuCtxPushCurrent_v2, CUcontext context)                                                                     \
+  X(cuCtxPopCurrent_v2, CUcontext* context)                                                                     \
   X(cuModuleLoadData, CUmodule* module, const void* image)                                                      \
   X(cuModuleUnload, CUmodule module)                                                                            \
   X(cuModuleGetFunction, CUfunction* function, CUmodule module, const char* name)                               \
@@ -54,6 +54,11 @@ using CUresult = int;  // 0: success
   X(cuEventDestroy_v2, CUevent event)                                                                           \
   X(cuEventRecord, CUevent event, CUstream stream)                                                              \
   X(cuEventElapsedTime, float* milliseconds, CUevent begin, CUevent end)
+
+// There is less memory than was asked for.
+struct OutOfMemory : Error {
+  using Error::Error;
+};
 
 struct Driver {
 #define OCTCONV_MEMBER(name, ...) CUresult (*name)(__VA_ARGS__);
