@@ -509,15 +509,16 @@ Napi::Value compile(const Napi::CallbackInfo& call) {
       return result;
     }
   };
-  const std::string name = textOf(call[0], "device");
-  const Device& device = Device::find(name);
   auto job = std::make_unique<Compiling>();
+  // First of all: what a part holds is free after an error too.
   if (Held<PlanSpec>::is(call[1])) {
     job->spec = std::move(*Held<PlanSpec>::get(call[1], "a part of a plan"));
     Held<PlanSpec>::unwrap(call[1], "a part of a plan").free(call.Env());
   } else {
     extend(job->spec, objectOf(call[1], "plan"));
   }
+  const std::string name = textOf(call[0], "device");
+  const Device& device = Device::find(name);
   Compiling* compiling = job.get();
   return environmentOf(call.Env()).inBackground(call.Env(), std::move(job), 1, [&device, name, compiling](Crew&) {
     complete(compiling->spec, name, device.traits());
