@@ -68,14 +68,13 @@ function small(options: object = {}): Model<Feature, [x: Feature]> {
 const smallShape = [1, 6, 6, 3];
 
 const tasks = {
-  devices: () => devices().devices,
-
-  /** What is said when these are asked for. */
-  async refused(names: string[]) {
+  /** What is listed, and what is said when these are asked for. */
+  async devices(names: string[]) {
     const x = picture(smallShape);
     const said: Record<string, string[]> = {};
-    for (const device of names) said[device] = [await refusal(() => ops.relu(x, { device })), await refusal(() => small({ device }))];
-    return said;
+    for (const device of names)
+      said[device] = [await refusal(() => ops.relu(x, { device })), await refusal(() => small({ device }))];
+    return { devices: devices().devices, said };
   },
 
   /** Cases of octConv: their errors, or why they are refused. */
@@ -125,23 +124,32 @@ const tasks = {
   },
 
   /** The same as `reference`. */
-  async compared({ name, dtype, shape, options }: { name: string; dtype: 'f32' | 'bf16'; shape: number[]; options: object }) {
-    const x = picture(shape);
-    using reference = createModel(name as 'oct-resnet-26', options, { device: 'reference', dtype });
-    using model = createModel(name as 'oct-resnet-26', options, { device: 'cuda', dtype });
-    const wanted = await reference.run(x);
-    const results = await Promise.all([model.run(x), model.run(x)]);
-    results.push(await model.run(x));
-    const bits = new Set(results.map(({ data }) => digest(data)));
-    const plan = await model.plan(x.shape);
-    return { depth: depthOf(plan), error: relativeError(results[0]?.data as Float32Array, wanted.data), bits: [...bits] };
+  async compared({
+    networks,
+    dtype,
+  }: {
+    networks: { name: string; shape: number[]; options: object }[];
+    dtype: 'f32';
+  }) {
+    const all = [];
+    for (const { name, shape, options } of networks) {
+      const x = picture(shape);
+      using reference = createModel(name as 'oct-resnet-26', options, { device: 'reference', dtype });
+      using model = createModel(name as 'oct-resnet-26', options, { device: 'cuda', dtype });
+      const wanted = await reference.run(x);
+      const [first, ...others] = await Promise.all([model.run(x), model.run(x)]);
+      const bits = new Set([first, ...others, await model.run(x)].map(({ data }) => digest(data)));
+      const depth = depthOf(await model.plan(x.shape));
+      all.push({ depth, error: relativeError(first.data, wanted.data), bits: [...bits] });
+    }
+    return all;
   },
 
   /**
    * Each call of a small network's life fails in turn: what is said then, what is left, and whether another model still
-   * runs. Of `every` calls one.
+   * runs.
    */
-  async failures({ error, every }: { error: number; every: number }) {
+  async failures(error: number) {
     const keeper = small();
     const x = picture(smallShape);
     const wanted = digest((await keeper.run(x)).data);
@@ -158,22 +166,19 @@ const tasks = {
       );
       return said;
     };
-    await life();
-    const before = await settled();
-    fail(0);
-    await life();
-    const { calls } = await settled();
+    const { live: before } = await settled();
     const lives = [];
-    for (let n = 1; n <= calls + 2; n += every) {
+    for (let n = 1, beyond = 0; beyond < 5; n++) {
       fail(n, error);
       const said = await life();
       for (let i = 0; i < 3; i++) await fence();
-      const { failed, errors, live } = await settled();
+      const { failed, errors, live } = await settled(before);
       const later = await keeper.run(x).then(({ data }) => digest(data) === wanted, messageOf);
       lives.push({ n, failed, said, errors, live, later });
+      beyond = failed ? 0 : beyond + 1;
     }
     keeper.dispose();
-    return { calls, live: before.live, lives };
+    return { live: before, lives };
   },
 
   /** A context that is lost is lost; the process is not. */
@@ -288,23 +293,34 @@ interface Report {
   readonly live: Readonly<Record<string, number>>;
 }
 
-/** What the stand-in reports of the calls since `fail`, when nothing is given back any more. */
-async function settled(): Promise<Report> {
+/**
+ * What the stand-in reports of the calls since `fail`, when what is there is `wanted`, or does not change for five
+ * seconds.
+ */
+async function settled(wanted?: object): Promise<Report> {
   const report = async () => {
     await fence();
     fail(0);
     devices(); // calls the driver, which writes the report
-    const { calls, failed, errors, launches: _, ...live } = JSON.parse(
-      readFileSync(process.env.OCTCONV_STAND_IN_REPORT ?? '', 'utf8'),
-    );
+    const {
+      calls,
+      failed,
+      errors,
+      launches: _,
+      ...live
+    } = JSON.parse(readFileSync(process.env.OCTCONV_STAND_IN_REPORT ?? '', 'utf8'));
     return { calls, failed, errors, live };
   };
-  const { live: first, ...told } = await report();
-  for (let before = first; ; ) {
-    const { live } = await report();
-    if (JSON.stringify(live) === JSON.stringify(before)) return { ...told, live };
-    before = live;
+  const first = await report();
+  let { live } = first;
+  const same = (other?: object) => JSON.stringify(live) === JSON.stringify(other);
+  for (let still = 0; !same(wanted) && still < 50; ) {
+    const before = live;
+    await sleep(wanted ? 100 : 2);
+    ({ live } = await report());
+    still = same(before) ? still + 1 : 0;
   }
+  return { ...first, live };
 }
 
 /** Convolutions one after the other. */

@@ -117,11 +117,18 @@ describe('cuda on the stand-in driver', function () {
         options: { ...options, alpha },
       })),
     ];
+    interface Compared {
+      depth: number;
+      error: number;
+      bits: string[];
+    }
     for (const dtype of ['f32', 'bf16'] as const) {
       it(`${networks.length} networks in ${dtype} as reference does, the same bits in each run`, async () => {
-        const results = await inPairs(networks, (network) =>
-          child<{ depth: number; error: number; bits: string[] }>('compared', { ...network, dtype }),
-        );
+        const halves = [networks.slice(0, 5), networks.slice(5)];
+        const results = (
+          await inPairs(halves, (networks) => child<Compared[]>('compared', { networks, dtype }))
+        ).flat();
+        expect(results).to.have.length(networks.length);
         for (const [i, { depth, error, bits }] of results.entries()) {
           const what = JSON.stringify(networks[i]);
           expect(depth, what).to.equal(26);
@@ -132,11 +139,12 @@ describe('cuda on the stand-in driver', function () {
     }
 
     it('a network with the same bits whenever copies are made', async () => {
-      const network = { name: 'oct-resnet-26', dtype: 'f32', shape: [1, 17, 19, 3], options: { ...options, alpha: 0.25 } };
-      const all = await inPairs(['0', '1', '2', '3', '4'], (seed) =>
-        child<{ bits: string[] }>('compared', network, { OCTCONV_STAND_IN_SEED: seed }),
+      const network = { name: 'oct-resnet-26', shape: [1, 17, 19, 3], options: { ...options, alpha: 0.25 } };
+      const given = { networks: [network], dtype: 'f32' };
+      const all = await inPairs(['0', '1', '2', '3'], (seed) =>
+        child<Compared[]>('compared', given, { OCTCONV_STAND_IN_SEED: seed }),
       );
-      expect(new Set(all.flatMap(({ bits }) => bits)).size).to.equal(1);
+      expect(new Set(all.flat().flatMap(({ bits }) => bits)).size).to.equal(1);
     });
   });
 
@@ -147,13 +155,16 @@ describe('cuda on the stand-in driver', function () {
       chosen: boolean;
       why: string;
     }
-    const listed = async (settings: Env) =>
-      (await child<Listed[]>('devices', null, settings)).filter(({ name }) => name.startsWith('cuda'));
+    type Said = Record<string, string[]>;
+    const ask = async (names: string[], settings: Env) => {
+      const { devices, said } = await child<{ devices: Listed[]; said: Said }>('devices', names, settings);
+      return { listed: devices.filter(({ name }) => name.startsWith('cuda')), said };
+    };
     const byName = { chosen: false, why: 'by its name alone' };
 
     it('with each GPU, which has its own name', async () => {
       const about = (i: number) => `fused kernels, sm_90, stand-in ${i}, 1.0 GiB`;
-      expect(await listed({ OCTCONV_STAND_IN_DEVICES: '3' })).to.deep.equal([
+      expect((await ask([], { OCTCONV_STAND_IN_DEVICES: '3' })).listed).to.deep.equal([
         { name: 'cuda', about: about(0), ...byName },
         { name: 'cuda:1', about: about(1), ...byName },
         { name: 'cuda:2', about: about(2), ...byName },
@@ -186,30 +197,32 @@ describe('cuda on the stand-in driver', function () {
       ],
     ];
     const check = async (settings: Env, why: string | RegExp) => {
-      const [only, ...others] = await listed(settings);
+      const { listed, said } = await ask(['cuda', 'auto'], settings);
+      const [only, ...others] = listed;
       expect(others).to.be.empty;
       expect({ ...only, why: '' }).to.deep.equal({ name: 'cuda', about: 'not there', chosen: false, why: '' });
       if (typeof why === 'string') expect(only?.why).to.equal(why);
       else expect(only?.why).to.match(why);
-      const said = await child<Record<string, string[]>>('refused', ['cuda', 'auto'], settings);
       for (const text of said.cuda ?? []) expect(text).to.equal(`device 'cuda': ${only?.why}`);
       expect(said.auto?.[0]).to.equal('nothing was refused'); // it is the CPU
-      const shown = await node(['--import=tsx', path('../lib/cli.ts'), 'devices', '--json'], settings);
-      expect(JSON.parse(shown).devices[1].why).to.equal(only?.why);
     };
     for (const [title, settings, why] of reasons) it(`as not there where ${title}`, () => check(settings, why));
 
     it('as not there where octconv.fatbin is missing', async () => {
       const addon = join(folder, 'octconv.node');
       await copyFile(join(built, 'octconv.node'), addon);
-      await check({ OCTCONV_NATIVE: addon }, 'cuda: octconv.fatbin is missing: npm run build:cuda');
+      const why = 'cuda: octconv.fatbin is missing: npm run build:cuda';
+      await check({ OCTCONV_NATIVE: addon }, why);
+      const text = await node(['--import=tsx', path('../lib/cli.ts'), 'devices'], { OCTCONV_NATIVE: addon });
+      expect(text).to.include(`  cuda       not there; ${why}\n`);
     });
 
     it('and asked for by number, or refused', async () => {
       const names = ['cuda:0', 'cuda:1', 'cuda:7', 'cuda:', 'cuda:-1', 'cuda:1x', 'cuda:99999', 'cpu:1', 'cud', ''];
       const known = 'wanted auto, cpu, cuda, recorder, reference';
-      const number = 'wanted one of cpu, cuda, recorder, reference, or of a kind of several one by its number, as in cuda:1';
-      const said = await child<Record<string, string[]>>('refused', names, { OCTCONV_STAND_IN_DEVICES: '2' });
+      const number =
+        'wanted one of cpu, cuda, recorder, reference, or of a kind of several one by its number, as in cuda:1';
+      const { said } = await ask(names, { OCTCONV_STAND_IN_DEVICES: '2' });
       const wanted = {
         'cuda:7': 'there are 2 of its kind',
         'cuda:': number,
@@ -225,7 +238,7 @@ describe('cuda on the stand-in driver', function () {
       expect(said.cud?.[0]).to.equal(`device 'cud' (did you mean "cuda"?): ${known}`);
       expect(said['']?.[0]).to.equal(`device '': ${known}`);
       for (const name of ['cuda:0', 'cuda:1'])
-        expect(said[name]).to.deep.equal(['relu: no kernel on cuda', 'nothing was refused']);
+        expect(said[name]).to.deep.equal([`relu: no kernel on ${name}`, 'nothing was refused']);
     });
 
     it('as two GPUs that give the same', async () => {
@@ -239,22 +252,23 @@ describe('cuda on the stand-in driver', function () {
 
   describe('where calls of the driver fail', () => {
     interface Lives {
-      calls: number;
       live: object;
       lives: { n: number; failed: string; said: string[]; errors: string; live: object; later: unknown }[];
     }
     // After these nothing is missing: what is given back is gone. A context is pushed again before something is.
     const silent = /^(cu\w*(Free|FreeHost|Destroy|Unload|Release|PopCurrent|PushCurrent)(_v2)?|)$/;
     const names = { 2: 'CUDA_ERROR_OUT_OF_MEMORY', 999: 'CUDA_ERROR_UNKNOWN' } as const;
-    const checkLives = ({ calls, live, lives }: Lives, error: 2 | 999) => {
-      expect(calls).to.be.above(100);
+    const checkLives = ({ live, lives }: Lives, error: 2 | 999) => {
+      expect(lives).to.have.length.above(150);
       expect(lives.filter(({ failed }) => failed)).to.have.length.above(lives.length * 0.9);
       for (const { n, failed, said, errors, live: left, later } of lives) {
         const what = `call ${n}, ${failed}: ${said}`;
         const waits = error === 2 && /^cu(MemAlloc|StreamCreate)/.test(failed); // for the run before it
         if (!silent.test(failed) && !waits) expect(said, what).to.have.length(1);
         for (const text of said) {
-          expect(text, what).to.match(/^(device 'cuda': cuda|cuda|octConv '(first|last)'): .*: CUDA_ERROR_\w+, [\w ]+$/);
+          expect(text, what).to.match(
+            /^(device 'cuda': cuda|cuda|octConv '(first|last)'): .*: CUDA_ERROR_\w+, [\w ]+$/,
+          );
           expect(text, what).to.include(names[error]);
           if (failed === 'cuLaunchKernel') expect(text).to.match(/^octConv '\w+': launch of octConvTf32: /);
         }
@@ -263,15 +277,21 @@ describe('cuda on the stand-in driver', function () {
         expect(later, what).to.equal(true);
       }
       const failed = new Set(lives.map((life) => life.failed));
-      for (const name of ['cuMemAlloc_v2', 'cuLaunchKernel', 'cuStreamSynchronize', 'cuMemFree_v2', 'cuEventDestroy_v2'])
+      for (const name of [
+        'cuMemAlloc_v2',
+        'cuLaunchKernel',
+        'cuStreamSynchronize',
+        'cuMemFree_v2',
+        'cuEventDestroy_v2',
+      ])
         expect(failed, name).to.include(name);
     };
 
     it('each in turn in the life of a network: an error, nothing is left, others run', async () => {
-      checkLives(await child<Lives>('failures', { error: 999, every: 1 }), 999);
+      checkLives(await child<Lives>('failures', 999), 999);
     });
     it('each in turn for want of memory @slow', async () => {
-      checkLives(await child<Lives>('failures', { error: 2, every: 1 }), 2);
+      checkLives(await child<Lives>('failures', 2), 2);
     });
 
     it('each in turn from the first to the last one of a process', async () => {
@@ -303,7 +323,7 @@ describe('cuda on the stand-in driver', function () {
         const y = await ops.octConv(x, weights, { device: 'cuda' }).then(({ high }) => String(high.data), (e) => e.message);
         parentPort.postMessage(y);`;
       const lives = JSON.parse(await node(['--input-type=module', '-e', code(work)]));
-      expect(lives).to.have.length.above(60);
+      expect(lives).to.have.length.above(40);
       const failed = new Set<string>();
       for (const { code, said, failed: name, errors, calls: _, launches: __, ...live } of lives) {
         failed.add(name);
@@ -319,7 +339,7 @@ describe('cuda on the stand-in driver', function () {
     });
 
     it('and the context is lost: each run says so, the process lives', async () => {
-      const lost = await inPairs([10, 11, 14, 20, 30], (n) =>
+      const lost = await inPairs([2, 5, 6, 9, 12, 13], (n) =>
         child<{ runs: string[]; later: string; cpu: string }>('lost', { n, error: 719 }),
       );
       const told = /CUDA_ERROR_LAUNCH_FAILED, unspecified launch failure$|^nothing was refused$/;
@@ -327,7 +347,7 @@ describe('cuda on the stand-in driver', function () {
         for (const text of [...runs, later]) expect(text).to.match(told);
         expect(cpu).to.equal('nothing was refused');
       }
-      expect(lost.map(({ later }) => later)).to.include('cuda: work on stand-in 0: CUDA_ERROR_LAUNCH_FAILED, unspecified launch failure');
+      expect(lost.filter(({ later }) => later.startsWith('cuda: '))).to.have.length.above(1);
     });
   });
 
@@ -341,7 +361,14 @@ describe('cuda on the stand-in driver', function () {
     });
 
     it('with memory of the GPU, of which V8 is told', async () => {
-      const told = await child<{ packed: number; run: number; idle: number[]; told: number; allocations: number; limited: string }>('memory');
+      const told = await child<{
+        packed: number;
+        run: number;
+        idle: number[];
+        told: number;
+        allocations: number;
+        limited: string;
+      }>('memory');
       const [idle = 0, trimmed] = told.idle;
       expect(told.run).to.be.above(64 * 64 * 8 * 4);
       expect(told.packed).to.be.above(1000);
@@ -365,9 +392,9 @@ describe('cuda on the stand-in driver', function () {
     it('until the process ends, with runs in flight too', async () => {
       expect(await child('ends', { exits: false })).to.equal('in flight');
       for (let i = 0; i < 3; i++) {
-        // process.exit() runs no cleanup: the driver gives back what there is.
-        const { OCTCONV_STAND_IN_REPORT } = { OCTCONV_STAND_IN_REPORT: '' };
-        expect(await child('ends', { exits: true }, { OCTCONV_STAND_IN_REPORT })).to.equal('in flight');
+        // process.exit() runs no cleanup: what there is is the driver's to give back.
+        const settings = { OCTCONV_STAND_IN_REPORT: '' };
+        expect(await child('ends', { exits: true }, settings)).to.equal('in flight');
       }
     });
 
