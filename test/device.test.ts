@@ -59,6 +59,8 @@ describe('device: one that records its calls', function () {
     expect(octconv(`classify ${picture} --device recorder`).stderr).to.equal(
       'octconv: batchNorm: no kernel on recorder\n',
     );
-    expect(octconv(`classify ${picture} --device camera`).stderr).to.include('wanted auto, cpu, cuda, recorder, reference');
+    expect(octconv(`classify ${picture} --device camera`).stderr).to.include(
+      'wanted auto, cpu, cuda, recorder, reference',
+    );
   });
 });

@@ -100,7 +100,7 @@ describe('names that are nearly right', () => {
       `network 'oct-resnet50' (did you mean "oct-resnet-50"?), wanted one of`,
     );
     expect(() => createModel('resnet-18', {}, { device: 'referense' as never })).to.throw(
-      `device 'referense' (did you mean "reference"?): wanted auto, cpu, reference`,
+      `device 'referense' (did you mean "reference"?): wanted auto, cpu, cuda, reference`,
     );
     const weights = memoryWeights(new Map([['fc.weight', { dtype: 'f32', shape: [1], data: new Float32Array(1) }]]));
     expect(await failure(weights.read('fc.weigth'))).to.equal(

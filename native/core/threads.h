@@ -64,7 +64,8 @@ namespace threads {
 // Of a job.
 inline constexpr int most = 1024;
 
-// Each environment (main thread or worker_threads) retains the pool; the last release joins its threads, and gives true.
+// Each environment (main thread or worker_threads) retains the pool; the last release joins its threads, and gives
+// true.
 void retain();
 bool release();
 

@@ -1,7 +1,7 @@
 // The NVIDIA GPUs as devices: `cuda` is the first one, `cuda:1` the second.
-#include <iomanip>
-
 #include "../core/device.h"
+
+#include <iomanip>
 
 #include "program.h"
 

@@ -19,7 +19,7 @@ static Driver open() {
     fail("cuda: no NVIDIA driver: ", why);
   }
   Driver driver{};
-#define OCTCONV_FIND(name, ...)                                            \
+#define OCTCONV_FIND(name, ...)                                                 \
   driver.name = reinterpret_cast<decltype(driver.name)>(dlsym(library, #name)); \
   if (!driver.name) fail("cuda: ", file, " is too old, it has no ", #name);
   OCTCONV_CUDA_DRIVER(OCTCONV_FIND)

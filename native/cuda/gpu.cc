@@ -167,7 +167,8 @@ Block::Block(std::shared_ptr<Context> made, size_t bytes, Where where)
   const Driver& driver = Driver::get();
   const Context::Use use(*context);
   if (where == Where::device) {
-    driver.check(driver.cuMemAlloc_v2(&address, bytes), "cuda: " + std::to_string(bytes) + " bytes on " + context->name);
+    driver.check(driver.cuMemAlloc_v2(&address, bytes),
+                 "cuda: " + std::to_string(bytes) + " bytes on " + context->name);
   } else {
     void* pointer = nullptr;
     driver.check(driver.cuMemHostAlloc(&pointer, bytes, 0),
@@ -212,8 +213,8 @@ Block uploaded(Gpu& gpu, const Block& pinned) {
   Block block(context, pinned.size(), Block::Where::device);
   const Stream stream(context);
   const Context::Use use(*context);
-  Driver::get().check(
-      Driver::get().cuMemcpyHtoDAsync_v2(block.device(), pinned.host(), pinned.size(), stream), "cuda: a copy");
+  Driver::get().check(Driver::get().cuMemcpyHtoDAsync_v2(block.device(), pinned.host(), pinned.size(), stream),
+                      "cuda: a copy");
   stream.wait();
   return block;
 }

@@ -46,7 +46,8 @@ Program::Program(Gpu& gpu, PlanSpec given)
         scratchBytes = std::max(scratchBytes, made.scratchBytes);
         launched.push_back({i, {}});
         for (Launch& launch : made.launches)
-          launched.back().launches.emplace_back(context->function(launch.kernel, launch.sharedBytes), std::move(launch));
+          launched.back().launches.emplace_back(context->function(launch.kernel, launch.sharedBytes),
+                                                std::move(launch));
       }
     first += segment.steps;
   }

@@ -235,8 +235,8 @@ struct StandIn {
 
 // Never deleted: a call may come when the process has almost ended.
 StandIn& standIn = *new StandIn;
-thread_local std::vector<Context*> stack;     // of this thread
-thread_local Context* current = nullptr;  // the last one
+thread_local std::vector<Context*> stack;  // of this thread
+thread_local Context* current = nullptr;   // the last one
 
 void writeReport() {
   if (standIn.report.empty()) return;
