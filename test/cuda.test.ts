@@ -31,7 +31,7 @@ async function node(args: string[], settings: Env = {}): Promise<string> {
     OCTCONV_NATIVE: join(built, 'octconv.node'),
     OCTCONV_CUDA_DRIVER: driver,
     OCTCONV_STAND_IN_REPORT: report,
-    OCTCONV_STAND_IN_FAIL: '0:0',
+    OCTCONV_STAND_IN_FAIL: '0:0', // to change a variable is safe while the driver reads it, to add one is not
     ...settings,
   };
   const { stdout } = await promisify(execFile)(process.execPath, args, { env, timeout: 240_000, maxBuffer: 2 ** 26 });
