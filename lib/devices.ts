@@ -24,14 +24,9 @@ export interface Devices {
 /** What `auto` means. */
 const fastest = 'cpu';
 
-let found: readonly NativeDevice[] | undefined;
-const all = (): readonly NativeDevice[] => {
-  found ??= calling(() => native.devices());
-  return found;
-};
-
-/** What `device` may be. */
-export const deviceNames = (): string[] => ['auto', ...all().map(({ name }) => name)];
+/** What `device` may be; a kind of several has `cuda:1` and so on too. */
+export const deviceNames = (): string[] => ['auto', ...native.kinds];
+export const mayBeDevice = (name: string): boolean => deviceNames().includes(String(name).replace(/:.*/s, ''));
 
 /** A device that there is. */
 export interface Target {
@@ -39,22 +34,23 @@ export interface Target {
   readonly traits: Traits;
 }
 
-/** @throws OctconvError that says why there is no such device. */
+const found = new Map<string, Target>();
+
+/** Looks for this device alone. @throws OctconvError that says why there is no such device. */
 export function targetOf(name: Device | 'auto' = 'auto'): Target {
   const wanted = name === 'auto' ? fastest : name;
-  const device = all().find((each) => each.name === wanted);
-  if (!device) {
-    const known = deviceNames();
+  const known = deviceNames();
+  if (!mayBeDevice(wanted))
     throw new OctconvError(`device '${name}'${didYouMean(name, known)}: wanted ${known.join(', ')}`);
-  }
-  if (!device.traits) throw new OctconvError(`device '${name}': ${device.why}`);
-  return { name: device.name, traits: device.traits };
+  const target = found.get(wanted) ?? { name: wanted, traits: calling(() => native.traits(wanted)) };
+  found.set(wanted, target);
+  return target;
 }
 
 /** What this process can compute on. @throws OctconvError if OCTCONV_ISA asks for what the CPU does not have. */
 export function devices(): Devices {
   const { isa, threads } = targetOf('cpu').traits;
-  return { devices: all().map(infoOf), isa, threads, nativeFile };
+  return { devices: calling(() => native.devices()).map(infoOf), isa, threads, nativeFile };
 }
 
 function infoOf({ name, traits, why }: NativeDevice): DeviceInfo {

@@ -8,9 +8,9 @@ import type { Traits } from './targets.js';
 
 /**
  * A device that the addon knows. `cpu`: fused kernels. `reference`: the plain loops that specify them, without any
- * fusion.
+ * fusion. `cuda` is the first NVIDIA GPU, `cuda:1` the second.
  */
-export type Device = 'cpu' | 'reference' | (string & Record<never, never>);
+export type Device = 'cpu' | 'cuda' | 'reference' | (string & Record<never, never>);
 
 declare const packedBrand: unique symbol;
 declare const planBrand: unique symbol;
@@ -80,6 +80,11 @@ export type NativeDevice = { readonly name: Device } & (
  * afterwards.
  */
 export interface Native {
+  /** Names of the kinds of devices. */
+  readonly kinds: readonly Device[];
+  /** Of a device, `cuda:1` for the second one of its kind. */
+  traits(device: Device): Traits;
+  /** All devices of each kind, or why it has none. */
   devices(): NativeDevice[];
   /** Memory that `pack` reads without a copy, until its promise is settled. It must be released. */
   block(bytes: number): ArrayBuffer;

@@ -1,6 +1,9 @@
 // The language boundary, and the only file that includes napi.h: convert, call, return.
 //
-//   devices()                          -> [{ name, traits } or { name, why }] for each kind of device
+//   kinds                              names of the kinds of devices
+//   traits(device)                     -> its traits
+//   devices()                          -> [{ name, traits } or { name, why }]: all devices of each kind, or why it has
+//                                      none
 //   block(bytes)                       -> ArrayBuffer of memory that pack() reads without a copy, until its promise is
 //                                      settled
 //   format(device, op, attrs)          -> string; parameters packed for one node serve all of the same format
@@ -157,7 +160,7 @@ void Environment::shutDown() {
     for (Job* job : running) job->stop();
     drained.wait(lock, [this] { return inFlight == 0; });
   }
-  threads::release();
+  if (threads::release()) Device::closeAll();
 }
 
 // --- JavaScript to plain structs --------------------------------------------------------------------------------
@@ -421,13 +424,21 @@ Napi::Value devices(const Napi::CallbackInfo& call) {
       device.Set(key, value);
       list.Set(list.Length(), device);
     };
-    int index = 0;
-    try {
-      for (const int count = kind.count ? kind.count() : 1; index < count; index++)
-        add(index, "traits", traitsOf(env, kind.open(index).traits()));
-    } catch (const Error& error) { add(index, "why", Napi::String::New(env, error.what())); }
+    const auto orWhy = [&](int index, const auto& look) {
+      try {
+        look();
+      } catch (const Error& error) { add(index, "why", Napi::String::New(env, error.what())); }
+    };
+    orWhy(0, [&, &kind = kind] {
+      const int count = kind.count ? kind.count() : 1;
+      for (int i = 0; i < count; i++) orWhy(i, [&] { add(i, "traits", traitsOf(env, kind.open(i).traits())); });
+    });
   }
   return list;
+}
+
+Napi::Value traits(const Napi::CallbackInfo& call) {
+  return traitsOf(call.Env(), Device::find(textOf(call[0], "device")).traits());
 }
 
 Napi::Value block(const Napi::CallbackInfo& call) {
@@ -498,15 +509,16 @@ Napi::Value compile(const Napi::CallbackInfo& call) {
       return result;
     }
   };
-  const std::string name = textOf(call[0], "device");
-  const Device& device = Device::find(name);
   auto job = std::make_unique<Compiling>();
+  // First of all: what a part holds is free after an error too.
   if (Held<PlanSpec>::is(call[1])) {
     job->spec = std::move(*Held<PlanSpec>::get(call[1], "a part of a plan"));
     Held<PlanSpec>::unwrap(call[1], "a part of a plan").free(call.Env());
   } else {
     extend(job->spec, objectOf(call[1], "plan"));
   }
+  const std::string name = textOf(call[0], "device");
+  const Device& device = Device::find(name);
   Compiling* compiling = job.get();
   return environmentOf(call.Env()).inBackground(call.Env(), std::move(job), 1, [&device, name, compiling](Crew&) {
     complete(compiling->spec, name, device.traits());
@@ -638,6 +650,10 @@ Napi::Value peak(const Napi::CallbackInfo& call) {
 Napi::Object init(Napi::Env env, Napi::Object exports) {
   env.SetInstanceData(new Environment(env));
   exports.Set("devices", Napi::Function::New(env, devices));
+  auto kinds = Napi::Array::New(env);
+  for (const auto& [name, _] : Registered<DeviceKind>::all()) kinds.Set(kinds.Length(), name);
+  exports.Set("kinds", kinds);
+  exports.Set("traits", Napi::Function::New(env, traits));
   exports.Set("block", Napi::Function::New(env, block));
   exports.Set("format", Napi::Function::New(env, format));
   exports.Set("pack", Napi::Function::New(env, pack));

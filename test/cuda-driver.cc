@@ -58,7 +58,7 @@ struct Started : Opened {
   explicit Started(const std::vector<const char*>& settings = {}) : Opened(settings) {
     SUCCEED(cuInit(0));
     SUCCEED(cuDevicePrimaryCtxRetain(&context, 0));
-    SUCCEED(cuCtxSetCurrent(context));
+    SUCCEED(cuCtxPushCurrent_v2(context));
     SUCCEED(cuModuleLoadData(&module, "stand-in"));
     SUCCEED(cuModuleGetFunction(&fill, module, "fill"));
     SUCCEED(cuModuleGetFunction(&stick, module, "stick"));
@@ -137,7 +137,7 @@ void deferred() {
   SUCCEED(d.cuDevicePrimaryCtxRelease_v2(0));
   CHECK(d.live() == 0);
   CHECK(d.cuMemAlloc_v2(&x, 1) == 709);
-  CHECK(d.cuCtxSetCurrent(d.context) == 201);
+  CHECK(d.cuCtxPushCurrent_v2(d.context) == 201);
 }
 
 void streams() {
@@ -164,7 +164,7 @@ void streams() {
 void threads() {
   const Started d;
   const auto work = [&](CUstream stream) {
-    SUCCEED(d.cuCtxSetCurrent(d.context));
+    SUCCEED(d.cuCtxPushCurrent_v2(d.context));
     for (int round = 1; round <= 20; round++) {
       CUdeviceptr x;
       void* memory;
@@ -201,7 +201,7 @@ void kernelFails() {
   CHECK(d.live() == 0);
   CUcontext fresh;
   SUCCEED(d.cuDevicePrimaryCtxRetain(&fresh, 0));
-  SUCCEED(d.cuCtxSetCurrent(fresh));
+  SUCCEED(d.cuCtxPushCurrent_v2(fresh));
   SUCCEED(d.cuMemAlloc_v2(&x, 4));
 }
 
@@ -297,7 +297,7 @@ void errors() {
   CUcontext contexts[2];
   SUCCEED(d.cuDevicePrimaryCtxRetain(&contexts[0], 0));
   SUCCEED(d.cuDevicePrimaryCtxRetain(&contexts[1], 1));
-  SUCCEED(d.cuCtxSetCurrent(contexts[0]));
+  SUCCEED(d.cuCtxPushCurrent_v2(contexts[0]));
   CUmodule module;
   CUfunction function;
   CUstream stream;
@@ -328,7 +328,7 @@ void errors() {
   CHECK(launch(1, 64, 0) == 1);
   arguments[1] = &y;
 
-  SUCCEED(d.cuCtxSetCurrent(contexts[1]));
+  SUCCEED(d.cuCtxPushCurrent_v2(contexts[1]));
   CHECK(launch(1, 64, 0) == 400);
   CHECK(d.cuStreamSynchronize(stream) == 400);
 }
@@ -343,7 +343,7 @@ void oldDevice() {
   CUmodule module;
   SUCCEED(d.cuInit(0));
   SUCCEED(d.cuDevicePrimaryCtxRetain(&context, 0));
-  SUCCEED(d.cuCtxSetCurrent(context));
+  SUCCEED(d.cuCtxPushCurrent_v2(context));
   CHECK(d.cuModuleLoadData(&module, "stand-in") == 209);
 }
 
@@ -360,7 +360,7 @@ CUresult workload(const Opened& d) {
   };
   if ((error = d.cuInit(0))) return error;
   if ((error = d.cuDevicePrimaryCtxRetain(&context, 0))) return error;
-  if (!keep(d.cuCtxSetCurrent(context))) {
+  if (!keep(d.cuCtxPushCurrent_v2(context))) {
     if (!keep(d.cuModuleLoadData(&module, "stand-in"))) {
       if (!keep(d.cuStreamCreate(&stream, 0))) {
         if (!keep(d.cuMemAlloc_v2(&x, 64))) {

@@ -38,14 +38,14 @@ describe('device: one that records its calls', function () {
   });
 
   it('is listed by what the addon tells', () => {
-    expect(told.devices.map(({ name }) => name)).to.deep.equal(['cpu', 'recorder', 'reference']);
-    expect(told.devices[1]).to.deep.equal({
+    expect(told.devices.map(({ name }) => name)).to.deep.equal(['cpu', 'cuda', 'recorder', 'reference']);
+    expect(told.devices[2]).to.deep.equal({
       name: 'recorder',
       about: 'records its calls',
       chosen: false,
       why: 'by its name alone',
     });
-    expect(told.unknown).to.equal("device 'camera': wanted auto, cpu, recorder, reference");
+    expect(told.unknown).to.equal("device 'camera': wanted auto, cpu, cuda, recorder, reference");
   });
 
   it('the command line lists it and takes it', () => {
@@ -59,6 +59,8 @@ describe('device: one that records its calls', function () {
     expect(octconv(`classify ${picture} --device recorder`).stderr).to.equal(
       'octconv: batchNorm: no kernel on recorder\n',
     );
-    expect(octconv(`classify ${picture} --device camera`).stderr).to.include('wanted auto, cpu, recorder, reference');
+    expect(octconv(`classify ${picture} --device camera`).stderr).to.include(
+      'wanted auto, cpu, cuda, recorder, reference',
+    );
   });
 });

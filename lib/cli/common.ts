@@ -1,7 +1,8 @@
 /** What the commands share: their options, and where a network comes from. */
 import { fileURLToPath } from 'node:url';
 import { type Command, InvalidArgumentError, Option } from 'commander';
-import { deviceNames, targetOf } from '../devices.js';
+import { deviceNames, mayBeDevice, targetOf } from '../devices.js';
+import { OctconvError } from '../error.js';
 import type { ComputeType } from '../graph/graph.js';
 import { inputShape, type PerChannel } from '../input/preprocess.js';
 import { loadModel, Model, type ModelOptions, type NetworkFile, openNetwork } from '../model.js';
@@ -58,7 +59,7 @@ export interface DeviceOptions {
 
 function device(text: string): string {
   const known = deviceNames();
-  if (known.includes(text)) return text;
+  if (mayBeDevice(text)) return text;
   throw new InvalidArgumentError(`wanted ${known.join(', ')}${didYouMean(text, known)}.`);
 }
 

@@ -70,12 +70,15 @@ class Device {
 
   // `cpu`, or of a kind of several `cuda` or `cuda:0`, `cuda:1`, ... Throws the reason if there is none of this name.
   static Device& find(const std::string& name);
+  // Of all kinds, DeviceKind::close.
+  static void closeAll();
 };
 
 // What is registered under the name of a kind of device. Both throw the reason if this machine has none.
 struct DeviceKind {
   Device& (*open)(int index);
-  int (*count)() = nullptr;  // null: one
+  int (*count)() = nullptr;   // null: one
+  void (*close)() = nullptr;  // gives back what no plan and no parameters need; what is used after it is opened again
 };
 
 }  // namespace octconv

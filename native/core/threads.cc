@@ -316,11 +316,12 @@ void retain() {
   if (environments++ == 0) instance = new Pool;
 }
 
-void release() {
+bool release() {
   std::lock_guard lock(guard());
-  if (--environments > 0) return;
+  if (--environments > 0) return false;
   delete instance;
   instance = nullptr;
+  return true;
 }
 
 // The pool lives as long as the caller's environment.

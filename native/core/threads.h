@@ -64,9 +64,10 @@ namespace threads {
 // Of a job.
 inline constexpr int most = 1024;
 
-// Each environment (main thread or worker_threads) retains the pool; the last release joins its threads.
+// Each environment (main thread or worker_threads) retains the pool; the last release joins its threads, and gives
+// true.
 void retain();
-void release();
+bool release();
 
 // Where jobs of both kinds wait they begin in turn, so that packing waits for one run at most, and a run for one
 // packing.

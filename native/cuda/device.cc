@@ -1,6 +1,8 @@
 // The NVIDIA GPUs as devices: `cuda` is the first one, `cuda:1` the second.
 #include "../core/device.h"
 
+#include <iomanip>
+
 #include "program.h"
 
 namespace octconv::cuda {
@@ -9,7 +11,10 @@ namespace {
 class CudaDevice : public Device {
  public:
   explicit CudaDevice(Gpu& gpu) : gpu(gpu) {
-    traits_.isa = "sm_" + std::to_string(gpu.capability) + ", " + gpu.name;
+    std::ostringstream about;
+    about << "sm_" << gpu.capability << ", " << gpu.name << ", " << std::fixed << std::setprecision(1)
+          << static_cast<double>(gpu.memory) / (1 << 30) << " GiB";
+    traits_.isa = about.str();
     traits_.threads = 1;
     traits_.align = 256;
     traits_.fuses = true;
@@ -55,7 +60,7 @@ Device& open(int index) {
   return *device;
 }
 
-const Registered<DeviceKind> kind{"cuda", {open, Gpu::count}};
+const Registered<DeviceKind> kind{"cuda", {open, Gpu::count, Gpu::close}};
 
 }  // namespace
 }  // namespace octconv::cuda

@@ -4,8 +4,6 @@
 
 #include <cstdlib>
 
-#include "../core/error.h"
-
 namespace octconv::cuda {
 
 // The oldest driver that has all of the functions and loads a fatbin of CUDA 13.
@@ -13,6 +11,7 @@ static constexpr int oldestVersion = 13000;
 
 static Driver open() {
   const char* given = std::getenv("OCTCONV_CUDA_DRIVER");
+  if (given && !*given) given = nullptr;
   const char* file = given ? given : "libcuda.so.1";
   void* library = dlopen(file, RTLD_NOW | RTLD_LOCAL);  // never closed
   if (!library) {
@@ -20,7 +19,7 @@ static Driver open() {
     fail("cuda: no NVIDIA driver: ", why);
   }
   Driver driver{};
-#define OCTCONV_FIND(name, ...)                                            \
+#define OCTCONV_FIND(name, ...)                                                 \
   driver.name = reinterpret_cast<decltype(driver.name)>(dlsym(library, #name)); \
   if (!driver.name) fail("cuda: ", file, " is too old, it has no ", #name);
   OCTCONV_CUDA_DRIVER(OCTCONV_FIND)
@@ -44,7 +43,11 @@ void Driver::check(CUresult result, const std::string& what) const {
   const char *name = nullptr, *text = nullptr;
   cuGetErrorName(result, &name);
   cuGetErrorString(result, &text);
-  fail(what, ": ", name ? name : "error " + std::to_string(result), text ? std::string(", ") + text : "");
+  const std::string why = name ? name : "error " + std::to_string(result);
+  const std::string whole = oneLine(what + ": " + why + (text ? std::string(", ") + text : ""));
+  constexpr CUresult outOfMemory = 2;
+  if (result == outOfMemory) throw OutOfMemory(whole);
+  throw Error(whole);
 }
 
 }  // namespace octconv::cuda

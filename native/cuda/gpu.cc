@@ -6,8 +6,6 @@
 #include <iterator>
 #include <vector>
 
-#include "../core/error.h"
-
 namespace octconv::cuda {
 namespace {
 
@@ -35,19 +33,90 @@ size_t memoryOf(const Driver& driver, int index) {
 }
 
 // The kernels of all architectures, a file beside the addon.
-std::vector<char> fatbin() {
+std::ifstream openFatbin() {
   Dl_info addon{};
   if (!dladdr(reinterpret_cast<const void*>(&deviceAt), &addon) || !addon.dli_fname)
     fail("cuda: where the addon lies is unknown");
-  const std::string path = addon.dli_fname, file = path.substr(0, path.rfind('/') + 1) + "octconv.fatbin";
-  std::ifstream stream(file, std::ios::binary);
+  const std::string path = addon.dli_fname;
+  std::ifstream stream(path.substr(0, path.rfind('/') + 1) + "octconv.fatbin", std::ios::binary);
   if (!stream) fail("cuda: octconv.fatbin is missing: npm run build:cuda");
-  std::vector<char> image{std::istreambuf_iterator<char>(stream), {}};
-  image.push_back(0);  // PTX is text
-  return image;
+  return stream;
 }
 
 }  // namespace
+
+// --- Context ---------------------------------------------------------------------------------------------------------
+
+Context::Context(int index, std::string gpuName) : name(std::move(gpuName)) {
+  std::ifstream stream = openFatbin();
+  std::vector<char> image{std::istreambuf_iterator<char>(stream), {}};
+  image.push_back(0);  // PTX is text
+  const Driver& driver = Driver::get();
+  device = deviceAt(driver, index);
+  driver.check(driver.cuDevicePrimaryCtxRetain(&context, device), "cuda: context of " + name);
+  try {
+    const Use use(*this);
+    driver.check(driver.cuModuleLoadData(&module, image.data()), "cuda: octconv.fatbin on " + name);
+  } catch (...) {
+    driver.cuDevicePrimaryCtxRelease_v2(device);
+    throw;
+  }
+}
+Context::~Context() {
+  giveBack([&](const Driver& driver) { driver.cuModuleUnload(module); });
+  Driver::get().cuDevicePrimaryCtxRelease_v2(device);
+}
+
+Context::Use::Use(const Context& context) {
+  const Driver& driver = Driver::get();
+  driver.check(driver.cuCtxPushCurrent_v2(context.context), "cuda: " + context.name);
+}
+Context::Use::~Use() {
+  CUcontext context = nullptr;
+  Driver::get().cuCtxPopCurrent_v2(&context);
+}
+
+void Context::giveBack(FunctionRef<void(const Driver&)> release) const noexcept {
+  // A call may fail because of earlier work, once.
+  for (int attempt = 0; attempt < 2; attempt++) {
+    try {
+      const Use use(*this);
+      return release(Driver::get());
+    } catch (const std::exception&) {}
+  }
+}
+
+CUfunction Context::function(const std::string& kernel, size_t sharedBytes) {
+  const Driver& driver = Driver::get();
+  const Use use(*this);
+  std::lock_guard lock(mutex);
+  auto found = functions.find(kernel);
+  if (found == functions.end()) {
+    constexpr size_t always = 48 << 10;
+    CUfunction handle = nullptr;
+    driver.check(driver.cuModuleGetFunction(&handle, module, kernel.c_str()), "cuda: kernel " + kernel);
+    found = functions.emplace(kernel, Function{handle, always}).first;
+  }
+  auto& [handle, most] = found->second;
+  if (sharedBytes > most) {
+    driver.check(driver.cuFuncSetAttribute(handle, maxDynamicSharedBytes, static_cast<int>(sharedBytes)),
+                 "cuda: shared memory of " + kernel);
+    most = sharedBytes;
+  }
+  return handle;
+}
+
+// --- Gpu -------------------------------------------------------------------------------------------------------------
+
+// Never destroyed: threads may outlive main.
+static std::mutex& guard() {
+  static auto& mutex = *new std::mutex;
+  return mutex;
+}
+static std::map<int, std::unique_ptr<Gpu>>& all() {
+  static auto& gpus = *new std::map<int, std::unique_ptr<Gpu>>;
+  return gpus;
+}
 
 int Gpu::count() {
   const Driver& driver = Driver::get();
@@ -62,111 +131,92 @@ Gpu::Gpu(int index)
       capability(attributeOf(Driver::get(), index, computeCapabilityMajor) * 10 +
                  attributeOf(Driver::get(), index, computeCapabilityMinor)),
       memory(memoryOf(Driver::get(), index)),
-      multiprocessors(attributeOf(Driver::get(), index, multiprocessorCount)) {
-  const Driver& driver = Driver::get();
+      index(index) {
   if (capability < oldestCapability)
     fail("cuda: ", name, " is of architecture sm_", capability, ", wanted sm_", oldestCapability, " or newer");
-  const std::vector<char> image = fatbin();
-  const CUdevice device = deviceAt(driver, index);
-  driver.check(driver.cuDevicePrimaryCtxRetain(&context, device), "cuda: context of " + name);
-  try {
-    const Use use(*this);
-    driver.check(driver.cuModuleLoadData(&module, image.data()), "cuda: octconv.fatbin on " + name);
-  } catch (...) {
-    driver.cuDevicePrimaryCtxRelease_v2(device);
-    throw;
-  }
+  openFatbin();
 }
 
 Gpu& Gpu::get(int index) {
-  static std::mutex mutex;
-  static auto& gpus = *new std::map<int, std::unique_ptr<Gpu>>;  // never destroyed: threads may outlive main
-  std::lock_guard lock(mutex);
-  auto& gpu = gpus[index];
+  std::lock_guard lock(guard());
+  auto& gpu = all()[index];
   if (!gpu) gpu.reset(new Gpu(index));
   return *gpu;
 }
 
-static thread_local CUcontext current = nullptr;
-Gpu::Use::Use(const Gpu& gpu) : before(current) {
-  const Driver& driver = Driver::get();
-  if (current != gpu.context) driver.check(driver.cuCtxSetCurrent(gpu.context), "cuda: " + gpu.name);
-  current = gpu.context;
-}
-Gpu::Use::~Use() {
-  if (current != before) Driver::get().cuCtxSetCurrent(before);
-  current = before;
-}
-
-CUfunction Gpu::function(const std::string& kernel, size_t sharedBytes) {
-  const Driver& driver = Driver::get();
-  std::lock_guard lock(mutex);
-  auto found = functions.find(kernel);
-  if (found == functions.end()) {
-    CUfunction function = nullptr;
-    driver.check(driver.cuModuleGetFunction(&function, module, kernel.c_str()), "cuda: kernel " + kernel);
-    found = functions.emplace(kernel, function).first;
+void Gpu::close() {
+  std::lock_guard lock(guard());
+  for (const auto& [_, gpu] : all()) {
+    if (!gpu) continue;
+    std::lock_guard own(gpu->mutex);
+    gpu->held.reset();
   }
-  constexpr size_t always = 48 << 10;
-  if (sharedBytes > always)
-    driver.check(driver.cuFuncSetAttribute(found->second, maxDynamicSharedBytes, static_cast<int>(sharedBytes)),
-                 "cuda: shared memory of " + kernel);
-  return found->second;
 }
 
-Block::Block(Gpu& gpu, size_t bytes, Where where) : gpu(&gpu), size_(bytes), where(where) {
+std::shared_ptr<Context> Gpu::context() {
+  std::lock_guard lock(mutex);
+  if (!held) held = std::make_shared<Context>(index, name);
+  return held;
+}
+
+// --- What is made in a context ---------------------------------------------------------------------------------------
+
+Block::Block(std::shared_ptr<Context> made, size_t bytes, Where where)
+    : context(std::move(made)), size_(bytes), where(where) {
   if (bytes == 0) return;
   const Driver& driver = Driver::get();
-  const Gpu::Use use(gpu);
+  const Context::Use use(*context);
   if (where == Where::device) {
-    driver.check(driver.cuMemAlloc_v2(&address, bytes), "cuda: " + std::to_string(bytes) + " bytes on " + gpu.name);
+    driver.check(driver.cuMemAlloc_v2(&address, bytes),
+                 "cuda: " + std::to_string(bytes) + " bytes on " + context->name);
   } else {
     void* pointer = nullptr;
-    driver.check(driver.cuMemHostAlloc(&pointer, bytes, 0), "cuda: " + std::to_string(bytes) + " pinned bytes");
+    driver.check(driver.cuMemHostAlloc(&pointer, bytes, 0),
+                 "cuda: " + std::to_string(bytes) + " pinned bytes for " + context->name);
     address = reinterpret_cast<CUdeviceptr>(pointer);
   }
 }
-
 Block& Block::operator=(Block&& other) noexcept {
-  std::swap(gpu, other.gpu), std::swap(address, other.address);
+  std::swap(context, other.context), std::swap(address, other.address);
   std::swap(size_, other.size_), std::swap(where, other.where);
   return *this;
 }
+Block::~Block() {
+  if (!address) return;
+  context->giveBack([&](const Driver& driver) {
+    where == Where::device ? driver.cuMemFree_v2(address) : driver.cuMemFreeHost(host());
+  });
+}
 
-Stream::Stream(Gpu& gpu) : gpu(gpu) {
-  const Gpu::Use use(gpu);
-  Driver::get().check(Driver::get().cuStreamCreate(&stream, nonBlockingStream), "cuda: a stream");
+Stream::Stream(std::shared_ptr<Context> made) : context(std::move(made)) {
+  const Context::Use use(*context);
+  Driver::get().check(Driver::get().cuStreamCreate(&stream, nonBlockingStream), "cuda: a stream of " + context->name);
 }
 Stream::~Stream() {
-  try {
-    const Gpu::Use use(gpu);
-    Driver::get().cuStreamDestroy_v2(stream);
-  } catch (const std::exception&) {  // the GPU is lost
-  }
+  context->giveBack([&](const Driver& driver) { driver.cuStreamDestroy_v2(stream); });
 }
 void Stream::wait() const {
-  const Gpu::Use use(gpu);
-  Driver::get().check(Driver::get().cuStreamSynchronize(stream), "cuda: work on " + gpu.name);
+  const Context::Use use(*context);
+  Driver::get().check(Driver::get().cuStreamSynchronize(stream), "cuda: work on " + context->name);
+}
+
+Event::Event(std::shared_ptr<Context> made) : context(std::move(made)) {
+  const Context::Use use(*context);
+  Driver::get().check(Driver::get().cuEventCreate(&event, 0), "cuda: an event of " + context->name);
+}
+Event::~Event() {
+  context->giveBack([&](const Driver& driver) { driver.cuEventDestroy_v2(event); });
 }
 
 Block uploaded(Gpu& gpu, const Block& pinned) {
-  Block block(gpu, pinned.size(), Block::Where::device);
-  const Stream stream(gpu);
-  const Gpu::Use use(gpu);
-  Driver::get().check(
-      Driver::get().cuMemcpyHtoDAsync_v2(block.device(), pinned.host(), pinned.size(), stream), "cuda: a copy");
+  const auto context = gpu.context();
+  Block block(context, pinned.size(), Block::Where::device);
+  const Stream stream(context);
+  const Context::Use use(*context);
+  Driver::get().check(Driver::get().cuMemcpyHtoDAsync_v2(block.device(), pinned.host(), pinned.size(), stream),
+                      "cuda: a copy");
   stream.wait();
   return block;
-}
-
-Block::~Block() {
-  if (!address) return;
-  const Driver& driver = Driver::get();
-  try {
-    const Gpu::Use use(*gpu);
-    where == Where::device ? driver.cuMemFree_v2(address) : driver.cuMemFreeHost(host());
-  } catch (const std::exception&) {  // the GPU is lost, and its memory with it
-  }
 }
 
 }  // namespace octconv::cuda

@@ -5,42 +5,67 @@
 #include <mutex>
 #include <string>
 
+#include "../core/function_ref.h"
 #include "driver.h"
 #include "queue.h"
 
 namespace octconv::cuda {
 
+// What makes a GPU compute: its primary context with octconv.fatbin in it. It is given back with the last of those that
+// hold it: its Gpu, plans, memory, streams, events.
+class Context {
+ public:
+  Context(int index, std::string name);
+  ~Context();
+  Context(const Context&) = delete;
+
+  // Makes this thread's calls of the driver go to this GPU, as long as it lives. They may be nested, and what others do
+  // with contexts on this thread is as before when it ends.
+  class Use {
+   public:
+    explicit Use(const Context& context);
+    ~Use();
+    Use(const Use&) = delete;
+  };
+  // A kernel, with so many bytes of dynamic shared memory.
+  CUfunction function(const std::string& kernel, size_t sharedBytes);
+  // For destructors: calls what gives something of this GPU back. What cannot be given back goes with the context.
+  void giveBack(FunctionRef<void(const Driver&)> release) const noexcept;
+
+  const std::string name;  // of the GPU
+
+ private:
+  struct Function {
+    CUfunction handle;
+    size_t sharedBytes;  // that it may have: the most that anybody wanted
+  };
+  CUdevice device = 0;
+  CUcontext context = nullptr;
+  CUmodule module = nullptr;
+  std::mutex mutex;
+  std::map<std::string, Function> functions;
+};
+
 class Gpu {
  public:
-  static int count();         // throws the reason if there is none
-  static Gpu& get(int index);  // opened at its first use; throws why it cannot be used
+  static int count();          // throws the reason if there is none
+  static Gpu& get(int index);  // throws why it cannot be used; lives for ever
+  static void close();         // lets go of all contexts
 
   const std::string name;
   const int capability;  // 80 for sm_80
   const size_t memory;   // bytes
-  const int multiprocessors;
 
-  // Makes this thread's calls of the driver go to this GPU, as long as it lives.
-  class Use {
-   public:
-    explicit Use(const Gpu& gpu);
-    ~Use();
-    Use(const Use&) = delete;
-
-   private:
-    const CUcontext before;  // uses may be nested
-  };
-  // A kernel of octconv.fatbin, with so many bytes of dynamic shared memory.
-  CUfunction function(const std::string& kernel, size_t sharedBytes);
+  // Made at its first use: it takes a while, and memory of the GPU.
+  std::shared_ptr<Context> context();
 
   Queue queue;  // of its runs
 
  private:
   explicit Gpu(int index);
-  CUcontext context = nullptr;
-  CUmodule module = nullptr;
+  const int index;
   std::mutex mutex;
-  std::map<std::string, CUfunction> functions;
+  std::shared_ptr<Context> held;
 };
 
 // Memory of a GPU, or with `pinned` of the host, which copies to and from the GPU run beside other work.
@@ -48,7 +73,8 @@ class Block {
  public:
   enum class Where { device, pinned };
   Block() = default;
-  Block(Gpu& gpu, size_t bytes, Where where);
+  Block(std::shared_ptr<Context> context, size_t bytes, Where where);
+  Block(Gpu& gpu, size_t bytes, Where where) : Block(gpu.context(), bytes, where) {}
   Block(Block&& other) noexcept { *this = std::move(other); }
   Block& operator=(Block&& other) noexcept;
   ~Block();
@@ -58,7 +84,7 @@ class Block {
   size_t size() const { return size_; }
 
  private:
-  Gpu* gpu = nullptr;
+  std::shared_ptr<Context> context;
   CUdeviceptr address = 0;
   size_t size_ = 0;
   Where where = Where::device;
@@ -67,15 +93,28 @@ class Block {
 // Work of a GPU that is done in order.
 class Stream {
  public:
-  explicit Stream(Gpu& gpu);
+  explicit Stream(std::shared_ptr<Context> context);
   ~Stream();
   Stream(const Stream&) = delete;
   void wait() const;  // for all of it
   operator CUstream() const { return stream; }
 
  private:
-  Gpu& gpu;
+  const std::shared_ptr<Context> context;
   CUstream stream = nullptr;
+};
+
+// A time in a stream's work.
+class Event {
+ public:
+  explicit Event(std::shared_ptr<Context> context);
+  ~Event();
+  Event(const Event&) = delete;
+  operator CUevent() const { return event; }
+
+ private:
+  const std::shared_ptr<Context> context;
+  CUevent event = nullptr;
 };
 
 // What lies in pinned memory, on the GPU.

@@ -1,5 +1,7 @@
 #include "program.h"
 
+#include "../core/threads.h"
+
 namespace octconv::cuda {
 namespace {
 
@@ -21,7 +23,8 @@ int64_t Program::placeOf(size_t id, int64_t round) const {
   return static_cast<int64_t>(first + (value.rounds == 1 ? 0 : static_cast<size_t>(round) * value.type.stride()));
 }
 
-Program::Program(Gpu& gpu, PlanSpec given) : gpu(gpu), spec(std::move(given)), infos(spec.steps.size()) {
+Program::Program(Gpu& gpu, PlanSpec given)
+    : gpu(gpu), context(gpu.context()), spec(std::move(given)), infos(spec.steps.size()) {
   Layout arena, boundary;
   arena.add(spec.arenaBytes);
   for (const auto& [sizes, places] : {std::pair{&spec.inputBytes, &inputsAt}, std::pair{&spec.outputBytes, &outputsAt}})
@@ -30,7 +33,6 @@ Program::Program(Gpu& gpu, PlanSpec given) : gpu(gpu), spec(std::move(given)), i
   const auto scratch = static_cast<int64_t>(arena.size());
   size_t scratchBytes = 0;
 
-  const Gpu::Use use(gpu);
   size_t first = 0;
   for (const PlanSpec::Segment& segment : spec.segments) {
     for (int64_t round = 0; round < segment.rounds; round++)
@@ -44,7 +46,8 @@ Program::Program(Gpu& gpu, PlanSpec given) : gpu(gpu), spec(std::move(given)), i
         scratchBytes = std::max(scratchBytes, made.scratchBytes);
         launched.push_back({i, {}});
         for (Launch& launch : made.launches)
-          launched.back().launches.emplace_back(gpu.function(launch.kernel, launch.sharedBytes), std::move(launch));
+          launched.back().launches.emplace_back(context->function(launch.kernel, launch.sharedBytes),
+                                                std::move(launch));
       }
     first += segment.steps;
   }
@@ -54,14 +57,26 @@ Program::Program(Gpu& gpu, PlanSpec given) : gpu(gpu), spec(std::move(given)), i
 
 size_t Program::idleBytes() const {
   std::lock_guard lock(mutex);
-  return rooms.size() * arenaBytes + boundaries.size() * boundaryBytes;
+  return idle.rooms.size() * arenaBytes + idle.boundaries.size() * boundaryBytes;
 }
 
+// The driver may wait for the GPU before it frees memory: that is no work for the caller's thread.
 void Program::trim() {
-  std::vector<std::unique_ptr<Room>> oldRooms;
-  std::vector<Block> oldBoundaries;  // freed without the lock
+  auto old = std::make_shared<Idle>();
+  {
+    std::lock_guard lock(mutex);
+    std::swap(*old, idle);
+  }
+  threads::submit(
+      1, [old = std::move(old)](Crew&) {}, threads::Kind::background);
+}
+
+// Called where runs end, on a thread of the library.
+void Program::dropSurplus() {
+  std::vector<Block> surplus;  // freed without the lock
   std::lock_guard lock(mutex);
-  oldRooms.swap(rooms), oldBoundaries.swap(boundaries);
+  for (; idle.boundaries.size() > mostIdle; idle.boundaries.pop_back())
+    surplus.push_back(std::move(idle.boundaries.back()));
 }
 
 // A run's inputs and outputs, in pinned memory.
@@ -72,12 +87,13 @@ struct Program::PinnedRequest : Request {
   explicit PinnedRequest(std::shared_ptr<Program> owner) : program(std::move(owner)) {
     {
       std::lock_guard lock(program->mutex);
-      if (!program->boundaries.empty()) {
-        memory = std::move(program->boundaries.back());
-        program->boundaries.pop_back();
+      auto& boundaries = program->idle.boundaries;
+      if (!boundaries.empty()) {
+        memory = std::move(boundaries.back());
+        boundaries.pop_back();
       }
     }
-    if (memory.size() == 0) memory = Block(program->gpu, program->boundaryBytes, Block::Where::pinned);
+    if (memory.size() == 0) memory = Block(program->context, program->boundaryBytes, Block::Where::pinned);
     Layout layout;
     const auto place = [&](const std::vector<size_t>& sizes, std::vector<std::span<std::byte>>& spans) {
       for (const size_t bytes : sizes)
@@ -88,7 +104,7 @@ struct Program::PinnedRequest : Request {
   }
   ~PinnedRequest() override {
     std::lock_guard lock(program->mutex);
-    if (program->boundaries.size() < mostIdle) program->boundaries.push_back(std::move(memory));
+    program->idle.boundaries.push_back(std::move(memory));
   }
 };
 
@@ -101,11 +117,10 @@ class Program::Run : public Queue::Job {
   Run(std::shared_ptr<Program> program, std::shared_ptr<Request> request, std::function<void()> done)
       : program(std::move(program)), request(std::move(request)), done(std::move(done)) {}
 
-  void begin() override {
-    attempt([this] {
-      if (request->stop) return;
-      const Gpu::Use use(program->gpu);
-      takeRoom();
+  bool begin(bool alone) override {
+    attempt([&] {
+      if (request->stop || !takeRoom(alone)) return;
+      const Context::Use use(*program->context);
       copy(request->inputs, program->inputsAt, true);
       if (!request->stepMilliseconds.empty()) mark();
       for (const Step& step : program->launched) {
@@ -115,20 +130,22 @@ class Program::Run : public Queue::Job {
       copy(request->outputs, program->outputsAt, false);
       begun = true;
     });
+    return room || alone || request->stop || !request->error.empty();
   }
 
   void finish() override {
     attempt([this] {
       if (!room) return;
-      const Gpu::Use use(program->gpu);
       room->stream.wait();
       if (!begun) return;
+      const Context::Use use(*program->context);
       readTimes();
       request->completed = !request->stop;
     });
-    for (const CUevent event : events) driver.cuEventDestroy_v2(event);
+    events.clear();
     if (room && request->error.empty()) giveRoom();
     room.reset();
+    program->dropSurplus();
     request.reset();  // its memory is the caller's to keep or to give back
     done();
   }
@@ -144,20 +161,28 @@ class Program::Run : public Queue::Job {
   }
   void check(CUresult result, const std::string& what) const { driver.check(result, what); }
 
-  void takeRoom() {
+  // False if the GPU has no memory for it as long as others run.
+  bool takeRoom(bool alone) {
     {
       std::lock_guard lock(program->mutex);
-      if (!program->rooms.empty()) {
-        room = std::move(program->rooms.back());
-        program->rooms.pop_back();
-        return;
+      auto& rooms = program->idle.rooms;
+      if (!rooms.empty()) {
+        room = std::move(rooms.back());
+        rooms.pop_back();
+        return true;
       }
     }
-    room.reset(new Room{Block(program->gpu, program->arenaBytes, Block::Where::device), Stream(program->gpu)});
+    const auto& context = program->context;
+    try {
+      room.reset(new Room{Block(context, program->arenaBytes, Block::Where::device), Stream(context)});
+    } catch (const OutOfMemory&) {
+      if (alone) throw;
+    }
+    return room != nullptr;
   }
   void giveRoom() {
     std::lock_guard lock(program->mutex);
-    if (program->rooms.size() < mostIdle) program->rooms.push_back(std::move(room));
+    if (program->idle.rooms.size() < mostIdle) program->idle.rooms.push_back(std::move(room));
   }
 
   void copy(const std::vector<std::span<std::byte>>& host, const std::vector<size_t>& places, bool in) {
@@ -181,10 +206,8 @@ class Program::Run : public Queue::Job {
   }
 
   void mark() {
-    CUevent event = nullptr;
-    check(driver.cuEventCreate(&event, 0), "cuda: an event");
-    events.push_back(event);
-    check(driver.cuEventRecord(event, room->stream), "cuda: an event");
+    events.emplace_back(program->context);
+    check(driver.cuEventRecord(events.back(), room->stream), "cuda: an event");
   }
   void readTimes() {
     for (size_t i = 1; i < events.size(); i++) {
@@ -199,7 +222,7 @@ class Program::Run : public Queue::Job {
   std::shared_ptr<Request> request;
   const std::function<void()> done;
   std::unique_ptr<Room> room;
-  std::vector<CUevent> events;
+  std::deque<Event> events;
   bool begun = false;
 };
 

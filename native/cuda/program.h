@@ -1,5 +1,6 @@
 // Plans on a GPU. All launches are made when a plan is compiled; runs differ in the address of their arena alone.
 #pragma once
+#include <deque>
 #include <mutex>
 
 #include "../core/device.h"
@@ -28,20 +29,26 @@ class Program : public octconv::Program {
     Block arena;  // values of the plan, then inputs and outputs
     Stream stream;
   };
+  // What runs that have ended leave for the next ones.
+  struct Idle {
+    std::vector<std::unique_ptr<Room>> rooms;
+    std::vector<Block> boundaries;  // pinned inputs and outputs
+  };
   struct PinnedRequest;
   class Run;
 
   int64_t placeOf(size_t value, int64_t round) const;
+  void dropSurplus();
 
   Gpu& gpu;
+  const std::shared_ptr<Context> context;  // that has the functions
   const PlanSpec spec;
   std::vector<Step> launched;  // in the order of a run
   std::vector<StepInfo> infos;
   std::vector<size_t> inputsAt, outputsAt;  // in the arena
   size_t arenaBytes = 0, boundaryBytes = 0;
   mutable std::mutex mutex;
-  std::vector<std::unique_ptr<Room>> rooms;  // of runs that have ended, for the next ones
-  std::vector<Block> boundaries;             // their pinned inputs and outputs
+  Idle idle;
 };
 
 }  // namespace octconv::cuda

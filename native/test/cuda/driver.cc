@@ -16,10 +16,12 @@
 //   OCTCONV_STAND_IN_SEED        of what happens in any order (0)
 //   OCTCONV_STAND_IN_FAIL        `n:e`: the n-th of all calls, the first is 1, fails with error e. A call that gives
 //                                something back does so nevertheless. An error that leaves a context unusable does so.
-//   OCTCONV_STAND_IN_REPORT      file that is written when the process ends: {"calls": their number, "failed": name of
-//                                the call that was made to fail, "launches": their number, "errors": what stderr was
-//                                told, "contexts", "modules", "streams", "events", "allocations", "pinned": how many
-//                                nobody gave back, even if their context has ended}
+//                                A process may change it, and counts calls from then on.
+//   OCTCONV_STAND_IN_REPORT      file that is written when the process ends, and by the first call after
+//                                OCTCONV_STAND_IN_FAIL was changed: {"calls": their number, "failed": name of the call
+//                                that was made to fail, "launches": their number, "errors": what stderr was told,
+//                                "contexts", "modules", "streams", "events", "allocations", "pinned": how many nobody
+//                                gave back, even if their context has ended}
 // standInLive() is the sum of the last six.
 #include "cuda/driver.h"
 
@@ -92,25 +94,31 @@ OCTCONV_CUDA_DRIVER(OCTCONV_DECLARE)
 #define OCTCONV_CODE(name, code, text) constexpr CUresult name = code;
 OCTCONV_ERRORS(OCTCONV_CODE)
 
-struct Context {
+using Context = CUctx_st;
+using Function = CUfunc_st;
+using Module = CUmod_st;
+using Stream = CUstream_st;
+using Event = CUevent_st;
+
+struct CUctx_st {
   int device;
   int references = 0;
   CUresult error = CUDA_SUCCESS;  // left behind by a kernel, the answer to every call
 };
-struct Function {
+struct CUfunc_st {
   Context* context;
   const Kernel* kernel;
   unsigned mostSharedBytes = 48 * 1024;
 };
-struct Module {
+struct CUmod_st {
   Context* context;
   std::map<std::string, Function> functions;
 };
-struct Stream {
+struct CUstream_st {
   Context* context;
   std::deque<std::function<void()>> work;
 };
-struct Event {
+struct CUevent_st {
   Context* context;
   bool timed;
   struct State {
@@ -168,6 +176,7 @@ struct StandIn {
   int capability = 0;             // 75 is 7.5
   size_t memory = 0;
   std::mt19937_64 random;
+  std::string failSetting;
   int64_t failingCall = 0;
   CUresult failure = CUDA_SUCCESS;
   std::string report, failed, errors;
@@ -190,10 +199,15 @@ struct StandIn {
     capability = major * 10 + minor;
     memory = static_cast<size_t>(setting("OCTCONV_STAND_IN_MEMORY", int64_t{1} << 30));
     random.seed(static_cast<uint64_t>(setting("OCTCONV_STAND_IN_SEED", 0)));
-    long long call = 0;
-    std::sscanf(textSetting("OCTCONV_STAND_IN_FAIL", "").c_str(), "%lld:%d", &call, &failure);
-    failingCall = call;
     report = textSetting("OCTCONV_STAND_IN_REPORT", "");
+    readFailure();
+  }
+
+  void readFailure() {
+    failSetting = textSetting("OCTCONV_STAND_IN_FAIL", "");
+    long long call = 0;
+    std::sscanf(failSetting.c_str(), "%lld:%d", &call, &failure);
+    failingCall = call, calls = 0, failed.clear();
   }
 
   Context* newContext(int device) {
@@ -221,23 +235,28 @@ struct StandIn {
 
 // Never deleted: a call may come when the process has almost ended.
 StandIn& standIn = *new StandIn;
-thread_local Context* current = nullptr;
+thread_local std::vector<Context*> stack;  // of this thread
+thread_local Context* current = nullptr;   // the last one
+
+void writeReport() {
+  if (standIn.report.empty()) return;
+  const auto quoted = [](const std::string& text) {
+    std::string json = "\"";
+    for (const char c : text) json += c == '"' || c == '\\' ? std::string{'\\', c} : std::string{c < ' ' ? ' ' : c};
+    return json + '"';
+  };
+  std::ofstream file(standIn.report);
+  file << "{\"calls\": " << standIn.calls << ", \"failed\": " << quoted(standIn.failed)
+       << ", \"launches\": " << standIn.launches << ", \"errors\": " << quoted(standIn.errors);
+  for (const auto& [name, count] : standIn.live()) file << ", \"" << name << "\": " << count;
+  file << "}\n";
+}
 
 struct AtExit {
   ~AtExit() {
     const std::lock_guard lock(standIn.mutex);
     standIn.ended = true;
-    if (standIn.report.empty()) return;
-    const auto quoted = [](const std::string& text) {
-      std::string json = "\"";
-      for (const char c : text) json += c == '"' || c == '\\' ? std::string{'\\', c} : std::string{c < ' ' ? ' ' : c};
-      return json + '"';
-    };
-    std::ofstream file(standIn.report);
-    file << "{\"calls\": " << standIn.calls << ", \"failed\": " << quoted(standIn.failed)
-         << ", \"launches\": " << standIn.launches << ", \"errors\": " << quoted(standIn.errors);
-    for (const auto& [name, count] : standIn.live()) file << ", \"" << name << "\": " << count;
-    file << "}\n";
+    writeReport();
   }
 } atExit;
 
@@ -255,6 +274,10 @@ template <class Body>
 CUresult call(const char* name, Needs needs, const Body& body, bool givesBack = false) {
   std::unique_lock lock(standIn.mutex);
   CUresult error = CUDA_SUCCESS;
+  if (textSetting("OCTCONV_STAND_IN_FAIL", "") != standIn.failSetting) {
+    writeReport();
+    standIn.readFailure();
+  }
   if (++standIn.calls == standIn.failingCall) {
     standIn.failed = name;
     error = standIn.failure;
@@ -475,12 +498,21 @@ CUresult cuDevicePrimaryCtxRelease_v2(CUdevice device) {
     return CUDA_SUCCESS;
   });
 }
-CUresult cuCtxSetCurrent(CUcontext context) {
-  return call("cuCtxSetCurrent", Needs::init, [&](auto&) {
+CUresult cuCtxPushCurrent_v2(CUcontext context) {
+  return call("cuCtxPushCurrent_v2", Needs::init, [&](auto&) {
     const auto usable = [&](const Context& known) { return &known == context && known.references > 0; };
-    if (context && std::none_of(standIn.contexts.begin(), standIn.contexts.end(), usable))
-      return CUDA_ERROR_INVALID_CONTEXT;
+    if (std::none_of(standIn.contexts.begin(), standIn.contexts.end(), usable)) return CUDA_ERROR_INVALID_CONTEXT;
+    stack.push_back(context);
     current = context;
+    return CUDA_SUCCESS;
+  });
+}
+CUresult cuCtxPopCurrent_v2(CUcontext* context) {
+  return release("cuCtxPopCurrent_v2", Needs::init, [&](auto&) {
+    if (stack.empty()) return CUDA_ERROR_INVALID_CONTEXT;
+    if (context) *context = current;
+    stack.pop_back();
+    current = stack.empty() ? nullptr : stack.back();
     return CUDA_SUCCESS;
   });
 }

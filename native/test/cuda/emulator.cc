@@ -94,9 +94,11 @@ struct Unwind {};  // thrown by a thread that waits when another one has failed
 
 // --- State of the launch that runs -----------------------------------------------------------------------------------
 
-std::mutex oneAtATime;
-std::vector<std::unique_ptr<Fiber>> fibers;  // kept for later launches
-Fiber caller, *current = &caller, *previous;
+// Never destroyed: a launch may run when the process ends.
+std::mutex& oneAtATime = *new std::mutex;
+auto& fibers = *new std::vector<std::unique_ptr<Fiber>>;  // kept for later launches
+Fiber& caller = *new Fiber;
+Fiber *current = &caller, *previous;
 
 const std::function<void()>* kernel;
 Launch launch;

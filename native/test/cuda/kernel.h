@@ -15,7 +15,7 @@ struct Kernel {
   std::function<std::function<void()>(void** arguments)> bind;  // copies the arguments, as a launch does
 };
 
-extern const std::map<std::string, Kernel> kernels;
+extern const std::map<std::string, Kernel>& kernels;  // never destroyed: a process may end with launches in flight
 
 template <class... Arguments>
 Kernel kernelOf(void (*function)(Arguments...), int mostThreads) {

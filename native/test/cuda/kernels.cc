@@ -18,7 +18,7 @@ void stick() {
 
 #define OCTCONV_NAMED(name, mostThreads) \
   { #name, kernelOf(name, mostThreads) }
-const std::map<std::string, Kernel> kernels = {
+const std::map<std::string, Kernel>& kernels = *new std::map<std::string, Kernel>{
     OCTCONV_NAMED(octConvBf16, blockThreads),
     OCTCONV_NAMED(octConvTf32, blockThreads),
     OCTCONV_NAMED(means, meansThreads),

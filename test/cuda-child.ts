@@ -1,0 +1,330 @@
+// What test/cuda.test.ts looks at, with the addon and the CUDA driver that its environment names:
+// `cuda-child.ts TASK JSON` prints what a task gives for its arguments as one JSON object.
+import { createHash } from 'node:crypto';
+import { existsSync, readdirSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { setImmediate as turn, setTimeout as sleep } from 'node:timers/promises';
+import { fileURLToPath } from 'node:url';
+import { relativeError } from '../lib/bench/measure.js';
+import {
+  createModel,
+  devices,
+  type Feature,
+  initialize,
+  layers,
+  loadModel,
+  Model,
+  Module,
+  Octave,
+  OctconvError,
+  ops,
+  Tensor,
+} from '../lib/index.js';
+import { readNpy } from '../lib/npy.js';
+import type { Plan } from '../lib/plan.js';
+import { openWeights } from '../lib/weights/source.js';
+
+const path = (relative: string) => fileURLToPath(new URL(relative, import.meta.url));
+const shared = path('../../shared/golden');
+const golden = existsSync(shared) ? shared : path('golden');
+
+type Floats = Tensor<'f32', [number, number, number, number]>;
+
+function picture(shape: readonly number[], seed = 1): Floats {
+  const x = Tensor.zeros('f32', shape as [number, number, number, number]);
+  x.data.forEach((_, i) => {
+    x.data[i] = Math.sin(i * 1.7 + seed);
+  });
+  return x;
+}
+
+const messageOf = (error: unknown) => (error instanceof OctconvError ? error.message : `not ours: ${error}`);
+const refusal = async (f: () => unknown) => {
+  try {
+    await f();
+    return 'nothing was refused';
+  } catch (error) {
+    return messageOf(error);
+  }
+};
+const digest = (...arrays: Float32Array[]) => {
+  const hash = createHash('sha256');
+  for (const x of arrays) hash.update(new Uint8Array(x.buffer, x.byteOffset, x.byteLength));
+  return hash.digest('hex');
+};
+
+/** Two convolutions with a pooled branch between: few steps, all that a plan has. */
+class Small extends Module<Feature, Feature> {
+  readonly first = new layers.OctConv(3, 8, { kernel: 3, alphaIn: 0, alphaOut: 0.5 });
+  readonly last = new layers.OctConv(8, 6, { kernel: 1, alphaIn: 0.5, alphaOut: 0 });
+  forward(x: Feature): Feature {
+    return this.last.forward(this.first.forward(new Octave(x)).map((v) => ops.relu(v as Feature))).high as Feature;
+  }
+}
+function small(options: object = {}): Model<Feature, [x: Feature]> {
+  const network = new Small();
+  return new Model(network as never, initialize(network as never), { device: 'cuda', ...options }) as never;
+}
+const smallShape = [1, 6, 6, 3];
+
+const tasks = {
+  /** What is listed, and what is said when these are asked for. */
+  async devices(names: string[]) {
+    const x = picture(smallShape);
+    const said: Record<string, string[]> = {};
+    for (const device of names)
+      said[device] = [await refusal(() => ops.relu(x, { device })), await refusal(() => small({ device }))];
+    return { devices: devices().devices, said };
+  },
+
+  /** Cases of octConv: their errors, or why they are refused. */
+  async operators() {
+    const source = await openWeights(join(golden, 'octconv.safetensors'));
+    const read = async (name: string) => {
+      const info = source.tensors.get(name);
+      return info && new Tensor('f32', info.shape, (await source.read(name)) as Float32Array);
+    };
+    const results = [];
+    for (const c of JSON.parse(readFileSync(join(golden, 'octconv.json'), 'utf8'))) {
+      const params: Record<string, unknown> = {};
+      for (const each of ['h2h', 'l2h', 'h2l', 'l2l']) params[each] = await read(`${c.case}.conv_${each}.weight`);
+      params.biasH = await read(`${c.case}.conv_h2h.bias`);
+      params.biasL = await read(`${c.case}.conv_l2l.bias`);
+      const x = new Octave((await read(`${c.case}.xH`)) as Floats, (await read(`${c.case}.xL`)) as never);
+      const wanted = [await read(`${c.case}.yH`), await read(`${c.case}.yL`)];
+      const told = { name: `${c.case}: ${c.in} -> ${c.out}`, groups: c.groups as number };
+      try {
+        const y = await ops.octConv(x, params as never, { stride: c.stride, groups: c.groups, device: 'cuda' });
+        const outputs = [y.high, y.low] as (Floats | undefined)[];
+        const shapes = JSON.stringify(outputs.map((t) => t?.shape)) === JSON.stringify(wanted.map((t) => t?.shape));
+        const errors = outputs.flatMap((t, i) => (t && wanted[i] ? relativeError(t.data, wanted[i].data) : []));
+        results.push({ ...told, shapes, errors, bits: digest(...outputs.flatMap((t) => t?.data ?? [])) });
+      } catch (error) {
+        results.push({ ...told, refused: messageOf(error) });
+      }
+    }
+    await source.close();
+    return results;
+  },
+
+  /** Networks with stored outputs. */
+  async networks() {
+    const results = [];
+    for (const file of readdirSync(golden).filter((name) => name.endsWith('.pth'))) {
+      const stored = (end: string) => readNpy(join(golden, file.replace('.pth', end)));
+      const [x, y] = [await stored('.x.npy'), await stored('.y.npy')];
+      using model = await loadModel(join(golden, file), { device: 'cuda' });
+      const got = await model.run(x);
+      const plan = await model.plan(x.shape);
+      const again = await model.run(x);
+      const same = digest(got.data) === digest(again.data);
+      results.push({ file, depth: depthOf(plan), same, error: relativeError(got.data, y.data as Float32Array) });
+    }
+    return results;
+  },
+
+  /** The same as `reference`. */
+  async compared({
+    networks,
+    dtype,
+  }: {
+    networks: { name: string; shape: number[]; options: object }[];
+    dtype: 'f32';
+  }) {
+    const all = [];
+    for (const { name, shape, options } of networks) {
+      const x = picture(shape);
+      using reference = createModel(name as 'oct-resnet-26', options, { device: 'reference', dtype });
+      using model = createModel(name as 'oct-resnet-26', options, { device: 'cuda', dtype });
+      const wanted = await reference.run(x);
+      const [first, ...others] = await Promise.all([model.run(x), model.run(x)]);
+      const bits = new Set([first, ...others, await model.run(x)].map(({ data }) => digest(data)));
+      const depth = depthOf(await model.plan(x.shape));
+      all.push({ depth, error: relativeError(first.data, wanted.data), bits: [...bits] });
+    }
+    return all;
+  },
+
+  /**
+   * Each call of a small network's life fails in turn: what is said then, what is left, and whether another model still
+   * runs.
+   */
+  async failures(error: number) {
+    const keeper = small();
+    const x = picture(smallShape);
+    const wanted = digest((await keeper.run(x)).data);
+    const life = async () => {
+      const said: string[] = [];
+      const saying = (promise: Promise<unknown>) => promise.catch((e) => said.push(messageOf(e)));
+      using model = small();
+      await saying(Promise.all([model.run(x), model.run(x)]));
+      await saying(
+        model.plan(smallShape).then((plan) => {
+          const stepMilliseconds = new Float32Array(plan.steps.length);
+          return plan.run([x], { stepMilliseconds });
+        }),
+      );
+      return said;
+    };
+    const { live: before } = await settled();
+    const lives = [];
+    for (let n = 1, beyond = 0; beyond < 5; n++) {
+      fail(n, error);
+      const said = await life();
+      for (let i = 0; i < 3; i++) await fence();
+      const { failed, errors, live } = await settled(before);
+      const later = await keeper.run(x).then(({ data }) => digest(data) === wanted, messageOf);
+      lives.push({ n, failed, said, errors, live, later });
+      beyond = failed ? 0 : beyond + 1;
+    }
+    keeper.dispose();
+    return { live: before, lives };
+  },
+
+  /** A context that is lost is lost; the process is not. */
+  async lost({ n, error }: { n: number; error: number }) {
+    const x = picture(smallShape);
+    using model = small();
+    const wanted = digest((await model.run(x)).data);
+    fail(n, error);
+    const runs = await Promise.all([1, 2, 3].map(() => refusal(() => model.run(x))));
+    const later = await refusal(() => model.run(x));
+    const cpu = await refusal(() => ops.relu(x, { device: 'cpu' }));
+    return { wanted, runs, later, cpu };
+  },
+
+  /** Many at once, on one model and on two, with some that are aborted, and disposal in between. */
+  async flights() {
+    const [x, other] = [picture(smallShape, 1), picture([3, 9, 7, 3], 2)];
+    const [a, b] = [small(), small()];
+    const alone = [digest((await a.run(x)).data), digest((await b.run(other)).data)];
+    const enough = new Error('enough');
+    const controller = new AbortController();
+    let turns = 0;
+    let ended = false;
+    const count = (async () => {
+      for (; !ended; turns++) await turn();
+    })();
+    const runs = Array.from({ length: 64 }, async (_, i) => {
+      const y = await (i % 2 ? b.run(other) : a.run(x));
+      return digest(y.data) === alone[i % 2];
+    });
+    const same = Array.from({ length: 64 }, async () => digest((await a.run(x)).data) === alone[0]);
+    const aborted = Array.from({ length: 8 }, () => a.run(x, { signal: controller.signal }).catch((e) => e === enough));
+    await turn();
+    controller.abort(enough);
+    const late = a.run(x, { signal: controller.signal }).catch((e) => e === enough);
+    const last = a.run(x).then(({ data }) => digest(data) === alone[0]);
+    await turn();
+    a.dispose();
+    b.dispose();
+    const well = await Promise.all([...runs, ...same, ...aborted, late, last]);
+    ended = true;
+    await count;
+    const refused = await refusal(() => a.run(x));
+    return { well: well.map(Boolean), turns, refused };
+  },
+
+  /** What plans keep, and what V8 is told. */
+  async memory() {
+    const shape = [1, 64, 64, 3];
+    const x = picture(shape);
+    const external = () => process.memoryUsage().external;
+    using model = small({ idleBytes: 0 });
+    const before = external();
+    const plan = await model.plan(shape);
+    const packed = external() - before;
+    await Promise.all(Array.from({ length: 16 }, () => model.run(x)));
+    await model.run(x);
+    const idle = [plan.idleBytes];
+    const told = external() - before - packed;
+    await model.run(picture(smallShape));
+    await sleep(50);
+    idle.push(plan.idleBytes);
+    const { allocations } = (await settled()).live;
+    using limited = small({ maxBytes: 1000 });
+    return { packed, run: plan.memory.run, idle, told, allocations, limited: await refusal(() => limited.run(x)) };
+  },
+
+  /** On a GPU with little memory: what is too large, and what follows it. */
+  async outOfMemory() {
+    const [x, large] = [picture([1, 64, 64, 3]), picture([1, 256, 256, 3])];
+    using model = small({ idleBytes: 0 });
+    const first = digest((await model.run(x)).data);
+    const refused = await Promise.all([refusal(() => model.run(large)), refusal(() => model.run(large))]);
+    // Not two of them fit.
+    const after = await Promise.all(Array.from({ length: 6 }, () => model.run(x)));
+    return { refused, same: after.every(({ data }) => digest(data) === first) };
+  },
+
+  async twoGpus() {
+    const x = picture(smallShape);
+    using a = small();
+    using b = small({ device: 'cuda:1' });
+    const results = await Promise.all([a.run(x), b.run(x), a.run(x), b.run(x)]);
+    return { bits: [...new Set(results.map(({ data }) => digest(data)))], devices: [a.device, b.device] };
+  },
+
+  /** Ends with runs in flight: of itself, or by process.exit. */
+  async ends({ exits }: { exits: boolean }) {
+    const x = picture([2, 64, 64, 3]);
+    const model = small();
+    await model.plan(x.shape);
+    for (let i = 0; i < 16; i++) void model.run(x);
+    await turn();
+    if (exits) setImmediate(() => process.exit(0));
+    return 'in flight';
+  },
+};
+
+/** From now on the n-th call fails. */
+let settings = 0;
+function fail(n: number, error = 999): void {
+  process.env.OCTCONV_STAND_IN_FAIL = `${n}:${error}:${settings++}`;
+}
+
+/** Jobs of the library that were there before have ended. */
+const fence = () => ops.relu(Tensor.zeros('f32', [1, 1, 1, 1]), { device: 'reference' });
+
+interface Report {
+  readonly calls: number;
+  readonly failed: string;
+  readonly errors: string;
+  readonly live: Readonly<Record<string, number>>;
+}
+
+/**
+ * What the stand-in reports of the calls since `fail`, when what is there is `wanted`, or does not change for five
+ * seconds.
+ */
+async function settled(wanted?: object): Promise<Report> {
+  const report = async () => {
+    await fence();
+    fail(0);
+    devices(); // calls the driver, which writes the report
+    const {
+      calls,
+      failed,
+      errors,
+      launches: _,
+      ...live
+    } = JSON.parse(readFileSync(process.env.OCTCONV_STAND_IN_REPORT ?? '', 'utf8'));
+    return { calls, failed, errors, live };
+  };
+  const first = await report();
+  let { live } = first;
+  const same = (other?: object) => JSON.stringify(live) === JSON.stringify(other);
+  for (let still = 0; !same(wanted) && still < 50; ) {
+    const before = live;
+    await sleep(wanted ? 100 : 2);
+    ({ live } = await report());
+    still = same(before) ? still + 1 : 0;
+  }
+  return { ...first, live };
+}
+
+/** Convolutions one after the other. */
+const depthOf = (plan: Plan) => plan.steps.filter(({ op }) => op === 'octConv').length;
+
+const [task = '', argument = 'null'] = process.argv.slice(2);
+console.log(JSON.stringify(await tasks[task as keyof typeof tasks](JSON.parse(argument) as never)));

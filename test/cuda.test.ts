@@ -1,0 +1,436 @@
+/**
+ * The device `cuda` on the stand-in for the CUDA driver (native/test/cuda/driver.cc), which runs the kernels in an
+ * emulator: what it computes, what it refuses, what it leaves behind. The addon and the driver are chosen when a
+ * process starts, so that test/cuda-child.ts runs apart.
+ */
+import { execFile } from 'node:child_process';
+import { copyFile, mkdtemp, readFile, rm } from 'node:fs/promises';
+import { existsSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { promisify } from 'node:util';
+import { expect } from 'chai';
+import { nativeFile } from '../lib/native.js';
+import { skip } from './skip.js';
+
+const built = join(nativeFile, '../../test');
+const driver = join(built, 'libcuda.so.1');
+const path = (file: string) => fileURLToPath(new URL(file, import.meta.url));
+
+type Env = Record<string, string>;
+const nothing = { contexts: 0, modules: 0, streams: 0, events: 0, allocations: 0, pinned: 0 };
+let folder: string;
+let reports = 0;
+
+/** Runs node with the stand-in; what it printed, and that nothing was left and no call refused. */
+async function node(args: string[], settings: Env = {}): Promise<string> {
+  const report = join(folder, `${reports++}.json`);
+  const env = {
+    ...process.env,
+    OCTCONV_NATIVE: join(built, 'octconv.node'),
+    OCTCONV_CUDA_DRIVER: driver,
+    OCTCONV_STAND_IN_REPORT: report,
+    OCTCONV_STAND_IN_FAIL: '0:0', // to change a variable is safe while the driver reads it, to add one is not
+    ...settings,
+  };
+  const { stdout } = await promisify(execFile)(process.execPath, args, { env, timeout: 240_000, maxBuffer: 2 ** 26 });
+  if (existsSync(report)) {
+    const { calls: _, launches: __, failed: ___, errors, ...live } = JSON.parse(await readFile(report, 'utf8'));
+    expect(errors).to.equal('');
+    expect(live).to.deep.equal(nothing);
+  }
+  return stdout;
+}
+const child = async <T>(task: string, argument: unknown = null, settings: Env = {}): Promise<T> =>
+  JSON.parse(await node(['--import=tsx', path('cuda-child.ts'), task, JSON.stringify(argument)], settings));
+
+/** Two at a time. */
+async function inPairs<T, R>(list: readonly T[], f: (each: T) => Promise<R>): Promise<R[]> {
+  const results: R[] = [];
+  let next = 0;
+  const lane = async () => {
+    for (let i = next++; i < list.length; i = next++) results[i] = await f(list[i] as T);
+  };
+  await Promise.all([lane(), lane()]);
+  return results;
+}
+
+/**
+ * What is multiplied is rounded to so many bits: by 2^-11 (tf32) or 2^-8 (bf16) of itself at most. In a sum of many
+ * products of random signs the error stays below that share of the sum, and the errors of layers one after the other
+ * add up as steps of a random walk do.
+ */
+const bound = (dtype: 'f32' | 'bf16', depth: number) => (dtype === 'f32' ? 2 ** -11 : 2 ** -8) * Math.sqrt(depth);
+
+describe('cuda on the stand-in driver', function () {
+  this.timeout(240_000);
+  before(async function () {
+    if (!existsSync(join(built, 'octconv.node')) || !existsSync(driver)) skip(this, 'build');
+    folder = await mkdtemp(join(tmpdir(), 'octconv-cuda-'));
+  });
+  after(() => rm(folder, { recursive: true, force: true }));
+
+  describe('computes', () => {
+    interface Case {
+      name: string;
+      groups: number;
+      refused?: string;
+      shapes: boolean;
+      errors: number[];
+      bits: string;
+    }
+    it('the golden cases of octConv, the same bits whenever copies are made', async () => {
+      const all = await inPairs(['0', '1', '2', '3'], (seed) =>
+        child<Case[]>('operators', null, { OCTCONV_STAND_IN_SEED: seed }),
+      );
+      expect(all[0]).to.have.length.above(9);
+      for (const { name, groups, refused, shapes, errors } of all[0] as Case[]) {
+        if (groups > 1) expect(refused, name).to.equal('octConv: no kernel for groups on cuda');
+        else {
+          expect(refused, name).to.equal(undefined);
+          expect(shapes, name).to.equal(true);
+          for (const error of errors) expect(error, name).to.be.below(2e-3);
+        }
+      }
+      for (const each of all) expect(each).to.deep.equal(all[0]);
+    });
+
+    it('the golden networks', async () => {
+      const networks = await child<{ file: string; depth: number; same: boolean; error: number }[]>('networks');
+      expect(networks).to.not.be.empty;
+      for (const { file, depth, same, error } of networks) {
+        expect(error, file).to.be.below(bound('f32', depth));
+        expect(same, file).to.equal(true);
+      }
+    });
+
+    const options = { width: 16, classes: 10 };
+    const alphas = [0.1, 0.125, 0.25, 0.3, 0.375, 0.5, 0.75];
+    const networks = [
+      { name: 'oct-resnet-26', shape: [1, 64, 64, 3], options: { ...options, alpha: 0.5 } },
+      { name: 'resnet-26', shape: [1, 33, 33, 3], options },
+      { name: 'oct-resnet-v2-26', shape: [1, 33, 33, 3], options: { ...options, alpha: 0.5 } },
+      ...alphas.map((alpha, i) => ({
+        name: i % 2 ? 'oct-resnet-26' : 'oct-resnet-v2-26',
+        shape: [i % 3 === 0 ? 3 : 1, 33 - i, 21 + 2 * i, 3],
+        options: { ...options, alpha },
+      })),
+    ];
+    interface Compared {
+      depth: number;
+      error: number;
+      bits: string[];
+    }
+    for (const dtype of ['f32', 'bf16'] as const) {
+      it(`${networks.length} networks in ${dtype} as reference does, the same bits in each run`, async () => {
+        const halves = [networks.slice(0, 5), networks.slice(5)];
+        const results = (
+          await inPairs(halves, (networks) => child<Compared[]>('compared', { networks, dtype }))
+        ).flat();
+        expect(results).to.have.length(networks.length);
+        for (const [i, { depth, error, bits }] of results.entries()) {
+          const what = JSON.stringify(networks[i]);
+          expect(depth, what).to.equal(26);
+          expect(error, what).to.be.below(bound(dtype, depth));
+          expect(bits, what).to.have.length(1);
+        }
+      });
+    }
+
+    it('a network with the same bits whenever copies are made', async () => {
+      const network = { name: 'oct-resnet-26', shape: [1, 17, 19, 3], options: { ...options, alpha: 0.25 } };
+      const given = { networks: [network], dtype: 'f32' };
+      const all = await inPairs(['0', '1', '2', '3'], (seed) =>
+        child<Compared[]>('compared', given, { OCTCONV_STAND_IN_SEED: seed }),
+      );
+      expect(new Set(all.flat().flatMap(({ bits }) => bits)).size).to.equal(1);
+    });
+  });
+
+  describe('is listed', () => {
+    interface Listed {
+      name: string;
+      about: string;
+      chosen: boolean;
+      why: string;
+    }
+    type Said = Record<string, string[]>;
+    const ask = async (names: string[], settings: Env) => {
+      const { devices, said } = await child<{ devices: Listed[]; said: Said }>('devices', names, settings);
+      return { listed: devices.filter(({ name }) => name.startsWith('cuda')), said };
+    };
+    const byName = { chosen: false, why: 'by its name alone' };
+
+    it('with each GPU, which has its own name', async () => {
+      const about = (i: number) => `fused kernels, sm_90, stand-in ${i}, 1.0 GiB`;
+      expect((await ask([], { OCTCONV_STAND_IN_DEVICES: '3' })).listed).to.deep.equal([
+        { name: 'cuda', about: about(0), ...byName },
+        { name: 'cuda:1', about: about(1), ...byName },
+        { name: 'cuda:2', about: about(2), ...byName },
+      ]);
+      const text = await node(['--import=tsx', path('../lib/cli.ts'), 'devices']);
+      expect(text).to.match(/^ {2}cuda +fused kernels, sm_90, stand-in 0, 1\.0 GiB; by its name alone$/m);
+      expect(text).to.match(/^\* cpu /m);
+    });
+
+    const reasons: [title: string, settings: Env, why: string | RegExp][] = [
+      [
+        'there is no driver',
+        { OCTCONV_CUDA_DRIVER: '/nowhere/libcuda.so.1' },
+        /^cuda: no NVIDIA driver: \/nowhere\/libcuda\.so\.1: cannot open shared object file/,
+      ],
+      [
+        'the driver is too old',
+        { OCTCONV_STAND_IN_VERSION: '12040' },
+        'cuda: the driver is for CUDA 12.4, wanted 13.0 or newer',
+      ],
+      [
+        'there is no GPU',
+        { OCTCONV_STAND_IN_DEVICES: '0' },
+        'cuda: start of the driver: CUDA_ERROR_NO_DEVICE, no CUDA-capable device is detected',
+      ],
+      [
+        'the architecture is too old',
+        { OCTCONV_STAND_IN_CAPABILITY: '7.5' },
+        'cuda: stand-in 0 is of architecture sm_75, wanted sm_80 or newer',
+      ],
+    ];
+    const check = async (settings: Env, why: string | RegExp) => {
+      const { listed, said } = await ask(['cuda', 'auto'], settings);
+      const [only, ...others] = listed;
+      expect(others).to.be.empty;
+      expect({ ...only, why: '' }).to.deep.equal({ name: 'cuda', about: 'not there', chosen: false, why: '' });
+      if (typeof why === 'string') expect(only?.why).to.equal(why);
+      else expect(only?.why).to.match(why);
+      for (const text of said.cuda ?? []) expect(text).to.equal(`device 'cuda': ${only?.why}`);
+      expect(said.auto?.[0]).to.equal('nothing was refused'); // it is the CPU
+    };
+    for (const [title, settings, why] of reasons) it(`as not there where ${title}`, () => check(settings, why));
+
+    it('as not there where octconv.fatbin is missing', async () => {
+      const addon = join(folder, 'octconv.node');
+      await copyFile(join(built, 'octconv.node'), addon);
+      const why = 'cuda: octconv.fatbin is missing: npm run build:cuda';
+      await check({ OCTCONV_NATIVE: addon }, why);
+      const text = await node(['--import=tsx', path('../lib/cli.ts'), 'devices'], { OCTCONV_NATIVE: addon });
+      expect(text).to.include(`  cuda       not there; ${why}\n`);
+    });
+
+    it('and asked for by number, or refused', async () => {
+      const names = ['cuda:0', 'cuda:1', 'cuda:7', 'cuda:', 'cuda:-1', 'cuda:1x', 'cuda:99999', 'cpu:1', 'cud', ''];
+      const known = 'wanted auto, cpu, cuda, recorder, reference';
+      const number =
+        'wanted one of cpu, cuda, recorder, reference, or of a kind of several one by its number, as in cuda:1';
+      const { said } = await ask(names, { OCTCONV_STAND_IN_DEVICES: '2' });
+      const wanted = {
+        'cuda:7': 'there are 2 of its kind',
+        'cuda:': number,
+        'cuda:-1': number,
+        'cuda:1x': number,
+        'cuda:99999': number,
+        'cpu:1': 'there is 1 of its kind',
+      };
+      for (const [name, why] of Object.entries(wanted)) {
+        const text = `device '${name}': ${why}`;
+        expect(said[name]).to.deep.equal([text, text]);
+      }
+      expect(said.cud?.[0]).to.equal(`device 'cud' (did you mean "cuda"?): ${known}`);
+      expect(said['']?.[0]).to.equal(`device '': ${known}`);
+      for (const name of ['cuda:0', 'cuda:1'])
+        expect(said[name]).to.deep.equal([`relu: no kernel on ${name}`, 'nothing was refused']);
+    });
+
+    it('as two GPUs that give the same', async () => {
+      const { bits, devices } = await child<{ bits: string[]; devices: string[] }>('twoGpus', null, {
+        OCTCONV_STAND_IN_DEVICES: '2',
+      });
+      expect(bits).to.have.length(1);
+      expect(devices).to.deep.equal(['cuda', 'cuda:1']);
+    });
+  });
+
+  describe('where calls of the driver fail', () => {
+    interface Lives {
+      live: object;
+      lives: { n: number; failed: string; said: string[]; errors: string; live: object; later: unknown }[];
+    }
+    // After these nothing is missing: what is given back is gone. A context is pushed again before something is.
+    const silent = /^(cu\w*(Free|FreeHost|Destroy|Unload|Release|PopCurrent|PushCurrent)(_v2)?|)$/;
+    const names = { 2: 'CUDA_ERROR_OUT_OF_MEMORY', 999: 'CUDA_ERROR_UNKNOWN' } as const;
+    const checkLives = ({ live, lives }: Lives, error: 2 | 999) => {
+      expect(lives).to.have.length.above(150);
+      expect(lives.filter(({ failed }) => failed)).to.have.length.above(lives.length * 0.9);
+      for (const { n, failed, said, errors, live: left, later } of lives) {
+        const what = `call ${n}, ${failed}: ${said}`;
+        const waits = error === 2 && /^cu(MemAlloc|StreamCreate)/.test(failed); // for the run before it
+        if (!silent.test(failed) && !waits) expect(said, what).to.have.length(1);
+        for (const text of said) {
+          expect(text, what).to.match(
+            /^(device 'cuda': cuda|cuda|octConv '(first|last)'): .*: CUDA_ERROR_\w+, [\w ]+$/,
+          );
+          expect(text, what).to.include(names[error]);
+          if (failed === 'cuLaunchKernel') expect(text).to.match(/^octConv '\w+': launch of octConvTf32: /);
+        }
+        expect(errors, what).to.equal('');
+        expect(left, what).to.deep.equal(live);
+        expect(later, what).to.equal(true);
+      }
+      const failed = new Set(lives.map((life) => life.failed));
+      for (const name of [
+        'cuMemAlloc_v2',
+        'cuLaunchKernel',
+        'cuStreamSynchronize',
+        'cuMemFree_v2',
+        'cuEventDestroy_v2',
+      ])
+        expect(failed, name).to.include(name);
+    };
+
+    it('each in turn in the life of a network: an error, nothing is left, others run', async () => {
+      checkLives(await child<Lives>('failures', 999), 999);
+    });
+    it('each in turn for want of memory @slow', async () => {
+      checkLives(await child<Lives>('failures', 2), 2);
+    });
+
+    it('each in turn from the first to the last one of a process', async () => {
+      const code = (work: string) => `
+        import { readFileSync } from 'node:fs';
+        import { Worker } from 'node:worker_threads';
+        const run = (url) => new Promise((resolve, reject) => {
+          let said;
+          new Worker(url, { execArgv: [] }).on('message', (text) => { said = text; }).on('error', reject)
+            .on('exit', (code) => resolve({ code, said }));
+        });
+        const url = new URL('data:text/javascript,' + encodeURIComponent(${JSON.stringify(work)}));
+        const lives = [];
+        for (let n = 1; n < 400; n++) {
+          process.env.OCTCONV_STAND_IN_FAIL = n + ':999';
+          lives.push(await run(url));
+          if (n === 1) continue;
+          // The first call of this life has written what the one before left.
+          const report = JSON.parse(readFileSync(process.env.OCTCONV_STAND_IN_REPORT, 'utf8'));
+          Object.assign(lives.at(-2), report);
+          if (!report.failed) break;
+        }
+        console.log(JSON.stringify(lives.slice(0, -1)));`;
+      const work = `
+        import { parentPort } from 'node:worker_threads';
+        const { Octave, ops, Tensor } = await import(${JSON.stringify(new URL('../dist/index.js', import.meta.url).href)});
+        const x = new Octave(Tensor.zeros('f32', [1, 2, 2, 1]));
+        const weights = { h2h: Tensor.zeros('f32', [1, 1, 1, 1]) };
+        const y = await ops.octConv(x, weights, { device: 'cuda' }).then(({ high }) => String(high.data), (e) => e.message);
+        parentPort.postMessage(y);`;
+      const lives = JSON.parse(await node(['--input-type=module', '-e', code(work)]));
+      expect(lives).to.have.length.above(40);
+      const failed = new Set<string>();
+      for (const { code, said, failed: name, errors, calls: _, launches: __, ...live } of lives) {
+        failed.add(name);
+        const what = `${name}: ${said}`;
+        expect(code, what).to.equal(0);
+        if (!silent.test(name)) expect(said, what).to.match(/: CUDA_ERROR_UNKNOWN, unknown error$/);
+        else expect(said, what).to.match(/^(0,0,0,0|.*: CUDA_ERROR_UNKNOWN, unknown error)$/);
+        expect(errors, what).to.equal('');
+        expect(live, what).to.deep.equal(nothing);
+      }
+      for (const name of ['cuInit', 'cuModuleLoadData', 'cuModuleUnload', 'cuDevicePrimaryCtxRelease_v2'])
+        expect(failed, name).to.include(name);
+    });
+
+    it('and the context is lost: each run says so, the process lives', async () => {
+      const lost = await inPairs([2, 5, 6, 9, 12, 13], (n) =>
+        child<{ runs: string[]; later: string; cpu: string }>('lost', { n, error: 719 }),
+      );
+      const told = /CUDA_ERROR_LAUNCH_FAILED, unspecified launch failure$|^nothing was refused$/;
+      for (const { runs, later, cpu } of lost) {
+        for (const text of [...runs, later]) expect(text).to.match(told);
+        expect(cpu).to.equal('nothing was refused');
+      }
+      expect(lost.filter(({ later }) => later.startsWith('cuda: '))).to.have.length.above(1);
+    });
+  });
+
+  describe('lives', () => {
+    it('with 64 runs in flight on one model and on two, some aborted, and disposal meanwhile', async () => {
+      const { well, turns, refused } = await child<{ well: boolean[]; turns: number; refused: string }>('flights');
+      expect(well).to.have.length(138);
+      expect(well).to.not.include(false);
+      expect(turns).to.be.above(1000); // tens of thousands
+      expect(refused).to.equal('model: it was disposed');
+    });
+
+    it('with memory of the GPU, of which V8 is told', async () => {
+      const told = await child<{
+        packed: number;
+        run: number;
+        idle: number[];
+        told: number;
+        allocations: number;
+        limited: string;
+      }>('memory');
+      const [idle = 0, trimmed] = told.idle;
+      expect(told.run).to.be.above(64 * 64 * 8 * 4);
+      expect(told.packed).to.be.above(1000);
+      expect(idle).to.be.above(2 * told.run);
+      expect(idle).to.be.below(9 * told.run);
+      expect(told.told).to.be.above(idle);
+      expect(trimmed).to.equal(0);
+      expect(told.allocations).to.equal(4); // three weights, and values of the plan that was used last
+      expect(told.limited).to.match(/^plan: weights of .* and a run of .* are more than maxBytes, 0\.0 MiB$/);
+    });
+
+    it('where the GPU has little memory: an error of that run, and runs that wait for each other', async () => {
+      const { refused, same } = await child<{ refused: string[]; same: boolean }>('outOfMemory', null, {
+        OCTCONV_STAND_IN_MEMORY: '400000',
+      });
+      for (const text of refused)
+        expect(text).to.match(/^cuda: \d{7} bytes on stand-in 0: CUDA_ERROR_OUT_OF_MEMORY, out of memory$/);
+      expect(same).to.equal(true);
+    });
+
+    it('until the process ends, with runs in flight too', async () => {
+      expect(await child('ends', { exits: false })).to.equal('in flight');
+      for (let i = 0; i < 3; i++) {
+        // process.exit() runs no cleanup: what there is is the driver's to give back.
+        const settings = { OCTCONV_STAND_IN_REPORT: '' };
+        expect(await child('ends', { exits: true }, settings)).to.equal('in flight');
+      }
+    });
+
+    it('in workers that are terminated in mid run, on one GPU with the main thread', async () => {
+      const dist = JSON.stringify(new URL('../dist/index.js', import.meta.url).href);
+      const net = `createModel('oct-resnet-26', { alpha: 0.5, width: 8, classes: 10, stem: 'cifar' }, { device: 'cuda' })`;
+      const work = `
+        import { parentPort } from 'node:worker_threads';
+        const { createModel, Tensor } = await import(${dist});
+        const model = ${net};
+        const x = Tensor.zeros('f32', [1, 16, 16, 3]);
+        await model.run(x);
+        parentPort.postMessage('running');
+        while (true) await Promise.all([model.run(x), model.run(x)]);`;
+      const code = `
+        import { Worker } from 'node:worker_threads';
+        import { setTimeout as sleep } from 'node:timers/promises';
+        const { createModel, Tensor } = await import(${dist});
+        const url = new URL('data:text/javascript,' + encodeURIComponent(${JSON.stringify(work)}));
+        const model = ${net};
+        const x = Tensor.zeros('f32', [1, 16, 16, 3]);
+        const wanted = String((await model.run(x)).data);
+        let same = true;
+        const lane = async (first) => {
+          for (let i = first; i < 8; i += 2) {
+            const worker = new Worker(url, { execArgv: [] });
+            await new Promise((resolve, reject) => worker.once('message', resolve).once('error', reject));
+            await sleep(i * 7);
+            const run = model.run(x);
+            await worker.terminate();
+            same &&= String((await run).data) === wanted;
+          }
+        };
+        await Promise.all([lane(0), lane(1)]);
+        console.log(same);`;
+      expect(await node(['--input-type=module', '-e', code])).to.equal('true\n');
+    });
+  });
+});
