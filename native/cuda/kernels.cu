@@ -8,6 +8,7 @@
 #include "../ops/octconv/cuda.cu"
 #include "../ops/pad.cu"
 #include "../ops/pool.cu"
+#include "../ops/resize.cu"
 #include "../ops/softmax.cu"
 #include "../ops/unary.cu"
 #include "../ops/upsample.cu"

@@ -32,6 +32,8 @@ const std::map<std::string, Kernel> kernels = {
     OCTCONV_NAMED(octConvTf32, blockThreads),
     OCTCONV_NAMED(pad, itemThreads),
     OCTCONV_NAMED(pool, itemThreads),
+    OCTCONV_NAMED(resize, itemThreads),
+    OCTCONV_NAMED(resizeTable, itemThreads),
     OCTCONV_NAMED(softmax, softmaxThreads),
     OCTCONV_NAMED(unary, itemThreads),
     OCTCONV_NAMED(upsampleNearest, itemThreads),
