@@ -161,7 +161,7 @@ struct Rows {
 #pragma unroll
     for (int i = 0; i < 4; i++) {
       if (phased && s.upsample && i > 0) break;
-      const bool valid = from[i] && channel < s.x.pitch;
+      const bool valid = from[i] && channel < s.x.channels;  // what lies behind them is another value's
       copy16(slot + swizzled(i * 32 + low, piece), valid ? from[i] + at.chunk * chunkBytes : arena, valid);
     }
   }
@@ -241,18 +241,22 @@ OCTCONV_DEVICE void multiplySlot(float (&acc)[4][fragments][4], const char* rows
 OCTCONV_DEVICE void storeFour(char* arena, const StoreArgs& store, const Pixel& p, int channel, const float (&v)[4]) {
   const TensorArgs& y = store.y;
   const int64_t at = elementAt(y, p, channel);
-  const bool whole = channel + 4 <= y.pitch && y.pitch % 4 == 0;
+  const int count = y.channels - channel;  // what lies behind them is another value's
   if (y.narrow) {
-    auto* to = reinterpret_cast<uint16_t*>(arena + y.at) + at;
+    char* const to = arena + y.at + at * 2;
     const uint32_t words[2] = {packBf16(v[0], v[1]), packBf16(v[2], v[3])};
-    if (whole) {
+    if (count >= 4 && (y.at + at * 2) % 4 == 0) {
       reinterpret_cast<uint32_t*>(to)[0] = words[0], reinterpret_cast<uint32_t*>(to)[1] = words[1];
       return;
     }
-    for (int i = 0; i < 4 && channel + i < y.channels; i++) to[i] = static_cast<uint16_t>(words[i / 2] >> i % 2 * 16);
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+      if (i < count) reinterpret_cast<uint16_t*>(to)[i] = static_cast<uint16_t>(words[i / 2] >> i % 2 * 16);
   } else {
-    auto* to = reinterpret_cast<float*>(arena + y.at) + at;
-    for (int i = 0; i < 4 && channel + i < (whole ? y.pitch : y.channels); i++) to[i] = v[i];
+    auto* const to = reinterpret_cast<float*>(arena + y.at) + at;
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+      if (i < count) to[i] = v[i];
   }
 }
 
@@ -366,7 +370,7 @@ OCTCONV_DEVICE void computeTile(const BranchArgs& branch, char* arena, int tile)
     for (int item = threadIndex(); item < 32 * half / 4; item += blockThreads) {
       const int low = item / (half / 4), column = item % (half / 4) * 4;
       const int channel = columnTile * columns + side * half + column;
-      if (channel >= branch.channels + 3) continue;
+      if (channel >= branch.channels) continue;
       float y[4][4];
 #pragma unroll
       for (int i = 0; i < 4; i++)
