@@ -2,7 +2,6 @@
 import { fileURLToPath } from 'node:url';
 import { type Command, InvalidArgumentError, Option } from 'commander';
 import { deviceNames, mayBeDevice, targetOf } from '../devices.js';
-import { OctconvError } from '../error.js';
 import type { ComputeType } from '../graph/graph.js';
 import { inputShape, type PerChannel } from '../input/preprocess.js';
 import { loadModel, Model, type ModelOptions, type NetworkFile, openNetwork } from '../model.js';

@@ -56,6 +56,7 @@ OCTCONV_DEVICE int64_t elementAt(const TensorArgs& tensor, const Pixel& p, int c
 }  // namespace octconv::cuda
 
 #else
+#include "../core/attrs.h"
 #include "../core/tensor.h"
 
 namespace octconv::cuda {
@@ -65,13 +66,20 @@ inline int intOf(int64_t x, const char* what) {
   return static_cast<int>(x);
 }
 
+inline Extent extentOf(const Size3& size) {
+  return {intOf(size.t, "frames"), intOf(size.h, "rows"), intOf(size.w, "columns")};
+}
+
 inline TensorArgs tensorOf(const TensorType& type, int64_t at) {
   const Shape& s = type.shape;
   intOf(s.pixels(), "pixels");
   for (const int64_t size : {s.h, s.w})
     if (size > UINT16_MAX) fail("cuda: a value ", s, ", wanted height and width of at most ", UINT16_MAX);
-  return {at, {static_cast<int>(s.t), static_cast<int>(s.h), static_cast<int>(s.w)}, intOf(s.c, "channels"),
-          intOf(type.pitch(), "elements from pixel to pixel"), type.dtype == DType::bf16};
+  return {at,
+          {static_cast<int>(s.t), static_cast<int>(s.h), static_cast<int>(s.w)},
+          intOf(s.c, "channels"),
+          intOf(type.pitch(), "elements from pixel to pixel"),
+          type.dtype == DType::bf16};
 }
 
 }  // namespace octconv::cuda

@@ -2,20 +2,15 @@
 // f32; input and output may each be f32, bf16 or u8.
 //
 // In networks it is folded into the convolution before it (lib/graph/fuse.ts); this op serves where it cannot be.
+#include "batchnorm.h"
+
 #include <cmath>
 
 #include "../cpu/floats.h"
 
 namespace octconv {
-namespace {
 
-struct ScaleShift : Packed {
-  std::vector<float> scale, shift;
-  std::vector<double> exactScale, exactShift;
-  size_t bytes() const override { return scale.size() * 24; }
-};
-
-std::shared_ptr<const Packed> pack(const Attr& attrs, const Params& params, Crew&) {
+NormFactors normFactorsOf(const Attr& attrs, const Params& params) {
   std::vector<float> values[4];
   static constexpr const char* roles[] = {"weight", "bias", "running_mean", "running_var"};
   for (int i = 0; i < 4; i++) {
@@ -25,13 +20,34 @@ std::shared_ptr<const Packed> pack(const Attr& attrs, const Params& params, Crew
     if (values[i].size() != values[0].size())
       fail("batchNorm: ", roles[i], " has ", values[i].size(), " elements, weight has ", values[0].size());
   }
-  auto affine = std::make_shared<ScaleShift>();
+  NormFactors factors;
   for (size_t c = 0; c < values[0].size(); c++) {
-    const double scale = values[0][c] / std::sqrt(values[3][c] + attrs.number("eps", 1e-5)),
-                 shift = values[1][c] - values[2][c] * scale;
-    affine->exactScale.push_back(scale), affine->exactShift.push_back(shift);
-    affine->scale.push_back(static_cast<float>(scale)), affine->shift.push_back(static_cast<float>(shift));
+    factors.scale.push_back(values[0][c] / std::sqrt(values[3][c] + attrs.number("eps", 1e-5)));
+    factors.shift.push_back(values[1][c] - values[2][c] * factors.scale[c]);
   }
+  return factors;
+}
+
+std::string normFormatOf(const Attr& attrs) {
+  std::ostringstream text;
+  text.precision(17);
+  text << "eps " << attrs.number("eps", 1e-5);
+  return text.str();
+}
+
+namespace {
+
+struct ScaleShift : Packed {
+  std::vector<float> scale, shift;
+  NormFactors exact;
+  size_t bytes() const override { return scale.size() * 24; }
+};
+
+std::shared_ptr<const Packed> pack(const Attr& attrs, const Params& params, Crew&) {
+  auto affine = std::make_shared<ScaleShift>();
+  affine->exact = normFactorsOf(attrs, params);
+  affine->scale.assign(affine->exact.scale.begin(), affine->exact.scale.end());
+  affine->shift.assign(affine->exact.shift.begin(), affine->exact.shift.end());
   return affine;
 }
 
@@ -53,7 +69,7 @@ Kernel slow(const Node& node, int) {
     for (int64_t i = 0; i < node.in(0).elements(); i++) {
       const size_t c = static_cast<size_t>(i % node.in(0).c);
       const double x = valueAt(run.inputs[0], node.inputs[0], i);
-      setValue(run.outputs[0], node.outputs[0], i, static_cast<float>(x * a.exactScale[c] + a.exactShift[c]));
+      setValue(run.outputs[0], node.outputs[0], i, static_cast<float>(x * a.exact.scale[c] + a.exact.shift[c]));
     }
   }};
 }
@@ -73,16 +89,9 @@ Kernel fast(const Node& node, int) {
   }};
 }
 
-std::string formatOf(const Attr& attrs) {
-  std::ostringstream text;
-  text.precision(17);
-  text << "eps " << attrs.number("eps", 1e-5);
-  return text.str();
-}
-
 const Registered<Contract> contract{"batchNorm", {check, false, true}};
-const Registered<Kernels<Reference>> onReference{"batchNorm", {slow, anyFloats, pack, formatOf, true}};
-const Registered<Kernels<Cpu>> onCpu{"batchNorm", {fast, anyFloats, pack, formatOf, true}};
+const Registered<Kernels<Reference>> onReference{"batchNorm", {slow, anyFloats, pack, normFormatOf, true}};
+const Registered<Kernels<Cpu>> onCpu{"batchNorm", {fast, anyFloats, pack, normFormatOf, true}};
 
 }  // namespace
 }  // namespace octconv

@@ -3,10 +3,8 @@
 // output may each be f32, bf16 or u8.
 #include "../cpu/levels.h"
 #include "../cpu/vec.h"
+#include "functions.h"
 
-namespace octconv {
-enum class Binary { add, sub, mul, div };
-}
 // z[i] = x[i] op y[i]; a step is 1, or 0 for one number.
 OCTCONV_DECLARE(void combine(Binary op, const float* x, ptrdiff_t xStep, const float* y, ptrdiff_t yStep, float* z,
                              ptrdiff_t count))

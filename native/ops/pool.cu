@@ -1,11 +1,10 @@
 // maxPool and avgPool on NVIDIA GPUs, for the contract in pool.cc: a thread computes one channel of an output pixel, or
 // with P of it as second output of the four pixels that P is the mean of. Bound by memory.
+#include "../cuda/items.h"
 #include "../cuda/tensor.h"
 
 namespace octconv::cuda {
 namespace {
-
-constexpr int threads = 128;
 
 struct PoolArgs {
   TensorArgs x, y, half;  // half: P(y)
@@ -18,6 +17,8 @@ struct PoolArgs {
 }  // namespace octconv::cuda
 
 #if OCTCONV_KERNELS
+#include "../cuda/sums.h"
+
 namespace octconv::cuda {
 namespace {
 
@@ -30,27 +31,31 @@ OCTCONV_DEVICE float windowAt(const PoolArgs& a, const char* arena, const Pixel&
   const int tEnd = atMost(t + a.kernel.t, a.x.size.t + a.padding.t),
             yEnd = atMost(y + a.kernel.h, a.x.size.h + a.padding.h),
             xEnd = atMost(x + a.kernel.w, a.x.size.w + a.padding.w);
-  float result = a.average ? 0 : floatOfBits(0xff800000);  // minus infinity
+  float largest = floatOfBits(0xff800000);  // minus infinity
+  LongSum sum;
   int count = 0;
+#pragma unroll 1
   for (int ti = atLeast(t, 0); ti < atMost(tEnd, a.x.size.t); ti++)
+#pragma unroll 1
     for (int yi = atLeast(y, 0); yi < atMost(yEnd, a.x.size.h); yi++)
+#pragma unroll 1
       for (int xi = atLeast(x, 0); xi < atMost(xEnd, a.x.size.w); xi++, count++) {
         const float value = elementOf(arena, a.x, elementAt(a.x, {n * a.x.size.t + ti, yi, xi}, channel));
         if (a.average) {
-          result += value;
-        } else if (value > result || value != value) {
-          result = value;  // a NaN stays: nothing is larger
+          sum.add(value);
+        } else if (value > largest || value != value) {
+          largest = value;  // a NaN stays: nothing is larger
         }
       }
-  if (!a.average) return result;
+  if (!a.average) return largest;
   if (a.countIncludePad) count = (tEnd - t) * (yEnd - y) * (xEnd - x);
-  return result / static_cast<float>(count);
+  return static_cast<float>(sum.total()) / static_cast<float>(count);
 }
 
 }  // namespace
 
-OCTCONV_KERNEL void __launch_bounds__(threads) pool(const __grid_constant__ PoolArgs a, char* arena) {
-  const int64_t item = static_cast<int64_t>(blockIndex()) * threads + threadIndex();
+OCTCONV_KERNEL void __launch_bounds__(itemThreads) pool(const __grid_constant__ PoolArgs a, char* arena) {
+  const int64_t item = itemIndex();
   const auto pixel = static_cast<unsigned>(item / a.y.channels);
   const int channel = static_cast<int>(item % a.y.channels);
   if (!a.halves) {
@@ -74,27 +79,25 @@ OCTCONV_KERNEL void __launch_bounds__(threads) pool(const __grid_constant__ Pool
 }  // namespace octconv::cuda
 
 #else
-#include "../core/attrs.h"
-#include "../cuda/kernel.h"
-
 namespace octconv::cuda {
 namespace {
-
-Extent extentOf(const Attr& attr) {
-  const Size3 size(attr);
-  return {intOf(size.t, "frames"), intOf(size.h, "rows"), intOf(size.w, "columns")};
-}
 
 Made make(const PlacedNode& placed) {
   const Node& node = placed.node;
   const Attr& a = node.attrs;
-  PoolArgs args{placed.input(0), placed.output(0), {}, intOf(node.in(0).n, "images"), extentOf(a["kernel"]),
-                extentOf(a["stride"]), extentOf(a["padding"]), node.op == "avgPool", a.flag("countIncludePad"),
+  PoolArgs args{placed.input(0),
+                placed.output(0),
+                {},
+                intOf(node.in(0).n, "images"),
+                extentOf(Size3(a["kernel"])),
+                extentOf(Size3(a["stride"])),
+                extentOf(Size3(a["padding"])),
+                node.op == "avgPool",
+                a.flag("countIncludePad"),
                 node.outputs.size() > 1};
   if (args.halves) args.half = placed.output(1);
   const int64_t items = node.out(args.halves ? 1 : 0).elements();
-  return {{launchOf("pool", static_cast<unsigned>(intOf((items + threads - 1) / threads, "blocks")), threads, 0, args)},
-          "pool"};
+  return {{launchItems("pool", items, args)}, "pool"};
 }
 
 const std::vector<DType> floats{DType::f32, DType::bf16};

@@ -75,109 +75,49 @@ void resizeColumns(const uint8_t* x, uint8_t* y, ptrdiff_t pitch, ptrdiff_t size
 #include <cmath>
 
 #include "../cpu/kernel.h"
+#include "resize.h"
 
 namespace octconv {
 namespace {
 
-struct Filter {
-  double support;
-  double (*weight)(double distance);
-  bool antialias;
-};
-
-double bilinear(double x) { return std::max(0.0, 1 - std::abs(x)); }
-template <int quarters>
-double bicubic(double x) {
-  constexpr double a = -quarters / 4.;
-  x = std::abs(x);
-  if (x < 1) return ((a + 2) * x - (a + 3)) * x * x + 1;
-  if (x < 2) return (((x - 5) * x + 8) * x - 4) * a;
-  return 0;
-}
-
-Filter filterOf(const Attr& attrs) {
+ResizeFilter filterOf(const Attr& attrs) {
   const std::string& interpolation = attrs["interpolation"].text();
   const bool antialias = !attrs.has("antialias") || attrs.flag("antialias");
-  if (interpolation == "bilinear") return {1, bilinear, antialias};
-  if (interpolation == "bicubic") return {2, antialias ? bicubic<2> : bicubic<3>, antialias};
+  if (interpolation == "bilinear") return {1, 0, antialias};
+  if (interpolation == "bicubic") return {2, antialias ? -.5 : -.75, antialias};
   fail("resize: interpolation '", interpolation, "', wanted bilinear or bicubic");
 }
 
-// Pixels [begin, begin + count) of an axis that is resized from `from` to `to` pixels. They are made of `size` pixels
-// from `start` on; pixel i of taps[i] from start + first[i] on, its weights start at weights[i * pitch].
-struct Axis {
-  std::vector<int32_t> first, taps, weights;
-  int64_t pitch, start, size;
+ResizeAxis axisOf(int64_t from, int64_t to, int64_t begin, int64_t count, const ResizeFilter& filter) {
+  const double scale = static_cast<double>(from) / static_cast<double>(to),
+               stretch = filter.antialias ? std::max(scale, 1.0) : 1.0;
+  ResizeAxis axis{from, begin, count, scale, stretch, filter, 0, 0, 0};
+  axis.pitch = std::min(static_cast<int64_t>(std::ceil(filter.support * stretch)) * 2 + 1, from);
+  axis.start = axis.window(0).low;
+  axis.size = axis.window(count - 1).high - axis.start;
+  return axis;
+}
 
-  Axis(int64_t from, int64_t to, int64_t begin, int64_t count, const Filter& filter) {
-    const double scale = static_cast<double>(from) / static_cast<double>(to),
-                 stretch = filter.antialias ? std::max(scale, 1.0) : 1.0;
-    const double support = filter.support * stretch;
-    pitch = std::min(static_cast<int64_t>(std::ceil(support)) * 2 + 1, from);
-    weights.resize(static_cast<size_t>(product(count, pitch)));
-    std::vector<double> exact(static_cast<size_t>(pitch));
+// Pixel i of an axis is made of taps[i] pixels from start + first[i] on, its weights start at weights[i * pitch].
+struct Axis : ResizeAxis {
+  std::vector<int32_t> first, taps, weights;
+
+  explicit Axis(const ResizeAxis& axis)
+      : ResizeAxis(axis), weights(static_cast<size_t>(octconv::product(count, pitch))) {
     for (int64_t i = 0; i < count; i++) {
-      const double centre = (static_cast<double>(begin + i) + 0.5) * scale;
-      const auto begins = static_cast<int64_t>(std::floor(centre - support + 0.5)),
-                 ends = static_cast<int64_t>(std::floor(centre + support + 0.5));
-      const int64_t low = std::clamp<int64_t>(begins, 0, from - 1), high = std::clamp<int64_t>(ends, low + 1, from);
-      double sum = 0;
-      std::fill(exact.begin(), exact.end(), 0);
-      for (int64_t p = begins; p < ends; p++) {
-        if (filter.antialias && (p < low || p >= high)) continue;  // Pillow leaves them out
-        const double w = filter.weight((static_cast<double>(p) - centre + 0.5) * (1 / stretch));
-        exact[std::clamp(p, low, high - 1) - low] += w;
-        sum += w;
-      }
-      for (int64_t k = 0; k < high - low; k++)
-        weights[i * pitch + k] = static_cast<int32_t>(std::round(exact[k] / sum * (1 << baseline::fractionBits)));
-      if (i == 0) start = low;
-      first.push_back(static_cast<int32_t>(low - start));
-      taps.push_back(static_cast<int32_t>(high - low));
+      const Window w = window(i);
+      weigh(w, baseline::fractionBits, [&](int64_t k, int32_t weight) { weights[i * pitch + k] = weight; });
+      first.push_back(static_cast<int32_t>(w.low - start));
+      taps.push_back(static_cast<int32_t>(w.high - w.low));
     }
-    size = first.back() + taps.back();
   }
 };
 
-struct Geometry {
-  int64_t pictures, height, width, outHeight, outWidth;
-  bool downFirst;
-  Axis down, across;
-  int64_t pictureIn() const { return height * width * 3; }  // bytes
-  int64_t pictureOut() const { return outHeight * outWidth * 3; }
-  int64_t start() const { return (down.start * width + across.start) * 3; }  // what is read begins here
-  int64_t between() const { return downFirst ? product(outHeight, across.size, 3) : product(down.size, outWidth, 3); }
-};
+using Geometry = ResizeGeometry<Axis>;
 
 Geometry geometry(const Node& node) {
-  node.want(1, 1);
-  if (node.inputs[0].dtype != DType::u8 || node.outputs[0].dtype != DType::u8)
-    fail("resize: got ", nameOf(node.inputs[0].dtype), " to ", nameOf(node.outputs[0].dtype), ", wanted u8 to u8");
-  const Shape &in = node.in(0), &out = node.out(0);
-  const int64_t height = node.attrs["height"].integer(), width = node.attrs["width"].integer();
-  const bool cropped = node.attrs.has("crop");
-  const int64_t top = cropped ? node.attrs["crop"]["top"].integer() : 0;
-  const int64_t left = cropped ? node.attrs["crop"]["left"].integer() : 0;
-  // Tables, about 5 weights for each pixel of an axis, stay within memory; the whole result is never held, so it may be
-  // huge.
-  constexpr int64_t most = 1 << 24, mostWhole = int64_t{1} << 48;
-  if (in.n != out.n || in.t != out.t || in.c != 3 || out.c != 3)
-    fail("resize: ", in, " to ", out, ", wanted [N,T,H,W,3] to [N,T,h,w,3]");
-  if (std::min({in.h, in.w, out.h, out.w}) < 1 || std::max({in.h, in.w, out.h, out.w}) > most ||
-      std::max(height, width) > mostWhole)
-    fail("resize: ", in, " to ", out, " of ", height, " x ", width, ", wanted sizes from 1 to ", most);
-  if (top < 0 || left < 0 || top > height - out.h || left > width - out.w)
-    fail("resize: a crop of ", out.h, " x ", out.w, " at (", top, ", ", left, ") is not inside of ", height, " x ",
-         width);
-  const Filter filter = filterOf(node.attrs);
-  return {in.n * in.t,
-          in.h,
-          in.w,
-          out.h,
-          out.w,
-          in.h > height && in.h - height > (in.w - width) * 2,
-          Axis(in.h, height, top, out.h, filter),
-          Axis(in.w, width, left, out.w, filter)};
+  const auto g = resizeGeometryOf(node);
+  return {g.pictures, g.height, g.width, g.outHeight, g.outWidth, g.downFirst, Axis(g.down), Axis(g.across)};
 }
 
 // Pixel i of an axis; at(p) is the value of pixel start + p.
@@ -214,7 +154,7 @@ void reference(const Geometry& g, const uint8_t* x, uint8_t* between, uint8_t* y
   }
 }
 
-void check(const Node& node) { geometry(node); }
+void check(const Node& node) { resizeGeometryOf(node); }
 
 Kernel slow(const Node& node, int) {
   Geometry g = geometry(node);
@@ -273,5 +213,37 @@ const Registered<Kernels<Reference>> onReference{"resize", {slow, {DType::u8}}};
 const Registered<Kernels<Cpu>> onCpu{"resize", {fast, {DType::u8}}};
 
 }  // namespace
+
+ResizeGeometry<ResizeAxis> resizeGeometryOf(const Node& node) {
+  node.want(1, 1);
+  if (node.inputs[0].dtype != DType::u8 || node.outputs[0].dtype != DType::u8)
+    fail("resize: got ", nameOf(node.inputs[0].dtype), " to ", nameOf(node.outputs[0].dtype), ", wanted u8 to u8");
+  const Shape &in = node.in(0), &out = node.out(0);
+  const int64_t height = node.attrs["height"].integer(), width = node.attrs["width"].integer();
+  const bool cropped = node.attrs.has("crop");
+  const int64_t top = cropped ? node.attrs["crop"]["top"].integer() : 0;
+  const int64_t left = cropped ? node.attrs["crop"]["left"].integer() : 0;
+  // Tables, about 5 weights for each pixel of an axis, stay within memory; the whole result is never held, so it may be
+  // huge.
+  constexpr int64_t most = 1 << 24, mostWhole = int64_t{1} << 48;
+  if (in.n != out.n || in.t != out.t || in.c != 3 || out.c != 3)
+    fail("resize: ", in, " to ", out, ", wanted [N,T,H,W,3] to [N,T,h,w,3]");
+  if (std::min({in.h, in.w, out.h, out.w}) < 1 || std::max({in.h, in.w, out.h, out.w}) > most ||
+      std::max(height, width) > mostWhole)
+    fail("resize: ", in, " to ", out, " of ", height, " x ", width, ", wanted sizes from 1 to ", most);
+  if (top < 0 || left < 0 || top > height - out.h || left > width - out.w)
+    fail("resize: a crop of ", out.h, " x ", out.w, " at (", top, ", ", left, ") is not inside of ", height, " x ",
+         width);
+  const ResizeFilter filter = filterOf(node.attrs);
+  return {in.n * in.t,
+          in.h,
+          in.w,
+          out.h,
+          out.w,
+          in.h > height && in.h - height > (in.w - width) * 2,
+          axisOf(in.h, height, top, out.h, filter),
+          axisOf(in.w, width, left, out.w, filter)};
+}
+
 }  // namespace octconv
 #endif

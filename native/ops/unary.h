@@ -3,10 +3,8 @@
 #include <stddef.h>
 
 #include "../cpu/levels.h"
+#include "functions.h"
 
-namespace octconv {
-enum class Unary { relu, relu6, leakyRelu, sigmoid, silu, hardSigmoid, hardSwish, gelu };
-}
 OCTCONV_DECLARE(void apply(Unary op, float slope, const float* x, float* y, ptrdiff_t count))
 
 namespace octconv {

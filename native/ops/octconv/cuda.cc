@@ -1,26 +1,29 @@
 // octConv on NVIDIA GPUs, the host's part: weights as the kernel (cuda.cu) reads them, and what it is told of a step.
-#include "../../cuda/kernel.h"
+#include "cuda.h"
 
 #include <algorithm>
 
 #include "../../core/threads.h"
-#include "contract.h"
+#include "../../cuda/items.h"
+#include "../../cuda/kernel.h"
 #include "../../cuda/means.h"
-#include "cuda.h"
+#include "contract.h"
 
 namespace octconv::cuda {
 namespace {
 
 struct CudaBranch : Packed {
   struct Reader {
-    int64_t channels, taps;
+    int64_t channels, taps;  // of a group
   };
   struct ScaleShift {
     int64_t channels = 0;
     size_t scale = 0, shift = 0;  // offsets in the memory
   };
   Compute compute;
-  int64_t channels;
+  bool plain;        // for octConvPlain
+  int64_t channels;  // 0 of a gated branch, which fits any
+  int64_t groups;
   int columns;
   std::vector<Reader> readers;  // sources as the branch has them
   size_t bias = 0, weights = 0;
@@ -49,19 +52,17 @@ void checkForm(const Branch& branch) {
   size_t sources = 0;
   branch.eachSource([&](const Source& s) {
     sources++;
-    if (s.groups != 1) refuse("groups");
-    if (s.prologue.function) refuse("a function of one value");
     if (s.pool > 2) refuse("a source that is pooled more than twice");
   });
-  if (branch.gated) refuse("a gated branch");
   if (branch.compute == Compute::i8) refuse("i8");
   if (sources > mostSources) refuse("more than " + std::to_string(mostSources) + " sources");
   if (branch.stores.size() > mostStores) refuse("more than " + std::to_string(mostStores) + " stores");
-  for (const Store& store : branch.stores) {
+  for (const Store& store : branch.stores)
     if (store.pool > 1) refuse("a store that is pooled twice");
-    if (store.activation.function) refuse("a function of one value");
-  }
 }
+
+// Tensor cores multiply all inputs with all outputs.
+bool isPlain(const Branch& branch) { return branch.gated || branch.groups() > 1; }
 
 uint32_t bitsOf(float x) {
   uint32_t bits;
@@ -72,8 +73,8 @@ uint32_t bitsOf(float x) {
 uint32_t tf32Of(float x) { return (bitsOf(x) + 0x1000) & ~uint32_t{0x1fff}; }
 
 // The weights of one source for one column tile, [tap][chunk][column][64 bytes], at `to`, which goes on behind them.
-void putSource(const CudaBranch& packed, const Source& source, const Params& params,
-               const Affine& affine, int64_t first, char*& to) {
+void putSource(const CudaBranch& packed, const Source& source, const Params& params, const Affine& affine,
+               int64_t first, char*& to) {
   const int64_t some = std::min<int64_t>(packed.columns, packed.channels - first), inputs = inputsOf(source, params),
                 taps = source.taps(), each = chunkChannels(packed.compute), chunks = chunksOf(packed.compute, inputs);
   const std::vector<float> w =
@@ -97,12 +98,27 @@ void putSource(const CudaBranch& packed, const Source& source, const Params& par
         }
 }
 
+// The same for octConvPlain: f32 [tap][input of a group][channel].
+void putPlainSource(const CudaBranch& packed, const Source& source, const Params& params, const Affine& affine,
+                    float*& to) {
+  const int64_t inputs = inputsOf(source, params), taps = source.taps(), channels = packed.channels;
+  const std::vector<float> w = weightOf(source, params, channels).floats();
+  const std::vector<float> scales = weightScalesOf(source, params, channels);
+  for (int64_t tap = 0; tap < taps; tap++)
+    for (int64_t i = 0; i < inputs; i++)
+      for (int64_t o = 0; o < channels; o++) {
+        const float x = w[(o * inputs + i) * taps + tap] * static_cast<float>(affine.scale[o] * scales[o]);
+        *to++ = packed.compute == Compute::bf16 ? floatOf(bfloat16Of(x)) : x;
+      }
+}
+
 std::shared_ptr<const Packed> pack(Gpu& gpu, const Attr& attrs, const Params& params, Crew& crew) {
   const Branch branch = oneBranchOf(attrs);
   checkForm(branch);
   const int64_t channels = outputChannels(branch, params);
   auto packed = std::make_shared<CudaBranch>();
-  packed->compute = branch.compute, packed->channels = channels;
+  packed->compute = branch.compute, packed->plain = isPlain(branch);
+  packed->channels = channels, packed->groups = branch.groups();
   packed->columns = channels > 32 ? 64 : 32;
   const int64_t tiles = (channels + packed->columns - 1) / packed->columns, all = tiles * packed->columns;
 
@@ -130,21 +146,30 @@ std::shared_ptr<const Packed> pack(Gpu& gpu, const Attr& attrs, const Params& pa
   for (const Affine& affine : affines)
     for (int64_t o = 0; o < channels; o++) bias[o] += affine.shift[o];
   packed->bias = place(bias, all);
-  int64_t steps = 0;
+  int64_t steps = 0, each = 0;  // of a tile; weights of a channel
   branch.eachSource([&](const Source& s) {
     packed->readers.push_back({inputsOf(s, params), s.taps()});
     packed->prologues.push_back(placeAffine(affineOf(s.prologue, params)));
     steps += s.taps() * chunksOf(branch.compute, inputsOf(s, params));
+    each += s.taps() * inputsOf(s, params);
   });
   for (const Store& store : branch.stores) packed->stores.push_back(placeAffine(affineOf(store.activation, params)));
   const int64_t tileBytes = product(steps, packed->columns, chunkBytes);
-  packed->weights = layout.add(static_cast<size_t>(product(tileBytes, tiles)));
+  const int64_t bytes = packed->plain ? product(each, channels, sizeof(float)) : product(tileBytes, tiles);
+  packed->weights = layout.add(static_cast<size_t>(bytes));
+  if (layout.size() == 0) return packed;  // a gate alone
 
   const Block pinned(gpu, layout.size(), Block::Where::pinned);
   char* const host = pinned.host();
   std::fill_n(host, pinned.size(), 0);
   for (const auto& [floats, at] : vectors) std::memcpy(host + at, floats.data(), floats.size() * 4);
   const std::vector<const Source*> order = orderOf(branch);
+  if (packed->plain) {
+    auto* to = reinterpret_cast<float*>(host + packed->weights);
+    for (const Source* s : order) putPlainSource(*packed, *s, params, *affineOfSource.at(s), to);
+    packed->memory = uploaded(gpu, pinned);
+    return packed;
+  }
   crew.parallel(tiles, [&](int64_t tile, int) {
     char* to = host + packed->weights + tile * tileBytes;
     for (const Source* s : order) putSource(*packed, *s, params, *affineOfSource.at(s), tile * packed->columns, to);
@@ -155,15 +180,12 @@ std::shared_ptr<const Packed> pack(Gpu& gpu, const Attr& attrs, const Params& pa
 
 // --- The step --------------------------------------------------------------------------------------------------------
 
-Extent extentOf(const Size3& size) {
-  return {static_cast<int>(size.t), static_cast<int>(size.h), static_cast<int>(size.w)};
-}
-
 ActivationArgs activationOf(const Activation& a, const CudaBranch::ScaleShift& at, const CudaBranch& packed) {
   const auto pointer = [&](size_t offset) {
     return at.channels ? reinterpret_cast<const float*>(packed.memory.device() + offset) : nullptr;
   };
-  return {pointer(at.scale), pointer(at.shift), a.least, a.most};
+  return {pointer(at.scale), pointer(at.shift), a.function ? static_cast<int>(a.function->op) : -1,
+          a.slope,           a.least,           a.most};
 }
 
 // Whether pieces of 16 bytes can be copied as they are: all of them lie within x's own channels.
@@ -175,19 +197,20 @@ bool isDirect(const Source& s, const TensorType& type, Compute compute, int64_t 
 
 // Weights that were packed for another node are an error here, not a read out of bounds later.
 void checkWeights(const Node& node, const Branch& branch, const CudaBranch& packed) {
-  bool fits = packed.channels == shapeOf(branch, node).c && packed.compute == branch.compute &&
-              packed.stores.size() == branch.stores.size();
+  const int64_t outputs = shapeOf(branch, node).c;
+  bool fits = packed.channels == (branch.gated ? 0 : outputs) && packed.compute == branch.compute &&
+              packed.groups == branch.groups() && packed.stores.size() == branch.stores.size();
   size_t i = 0;
   branch.eachSource([&](const Source& s) {
     const int64_t channels = node.in(s.input).c;
-    fits = fits && i < packed.readers.size() && packed.readers[i].channels == channels &&
+    fits = fits && i < packed.readers.size() && packed.readers[i].channels == channels / s.groups &&
            packed.readers[i].taps == s.taps() &&
            packed.prologues[i].channels == (s.prologue.batchNorm.empty() ? 0 : channels);
     i++;
   });
   fits = fits && i == packed.readers.size();
   for (size_t k = 0; fits && k < branch.stores.size(); k++)
-    fits = packed.stores[k].channels == (branch.stores[k].activation.batchNorm.empty() ? 0 : packed.channels);
+    fits = packed.stores[k].channels == (branch.stores[k].activation.batchNorm.empty() ? 0 : outputs);
   if (!fits) fail("octConv: the weights given to '", node.name, "' were packed for another layer");
 }
 
@@ -208,7 +231,7 @@ BranchArgs argumentsOf(const PlacedNode& placed, const Branch& branch, const Cud
   args.channels = static_cast<int>(y.c);
   args.columns = packed.columns;
   args.weights = reinterpret_cast<const char*>(packed.memory.device() + packed.weights);
-  args.bias = reinterpret_cast<const float*>(packed.memory.device() + packed.bias);
+  if (!branch.gated) args.bias = reinterpret_cast<const float*>(packed.memory.device() + packed.bias);
   if (branch.residual) {
     args.hasResidual = true;
     args.residual = placed.input(*branch.residual);
@@ -219,10 +242,15 @@ BranchArgs argumentsOf(const PlacedNode& placed, const Branch& branch, const Cud
     const TensorType& type = node.inputs[s->input];
     const int64_t at = placed.inputs[s->input];
     args.phased = args.phased || s->upsample;
-    args.source[args.sources++] = {tensorOf(type, at), extentOf(s->kernel), extentOf(s->stride), extentOf(s->padding),
+    args.source[args.sources++] = {tensorOf(type, at),
+                                   extentOf(s->kernel),
+                                   extentOf(s->stride),
+                                   extentOf(s->padding),
                                    extentOf(s->dilation),
-                                   static_cast<int>(chunksOf(branch.compute, type.shape.c)), s->upsample,
-                                   isDirect(*s, type, branch.compute, at), static_cast<int>(s->pool),
+                                   static_cast<int>(chunksOf(branch.compute, type.shape.c)),
+                                   s->upsample,
+                                   isDirect(*s, type, branch.compute, at),
+                                   static_cast<int>(s->pool),
                                    activationOf(s->prologue, packed.prologues[positions.at(s)], packed)};
   }
   for (size_t k = 0; k < branch.stores.size(); k++) {
@@ -246,27 +274,49 @@ BranchArgs argumentsOf(const PlacedNode& placed, const Branch& branch, const Cud
   return args;
 }
 
+Launch plainLaunch(const PlacedNode& placed, const Branch& branch, const BranchArgs& args) {
+  PlainArgs plain{
+      args, static_cast<int>(branch.groups()), branch.compute == Compute::bf16, branch.gated.has_value(), {}, {}};
+  if (branch.gated) plain.x = placed.input(branch.gated->input), plain.gate = placed.input(branch.gated->gate);
+  const Shape y = shapeOf(branch, placed.node);
+  return launchItems("octConvPlain", args.phased ? halved(y).elements() : y.elements(), plain);
+}
+
 Made make(const PlacedNode& placed) {
   const std::vector<Branch> branches = branchesOf(placed.node.attrs);
   if (branches.size() > mostBranches) fail("octConv: no kernel for ", branches.size(), " branches on cuda");
+  Made made;
   OctConvArgs args{};
+  size_t together = 0;  // branches of the launch on tensor cores
   int64_t blocks = 0;
   int columns = 0;
+  Compute compute{};
   Layout scratch;
   std::vector<Means> means;
   for (size_t b = 0; b < branches.size(); b++) {
+    const Branch& branch = branches[b];
     const auto& packed = placed.node.weights<CudaBranch>(b);
-    checkForm(branches[b]);
-    checkWeights(placed.node, branches[b], packed);
-    if (branches[b].compute != branches[0].compute) fail("octConv: no kernel for branches of two types on cuda");
-    args.branch[b] = argumentsOf(placed, branches[b], packed, scratch, means);
-    blocks += args.branch[b].tiles;
+    checkForm(branch);
+    checkWeights(placed.node, branch, packed);
+    const BranchArgs branchArgs = argumentsOf(placed, branch, packed, scratch, means);
+    if (packed.plain) {
+      made.launches.push_back(plainLaunch(placed, branch, branchArgs));
+      made.algorithm = "octConvPlain";
+      continue;
+    }
+    if (together > 0 && branch.compute != compute) fail("octConv: no kernel for branches of two types on cuda");
+    compute = branch.compute;
+    args.branch[together++] = branchArgs;
+    blocks += branchArgs.tiles;
     columns = std::max(columns, packed.columns);
   }
-  const char* kernel = branches[0].compute == Compute::bf16 ? "octConvBf16" : "octConvTf32";
-  Made made{{launchOf(kernel, static_cast<unsigned>(intOf(blocks, "tiles")), blockThreads, sharedBytes(columns), args)},
-            std::string(kernel) + ", " + std::to_string(blocks) + " tiles",
-            scratch.size()};
+  if (together > 0) {
+    const std::string kernel = compute == Compute::bf16 ? "octConvBf16" : "octConvTf32";
+    made.launches.push_back(
+        launchOf(kernel, static_cast<unsigned>(intOf(blocks, "tiles")), blockThreads, sharedBytes(columns), args));
+    made.algorithm += (made.algorithm.empty() ? "" : " and ") + kernel + ", " + std::to_string(blocks) + " tiles";
+  }
+  made.scratchBytes = scratch.size();
   for (const Means& m : means) made.launches.push_back(meansOf(m.type, m.at, placed.outputs[m.output]));
   return made;
 }

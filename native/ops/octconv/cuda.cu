@@ -7,6 +7,8 @@
 //
 // High and low branch are blocks of one launch; no block waits for another. The input channels of a tap come in chunks
 // of 64 bytes, which are copied three steps ahead.
+#include "../../cuda/functions.h"
+#include "../../cuda/items.h"
 #include "cuda.h"
 
 namespace octconv::cuda {
@@ -32,9 +34,17 @@ struct Tf32 {
   }
 };
 
+OCTCONV_DEVICE float normalized(const ActivationArgs& a, float x, int channel) {
+  return a.scale ? a.scale[channel] * x + a.shift[channel] : x;
+}
 OCTCONV_DEVICE float activated(const ActivationArgs& a, float x, int channel) {
-  if (a.scale) x = a.scale[channel] * x + a.shift[channel];
-  return x < a.least ? a.least : x > a.most ? a.most : x;  // NaN stays
+  return clamp(normalized(a, x, channel), a.least, a.most);
+}
+// Of a store, which may have a function too.
+OCTCONV_DEVICE float stored(const ActivationArgs& a, float x, int channel) {
+  x = normalized(a, x, channel);
+  if (a.function >= 0) x = valueOf(static_cast<Unary>(a.function), a.slope, x);
+  return clamp(x, a.least, a.most);
 }
 
 // --- Where rows lie ----------------------------------------------------------------------------------------------
@@ -151,7 +161,7 @@ struct Rows {
 #pragma unroll
     for (int i = 0; i < 4; i++) {
       if (phased && s.upsample && i > 0) break;
-      const bool valid = from[i] && channel < s.x.pitch;
+      const bool valid = from[i] && channel < s.x.channels;  // what lies behind them is another value's
       copy16(slot + swizzled(i * 32 + low, piece), valid ? from[i] + at.chunk * chunkBytes : arena, valid);
     }
   }
@@ -175,8 +185,8 @@ struct Rows {
     const int groups = phased && s.upsample ? 1 : 4, elements = 16 / Type::bytes;
 #pragma unroll 1
     for (int i = 0; i < groups; i++) {
-      const Pixel output = phased && s.upsample ? lowPixel(branch, rowTile, low)
-                                                : outputPixel<phased>(branch, rowTile, i, low);
+      const Pixel output =
+          phased && s.upsample ? lowPixel(branch, rowTile, low) : outputPixel<phased>(branch, rowTile, i, low);
       const Pixel tap = tapPixel(s, size, output, branch.size.t, at.kt, at.ky, at.kx);
       char* const to = slot + swizzled(i * 32 + low, piece);
 #pragma unroll 1
@@ -231,18 +241,22 @@ OCTCONV_DEVICE void multiplySlot(float (&acc)[4][fragments][4], const char* rows
 OCTCONV_DEVICE void storeFour(char* arena, const StoreArgs& store, const Pixel& p, int channel, const float (&v)[4]) {
   const TensorArgs& y = store.y;
   const int64_t at = elementAt(y, p, channel);
-  const bool whole = channel + 4 <= y.pitch && y.pitch % 4 == 0;
+  const int count = y.channels - channel;  // what lies behind them is another value's
   if (y.narrow) {
-    auto* to = reinterpret_cast<uint16_t*>(arena + y.at) + at;
+    char* const to = arena + y.at + at * 2;
     const uint32_t words[2] = {packBf16(v[0], v[1]), packBf16(v[2], v[3])};
-    if (whole) {
+    if (count >= 4 && (y.at + at * 2) % 4 == 0) {
       reinterpret_cast<uint32_t*>(to)[0] = words[0], reinterpret_cast<uint32_t*>(to)[1] = words[1];
       return;
     }
-    for (int i = 0; i < 4 && channel + i < y.channels; i++) to[i] = static_cast<uint16_t>(words[i / 2] >> i % 2 * 16);
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+      if (i < count) reinterpret_cast<uint16_t*>(to)[i] = static_cast<uint16_t>(words[i / 2] >> i % 2 * 16);
   } else {
-    auto* to = reinterpret_cast<float*>(arena + y.at) + at;
-    for (int i = 0; i < 4 && channel + i < (whole ? y.pitch : y.channels); i++) to[i] = v[i];
+    auto* const to = reinterpret_cast<float*>(arena + y.at) + at;
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+      if (i < count) to[i] = v[i];
   }
 }
 
@@ -270,7 +284,7 @@ OCTCONV_DEVICE void finish(const BranchArgs& branch, char* arena, int rowTile, i
       float v[4];
 #pragma unroll
       for (int c = 0; c < 4; c++)
-        v[c] = channel + c < branch.channels ? activated(store.activation, y[i][c], channel + c) : 0;
+        v[c] = channel + c < branch.channels ? stored(store.activation, y[i][c], channel + c) : 0;
       if (store.pool == 0) {
         storeFour(arena, store, pixels[i], channel, v);
         continue;
@@ -356,7 +370,7 @@ OCTCONV_DEVICE void computeTile(const BranchArgs& branch, char* arena, int tile)
     for (int item = threadIndex(); item < 32 * half / 4; item += blockThreads) {
       const int low = item / (half / 4), column = item % (half / 4) * 4;
       const int channel = columnTile * columns + side * half + column;
-      if (channel >= branch.channels + 3) continue;
+      if (channel >= branch.channels) continue;
       float y[4][4];
 #pragma unroll
       for (int i = 0; i < 4; i++)
@@ -373,13 +387,84 @@ OCTCONV_DEVICE void compute(const OctConvArgs& args, char* arena) {
   while (tile >= args.branch[b].tiles) tile -= args.branch[b++].tiles;
   const BranchArgs& branch = args.branch[b];
   if (branch.columns == 64) {
-    branch.phased ? computeTile<Type, 64, true>(branch, arena, tile) : computeTile<Type, 64, false>(branch, arena, tile);
+    branch.phased ? computeTile<Type, 64, true>(branch, arena, tile)
+                  : computeTile<Type, 64, false>(branch, arena, tile);
   } else {
-    branch.phased ? computeTile<Type, 32, true>(branch, arena, tile) : computeTile<Type, 32, false>(branch, arena, tile);
+    branch.phased ? computeTile<Type, 32, true>(branch, arena, tile)
+                  : computeTile<Type, 32, false>(branch, arena, tile);
   }
 }
 
+// --- Without tensor cores --------------------------------------------------------------------------------------------
+
+// The products of one output: few of them, where channels form groups.
+OCTCONV_DEVICE float productsAt(const PlainArgs& a, const char* arena, const Pixel& p, int channel) {
+  const BranchArgs& branch = a.branch;
+  const auto* weight = reinterpret_cast<const float*>(branch.weights) + channel;
+  float sum = 0;
+#pragma unroll 1
+  for (int k = 0; k < branch.sources; k++) {
+    const SourceArgs& s = branch.source[k];
+    const Extent size = pooledSize(s);
+    const Pixel from = s.upsample ? Pixel{p.frame, p.y / 2, p.x / 2} : p;
+    const int inputs = s.x.channels / a.groups, first = channel / (branch.channels / a.groups) * inputs;
+#pragma unroll 1
+    for (int kt = 0; kt < s.kernel.t; kt++)
+#pragma unroll 1
+      for (int ky = 0; ky < s.kernel.h; ky++)
+#pragma unroll 1
+        for (int kx = 0; kx < s.kernel.w; kx++) {
+          const Pixel tap = tapPixel(s, size, from, branch.size.t, kt, ky, kx);
+#pragma unroll 1
+          for (int i = 0; i < inputs; i++, weight += branch.channels)
+            if (tap.frame >= 0) sum += preparedAt(arena, s, tap, first + i, a.narrow) * *weight;
+        }
+  }
+  return sum;
+}
+
+OCTCONV_DEVICE float gatedAt(const PlainArgs& a, const char* arena, const Pixel& p, int channel) {
+  const int64_t gate = static_cast<int64_t>(p.frame / a.branch.size.t) * a.gate.pitch + channel;
+  return elementOf(arena, a.x, elementAt(a.x, p, channel)) * elementOf(arena, a.gate, gate);
+}
+
 }  // namespace
+
+// One channel of an output pixel, or of the four of a low pixel: a plain loop, for branches that have next to nothing
+// to multiply. Groups of many channels are computed right here, not fast.
+OCTCONV_KERNEL void __launch_bounds__(itemThreads, 4) octConvPlain(const __grid_constant__ PlainArgs a, char* arena) {
+  const BranchArgs& branch = a.branch;
+  const int64_t item = itemIndex(), index = item / branch.channels;
+  const int channel = static_cast<int>(item - index * branch.channels);
+  const Extent& size = branch.size;
+  const Extent half{size.t, (size.h + 1) / 2, (size.w + 1) / 2};
+  const Pixel low = pixelAt(static_cast<unsigned>(index), branch.n, branch.phased ? half : size);
+  if (low.frame < 0) return;
+  float means[mostStores] = {}, count = 0;
+#pragma unroll 1
+  for (int i = 0; i < (branch.phased ? 4 : 1); i++) {
+    const Pixel p = branch.phased ? Pixel{low.frame, low.y * 2 + i / 2, low.x * 2 + i % 2} : low;
+    if (p.y >= size.h || p.x >= size.w) continue;
+    count++;
+    float y = a.gated ? gatedAt(a, arena, p, channel) : productsAt(a, arena, p, channel) + branch.bias[channel];
+    if (branch.hasResidual) y += elementOf(arena, branch.residual, elementAt(branch.residual, p, channel));
+#pragma unroll
+    for (int k = 0; k < mostStores; k++) {
+      if (k >= branch.stores) continue;
+      const StoreArgs& store = branch.store[k];
+      const float v = stored(store.activation, y, channel);
+      if (store.pool == 0) {
+        setElement(arena, store.y, elementAt(store.y, p, channel), v);
+      } else {
+        means[k] += roundedTo(store.y.narrow, v);
+      }
+    }
+  }
+#pragma unroll
+  for (int k = 0; k < mostStores; k++)
+    if (k < branch.stores && branch.store[k].pool > 0)
+      setElement(arena, branch.store[k].y, elementAt(branch.store[k].y, low, channel), means[k] / count);
+}
 
 OCTCONV_KERNEL void __launch_bounds__(blockThreads, 2)
     octConvBf16(const __grid_constant__ OctConvArgs args, char* arena) {

@@ -1,12 +1,12 @@
-// What the host tells octConv's CUDA kernel of a step (cuda.cu): plain data, the same on both sides.
+// What the host tells octConv's CUDA kernels of a step (cuda.cu): plain data, the same on both sides.
 #pragma once
 #include "../../cuda/tensor.h"
 
 namespace octconv::cuda {
 
-inline constexpr int tileRows = 128;    // output pixels of a block
-inline constexpr int chunkBytes = 64;   // input channels of a step of the main loop
-inline constexpr int slots = 3;         // of shared memory for such steps
+inline constexpr int tileRows = 128;   // output pixels of a block
+inline constexpr int chunkBytes = 64;  // input channels of a step of the main loop
+inline constexpr int slots = 3;        // of shared memory for such steps
 inline constexpr int blockThreads = 128;
 inline constexpr int mostSources = 8, mostStores = 4, mostBranches = 2;
 
@@ -14,7 +14,8 @@ constexpr int sharedBytes(int columns) { return slots * (tileRows + columns) * c
 
 struct ActivationArgs {
   const float *scale, *shift;  // of batch normalisation, per channel; null without
-  float least, most;
+  int function;                // a Unary, of stores only; negative: none
+  float slope, least, most;
 };
 
 struct SourceArgs {
@@ -43,7 +44,7 @@ struct BranchArgs {
   int columnTiles, tiles;
   int sources, stores;
   const char* weights;  // [column tile][source][tap][chunk][column][64 bytes], see packing in cuda.cc
-  const float* bias;    // of all columns
+  const float* bias;    // of all columns; null of a gated branch
   bool hasResidual;
   TensorArgs residual;
   SourceArgs source[mostSources];
@@ -52,6 +53,15 @@ struct BranchArgs {
 
 struct OctConvArgs {
   BranchArgs branch[mostBranches];
+};
+
+// A branch that is computed without tensor cores: one of several groups, or a gated one.
+struct PlainArgs {
+  BranchArgs branch;  // its weights: f32 [source][tap][input of a group][channel]
+  int groups;
+  bool narrow;  // multiplies bf16
+  bool gated;
+  TensorArgs x, gate;
 };
 
 // Where 16-byte piece `piece` of a row of 64 bytes lies in shared memory: eight rows that are read together use all

@@ -1,5 +1,6 @@
 #define OCTCONV_KERNELS 1
 #include "../../cuda/kernels.cu"
+
 #include "kernel.h"
 
 namespace octconv::cuda {
@@ -19,10 +20,23 @@ void stick() {
 #define OCTCONV_NAMED(name, mostThreads) \
   { #name, kernelOf(name, mostThreads) }
 const std::map<std::string, Kernel>& kernels = *new std::map<std::string, Kernel>{
-    OCTCONV_NAMED(octConvBf16, blockThreads),
-    OCTCONV_NAMED(octConvTf32, blockThreads),
+    OCTCONV_NAMED(batchNorm, itemThreads),
+    OCTCONV_NAMED(binary, itemThreads),
+    OCTCONV_NAMED(interpolate, itemThreads),
+    OCTCONV_NAMED(matmul, matmulThreads),
     OCTCONV_NAMED(means, meansThreads),
-    OCTCONV_NAMED(pool, threads),
+    OCTCONV_NAMED(move, itemThreads),
+    OCTCONV_NAMED(normalize, itemThreads),
+    OCTCONV_NAMED(octConvBf16, blockThreads),
+    OCTCONV_NAMED(octConvPlain, itemThreads),
+    OCTCONV_NAMED(octConvTf32, blockThreads),
+    OCTCONV_NAMED(pad, itemThreads),
+    OCTCONV_NAMED(pool, itemThreads),
+    OCTCONV_NAMED(resize, itemThreads),
+    OCTCONV_NAMED(resizeTable, itemThreads),
+    OCTCONV_NAMED(softmax, softmaxThreads),
+    OCTCONV_NAMED(unary, itemThreads),
+    OCTCONV_NAMED(upsampleNearest, itemThreads),
     OCTCONV_NAMED(fill, 64),
     OCTCONV_NAMED(stick, 1024),
 };

@@ -1,0 +1,56 @@
+// What test/cuda-ops.test.ts runs with the addon beside the stand-in driver: rows of the op table on `cuda` as on
+// `reference`. Arguments: what to check (table, slices), then ops. Prints what differs.
+import type { TypedArray } from '../lib/dtype.js';
+import { fuse } from '../lib/graph/fuse.js';
+import { lower } from '../lib/graph/lower.js';
+import { elementCount } from '../lib/tensor.js';
+import { type Case, cases, graphOf } from './cases.js';
+import { allowed, compare, compareEach, magnitudes } from './compare.js';
+import { compile, compileSteps, guarded, inputsOf, noParams, poisoned, run, sameBits } from './running.js';
+
+/** Products of tf32: 10 bits instead of f32's 23 of each factor. */
+const tensorCores = 2 ** 14;
+const products = new Set(['conv', 'octConv', 'linear']);
+/** Values that round once or not at all, to the bit. */
+const moves = new Set(['slice', 'transpose', 'reshape', 'concat', 'pad', 'upsampleNearest', 'resize', 'normalize']);
+
+/** As the reference, with a NaN in the inputs too, and again with the same bits. */
+async function table(row: Case): Promise<void> {
+  const graph = graphOf(row);
+  const read = (name: string) => graph.constants.get(name) ?? noParams();
+  const inputs = inputsOf(row, /relu6|hard/.test(row.op) ? 9 : 2);
+  const each = await magnitudes(lower(graph), inputs, read, graph);
+  const [reference, cuda] = [await compile(graph, 'reference', 1, noParams), await compile(graph, 'cuda', 1, noParams)];
+  const bad = inputs.every((x) => x instanceof Float32Array) ? [poisoned(inputs)] : [];
+  const [first, again] = [await run(cuda, inputs), await run(cuda, inputs)];
+  if (!sameBits(first, again)) throw new Error('a second run gives other bits');
+  for (const given of [inputs, ...bad]) {
+    const [got, wanted] = [await run(cuda, given), await run(reference, given)];
+    if (moves.has(row.op) && !sameBits(got, wanted)) throw new Error('other bits than the reference');
+    for (const [i, y] of wanted.entries()) {
+      const [x, magnitude] = [got[i] as TypedArray, each?.[i]];
+      if (magnitude) compareEach(x, y, magnitude, products.has(row.op) ? tensorCores : allowed.direct);
+      else compare(x, y, row.terms);
+    }
+  }
+}
+
+/** Of values that are slices of wider ones neighbours stay, and are not read. */
+async function slices(row: Case): Promise<void> {
+  const graph = graphOf(row);
+  const read = (name: string) => graph.constants.get(name) ?? noParams();
+  const plain = fuse(lower(graph));
+  const { steps, guards } = guarded(plain);
+  const inputs = inputsOf(row);
+  const nans = guards.map(({ shape }) => new Float32Array(elementCount(shape)).fill(Number.NaN));
+  const wanted = await run(compileSteps(plain, 'cuda', 1, read), inputs);
+  const got = await run(compileSteps(steps, 'cuda', 1, read), [...inputs, ...nans]);
+  if (!sameBits(got, [...wanted, ...nans])) throw new Error('other bits beside neighbours');
+}
+
+const [what, ...ops] = process.argv.slice(2);
+const check = what === 'table' ? table : slices;
+for (const row of cases) {
+  if (!ops.includes(row.op) || row.inputs.some((shape) => elementCount(shape) > 30_000)) continue;
+  await check(row).catch((error: Error) => console.log(`${row.op} ${row.title}: ${error.message}`));
+}

@@ -1,0 +1,40 @@
+/** The op table on the CUDA device, whose kernels run in an emulator: test/cuda-ops-child.ts. */
+import { spawnSync } from 'node:child_process';
+import { existsSync } from 'node:fs';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { expect } from 'chai';
+import { nativeFile } from '../lib/native.js';
+import { cases } from './cases.js';
+import { skip } from './skip.js';
+
+const folder = join(nativeFile, '../../test');
+const env = {
+  ...process.env,
+  OCTCONV_NATIVE: join(folder, 'octconv.node'),
+  OCTCONV_CUDA_DRIVER: join(folder, 'libcuda.so.1'),
+};
+const child = fileURLToPath(new URL('cuda-ops-child.ts', import.meta.url));
+
+describe('CUDA ops, emulated', function () {
+  this.timeout(300_000);
+  before(function () {
+    if (!existsSync(env.OCTCONV_CUDA_DRIVER)) skip(this, 'build');
+  });
+  const check = (what: string, ops: readonly string[]) => {
+    const ran = spawnSync(process.execPath, ['--import=tsx', child, what, ...ops], { env, encoding: 'utf8' });
+    expect(ran.stdout + ran.stderr).to.equal('');
+    expect(ran.status).to.equal(0);
+  };
+  const products = ['conv', 'octConv', 'linear'];
+  const all = [...new Set(cases.map(({ op }) => op))];
+
+  it('products as the reference, within what tf32 rounds', () => check('table', products));
+  it('all other ops as the reference, moves to the bit', () =>
+    check(
+      'table',
+      all.filter((op) => !products.includes(op)),
+    ));
+  it('slices of wider values: neighbours stay and are not read', () =>
+    check('slices', [...products, 'batchNorm', 'concat', 'maxPool', 'avgPool', 'globalAvgPool', 'mean']));
+});
