@@ -1,6 +1,6 @@
 // Fills dist/ and prebuilds/ for npm pack. The prebuild is the addon that was just built, copied and stripped under
 // node-gyp-build's name: prebuildify knows only node-gyp, and would build the same file once more through a shim.
-import { existsSync, mkdirSync, readdirSync, rmSync } from 'node:fs';
+import { copyFileSync, existsSync, mkdirSync, readdirSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { buildNative } from './native.mjs';
 import { main, root, run } from './system.mjs';
@@ -9,6 +9,8 @@ main(() => {
   const addon = buildNative();
   const folder = join(root, 'prebuilds', `${process.platform}-${process.arch}`);
   mkdirSync(folder, { recursive: true });
+  const fatbin = join(root, 'build', 'Release', 'octconv.fatbin');
+  if (existsSync(fatbin)) copyFileSync(fatbin, join(folder, 'octconv.fatbin'));
   run('strip', ['--strip-unneeded', '-o', join(folder, 'node.napi.glibc.node'), addon], { what: 'prepack: strip' });
 
   run(process.execPath, ['node_modules/typescript/bin/tsc', '-p', 'tsconfig.build.json'], { what: 'prepack: tsc' });
