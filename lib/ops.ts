@@ -675,7 +675,7 @@ interface Inferred {
 const poolOptions = { kernel: true, stride: true, padding: true, ceilMode: true } satisfies Own<PoolOptions>;
 
 /** The options of the ops that have other ones than where they run. */
-const optionsOf: { [op: string]: Readonly<Record<string, true>> } = {
+const ownOptions: { readonly [op: string]: Readonly<Record<string, true>> } = {
   leakyRelu: { slope: true },
   conv: { stride: true, padding: true, dilation: true, groups: true } satisfies Own<ConvOptions>,
   octConv: { stride: true, groups: true } satisfies Own<OctConvOptions>,
@@ -692,7 +692,9 @@ const optionsOf: { [op: string]: Readonly<Record<string, true>> } = {
   resize: { height: true, width: true, interpolation: true, antialias: true, crop: true } satisfies Own<ResizeOptions>,
   normalize: { scale: true, mean: true, std: true },
 };
-for (const op in optionsOf) optionsOf[op] = { ...optionsOf[op], ...planOptions };
+const optionsOf: typeof ownOptions = Object.fromEntries(
+  Object.entries(ownOptions).map(([op, own]) => [op, { ...own, ...planOptions }]),
+);
 
 /** Those of them that have no default. */
 const required: { readonly [op: string]: readonly string[] } = {

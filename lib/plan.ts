@@ -35,6 +35,7 @@ export interface RunOptions {
 }
 
 export const runOptions = { signal: true } satisfies Known<RunOptions>;
+const timedOptions = { ...runOptions, stepMilliseconds: true } as const;
 
 export interface PlanOptions {
   /** `cpu` (default) or `reference`, the slow specification. */
@@ -394,7 +395,7 @@ export class Plan {
     inputs: readonly Tensor[],
     options: RunOptions & { readonly stepMilliseconds?: Float32Array | undefined } = {},
   ): Promise<Tensor[]> {
-    checkOptions('plan: run', options, { ...runOptions, stepMilliseconds: true });
+    checkOptions('plan: run', options, timedOptions);
     const { signal, stepMilliseconds } = options;
     checkSignal(signal);
     this.#check(inputs);

@@ -49,8 +49,8 @@ const worlds = {
   avx512bf16: {
     emulated: true,
     env: { OCTCONV_ISA: 'avx512bf16' },
-    fast: ['ops-types', 'ops-winograd'],
-    only: "ops: (bf16 and i8|Winograd's algorithm of i8)",
+    fast: ['ops-pads', 'ops-types', 'ops-winograd'],
+    only: "ops: (bf16 and i8|pads|Winograd's algorithm of i8)",
     oneIn: 4,
   },
   // That its kernels are right is seen without an emulator (test/ops.test.ts).

@@ -13,9 +13,10 @@ void Run::parallel(int64_t tasks, Body body) {
 
 // Before a kernel writes the channels: it leaves what lies between them. Column by column, since a pixel has few.
 static void clearPads(Crew& crew, const TensorType& type, char* first) {
+  if (type.pad == 0) return;
   const auto size = static_cast<int64_t>(bytesOf(type.dtype));
   const int64_t pixels = type.shape.pixels(), pitch = type.pitch() * size, begin = type.shape.c * size,
-                parts = type.pad ? pieces(pixels, 1 << 11) : 0;
+                parts = pieces(pixels, 1 << 11);
   crew.parallel(parts, [&](int64_t task, int) {
     const auto [from, to] = piece(pixels, parts, task);
     for (int64_t i = begin; i < begin + type.pad * size; i++)
