@@ -45,8 +45,8 @@ OCTCONV_DEVICE void waitForCopies() {
 
 // --- Tensor cores ----------------------------------------------------------------------------------------------------
 
-// Four matrices of 8 rows x 16 bytes: lane l names row l % 8 of matrix l / 8; a lane gets bytes 4 * (l % 4) of row l / 4
-// of each.
+// Four matrices of 8 rows x 16 bytes: lane l names row l % 8 of matrix l / 8; a lane gets bytes 4 * (l % 4) of row l /
+// 4 of each.
 OCTCONV_DEVICE void loadMatrices(uint32_t (&to)[4], const char* row) {
   const auto from = static_cast<uint32_t>(__cvta_generic_to_shared(row));
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
