@@ -131,6 +131,7 @@ Gpu::Gpu(int index)
       capability(attributeOf(Driver::get(), index, computeCapabilityMajor) * 10 +
                  attributeOf(Driver::get(), index, computeCapabilityMinor)),
       memory(memoryOf(Driver::get(), index)),
+      multiprocessors(attributeOf(Driver::get(), index, multiprocessorCount)),
       index(index) {
   if (capability < oldestCapability)
     fail("cuda: ", name, " is of architecture sm_", capability, ", wanted sm_", oldestCapability, " or newer");

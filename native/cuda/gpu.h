@@ -55,6 +55,7 @@ class Gpu {
   const std::string name;
   const int capability;  // 80 for sm_80
   const size_t memory;   // bytes
+  const int multiprocessors;
 
   // Made at its first use: it takes a while, and memory of the GPU.
   std::shared_ptr<Context> context();

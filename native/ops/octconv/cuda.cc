@@ -24,7 +24,6 @@ struct CudaBranch : Packed {
   bool plain;        // for octConvPlain
   int64_t channels;  // 0 of a gated branch, which fits any
   int64_t groups;
-  int columns;
   std::vector<Reader> readers;  // sources as the branch has them
   size_t bias = 0, weights = 0;
   std::vector<ScaleShift> prologues, stores;
@@ -41,9 +40,22 @@ std::vector<const Source*> orderOf(const Branch& branch) {
 }
 
 int bytesOf(Compute compute) { return compute == Compute::bf16 ? 2 : 4; }
-int64_t chunkChannels(Compute compute) { return chunkBytes / bytesOf(compute); }
-int64_t chunksOf(Compute compute, int64_t channels) {
-  return (channels + chunkChannels(compute) - 1) / chunkChannels(compute);
+int64_t pieceChannels(Compute compute) { return 16 / bytesOf(compute); }
+int64_t roundUp(int64_t x, int64_t step) { return (x + step - 1) / step * step; }
+
+// A source as the kernel on tensor cores sees it.
+struct Taps {
+  // Few channels, such as those of a picture: those of all taps of a row of the kernel, which lie one after the other if
+  // a pixel fills a piece, are the channels of one tap.
+  bool rows;
+  int64_t count, channels;  // of a tap: whole pieces
+  int64_t chunks;           // of a tap
+};
+Taps tapsOf(const Source& s, int64_t channels, Compute compute) {
+  const int64_t piece = pieceChannels(compute), chunk = chunkBytes / bytesOf(compute);
+  const bool rows = channels <= piece && s.kernel.w > 1 && s.dilation.w == 1;
+  const int64_t padded = rows ? s.kernel.w * piece : roundUp(channels, piece);
+  return {rows, rows ? s.kernel.t * s.kernel.h : s.taps(), padded, roundUp(padded, chunk) / chunk};
 }
 
 // What the kernel can compute; the rest of the contract has no kernel yet.
@@ -72,30 +84,36 @@ uint32_t bitsOf(float x) {
 // To the nearest of 10 bits, half away from zero, as the GPU rounds what it multiplies.
 uint32_t tf32Of(float x) { return (bitsOf(x) + 0x1000) & ~uint32_t{0x1fff}; }
 
-// The weights of one source for one column tile, [tap][chunk][column][64 bytes], at `to`, which goes on behind them.
+// The weights of one source for one unit of columns, [tap][chunk][column][64 bytes], at `to`, which goes on behind them.
 void putSource(const CudaBranch& packed, const Source& source, const Params& params, const Affine& affine,
                int64_t first, char*& to) {
-  const int64_t some = std::min<int64_t>(packed.columns, packed.channels - first), inputs = inputsOf(source, params),
-                taps = source.taps(), each = chunkChannels(packed.compute), chunks = chunksOf(packed.compute, inputs);
-  const std::vector<float> w =
-      weightOf(source, params, packed.channels).floats(first * inputs * taps, some * inputs * taps);
+  const int64_t some = std::min<int64_t>(unitColumns, packed.channels - first), inputs = inputsOf(source, params),
+                piece = pieceChannels(packed.compute);
+  const Taps taps = tapsOf(source, inputs, packed.compute);
+  const std::vector<float> w = weightOf(source, params, packed.channels)
+                                   .floats(first * inputs * source.taps(), some * inputs * source.taps());
   const std::vector<float> scales = weightScalesOf(source, params, packed.channels);
-  for (int64_t tap = 0; tap < taps; tap++)
-    for (int64_t chunk = 0; chunk < chunks; chunk++, to += packed.columns * chunkBytes)
-      for (int64_t o = 0; o < some; o++)
-        for (int64_t i = 0; i < std::min(each, inputs - chunk * each); i++) {
-          const auto factor = static_cast<float>(affine.scale[first + o] * scales[first + o]);
-          const float x = w[(o * inputs + chunk * each + i) * taps + tap] * factor;
-          const int64_t byte = i * bytesOf(packed.compute);
-          char* const element = to + swizzled(static_cast<int>(o), static_cast<int>(byte / 16)) + byte % 16;
-          if (packed.compute == Compute::bf16) {
-            const BFloat16 narrow = bfloat16Of(x);
-            std::memcpy(element, &narrow, 2);
-          } else {
-            const uint32_t bits = tf32Of(x);
-            std::memcpy(element, &bits, 4);
-          }
+  for (int64_t tap = 0; tap < taps.count; tap++) {
+    for (int64_t i = 0; i < taps.channels; i++) {
+      const int64_t channel = taps.rows ? i % piece : i, of = taps.rows ? tap * source.kernel.w + i / piece : tap;
+      if (channel >= inputs) continue;
+      const int64_t byte = i * bytesOf(packed.compute), chunk = byte / chunkBytes;
+      for (int64_t o = 0; o < some; o++) {
+        const auto factor = static_cast<float>(affine.scale[first + o] * scales[first + o]);
+        const float x = w[(o * inputs + channel) * source.taps() + of] * factor;
+        char* const element = to + chunk * unitBytes +
+                              swizzled(static_cast<int>(o), static_cast<int>(byte % chunkBytes / 16)) + byte % 16;
+        if (packed.compute == Compute::bf16) {
+          const BFloat16 narrow = bfloat16Of(x);
+          std::memcpy(element, &narrow, 2);
+        } else {
+          const uint32_t bits = tf32Of(x);
+          std::memcpy(element, &bits, 4);
         }
+      }
+    }
+    to += taps.chunks * unitBytes;
+  }
 }
 
 // The same for octConvPlain: f32 [tap][input of a group][channel].
@@ -119,8 +137,7 @@ std::shared_ptr<const Packed> pack(Gpu& gpu, const Attr& attrs, const Params& pa
   auto packed = std::make_shared<CudaBranch>();
   packed->compute = branch.compute, packed->plain = isPlain(branch);
   packed->channels = channels, packed->groups = branch.groups();
-  packed->columns = channels > 32 ? 64 : 32;
-  const int64_t tiles = (channels + packed->columns - 1) / packed->columns, all = tiles * packed->columns;
+  const int64_t units = roundUp(channels, unitColumns) / unitColumns;
 
   std::vector<Affine> affines;
   std::map<const Source*, const Affine*> affineOfSource;
@@ -145,17 +162,18 @@ std::shared_ptr<const Packed> pack(Gpu& gpu, const Attr& attrs, const Params& pa
   std::vector<double> bias(static_cast<size_t>(channels), 0);
   for (const Affine& affine : affines)
     for (int64_t o = 0; o < channels; o++) bias[o] += affine.shift[o];
-  packed->bias = place(bias, all);
-  int64_t steps = 0, each = 0;  // of a tile; weights of a channel
+  packed->bias = place(bias, units * unitColumns);
+  int64_t steps = 0, each = 0;  // of a unit; weights of a channel
   branch.eachSource([&](const Source& s) {
     packed->readers.push_back({inputsOf(s, params), s.taps()});
     packed->prologues.push_back(placeAffine(affineOf(s.prologue, params)));
-    steps += s.taps() * chunksOf(branch.compute, inputsOf(s, params));
+    const Taps taps = tapsOf(s, inputsOf(s, params), branch.compute);
+    steps += taps.count * taps.chunks;
     each += s.taps() * inputsOf(s, params);
   });
   for (const Store& store : branch.stores) packed->stores.push_back(placeAffine(affineOf(store.activation, params)));
-  const int64_t tileBytes = product(steps, packed->columns, chunkBytes);
-  const int64_t bytes = packed->plain ? product(each, channels, sizeof(float)) : product(tileBytes, tiles);
+  const int64_t stepsBytes = product(steps, unitBytes);
+  const int64_t bytes = packed->plain ? product(each, channels, sizeof(float)) : product(stepsBytes, units);
   packed->weights = layout.add(static_cast<size_t>(bytes));
   if (layout.size() == 0) return packed;  // a gate alone
 
@@ -170,9 +188,9 @@ std::shared_ptr<const Packed> pack(Gpu& gpu, const Attr& attrs, const Params& pa
     packed->memory = uploaded(gpu, pinned);
     return packed;
   }
-  crew.parallel(tiles, [&](int64_t tile, int) {
-    char* to = host + packed->weights + tile * tileBytes;
-    for (const Source* s : order) putSource(*packed, *s, params, *affineOfSource.at(s), tile * packed->columns, to);
+  crew.parallel(units, [&](int64_t unit, int) {
+    char* to = host + packed->weights + unit * stepsBytes;
+    for (const Source* s : order) putSource(*packed, *s, params, *affineOfSource.at(s), unit * unitColumns, to);
   });
   packed->memory = uploaded(gpu, pinned);
   return packed;
@@ -186,13 +204,6 @@ ActivationArgs activationOf(const Activation& a, const CudaBranch::ScaleShift& a
   };
   return {pointer(at.scale), pointer(at.shift), a.function ? static_cast<int>(a.function->op) : -1,
           a.slope,           a.least,           a.most};
-}
-
-// Whether pieces of 16 bytes can be copied as they are: all of them lie within x's own channels.
-bool isDirect(const Source& s, const TensorType& type, Compute compute, int64_t at) {
-  const int64_t bytes = bytesOf(compute);
-  return s.prologue.isIdentity() && s.pool == 0 && type.dtype == octconv::activationOf(compute) &&
-         type.pitch() * bytes % 16 == 0 && type.shape.c * bytes % 16 == 0 && at % 16 == 0;
 }
 
 // Weights that were packed for another node are an error here, not a read out of bounds later.
@@ -221,15 +232,75 @@ struct Means {
   size_t output;
 };
 
-BranchArgs argumentsOf(const PlacedNode& placed, const Branch& branch, const CudaBranch& packed, Layout& scratch,
-                       std::vector<Means>& means) {
-  const Node& node = placed.node;
-  const Shape y = shapeOf(branch, node);
+// A step in the making.
+struct Making {
+  const PlacedNode& placed;
+  Made made;
+  Layout scratch;
+  std::vector<Means> means;
+
+  int64_t take(int64_t bytes) { return placed.scratch + static_cast<int64_t>(scratch.add(static_cast<size_t>(bytes))); }
+};
+
+// Whether pieces of 16 bytes can be copied as they lie: all of them are x's own or zeros.
+bool isAligned(const TensorType& type, int64_t at) {
+  const auto bytes = static_cast<int64_t>(bytesOf(type.dtype));
+  return type.pitch() * bytes % 16 == 0 && (type.shape.c + type.pad) * bytes % 16 == 0 && at % 16 == 0;
+}
+
+// P^pool of the source's prologue in the type that is multiplied, which a launch writes to scratch: with zeros behind the
+// channels, and with `rows` around the columns as far as windows go, `outputs` of them.
+TensorArgs prepare(Making& making, const Branch& branch, const Source& s, const CudaBranch& packed,
+                   const CudaBranch::ScaleShift& prologue, bool rows, int64_t outputs) {
+  const TensorType& type = making.placed.node.inputs[s.input];
+  const int64_t piece = pieceChannels(branch.compute);
+  PrepareArgs args{};
+  args.x = making.placed.input(s.input);
+  args.frames = intOf(product(type.shape.n, type.shape.t), "frames");
+  args.pool = static_cast<int>(s.pool);
+  args.narrow = branch.compute == Compute::bf16;
+  args.prologue = activationOf(s.prologue, prologue, packed);
+  TensorType to{octconv::activationOf(branch.compute), halved(type.shape, s.pool)};
+  args.columns = static_cast<int>(to.shape.w);
+  args.left = rows ? static_cast<int>(s.padding.w) : 0;
+  if (rows) to.shape.w = std::max((outputs - 1) * s.stride.w + s.kernel.w, s.padding.w + to.shape.w);
+  to.gap = to.pad = roundUp(to.shape.c, piece) - to.shape.c;
+  args.y = tensorOf(to, making.take(product(to.shape.pixels(), to.pitch(), bytesOf(branch.compute))));
+  const int64_t elements = product(to.shape.pixels(), to.pitch());
+  making.made.launches.push_back(launchItems("octConvPrepare", elements, args));
+  return args.y;
+}
+
+SourceArgs sourceOf(Making& making, const Branch& branch, const Source& s, const CudaBranch& packed,
+                    const CudaBranch::ScaleShift& prologue, const Shape& y) {
+  const TensorType& type = making.placed.node.inputs[s.input];
+  const int64_t at = making.placed.inputs[s.input];
+  const bool asIs = s.prologue.isIdentity() && s.pool == 0;
+  SourceArgs args{};
+  args.kernel = extentOf(s.kernel), args.stride = extentOf(s.stride);
+  args.padding = extentOf(s.padding), args.dilation = extentOf(s.dilation);
+  args.upsample = s.upsample;
+  if (packed.plain) {
+    args.x = asIs ? tensorOf(type, at) : prepare(making, branch, s, packed, prologue, false, 0);
+    return args;
+  }
+  const Taps taps = tapsOf(s, type.shape.c, branch.compute);
+  const bool direct = asIs && !taps.rows && type.dtype == octconv::activationOf(branch.compute) && isAligned(type, at);
+  args.x = direct ? tensorOf(type, at)
+                  : prepare(making, branch, s, packed, prologue, taps.rows, s.upsample ? (y.w + 1) / 2 : y.w);
+  args.x.channels = static_cast<int>(taps.channels);
+  args.chunks = static_cast<int>(taps.chunks);
+  if (taps.rows) args.kernel.w = 1, args.padding.w = 0;
+  return args;
+}
+
+BranchArgs argumentsOf(Making& making, const Branch& branch, const CudaBranch& packed) {
+  const PlacedNode& placed = making.placed;
+  const Shape y = shapeOf(branch, placed.node);
   BranchArgs args{};
   args.n = intOf(y.n, "images");
   args.size = {intOf(y.t, "frames"), static_cast<int>(y.h), static_cast<int>(y.w)};
   args.channels = static_cast<int>(y.c);
-  args.columns = packed.columns;
   args.weights = reinterpret_cast<const char*>(packed.memory.device() + packed.weights);
   if (!branch.gated) args.bias = reinterpret_cast<const float*>(packed.memory.device() + packed.bias);
   if (branch.residual) {
@@ -239,19 +310,8 @@ BranchArgs argumentsOf(const PlacedNode& placed, const Branch& branch, const Cud
   std::map<const Source*, size_t> positions;
   branch.eachSource([&](const Source& s) { positions.emplace(&s, positions.size()); });
   for (const Source* s : orderOf(branch)) {
-    const TensorType& type = node.inputs[s->input];
-    const int64_t at = placed.inputs[s->input];
     args.phased = args.phased || s->upsample;
-    args.source[args.sources++] = {tensorOf(type, at),
-                                   extentOf(s->kernel),
-                                   extentOf(s->stride),
-                                   extentOf(s->padding),
-                                   extentOf(s->dilation),
-                                   static_cast<int>(chunksOf(branch.compute, type.shape.c)),
-                                   s->upsample,
-                                   isDirect(*s, type, branch.compute, at),
-                                   static_cast<int>(s->pool),
-                                   activationOf(s->prologue, packed.prologues[positions.at(s)], packed)};
+    args.source[args.sources++] = sourceOf(making, branch, *s, packed, packed.prologues[positions.at(s)], y);
   }
   for (size_t k = 0; k < branch.stores.size(); k++) {
     const Store& store = branch.stores[k];
@@ -259,19 +319,63 @@ BranchArgs argumentsOf(const PlacedNode& placed, const Branch& branch, const Cud
     TensorArgs to;
     if (store.mean) {
       const TensorType type{DType::f32, y};
-      means.push_back({type, placed.scratch + static_cast<int64_t>(scratch.add(type.bytes())), store.output});
-      to = tensorOf(type, means.back().at);
+      making.means.push_back({type, making.take(static_cast<int64_t>(type.bytes())), store.output});
+      to = tensorOf(type, making.means.back().at);
     } else {
       to = placed.output(store.output);
     }
     args.store[args.stores++] = {to, static_cast<int>(store.pool),
                                  activationOf(store.activation, packed.stores[k], packed)};
   }
-  const int64_t groups = args.phased ? product(y.n, y.t, half(y.h), half(y.w)) : y.pixels();
-  const int64_t rowTiles = (groups + (args.phased ? 31 : tileRows - 1)) / (args.phased ? 32 : tileRows);
-  args.columnTiles = static_cast<int>((y.c + packed.columns - 1) / packed.columns);
-  args.tiles = intOf(product(rowTiles, args.columnTiles), "tiles");
   return args;
+}
+
+// The tile that wastes the fewest columns; the widest one reads its pixels least often.
+int tileFor(int64_t channels) {
+  if (channels <= 32) return 2;
+  return roundUp(channels, 64) < roundUp(channels, 128) * 9 / 10 || channels <= 64 ? 1 : 0;
+}
+
+int64_t stepsOf(const BranchArgs& branch) {
+  int64_t steps = 0;
+  for (int i = 0; i < branch.sources; i++)
+    steps += int64_t{branch.source[i].chunks} * branch.source[i].kernel.t * branch.source[i].kernel.h *
+             branch.source[i].kernel.w;
+  return steps;
+}
+
+// How many blocks compute the branches: one for each tile, or if that leaves most of the GPU without work so many that
+// it has room for all of them at once.
+int64_t spread(Making& making, OctConvArgs& args, int branches) {
+  constexpr int64_t together = 2, leastSteps = 4;  // blocks of a multiprocessor; steps of a block
+  int64_t all = 0, work = 0;
+  std::vector<int64_t> tileCounts;
+  for (int b = 0; b < branches; b++) {
+    BranchArgs& branch = args.branch[b];
+    branch.tile = tileFor(branch.channels);
+    const Tile& tile = tiles[branch.tile];
+    const Extent& size = branch.size;
+    const int64_t rows = branch.phased ? product(branch.n, size.t, half(size.h), half(size.w)) * 4
+                                       : product(branch.n, size.t, size.h, size.w);
+    branch.columnTiles = (branch.channels + tile.columns - 1) / tile.columns;
+    tileCounts.push_back(product(roundUp(rows, 4 * tile.lows) / (4 * tile.lows), branch.columnTiles));
+    all += tileCounts.back(), work += tileCounts.back() * stepsOf(branch);
+  }
+  const int64_t room = together * making.placed.multiprocessors;
+  const int64_t each = std::max(leastSteps, (work + room - 1) / room);
+  const bool shared = all < making.placed.multiprocessors && all <= static_cast<int64_t>(mostCounters);
+  int64_t blocks = 0, counters = 0;
+  for (int b = 0; b < branches; b++) {
+    BranchArgs& branch = args.branch[b];
+    branch.splits = shared ? static_cast<int>(std::max<int64_t>(1, stepsOf(branch) / each)) : 1;
+    branch.blocks = intOf(tileCounts[b] * branch.splits, "blocks");
+    blocks += branch.blocks;
+    if (branch.splits == 1) continue;
+    branch.counters = making.placed.counters + counters * 4;
+    counters += tileCounts[b];
+    branch.partials = making.take(product(branch.blocks, mostSums, blockThreads, sizeof(float)));
+  }
+  return blocks;
 }
 
 Launch plainLaunch(const PlacedNode& placed, const Branch& branch, const BranchArgs& args) {
@@ -285,20 +389,17 @@ Launch plainLaunch(const PlacedNode& placed, const Branch& branch, const BranchA
 Made make(const PlacedNode& placed) {
   const std::vector<Branch> branches = branchesOf(placed.node.attrs);
   if (branches.size() > mostBranches) fail("octConv: no kernel for ", branches.size(), " branches on cuda");
-  Made made;
+  Making making{placed, {}, {}, {}};
+  Made& made = making.made;
   OctConvArgs args{};
-  size_t together = 0;  // branches of the launch on tensor cores
-  int64_t blocks = 0;
-  int columns = 0;
+  int together = 0;  // branches of the launch on tensor cores
   Compute compute{};
-  Layout scratch;
-  std::vector<Means> means;
   for (size_t b = 0; b < branches.size(); b++) {
     const Branch& branch = branches[b];
     const auto& packed = placed.node.weights<CudaBranch>(b);
     checkForm(branch);
     checkWeights(placed.node, branch, packed);
-    const BranchArgs branchArgs = argumentsOf(placed, branch, packed, scratch, means);
+    const BranchArgs branchArgs = argumentsOf(making, branch, packed);
     if (packed.plain) {
       made.launches.push_back(plainLaunch(placed, branch, branchArgs));
       made.algorithm = "octConvPlain";
@@ -307,21 +408,36 @@ Made make(const PlacedNode& placed) {
     if (together > 0 && branch.compute != compute) fail("octConv: no kernel for branches of two types on cuda");
     compute = branch.compute;
     args.branch[together++] = branchArgs;
-    blocks += branchArgs.tiles;
-    columns = std::max(columns, packed.columns);
   }
   if (together > 0) {
     const std::string kernel = compute == Compute::bf16 ? "octConvBf16" : "octConvTf32";
+    const int64_t blocks = spread(making, args, together);
+    int shared = 0;
+    made.algorithm += (made.algorithm.empty() ? "" : " and ") + kernel;
+    for (int b = 0; b < together; b++) {
+      const BranchArgs& branch = args.branch[b];
+      const Tile& tile = tiles[branch.tile];
+      shared = std::max(shared, sharedBytes(tile));
+      made.algorithm += (b ? ", " : " ") + std::to_string(branch.blocks / branch.splits) + " x " +
+                        std::to_string(branch.splits) + " tiles of " + std::to_string(4 * tile.lows) + " x " +
+                        std::to_string(tile.columns);
+    }
     made.launches.push_back(
-        launchOf(kernel, static_cast<unsigned>(intOf(blocks, "tiles")), blockThreads, sharedBytes(columns), args));
-    made.algorithm += (made.algorithm.empty() ? "" : " and ") + kernel + ", " + std::to_string(blocks) + " tiles";
+        launchOf(kernel, static_cast<unsigned>(intOf(blocks, "blocks")), blockThreads, shared, args));
   }
-  made.scratchBytes = scratch.size();
-  for (const Means& m : means) made.launches.push_back(meansOf(m.type, m.at, placed.outputs[m.output]));
+  for (const Means& m : making.means) made.launches.push_back(meansOf(m.type, m.at, placed.outputs[m.output]));
+  made.scratchBytes = making.scratch.size();
   return made;
 }
 
-const Registered<Kernels> kernels{"octConv", {make, {DType::f32, DType::bf16}, pack, formatOf, true}};
+// Which taps lie together depends on the dilation too.
+std::string cudaFormatOf(const Attr& attrs) {
+  std::string format = formatOf(attrs);
+  oneBranchOf(attrs).eachSource([&](const Source& s) { format += " dilation " + std::to_string(s.dilation.w); });
+  return format;
+}
+
+const Registered<Kernels> kernels{"octConv", {make, {DType::f32, DType::bf16}, pack, cudaFormatOf, true}};
 
 }  // namespace
 }  // namespace octconv::cuda

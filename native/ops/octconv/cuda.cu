@@ -1,12 +1,13 @@
-// octConv on tensor cores: each block computes a tile of one branch, 128 pixels x 32 or 64 channels, as one product
-// over all sources, taps and input channels.
+// octConv on tensor cores: each block computes a tile of one branch, 128 or 256 pixels x 32 to 128 channels, as one
+// product over all sources, taps and input channels.
 //
 // Polyphase rows: where a product is upsampled or a store is pooled, the rows of a tile are [phase][low pixel], phase =
 // (row parity, column parity). The four pixels of a low pixel are then the same element of four accumulators of one
 // thread: the low product is their start value, P of the result is their mean.
 //
 // High and low branch are blocks of one launch; no block waits for another. The input channels of a tap come in chunks
-// of 64 bytes, which are copied three steps ahead.
+// of 64 bytes, which are copied two steps ahead. Where there are fewer tiles than the GPU has room for, blocks share the
+// steps of a tile: the last one of them sums up what all of them have written, always in the same order.
 #include "../../cuda/functions.h"
 #include "../../cuda/items.h"
 #include "cuda.h"
@@ -34,245 +35,292 @@ struct Tf32 {
   }
 };
 
+// How the eight warps of a block share a tile: each has 16 rows of every group, and some columns.
+template <int tile>
+struct Shape {
+  static constexpr int lows = tiles[tile].lows, columns = tiles[tile].columns;
+  static constexpr int warpRows = lows / 16, warpColumns = blockThreads / 32 / warpRows;
+  static constexpr int fragments = columns / warpColumns / 8;  // of 8 columns, of a warp
+  static constexpr int rowBytes = 4 * lows * chunkBytes;       // of a slot, before its weights
+  static constexpr int copies = 4 * lows * 4 / blockThreads;   // of rows' pieces, of a thread
+  static_assert(4 * fragments * 4 <= mostSums);
+};
+
 OCTCONV_DEVICE float normalized(const ActivationArgs& a, float x, int channel) {
   return a.scale ? a.scale[channel] * x + a.shift[channel] : x;
 }
-OCTCONV_DEVICE float activated(const ActivationArgs& a, float x, int channel) {
-  return clamp(normalized(a, x, channel), a.least, a.most);
-}
-// Of a store, which may have a function too.
+// Of a store.
 OCTCONV_DEVICE float stored(const ActivationArgs& a, float x, int channel) {
   x = normalized(a, x, channel);
   if (a.function >= 0) x = valueOf(static_cast<Unary>(a.function), a.slope, x);
   return clamp(x, a.least, a.most);
 }
 
-// --- Where rows lie ----------------------------------------------------------------------------------------------
+// --- Where rows lie --------------------------------------------------------------------------------------------------
 
-// The low pixel of row `low` of 32 of a tile whose rows are phases.
-OCTCONV_DEVICE Pixel lowPixel(const BranchArgs& branch, int rowTile, int low) {
-  return pixelAt(rowTile * 32u + low, branch.n, {branch.size.t, (branch.size.h + 1) / 2, (branch.size.w + 1) / 2});
+// The output pixels of a tile, in shared memory behind the slots: frame, and y * 2^16 + x.
+struct alignas(8) Place {
+  int frame;  // see Pixel
+  uint32_t yx;
+};
+
+template <int tile>
+OCTCONV_DEVICE Place* placesOf() {
+  return reinterpret_cast<Place*>(sharedMemory() + slots * slotBytes(tiles[tile]));
+}
+OCTCONV_DEVICE Pixel pixelOf(const Place& place) {
+  return {place.frame, static_cast<int>(place.yx >> 16), static_cast<int>(place.yx & 0xffff)};
 }
 
-// The output pixel of row `group` * 32 + `low` of a tile; with phases that of the low pixel in phase `group`.
-template <bool phased>
+// Row `group` * lows + `low` of a tile.
+template <int tile, bool phased>
 OCTCONV_DEVICE Pixel outputPixel(const BranchArgs& branch, int rowTile, int group, int low) {
+  constexpr unsigned lows = Shape<tile>::lows;
   if constexpr (!phased) {
-    return pixelAt(static_cast<unsigned>(rowTile) * tileRows + group * 32 + low, branch.n, branch.size);
+    return pixelAt(static_cast<unsigned>(rowTile) * 4 * lows + group * lows + low, branch.n, branch.size);
   } else {
-    Pixel p = lowPixel(branch, rowTile, low);
+    Pixel p = pixelAt(rowTile * lows + low, branch.n,
+                      {branch.size.t, (branch.size.h + 1) / 2, (branch.size.w + 1) / 2});
     p.y = p.y * 2 + group / 2, p.x = p.x * 2 + group % 2;
     if (p.y >= branch.size.h || p.x >= branch.size.w) p.frame = -1;
     return p;
   }
 }
 
-// The pixel of a source of extent `size`, after pooling, that a tap of the window at `p` reads; `frames` is T of `p`.
-OCTCONV_DEVICE Pixel tapPixel(const SourceArgs& s, const Extent& size, Pixel p, int frames, int kt, int ky, int kx) {
-  if (p.frame < 0) return p;
-  if (frames > 1 || size.t > 1) {
-    const int n = p.frame / frames, t = (p.frame - n * frames) * s.stride.t - s.padding.t + kt * s.dilation.t;
-    p.frame = t >= 0 && t < size.t ? n * size.t + t : -1;
-  } else if (kt * s.dilation.t != s.padding.t) {
-    p.frame = -1;
-  }
-  p.y = p.y * s.stride.h - s.padding.h + ky * s.dilation.h;
-  p.x = p.x * s.stride.w - s.padding.w + kx * s.dilation.w;
-  if (p.y < 0 || p.y >= size.h || p.x < 0 || p.x >= size.w) p.frame = -1;
-  return p;
+// The frame of a source of extent `size` that tap kt of the window at `frame` of the output reads; negative: none.
+OCTCONV_DEVICE int tapFrame(const SourceArgs& s, int frame, int frames, int kt) {
+  if (frames == 1 && s.x.size.t == 1) return kt * s.dilation.t == s.padding.t ? frame : -1;
+  const int n = frame / frames, t = (frame - n * frames) * s.stride.t - s.padding.t + kt * s.dilation.t;
+  return frame >= 0 && t >= 0 && t < s.x.size.t ? n * s.x.size.t + t : -1;
 }
 
-// P^pool(clamp(batchNorm(x))) at a pixel of it, P at most twice; rounded as what is multiplied after each. One value is
-// the mean of one.
-OCTCONV_DEVICE float preparedAt(const char* arena, const SourceArgs& s, const Pixel& p, int channel, bool narrow) {
-  const Extent& size = s.x.size;
-  const int outer = s.pool == 2 ? 2 : 1, inner = s.pool > 0 ? 2 : 1;
-  const int h = (size.h + inner - 1) / inner, w = (size.w + inner - 1) / inner;
-  float sum = 0, count = 0;
-#pragma unroll 1
-  for (int yo = p.y * outer; yo < p.y * outer + outer && yo < h; yo++)
-#pragma unroll 1
-    for (int xo = p.x * outer; xo < p.x * outer + outer && xo < w; xo++, count++) {
-      float innerSum = 0, innerCount = 0;
-#pragma unroll 1
-      for (int y = yo * inner; y < yo * inner + inner && y < size.h; y++)
-#pragma unroll 1
-        for (int x = xo * inner; x < xo * inner + inner && x < size.w; x++, innerCount++) {
-          const float element = elementOf(arena, s.x, elementAt(s.x, {p.frame, y, x}, channel));
-          innerSum += roundedTo(narrow, activated(s.prologue, element, channel));
-        }
-      sum += roundedTo(narrow, innerSum / innerCount);
-    }
-  return roundedTo(narrow, sum / count);
-}
-
-OCTCONV_DEVICE Extent pooledSize(const SourceArgs& s) {
-  Extent size = s.x.size;
-  for (int i = 0; i < s.pool; i++) size.h = (size.h + 1) / 2, size.w = (size.w + 1) / 2;
-  return size;
+// The pixel of a source that a tap of the window at `p` reads; `frames` is T of `p`.
+OCTCONV_DEVICE Pixel tapPixel(const SourceArgs& s, const Pixel& p, int frames, int kt, int ky, int kx) {
+  const Pixel tap{tapFrame(s, p.frame, frames, kt), p.y * s.stride.h - s.padding.h + ky * s.dilation.h,
+                  p.x * s.stride.w - s.padding.w + kx * s.dilation.w};
+  const bool inside = p.frame >= 0 && tap.y >= 0 && tap.y < s.x.size.h && tap.x >= 0 && tap.x < s.x.size.w;
+  return {inside ? tap.frame : -1, tap.y, tap.x};
 }
 
 // --- The main loop ---------------------------------------------------------------------------------------------------
 
-// The steps of a tile in order: sources, their taps, their chunks.
-struct Position {
-  int source = 0, kt = 0, ky = 0, kx = 0, chunk = 0;
-
-  OCTCONV_DEVICE void advance(const BranchArgs& branch) {
-    const SourceArgs& s = branch.source[source];
-    if (++chunk < s.chunks) return;
-    chunk = 0;
-    if (++kx < s.kernel.w) return;
-    kx = 0;
-    if (++ky < s.kernel.h) return;
-    ky = 0;
-    if (++kt < s.kernel.t) return;
-    kt = 0;
-    source++;
-  }
-};
-
 OCTCONV_DEVICE int stepsOf(const SourceArgs& s) { return s.kernel.t * s.kernel.h * s.kernel.w * s.chunks; }
 
-// Brings the inputs of a step into shared memory: a thread copies piece thread % 4 of rows thread / 4 + 32 i.
-template <class Type, bool phased>
-struct Rows {
-  const BranchArgs& branch;
-  const char* const arena;
-  const int rowTile, piece = threadIndex() % 4, low = threadIndex() / 4;
-  int frames[4];        // of its rows' output pixels, see Pixel
-  uint32_t places[4];   // y * 2^16 + x
-  const char* from[4];  // what the tap in hand reads; null: zeros
+// Brings the inputs and weights of one step after the other into shared memory. The steps of a tile are sources, their
+// taps, their chunks. What a thread copies: a piece of rows that are lows apart, and pieces of weights.
+template <class Type, int tile, bool phased>
+struct Loader {
+  using Of = Shape<tile>;
+  static constexpr int rowsTogether = blockThreads / 4;  // that all threads copy at once
+  static constexpr int weightPieces = Of::columns * 4, unitPieces = unitBytes / 16;
 
-  OCTCONV_DEVICE Rows(const BranchArgs& branch, const char* arena, int rowTile)
-      : branch(branch), arena(arena), rowTile(rowTile) {
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-      const Pixel p = outputPixel<phased>(branch, rowTile, i, low);
-      frames[i] = p.frame, places[i] = static_cast<uint32_t>(p.y) << 16 | static_cast<uint32_t>(p.x);
-    }
+  const BranchArgs& branch;
+  char* const arena;
+  int source = 0, kt = 0, ky = 0, kx = 0;
+  int left;                  // steps before the tap changes
+  int64_t rows[Of::copies];  // bytes from the arena's begin
+  unsigned valid;            // a bit of each
+  int bytes = 0;             // of the pixels that are left, from this piece on
+  const char* weights;
+  int64_t unitStride;
+  int units;  // that have weights
+
+  OCTCONV_DEVICE Loader(const BranchArgs& branch, char* arena, int columnTile, int steps, int first)
+      : branch(branch), arena(arena), unitStride(static_cast<int64_t>(steps) * unitBytes) {
+    constexpr int tileUnits = Of::columns / unitColumns;
+    units = (branch.channels + unitColumns - 1) / unitColumns - columnTile * tileUnits;
+    weights = branch.weights + (columnTile * tileUnits + threadIndex() / unitPieces) * unitStride +
+              static_cast<int64_t>(first) * unitBytes + threadIndex() % unitPieces * 16;
+    while (first >= stepsOf(branch.source[source])) first -= stepsOf(branch.source[source++]);
+    const SourceArgs& s = branch.source[source];
+    const int tap = first / s.chunks;
+    kx = tap % s.kernel.w, ky = tap / s.kernel.w % s.kernel.h, kt = tap / s.kernel.w / s.kernel.h;
+    findTap(first - tap * s.chunks);
   }
 
-  OCTCONV_DEVICE void load(const Position& at, char* slot) {
-    const SourceArgs& s = branch.source[at.source];
-    if (!s.direct) return prepare(s, at, slot);
-    const int channel = (at.chunk * 4 + piece) * (16 / Type::bytes);
-    if (at.chunk == 0) findTaps(s, at);
+  OCTCONV_DEVICE void copy(char* slot) {
+    const int piece = threadIndex() % 4, row = threadIndex() / 4;
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-      if (phased && s.upsample && i > 0) break;
-      const bool valid = from[i] && channel < s.x.channels;  // what lies behind them is another value's
-      copy16(slot + swizzled(i * 32 + low, piece), valid ? from[i] + at.chunk * chunkBytes : arena, valid);
+    for (int i = 0; i < Of::copies; i++) {
+      copy16(slot + swizzled(row, piece) + i * rowsTogether * chunkBytes, arena + rows[i],
+             (valid >> i & 1) && bytes > 0);
+      rows[i] += chunkBytes;
     }
+    bytes -= chunkBytes;
+#pragma unroll
+    for (int i = 0; i * blockThreads < weightPieces; i++) {
+      const int at = threadIndex() + i * blockThreads, unit = at / unitPieces;
+      if (weightPieces % blockThreads == 0 || at < weightPieces)
+        copy16(slot + Of::rowBytes + at * 16, weights + i * (blockThreads / unitPieces) * unitStride, unit < units);
+    }
+    weights += unitBytes;
+  }
+
+  OCTCONV_DEVICE void nextTap() {
+    if (source == branch.sources) return;
+    const SourceArgs& s = branch.source[source];
+    if (++kx == s.kernel.w) kx = 0, ky++;
+    if (ky == s.kernel.h) ky = 0, kt++;
+    if (kt == s.kernel.t) kt = 0, source++;
+    findTap(0);
   }
 
  private:
-  OCTCONV_DEVICE void findTaps(const SourceArgs& s, const Position& at) {
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-      if (phased && s.upsample && i > 0) break;
-      const Pixel output = phased && s.upsample ? lowPixel(branch, rowTile, low)
-                                                : Pixel{frames[i], static_cast<int>(places[i] >> 16),
-                                                        static_cast<int>(places[i] & 0xffff)};
-      const Pixel tap = tapPixel(s, s.x.size, output, branch.size.t, at.kt, at.ky, at.kx);
-      from[i] = tap.frame < 0 ? nullptr : arena + s.x.at + elementAt(s.x, tap, 0) * Type::bytes + piece * 16;
+  // From a chunk of a tap on. Behind the last tap there are zeros for ever.
+  OCTCONV_DEVICE void findTap(int chunk) {
+    valid = 0, left = INT32_MAX;
+    if (source == branch.sources) {
+      units = 0;
+      return;
     }
-  }
-
-  // The slow way, element by element.
-  OCTCONV_DEVICE void prepare(const SourceArgs& s, const Position& at, char* slot) const {
-    const Extent size = pooledSize(s);
-    const int groups = phased && s.upsample ? 1 : 4, elements = 16 / Type::bytes;
-#pragma unroll 1
-    for (int i = 0; i < groups; i++) {
-      const Pixel output =
-          phased && s.upsample ? lowPixel(branch, rowTile, low) : outputPixel<phased>(branch, rowTile, i, low);
-      const Pixel tap = tapPixel(s, size, output, branch.size.t, at.kt, at.ky, at.kx);
-      char* const to = slot + swizzled(i * 32 + low, piece);
-#pragma unroll 1
-      for (int e = 0; e < elements; e++) {
-        const int channel = (at.chunk * 4 + piece) * elements + e;
-        const bool valid = tap.frame >= 0 && channel < s.x.channels;
-        const float x = valid ? preparedAt(arena, s, tap, channel, Type::bytes == 2) : 0;
-        if constexpr (Type::bytes == 2) {
-          reinterpret_cast<uint16_t*>(to)[e] = static_cast<uint16_t>(packBf16(x, 0));
-        } else {
-          reinterpret_cast<float*>(to)[e] = x;
-        }
-      }
+    const SourceArgs& s = branch.source[source];
+    const int piece = threadIndex() % 4, row = threadIndex() / 4;
+    left = s.chunks - chunk;
+    bytes = s.x.channels * Type::bytes - chunk * chunkBytes - piece * 16;
+#pragma unroll
+    for (int i = 0; i < Of::copies; i++) {
+      rows[i] = 0;
+      if (phased && s.upsample && row + i * rowsTogether >= Of::lows) continue;
+      Pixel p = pixelOf(placesOf<tile>()[row + i * rowsTogether]);
+      if (phased && s.upsample) p.y /= 2, p.x /= 2;
+      const Pixel tap = tapPixel(s, p, branch.size.t, kt, ky, kx);
+      if (tap.frame < 0) continue;
+      valid |= 1u << i;
+      rows[i] = s.x.at + elementAt(s.x, tap, 0) * Type::bytes + chunk * chunkBytes + piece * 16;
     }
   }
 };
 
-template <int columns>
-OCTCONV_DEVICE void loadWeights(const char* weights, char* slot) {
-  for (int at = threadIndex() * 16; at < columns * chunkBytes; at += blockThreads * 16)
-    copy16(slot + at, weights + at, true);
-}
-
-// acc += rows x columns of a step, for the first `groups` groups of 32 rows.
-template <class Type, int groups, int fragments>
-OCTCONV_DEVICE void multiplySlot(float (&acc)[4][fragments][4], const char* rows, const char* weights, int warpRow,
-                                 int warpColumn) {
-  const int lane = threadIndex() % 32;
+// acc += rows x columns of a step, for the first `groups` groups.
+template <class Type, int tile, int groups>
+OCTCONV_DEVICE void multiplySlot(float (&acc)[4][Shape<tile>::fragments][4], const char* slot) {
+  using Of = Shape<tile>;
+  const int lane = threadIndex() % 32, warpRow = threadIndex() / 32 % Of::warpRows,
+            warpColumn = threadIndex() / 32 / Of::warpRows;
+  const int row = warpRow * 16 + lane % 16, column = warpColumn * Of::fragments * 8 + lane / 16 * 8 + lane % 8;
 #pragma unroll
   for (int half = 0; half < 2; half++) {
-    uint32_t b[fragments][2];
+    uint32_t b[Of::fragments][2];
 #pragma unroll
-    for (int j = 0; j < fragments; j += 2) {
+    for (int j = 0; j < Of::fragments; j += 2) {
       uint32_t both[4];
-      const int column = warpColumn * fragments * 8 + j * 8 + lane / 16 * 8 + lane % 8;
-      loadMatrices(both, weights + swizzled(column, half * 2 + lane / 8 % 2));
+      loadMatrices(both, slot + Of::rowBytes + swizzled(column, half * 2 + lane / 8 % 2) + j * 8 * chunkBytes);
       b[j][0] = both[0], b[j][1] = both[1], b[j + 1][0] = both[2], b[j + 1][1] = both[3];
     }
 #pragma unroll
     for (int i = 0; i < groups; i++) {
       uint32_t a[4];
-      loadMatrices(a, rows + swizzled(i * 32 + warpRow * 16 + lane % 16, half * 2 + lane / 16));
+      loadMatrices(a, slot + swizzled(row, half * 2 + lane / 16) + i * Of::lows * chunkBytes);
       Type::round(a);
 #pragma unroll
-      for (int j = 0; j < fragments; j++) Type::multiply(acc[i][j], a, b[j]);
+      for (int j = 0; j < Of::fragments; j++) Type::multiply(acc[i][j], a, b[j]);
     }
   }
 }
 
-// --- Results -----------------------------------------------------------------------------------------------------
+// The slots in turn: one is read while the one before it is filled for the step after the next.
+template <int tile>
+struct Ring {
+  static constexpr int size = slots * slotBytes(tiles[tile]);
+  int read = 0, fill = (slots - 1) * slotBytes(tiles[tile]);
 
-OCTCONV_DEVICE void storeFour(char* arena, const StoreArgs& store, const Pixel& p, int channel, const float (&v)[4]) {
-  const TensorArgs& y = store.y;
+  OCTCONV_DEVICE void advance() {
+    fill = read;
+    read = read + slotBytes(tiles[tile]) == size ? 0 : read + slotBytes(tiles[tile]);
+  }
+};
+
+template <class Type, int tile, int groups, bool phased>
+OCTCONV_DEVICE void multiplySteps(float (&acc)[4][Shape<tile>::fragments][4], int steps,
+                                  Loader<Type, tile, phased>& loader, Ring<tile>& ring) {
+#pragma unroll 1
+  while (steps > 0) {
+    int some = loader.left < steps ? loader.left : steps;
+    steps -= some, loader.left -= some;
+#pragma unroll 1
+    for (; some > 0; some--) {
+      waitForCopies<slots - 2>();
+      synchronize();
+      loader.copy(sharedMemory() + ring.fill);
+      commitCopies();
+      multiplySlot<Type, tile, groups>(acc, sharedMemory() + ring.read);
+      ring.advance();
+    }
+    if (loader.left == 0) loader.nextTap();
+  }
+}
+
+// --- Results ---------------------------------------------------------------------------------------------------------
+
+// The sums of all blocks that share a tile. False: another block is to come.
+template <int sums>
+OCTCONV_DEVICE bool addPartials(float (&acc)[sums], const BranchArgs& branch, char* arena, int tileIndex, int split) {
+  auto* const partials = reinterpret_cast<float*>(arena + branch.partials) +
+                         static_cast<int64_t>(tileIndex) * branch.splits * sums * blockThreads + threadIndex();
+#pragma unroll
+  for (int i = 0; i < sums; i++) partials[(split * sums + i) * blockThreads] = acc[i];
+  if (!isLastOf(branch.splits, reinterpret_cast<unsigned*>(arena + branch.counters) + tileIndex)) return false;
+#pragma unroll
+  for (int i = 0; i < sums; i++) acc[i] = 0;
+#pragma unroll 1
+  for (int k = 0; k < branch.splits; k++)
+#pragma unroll
+    for (int i = 0; i < sums; i++) acc[i] += readOthers(partials + (k * sums + i) * blockThreads);
+  return true;
+}
+
+// The elements of four channels at a pixel; `count` of them are of the value.
+OCTCONV_DEVICE void loadFour(float (&v)[4], const char* arena, const TensorArgs& x, const Pixel& p, int channel) {
+  const int64_t at = elementAt(x, p, channel);
+  const int count = x.channels - channel, bytes = x.narrow ? 2 : 4;
+  const char* const from = arena + x.at + at * bytes;
+  if (count >= 4 && (x.at + at * bytes) % (4 * bytes) == 0) {
+    if (x.narrow) {
+      const auto* const words = reinterpret_cast<const Words<2>*>(from);
+#pragma unroll
+      for (int i = 0; i < 4; i++) v[i] = floatOfBits(i % 2 ? words->word[i / 2] & 0xffff0000 : words->word[i / 2] << 16);
+    } else {
+      const auto* const words = reinterpret_cast<const Words<4>*>(from);
+#pragma unroll
+      for (int i = 0; i < 4; i++) v[i] = floatOfBits(words->word[i]);
+    }
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < 4; i++) v[i] = i < count ? elementOf(arena, x, at + i) : 0;
+}
+
+OCTCONV_DEVICE void storeFour(char* arena, const TensorArgs& y, const Pixel& p, int channel, const float (&v)[4]) {
   const int64_t at = elementAt(y, p, channel);
-  const int count = y.channels - channel;  // what lies behind them is another value's
-  if (y.narrow) {
-    char* const to = arena + y.at + at * 2;
-    const uint32_t words[2] = {packBf16(v[0], v[1]), packBf16(v[2], v[3])};
-    if (count >= 4 && (y.at + at * 2) % 4 == 0) {
-      reinterpret_cast<uint32_t*>(to)[0] = words[0], reinterpret_cast<uint32_t*>(to)[1] = words[1];
-      return;
+  const int count = y.channels - channel, bytes = y.narrow ? 2 : 4;  // what lies behind them is another value's
+  char* const to = arena + y.at + at * bytes;
+  if (count >= 4 && (y.at + at * bytes) % (4 * bytes) == 0) {
+    if (y.narrow) {
+      *reinterpret_cast<Words<2>*>(to) = {packBf16(v[0], v[1]), packBf16(v[2], v[3])};
+    } else {
+      *reinterpret_cast<Words<4>*>(to) = {bitsOfFloat(v[0]), bitsOfFloat(v[1]), bitsOfFloat(v[2]), bitsOfFloat(v[3])};
     }
-#pragma unroll
-    for (int i = 0; i < 4; i++)
-      if (i < count) reinterpret_cast<uint16_t*>(to)[i] = static_cast<uint16_t>(words[i / 2] >> i % 2 * 16);
-  } else {
-    auto* const to = reinterpret_cast<float*>(arena + y.at) + at;
-#pragma unroll
-    for (int i = 0; i < 4; i++)
-      if (i < count) to[i] = v[i];
+    return;
   }
+#pragma unroll
+  for (int i = 0; i < 4; i++)
+    if (i < count) setElement(arena, y, at + i, v[i]);
 }
 
-// Four pixels, which are the phases of one low pixel or 32 rows apart, and four channels: y is their sums of products.
-template <bool phased>
-OCTCONV_DEVICE void finish(const BranchArgs& branch, char* arena, int rowTile, int low, int channel, float (&y)[4][4]) {
-  Pixel pixels[4];
+// Four pixels of a tile, of each group the one at `low`, and four channels: `sums` are those of their products, the
+// groups `stride` floats apart.
+template <int tile, bool phased>
+OCTCONV_DEVICE void finish(const BranchArgs& branch, char* arena, int low, int channel, const float* sums, int stride) {
+  constexpr int lows = Shape<tile>::lows;
+  const Place* const places = placesOf<tile>() + low;
+  float y[4][4];
 #pragma unroll
   for (int i = 0; i < 4; i++) {
-    pixels[i] = outputPixel<phased>(branch, rowTile, i, low);
+    const Pixel p = pixelOf(places[i * lows]);
+    float residual[4] = {};
+    if (branch.hasResidual && p.frame >= 0) loadFour(residual, arena, branch.residual, p, channel);
 #pragma unroll
-    for (int c = 0; c < 4; c++) {
-      y[i][c] += branch.bias[channel + c];
-      if (branch.hasResidual && pixels[i].frame >= 0 && channel + c < branch.channels)
-        y[i][c] += elementOf(arena, branch.residual, elementAt(branch.residual, pixels[i], channel + c));
-    }
+    for (int c = 0; c < 4; c++) y[i][c] = sums[i * stride + c] + branch.bias[channel + c] + residual[c];
   }
 #pragma unroll 1
   for (int k = 0; k < branch.stores; k++) {
@@ -280,118 +328,124 @@ OCTCONV_DEVICE void finish(const BranchArgs& branch, char* arena, int rowTile, i
     float mean[4] = {}, count = 0;
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-      if (pixels[i].frame < 0) continue;
+      const Pixel p = pixelOf(places[i * lows]);
+      if (p.frame < 0) continue;
       float v[4];
 #pragma unroll
       for (int c = 0; c < 4; c++)
         v[c] = channel + c < branch.channels ? stored(store.activation, y[i][c], channel + c) : 0;
       if (store.pool == 0) {
-        storeFour(arena, store, pixels[i], channel, v);
+        storeFour(arena, store.y, p, channel, v);
         continue;
       }
       count++;
 #pragma unroll
       for (int c = 0; c < 4; c++) mean[c] += roundedTo(store.y.narrow, v[c]);
     }
-    if (store.pool == 0 || count == 0) continue;
+    if (!phased || store.pool == 0 || count == 0) continue;
 #pragma unroll
     for (int c = 0; c < 4; c++) mean[c] /= count;
-    storeFour(arena, store, lowPixel(branch, rowTile, low), channel, mean);
+    const Pixel first = pixelOf(places[0]);
+    storeFour(arena, store.y, {first.frame, first.y / 2, first.x / 2}, channel, mean);
   }
 }
 
-template <class Type, int columns, bool phased>
-OCTCONV_DEVICE void computeTile(const BranchArgs& branch, char* arena, int tile) {
-  constexpr int fragments = columns / 16;  // of 8 columns, of a warp
-  constexpr int slotBytes = (tileRows + columns) * chunkBytes;
-  const int columnTile = tile % branch.columnTiles, rowTile = tile / branch.columnTiles;
-  const int warpRow = threadIndex() / 32 % 2, warpColumn = threadIndex() / 64;
-  char* const shared = sharedMemory();
+template <class Type, int tile, bool phased>
+OCTCONV_DEVICE void computeTile(const BranchArgs& branch, char* arena, int block) {
+  using Of = Shape<tile>;
+  const int split = block % branch.splits, tileIndex = block / branch.splits;
+  const int columnTile = tileIndex % branch.columnTiles, rowTile = tileIndex / branch.columnTiles;
+  for (int row = threadIndex(); row < 4 * Of::lows; row += blockThreads) {
+    const Pixel p = outputPixel<tile, phased>(branch, rowTile, row / Of::lows, row % Of::lows);
+    placesOf<tile>()[row] = {p.frame, static_cast<uint32_t>(p.y) << 16 | static_cast<uint32_t>(p.x)};
+  }
+  synchronize();
 
   int lowSteps = 0, steps = 0;
   for (int i = 0; i < branch.sources; i++) {
     steps += stepsOf(branch.source[i]);
     if (branch.source[i].upsample) lowSteps = steps;
   }
-  const char* weights = branch.weights + static_cast<int64_t>(columnTile) * steps * columns * chunkBytes;
-  Rows<Type, phased> rows(branch, arena, rowTile);
-  Position at;
-  const auto load = [&](int step) {
-    if (step < steps) {
-      char* const slot = shared + step % slots * slotBytes;
-      rows.load(at, slot);
-      loadWeights<columns>(weights + static_cast<int64_t>(step) * columns * chunkBytes, slot + tileRows * chunkBytes);
-      at.advance(branch);
-    }
-    commitCopies();
-  };
+  // This block's, of which the first ones are of low products.
+  const int first = static_cast<int>(static_cast<int64_t>(steps) * split / branch.splits),
+            last = static_cast<int>(static_cast<int64_t>(steps) * (split + 1) / branch.splits);
+  const int low = lowSteps <= first ? 0 : (lowSteps < last ? lowSteps : last) - first;
 
-  float acc[4][fragments][4] = {};
+  float acc[4][Of::fragments][4] = {};
+  Loader<Type, tile, phased> loader(branch, arena, columnTile, steps, first);
+  Ring<tile> ring;
 #pragma unroll 1
-  for (int step = 0; step < slots - 1; step++) load(step);
-#pragma unroll 1
-  for (int step = 0; step < steps; step++) {
-    waitForCopies<slots - 2>();
-    synchronize();
-    load(step + slots - 1);
-    const char* const slot = shared + step % slots * slotBytes;
-    if (phased && step < lowSteps) {
-      multiplySlot<Type, 1>(acc, slot, slot + tileRows * chunkBytes, warpRow, warpColumn);
-      if (step + 1 < lowSteps) continue;
+  for (int slot = 0; slot < slots - 1; slot++) {
+    loader.copy(sharedMemory() + slot * slotBytes(tiles[tile]));
+    commitCopies();
+    if (--loader.left == 0) loader.nextTap();
+  }
+  if (phased) {
+    multiplySteps<Type, tile, 1, phased>(acc, low, loader, ring);
 #pragma unroll
-      for (int i = 1; i < 4; i++)
+    for (int i = 1; i < 4; i++)
 #pragma unroll
-        for (int j = 0; j < fragments; j++)
+      for (int j = 0; j < Of::fragments; j++)
 #pragma unroll
-          for (int k = 0; k < 4; k++) acc[i][j][k] = acc[0][j][k];
-    } else {
-      multiplySlot<Type, 4>(acc, slot, slot + tileRows * chunkBytes, warpRow, warpColumn);
-    }
+        for (int k = 0; k < 4; k++) acc[i][j][k] = acc[0][j][k];
+  }
+  multiplySteps<Type, tile, 4, phased>(acc, last - first - low, loader, ring);
+  waitForCopies<0>();
+  if (branch.splits > 1) {
+    constexpr int sums = 4 * Of::fragments * 4;
+    if (!addPartials(reinterpret_cast<float(&)[sums]>(acc), branch, arena, tileIndex, split)) return;
   }
 
   // Sums go through shared memory, half of the columns at a time: there a thread finds those that belong together.
-  constexpr int half = columns / 2, pitch = half + 8;  // floats
-  auto* const sums = reinterpret_cast<float*>(shared);
-  const int lane = threadIndex() % 32;
+  constexpr int half = Of::columns / 2, pitch = half + 8;  // floats
+  auto* const sums = reinterpret_cast<float*>(sharedMemory());
+  const int lane = threadIndex() % 32, warpRow = threadIndex() / 32 % Of::warpRows,
+            warpColumn = threadIndex() / 32 / Of::warpRows;
 #pragma unroll 1
   for (int side = 0; side < 2; side++) {
     synchronize();
-    if (warpColumn == side) {
+    if (warpColumn / (Of::warpColumns / 2) == side) {
+      const int column = warpColumn % (Of::warpColumns / 2) * Of::fragments * 8 + lane % 4 * 2;
 #pragma unroll
       for (int i = 0; i < 4; i++)
 #pragma unroll
-        for (int j = 0; j < fragments; j++)
+        for (int j = 0; j < Of::fragments; j++)
 #pragma unroll
-          for (int k = 0; k < 4; k++)
-            sums[(i * 32 + warpRow * 16 + k / 2 * 8 + lane / 4) * pitch + j * 8 + lane % 4 * 2 + k % 2] = acc[i][j][k];
+          for (int k = 0; k < 4; k += 2) {
+            const int row = i * Of::lows + warpRow * 16 + k / 2 * 8 + lane / 4;
+            *reinterpret_cast<Words<2>*>(sums + row * pitch + column + j * 8) = {bitsOfFloat(acc[i][j][k]),
+                                                                                 bitsOfFloat(acc[i][j][k + 1])};
+          }
     }
     synchronize();
 #pragma unroll 1
-    for (int item = threadIndex(); item < 32 * half / 4; item += blockThreads) {
+    for (int item = threadIndex(); item < Of::lows * half / 4; item += blockThreads) {
       const int low = item / (half / 4), column = item % (half / 4) * 4;
-      const int channel = columnTile * columns + side * half + column;
-      if (channel >= branch.channels) continue;
-      float y[4][4];
-#pragma unroll
-      for (int i = 0; i < 4; i++)
-#pragma unroll
-        for (int c = 0; c < 4; c++) y[i][c] = sums[(i * 32 + low) * pitch + column + c];
-      finish<phased>(branch, arena, rowTile, low, channel, y);
+      const int channel = columnTile * Of::columns + side * half + column;
+      if (channel < branch.channels)
+        finish<tile, phased>(branch, arena, low, channel, sums + low * pitch + column, Of::lows * pitch);
     }
   }
 }
 
+template <class Type, int tile>
+OCTCONV_DEVICE void computeTile(const BranchArgs& branch, char* arena, int block) {
+  branch.phased ? computeTile<Type, tile, true>(branch, arena, block)
+                : computeTile<Type, tile, false>(branch, arena, block);
+}
+
 template <class Type>
 OCTCONV_DEVICE void compute(const OctConvArgs& args, char* arena) {
-  int tile = blockIndex(), b = 0;
-  while (tile >= args.branch[b].tiles) tile -= args.branch[b++].tiles;
+  int block = blockIndex(), b = 0;
+  while (block >= args.branch[b].blocks) block -= args.branch[b++].blocks;
   const BranchArgs& branch = args.branch[b];
-  if (branch.columns == 64) {
-    branch.phased ? computeTile<Type, 64, true>(branch, arena, tile)
-                  : computeTile<Type, 64, false>(branch, arena, tile);
-  } else {
-    branch.phased ? computeTile<Type, 32, true>(branch, arena, tile)
-                  : computeTile<Type, 32, false>(branch, arena, tile);
+  switch (branch.tile) {
+    case 0:
+      return computeTile<Type, 0>(branch, arena, block);
+    case 1:
+      return computeTile<Type, 1>(branch, arena, block);
+    case 2:
+      return computeTile<Type, 2>(branch, arena, block);
   }
 }
 
@@ -405,7 +459,6 @@ OCTCONV_DEVICE float productsAt(const PlainArgs& a, const char* arena, const Pix
 #pragma unroll 1
   for (int k = 0; k < branch.sources; k++) {
     const SourceArgs& s = branch.source[k];
-    const Extent size = pooledSize(s);
     const Pixel from = s.upsample ? Pixel{p.frame, p.y / 2, p.x / 2} : p;
     const int inputs = s.x.channels / a.groups, first = channel / (branch.channels / a.groups) * inputs;
 #pragma unroll 1
@@ -414,10 +467,11 @@ OCTCONV_DEVICE float productsAt(const PlainArgs& a, const char* arena, const Pix
       for (int ky = 0; ky < s.kernel.h; ky++)
 #pragma unroll 1
         for (int kx = 0; kx < s.kernel.w; kx++) {
-          const Pixel tap = tapPixel(s, size, from, branch.size.t, kt, ky, kx);
+          const Pixel tap = tapPixel(s, from, branch.size.t, kt, ky, kx);
 #pragma unroll 1
           for (int i = 0; i < inputs; i++, weight += branch.channels)
-            if (tap.frame >= 0) sum += preparedAt(arena, s, tap, first + i, a.narrow) * *weight;
+            if (tap.frame >= 0)
+              sum += roundedTo(a.narrow, elementOf(arena, s.x, elementAt(s.x, tap, first + i))) * *weight;
         }
   }
   return sum;
@@ -464,6 +518,41 @@ OCTCONV_KERNEL void __launch_bounds__(itemThreads, 4) octConvPlain(const __grid_
   for (int k = 0; k < mostStores; k++)
     if (k < branch.stores && branch.store[k].pool > 0)
       setElement(arena, branch.store[k].y, elementAt(branch.store[k].y, low, channel), means[k] / count);
+}
+
+// What is left of a pixel's channels, and columns of zeros, hold zeros. P at most twice; a value is rounded as what is
+// multiplied after each.
+OCTCONV_KERNEL void __launch_bounds__(itemThreads, 4) octConvPrepare(const __grid_constant__ PrepareArgs a, char* arena) {
+  const int64_t item = itemIndex(), index = item / a.y.pitch;
+  const int channel = static_cast<int>(item - index * a.y.pitch);
+  const int h = a.y.size.h, w = a.y.size.w;
+  const int64_t row = index / w, frame = row / h;
+  if (frame >= a.frames) return;
+  const int y = static_cast<int>(row - frame * h), x = static_cast<int>(index - row * w) - a.left;
+  float value = 0;
+  if (channel < a.x.channels && x >= 0 && x < a.columns) {
+    const int outer = a.pool == 2 ? 2 : 1, inner = a.pool > 0 ? 2 : 1;
+    const Extent& size = a.x.size;
+    const int innerH = (size.h + inner - 1) / inner, innerW = (size.w + inner - 1) / inner;
+    float sum = 0, count = 0;
+#pragma unroll 1
+    for (int yo = y * outer; yo < y * outer + outer && yo < innerH; yo++)
+#pragma unroll 1
+      for (int xo = x * outer; xo < x * outer + outer && xo < innerW; xo++, count++) {
+        float innerSum = 0, innerCount = 0;
+#pragma unroll 1
+        for (int yi = yo * inner; yi < yo * inner + inner && yi < size.h; yi++)
+#pragma unroll 1
+          for (int xi = xo * inner; xi < xo * inner + inner && xi < size.w; xi++, innerCount++) {
+            const float element =
+                elementOf(arena, a.x, elementAt(a.x, {static_cast<int>(frame), yi, xi}, channel));
+            innerSum += roundedTo(a.narrow, stored(a.prologue, element, channel));
+          }
+        sum += roundedTo(a.narrow, innerSum / innerCount);
+      }
+    value = sum / count;
+  }
+  setElement(arena, a.y, item, value);
 }
 
 OCTCONV_KERNEL void __launch_bounds__(blockThreads, 2)

@@ -4,13 +4,24 @@
 
 namespace octconv::cuda {
 
-inline constexpr int tileRows = 128;   // output pixels of a block
-inline constexpr int chunkBytes = 64;  // input channels of a step of the main loop
-inline constexpr int slots = 3;        // of shared memory for such steps
-inline constexpr int blockThreads = 128;
+inline constexpr int blockThreads = 256;
+inline constexpr int chunkBytes = 64;   // input channels of a step of the main loop
+inline constexpr int slots = 3;         // of shared memory for such steps
+inline constexpr int unitColumns = 32;  // output channels whose weights lie together
+inline constexpr int unitBytes = unitColumns * chunkBytes;
 inline constexpr int mostSources = 8, mostStores = 4, mostBranches = 2;
 
-constexpr int sharedBytes(int columns) { return slots * (tileRows + columns) * chunkBytes; }
+// What a block computes: four groups of `lows` output pixels x `columns` output channels.
+struct Tile {
+  int lows, columns;
+};
+inline constexpr Tile tiles[] = {{32, 128}, {64, 64}, {64, 32}};
+
+OCTCONV_BOTH constexpr int slotBytes(const Tile& tile) { return (4 * tile.lows + tile.columns) * chunkBytes; }
+// Slots, and where each output pixel lies.
+constexpr int sharedBytes(const Tile& tile) { return slots * slotBytes(tile) + 4 * tile.lows * 8; }
+// Of a thread's sums: what blocks that share a tile write for each other.
+inline constexpr int mostSums = 64;
 
 struct ActivationArgs {
   const float *scale, *shift;  // of batch normalisation, per channel; null without
@@ -18,14 +29,12 @@ struct ActivationArgs {
   float slope, least, most;
 };
 
+// x is of the type that is multiplied, and whole pieces of 16 bytes are its own or zeros.
 struct SourceArgs {
   TensorArgs x;
   Extent kernel, stride, padding, dilation;
   int chunks;     // of a tap
   bool upsample;  // the product, by 2
-  bool direct;    // x is copied as it lies; otherwise element by element: another type, prologue, pooling, any pitch
-  int pool;       // how often P is applied to x
-  ActivationArgs prologue;
 };
 
 struct StoreArgs {
@@ -39,12 +48,16 @@ struct BranchArgs {
   int n;
   Extent size;  // of y
   int channels;
-  bool phased;  // rows of a tile are four phases of 32 low pixels, otherwise 128 pixels in order
-  int columns;  // of a tile, output channels: 32 or 64
-  int columnTiles, tiles;
+  bool phased;  // the groups of a tile are the four phases of its low pixels, otherwise pixels in order
+  int tile;     // of `tiles`
+  int columnTiles;
+  int splits;  // blocks that share the steps of a tile
+  int blocks;
   int sources, stores;
-  const char* weights;  // [column tile][source][tap][chunk][column][64 bytes], see packing in cuda.cc
+  const char* weights;  // [unit of columns][source][tap][chunk][column][64 bytes], see packing in cuda.cc
   const float* bias;    // of all columns; null of a gated branch
+  int64_t partials;     // f32 [tile][split][sum][thread], bytes from the arena's begin
+  int64_t counters;     // of each tile the blocks that are done; zeros before and after a launch
   bool hasResidual;
   TensorArgs residual;
   SourceArgs source[mostSources];
@@ -62,6 +75,17 @@ struct PlainArgs {
   bool narrow;  // multiplies bf16
   bool gated;
   TensorArgs x, gate;
+};
+
+// What the kernels read where they cannot read a value as it lies: y = P^pool(clamp(batchNorm(x))) in the type that is
+// multiplied, with zeros around its columns and behind its channels.
+struct PrepareArgs {
+  TensorArgs x, y;
+  int frames;         // N * T
+  int pool;           // at most 2
+  int left, columns;  // of y: zeros, then those of P^pool(x), then zeros
+  bool narrow;        // bf16 is multiplied
+  ActivationArgs prologue;
 };
 
 // Where 16-byte piece `piece` of a row of 64 bytes lies in shared memory: eight rows that are read together use all
