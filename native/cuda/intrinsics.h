@@ -36,24 +36,6 @@ OCTCONV_DEVICE char* sharedMemory() {
 }
 OCTCONV_DEVICE void synchronize() { __syncthreads(); }
 
-// --- Blocks that work together ---------------------------------------------------------------------------------------
-
-// Called by all threads of `blocks` blocks. True in the block that comes last: there each thread sees what all threads
-// have written before, by readOthers. The counter is zero before and after.
-OCTCONV_DEVICE bool isLastOf(int blocks, unsigned* counter) {
-  __shared__ bool last;
-  __threadfence();
-  __syncthreads();
-  if (threadIndex() == 0) {
-    last = atomicAdd(counter, 1) == static_cast<unsigned>(blocks) - 1;
-    if (last) *counter = 0;
-  }
-  __syncthreads();
-  __threadfence();
-  return last;
-}
-OCTCONV_DEVICE float readOthers(const float* x) { return __ldcg(x); }
-
 // --- Asynchronous copies into shared memory --------------------------------------------------------------------------
 
 // 16 bytes, or zeros; they are there when waitForCopies has returned and the block has synchronized.

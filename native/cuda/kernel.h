@@ -28,14 +28,11 @@ Launch launchOf(std::string kernel, unsigned blocks, unsigned threads, size_t sh
   return {std::move(kernel), blocks, threads, sharedBytes, {first, first + sizeof arguments}};
 }
 
-inline constexpr size_t mostCounters = 1024;
-
 // A node with its place in a run's memory, in bytes from the arena's begin.
 struct PlacedNode {
   const Node& node;
   int multiprocessors;  // of the GPU
   int64_t scratch;      // Made::scratchBytes, which all steps share
-  int64_t counters;     // mostCounters u32, which all steps share; zeros before and after each launch
   std::vector<int64_t> inputs, outputs;
 
   TensorArgs input(size_t i) const { return tensorOf(node.inputs[i], inputs[i]); }

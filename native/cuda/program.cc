@@ -30,7 +30,6 @@ Program::Program(Gpu& gpu, PlanSpec given)
   for (const auto& [sizes, places] : {std::pair{&spec.inputBytes, &inputsAt}, std::pair{&spec.outputBytes, &outputsAt}})
     for (const size_t bytes : *sizes) places->push_back(arena.add(bytes)), boundary.add(bytes);
   boundaryBytes = boundary.size();
-  countersAt = arena.add(mostCounters * sizeof(uint32_t));
   const auto scratch = static_cast<int64_t>(arena.size());
   size_t scratchBytes = 0;
 
@@ -39,7 +38,7 @@ Program::Program(Gpu& gpu, PlanSpec given)
     for (int64_t round = 0; round < segment.rounds; round++)
       for (size_t i = first; i < first + segment.steps; i++) {
         const PlanSpec::Step& step = spec.steps[i];
-        PlacedNode placed{step.node, gpu.multiprocessors, scratch, static_cast<int64_t>(countersAt), {}, {}};
+        PlacedNode placed{step.node, gpu.multiprocessors, scratch, {}, {}};
         for (const size_t id : step.inputs) placed.inputs.push_back(placeOf(id, round));
         for (const size_t id : step.outputs) placed.outputs.push_back(placeOf(id, round));
         Made made = kernelsOf(step.node.op).make(placed);
@@ -176,10 +175,6 @@ class Program::Run : public Queue::Job {
     const auto& context = program->context;
     try {
       room.reset(new Room{Block(context, program->arenaBytes, Block::Where::device), Stream(context)});
-      const Context::Use use(*context);
-      check(driver.cuMemsetD8Async(room->arena.device() + program->countersAt, 0, mostCounters * sizeof(uint32_t),
-                                   room->stream),
-            "cuda: zeros");
     } catch (const OutOfMemory&) {
       if (alone) throw;
     }

@@ -46,7 +46,6 @@ class Program : public octconv::Program {
   std::vector<Step> launched;  // in the order of a run
   std::vector<StepInfo> infos;
   std::vector<size_t> inputsAt, outputsAt;  // in the arena
-  size_t countersAt = 0;  // PlacedNode::counters
   size_t arenaBytes = 0, boundaryBytes = 0;
   mutable std::mutex mutex;
   Idle idle;

@@ -363,17 +363,17 @@ int64_t spread(Making& making, OctConvArgs& args, int branches) {
   }
   const int64_t room = together * making.placed.multiprocessors;
   const int64_t each = std::max(leastSteps, (work + room - 1) / room);
-  const bool shared = all < making.placed.multiprocessors && all <= static_cast<int64_t>(mostCounters);
-  int64_t blocks = 0, counters = 0;
+  const bool shared = all < making.placed.multiprocessors;
+  int64_t blocks = 0;
   for (int b = 0; b < branches; b++) {
     BranchArgs& branch = args.branch[b];
     branch.splits = shared ? static_cast<int>(std::max<int64_t>(1, stepsOf(branch) / each)) : 1;
     branch.blocks = intOf(tileCounts[b] * branch.splits, "blocks");
     blocks += branch.blocks;
     if (branch.splits == 1) continue;
-    branch.counters = making.placed.counters + counters * 4;
-    counters += tileCounts[b];
-    branch.partials = making.take(product(branch.blocks, mostSums, blockThreads, sizeof(float)));
+    const Tile& tile = tiles[branch.tile];
+    branch.sumBlocks = intOf(tileCounts[b] * partsOf(tile), "blocks");
+    branch.partials = making.take(product(branch.blocks, 4 * tile.lows, tile.columns, sizeof(float)));
   }
   return blocks;
 }
@@ -424,6 +424,10 @@ Made make(const PlacedNode& placed) {
     }
     made.launches.push_back(
         launchOf(kernel, static_cast<unsigned>(intOf(blocks, "blocks")), blockThreads, shared, args));
+    int sums = 0;
+    for (int b = 0; b < together; b++) sums += args.branch[b].sumBlocks;
+    if (sums > 0)
+      made.launches.push_back(launchOf("octConvSums", static_cast<unsigned>(sums), blockThreads, shared, args));
   }
   for (const Means& m : making.means) made.launches.push_back(meansOf(m.type, m.at, placed.outputs[m.output]));
   made.scratchBytes = making.scratch.size();

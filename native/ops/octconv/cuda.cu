@@ -7,7 +7,7 @@
 //
 // High and low branch are blocks of one launch; no block waits for another. The input channels of a tap come in chunks
 // of 64 bytes, which are copied two steps ahead. Where there are fewer tiles than the GPU has room for, blocks share the
-// steps of a tile: the last one of them sums up what all of them have written, always in the same order.
+// steps of a tile: they write their sums, which a second launch adds up, always in the same order.
 #include "../../cuda/functions.h"
 #include "../../cuda/items.h"
 #include "cuda.h"
@@ -43,7 +43,6 @@ struct Shape {
   static constexpr int fragments = columns / warpColumns / 8;  // of 8 columns, of a warp
   static constexpr int rowBytes = 4 * lows * chunkBytes;       // of a slot, before its weights
   static constexpr int copies = 4 * lows * 4 / blockThreads;   // of rows' pieces, of a thread
-  static_assert(4 * fragments * 4 <= mostSums);
 };
 
 OCTCONV_DEVICE float normalized(const ActivationArgs& a, float x, int channel) {
@@ -118,8 +117,8 @@ struct Loader {
   char* const arena;
   int source = 0, kt = 0, ky = 0, kx = 0;
   int left;                  // steps before the tap changes
-  int64_t rows[Of::copies];  // bytes from the arena's begin
-  unsigned valid;            // a bit of each
+  uint32_t rows[Of::copies];  // pieces of 16 bytes from the arena's begin
+  unsigned valid;             // a bit of each
   int bytes = 0;             // of the pixels that are left, from this piece on
   const char* weights;
   int64_t unitStride;
@@ -142,9 +141,9 @@ struct Loader {
     const int piece = threadIndex() % 4, row = threadIndex() / 4;
 #pragma unroll
     for (int i = 0; i < Of::copies; i++) {
-      copy16(slot + swizzled(row, piece) + i * rowsTogether * chunkBytes, arena + rows[i],
+      copy16(slot + swizzled(row, piece) + i * rowsTogether * chunkBytes, arena + int64_t{rows[i]} * 16,
              (valid >> i & 1) && bytes > 0);
-      rows[i] += chunkBytes;
+      rows[i] += chunkBytes / 16;
     }
     bytes -= chunkBytes;
 #pragma unroll
@@ -186,7 +185,8 @@ struct Loader {
       const Pixel tap = tapPixel(s, p, branch.size.t, kt, ky, kx);
       if (tap.frame < 0) continue;
       valid |= 1u << i;
-      rows[i] = s.x.at + elementAt(s.x, tap, 0) * Type::bytes + chunk * chunkBytes + piece * 16;
+      const int64_t pixel = s.x.at + elementAt(s.x, tap, 0) * Type::bytes;
+      rows[i] = static_cast<uint32_t>(pixel / 16) + chunk * (chunkBytes / 16) + piece;
     }
   }
 };
@@ -252,21 +252,14 @@ OCTCONV_DEVICE void multiplySteps(float (&acc)[4][Shape<tile>::fragments][4], in
 
 // --- Results ---------------------------------------------------------------------------------------------------------
 
-// The sums of all blocks that share a tile. False: another block is to come.
-template <int sums>
-OCTCONV_DEVICE bool addPartials(float (&acc)[sums], const BranchArgs& branch, char* arena, int tileIndex, int split) {
-  auto* const partials = reinterpret_cast<float*>(arena + branch.partials) +
-                         static_cast<int64_t>(tileIndex) * branch.splits * sums * blockThreads + threadIndex();
-#pragma unroll
-  for (int i = 0; i < sums; i++) partials[(split * sums + i) * blockThreads] = acc[i];
-  if (!isLastOf(branch.splits, reinterpret_cast<unsigned*>(arena + branch.counters) + tileIndex)) return false;
-#pragma unroll
-  for (int i = 0; i < sums; i++) acc[i] = 0;
-#pragma unroll 1
-  for (int k = 0; k < branch.splits; k++)
-#pragma unroll
-    for (int i = 0; i < sums; i++) acc[i] += readOthers(partials + (k * sums + i) * blockThreads);
-  return true;
+// What a block writes that shares a tile: [row][column].
+template <int tile>
+inline constexpr int partialSize = 4 * Shape<tile>::lows * Shape<tile>::columns;
+
+template <int tile>
+OCTCONV_DEVICE float* partialOf(const BranchArgs& branch, char* arena, int tileIndex) {
+  return reinterpret_cast<float*>(arena + branch.partials) +
+         static_cast<int64_t>(tileIndex) * branch.splits * partialSize<tile>;
 }
 
 // The elements of four channels at a pixel; `count` of them are of the value.
@@ -310,30 +303,34 @@ OCTCONV_DEVICE void storeFour(char* arena, const TensorArgs& y, const Pixel& p, 
 // Four pixels of a tile, of each group the one at `low`, and four channels: `sums` are those of their products, the
 // groups `stride` floats apart.
 template <int tile, bool phased>
-OCTCONV_DEVICE void finish(const BranchArgs& branch, char* arena, int low, int channel, const float* sums, int stride) {
+OCTCONV_DEVICE void finish(const BranchArgs& branch, char* arena, int low, int channel, float* sums, int stride) {
+  using Four = Words<4>;
   constexpr int lows = Shape<tile>::lows;
   const Place* const places = placesOf<tile>() + low;
-  float y[4][4];
-#pragma unroll
+#pragma unroll 1
   for (int i = 0; i < 4; i++) {
     const Pixel p = pixelOf(places[i * lows]);
     float residual[4] = {};
     if (branch.hasResidual && p.frame >= 0) loadFour(residual, arena, branch.residual, p, channel);
+    Four y = *reinterpret_cast<const Four*>(sums + i * stride);
 #pragma unroll
-    for (int c = 0; c < 4; c++) y[i][c] = sums[i * stride + c] + branch.bias[channel + c] + residual[c];
+    for (int c = 0; c < 4; c++)
+      y.word[c] = bitsOfFloat(floatOfBits(y.word[c]) + branch.bias[channel + c] + residual[c]);
+    *reinterpret_cast<Four*>(sums + i * stride) = y;
   }
 #pragma unroll 1
   for (int k = 0; k < branch.stores; k++) {
     const StoreArgs& store = branch.store[k];
     float mean[4] = {}, count = 0;
-#pragma unroll
+#pragma unroll 1
     for (int i = 0; i < 4; i++) {
       const Pixel p = pixelOf(places[i * lows]);
       if (p.frame < 0) continue;
+      const Four y = *reinterpret_cast<const Four*>(sums + i * stride);
       float v[4];
 #pragma unroll
       for (int c = 0; c < 4; c++)
-        v[c] = channel + c < branch.channels ? stored(store.activation, y[i][c], channel + c) : 0;
+        v[c] = channel + c < branch.channels ? stored(store.activation, floatOfBits(y.word[c]), channel + c) : 0;
       if (store.pool == 0) {
         storeFour(arena, store.y, p, channel, v);
         continue;
@@ -350,17 +347,22 @@ OCTCONV_DEVICE void finish(const BranchArgs& branch, char* arena, int low, int c
   }
 }
 
+template <int tile, bool phased>
+OCTCONV_DEVICE void findPlaces(const BranchArgs& branch, int rowTile) {
+  constexpr int lows = Shape<tile>::lows;
+  for (int row = threadIndex(); row < 4 * lows; row += blockThreads) {
+    const Pixel p = outputPixel<tile, phased>(branch, rowTile, row / lows, row % lows);
+    placesOf<tile>()[row] = {p.frame, static_cast<uint32_t>(p.y) << 16 | static_cast<uint32_t>(p.x)};
+  }
+  synchronize();
+}
+
 template <class Type, int tile, bool phased>
 OCTCONV_DEVICE void computeTile(const BranchArgs& branch, char* arena, int block) {
   using Of = Shape<tile>;
   const int split = block % branch.splits, tileIndex = block / branch.splits;
   const int columnTile = tileIndex % branch.columnTiles, rowTile = tileIndex / branch.columnTiles;
-  for (int row = threadIndex(); row < 4 * Of::lows; row += blockThreads) {
-    const Pixel p = outputPixel<tile, phased>(branch, rowTile, row / Of::lows, row % Of::lows);
-    placesOf<tile>()[row] = {p.frame, static_cast<uint32_t>(p.y) << 16 | static_cast<uint32_t>(p.x)};
-  }
-  synchronize();
-
+  findPlaces<tile, phased>(branch, rowTile);
   int lowSteps = 0, steps = 0;
   for (int i = 0; i < branch.sources; i++) {
     steps += stepsOf(branch.source[i]);
@@ -391,32 +393,32 @@ OCTCONV_DEVICE void computeTile(const BranchArgs& branch, char* arena, int block
   }
   multiplySteps<Type, tile, 4, phased>(acc, last - first - low, loader, ring);
   waitForCopies<0>();
-  if (branch.splits > 1) {
-    constexpr int sums = 4 * Of::fragments * 4;
-    if (!addPartials(reinterpret_cast<float(&)[sums]>(acc), branch, arena, tileIndex, split)) return;
-  }
 
+  const int lane = threadIndex() % 32, warpRow = threadIndex() / 32 % Of::warpRows,
+            warpColumn = threadIndex() / 32 / Of::warpRows;
+  const auto put = [&](float* to, int pitch) {
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+#pragma unroll
+      for (int j = 0; j < Of::fragments; j++)
+#pragma unroll
+        for (int k = 0; k < 4; k += 2)
+          *reinterpret_cast<Words<2>*>(to + (i * Of::lows + k / 2 * 8) * pitch + j * 8) = {
+              bitsOfFloat(acc[i][j][k]), bitsOfFloat(acc[i][j][k + 1])};
+  };
+  const int row = warpRow * 16 + lane / 4, column = lane % 4 * 2;  // of the warp's columns
+  if (branch.splits > 1) {
+    float* const partial = partialOf<tile>(branch, arena, tileIndex) + split * partialSize<tile>;
+    return put(partial + row * Of::columns + warpColumn * Of::fragments * 8 + column, Of::columns);
+  }
   // Sums go through shared memory, half of the columns at a time: there a thread finds those that belong together.
   constexpr int half = Of::columns / 2, pitch = half + 8;  // floats
   auto* const sums = reinterpret_cast<float*>(sharedMemory());
-  const int lane = threadIndex() % 32, warpRow = threadIndex() / 32 % Of::warpRows,
-            warpColumn = threadIndex() / 32 / Of::warpRows;
 #pragma unroll 1
   for (int side = 0; side < 2; side++) {
     synchronize();
-    if (warpColumn / (Of::warpColumns / 2) == side) {
-      const int column = warpColumn % (Of::warpColumns / 2) * Of::fragments * 8 + lane % 4 * 2;
-#pragma unroll
-      for (int i = 0; i < 4; i++)
-#pragma unroll
-        for (int j = 0; j < Of::fragments; j++)
-#pragma unroll
-          for (int k = 0; k < 4; k += 2) {
-            const int row = i * Of::lows + warpRow * 16 + k / 2 * 8 + lane / 4;
-            *reinterpret_cast<Words<2>*>(sums + row * pitch + column + j * 8) = {bitsOfFloat(acc[i][j][k]),
-                                                                                 bitsOfFloat(acc[i][j][k + 1])};
-          }
-    }
+    if (warpColumn / (Of::warpColumns / 2) == side)
+      put(sums + row * pitch + warpColumn % (Of::warpColumns / 2) * Of::fragments * 8 + column, pitch);
     synchronize();
 #pragma unroll 1
     for (int item = threadIndex(); item < Of::lows * half / 4; item += blockThreads) {
@@ -428,17 +430,48 @@ OCTCONV_DEVICE void computeTile(const BranchArgs& branch, char* arena, int block
   }
 }
 
+// A part of a tile, whose sums are those of all of its splits.
+template <int tile, bool phased>
+OCTCONV_DEVICE void addSplits(const BranchArgs& branch, char* arena, int block) {
+  using Of = Shape<tile>;
+  const int tileIndex = block / partsOf(tiles[tile]), item = block % partsOf(tiles[tile]) * blockThreads + threadIndex();
+  findPlaces<tile, phased>(branch, tileIndex / branch.columnTiles);
+  const int low = item / (Of::columns / 4), column = item % (Of::columns / 4) * 4;
+  const int channel = tileIndex % branch.columnTiles * Of::columns + column;
+  if (channel >= branch.channels) return;
+  float* const own = partialOf<tile>(branch, arena, tileIndex) + low * Of::columns + column;
+#pragma unroll 1
+  for (int i = 0; i < 4; i++) {
+    auto* const at = reinterpret_cast<Words<4>*>(own + i * Of::lows * Of::columns);
+    float sum[4] = {};
+#pragma unroll 4
+    for (int k = 0; k < branch.splits; k++) {
+      const Words<4> partial = at[k * partialSize<tile> / 4];
+#pragma unroll
+      for (int c = 0; c < 4; c++) sum[c] += floatOfBits(partial.word[c]);
+    }
+    *at = {bitsOfFloat(sum[0]), bitsOfFloat(sum[1]), bitsOfFloat(sum[2]), bitsOfFloat(sum[3])};
+  }
+  finish<tile, phased>(branch, arena, low, channel, own, Of::lows * Of::columns);
+}
+
+// The branch that a block is of, of which there are `blocksOf`; `block` becomes its number in it.
+template <class BlocksOf>
+OCTCONV_DEVICE const BranchArgs& branchOf(const OctConvArgs& args, int& block, BlocksOf&& blocksOf) {
+  int b = 0;
+  while (block >= blocksOf(args.branch[b])) block -= blocksOf(args.branch[b++]);
+  return args.branch[b];
+}
+
 template <class Type, int tile>
 OCTCONV_DEVICE void computeTile(const BranchArgs& branch, char* arena, int block) {
   branch.phased ? computeTile<Type, tile, true>(branch, arena, block)
                 : computeTile<Type, tile, false>(branch, arena, block);
 }
-
 template <class Type>
 OCTCONV_DEVICE void compute(const OctConvArgs& args, char* arena) {
-  int block = blockIndex(), b = 0;
-  while (block >= args.branch[b].blocks) block -= args.branch[b++].blocks;
-  const BranchArgs& branch = args.branch[b];
+  int block = blockIndex();
+  const BranchArgs& branch = branchOf(args, block, [](const BranchArgs& b) { return b.blocks; });
   switch (branch.tile) {
     case 0:
       return computeTile<Type, 0>(branch, arena, block);
@@ -447,6 +480,11 @@ OCTCONV_DEVICE void compute(const OctConvArgs& args, char* arena) {
     case 2:
       return computeTile<Type, 2>(branch, arena, block);
   }
+}
+
+template <int tile>
+OCTCONV_DEVICE void addSplits(const BranchArgs& branch, char* arena, int block) {
+  branch.phased ? addSplits<tile, true>(branch, arena, block) : addSplits<tile, false>(branch, arena, block);
 }
 
 // --- Without tensor cores --------------------------------------------------------------------------------------------
@@ -562,6 +600,21 @@ OCTCONV_KERNEL void __launch_bounds__(blockThreads, 2)
 OCTCONV_KERNEL void __launch_bounds__(blockThreads, 2)
     octConvTf32(const __grid_constant__ OctConvArgs args, char* arena) {
   compute<Tf32>(args, arena);
+}
+
+// The second step where blocks share tiles.
+OCTCONV_KERNEL void __launch_bounds__(blockThreads, 2)
+    octConvSums(const __grid_constant__ OctConvArgs args, char* arena) {
+  int block = blockIndex();
+  const BranchArgs& branch = branchOf(args, block, [](const BranchArgs& b) { return b.sumBlocks; });
+  switch (branch.tile) {
+    case 0:
+      return addSplits<0>(branch, arena, block);
+    case 1:
+      return addSplits<1>(branch, arena, block);
+    case 2:
+      return addSplits<2>(branch, arena, block);
+  }
 }
 
 }  // namespace octconv::cuda

@@ -9,7 +9,7 @@ inline constexpr int chunkBytes = 64;   // input channels of a step of the main 
 inline constexpr int slots = 3;         // of shared memory for such steps
 inline constexpr int unitColumns = 32;  // output channels whose weights lie together
 inline constexpr int unitBytes = unitColumns * chunkBytes;
-inline constexpr int mostSources = 8, mostStores = 4, mostBranches = 2;
+inline constexpr int mostSources = 8, mostStores = 8, mostBranches = 2;
 
 // What a block computes: four groups of `lows` output pixels x `columns` output channels.
 struct Tile {
@@ -20,8 +20,9 @@ inline constexpr Tile tiles[] = {{32, 128}, {64, 64}, {64, 32}};
 OCTCONV_BOTH constexpr int slotBytes(const Tile& tile) { return (4 * tile.lows + tile.columns) * chunkBytes; }
 // Slots, and where each output pixel lies.
 constexpr int sharedBytes(const Tile& tile) { return slots * slotBytes(tile) + 4 * tile.lows * 8; }
-// Of a thread's sums: what blocks that share a tile write for each other.
-inline constexpr int mostSums = 64;
+
+// Blocks of octConvSums that add up a tile, a thread four columns of four pixels.
+OCTCONV_BOTH constexpr int partsOf(const Tile& tile) { return tile.lows * tile.columns / 4 / blockThreads; }
 
 struct ActivationArgs {
   const float *scale, *shift;  // of batch normalisation, per channel; null without
@@ -51,13 +52,12 @@ struct BranchArgs {
   bool phased;  // the groups of a tile are the four phases of its low pixels, otherwise pixels in order
   int tile;     // of `tiles`
   int columnTiles;
-  int splits;  // blocks that share the steps of a tile
-  int blocks;
+  int splits;             // blocks that share the steps of a tile
+  int blocks, sumBlocks;  // of octConv and of octConvSums
   int sources, stores;
   const char* weights;  // [unit of columns][source][tap][chunk][column][64 bytes], see packing in cuda.cc
   const float* bias;    // of all columns; null of a gated branch
-  int64_t partials;     // f32 [tile][split][sum][thread], bytes from the arena's begin
-  int64_t counters;     // of each tile the blocks that are done; zeros before and after a launch
+  int64_t partials;     // f32 [tile][split][row][column], bytes from the arena's begin
   bool hasResidual;
   TensorArgs residual;
   SourceArgs source[mostSources];

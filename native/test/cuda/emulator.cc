@@ -421,19 +421,6 @@ void synchronize() {
   acquire(barriers[turn]);
 }
 
-bool isLastOf(int blocks, unsigned* counter) {
-  static bool last;  // of the block that runs
-  synchronize();
-  if (emulated.thread == 0) {
-    auto& order = *reinterpret_cast<char*>(counter);
-    release(order), acquire(order);
-    last = ++*counter == static_cast<unsigned>(blocks);
-    if (last) *counter = 0;
-  }
-  synchronize();
-  return last;
-}
-
 void copy16(char* shared, const void* global, bool valid) {
   checkShared("copy16", shared);
   if (reinterpret_cast<uintptr_t>(global) % 16 != 0) fail("copy16: the address in global memory is no multiple of 16");

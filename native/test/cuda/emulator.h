@@ -37,9 +37,6 @@ inline int blockIndex() { return emulated.block; }
 inline char* sharedMemory() { return emulated.shared; }
 void synchronize();
 
-bool isLastOf(int blocks, unsigned* counter);
-inline float readOthers(const float* x) { return *x; }
-
 void copy16(char* shared, const void* global, bool valid);
 void commitCopies();
 void waitForCopies(int pending);

@@ -30,6 +30,7 @@ const std::map<std::string, Kernel>& kernels = *new std::map<std::string, Kernel
     OCTCONV_NAMED(octConvBf16, blockThreads),
     OCTCONV_NAMED(octConvPlain, itemThreads),
     OCTCONV_NAMED(octConvPrepare, itemThreads),
+    OCTCONV_NAMED(octConvSums, blockThreads),
     OCTCONV_NAMED(octConvTf32, blockThreads),
     OCTCONV_NAMED(pad, itemThreads),
     OCTCONV_NAMED(pool, itemThreads),
