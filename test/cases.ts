@@ -333,6 +333,7 @@ const octConvs: Case[] = [
   // several blocks of rows, of images
   octConv({ h: 41, w: 37, from: [64, 64], to: [12, 7] }),
   octConv({ h: 83, w: 73, from: [64, 64], to: [24, 40], kernel: 1, stride: 2 }),
+  octConv({ h: 30, w: 34, from: [9, 5], to: [80, 72], bias: true }), // CUDA's largest tiles
   octConv({ n: 7, h: 7, w: 7, from: [256, 256], to: [20, 9], kernel: 1 }),
   octConv({ n: 3, h: 7, w: 7, from: [24, 40], to: [36, 20], kernel: 7 }),
   octConv({ h: 8, w: 9, from: [8, 4], to: [12, 8], groups: 4, bias: true }),

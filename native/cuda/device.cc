@@ -17,6 +17,7 @@ class CudaDevice : public Device {
     traits_.isa = about.str();
     traits_.threads = 1;
     traits_.align = 256;
+    traits_.channelAlign = 16;
     traits_.fuses = true;
     traits_.mostPooled = 1;  // P of P needs pixels of other tiles
     traits_.dotProducts = {DType::bf16};

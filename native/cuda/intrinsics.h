@@ -9,6 +9,7 @@
 #define OCTCONV_DEVICE inline
 #define OCTCONV_KERNEL extern "C"
 #define __launch_bounds__(...)
+#define __maxnreg__(...)
 #define __grid_constant__
 #endif
 

@@ -43,6 +43,7 @@ struct Made {
   std::vector<Launch> launches;
   std::string algorithm;  // StepInfo::algorithm
   size_t scratchBytes = 0;
+  bool writesPads = false;  // of outputs; otherwise a launch before these does
 };
 
 // An entry of the device's table: a file of an op registers it as Registered<Kernels>.

@@ -1,6 +1,7 @@
 #include "program.h"
 
 #include "../core/threads.h"
+#include "pads.h"
 
 namespace octconv::cuda {
 namespace {
@@ -45,6 +46,10 @@ Program::Program(Gpu& gpu, PlanSpec given)
         infos[i].algorithm = std::move(made.algorithm);
         scratchBytes = std::max(scratchBytes, made.scratchBytes);
         launched.push_back({i, {}});
+        if (!made.writesPads)
+          for (size_t k = 0; k < placed.outputs.size(); k++)
+            if (const TensorType& type = step.node.outputs[k]; type.pad > 0)
+              made.launches.insert(made.launches.begin(), clearPads(type, placed.outputs[k]));
         for (Launch& launch : made.launches)
           launched.back().launches.emplace_back(context->function(launch.kernel, launch.sharedBytes),
                                                 std::move(launch));

@@ -11,7 +11,7 @@ struct Extent {
 struct TensorArgs {
   int64_t at;  // bytes from the arena's begin, so that all runs of a plan have the same arguments
   Extent size;
-  int channels, pitch;  // elements
+  int channels, pad, pitch;  // elements; behind the channels of a pixel lie `pad` zeros
   bool narrow;          // bf16, otherwise f32
 };
 
@@ -78,6 +78,7 @@ inline TensorArgs tensorOf(const TensorType& type, int64_t at) {
   return {at,
           {static_cast<int>(s.t), static_cast<int>(s.h), static_cast<int>(s.w)},
           intOf(s.c, "channels"),
+          static_cast<int>(type.pad),
           intOf(type.pitch(), "elements from pixel to pixel"),
           type.dtype == DType::bf16};
 }

@@ -2,6 +2,7 @@
 #include "cuda.h"
 
 #include <algorithm>
+#include <span>
 
 #include "../../core/threads.h"
 #include "../../cuda/items.h"
@@ -324,6 +325,7 @@ BranchArgs argumentsOf(Making& making, const Branch& branch, const CudaBranch& p
     } else {
       to = placed.output(store.output);
     }
+    args.storedChannels = std::max(args.storedChannels, to.channels + to.pad);
     args.store[args.stores++] = {to, static_cast<int>(store.pool),
                                  activationOf(store.activation, packed.stores[k], packed)};
   }
@@ -344,38 +346,46 @@ int64_t stepsOf(const BranchArgs& branch) {
   return steps;
 }
 
-// How many blocks compute the branches: one for each tile, or if that leaves most of the GPU without work so many that
-// it has room for all of them at once.
-int64_t spread(Making& making, OctConvArgs& args, int branches) {
+int64_t tilesOf(const BranchArgs& branch) {
+  const Tile& tile = tiles[branch.tile];
+  const Extent& size = branch.size;
+  const int64_t rows = branch.phased ? product(branch.n, size.t, half(size.h), half(size.w)) * 4
+                                     : product(branch.n, size.t, size.h, size.w);
+  return product(roundUp(rows, 4 * tile.lows) / (4 * tile.lows), branch.columnTiles);
+}
+
+// Chooses tiles, and the blocks that compute them, for branches of one launch. The widest tiles are the largest ones if
+// these fill the GPU. If smaller ones do not fill it either, blocks share their steps: so many that the GPU has room for
+// all of them at once.
+void spread(Making& making, std::span<BranchArgs> branches) {
   constexpr int64_t together = 2, leastSteps = 4;  // blocks of a multiprocessor; steps of a block
-  int64_t all = 0, work = 0;
-  std::vector<int64_t> tileCounts;
-  for (int b = 0; b < branches; b++) {
-    BranchArgs& branch = args.branch[b];
-    branch.tile = tileFor(branch.channels);
+  const int64_t multiprocessors = making.placed.multiprocessors;
+  const auto choose = [&](int widest) {
+    int64_t all = 0;
+    for (BranchArgs& branch : branches) {
+      branch.tile = tileFor(branch.channels);
+      if (branch.tile == 0) branch.tile = widest;
+      const int columns = tiles[branch.tile].columns;
+      branch.columnTiles = (branch.channels + columns - 1) / columns;
+      branch.splits = 1;
+      branch.blocks = intOf(tilesOf(branch), "blocks");
+      all += branch.blocks;
+    }
+    return all;
+  };
+  if (choose(largestTile) >= multiprocessors || choose(0) >= multiprocessors) return;
+  int64_t work = 0;
+  for (const BranchArgs& branch : branches) work += branch.blocks * stepsOf(branch);
+  const int64_t room = together * multiprocessors, each = std::max(leastSteps, (work + room - 1) / room);
+  for (BranchArgs& branch : branches) {
+    const int64_t count = branch.blocks, splits = stepsOf(branch) / each;
+    if (splits <= 1) continue;
     const Tile& tile = tiles[branch.tile];
-    const Extent& size = branch.size;
-    const int64_t rows = branch.phased ? product(branch.n, size.t, half(size.h), half(size.w)) * 4
-                                       : product(branch.n, size.t, size.h, size.w);
-    branch.columnTiles = (branch.channels + tile.columns - 1) / tile.columns;
-    tileCounts.push_back(product(roundUp(rows, 4 * tile.lows) / (4 * tile.lows), branch.columnTiles));
-    all += tileCounts.back(), work += tileCounts.back() * stepsOf(branch);
-  }
-  const int64_t room = together * making.placed.multiprocessors;
-  const int64_t each = std::max(leastSteps, (work + room - 1) / room);
-  const bool shared = all < making.placed.multiprocessors;
-  int64_t blocks = 0;
-  for (int b = 0; b < branches; b++) {
-    BranchArgs& branch = args.branch[b];
-    branch.splits = shared ? static_cast<int>(std::max<int64_t>(1, stepsOf(branch) / each)) : 1;
-    branch.blocks = intOf(tileCounts[b] * branch.splits, "blocks");
-    blocks += branch.blocks;
-    if (branch.splits == 1) continue;
-    const Tile& tile = tiles[branch.tile];
-    branch.sumBlocks = intOf(tileCounts[b] * partsOf(tile), "blocks");
+    branch.splits = static_cast<int>(splits);
+    branch.blocks = intOf(count * splits, "blocks");
+    branch.sumBlocks = intOf(count * partsOf(tile), "blocks");
     branch.partials = making.take(product(branch.blocks, 4 * tile.lows, tile.columns, sizeof(float)));
   }
-  return blocks;
 }
 
 Launch plainLaunch(const PlacedNode& placed, const Branch& branch, const BranchArgs& args) {
@@ -410,27 +420,30 @@ Made make(const PlacedNode& placed) {
     args.branch[together++] = branchArgs;
   }
   if (together > 0) {
-    const std::string kernel = compute == Compute::bf16 ? "octConvBf16" : "octConvTf32";
-    const int64_t blocks = spread(making, args, together);
-    int shared = 0;
-    made.algorithm += (made.algorithm.empty() ? "" : " and ") + kernel;
-    for (int b = 0; b < together; b++) {
-      const BranchArgs& branch = args.branch[b];
+    const std::span<BranchArgs> some(args.branch, together);
+    spread(making, some);
+    bool large = false;
+    int shared = 0, blocks = 0, sumBlocks = 0;
+    std::string about;
+    for (const BranchArgs& branch : some) {
       const Tile& tile = tiles[branch.tile];
+      large = large || branch.tile == largestTile;
       shared = std::max(shared, sharedBytes(tile));
-      made.algorithm += (b ? ", " : " ") + std::to_string(branch.blocks / branch.splits) + " x " +
-                        std::to_string(branch.splits) + " tiles of " + std::to_string(4 * tile.lows) + " x " +
-                        std::to_string(tile.columns);
+      blocks = intOf(int64_t{blocks} + branch.blocks, "blocks"), sumBlocks += branch.sumBlocks;
+      about += (about.empty() ? " " : ", ") + std::to_string(branch.blocks / branch.splits) + " x " +
+               std::to_string(branch.splits) + " tiles of " + std::to_string(4 * tile.lows) + " x " +
+               std::to_string(tile.columns);
     }
-    made.launches.push_back(
-        launchOf(kernel, static_cast<unsigned>(intOf(blocks, "blocks")), blockThreads, shared, args));
-    int sums = 0;
-    for (int b = 0; b < together; b++) sums += args.branch[b].sumBlocks;
-    if (sums > 0)
-      made.launches.push_back(launchOf("octConvSums", static_cast<unsigned>(sums), blockThreads, shared, args));
+    const std::string kernel =
+        std::string(compute == Compute::bf16 ? "octConvBf16" : "octConvTf32") + (large ? "Large" : "");
+    made.algorithm += (made.algorithm.empty() ? "" : " and ") + kernel + about;
+    made.launches.push_back(launchOf(kernel, static_cast<unsigned>(blocks), blockThreads, shared, args));
+    if (sumBlocks > 0)
+      made.launches.push_back(launchOf("octConvSums", static_cast<unsigned>(sumBlocks), blockThreads, shared, args));
   }
   for (const Means& m : making.means) made.launches.push_back(meansOf(m.type, m.at, placed.outputs[m.output]));
   made.scratchBytes = making.scratch.size();
+  made.writesPads = together == static_cast<int>(branches.size());
   return made;
 }
 

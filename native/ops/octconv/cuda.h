@@ -15,7 +15,8 @@ inline constexpr int mostSources = 8, mostStores = 8, mostBranches = 2;
 struct Tile {
   int lows, columns;
 };
-inline constexpr Tile tiles[] = {{32, 128}, {64, 64}, {64, 32}};
+inline constexpr Tile tiles[] = {{32, 128}, {64, 64}, {64, 32}, {64, 128}};
+inline constexpr int largestTile = 3;  // of a kernel of its own: it leaves no room for a second block
 
 OCTCONV_BOTH constexpr int slotBytes(const Tile& tile) { return (4 * tile.lows + tile.columns) * chunkBytes; }
 // Slots, and where each output pixel lies.
@@ -48,7 +49,7 @@ struct StoreArgs {
 struct BranchArgs {
   int n;
   Extent size;  // of y
-  int channels;
+  int channels, storedChannels;  // the latter with the zeros that stores put behind them
   bool phased;  // the groups of a tile are the four phases of its low pixels, otherwise pixels in order
   int tile;     // of `tiles`
   int columnTiles;
