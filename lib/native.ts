@@ -8,7 +8,7 @@ import type { Traits } from './targets.js';
 
 /**
  * A device that the addon knows. `cpu`: fused kernels. `reference`: the plain loops that specify them, without any
- * fusion. `cuda` is the first NVIDIA GPU, `cuda:1` the second.
+ * fusion. `cuda` is the first NVIDIA GPU, `cuda:1` the second; `cuda:sm_90` is none, it compiles plans and runs none.
  */
 export type Device = 'cpu' | 'cuda' | 'reference' | (string & Record<never, never>);
 
@@ -63,7 +63,30 @@ export interface NativePlanSpec {
   readonly segments?: readonly { readonly steps: number; readonly rounds: number }[];
 }
 
+/** See `LaunchInfo` in native/core/device.h. */
+export interface Launch {
+  readonly kernel: string;
+  readonly blocks: number;
+  /** Of a block. */
+  readonly threads: number;
+  /** Dynamic shared memory of a block. */
+  readonly sharedBytes: number;
+  /** Pixels x channels of a block, of products on tensor cores; otherwise empty. */
+  readonly tile: string;
+  /** On tensor cores, with all that fills up tiles. */
+  readonly multiplyAdds: number;
+  /** That all blocks together copy into shared memory, for tensor cores. */
+  readonly operandBytes: number;
+}
+
+export interface NativeStepInfo {
+  readonly algorithm: string;
+  /** On a GPU. */
+  readonly launches: readonly Launch[];
+}
+
 export interface NativeRun {
+  /** `stepMilliseconds`: as many as were asked for. */
   readonly done: Promise<{ completed: boolean; outputs: ArrayBuffer[]; stepMilliseconds: Float32Array }>;
   /** Stops it between two tasks. */
   cancel(): void;
@@ -101,8 +124,9 @@ export interface Native {
   compile(
     device: Device,
     spec: NativePlanSpec | NativePart,
-  ): Promise<{ plan: NativePlan; runBytes: number; algorithms: string[] }>;
-  run(plan: NativePlan, inputs: readonly TypedArray[], timed: boolean): NativeRun;
+  ): Promise<{ plan: NativePlan; runBytes: number; steps: NativeStepInfo[] }>;
+  /** `times` are measured: one for each step, one for all of them together, or 0. */
+  run(plan: NativePlan, inputs: readonly TypedArray[], times: number): NativeRun;
   /** Of packed parameters, or what a plan keeps for its next runs, which is told to the garbage collector too. */
   bytes(held: NativePacked | NativePlan): number;
   /** Tells the garbage collector of packed parameters. */
@@ -110,6 +134,8 @@ export interface Native {
   /** Gives back what a plan keeps for its next runs. */
   trim(plan: NativePlan): void;
   release(held: NativePacked | NativePlan | ArrayBuffer): void;
+  /** What a device tells of its state, such as `smMHz` and `celsius`. */
+  sensors(device: Device): Readonly<Record<string, number>>;
   peak(threads: number): Promise<number>;
   /** Of a plan or a measurement. */
   readonly mostThreads: number;

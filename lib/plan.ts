@@ -17,6 +17,7 @@ import {
   type NativeParam,
   type NativePlan,
   type NativeStep,
+  type NativeStepInfo,
   type NativeValue,
   native,
 } from './native.js';
@@ -321,7 +322,7 @@ export class Plan {
     /** Bytes of activations, and of activations and scratch, of one run. */
     readonly memory: { readonly activations: number; readonly run: number },
     /** What native code chose for each step. */
-    readonly algorithms: readonly string[],
+    readonly infos: readonly NativeStepInfo[],
     plan: NativePlan,
     bound: readonly TypedArray[],
     release: () => void,
@@ -358,7 +359,7 @@ export class Plan {
     try {
       const bound = await Promise.all([...graph.bound.values()].map((name) => weights.operand(name, graph.constants)));
       const spec = await inTurns(specOf(steps, memory, packed.steps, threads));
-      const { plan, runBytes, algorithms } = await calling(() => native.compile(target.name, spec));
+      const { plan, runBytes, steps: infos } = await calling(() => native.compile(target.name, spec));
       try {
         weights.checkBytes(packed.bytes, runBytes + outside);
       } catch (error) {
@@ -366,11 +367,16 @@ export class Plan {
         throw error;
       }
       const bytes = { activations: memory.bytes, run: runBytes };
-      return new Plan(graph, target, steps, bytes, algorithms, plan, bound, packed.release);
+      return new Plan(graph, target, steps, bytes, infos, plan, bound, packed.release);
     } catch (error) {
       packed.release();
       throw error;
     }
+  }
+
+  /** The algorithm of each step. */
+  get algorithms(): readonly string[] {
+    return this.infos.map(({ algorithm }) => algorithm);
   }
 
   /** What a run takes. */
@@ -387,7 +393,7 @@ export class Plan {
 
   /**
    * Runs on the library's own threads. Inputs are copied before this returns, outputs when the run has ended, each
-   * once. `stepMilliseconds` takes the time of each step.
+   * once. `stepMilliseconds` takes the time of each step, or if it has one element, of all of them together.
    * @throws OctconvError if an input has another type or shape, or, where i8 is multiplied, is not finite; the signal's
    * reason if it is aborted.
    */
@@ -400,7 +406,7 @@ export class Plan {
     checkSignal(signal);
     this.#check(inputs);
     const [plan, data] = [this.#plan, [...inputs.map((t) => t.data), ...this.#bound]];
-    const { done, cancel } = calling(() => native.run(plan, data, stepMilliseconds !== undefined));
+    const { done, cancel } = calling(() => native.run(plan, data, stepMilliseconds?.length ?? 0));
     const ended = calling(() => done).finally(() => this.#ended());
     const { completed, outputs, stepMilliseconds: times } = await orAborted(ended, cancel, signal);
     stepMilliseconds?.set(times);

@@ -9,12 +9,14 @@
 //   format(device, op, attrs)          -> string; parameters packed for one node serve all of the same format
 //   pack(device, op, attrs, params)    -> Promise<packed parameters>
 //   part(plan, before?)                -> a plan as native data; lists of its values and steps go on from those before
-//   compile(device, plan | part)       -> Promise<{ plan, runBytes, algorithms }>
-//   run(plan, inputs, timed)           -> { done: Promise<{ completed, outputs, stepMilliseconds }>, cancel() }
+//   compile(device, plan | part)       -> Promise<{ plan, runBytes, steps: [{ algorithm, launches }] }>
+//   run(plan, inputs, times)           -> { done: Promise<{ completed, outputs, stepMilliseconds }>, cancel() }; as many
+//                                      times as the plan has steps, one for all of them, or 0
 //   bytes(packed | plan)               -> bytes of packed parameters, or what a plan keeps for its next runs
 //   tell(list of packed)               tells the garbage collector of packed parameters
 //   trim(plan)                         gives back what it keeps for its next runs
 //   release(packed | plan | block)     gives its memory back before the garbage collector does
+//   sensors(device)                    -> what it tells of its state: { name: number }
 //   peak(threads)                      -> Promise of measured GFLOP/s of fused multiply-adds
 //   mostThreads                        of a plan or a measurement
 //
@@ -26,6 +28,7 @@
 #include <malloc.h>
 #endif
 
+#include <algorithm>
 #include <condition_variable>
 #include <cstring>
 #include <map>
@@ -441,6 +444,12 @@ Napi::Value traits(const Napi::CallbackInfo& call) {
   return traitsOf(call.Env(), Device::find(textOf(call[0], "device")).traits());
 }
 
+Napi::Value sensors(const Napi::CallbackInfo& call) {
+  auto result = Napi::Object::New(call.Env());
+  for (const auto& [name, value] : Device::find(textOf(call[0], "device")).sensors()) result.Set(name, value);
+  return result;
+}
+
 Napi::Value block(const Napi::CallbackInfo& call) {
   const auto bytes = static_cast<size_t>(integerOf(call[0], "bytes", 0, mostBytes));
   using Owner = std::shared_ptr<const Memory>;
@@ -494,17 +503,36 @@ Napi::Value part(const Napi::CallbackInfo& call) {
   return before;
 }
 
+Napi::Object stepOf(Napi::Env env, const StepInfo& step) {
+  auto result = Napi::Object::New(env);
+  auto launches = Napi::Array::New(env);
+  for (const LaunchInfo& launch : step.launches) {
+    auto each = Napi::Object::New(env);
+    each.Set("kernel", launch.kernel);
+    each.Set("tile", launch.tile);
+    each.Set("blocks", launch.blocks);
+    each.Set("threads", launch.threads);
+    each.Set("sharedBytes", static_cast<double>(launch.sharedBytes));
+    each.Set("multiplyAdds", static_cast<double>(launch.multiplyAdds));
+    each.Set("operandBytes", static_cast<double>(launch.operandBytes));
+    launches.Set(launches.Length(), each);
+  }
+  result.Set("algorithm", step.algorithm);
+  result.Set("launches", launches);
+  return result;
+}
+
 Napi::Value compile(const Napi::CallbackInfo& call) {
   struct Compiling : Job {
     PlanSpec spec;
     std::shared_ptr<Program> program;
     Napi::Value result(Napi::Env env) override {
       auto result = Napi::Object::New(env);
-      auto algorithms = Napi::Array::New(env);
-      for (const StepInfo& step : program->steps()) algorithms.Set(algorithms.Length(), step.algorithm);
+      auto steps = Napi::Array::New(env);
+      for (const StepInfo& step : program->steps()) steps.Set(steps.Length(), stepOf(env, step));
       const size_t bytes = program->runBytes();
       result.Set("runBytes", static_cast<double>(bytes));
-      result.Set("algorithms", algorithms);
+      result.Set("steps", steps);
       result.Set("plan", Held<Program>::wrap(env, std::move(program), 0));  // it has run nothing yet
       return result;
     }
@@ -570,7 +598,10 @@ Napi::Value run(const Napi::CallbackInfo& call) {
     if (bytes.size() != to.size()) fail("plan: input ", i, " has ", bytes.size(), " bytes, wanted ", to.size());
     std::memcpy(request.inputs[i].data(), bytes.data(), bytes.size());
   }
-  if (call[2].ToBoolean()) request.stepMilliseconds.resize(job->program->steps().size());
+  const auto steps = static_cast<int64_t>(job->program->steps().size());
+  const int64_t times = integerOf(call[2], "times", 0, std::max<int64_t>(1, steps));
+  if (times > 1 && times != steps) fail("plan: ", times, " times, wanted 1, or one for each of its ", steps, " steps");
+  request.stepMilliseconds.resize(static_cast<size_t>(times));
 
   auto result = Napi::Object::New(env);
   // The memory of a run goes with the run, not when the garbage collector finds this function.
@@ -658,6 +689,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("format", Napi::Function::New(env, format));
   exports.Set("pack", Napi::Function::New(env, pack));
   exports.Set("part", Napi::Function::New(env, part));
+  exports.Set("sensors", Napi::Function::New(env, sensors));
   exports.Set("compile", Napi::Function::New(env, compile));
   exports.Set("run", Napi::Function::New(env, run));
   exports.Set("bytes", Napi::Function::New(env, bytes));

@@ -1,12 +1,13 @@
 // The kernels for NVIDIA GPUs; needs no GPU.
-//   node tools/cuda.mjs          build/Release/octconv.fatbin, which lies beside the addon
+//   node tools/cuda.mjs          build/Release/octconv.fatbin, which lies beside the addon, and octconv.kernels.json,
+//                                the registers of each kernel
 //   node tools/cuda.mjs gates    what nvcc made of each kernel, against tools/cuda-gates.json: registers at most, tensor
 //                                instructions exactly (of each variant of a tile: 8 rows of columns per warp x groups of
 //                                rows x 2), nothing on the stack, no spills, copies in their fastest form
 //   node tools/cuda.mjs fetch    nothing but nvcc
 // nvcc is the system's if it is 12.8 or newer, otherwise 13.0 from PyPI, in build/cuda-toolkit.
 import { spawnSync } from 'node:child_process';
-import { chmodSync, existsSync, mkdirSync, readdirSync, readFileSync } from 'node:fs';
+import { chmodSync, existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { installPackages, main, outputOf, root, run, ToolError, which } from './system.mjs';
 
@@ -46,9 +47,27 @@ function build() {
   const code = architectures.flatMap((sm) => ['-gencode', `arch=compute_${sm},code=sm_${sm}`]);
   const last = architectures.at(-1);
   code.push('-gencode', `arch=compute_${last},code=compute_${last}`);
-  run(`${folder}nvcc`, [...options, '--threads', '2', '--fatbin', ...code, source, '-o', fatbin], {
-    what: 'cuda: nvcc',
-  });
+  const nvcc = [...options, '--threads', '2', '-Xptxas', '-v', '--fatbin', ...code, source, '-o', fatbin];
+  const { status, stderr } = spawnSync(`${folder}nvcc`, nvcc, { cwd: root, encoding: 'utf8', maxBuffer: 2 ** 26 });
+  if (status !== 0) throw new ToolError(`cuda: nvcc: ${stderr}`);
+  const registers = {};
+  for (const { name, architecture, registers: count } of assembled(stderr))
+    registers[architecture] = { ...registers[architecture], [name]: count };
+  writeFileSync(fatbin.replace('.fatbin', '.kernels.json'), `${JSON.stringify(registers, null, 1)}\n`);
+}
+
+/** What `ptxas -v` says of each kernel. */
+function assembled(text) {
+  return text
+    .split('Compiling entry function')
+    .slice(1)
+    .map((each) => {
+      const [, name, architecture] = /'(\w+)' for '(\w+)'/.exec(each);
+      const [, ...bytes] = /(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads/.exec(each);
+      const [stack, stores, loads] = bytes.map(Number);
+      const registers = Number(/Used (\d+) registers/.exec(each)[1]);
+      return { name, architecture, registers, stack, spills: stores + loads };
+    });
 }
 
 /** What ptxas says, and what stands in the machine code, of each kernel. */
@@ -57,15 +76,7 @@ function kernelsOf(folder, sm) {
   const nvcc = [...options, '--cubin', `-arch=sm_${sm}`, '-Xptxas', '-v', source, '-o', cubin];
   const { status, stderr } = spawnSync(`${folder}nvcc`, nvcc, { cwd: root, encoding: 'utf8' });
   if (status !== 0) throw new ToolError(`cuda: nvcc for sm_${sm}: ${stderr}`);
-  const found = new Map();
-  for (const text of stderr.split('Compiling entry function').slice(1)) {
-    const name = /'(\w+)'/.exec(text)[1];
-    const [, stack, stores, loads] = /(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads/.exec(
-      text,
-    );
-    const registers = Number(/Used (\d+) registers/.exec(text)[1]);
-    found.set(name, { registers, stack: Number(stack), spills: Number(stores) + Number(loads) });
-  }
+  const found = new Map(assembled(stderr).map((kernel) => [kernel.name, { ...kernel }]));
   const disassembly = spawnSync(`${folder}nvdisasm`, ['-c', cubin], { encoding: 'utf8', maxBuffer: 2 ** 30 });
   if (disassembly.status !== 0) throw new ToolError(`cuda: nvdisasm for sm_${sm}: ${disassembly.stderr}`);
   for (const text of disassembly.stdout.split(/^\s*\.section\s+\.text\./m).slice(1)) {

@@ -62,8 +62,8 @@ function device(text: string): string {
   throw new InvalidArgumentError(`wanted ${known.join(', ')}${didYouMean(text, known)}.`);
 }
 
-export const deviceOption = (): Option =>
-  new Option('--device <name>', 'what computes: auto, or a device that octconv devices lists')
+export const deviceOption = (purpose = 'what computes: auto, or a device that octconv devices lists'): Option =>
+  new Option('--device <name>', purpose)
     .argParser(device)
     .default('auto');
 

@@ -35,14 +35,27 @@ struct Traits {
 struct Request {
   virtual ~Request() = default;
   std::vector<std::span<std::byte>> inputs, outputs;
-  std::vector<float> stepMilliseconds;  // as many as steps, or none if they are not wanted
+  std::vector<float> stepMilliseconds;  // of each step, or one for all of them together, or none if not wanted
   std::atomic<bool> stop = false;       // may be set at any time
   bool completed = false;               // false if it was stopped or failed
   std::string error;                    // why it failed
 };
 
+// What a step starts on a GPU.
+struct LaunchInfo {
+  std::string kernel;
+  unsigned blocks, threads;  // threads of a block
+  size_t sharedBytes;        // dynamic shared memory of a block
+  // Of products on tensor cores, with all that fills up tiles:
+  std::string tile = {};      // pixels x channels of a block
+  int64_t multiplyAdds = 0;   // of the launch
+  int64_t operandBytes = 0;  // that all blocks together copy into shared memory
+};
+
+// What `info --plan` shows of a step.
 struct StepInfo {
-  std::string algorithm;  // what `info --plan` shows
+  std::string algorithm;
+  std::vector<LaunchInfo> launches = {};  // on a GPU
 };
 
 // A compiled plan. It may have any number of runs at a time.
@@ -67,18 +80,22 @@ class Device {
   virtual std::shared_ptr<const Packed> pack(const std::string& op, const Attr& attrs, const Params& params,
                                              Crew& crew) const = 0;
   virtual std::shared_ptr<Program> compile(PlanSpec spec) const = 0;  // the spec is complete
+  // What it tells of its state, by name and unit: clocks, temperature.
+  virtual std::map<std::string, double> sensors() const { return {}; }
 
-  // `cpu`, or of a kind of several `cuda` or `cuda:0`, `cuda:1`, ... Throws the reason if there is none of this name.
+  // `cpu`, or of a kind of several `cuda` or `cuda:0`, `cuda:1`, ...; `cuda:sm_90` compiles plans, without a GPU, and
+  // runs none. Throws the reason if there is none of this name.
   static Device& find(const std::string& name);
   // Of all kinds, DeviceKind::close.
   static void closeAll();
 };
 
-// What is registered under the name of a kind of device. Both throw the reason if this machine has none.
+// What is registered under the name of a kind of device. `open` and `count` throw the reason if this machine has none.
 struct DeviceKind {
   Device& (*open)(int index);
   int (*count)() = nullptr;   // null: one
   void (*close)() = nullptr;  // gives back what no plan and no parameters need; what is used after it is opened again
+  Device& (*plan)(const std::string& architecture) = nullptr;  // a device that compiles plans and runs none
 };
 
 }  // namespace octconv

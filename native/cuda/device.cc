@@ -1,8 +1,9 @@
-// The NVIDIA GPUs as devices: `cuda` is the first one, `cuda:1` the second.
+// The NVIDIA GPUs as devices: `cuda` is the first one, `cuda:1` the second. `cuda:sm_90` is a GPU that is not there.
 #include "../core/device.h"
 
 #include <iomanip>
 
+#include "nvml.h"
 #include "program.h"
 
 namespace octconv::cuda {
@@ -12,8 +13,13 @@ class CudaDevice : public Device {
  public:
   explicit CudaDevice(Gpu& gpu) : gpu(gpu) {
     std::ostringstream about;
-    about << "sm_" << gpu.capability << ", " << gpu.name << ", " << std::fixed << std::setprecision(1)
-          << static_cast<double>(gpu.memory) / (1 << 30) << " GiB";
+    about << "sm_" << gpu.capability << ", ";
+    if (gpu.memory > 0) {
+      about << gpu.name << ", " << std::fixed << std::setprecision(1)
+            << static_cast<double>(gpu.memory) / (1 << 30) << " GiB";
+    } else {
+      about << "compiles plans and runs none";
+    }
     traits_.isa = about.str();
     traits_.threads = 1;
     traits_.align = 256;
@@ -38,6 +44,7 @@ class CudaDevice : public Device {
   std::shared_ptr<octconv::Program> compile(PlanSpec spec) const override {
     return std::make_shared<Program>(gpu, std::move(spec));
   }
+  std::map<std::string, double> sensors() const override { return readings(gpu.bus); }
 
  private:
   static const Kernels& find(const std::string& op) {
@@ -50,17 +57,18 @@ class CudaDevice : public Device {
   Traits traits_;
 };
 
-Device& open(int index) {
+Device& deviceOf(Gpu& gpu) {
   static std::mutex mutex;
-  static auto& devices = *new std::map<int, std::unique_ptr<CudaDevice>>;  // never destroyed, as their GPUs
-  Gpu& gpu = Gpu::get(index);
+  static auto& devices = *new std::map<Gpu*, std::unique_ptr<CudaDevice>>;  // never destroyed, as their GPUs
   std::lock_guard lock(mutex);
-  auto& device = devices[index];
+  auto& device = devices[&gpu];
   if (!device) device = std::make_unique<CudaDevice>(gpu);
   return *device;
 }
+Device& open(int index) { return deviceOf(Gpu::get(index)); }
+Device& plan(const std::string& architecture) { return deviceOf(Gpu::absent(architecture)); }
 
-const Registered<DeviceKind> kind{"cuda", {open, Gpu::count, Gpu::close}};
+const Registered<DeviceKind> kind{"cuda", {open, Gpu::count, Gpu::close, plan}};
 
 }  // namespace
 }  // namespace octconv::cuda

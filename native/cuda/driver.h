@@ -28,6 +28,7 @@ using CUresult = int;  // 0: success
   X(cuDeviceGetCount, int* count)                                                                            \
   X(cuDeviceGet, CUdevice* device, int ordinal)                                                              \
   X(cuDeviceGetName, char* name, int length, CUdevice device)                                                \
+  X(cuDeviceGetPCIBusId, char* bus, int length, CUdevice device)                                             \
   X(cuDeviceTotalMem_v2, size_t* bytes, CUdevice device)                                                     \
   X(cuDeviceGetAttribute, int* value, int attribute, CUdevice device)                                        \
   X(cuDevicePrimaryCtxRetain, CUcontext* context, CUdevice device)                                           \

@@ -9,7 +9,7 @@
 namespace octconv::cuda {
 namespace {
 
-constexpr int oldestCapability = 80;
+constexpr int capabilities[] = {80, 86, 89, 90, 100, 120};  // that octconv.fatbin has kernels for (tools/cuda.mjs)
 
 CUdevice deviceAt(const Driver& driver, int index) {
   CUdevice device = 0;
@@ -25,6 +25,11 @@ std::string nameAt(const Driver& driver, int index) {
   char name[256] = {};
   driver.check(driver.cuDeviceGetName(name, sizeof name, deviceAt(driver, index)), "cuda: name of a GPU");
   return name;
+}
+std::string busOf(const Driver& driver, int index) {
+  char bus[32] = {};
+  driver.check(driver.cuDeviceGetPCIBusId(bus, sizeof bus, deviceAt(driver, index)), "cuda: bus of a GPU");
+  return bus;
 }
 size_t memoryOf(const Driver& driver, int index) {
   size_t bytes = 0;
@@ -131,17 +136,35 @@ Gpu::Gpu(int index)
       capability(attributeOf(Driver::get(), index, computeCapabilityMajor) * 10 +
                  attributeOf(Driver::get(), index, computeCapabilityMinor)),
       memory(memoryOf(Driver::get(), index)),
+      bus(busOf(Driver::get(), index)),
       index(index) {
-  if (capability < oldestCapability)
-    fail("cuda: ", name, " is of architecture sm_", capability, ", wanted sm_", oldestCapability, " or newer");
+  if (capability < capabilities[0])
+    fail("cuda: ", name, " is of architecture sm_", capability, ", wanted sm_", capabilities[0], " or newer");
   openFatbin();
 }
+Gpu::Gpu(std::string architecture, int capability)
+    : name(std::move(architecture)), capability(capability), memory(0), index(-1) {}
 
 Gpu& Gpu::get(int index) {
   std::lock_guard lock(guard());
   auto& gpu = all()[index];
   if (!gpu) gpu.reset(new Gpu(index));
   return *gpu;
+}
+
+Gpu& Gpu::absent(const std::string& architecture) {
+  static auto& gpus = *new std::map<std::string, std::unique_ptr<Gpu>>;
+  std::string known;
+  for (const int capability : capabilities) {
+    const std::string each = "sm_" + std::to_string(capability);
+    known += (known.empty() ? "" : ", ") + each;
+    if (each != architecture) continue;
+    std::lock_guard lock(guard());
+    auto& gpu = gpus[architecture];
+    if (!gpu) gpu.reset(new Gpu(architecture, capability));
+    return *gpu;
+  }
+  fail("wanted an architecture that has kernels: ", known);
 }
 
 void Gpu::close() {
@@ -154,6 +177,7 @@ void Gpu::close() {
 }
 
 std::shared_ptr<Context> Gpu::context() {
+  if (index < 0) return nullptr;
   std::lock_guard lock(mutex);
   if (!held) held = std::make_shared<Context>(index, name);
   return held;
@@ -164,6 +188,10 @@ std::shared_ptr<Context> Gpu::context() {
 Block::Block(std::shared_ptr<Context> made, size_t bytes, Where where)
     : context(std::move(made)), size_(bytes), where(where) {
   if (bytes == 0) return;
+  if (!context) {
+    if (where == Where::pinned) address = reinterpret_cast<CUdeviceptr>(new char[bytes]);
+    return;
+  }
   const Driver& driver = Driver::get();
   const Context::Use use(*context);
   if (where == Where::device) {
@@ -183,6 +211,10 @@ Block& Block::operator=(Block&& other) noexcept {
 }
 Block::~Block() {
   if (!address) return;
+  if (!context) {
+    delete[] host();
+    return;
+  }
   context->giveBack([&](const Driver& driver) {
     where == Where::device ? driver.cuMemFree_v2(address) : driver.cuMemFreeHost(host());
   });
@@ -211,6 +243,7 @@ Event::~Event() {
 Block uploaded(Gpu& gpu, const Block& pinned) {
   const auto context = gpu.context();
   Block block(context, pinned.size(), Block::Where::device);
+  if (!context) return block;
   const Stream stream(context);
   const Context::Use use(*context);
   Driver::get().check(Driver::get().cuMemcpyHtoDAsync_v2(block.device(), pinned.host(), pinned.size(), stream),

@@ -51,24 +51,29 @@ class Gpu {
   static int count();          // throws the reason if there is none
   static Gpu& get(int index);  // throws why it cannot be used; lives for ever
   static void close();         // lets go of all contexts
+  // One that is not there, for which plans are compiled: it has no context, and its memory is only counted.
+  static Gpu& absent(const std::string& architecture);  // `sm_90`; throws if there are no kernels for it
 
   const std::string name;
   const int capability;  // 80 for sm_80
   const size_t memory;   // bytes
+  const std::string bus;  // where it sits, as NVML knows it
 
-  // Made at its first use: it takes a while, and memory of the GPU.
+  // Made at its first use: it takes a while, and memory of the GPU. Null if it is not there.
   std::shared_ptr<Context> context();
 
   Queue queue;  // of its runs
 
  private:
   explicit Gpu(int index);
-  const int index;
+  Gpu(std::string architecture, int capability);  // absent
+  const int index;  // negative: it is not there
   std::mutex mutex;
   std::shared_ptr<Context> held;
 };
 
-// Memory of a GPU, or with `pinned` of the host, which copies to and from the GPU run beside other work.
+// Memory of a GPU, or with `pinned` of the host, which copies to and from the GPU run beside other work. Without a
+// context none of a GPU, and usual memory of the host.
 class Block {
  public:
   enum class Where { device, pinned };

@@ -3,6 +3,7 @@
 #include <string>
 #include <vector>
 
+#include "../core/device.h"
 #include "../core/node.h"
 #include "../core/registry.h"
 #include "gpu.h"
@@ -15,17 +16,14 @@ class Crew;
 namespace octconv::cuda {
 
 // One launch. The kernel's parameters are a structure, whose bytes these are, and the address of the arena.
-struct Launch {
-  std::string kernel;
-  unsigned blocks, threads;
-  size_t sharedBytes;
+struct Launch : LaunchInfo {
   std::vector<char> arguments;
 };
 
 template <class Arguments>
 Launch launchOf(std::string kernel, unsigned blocks, unsigned threads, size_t sharedBytes, const Arguments& arguments) {
   const auto* first = reinterpret_cast<const char*>(&arguments);
-  return {std::move(kernel), blocks, threads, sharedBytes, {first, first + sizeof arguments}};
+  return {{std::move(kernel), blocks, threads, sharedBytes}, {first, first + sizeof arguments}};
 }
 
 // A node with its place in a run's memory, in bytes from the arena's begin.

@@ -44,10 +44,11 @@ Program::Program(Gpu& gpu, PlanSpec given)
         Made made = kernelsOf(step.node.op).make(placed);
         infos[i].algorithm = std::move(made.algorithm);
         scratchBytes = std::max(scratchBytes, made.scratchBytes);
+        infos[i].launches.insert(infos[i].launches.end(), made.launches.begin(), made.launches.end());
         launched.push_back({i, {}});
         for (Launch& launch : made.launches)
-          launched.back().launches.emplace_back(context->function(launch.kernel, launch.sharedBytes),
-                                                std::move(launch));
+          launched.back().launches.emplace_back(
+              context ? context->function(launch.kernel, launch.sharedBytes) : nullptr, std::move(launch));
       }
     first += segment.steps;
   }
@@ -109,6 +110,7 @@ struct Program::PinnedRequest : Request {
 };
 
 std::shared_ptr<Request> Program::prepare() {
+  if (!context) fail("cuda:", gpu.name, " compiles plans and runs none: wanted a GPU, as in cuda");
   return std::make_shared<PinnedRequest>(std::static_pointer_cast<Program>(shared_from_this()));
 }
 
@@ -122,11 +124,13 @@ class Program::Run : public Queue::Job {
       if (request->stop || !takeRoom(alone)) return;
       const Context::Use use(*program->context);
       copy(request->inputs, program->inputsAt, true);
-      if (!request->stepMilliseconds.empty()) mark();
+      const bool timed = !request->stepMilliseconds.empty(), each = request->stepMilliseconds.size() > 1;
+      if (timed) mark();
       for (const Step& step : program->launched) {
         launch(step);
-        if (!request->stepMilliseconds.empty()) mark();
+        if (each) mark();
       }
+      if (timed && !each) mark();
       copy(request->outputs, program->outputsAt, false);
       begun = true;
     });
@@ -213,7 +217,7 @@ class Program::Run : public Queue::Job {
     for (size_t i = 1; i < events.size(); i++) {
       float milliseconds = 0;
       check(driver.cuEventElapsedTime(&milliseconds, events[i - 1], events[i]), "cuda: time of a step");
-      request->stepMilliseconds[program->launched[i - 1].index] += milliseconds;
+      request->stepMilliseconds[events.size() > 2 ? program->launched[i - 1].index : 0] += milliseconds;
     }
   }
 

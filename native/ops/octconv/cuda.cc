@@ -282,6 +282,20 @@ Launch plainLaunch(const PlacedNode& placed, const Branch& branch, const BranchA
   return launchItems("octConvPlain", args.phased ? halved(y).elements() : y.elements(), plain);
 }
 
+// Adds what the blocks of a branch multiply and copy.
+void count(const BranchArgs& branch, Compute compute, LaunchInfo& launch) {
+  const std::string tile = std::to_string(tileRows) + "x" + std::to_string(branch.columns);
+  if (launch.tile.empty()) launch.tile = tile;
+  if (launch.tile != tile) launch.tile += "+" + tile;
+  for (int i = 0; i < branch.sources; i++) {
+    const SourceArgs& s = branch.source[i];
+    const int64_t steps = product(branch.tiles, s.kernel.t, s.kernel.h, s.kernel.w, s.chunks);
+    const int64_t rows = s.upsample ? tileRows / 4 : tileRows;
+    launch.multiplyAdds += product(steps, rows, branch.columns, chunkChannels(compute));
+    launch.operandBytes += product(steps, rows + branch.columns, chunkBytes);
+  }
+}
+
 Made make(const PlacedNode& placed) {
   const std::vector<Branch> branches = branchesOf(placed.node.attrs);
   if (branches.size() > mostBranches) fail("octConv: no kernel for ", branches.size(), " branches on cuda");
@@ -314,6 +328,7 @@ Made make(const PlacedNode& placed) {
     const std::string kernel = compute == Compute::bf16 ? "octConvBf16" : "octConvTf32";
     made.launches.push_back(
         launchOf(kernel, static_cast<unsigned>(intOf(blocks, "tiles")), blockThreads, sharedBytes(columns), args));
+    for (size_t b = 0; b < together; b++) count(args.branch[b], compute, made.launches.back());
     made.algorithm += (made.algorithm.empty() ? "" : " and ") + kernel + ", " + std::to_string(blocks) + " tiles";
   }
   made.scratchBytes = scratch.size();

@@ -451,6 +451,14 @@ CUresult cuDeviceGetName(char* name, int length, CUdevice device) {
     return CUDA_SUCCESS;
   });
 }
+CUresult cuDeviceGetPCIBusId(char* bus, int length, CUdevice device) {
+  return call("cuDeviceGetPCIBusId", Needs::init, [&](auto&) {
+    if (!bus || length < 13) return CUDA_ERROR_INVALID_VALUE;
+    if (!isDevice(device)) return CUDA_ERROR_INVALID_DEVICE;
+    std::snprintf(bus, static_cast<size_t>(length), "0000:%02X:00.0", static_cast<unsigned>(device));
+    return CUDA_SUCCESS;
+  });
+}
 CUresult cuDeviceTotalMem_v2(size_t* bytes, CUdevice device) {
   return call("cuDeviceTotalMem_v2", Needs::init, [&](auto&) {
     if (!bytes) return CUDA_ERROR_INVALID_VALUE;
