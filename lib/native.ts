@@ -83,6 +83,8 @@ export interface NativeStepInfo {
   readonly algorithm: string;
   /** On a GPU. */
   readonly launches: readonly Launch[];
+  /** That they write and read again. */
+  readonly scratchBytes: number;
 }
 
 export interface NativeRun {

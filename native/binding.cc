@@ -9,7 +9,8 @@
 //   format(device, op, attrs)          -> string; parameters packed for one node serve all of the same format
 //   pack(device, op, attrs, params)    -> Promise<packed parameters>
 //   part(plan, before?)                -> a plan as native data; lists of its values and steps go on from those before
-//   compile(device, plan | part)       -> Promise<{ plan, runBytes, steps: [{ algorithm, launches }] }>
+//   compile(device, plan | part)       -> Promise<{ plan, runBytes, steps: [{ algorithm, launches,
+//                                      scratchBytes }] }>
 //   run(plan, inputs, times)           -> { done: Promise<{ completed, outputs, stepMilliseconds }>, cancel() }; as many
 //                                      times as the plan has steps, one for all of them, or 0
 //   bytes(packed | plan)               -> bytes of packed parameters, or what a plan keeps for its next runs
@@ -519,6 +520,7 @@ Napi::Object stepOf(Napi::Env env, const StepInfo& step) {
   }
   result.Set("algorithm", step.algorithm);
   result.Set("launches", launches);
+  result.Set("scratchBytes", static_cast<double>(step.scratchBytes));
   return result;
 }
 

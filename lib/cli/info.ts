@@ -128,18 +128,19 @@ function describe(
   return { name, op, shapes: `${list(inputs)} -> ${list(outputs)}` };
 }
 
-type PlanStep = Shown & StepCost & { readonly algorithm: string; readonly launches: readonly ShownLaunch[] };
+type PlanStep = Shown & StepCost & { readonly algorithm: string; readonly launches: readonly ShownLaunch[]; readonly scratchBytes: number };
 type ShownLaunch = Launch & { readonly registers?: number | undefined };
 
 function stepsOf(plan: Plan): PlanStep[] {
   const costs = costsOf(plan);
   const registers = registersOf(plan.target);
   return plan.steps.map((step, i) => {
-    const { algorithm = '', launches = [] } = plan.infos[i] ?? {};
+    const { algorithm = '', launches = [], scratchBytes = 0 } = plan.infos[i] ?? {};
     return {
       ...describe(step, plan.values),
       ...(costs[i] as StepCost),
       algorithm,
+      scratchBytes,
       launches: launches.map((launch) => ({ ...launch, registers: registers?.[launch.kernel] })),
     };
   });
@@ -154,34 +155,31 @@ function shapesTable(steps: readonly (Shown & { algorithm?: string })[]): string
 const shortened = (algorithm: string): string =>
   algorithm.replaceAll(/winograd (\d)x\d, /g, 'w$1 ').replaceAll(/tile (\S+) (\d+) blocks x (\d+)/g, '$1 $2x$3');
 
-/** A line for each launch; bytes and multiply-adds are those of the step. */
+/** A line for each launch; FLOPs and bytes are those of the step. */
 function launchTable(steps: readonly PlanStep[]): string {
   const kibi = (bytes: number) => count(Math.ceil(bytes / 1024));
   const mega = (n: number) => count(Math.round(n / 1e6));
-  const costs = ({ multiplyAdds, bytes }: Pick<PlanStep, 'multiplyAdds' | 'bytes'>) => [
-    mega(2 * multiplyAdds),
-    ...[bytes.inputs + bytes.weights, bytes.outputs].map(kibi),
+  const sum = (some: readonly PlanStep[], of: (step: PlanStep) => number) =>
+    some.reduce((total, step) => total + of(step), 0);
+  const costs = (some: readonly PlanStep[]) => [
+    mega(2 * sum(some, ({ multiplyAdds }) => multiplyAdds)),
+    kibi(sum(some, ({ bytes, scratchBytes }) => bytes.inputs + bytes.weights + scratchBytes)),
+    kibi(sum(some, ({ bytes, scratchBytes }) => bytes.outputs + scratchBytes)),
   ];
   const lines = steps.flatMap((step) =>
     step.launches.map(({ kernel, tile, blocks, threads, registers, sharedBytes }, i) => [
       ...[i === 0 ? step.name : '', kernel, tile, count(blocks), count(threads), String(registers ?? '')],
-      ...[sharedBytes ? kibi(sharedBytes) : '', ...(i === 0 ? costs(step) : [])],
+      ...[sharedBytes ? kibi(sharedBytes) : '', ...(i === 0 ? costs([step]) : [])],
     ]),
   );
-  const sum = (of: (step: PlanStep) => number) => steps.reduce((total, step) => total + of(step), 0);
-  const [inputs, outputs, weights] = (['inputs', 'outputs', 'weights'] as const).map((kind) =>
-    sum((step) => step.bytes[kind]),
-  ) as [number, number, number];
-  const all = { multiplyAdds: sum((step) => step.multiplyAdds), bytes: { inputs, outputs, weights } };
-  lines.push(['all', `${lines.length} launches`, '', '', '', '', '', ...costs(all)]);
-  const head = ['step', 'kernel', 'tile', 'blocks', 'threads', 'registers', 'KiB shared'];
-  head.push('MFLOP', 'KiB read', 'KiB written');
+  lines.push(['all', `${lines.length} launches`, '', '', '', '', '', ...costs(steps)]);
+  const head = ['step', 'kernel', 'tile', 'blocks', 'threads', 'regs', 'KiB shared', 'MFLOP', 'KiB in', 'KiB out'];
   const known = steps.some(({ launches }) => launches.some(({ registers }) => registers !== undefined));
-  const at = head.indexOf('registers');
+  const at = head.indexOf('regs');
   const shown = (line: readonly string[]) => (known ? line : line.toSpliced(at, 1));
   return table(shown(head), lines.map(shown), {
     left: ['kernel', 'tile'],
-    drop: ['threads', 'KiB shared', 'registers', 'KiB written', 'KiB read', 'tile', 'MFLOP'],
+    drop: ['threads', 'KiB shared', 'regs', 'KiB out', 'KiB in', 'tile', 'MFLOP'],
     elsewhere: '--json, or | cat, shows all',
     width: terminalWidth() - 2,
   });

@@ -56,6 +56,7 @@ struct LaunchInfo {
 struct StepInfo {
   std::string algorithm;
   std::vector<LaunchInfo> launches = {};  // on a GPU
+  size_t scratchBytes = 0;                // that they write and read again
 };
 
 // A compiled plan. It may have any number of runs at a time.

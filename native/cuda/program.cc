@@ -43,6 +43,7 @@ Program::Program(Gpu& gpu, PlanSpec given)
         for (const size_t id : step.outputs) placed.outputs.push_back(placeOf(id, round));
         Made made = kernelsOf(step.node.op).make(placed);
         infos[i].algorithm = std::move(made.algorithm);
+        infos[i].scratchBytes += made.scratchBytes;
         scratchBytes = std::max(scratchBytes, made.scratchBytes);
         infos[i].launches.insert(infos[i].launches.end(), made.launches.begin(), made.launches.end());
         launched.push_back({i, {}});
