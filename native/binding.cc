@@ -11,7 +11,8 @@
 //   part(plan, before?)                -> a plan as native data; lists of its values and steps go on from those before
 //   compile(device, plan | part)       -> Promise<{ plan, runBytes, steps: [{ algorithm, launches,
 //                                      scratchBytes }] }>
-//   run(plan, inputs, times)           -> { done: Promise<{ completed, outputs, stepMilliseconds }>, cancel() }; as many
+//   run(plan, inputs, times)           -> { done: Promise<{ completed, outputs, stepMilliseconds }>, cancel() }; as
+//   many
 //                                      times as the plan has steps, one for all of them, or 0
 //   bytes(packed | plan)               -> bytes of packed parameters, or what a plan keeps for its next runs
 //   tell(list of packed)               tells the garbage collector of packed parameters

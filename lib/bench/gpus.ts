@@ -59,7 +59,10 @@ export const gpuNames = Object.keys(gpus) as GpuName[];
 
 /** By what the driver calls it. @throws OctconvError if it is none of them. */
 export function gpuCalled(text: string): GpuName {
-  const words = text.toLowerCase().replaceAll(/rtx /g, 'rtx').split(/[\s,-]+/);
+  const words = text
+    .toLowerCase()
+    .replaceAll(/rtx /g, 'rtx')
+    .split(/[\s,-]+/);
   const found = gpuNames.find((name) => words.includes(name));
   if (!found) throw new OctconvError(`bench: no figures of ${text}; wanted --gpu with one of ${gpuNames.join(', ')}`);
   return found;

@@ -63,9 +63,7 @@ function device(text: string): string {
 }
 
 export const deviceOption = (purpose = 'what computes: auto, or a device that octconv devices lists'): Option =>
-  new Option('--device <name>', purpose)
-    .argParser(device)
-    .default('auto');
+  new Option('--device <name>', purpose).argParser(device).default('auto');
 
 const dtypes = ['f32', 'bf16', 'i8'] as const satisfies readonly ComputeType[];
 

@@ -128,7 +128,8 @@ function describe(
   return { name, op, shapes: `${list(inputs)} -> ${list(outputs)}` };
 }
 
-type PlanStep = Shown & StepCost & { readonly algorithm: string; readonly launches: readonly ShownLaunch[]; readonly scratchBytes: number };
+type PlanStep = Shown &
+  StepCost & { readonly algorithm: string; readonly launches: readonly ShownLaunch[]; readonly scratchBytes: number };
 type ShownLaunch = Launch & { readonly registers?: number | undefined };
 
 function stepsOf(plan: Plan): PlanStep[] {

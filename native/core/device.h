@@ -47,8 +47,8 @@ struct LaunchInfo {
   unsigned blocks, threads;  // threads of a block
   size_t sharedBytes;        // dynamic shared memory of a block
   // Of products on tensor cores, with all that fills up tiles:
-  std::string tile = {};      // pixels x channels of a block
-  int64_t multiplyAdds = 0;   // of the launch
+  std::string tile = {};     // pixels x channels of a block
+  int64_t multiplyAdds = 0;  // of the launch
   int64_t operandBytes = 0;  // that all blocks together copy into shared memory
 };
 

@@ -15,8 +15,8 @@ class CudaDevice : public Device {
     std::ostringstream about;
     about << "sm_" << gpu.capability << ", ";
     if (gpu.memory > 0) {
-      about << gpu.name << ", " << std::fixed << std::setprecision(1)
-            << static_cast<double>(gpu.memory) / (1 << 30) << " GiB";
+      about << gpu.name << ", " << std::fixed << std::setprecision(1) << static_cast<double>(gpu.memory) / (1 << 30)
+            << " GiB";
     } else {
       about << "compiles plans and runs none";
     }

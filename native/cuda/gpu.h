@@ -55,8 +55,8 @@ class Gpu {
   static Gpu& absent(const std::string& architecture);  // `sm_90`; throws if there are no kernels for it
 
   const std::string name;
-  const int capability;  // 80 for sm_80
-  const size_t memory;   // bytes
+  const int capability;   // 80 for sm_80
+  const size_t memory;    // bytes
   const std::string bus;  // where it sits, as NVML knows it
 
   // Made at its first use: it takes a while, and memory of the GPU. Null if it is not there.
@@ -67,7 +67,7 @@ class Gpu {
  private:
   explicit Gpu(int index);
   Gpu(std::string architecture, int capability);  // absent
-  const int index;  // negative: it is not there
+  const int index;                                // negative: it is not there
   std::mutex mutex;
   std::shared_ptr<Context> held;
 };
