@@ -3,7 +3,7 @@ import { targetOf } from '../devices.js';
 import { OctconvError } from '../error.js';
 import type { ComputeType } from '../graph/graph.js';
 import { createModel, Model } from '../model.js';
-import { octaveForm } from '../models/index.js';
+import { type NetworkOptions, octaveForm } from '../models/index.js';
 import { calling, type Device, native } from '../native.js';
 import type { Plan } from '../plan.js';
 import { Tensor } from '../tensor.js';
@@ -17,6 +17,8 @@ export interface BenchCudaOptions {
   /** The plain network; its `oct-` namesakes at these alphas are added. */
   readonly network: string;
   readonly alphas: readonly number[];
+  /** Of all of them, beside alpha. */
+  readonly options?: NetworkOptions | undefined;
   readonly size: number;
   readonly dtypes: readonly ComputeType[];
   readonly batches: readonly number[];
@@ -65,13 +67,16 @@ const leastMilliseconds = 50;
 
 /** @throws OctconvError if there is no such GPU. */
 export async function benchCuda(options: BenchCudaOptions): Promise<CudaResult> {
-  const { device, network, alphas, size, dtypes, batches, rounds, progress } = options;
+  const { device, network, alphas, options: networkOptions = {}, size, dtypes, batches, rounds, progress } = options;
   const gpu = targetOf(device).traits.isa;
   const octave = octaveForm(network);
   if (octave === undefined) {
     throw new OctconvError(`bench: network '${network}', wanted the plain one, to which its octave forms are added`);
   }
-  const nets = [new Net(network, {}, size), ...alphas.map((alpha) => new Net(octave, { alpha }, size))];
+  const nets = [
+    new Net(network, networkOptions, size),
+    ...alphas.map((alpha) => new Net(octave, { ...networkOptions, alpha }, size)),
+  ];
   const forms = nets.flatMap((net): Form[] => [
     { net, by: 'cuDNN', device: device.replace(/^cuda/, 'cudnn') },
     { net, by: 'octconv', device },

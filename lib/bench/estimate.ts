@@ -131,8 +131,13 @@ function memoryTimes(gpu: Gpu, plan: Plan): number[] {
   });
 }
 
-function timeOf(gpu: Gpu, plan: Plan, dtype: ComputeType): Time {
-  const registers = registersOf(plan.target);
+/** Of one run. */
+export function timeOf(
+  gpu: Gpu,
+  plan: Plan,
+  dtype: ComputeType,
+  registers: Readonly<Record<string, number>> | undefined = registersOf(plan.target),
+): Time {
   if (!registers) throw new OctconvError('bench: octconv.kernels.json is missing: npm run build:cuda');
   const memory = memoryTimes(gpu, plan);
   const flops = costsOf(plan).map(({ multiplyAdds }) => 2 * multiplyAdds);
@@ -159,7 +164,7 @@ function timeOf(gpu: Gpu, plan: Plan, dtype: ComputeType): Time {
 }
 
 /** Plain convolutions by cuDNN, with the same fused epilogues: a kernel for each step of our plan. */
-function cudnnTimeOf(gpu: Gpu, plan: Plan, dtype: ComputeType): number {
+export function cudnnTimeOf(gpu: Gpu, plan: Plan, dtype: ComputeType): number {
   const memory = memoryTimes(gpu, plan);
   const times = costsOf(plan).map(({ multiplyAdds }, i) =>
     Math.max(memory[i] ?? 0, (2 * multiplyAdds) / (1e9 * teraflopsOf(gpu, dtype) * assumptions.efficiency)),
@@ -210,7 +215,7 @@ export function estimateTable({ gpu, size, assumptions, rows }: EstimateResult):
   const mma = mmaShare[gpu.architecture] ?? 1;
   const { bf16, f32 } = gpu.teraflops;
   const head = ['network', 'alpha', 'dtype', 'batch', 'launches', 'ms', 'cuDNN ms', 'x cuDNN', 'goal', 'lossless'];
-  head.push('memory', 'L2', 'products', 'waves', 'gaps');
+  head.push('memory', 'L2', 'mma', 'waves', 'gaps');
   const lines = rows.map((row) => [
     ...[row.network, String(row.alpha ?? 'plain'), row.dtype, String(row.batch), String(row.kernels)],
     ...[row.total.toFixed(3), row.cudnn.toFixed(3), row.speedup.toFixed(2)],
@@ -229,7 +234,7 @@ export function estimateTable({ gpu, size, assumptions, rows }: EstimateResult):
     '- a launch lasts as long as the multiprocessor that has the most blocks',
     `- ${launchMicroseconds} us from launch to launch, in a CUDA graph; no latency beside`,
     '- cuDNN: plain convolutions with fused epilogues at the whole peak; no tiles, no waves, no L2',
-    'lossless: x cuDNN if tiles, waves and L2 lost nothing; memory, L2, products: of the time, steps bound by them;',
+    'lossless: x cuDNN if tiles, waves and L2 lost nothing; memory, L2, mma: of the time, steps bound by them;',
     'waves: what the busiest multiprocessor has more to do than the mean; gaps: launches',
     '',
     table(head, lines, { drop: ['launches', 'network', 'cuDNN ms', 'gaps', 'goal'] }),
