@@ -189,7 +189,7 @@ export async function estimate(options: EstimateOptions): Promise<EstimateResult
   const cudnn = new Map<string, number>();
   for (const { name, options } of nets)
     for (const dtype of dtypes) {
-      progress?.(`${name} ${options.alpha ?? ''} ${dtype}`);
+      progress?.(`planning ${name} ${options.alpha === undefined ? '' : `alpha ${options.alpha} `}in ${dtype}`);
       const built = buildNetwork(name, options);
       using model = new Model(built, initialize(built), { device: `cuda:${gpu.architecture}`, dtype });
       for (const batch of batches) {
