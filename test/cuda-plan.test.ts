@@ -160,6 +160,7 @@ describe('the estimate', () => {
     expect(time.gaps).to.be.closeTo(launchMicroseconds / 1e3, 1e-12);
     expect(time.total).to.be.closeTo(time.memory + time.waves + time.gaps, 1e-12);
     expect(time.lossless).to.be.closeTo(memory + time.gaps, 1e-12);
+    expect(() => timeOf(gpus.h100, plan, 'f32', {})).to.throw('the registers of octConvTf32 are not known');
     expect(cudnnTimeOf(gpus.h100, plan, 'f32')).to.be.closeTo(memory + time.gaps, 1e-12);
   });
 
@@ -183,7 +184,7 @@ describe('the estimate', () => {
     const bare = await node(args, settings);
     expect([bare.code, bare.stderr]).to.deep.equal([
       1,
-      'octconv: bench: octconv.kernels.json is missing: npm run build:cuda\n',
+      'octconv: bench: the registers of octConvBf16 are not known: npm run build:cuda\n',
     ]);
     writeFileSync(join(folder, 'octconv.kernels.json'), JSON.stringify({ sm_80: { octConvBf16: 128 } }));
     const { stdout, code } = await node(args, settings);

@@ -136,16 +136,19 @@ export function timeOf(
   gpu: Gpu,
   plan: Plan,
   dtype: ComputeType,
-  registers: Readonly<Record<string, number>> | undefined = registersOf(plan.target),
+  registers: Readonly<Record<string, number>> = registersOf(plan.target) ?? {},
 ): Time {
-  if (!registers) throw new OctconvError('bench: octconv.kernels.json is missing: npm run build:cuda');
   const memory = memoryTimes(gpu, plan);
   const flops = costsOf(plan).map(({ multiplyAdds }) => 2 * multiplyAdds);
   const time = { memory: 0, l2: 0, products: 0, waves: 0, gaps: 0, lossless: 0 };
   for (const [i, { launches }] of plan.infos.entries()) {
-    const each = launches.map((launch) => {
+    const tiled = launches.filter(({ tile }) => tile);
+    const each = tiled.map((launch) => {
+      const count = registers[launch.kernel];
+      if (count === undefined)
+        throw new OctconvError(`bench: the registers of ${launch.kernel} are not known: npm run build:cuda`);
       const { l2, products } = boundsOf(gpu, launch, dtype);
-      return { l2, products, uneven: Math.max(l2, products) * unevenness(gpu, launch, registers[launch.kernel] ?? 0) };
+      return { l2, products, uneven: Math.max(l2, products) * unevenness(gpu, launch, count) };
     });
     const step: Bounds = {
       memory: memory[i] ?? 0,
