@@ -178,7 +178,11 @@ describe('command line', function () {
       expectError(octconv('classify', cat, '--threads', '0'), 2, 'wanted an integer of at least 1');
       expectError(octconv('classify', cat, '--what'), 2, "unknown option '--what'");
       expectError(octconv('classify', cat, '--thread', '1'), 2, "unknown option '--thread' (Did you mean --threads?)");
-      expectError(octconv('classify', cat, '--device', 'cpuu'), 2, 'wanted auto, cpu, cuda, reference (did you mean "cpu"?)');
+      expectError(
+        octconv('classify', cat, '--device', 'cpuu'),
+        2,
+        'wanted auto, cpu, cuda, reference (did you mean "cpu"?)',
+      );
     });
   });
 

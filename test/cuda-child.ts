@@ -221,25 +221,21 @@ const tasks = {
     return { well: well.map(Boolean), turns, refused };
   },
 
-  /** What plans keep, and what V8 is told. */
+  /** What plans keep. */
   async memory() {
     const shape = [1, 64, 64, 3];
     const x = picture(shape);
-    const external = () => process.memoryUsage().external;
     using model = small({ idleBytes: 0 });
-    const before = external();
     const plan = await model.plan(shape);
-    const packed = external() - before;
     await Promise.all(Array.from({ length: 16 }, () => model.run(x)));
     await model.run(x);
     const idle = [plan.idleBytes];
-    const told = external() - before - packed;
     await model.run(picture(smallShape));
     await sleep(50);
     idle.push(plan.idleBytes);
     const { allocations } = (await settled()).live;
     using limited = small({ maxBytes: 1000 });
-    return { packed, run: plan.memory.run, idle, told, allocations, limited: await refusal(() => limited.run(x)) };
+    return { run: plan.memory.run, idle, allocations, limited: await refusal(() => limited.run(x)) };
   },
 
   /** On a GPU with little memory: what is too large, and what follows it. */

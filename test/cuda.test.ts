@@ -354,21 +354,17 @@ describe('cuda on the stand-in driver', function () {
       expect(refused).to.equal('model: it was disposed');
     });
 
-    it('with memory of the GPU, of which V8 is told', async () => {
+    it('with memory of the GPU that plans keep, and give back', async () => {
       const told = await child<{
-        packed: number;
         run: number;
         idle: number[];
-        told: number;
         allocations: number;
         limited: string;
       }>('memory');
       const [idle = 0, trimmed] = told.idle;
       expect(told.run).to.be.above(64 * 64 * 8 * 4);
-      expect(told.packed).to.be.above(1000);
       expect(idle).to.be.above(2 * told.run);
       expect(idle).to.be.below(9 * told.run);
-      expect(told.told).to.be.above(idle);
       expect(trimmed).to.equal(0);
       expect(told.allocations).to.equal(4); // three weights, and values of the plan that was used last
       expect(told.limited).to.match(/^plan: weights of .* and a run of .* are more than maxBytes, 0\.0 MiB$/);
