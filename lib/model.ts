@@ -31,7 +31,7 @@ import { checkGiven, type ResolvedOptions, resolveOptions, withParameterNames } 
 import type { ResolvedNetworkOptions } from './models/options.js';
 import type { Device } from './native.js';
 import { checkOptions, didYouMean, type Known } from './options.js';
-import { orAborted, PackedWeights, Plan, type RunOptions, runOptions, threadsOf } from './plan.js';
+import { orAborted, PackedWeights, Plan, type Running, type RunOptions, runOptions, threadsOf } from './plan.js';
 import {
   type Input,
   type InputSpec,
@@ -146,6 +146,7 @@ export class Model<Y = Value<'f32', Shape>, X extends readonly Value[] = [x: Val
   readonly #parameters: ReadonlyMap<string, Parameter>;
   readonly #source: ModelWeights;
   readonly #weights: PackedWeights;
+  readonly #running: Running;
   readonly #keptPlans: number;
   readonly #idleBytes: number;
   /** By shape, the latest used last. */
@@ -176,6 +177,7 @@ export class Model<Y = Value<'f32', Shape>, X extends readonly Value[] = [x: Val
       device,
       dtype = quantized ? 'i8' : 'f32',
       threads,
+      cudaGraphs,
       plans = 8,
       idleBytes = 32 * 2 ** 20,
       maxBytes,
@@ -189,6 +191,7 @@ export class Model<Y = Value<'f32', Shape>, X extends readonly Value[] = [x: Val
     this.device = target.name;
     this.dtype = dtype;
     this.threads = threadsOf(target, threads);
+    this.#running = { threads: this.threads, cudaGraphs };
     this.#network = network;
     this.#parameters = parameters ?? atOnce(fittingParameters(network, weights));
     this.#source = weights;
@@ -279,7 +282,7 @@ export class Model<Y = Value<'f32', Shape>, X extends readonly Value[] = [x: Val
   #compile(key: string, inputs: readonly InputSpec[]): KeptPlan<X, Y> {
     const compile = async () => {
       const { graph, arrange } = await inTurns(this.#record(inputs));
-      return new Compiled<X, Y>(await Plan.compile(graph, this.#weights, this.threads), arrange);
+      return new Compiled<X, Y>(await Plan.compile(graph, this.#weights, this.#running), arrange);
     };
     const kept: KeptPlan<X, Y> = { promise: this.#use(compile), users: 0, kept: true };
     kept.promise.then(

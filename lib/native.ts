@@ -56,6 +56,8 @@ export interface NativeStep {
 
 export interface NativePlanSpec {
   readonly threads: number;
+  /** Whether runs on an NVIDIA GPU replay a captured graph of the launches. Default true. */
+  readonly cudaGraphs?: boolean | undefined;
   readonly arenaBytes: number;
   readonly values: readonly NativeValue[];
   readonly steps: readonly NativeStep[];

@@ -46,6 +46,12 @@ export interface PlanOptions {
 
 export const planOptions = { device: true, threads: true } satisfies Known<PlanOptions>;
 
+/** How a plan runs. */
+export interface Running {
+  readonly threads: number;
+  readonly cudaGraphs?: boolean | undefined;
+}
+
 /** So many steps are given to native code at once. */
 const stepsPerPart = 8;
 
@@ -336,18 +342,18 @@ export class Plan {
   }
 
   /** @internal */
-  static async compile(graph: Graph, weights: PackedWeights, threads: number): Promise<Plan> {
+  static async compile(graph: Graph, weights: PackedWeights, running: Running): Promise<Plan> {
     const { target, compute } = weights;
     const quantized = await weights.quantized();
-    const steps = await stepsInTurns(graph, { traits: target.traits, compute, quantized, threads });
-    return Plan.ofSteps(graph, steps, weights, threads);
+    const steps = await stepsInTurns(graph, { traits: target.traits, compute, quantized, threads: running.threads });
+    return Plan.ofSteps(graph, steps, weights, running);
   }
 
   /**
    * The same of steps that were made otherwise.
    * @internal
    */
-  static async ofSteps(graph: Graph, steps: Steps, weights: PackedWeights, threads: number): Promise<Plan> {
+  static async ofSteps(graph: Graph, steps: Steps, weights: PackedWeights, running: Running): Promise<Plan> {
     const { target } = weights;
     const ends = [...steps.inputs, ...steps.outputs];
     if (new Set(ends).size !== ends.length)
@@ -357,7 +363,7 @@ export class Plan {
     const packed = await weights.pack(steps.steps, graph.constants, memory.bytes + outside);
     try {
       const bound = await Promise.all([...graph.bound.values()].map((name) => weights.operand(name, graph.constants)));
-      const spec = await inTurns(specOf(steps, memory, packed.steps, threads));
+      const spec = await inTurns(specOf(steps, memory, packed.steps, running));
       const { plan, runBytes, algorithms } = await calling(() => native.compile(target.name, spec));
       try {
         weights.checkBytes(packed.bytes, runBytes + outside);
@@ -476,7 +482,7 @@ function* specOf(
   given: Steps,
   { offsets, bytes: arenaBytes }: MemoryPlan,
   packed: readonly (readonly NativePacked[])[],
-  threads: number,
+  { threads, cudaGraphs }: Running,
 ): Work<NativePart> {
   const { steps, values, inputs, outputs } = given;
   const ends = new Map<number, Pick<NativeValue, 'place' | 'at'>>();
@@ -513,7 +519,7 @@ function* specOf(
   }));
   let told = 0;
   const tell = (some: readonly NativeStep[], before?: NativePart): NativePart => {
-    const spec = { threads, arenaBytes, values: views.slice(told), steps: some, segments: rounds };
+    const spec = { threads, cudaGraphs, arenaBytes, values: views.slice(told), steps: some, segments: rounds };
     told = views.length;
     return calling(() => native.part(spec, before));
   };
@@ -541,10 +547,15 @@ const noWeights = {
 };
 
 /** Compiles a graph whose parameters are all constants; the plan holds all that it needs. */
-export async function compileGraph(graph: Graph, target: Target, compute: ComputeType, threads: number): Promise<Plan> {
+export async function compileGraph(
+  graph: Graph,
+  target: Target,
+  compute: ComputeType,
+  running: Running,
+): Promise<Plan> {
   const weights = new PackedWeights(noWeights, target, compute);
   try {
-    return await Plan.compile(graph, weights, threads);
+    return await Plan.compile(graph, weights, running);
   } finally {
     weights.dispose();
   }
@@ -562,7 +573,7 @@ export async function runGraph(
   if (!Array.isArray(inputs))
     throw new OctconvError(`runGraph: inputs: got ${kindOf(inputs)}, wanted a list of Tensors`);
   const target = targetOf(device);
-  const plan = await compileGraph(graph, target, 'f32', threadsOf(target, threads));
+  const plan = await compileGraph(graph, target, 'f32', { threads: threadsOf(target, threads) });
   try {
     return await plan.run(inputs, { signal });
   } finally {

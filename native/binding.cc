@@ -362,6 +362,10 @@ PlanSpec::Step stepOf(const Napi::Object& item) {
 // Values and steps go behind those that the plan has; of all else the last word counts.
 void extend(PlanSpec& spec, const Napi::Object& object) {
   spec.threads = static_cast<int>(integerOf(object.Get("threads"), "plan: threads", 1, threads::most));
+  if (const Napi::Value graphs = object.Get("cudaGraphs"); !graphs.IsUndefined()) {
+    if (!graphs.IsBoolean()) fail("plan: cudaGraphs must be a boolean");
+    spec.cudaGraphs = graphs.As<Napi::Boolean>();
+  }
   spec.arenaBytes = static_cast<size_t>(integerOf(object.Get("arenaBytes"), "plan: arenaBytes", 0, mostBytes));
   const Napi::Array values = arrayOf(object.Get("values"), "plan: values"),
                     steps = arrayOf(object.Get("steps"), "plan: steps");

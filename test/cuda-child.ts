@@ -92,7 +92,7 @@ const tasks = {
       params.biasL = await read(`${c.case}.conv_l2l.bias`);
       const x = new Octave((await read(`${c.case}.xH`)) as Floats, (await read(`${c.case}.xL`)) as never);
       const wanted = [await read(`${c.case}.yH`), await read(`${c.case}.yL`)];
-      const told = { name: `${c.case}: ${c.in} -> ${c.out}`, groups: c.groups as number };
+      const told = { name: `${c.case}: ${c.in} -> ${c.out}` };
       try {
         const y = await ops.octConv(x, params as never, { stride: c.stride, groups: c.groups, device: 'cuda' });
         const outputs = [y.high, y.low] as (Floats | undefined)[];
@@ -153,10 +153,12 @@ const tasks = {
     const keeper = small();
     const x = picture(smallShape);
     const wanted = digest((await keeper.run(x)).data);
+    await keeper.run(x); // now it has all that it ever will
     const life = async () => {
       const said: string[] = [];
       const saying = (promise: Promise<unknown>) => promise.catch((e) => said.push(messageOf(e)));
       using model = small();
+      for (let i = 0; i < 3; i++) await saying(model.run(x)); // from the second on with a graph
       await saying(Promise.all([model.run(x), model.run(x)]));
       await saying(
         model.plan(smallShape).then((plan) => {
@@ -179,6 +181,30 @@ const tasks = {
     }
     keeper.dispose();
     return { live: before, lives };
+  },
+
+  /** The bits of a run, and of two that replay a graph, and what the driver was told to launch in them. */
+  async graphs({ cudaGraphs }: { cudaGraphs?: boolean }) {
+    const x = picture(smallShape);
+    using model = small({ cudaGraphs });
+    const plan = await model.plan(smallShape);
+    const bits: string[] = [];
+    const launched: { launches: number; graphLaunches: number }[] = [];
+    const counting = async (run: () => Promise<Tensor<'f32'>[]>) => {
+      const before = await report();
+      const [y] = await run();
+      const after = await report();
+      bits.push(digest(y?.data as Float32Array));
+      launched.push({
+        launches: after.launches - before.launches,
+        graphLaunches: after.graphLaunches - before.graphLaunches,
+      });
+    };
+    for (let i = 0; i < 3; i++) await counting(() => plan.run([x]) as Promise<Tensor<'f32'>[]>);
+    const stepMilliseconds = new Float32Array(plan.steps.length);
+    await counting(() => plan.run([x], { stepMilliseconds }) as Promise<Tensor<'f32'>[]>);
+    const wrong = await refusal(() => small({ cudaGraphs: 'no' }).plan(smallShape));
+    return { bits, launched, steps: plan.steps.length, wrong };
   },
 
   /** A context that is lost is lost; the process is not. */
@@ -289,8 +315,20 @@ const fence = () => ops.relu(Tensor.zeros('f32', [1, 1, 1, 1]), { device: 'refer
 interface Report {
   readonly calls: number;
   readonly failed: string;
+  readonly launches: number;
+  readonly graphLaunches: number;
+  readonly bytesToDevice: number;
+  readonly bytesToHost: number;
   readonly errors: string;
   readonly live: Readonly<Record<string, number>>;
+}
+
+/** What the stand-in reports, of calls since `fail`. */
+async function report(): Promise<Report> {
+  await fence();
+  fail(0);
+  devices(); // calls the driver, which writes the report
+  return JSON.parse(readFileSync(process.env.OCTCONV_STAND_IN_REPORT ?? '', 'utf8'));
 }
 
 /**
@@ -298,19 +336,6 @@ interface Report {
  * seconds.
  */
 async function settled(wanted?: object): Promise<Report> {
-  const report = async () => {
-    await fence();
-    fail(0);
-    devices(); // calls the driver, which writes the report
-    const {
-      calls,
-      failed,
-      errors,
-      launches: _,
-      ...live
-    } = JSON.parse(readFileSync(process.env.OCTCONV_STAND_IN_REPORT ?? '', 'utf8'));
-    return { calls, failed, errors, live };
-  };
   const first = await report();
   let { live } = first;
   const same = (other?: object) => JSON.stringify(live) === JSON.stringify(other);

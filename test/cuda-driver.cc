@@ -205,6 +205,55 @@ void kernelFails() {
   SUCCEED(d.cuMemAlloc_v2(&x, 4));
 }
 
+void graphs() {
+  const Started d;
+  CUdeviceptr x;
+  void* memory;
+  CUgraph graph;
+  CUgraphExec executable;
+  SUCCEED(d.cuMemAlloc_v2(&x, 4));
+  SUCCEED(d.cuMemHostAlloc(&memory, 4, 0));
+  const auto value = [&] {
+    SUCCEED(d.cuMemcpyDtoHAsync_v2(memory, x, 4, d.stream));
+    SUCCEED(d.cuStreamSynchronize(d.stream));
+    return *static_cast<float*>(memory);
+  };
+  SUCCEED(d.cuMemsetD8Async(x, 0, 4, d.stream));
+  CHECK(d.cuStreamEndCapture(d.stream, &graph) == 401);
+  SUCCEED(d.cuStreamBeginCapture_v2(d.stream, threadLocalCapture));
+  CHECK(d.cuStreamBeginCapture_v2(d.stream, threadLocalCapture) == 401);
+  SUCCEED(d.launchFill(x, 3, 1, d.stream));
+  SUCCEED(d.launchFill(x, 4, 1, d.stream));
+  CHECK(d.cuMemcpyDtoHAsync_v2(memory, x, 4, d.stream) == 900);
+  std::thread([&] {
+    SUCCEED(d.cuCtxPushCurrent_v2(d.context));
+    CUdeviceptr other;
+    SUCCEED(d.cuMemAlloc_v2(&other, 4));  // that another thread captures is nothing to it
+    SUCCEED(d.cuMemFree_v2(other));
+    CHECK(d.cuStreamEndCapture(d.stream, &graph) == 908);
+  }).join();
+  SUCCEED(d.cuStreamEndCapture(d.stream, &graph));
+  SUCCEED(d.cuGraphInstantiateWithFlags(&executable, graph, 0));
+  CHECK(d.live() == 7);
+  SUCCEED(d.cuGraphDestroy(graph));
+  CHECK(d.cuGraphInstantiateWithFlags(&executable, graph, 0) == 1);
+  CHECK(value() == 0);  // what is captured is not done
+  for (int round = 0; round < 2; round++) {
+    SUCCEED(d.cuMemsetD8Async(x, 0, 4, d.stream));
+    SUCCEED(d.cuGraphLaunch(executable, d.stream));
+    CHECK(value() == 4);
+  }
+  SUCCEED(d.cuGraphExecDestroy(executable));
+  CHECK(d.cuGraphLaunch(executable, d.stream) == 400);
+  CHECK(d.live() == 5);
+
+  CUdeviceptr y;
+  SUCCEED(d.cuStreamBeginCapture_v2(d.stream, threadLocalCapture));
+  CHECK(d.cuMemAlloc_v2(&y, 4) == 900);
+  CHECK(d.cuStreamEndCapture(d.stream, &graph) == 901 && !graph);
+  SUCCEED(d.cuMemAlloc_v2(&y, 4));
+}
+
 // --- Memory ----------------------------------------------------------------------------------------------------------
 
 void deviceMemoryFaults() {
@@ -389,8 +438,9 @@ void injection() {
     return contents(report.name);
   };
   const std::string none =
-      "\"launches\": 0, \"errors\": \"\", \"contexts\": 0, \"modules\": 0, \"streams\": 0, \"events\": 0, "
-      "\"allocations\": 0, \"pinned\": 0}\n";
+      "\"launches\": 0, \"graphLaunches\": 0, \"bytesToDevice\": 0, \"bytesToHost\": 0, \"errors\": \"\", \"live\": "
+      "{\"contexts\": 0, \"modules\": 0, \"streams\": 0, \"events\": 0, \"graphs\": 0, \"executables\": 0, "
+      "\"allocations\": 0, \"pinned\": 0}}\n";
   CHECK(runWith(0, 2) == "{\"calls\": 12, \"failed\": \"\", " + none);
   for (const int error : {2, 719})
     for (int n = 1; n <= 12; n++) {
@@ -407,14 +457,17 @@ void leaks() {
     SUCCEED(d.cuDevicePrimaryCtxRelease_v2(0));
   });
   CHECK(code == 0);
-  CHECK(contents(report.name) ==
-        "{\"calls\": 8, \"failed\": \"\", \"launches\": 0, \"errors\": \"\", \"contexts\": 0, \"modules\": 1, "
-        "\"streams\": 1, \"events\": 0, \"allocations\": 0, \"pinned\": 0}\n");
+  CHECK(
+      contents(report.name) ==
+      "{\"calls\": 8, \"failed\": \"\", \"launches\": 0, \"graphLaunches\": 0, \"bytesToDevice\": 0, \"bytesToHost\": "
+      "0, \"errors\": \"\", \"live\": {\"contexts\": 0, \"modules\": 1, \"streams\": 1, \"events\": 0, \"graphs\": 0, "
+      "\"executables\": 0, \"allocations\": 0, \"pinned\": 0}}\n");
 }
 
 const std::map<std::string, void (*)()> tests = {
     {"work is done when somebody waits for it", deferred},
     {"work of two streams is done in any order", streams},
+    {"launches are captured, and replayed", graphs},
     {"threads may wait at the same time", threads},
     {"the error of a kernel is the answer until the context ends", kernelFails},
     {"the host cannot touch device memory", deviceMemoryFaults},

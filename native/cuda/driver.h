@@ -17,6 +17,8 @@ using CUmodule = struct CUmod_st*;
 using CUfunction = struct CUfunc_st*;
 using CUstream = struct CUstream_st*;
 using CUevent = struct CUevent_st*;
+using CUgraph = struct CUgraph_st*;
+using CUgraphExec = struct CUgraphExec_st*;
 using CUresult = int;  // 0: success
 
 // X(name in the library, arguments). Each is `CUresult name(arguments)`.
@@ -53,7 +55,13 @@ using CUresult = int;  // 0: success
   X(cuEventCreate, CUevent* event, unsigned flags)                                                           \
   X(cuEventDestroy_v2, CUevent event)                                                                        \
   X(cuEventRecord, CUevent event, CUstream stream)                                                           \
-  X(cuEventElapsedTime, float* milliseconds, CUevent begin, CUevent end)
+  X(cuEventElapsedTime, float* milliseconds, CUevent begin, CUevent end)                                     \
+  X(cuStreamBeginCapture_v2, CUstream stream, int mode)                                                      \
+  X(cuStreamEndCapture, CUstream stream, CUgraph* graph)                                                     \
+  X(cuGraphInstantiateWithFlags, CUgraphExec* executable, CUgraph graph, unsigned long long flags)           \
+  X(cuGraphLaunch, CUgraphExec executable, CUstream stream)                                                  \
+  X(cuGraphExecDestroy, CUgraphExec executable)                                                              \
+  X(cuGraphDestroy, CUgraph graph)
 
 // There is less memory than was asked for.
 struct OutOfMemory : Error {
@@ -75,5 +83,6 @@ struct Driver {
 inline constexpr int computeCapabilityMajor = 75, computeCapabilityMinor = 76, multiprocessorCount = 16;
 inline constexpr int maxDynamicSharedBytes = 8;  // of a function
 inline constexpr unsigned nonBlockingStream = 1;
+inline constexpr int threadLocalCapture = 1;  // other threads may allocate memory meanwhile
 
 }  // namespace octconv::cuda

@@ -208,6 +208,34 @@ Event::~Event() {
   context->giveBack([&](const Driver& driver) { driver.cuEventDestroy_v2(event); });
 }
 
+Graph::Graph(std::shared_ptr<Context> made, const Stream& stream, FunctionRef<void()> work) : context(std::move(made)) {
+  const Driver& driver = Driver::get();
+  const Context::Use use(*context);
+  driver.check(driver.cuStreamBeginCapture_v2(stream, threadLocalCapture), "cuda: begin of a graph's capture");
+  CUgraph graph = nullptr;
+  const auto drop = [&] {
+    if (graph) driver.cuGraphDestroy(graph);
+  };
+  try {
+    work();
+  } catch (...) {
+    driver.cuStreamEndCapture(stream, &graph);
+    drop();
+    throw;
+  }
+  try {
+    driver.check(driver.cuStreamEndCapture(stream, &graph), "cuda: end of a graph's capture");
+    driver.check(driver.cuGraphInstantiateWithFlags(&executable, graph, 0), "cuda: instantiation of a graph");
+  } catch (...) {
+    drop();
+    throw;
+  }
+  drop();  // the executable does not need it
+}
+Graph::~Graph() {
+  context->giveBack([&](const Driver& driver) { driver.cuGraphExecDestroy(executable); });
+}
+
 Block uploaded(Gpu& gpu, const Block& pinned) {
   const auto context = gpu.context();
   Block block(context, pinned.size(), Block::Where::device);

@@ -117,6 +117,20 @@ class Event {
   CUevent event = nullptr;
 };
 
+// Work of a stream that is captured once and given to it as a whole any number of times.
+class Graph {
+ public:
+  // Of what `work` gives to the stream, which is not done then.
+  Graph(std::shared_ptr<Context> context, const Stream& stream, FunctionRef<void()> work);
+  ~Graph();
+  Graph(const Graph&) = delete;
+  operator CUgraphExec() const { return executable; }
+
+ private:
+  const std::shared_ptr<Context> context;
+  CUgraphExec executable = nullptr;
+};
+
 // What lies in pinned memory, on the GPU.
 Block uploaded(Gpu& gpu, const Block& pinned);
 

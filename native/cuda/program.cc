@@ -122,11 +122,7 @@ class Program::Run : public Queue::Job {
       if (request->stop || !takeRoom(alone)) return;
       const Context::Use use(*program->context);
       copy(request->inputs, program->inputsAt, true);
-      if (!request->stepMilliseconds.empty()) mark();
-      for (const Step& step : program->launched) {
-        launch(step);
-        if (!request->stepMilliseconds.empty()) mark();
-      }
+      compute();
       copy(request->outputs, program->outputsAt, false);
       begun = true;
     });
@@ -169,6 +165,7 @@ class Program::Run : public Queue::Job {
       if (!rooms.empty()) {
         room = std::move(rooms.back());
         rooms.pop_back();
+        wasUsed = true;
         return true;
       }
     }
@@ -194,6 +191,25 @@ class Program::Run : public Queue::Job {
     }
   }
 
+  // The first run in a room is launched step by step: a plan that runs once needs no graph, and the driver loads
+  // kernels at their first launch, which a capture may forbid.
+  void compute() {
+    const bool timed = !request->stepMilliseconds.empty();
+    if (wasUsed && !timed && program->spec.cudaGraphs) {
+      auto& graph = room->graph;
+      if (!graph) graph = std::make_unique<Graph>(program->context, room->stream, [this] { launchAll(false); });
+      check(driver.cuGraphLaunch(*graph, room->stream), "cuda: launch of a graph");
+    } else {
+      launchAll(timed);
+    }
+  }
+  void launchAll(bool timed) {
+    if (timed) mark();
+    for (const Step& step : program->launched) {
+      launch(step);
+      if (timed) mark();
+    }
+  }
   void launch(const Step& step) {
     for (const auto& [function, launch] : step.launches) {
       CUdeviceptr arena = room->arena.device();
@@ -222,6 +238,7 @@ class Program::Run : public Queue::Job {
   std::shared_ptr<Request> request;
   const std::function<void()> done;
   std::unique_ptr<Room> room;
+  bool wasUsed = false;  // the room, by a run before
   std::deque<Event> events;
   bool begun = false;
 };

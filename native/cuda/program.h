@@ -28,6 +28,7 @@ class Program : public octconv::Program {
   struct Room {
     Block arena;  // values of the plan, then inputs and outputs
     Stream stream;
+    std::unique_ptr<Graph> graph = nullptr;  // of the plan's launches, from the second run on
   };
   // What runs that have ended leave for the next ones.
   struct Idle {
