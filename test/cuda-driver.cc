@@ -342,10 +342,14 @@ void errors() {
   CHECK(strcmp(name, "stand") == 0);
   CHECK(d.cuMemAlloc_v2(&x, 4) == 201);
   CHECK(d.cuDevicePrimaryCtxRelease_v2(1) == 201);
+  CHECK(d.cuDevicePrimaryCtxSetFlags_v2(2, waitsAsleep) == 101);
+  CHECK(d.cuDevicePrimaryCtxSetFlags_v2(1, 8) == 1);
+  SUCCEED(d.cuDevicePrimaryCtxSetFlags_v2(1, waitsAsleep));
 
   CUcontext contexts[2];
   SUCCEED(d.cuDevicePrimaryCtxRetain(&contexts[0], 0));
   SUCCEED(d.cuDevicePrimaryCtxRetain(&contexts[1], 1));
+  CHECK(d.cuDevicePrimaryCtxSetFlags_v2(1, waitsAsleep) == contextIsActive);
   SUCCEED(d.cuCtxPushCurrent_v2(contexts[0]));
   CUmodule module;
   CUfunction function;
@@ -408,6 +412,7 @@ CUresult workload(const Opened& d) {
     return result;
   };
   if ((error = d.cuInit(0))) return error;
+  if ((error = d.cuDevicePrimaryCtxSetFlags_v2(0, waitsAsleep))) return error;
   if ((error = d.cuDevicePrimaryCtxRetain(&context, 0))) return error;
   if (!keep(d.cuCtxPushCurrent_v2(context))) {
     if (!keep(d.cuModuleLoadData(&module, "stand-in"))) {
@@ -438,12 +443,13 @@ void injection() {
     return contents(report.name);
   };
   const std::string none =
-      "\"launches\": 0, \"graphLaunches\": 0, \"bytesToDevice\": 0, \"bytesToHost\": 0, \"errors\": \"\", \"live\": "
+      "\"launches\": 0, \"graphLaunches\": 0, \"spins\": 0, \"bytesToDevice\": 0, \"bytesToHost\": 0, \"errors\": "
+      "\"\", \"live\": "
       "{\"contexts\": 0, \"modules\": 0, \"streams\": 0, \"events\": 0, \"graphs\": 0, \"executables\": 0, "
       "\"allocations\": 0, \"pinned\": 0}}\n";
-  CHECK(runWith(0, 2) == "{\"calls\": 12, \"failed\": \"\", " + none);
+  CHECK(runWith(0, 2) == "{\"calls\": 13, \"failed\": \"\", " + none);
   for (const int error : {2, 719})
-    for (int n = 1; n <= 12; n++) {
+    for (int n = 1; n <= 13; n++) {
       const std::string text = runWith(n, error);
       CHECK(text.find("\"failed\": \"cu") != std::string::npos);
       CHECK(text.substr(text.size() - none.size()) == none);
@@ -459,7 +465,8 @@ void leaks() {
   CHECK(code == 0);
   CHECK(
       contents(report.name) ==
-      "{\"calls\": 8, \"failed\": \"\", \"launches\": 0, \"graphLaunches\": 0, \"bytesToDevice\": 0, \"bytesToHost\": "
+      "{\"calls\": 8, \"failed\": \"\", \"launches\": 0, \"graphLaunches\": 0, \"spins\": 0, \"bytesToDevice\": 0, "
+      "\"bytesToHost\": "
       "0, \"errors\": \"\", \"live\": {\"contexts\": 0, \"modules\": 1, \"streams\": 1, \"events\": 0, \"graphs\": 0, "
       "\"executables\": 0, \"allocations\": 0, \"pinned\": 0}}\n");
 }

@@ -33,6 +33,7 @@ using CUresult = int;  // 0: success
   X(cuDeviceTotalMem_v2, size_t* bytes, CUdevice device)                                                     \
   X(cuDeviceGetAttribute, int* value, int attribute, CUdevice device)                                        \
   X(cuDevicePrimaryCtxRetain, CUcontext* context, CUdevice device)                                           \
+  X(cuDevicePrimaryCtxSetFlags_v2, CUdevice device, unsigned flags)                                          \
   X(cuDevicePrimaryCtxRelease_v2, CUdevice device)                                                           \
   X(cuCtxPushCurrent_v2, CUcontext context)                                                                  \
   X(cuCtxPopCurrent_v2, CUcontext* context)                                                                  \
@@ -83,6 +84,9 @@ struct Driver {
 inline constexpr int computeCapabilityMajor = 75, computeCapabilityMinor = 76, multiprocessorCount = 16;
 inline constexpr int maxDynamicSharedBytes = 8;  // of a function
 inline constexpr unsigned nonBlockingStream = 1;
+inline constexpr unsigned waitsAsleep =
+    4;  // of a context (CU_CTX_SCHED_BLOCKING_SYNC): a thread that waits does not spin
+inline constexpr CUresult contextIsActive = 708;
 inline constexpr int threadLocalCapture = 1;  // other threads may allocate memory meanwhile
 
 }  // namespace octconv::cuda

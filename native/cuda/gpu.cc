@@ -53,6 +53,9 @@ Context::Context(int index, std::string gpuName) : name(std::move(gpuName)) {
   image.push_back(0);  // PTX is text
   const Driver& driver = Driver::get();
   device = deviceAt(driver, index);
+  // Whoever uses the context already, in this process, has decided how threads wait in it.
+  if (const CUresult result = driver.cuDevicePrimaryCtxSetFlags_v2(device, waitsAsleep); result != contextIsActive)
+    driver.check(result, "cuda: flags of the context of " + name);
   driver.check(driver.cuDevicePrimaryCtxRetain(&context, device), "cuda: context of " + name);
   try {
     const Use use(*this);
@@ -84,6 +87,19 @@ void Context::giveBack(FunctionRef<void(const Driver&)> release) const noexcept 
       return release(Driver::get());
     } catch (const std::exception&) {}
   }
+}
+
+void Context::add(Keeper& keeper) {
+  std::lock_guard lock(keepersMutex);
+  keepers.insert(&keeper);
+}
+void Context::remove(Keeper& keeper) {
+  std::lock_guard lock(keepersMutex);
+  keepers.erase(&keeper);
+}
+void Context::dropIdle() {
+  std::lock_guard lock(keepersMutex);
+  for (Keeper* const keeper : keepers) keeper->dropIdle();
 }
 
 CUfunction Context::function(const std::string& kernel, size_t sharedBytes) {
@@ -164,15 +180,23 @@ std::shared_ptr<Context> Gpu::context() {
 Block::Block(std::shared_ptr<Context> made, size_t bytes, Where where)
     : context(std::move(made)), size_(bytes), where(where) {
   if (bytes == 0) return;
-  const Driver& driver = Driver::get();
   const Context::Use use(*context);
+  try {
+    allocate();
+  } catch (const OutOfMemory&) {
+    context->dropIdle();
+    allocate();
+  }
+}
+void Block::allocate() {
+  const Driver& driver = Driver::get();
   if (where == Where::device) {
-    driver.check(driver.cuMemAlloc_v2(&address, bytes),
-                 "cuda: " + std::to_string(bytes) + " bytes on " + context->name);
+    driver.check(driver.cuMemAlloc_v2(&address, size_),
+                 "cuda: " + std::to_string(size_) + " bytes on " + context->name);
   } else {
     void* pointer = nullptr;
-    driver.check(driver.cuMemHostAlloc(&pointer, bytes, 0),
-                 "cuda: " + std::to_string(bytes) + " pinned bytes for " + context->name);
+    driver.check(driver.cuMemHostAlloc(&pointer, size_, 0),
+                 "cuda: " + std::to_string(size_) + " pinned bytes for " + context->name);
     address = reinterpret_cast<CUdeviceptr>(pointer);
   }
 }

@@ -3,6 +3,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <string>
 
 #include "../core/function_ref.h"
@@ -32,6 +33,17 @@ class Context {
   // For destructors: calls what gives something of this GPU back. What cannot be given back goes with the context.
   void giveBack(FunctionRef<void(const Driver&)> release) const noexcept;
 
+  // Has memory that is in no use: a plan, of its runs that have ended.
+  struct Keeper {
+    virtual void dropIdle() = 0;
+
+   protected:
+    ~Keeper() = default;
+  };
+  void add(Keeper& keeper);
+  void remove(Keeper& keeper);
+  void dropIdle();  // all keepers, where memory is short
+
   const std::string name;  // of the GPU
 
  private:
@@ -44,6 +56,8 @@ class Context {
   CUmodule module = nullptr;
   std::mutex mutex;
   std::map<std::string, Function> functions;
+  std::mutex keepersMutex;
+  std::set<Keeper*> keepers;
 };
 
 class Gpu {
@@ -68,7 +82,8 @@ class Gpu {
   std::shared_ptr<Context> held;
 };
 
-// Memory of a GPU, or with `pinned` of the host, which copies to and from the GPU run beside other work.
+// Memory of a GPU, or with `pinned` of the host, which copies to and from the GPU run beside other work. Where there is
+// no more of it, idle memory is given back before that is an error.
 class Block {
  public:
   enum class Where { device, pinned };
@@ -84,6 +99,8 @@ class Block {
   size_t size() const { return size_; }
 
  private:
+  void allocate();
+
   std::shared_ptr<Context> context;
   CUdeviceptr address = 0;
   size_t size_ = 0;

@@ -13,6 +13,13 @@ const Kernels& kernelsOf(const std::string& op) {
   return *kernels;
 }
 
+Made makeOf(const PlacedNode& placed) {
+  const Node& node = placed.node;
+  try {
+    return kernelsOf(node.op).make(placed);
+  } catch (const TooLarge& error) { fail(node.op, " '", node.name, "': ", error.what()); }
+}
+
 }  // namespace
 
 int64_t Program::placeOf(size_t id, int64_t round) const {
@@ -41,7 +48,7 @@ Program::Program(Gpu& gpu, PlanSpec given)
         PlacedNode placed{step.node, scratch, {}, {}};
         for (const size_t id : step.inputs) placed.inputs.push_back(placeOf(id, round));
         for (const size_t id : step.outputs) placed.outputs.push_back(placeOf(id, round));
-        Made made = kernelsOf(step.node.op).make(placed);
+        Made made = makeOf(placed);
         infos[i].algorithm = std::move(made.algorithm);
         scratchBytes = std::max(scratchBytes, made.scratchBytes);
         launched.push_back({i, {}});
@@ -53,6 +60,7 @@ Program::Program(Gpu& gpu, PlanSpec given)
   }
   arena.add(scratchBytes);
   arenaBytes = arena.size();
+  context->add(*this);
 }
 
 size_t Program::idleBytes() const {
@@ -62,13 +70,13 @@ size_t Program::idleBytes() const {
 
 // The driver may wait for the GPU before it frees memory: that is no work for the caller's thread.
 void Program::trim() {
-  auto old = std::make_shared<Idle>();
-  {
-    std::lock_guard lock(mutex);
-    std::swap(*old, idle);
-  }
   threads::submit(
-      1, [old = std::move(old)](Crew&) {}, threads::Kind::background);
+      1, [old = std::make_shared<Idle>(takeIdle())](Crew&) {}, threads::Kind::background);
+}
+void Program::dropIdle() { takeIdle(); }
+Program::Idle Program::takeIdle() {
+  std::lock_guard lock(mutex);
+  return std::exchange(idle, {});
 }
 
 // Called where runs end, on a thread of the library.

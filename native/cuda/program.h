@@ -9,9 +9,10 @@
 
 namespace octconv::cuda {
 
-class Program : public octconv::Program {
+class Program : public octconv::Program, private Context::Keeper {
  public:
   Program(Gpu& gpu, PlanSpec spec);
+  ~Program() override { context->remove(*this); }
   size_t runBytes() const override { return arenaBytes; }
   size_t idleBytes() const override;
   void trim() override;
@@ -40,6 +41,8 @@ class Program : public octconv::Program {
 
   int64_t placeOf(size_t value, int64_t round) const;
   void dropSurplus();
+  void dropIdle() override;
+  Idle takeIdle();
 
   Gpu& gpu;
   const std::shared_ptr<Context> context;  // that has the functions

@@ -21,7 +21,8 @@
 //   OCTCONV_STAND_IN_REPORT      file that is written when the process ends, and by the first call after
 //                                OCTCONV_STAND_IN_FAIL was changed: {"calls": their number, "failed": name of the call
 //                                that was made to fail, "launches": their number, with those of graphs,
-//                                "graphLaunches": of whole graphs, "bytesToDevice", "bytesToHost": that were copied,
+//                                "graphLaunches": of whole graphs, "spins": waits in a context whose flags let a
+//                                thread spin, "bytesToDevice", "bytesToHost": that were copied,
 //                                "errors": what stderr was told, "live": {"contexts", "modules", "streams", "events",
 //                                "graphs", "executables", "allocations", "pinned": how many nobody gave back, even if
 //                                their context has ended}}
@@ -91,6 +92,7 @@ OCTCONV_CUDA_DRIVER(OCTCONV_DECLARE)
   X(CUDA_ERROR_ILLEGAL_ADDRESS, 700, "an illegal memory access was encountered")                           \
   X(CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES, 701, "too many resources requested for launch")                    \
   X(CUDA_ERROR_LAUNCH_TIMEOUT, 702, "the launch timed out and was terminated")                             \
+  X(CUDA_ERROR_PRIMARY_CONTEXT_ACTIVE, 708, "primary context active")                                      \
   X(CUDA_ERROR_CONTEXT_IS_DESTROYED, 709, "context is destroyed")                                          \
   X(CUDA_ERROR_ILLEGAL_INSTRUCTION, 715, "an illegal instruction was encountered")                         \
   X(CUDA_ERROR_MISALIGNED_ADDRESS, 716, "misaligned address")                                              \
@@ -114,6 +116,7 @@ using Executable = CUgraphExec_st;
 struct CUctx_st {
   int device;
   int references = 0;
+  unsigned flags = 0;
   CUresult error = CUDA_SUCCESS;  // left behind by a kernel, the answer to every call
 };
 struct CUfunc_st {
@@ -211,7 +214,7 @@ struct StandIn {
   std::string report, failed, errors;
 
   bool initialized = false, ended = false;
-  int64_t calls = 0, launches = 0, graphLaunches = 0;
+  int64_t calls = 0, launches = 0, graphLaunches = 0, spins = 0;
   size_t bytesToDevice = 0, bytesToHost = 0;
   std::map<const char*, Allocation> allocations;
   std::map<const char*, Pinned> pinned;
@@ -282,8 +285,8 @@ void writeReport() {
   std::ofstream file(standIn.report);
   file << "{\"calls\": " << standIn.calls << ", \"failed\": " << quoted(standIn.failed)
        << ", \"launches\": " << standIn.launches << ", \"graphLaunches\": " << standIn.graphLaunches
-       << ", \"bytesToDevice\": " << standIn.bytesToDevice << ", \"bytesToHost\": " << standIn.bytesToHost
-       << ", \"errors\": " << quoted(standIn.errors) << ", \"live\": {";
+       << ", \"spins\": " << standIn.spins << ", \"bytesToDevice\": " << standIn.bytesToDevice
+       << ", \"bytesToHost\": " << standIn.bytesToHost << ", \"errors\": " << quoted(standIn.errors) << ", \"live\": {";
   const char* comma = "";
   for (const auto& [name, count] : standIn.live()) file << std::exchange(comma, ", ") << '"' << name << "\": " << count;
   file << "}}\n";
@@ -541,13 +544,23 @@ CUresult cuDevicePrimaryCtxRetain(CUcontext* context, CUdevice device) {
     return CUDA_SUCCESS;
   });
 }
+CUresult cuDevicePrimaryCtxSetFlags_v2(CUdevice device, unsigned flags) {
+  return call("cuDevicePrimaryCtxSetFlags_v2", Needs::init, [&](auto&) {
+    if (!isDevice(device)) return CUDA_ERROR_INVALID_DEVICE;
+    if (flags & ~waitsAsleep) return CUDA_ERROR_INVALID_VALUE;
+    Context* const context = standIn.devices[static_cast<size_t>(device)];
+    if (context->references > 0) return CUDA_ERROR_PRIMARY_CONTEXT_ACTIVE;
+    context->flags = flags;
+    return CUDA_SUCCESS;
+  });
+}
 CUresult cuDevicePrimaryCtxRelease_v2(CUdevice device) {
   return release("cuDevicePrimaryCtxRelease_v2", Needs::init, [&](auto& lock) {
     if (!isDevice(device)) return CUDA_ERROR_INVALID_DEVICE;
     Context*& context = standIn.devices[static_cast<size_t>(device)];
     if (context->references == 0) return CUDA_ERROR_INVALID_CONTEXT;
     if (context->references == 1) finishContext(lock, context);
-    if (--context->references == 0) context = standIn.newContext(device);
+    if (--context->references == 0) context = standIn.newContext(device);  // flags are set anew too
     return CUDA_SUCCESS;
   });
 }
@@ -708,6 +721,7 @@ CUresult cuStreamDestroy_v2(CUstream stream) {
 CUresult cuStreamSynchronize(CUstream stream) {
   return call("cuStreamSynchronize", Needs::context, [&](auto& lock) {
     if (!isKnown(standIn.streams, stream)) return CUDA_ERROR_INVALID_HANDLE;
+    if (!(current->flags & waitsAsleep)) standIn.spins++;
     finish(lock, [&](const Stream& other) { return &other == stream; });
     return CUDA_SUCCESS;
   });
