@@ -15,11 +15,15 @@ export type Device = 'cpu' | 'cuda' | 'reference' | (string & Record<never, neve
 declare const packedBrand: unique symbol;
 declare const planBrand: unique symbol;
 declare const partBrand: unique symbol;
+declare const bufferBrand: unique symbol;
 /** Parameters in the form that a kernel reads. */
 export type NativePacked = { readonly [packedBrand]: true };
 export type NativePlan = { readonly [planBrand]: true };
 /** The first part of a `NativePlanSpec`, or all of it. */
 export type NativePart = { readonly [partBrand]: true };
+
+/** A value in memory of a device. */
+export type NativeBuffer = { readonly [bufferBrand]: true };
 
 export interface NativeParam {
   readonly dtype: DType;
@@ -65,8 +69,12 @@ export interface NativePlanSpec {
   readonly segments?: readonly { readonly steps: number; readonly rounds: number }[];
 }
 
-export interface NativeRun {
-  readonly done: Promise<{ completed: boolean; outputs: ArrayBuffer[]; stepMilliseconds: Float32Array }>;
+export interface NativeRun<Output> {
+  readonly done: Promise<{
+    completed: boolean;
+    outputs: Output[];
+    stepMilliseconds: Float32Array;
+  }>;
   /** Stops it between two tasks. */
   cancel(): void;
 }
@@ -104,14 +112,23 @@ export interface Native {
     device: Device,
     spec: NativePlanSpec | NativePart,
   ): Promise<{ plan: NativePlan; runBytes: number; algorithms: string[] }>;
-  run(plan: NativePlan, inputs: readonly TypedArray[], timed: boolean): NativeRun;
+  /** Outputs stay on the device if an input is there. */
+  run(plan: NativePlan, inputs: readonly TypedArray[], timed: boolean): NativeRun<ArrayBuffer>;
+  run(
+    plan: NativePlan,
+    inputs: readonly (TypedArray | NativeBuffer)[],
+    timed: boolean,
+  ): NativeRun<ArrayBuffer | NativeBuffer>;
+  /** To memory of a device that has its own. */
+  toDevice(device: Device, data: TypedArray): Promise<NativeBuffer>;
+  toHost(buffer: NativeBuffer): Promise<ArrayBuffer>;
   /** Of packed parameters, or what a plan keeps for its next runs, which is told to the garbage collector too. */
   bytes(held: NativePacked | NativePlan): number;
   /** Tells the garbage collector of packed parameters. */
   tell(packed: readonly NativePacked[]): void;
   /** Gives back what a plan keeps for its next runs. */
   trim(plan: NativePlan): void;
-  release(held: NativePacked | NativePlan | ArrayBuffer): void;
+  release(held: NativePacked | NativePlan | NativeBuffer | ArrayBuffer): void;
   peak(threads: number): Promise<number>;
   /** Of a plan or a measurement. */
   readonly mostThreads: number;

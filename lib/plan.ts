@@ -12,6 +12,7 @@ import type { Quantized } from './graph/types.js';
 import {
   calling,
   type Device,
+  type NativeBuffer,
   type NativePacked,
   type NativePart,
   type NativeParam,
@@ -22,7 +23,7 @@ import {
 } from './native.js';
 import { checkOptions, type Known } from './options.js';
 import { stepsInTurns } from './targets.js';
-import { bytesOf, Tensor } from './tensor.js';
+import { bytesOf, deviceOf, Tensor } from './tensor.js';
 import { inTurns, turn, type Work } from './turns.js';
 import type { Memory } from './weights/file.js';
 import { allFinite } from './weights/elements.js';
@@ -38,7 +39,7 @@ export const runOptions = { signal: true } satisfies Known<RunOptions>;
 const timedOptions = { ...runOptions, stepMilliseconds: true } as const;
 
 export interface PlanOptions {
-  /** `cpu` (default) or `reference`, the slow specification. */
+  /** Default: where the inputs are. */
   readonly device?: Device | undefined;
   /** Threads of one run; default: the cores that the process may use. */
   readonly threads?: number | undefined;
@@ -393,7 +394,7 @@ export class Plan {
 
   /**
    * Runs on the library's own threads. Inputs are copied before this returns, outputs when the run has ended, each
-   * once. `stepMilliseconds` takes the time of each step.
+   * once; inputs that are on the plan's device already are not, and then the outputs stay there too. `stepMilliseconds` takes the time of each step.
    * @throws OctconvError if an input has another type or shape, or, where i8 is multiplied, is not finite; the signal's
    * reason if it is aborted.
    */
@@ -405,21 +406,25 @@ export class Plan {
     const { signal, stepMilliseconds } = options;
     checkSignal(signal);
     this.#check(inputs);
-    const [plan, data] = [this.#plan, [...inputs.map((t) => t.data), ...this.#bound]];
+    const onDevice = inputs.some(({ device }) => device !== 'cpu');
+    const [plan, data] = [this.#plan, [...inputs.map((t) => t.native), ...this.#bound]];
     const { done, cancel } = calling(() => native.run(plan, data, stepMilliseconds !== undefined));
     const ended = calling(() => done).finally(() => this.#ended());
     const { completed, outputs, stepMilliseconds: times } = await orAborted(ended, cancel, signal);
     stepMilliseconds?.set(times);
     if (!completed) throw new OctconvError('plan: the run was stopped');
-    return outputs.map((bytes, i) => {
+    return outputs.map((given, i) => {
       const { dtype, shape } = this.values[this.#ends.outputs[i] ?? -1] ?? { dtype: 'f32' as const, shape: [] };
-      return new Tensor(dtype, shape, new (arrayFor(dtype))(bytes));
+      return onDevice
+        ? Tensor.onDevice(dtype, shape, this.target.name, given as NativeBuffer)
+        : new Tensor(dtype, shape, new (arrayFor(dtype))(given as ArrayBuffer));
     });
   }
 
   #check(inputs: readonly Tensor[]): void {
     const wanted = this.inputs.length;
     if (inputs.length > wanted) throw new OctconvError(`plan: got ${inputs.length} inputs, wanted ${wanted}`);
+    deviceOf('plan', inputs, this.target.name);
     for (const [i, { dtype, shape }] of this.inputs.entries()) {
       const given = inputs[i];
       if (given?.dtype !== dtype || given.shape.join() !== shape.join()) {
@@ -561,7 +566,7 @@ export async function compileGraph(
   }
 }
 
-/** Compiles such a graph, runs it once, and lets it go. */
+/** Compiles such a graph, runs it once, and lets it go; where its inputs are, unless they are in memory of the host. */
 export async function runGraph(
   graph: Graph,
   inputs: readonly Tensor[],
@@ -572,7 +577,7 @@ export async function runGraph(
   checkGraph('runGraph', graph);
   if (!Array.isArray(inputs))
     throw new OctconvError(`runGraph: inputs: got ${kindOf(inputs)}, wanted a list of Tensors`);
-  const target = targetOf(device);
+  const target = targetOf(deviceOf('runGraph', inputs, device));
   const plan = await compileGraph(graph, target, 'f32', { threads: threadsOf(target, threads) });
   try {
     return await plan.run(inputs, { signal });

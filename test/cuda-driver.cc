@@ -101,9 +101,10 @@ struct TemporaryFile {
 void deferred() {
   const Started d;
   constexpr int n = 100;
-  CUdeviceptr x;
+  CUdeviceptr x, y;
   void* memory;
   SUCCEED(d.cuMemAlloc_v2(&x, n * 4));
+  SUCCEED(d.cuMemAlloc_v2(&y, n * 4));
   SUCCEED(d.cuMemHostAlloc(&memory, n * 8, 0));
   auto* const from = static_cast<float*>(memory);
   float* const to = from + n;
@@ -117,7 +118,8 @@ void deferred() {
   SUCCEED(d.cuMemcpyHtoDAsync_v2(x, from, n * 4, d.stream));
   SUCCEED(d.launchFill(x, 3, n / 2, d.stream));
   SUCCEED(d.cuMemsetD8Async(x + 4, 0, 4, d.stream));
-  SUCCEED(d.cuMemcpyDtoHAsync_v2(to, x, n * 4, d.stream));
+  SUCCEED(d.cuMemcpyDtoDAsync_v2(y, x, n * 4, d.stream));
+  SUCCEED(d.cuMemcpyDtoHAsync_v2(to, y, n * 4, d.stream));
   SUCCEED(d.cuEventRecord(end, d.stream));
   for (int i = 0; i < n; i++) from[i] = static_cast<float>(i);  // what is copied is what is there in the end
   CHECK(to[0] != to[0]);
@@ -127,10 +129,11 @@ void deferred() {
   SUCCEED(d.cuEventElapsedTime(&milliseconds, begin, end));
   CHECK(milliseconds >= 0);
 
-  CHECK(d.live() == 7);
+  CHECK(d.live() == 8);
   SUCCEED(d.cuEventDestroy_v2(begin));
   SUCCEED(d.cuEventDestroy_v2(end));
   SUCCEED(d.cuMemFree_v2(x));
+  SUCCEED(d.cuMemFree_v2(y));
   SUCCEED(d.cuMemFreeHost(memory));
   SUCCEED(d.cuStreamDestroy_v2(d.stream));
   SUCCEED(d.cuModuleUnload(d.module));
@@ -288,6 +291,8 @@ void bounds() {
   CHECK(d.cuMemsetD8Async(x + 100, 0, 1, d.stream) == 1);
   static char unpinned[4];
   CHECK(d.cuMemcpyHtoDAsync_v2(x, unpinned, 4, d.stream) == 1);
+  CHECK(d.cuMemcpyDtoDAsync_v2(x, x + 10, 91, d.stream) == 1);
+  CHECK(d.cuMemcpyDtoDAsync_v2(x + 10, x, 91, d.stream) == 1);
   CHECK(d.cuMemFree_v2(x + 1) == 1);
   CHECK(d.cuMemFreeHost(host + 1) == 1);
 

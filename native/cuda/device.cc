@@ -1,6 +1,7 @@
 // The NVIDIA GPUs as devices: `cuda` is the first one, `cuda:1` the second.
 #include "../core/device.h"
 
+#include <cstring>
 #include <iomanip>
 
 #include "program.h"
@@ -17,7 +18,7 @@ class CudaDevice : public Device {
     traits_.isa = about.str();
     traits_.threads = 1;
     traits_.align = 256;
-    traits_.fuses = true;
+    traits_.fuses = traits_.ownMemory = true;
     traits_.mostPooled = 1;  // P of P needs pixels of other tiles
     traits_.dotProducts = {DType::bf16};
     for (const auto& [op, kernels] : Registered<Kernels>::all())
@@ -37,6 +38,11 @@ class CudaDevice : public Device {
   }
   std::shared_ptr<octconv::Program> compile(PlanSpec spec) const override {
     return std::make_shared<Program>(gpu, std::move(spec));
+  }
+  std::shared_ptr<const Buffer> write(std::span<const std::byte> bytes) const override {
+    const Block pinned(gpu, bytes.size(), Block::Where::pinned);
+    std::memcpy(pinned.host(), bytes.data(), bytes.size());
+    return std::make_shared<Resident>(uploaded(gpu, pinned));
   }
 
  private:

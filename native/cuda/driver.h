@@ -47,6 +47,7 @@ using CUresult = int;  // 0: success
   X(cuMemFreeHost, void* pointer)                                                                            \
   X(cuMemcpyHtoDAsync_v2, CUdeviceptr to, const void* from, size_t bytes, CUstream stream)                   \
   X(cuMemcpyDtoHAsync_v2, void* to, CUdeviceptr from, size_t bytes, CUstream stream)                         \
+  X(cuMemcpyDtoDAsync_v2, CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstream stream)                   \
   X(cuMemsetD8Async, CUdeviceptr to, unsigned char value, size_t bytes, CUstream stream)                     \
   X(cuStreamCreate, CUstream* stream, unsigned flags)                                                        \
   X(cuStreamDestroy_v2, CUstream stream)                                                                     \

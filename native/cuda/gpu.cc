@@ -2,6 +2,7 @@
 
 #include <dlfcn.h>
 
+#include <cstring>
 #include <fstream>
 #include <iterator>
 #include <vector>
@@ -258,6 +259,17 @@ Graph::Graph(std::shared_ptr<Context> made, const Stream& stream, FunctionRef<vo
 }
 Graph::~Graph() {
   context->giveBack([&](const Driver& driver) { driver.cuGraphExecDestroy(executable); });
+}
+
+void Resident::read(std::span<std::byte> to) const {
+  const auto& context = block.owner();
+  const Block pinned(context, block.size(), Block::Where::pinned);
+  const Stream stream(context);
+  const Context::Use use(*context);
+  Driver::get().check(Driver::get().cuMemcpyDtoHAsync_v2(pinned.host(), block.device(), block.size(), stream),
+                      "cuda: a copy");
+  stream.wait();
+  std::memcpy(to.data(), pinned.host(), to.size());
 }
 
 Block uploaded(Gpu& gpu, const Block& pinned) {

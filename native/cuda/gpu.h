@@ -6,6 +6,7 @@
 #include <set>
 #include <string>
 
+#include "../core/device.h"
 #include "../core/function_ref.h"
 #include "driver.h"
 #include "queue.h"
@@ -94,6 +95,7 @@ class Block {
   Block& operator=(Block&& other) noexcept;
   ~Block();
 
+  const std::shared_ptr<Context>& owner() const { return context; }
   CUdeviceptr device() const { return address; }
   char* host() const { return reinterpret_cast<char*>(address); }
   size_t size() const { return size_; }
@@ -146,6 +148,15 @@ class Graph {
  private:
   const std::shared_ptr<Context> context;
   CUgraphExec executable = nullptr;
+};
+
+// A value that is on a GPU between runs.
+struct Resident : Buffer {
+  Block block;
+
+  explicit Resident(Block block) : block(std::move(block)) {}
+  size_t bytes() const override { return block.size(); }
+  void read(std::span<std::byte> to) const override;
 };
 
 // What lies in pinned memory, on the GPU.

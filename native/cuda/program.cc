@@ -65,7 +65,9 @@ Program::Program(Gpu& gpu, PlanSpec given)
 
 size_t Program::idleBytes() const {
   std::lock_guard lock(mutex);
-  return idle.rooms.size() * arenaBytes + idle.boundaries.size() * boundaryBytes;
+  size_t bytes = idle.rooms.size() * arenaBytes + idle.boundaries.size() * boundaryBytes;
+  for (const Block& output : idle.outputs) bytes += output.size();
+  return bytes;
 }
 
 // The driver may wait for the GPU before it frees memory: that is no work for the caller's thread.
@@ -87,51 +89,85 @@ void Program::dropSurplus() {
     surplus.push_back(std::move(idle.boundaries.back()));
 }
 
-// A run's inputs and outputs, in pinned memory.
-struct Program::PinnedRequest : Request {
+// A run's inputs and outputs: in pinned memory, or on the GPU.
+struct Program::Boundary : Request {
   std::shared_ptr<Program> program;
-  Block memory;
+  Block pinned;
+  Buffers given;  // inputs that are on the GPU, null for others; none where all is in pinned memory
 
-  explicit PinnedRequest(std::shared_ptr<Program> owner) : program(std::move(owner)) {
+  explicit Boundary(std::shared_ptr<Program> owner, Buffers onGpu = {})
+      : program(std::move(owner)), given(std::move(onGpu)) {
+    inputs.resize(program->spec.inputBytes.size());
+    outputs.resize(program->spec.outputBytes.size());
+    if (!given.empty() && std::find(given.begin(), given.end(), nullptr) == given.end()) return;
     {
       std::lock_guard lock(program->mutex);
       auto& boundaries = program->idle.boundaries;
       if (!boundaries.empty()) {
-        memory = std::move(boundaries.back());
+        pinned = std::move(boundaries.back());
         boundaries.pop_back();
       }
     }
-    if (memory.size() == 0) memory = Block(program->context, program->boundaryBytes, Block::Where::pinned);
+    if (pinned.size() == 0) pinned = Block(program->context, program->boundaryBytes, Block::Where::pinned);
     Layout layout;
     const auto place = [&](const std::vector<size_t>& sizes, std::vector<std::span<std::byte>>& spans) {
-      for (const size_t bytes : sizes)
-        spans.emplace_back(reinterpret_cast<std::byte*>(memory.host() + layout.add(bytes)), bytes);
+      for (size_t i = 0; i < sizes.size(); i++)
+        spans[i] = {reinterpret_cast<std::byte*>(pinned.host() + layout.add(sizes[i])), sizes[i]};
     };
     place(program->spec.inputBytes, inputs);
-    place(program->spec.outputBytes, outputs);
+    if (given.empty()) place(program->spec.outputBytes, outputs);
   }
-  ~PinnedRequest() override {
+  ~Boundary() override {
+    if (pinned.size() == 0) return;
     std::lock_guard lock(program->mutex);
-    program->idle.boundaries.push_back(std::move(memory));
+    program->idle.boundaries.push_back(std::move(pinned));
+  }
+};
+
+// An output that stays on the GPU. A later run of its plan gets the memory.
+struct Program::Output : Resident {
+  std::weak_ptr<Program> plan;  // with its weights it is not kept by this
+
+  Output(Block block, std::weak_ptr<Program> plan) : Resident(std::move(block)), plan(std::move(plan)) {}
+  ~Output() override {
+    const auto program = plan.lock();
+    if (!program) return;
+    std::lock_guard lock(program->mutex);
+    auto& outputs = program->idle.outputs;
+    if (outputs.size() < mostIdle * program->outputsAt.size()) outputs.push_back(std::move(block));
   }
 };
 
 std::shared_ptr<Request> Program::prepare() {
-  return std::make_shared<PinnedRequest>(std::static_pointer_cast<Program>(shared_from_this()));
+  return std::make_shared<Boundary>(std::static_pointer_cast<Program>(shared_from_this()));
+}
+
+std::shared_ptr<Request> Program::prepareOnDevice(Buffers inputs) {
+  if (inputs.size() != inputsAt.size()) fail("plan: ", inputs.size(), " inputs, wanted ", inputsAt.size());
+  for (size_t i = 0; i < inputs.size(); i++) {
+    if (!inputs[i]) continue;
+    const auto* resident = dynamic_cast<const Resident*>(inputs[i].get());
+    if (!resident || resident->block.owner() != context) fail("plan: input ", i, " is on another device");
+    if (resident->bytes() != spec.inputBytes[i])
+      fail("plan: input ", i, " has ", resident->bytes(), " bytes, wanted ", spec.inputBytes[i]);
+  }
+  return std::make_shared<Boundary>(std::static_pointer_cast<Program>(shared_from_this()), std::move(inputs));
 }
 
 class Program::Run : public Queue::Job {
  public:
   Run(std::shared_ptr<Program> program, std::shared_ptr<Request> request, std::function<void()> done)
-      : program(std::move(program)), request(std::move(request)), done(std::move(done)) {}
+      : program(std::move(program)),
+        request(std::static_pointer_cast<Boundary>(std::move(request))),
+        done(std::move(done)) {}
 
   bool begin(bool alone) override {
     attempt([&] {
-      if (request->stop || !takeRoom(alone)) return;
+      if (request->stop || !takeMemory(alone)) return;
       const Context::Use use(*program->context);
-      copy(request->inputs, program->inputsAt, true);
+      for (size_t i = 0; i < program->inputsAt.size(); i++) copyInput(i);
       compute();
-      copy(request->outputs, program->outputsAt, false);
+      for (size_t i = 0; i < program->outputsAt.size(); i++) copyOutput(i);
       begun = true;
     });
     return room || alone || request->stop || !request->error.empty();
@@ -166,7 +202,19 @@ class Program::Run : public Queue::Job {
   void check(CUresult result, const std::string& what) const { driver.check(result, what); }
 
   // False if the GPU has no memory for it as long as others run.
-  bool takeRoom(bool alone) {
+  bool takeMemory(bool alone) {
+    try {
+      takeRoom();
+      if (!request->given.empty()) takeOutputs();
+    } catch (const OutOfMemory&) {
+      if (alone) throw;
+      request->kept.clear();
+      if (room) giveRoom();
+      room.reset();
+    }
+    return room != nullptr;
+  }
+  void takeRoom() {
     {
       std::lock_guard lock(program->mutex);
       auto& rooms = program->idle.rooms;
@@ -174,29 +222,52 @@ class Program::Run : public Queue::Job {
         room = std::move(rooms.back());
         rooms.pop_back();
         wasUsed = true;
-        return true;
+        return;
       }
     }
     const auto& context = program->context;
-    try {
-      room.reset(new Room{Block(context, program->arenaBytes, Block::Where::device), Stream(context)});
-    } catch (const OutOfMemory&) {
-      if (alone) throw;
+    room.reset(new Room{Block(context, program->arenaBytes, Block::Where::device), Stream(context)});
+    wasUsed = false;
+  }
+  void takeOutputs() {
+    for (const size_t bytes : program->spec.outputBytes) {
+      Block block = idleOutput(bytes);
+      if (block.size() == 0) block = Block(program->context, bytes, Block::Where::device);
+      request->kept.push_back(std::make_shared<Output>(std::move(block), program));
     }
-    return room != nullptr;
+  }
+  Block idleOutput(size_t bytes) {
+    std::lock_guard lock(program->mutex);
+    auto& outputs = program->idle.outputs;
+    const auto found =
+        std::find_if(outputs.begin(), outputs.end(), [&](const Block& block) { return block.size() == bytes; });
+    if (found == outputs.end()) return {};
+    Block block = std::move(*found);
+    outputs.erase(found);
+    return block;
   }
   void giveRoom() {
     std::lock_guard lock(program->mutex);
     if (program->idle.rooms.size() < mostIdle) program->idle.rooms.push_back(std::move(room));
   }
 
-  void copy(const std::vector<std::span<std::byte>>& host, const std::vector<size_t>& places, bool in) {
-    for (size_t i = 0; i < host.size(); i++) {
-      const CUdeviceptr device = room->arena.device() + places[i];
-      check(in ? driver.cuMemcpyHtoDAsync_v2(device, host[i].data(), host[i].size(), room->stream)
-               : driver.cuMemcpyDtoHAsync_v2(host[i].data(), device, host[i].size(), room->stream),
-            in ? "cuda: copy of an input" : "cuda: copy of an output");
-    }
+  void copyInput(size_t i) {
+    const CUdeviceptr to = room->arena.device() + program->inputsAt[i];
+    const std::span<std::byte> host = request->inputs[i];
+    const Buffer* given = request->given.empty() ? nullptr : request->given[i].get();
+    check(given ? driver.cuMemcpyDtoDAsync_v2(to, static_cast<const Resident*>(given)->block.device(), given->bytes(),
+                                              room->stream)
+                : driver.cuMemcpyHtoDAsync_v2(to, host.data(), host.size(), room->stream),
+          "cuda: copy of an input");
+  }
+  void copyOutput(size_t i) {
+    const CUdeviceptr from = room->arena.device() + program->outputsAt[i];
+    const std::span<std::byte> host = request->outputs[i];
+    const Buffer* kept = request->kept.empty() ? nullptr : request->kept[i].get();
+    check(kept ? driver.cuMemcpyDtoDAsync_v2(static_cast<const Resident*>(kept)->block.device(), from, kept->bytes(),
+                                             room->stream)
+               : driver.cuMemcpyDtoHAsync_v2(host.data(), from, host.size(), room->stream),
+          "cuda: copy of an output");
   }
 
   // The first run in a room is launched step by step: a plan that runs once needs no graph, and the driver loads
@@ -243,7 +314,7 @@ class Program::Run : public Queue::Job {
 
   const Driver& driver = Driver::get();
   const std::shared_ptr<Program> program;
-  std::shared_ptr<Request> request;
+  std::shared_ptr<Boundary> request;
   const std::function<void()> done;
   std::unique_ptr<Room> room;
   bool wasUsed = false;  // the room, by a run before

@@ -18,6 +18,7 @@ class Program : public octconv::Program, private Context::Keeper {
   void trim() override;
   std::vector<StepInfo> steps() const override { return infos; }
   std::shared_ptr<Request> prepare() override;
+  std::shared_ptr<Request> prepareOnDevice(Buffers inputs) override;
   void start(std::shared_ptr<Request> request, std::function<void()> done) override;
 
  private:
@@ -35,8 +36,10 @@ class Program : public octconv::Program, private Context::Keeper {
   struct Idle {
     std::vector<std::unique_ptr<Room>> rooms;
     std::vector<Block> boundaries;  // pinned inputs and outputs
+    std::vector<Block> outputs;     // that were kept on the GPU
   };
-  struct PinnedRequest;
+  struct Boundary;
+  struct Output;
   class Run;
 
   int64_t placeOf(size_t value, int64_t round) const;

@@ -695,6 +695,14 @@ CUresult cuMemcpyDtoHAsync_v2(void* to, CUdeviceptr from, size_t bytes, CUstream
     return transfer("cuMemcpyDtoHAsync_v2", from, to, bytes, stream, [=] { memcpy(to, hostView(from), bytes); });
   });
 }
+CUresult cuMemcpyDtoDAsync_v2(CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstream stream) {
+  return call("cuMemcpyDtoDAsync_v2", Needs::context, [&](auto&) {
+    if (!isWithin(standIn.allocations, hostView(from), bytes))
+      return standIn.refuse(CUDA_ERROR_INVALID_VALUE, "cuMemcpyDtoDAsync_v2: not within device memory");
+    return transfer("cuMemcpyDtoDAsync_v2", to, nullptr, bytes, stream,
+                    [=] { memcpy(hostView(to), hostView(from), bytes); });
+  });
+}
 CUresult cuMemsetD8Async(CUdeviceptr to, unsigned char value, size_t bytes, CUstream stream) {
   return call("cuMemsetD8Async", Needs::context, [&](auto&) {
     return transfer("cuMemsetD8Async", to, nullptr, bytes, stream, [=] { memset(hostView(to), value, bytes); });
