@@ -15,11 +15,15 @@ export type Device = 'cpu' | 'cuda' | 'reference' | (string & Record<never, neve
 declare const packedBrand: unique symbol;
 declare const planBrand: unique symbol;
 declare const partBrand: unique symbol;
+declare const bufferBrand: unique symbol;
 /** Parameters in the form that a kernel reads. */
 export type NativePacked = { readonly [packedBrand]: true };
 export type NativePlan = { readonly [planBrand]: true };
 /** The first part of a `NativePlanSpec`, or all of it. */
 export type NativePart = { readonly [partBrand]: true };
+
+/** A value in memory of a device. */
+export type NativeBuffer = { readonly [bufferBrand]: true };
 
 export interface NativeParam {
   readonly dtype: DType;
@@ -56,6 +60,8 @@ export interface NativeStep {
 
 export interface NativePlanSpec {
   readonly threads: number;
+  /** Whether runs on an NVIDIA GPU replay a captured graph of the launches. Default true. */
+  readonly cudaGraphs?: boolean | undefined;
   readonly arenaBytes: number;
   readonly values: readonly NativeValue[];
   readonly steps: readonly NativeStep[];
@@ -87,9 +93,13 @@ export interface NativeStepInfo {
   readonly scratchBytes: number;
 }
 
-export interface NativeRun {
+export interface NativeRun<Output> {
   /** `stepMilliseconds`: as many as were asked for. */
-  readonly done: Promise<{ completed: boolean; outputs: ArrayBuffer[]; stepMilliseconds: Float32Array }>;
+  readonly done: Promise<{
+    completed: boolean;
+    outputs: Output[];
+    stepMilliseconds: Float32Array;
+  }>;
   /** Stops it between two tasks. */
   cancel(): void;
 }
@@ -127,15 +137,26 @@ export interface Native {
     device: Device,
     spec: NativePlanSpec | NativePart,
   ): Promise<{ plan: NativePlan; runBytes: number; steps: NativeStepInfo[] }>;
-  /** `times` are measured: one for each step, one for all of them together, or 0. */
-  run(plan: NativePlan, inputs: readonly TypedArray[], times: number): NativeRun;
+  /**
+   * Outputs stay on the device if an input is there. `times` are measured: one for each step, one for all of them
+   * together, or 0.
+   */
+  run(plan: NativePlan, inputs: readonly TypedArray[], times: number): NativeRun<ArrayBuffer>;
+  run(
+    plan: NativePlan,
+    inputs: readonly (TypedArray | NativeBuffer)[],
+    times: number,
+  ): NativeRun<ArrayBuffer | NativeBuffer>;
+  /** To memory of a device that has its own. */
+  toDevice(device: Device, data: TypedArray): Promise<NativeBuffer>;
+  toHost(buffer: NativeBuffer): Promise<ArrayBuffer>;
   /** Of packed parameters, or what a plan keeps for its next runs, which is told to the garbage collector too. */
   bytes(held: NativePacked | NativePlan): number;
   /** Tells the garbage collector of packed parameters. */
   tell(packed: readonly NativePacked[]): void;
   /** Gives back what a plan keeps for its next runs. */
   trim(plan: NativePlan): void;
-  release(held: NativePacked | NativePlan | ArrayBuffer): void;
+  release(held: NativePacked | NativePlan | NativeBuffer | ArrayBuffer): void;
   /** What a device tells of its state, such as `smMHz` and `celsius`. */
   sensors(device: Device): Readonly<Record<string, number>>;
   peak(threads: number): Promise<number>;

@@ -1,6 +1,6 @@
 /**
  * Which passes make a graph into the steps that a device runs. All that they know of a device are its traits, plain
- * data that its native side tells; none reads a global, and none needs the addon.
+ * data that its native side tells; none reads a global, and none calls the addon.
  */
 import type { DType } from './dtype.js';
 import { chooseAlgorithms } from './graph/algorithm.js';
@@ -34,6 +34,8 @@ export interface Traits {
   readonly winograd: { readonly [size in 2 | 4]?: number };
   /** What it multiplies faster than f32. */
   readonly dotProducts: readonly ComputeType[];
+  /** Whether its memory is its own, where tensors may lie. */
+  readonly ownMemory: boolean;
   /** Of the ops that it has a kernel for. */
   readonly ops: { readonly [op: string]: OpTraits };
 }

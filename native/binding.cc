@@ -9,15 +9,16 @@
 //   format(device, op, attrs)          -> string; parameters packed for one node serve all of the same format
 //   pack(device, op, attrs, params)    -> Promise<packed parameters>
 //   part(plan, before?)                -> a plan as native data; lists of its values and steps go on from those before
-//   compile(device, plan | part)       -> Promise<{ plan, runBytes, steps: [{ algorithm, launches,
-//                                      scratchBytes }] }>
-//   run(plan, inputs, times)           -> { done: Promise<{ completed, outputs, stepMilliseconds }>, cancel() }; as
-//   many
-//                                      times as the plan has steps, one for all of them, or 0
+//   compile(device, plan | part)       -> Promise<{ plan, runBytes, steps }>: algorithm, launches, scratchBytes of each
+//   run(plan, inputs, times)           -> { done: Promise<{ completed, outputs, stepMilliseconds }>, cancel() };
+//                                      outputs stay on the device if an input is there; times: as many as the plan has
+//                                      steps, one for all of them, or 0
+//   toDevice(device, data)             -> Promise<buffer>, in memory of the device
+//   toHost(buffer)                     -> Promise<ArrayBuffer>
 //   bytes(packed | plan)               -> bytes of packed parameters, or what a plan keeps for its next runs
 //   tell(list of packed)               tells the garbage collector of packed parameters
 //   trim(plan)                         gives back what it keeps for its next runs
-//   release(packed | plan | block)     gives its memory back before the garbage collector does
+//   release(packed | plan | buffer | block)  gives its memory back before the garbage collector does
 //   sensors(device)                    -> what it tells of its state: { name: number }
 //   peak(threads)                      -> Promise of measured GFLOP/s of fused multiply-adds
 //   mostThreads                        of a plan or a measurement
@@ -350,6 +351,8 @@ template <>
 const napi_type_tag Held<Program>::tag = {0x6f6374636f6e7602, reinterpret_cast<uint64_t>(&copy)};
 template <>
 const napi_type_tag Held<PlanSpec>::tag = {0x6f6374636f6e7603, reinterpret_cast<uint64_t>(&copy)};
+template <>
+const napi_type_tag Held<const Buffer>::tag = {0x6f6374636f6e7604, reinterpret_cast<uint64_t>(&copy)};
 
 PlanSpec::Step stepOf(const Napi::Object& item) {
   PlanSpec::Step step;
@@ -367,6 +370,10 @@ PlanSpec::Step stepOf(const Napi::Object& item) {
 // Values and steps go behind those that the plan has; of all else the last word counts.
 void extend(PlanSpec& spec, const Napi::Object& object) {
   spec.threads = static_cast<int>(integerOf(object.Get("threads"), "plan: threads", 1, threads::most));
+  if (const Napi::Value graphs = object.Get("cudaGraphs"); !graphs.IsUndefined()) {
+    if (!graphs.IsBoolean()) fail("plan: cudaGraphs must be a boolean");
+    spec.cudaGraphs = graphs.As<Napi::Boolean>();
+  }
   spec.arenaBytes = static_cast<size_t>(integerOf(object.Get("arenaBytes"), "plan: arenaBytes", 0, mostBytes));
   const Napi::Array values = arrayOf(object.Get("values"), "plan: values"),
                     steps = arrayOf(object.Get("steps"), "plan: steps");
@@ -413,6 +420,7 @@ Napi::Object traitsOf(Napi::Env env, const Traits& traits) {
   result.Set("fuses", traits.fuses);
   result.Set("mostPooled", traits.mostPooled);
   result.Set("subBatches", traits.subBatches);
+  result.Set("ownMemory", traits.ownMemory);
   result.Set("winograd", winograd);
   result.Set("dotProducts", namesOf(env, traits.dotProducts));
   result.Set("ops", ops);
@@ -558,13 +566,13 @@ Napi::Value compile(const Napi::CallbackInfo& call) {
 }
 
 // By JavaScript's own constructor: napi_create_arraybuffer ends the process where there is no memory.
-Napi::ArrayBuffer bufferOf(Napi::Env env, size_t bytes, uint32_t output) {
+Napi::ArrayBuffer bufferOf(Napi::Env env, size_t bytes, const std::string& what) {
   try {
     const auto size = Napi::Number::New(env, static_cast<double>(bytes));
     const Napi::Value made = env.Global().Get("ArrayBuffer").As<Napi::Function>().New({size});
     if (made.IsArrayBuffer() && made.As<Napi::ArrayBuffer>().ByteLength() == bytes) return made.As<Napi::ArrayBuffer>();
   } catch (const Napi::Error&) {}
-  fail("plan: output ", output, " takes ", bytes, " bytes, more than JavaScript gets for an ArrayBuffer");
+  fail(what, " takes ", bytes, " bytes, more than JavaScript gets for an ArrayBuffer");
 }
 
 Napi::Value run(const Napi::CallbackInfo& call) {
@@ -576,9 +584,11 @@ Napi::Value run(const Napi::CallbackInfo& call) {
       if (!request->error.empty()) fail(request->error);
       auto result = Napi::Object::New(env);
       auto outputs = Napi::Array::New(env);
+      for (const auto& kept : request->kept)
+        if (request->completed) outputs.Set(outputs.Length(), Held<const Buffer>::wrap(env, kept, kept->bytes()));
       for (const auto& bytes : request->outputs) {
-        if (!request->completed) break;
-        auto buffer = bufferOf(env, bytes.size(), outputs.Length());
+        if (!request->completed || !request->kept.empty()) break;
+        auto buffer = bufferOf(env, bytes.size(), "plan: output " + std::to_string(outputs.Length()));
         std::memcpy(buffer.Data(), bytes.data(), bytes.size());
         outputs.Set(outputs.Length(), buffer);
       }
@@ -593,10 +603,18 @@ Napi::Value run(const Napi::CallbackInfo& call) {
   const Napi::Env env = call.Env();
   auto job = std::make_unique<Running>();
   job->program = Held<Program>::get(call[0], "a plan");
-  job->request = job->program->prepare();
-  Request& request = *job->request;
   const Napi::Array inputs = arrayOf(call[1], "plan: inputs");
+  Buffers buffers(inputs.Length());
+  bool onDevice = false;
+  for (uint32_t i = 0; i < buffers.size(); i++) {
+    if (!Held<const Buffer>::is(inputs.Get(i))) continue;
+    buffers[i] = Held<const Buffer>::get(inputs.Get(i), "an input");
+    onDevice = true;
+  }
+  job->request = onDevice ? job->program->prepareOnDevice(buffers) : job->program->prepare();
+  Request& request = *job->request;
   for (uint32_t i = 0; i < request.inputs.size(); i++) {
+    if (onDevice && buffers[i]) continue;
     const auto bytes = bytesOf(env, inputs.Get(i)), to = std::as_bytes(request.inputs[i]);
     if (bytes.size() != to.size()) fail("plan: input ", i, " has ", bytes.size(), " bytes, wanted ", to.size());
     std::memcpy(request.inputs[i].data(), bytes.data(), bytes.size());
@@ -617,6 +635,47 @@ Napi::Value run(const Napi::CallbackInfo& call) {
     running.program->start(running.request, [&environment, job] { environment.report(job); });
   }));
   return result;
+}
+
+Napi::Value toDevice(const Napi::CallbackInfo& call) {
+  struct Writing : Job {
+    Memory data;
+    std::shared_ptr<const Buffer> buffer;
+    Napi::Value result(Napi::Env env) override {
+      const size_t size = buffer->bytes();
+      return Held<const Buffer>::wrap(env, std::move(buffer), size);
+    }
+  };
+  const Device& device = Device::find(textOf(call[0], "device"));
+  const auto bytes = bytesOf(call.Env(), call[1]);
+  auto job = std::make_unique<Writing>();
+  job->data = Memory(bytes.size());
+  std::memcpy(job->data.data(), bytes.data(), bytes.size());
+  Writing* writing = job.get();
+  return environmentOf(call.Env()).inBackground(call.Env(), std::move(job), 1, [&device, writing](Crew&) {
+    const Memory data = std::move(writing->data);
+    writing->buffer = device.write({reinterpret_cast<const std::byte*>(data.data()), data.size()});
+  });
+}
+
+Napi::Value toHost(const Napi::CallbackInfo& call) {
+  struct Reading : Job {
+    std::shared_ptr<const Buffer> buffer;
+    Memory data;
+    Napi::Value result(Napi::Env env) override {
+      auto made = bufferOf(env, data.size(), "tensor: it");
+      std::memcpy(made.Data(), data.data(), data.size());
+      return made;
+    }
+  };
+  auto job = std::make_unique<Reading>();
+  job->buffer = Held<const Buffer>::get(call[0], "a tensor");
+  Reading* reading = job.get();
+  return environmentOf(call.Env()).inBackground(call.Env(), std::move(job), 1, [reading](Crew&) {
+    reading->data = Memory(reading->buffer->bytes());
+    reading->buffer->read({reinterpret_cast<std::byte*>(reading->data.data()), reading->data.size()});
+    reading->buffer.reset();
+  });
 }
 
 Napi::Value bytes(const Napi::CallbackInfo& call) {
@@ -660,6 +719,10 @@ void release(const Napi::CallbackInfo& call) {
     if (environmentOf(call.Env()).blockOf(buffer.Data())) buffer.Detach();
     return;
   }
+  if (Held<const Buffer>::is(call[0])) {
+    Held<const Buffer>::unwrap(call[0], "a tensor").freeInBackground(call.Env());
+    return;
+  }
   if (!Held<Program>::is(call[0])) {
     Held<const Packed>::unwrap(call[0], "a plan or packed parameters").freeInBackground(call.Env());
     return;
@@ -695,6 +758,8 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("sensors", Napi::Function::New(env, sensors));
   exports.Set("compile", Napi::Function::New(env, compile));
   exports.Set("run", Napi::Function::New(env, run));
+  exports.Set("toDevice", Napi::Function::New(env, toDevice));
+  exports.Set("toHost", Napi::Function::New(env, toHost));
   exports.Set("bytes", Napi::Function::New(env, bytes));
   exports.Set("tell", Napi::Function::New(env, tell));
   exports.Set("trim", Napi::Function::New(env, trim));

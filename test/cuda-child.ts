@@ -149,10 +149,12 @@ const tasks = {
     const keeper = small();
     const x = picture(smallShape);
     const wanted = digest((await keeper.run(x)).data);
+    await keeper.run(x); // now it has all that it ever will
     const life = async () => {
       const said: string[] = [];
       const saying = (promise: Promise<unknown>) => promise.catch((e) => said.push(messageOf(e)));
       using model = small();
+      for (let i = 0; i < 3; i++) await saying(model.run(x)); // from the second on with a graph
       await saying(Promise.all([model.run(x), model.run(x)]));
       await saying(
         model.plan(smallShape).then((plan) => {
@@ -168,13 +170,81 @@ const tasks = {
       fail(n, error);
       const said = await life();
       for (let i = 0; i < 3; i++) await fence();
-      const { failed, errors, live } = await settled(before);
+      const { failed, errors } = await report();
       const later = await keeper.run(x).then(({ data }) => digest(data) === wanted, messageOf);
+      await keeper.run(x); // what it gave back where memory was short is there again
+      const { live } = await settled(before);
       lives.push({ n, failed, said, errors, live, later });
       beyond = failed ? 0 : beyond + 1;
     }
     keeper.dispose();
     return { live: before, lives };
+  },
+
+  /** A network whose input is u8, and the same without that step: bytes that are sent for a run. */
+  async pictures() {
+    class Pictures extends Small {
+      override forward(x: Feature): Feature {
+        const options = { scale: 1 / 255, mean: [0.4, 0.5, 0.6], std: [0.2, 0.3, 0.25] };
+        return super.forward(ops.normalize(x as never, options) as never);
+      }
+    }
+    const network = new Pictures();
+    const make = (device: string) => new Model(network as never, initialize(network as never), { device }) as Model;
+    const shape = [2, 9, 11, 3] as const;
+    const bytes = new Tensor('u8', shape, new Uint8Array(2 * 9 * 11 * 3).map((_, i) => i * 7) as never);
+    const [model, reference, floats] = [make('cuda'), make('reference'), small()];
+    const wanted = (await reference.run(bytes as never)).data;
+    const first = (await model.run(bytes as never)).data;
+    const x = picture(shape);
+    await floats.run(x);
+    const sending = async (run: () => Promise<unknown>) => {
+      const before = (await report()).bytesToDevice;
+      await run();
+      return (await report()).bytesToDevice - before;
+    };
+    const bits = [digest(first)];
+    const sent = [
+      await sending(async () => bits.push(digest((await model.run(bytes as never)).data))),
+      await sending(() => floats.run(x)),
+    ];
+    for (const each of [model, reference, floats]) each.dispose();
+    return { error: relativeError(first, wanted), sent, bits };
+  },
+
+  /** Of images beyond the sizes of the kernels. */
+  async tooLarge() {
+    const wide = Tensor.zeros('f32', [1, 1, 65536, 1]);
+    const long = Tensor.zeros('f32', [1, 65537, 1, 1]);
+    const weight = Tensor.zeros('f32', [1, 1, 1, 1]);
+    return {
+      wide: await refusal(() => ops.maxPool(wide, { kernel: 1, device: 'cuda' })),
+      long: await refusal(() => ops.conv(long, { weight } as never, { device: 'cuda' })),
+    };
+  },
+
+  /** The bits of a run, and of two that replay a graph, and what the driver was told to launch in them. */
+  async graphs({ cudaGraphs }: { cudaGraphs?: boolean }) {
+    const x = picture(smallShape);
+    using model = small({ cudaGraphs });
+    const plan = await model.plan(smallShape);
+    const bits: string[] = [];
+    const launched: { launches: number; graphLaunches: number }[] = [];
+    const counting = async (run: () => Promise<Tensor<'f32'>[]>) => {
+      const before = await report();
+      const [y] = await run();
+      const after = await report();
+      bits.push(digest(y?.data as Float32Array));
+      launched.push({
+        launches: after.launches - before.launches,
+        graphLaunches: after.graphLaunches - before.graphLaunches,
+      });
+    };
+    for (let i = 0; i < 3; i++) await counting(() => plan.run([x]) as Promise<Tensor<'f32'>[]>);
+    const stepMilliseconds = new Float32Array(plan.steps.length);
+    await counting(() => plan.run([x], { stepMilliseconds }) as Promise<Tensor<'f32'>[]>);
+    const wrong = await refusal(() => small({ cudaGraphs: 'no' }).plan(smallShape));
+    return { bits, launched, steps: plan.steps.length, wrong };
   },
 
   /** A context that is lost is lost; the process is not. */
@@ -246,7 +316,12 @@ const tasks = {
     const refused = await Promise.all([refusal(() => model.run(large)), refusal(() => model.run(large))]);
     // Not two of them fit.
     const after = await Promise.all(Array.from({ length: 6 }, () => model.run(x)));
-    return { refused, same: after.every(({ data }) => digest(data) === first) };
+    // What one plan keeps is given back when another one needs it.
+    using other = small();
+    const others = [await model.run(x), await other.run(x), await model.run(x)].every(
+      ({ data }) => digest(data) === first,
+    );
+    return { refused, same: after.every(({ data }) => digest(data) === first), others };
   },
 
   async twoGpus() {
@@ -281,8 +356,20 @@ const fence = () => ops.relu(Tensor.zeros('f32', [1, 1, 1, 1]), { device: 'refer
 interface Report {
   readonly calls: number;
   readonly failed: string;
+  readonly launches: number;
+  readonly graphLaunches: number;
+  readonly bytesToDevice: number;
+  readonly bytesToHost: number;
   readonly errors: string;
   readonly live: Readonly<Record<string, number>>;
+}
+
+/** What the stand-in reports, of calls since `fail`. */
+async function report(): Promise<Report> {
+  await fence();
+  fail(0);
+  devices(); // calls the driver, which writes the report
+  return JSON.parse(readFileSync(process.env.OCTCONV_STAND_IN_REPORT ?? '', 'utf8'));
 }
 
 /**
@@ -290,19 +377,6 @@ interface Report {
  * seconds.
  */
 async function settled(wanted?: object): Promise<Report> {
-  const report = async () => {
-    await fence();
-    fail(0);
-    devices(); // calls the driver, which writes the report
-    const {
-      calls,
-      failed,
-      errors,
-      launches: _,
-      ...live
-    } = JSON.parse(readFileSync(process.env.OCTCONV_STAND_IN_REPORT ?? '', 'utf8'));
-    return { calls, failed, errors, live };
-  };
   const first = await report();
   let { live } = first;
   const same = (other?: object) => JSON.stringify(live) === JSON.stringify(other);

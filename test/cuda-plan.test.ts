@@ -93,7 +93,10 @@ describe('plans without a GPU', function () {
   it('do not run', async () => {
     using model = createModel('oct-resnet-26', { alpha: 0.5, width: 8 }, { device: 'cuda:sm_90' });
     const why = await model.run(Tensor.zeros('f32', [1, 33, 33, 3])).catch(({ message }) => message);
-    expect(why).to.equal('cuda:sm_90 compiles plans and runs none: wanted a GPU, as in cuda');
+    const refused = 'cuda:sm_90 compiles plans and runs none: wanted a GPU, as in cuda';
+    expect(why).to.equal(refused);
+    const x = Tensor.zeros('f32', [4]);
+    expect(await x.to('cuda:sm_90').catch(({ message }) => message)).to.equal(refused);
   });
 
   it('are shown by info, with registers where the kernels were built', async () => {
@@ -271,9 +274,13 @@ describe('on the stand-in driver', function () {
     const options = { ...tiny, options: { width: 8 }, rounds: 2 };
     const { result, table } = await child<{ result: CudaResult; table: string }>('bench', options);
     expect(result.before).to.deep.equal({ smMHz: 1410, memoryMHz: 1215, watts: 70.5 });
-    expect(result.rows.map(({ alpha, by, dtype, batch }) => [alpha, by, dtype, batch])).to.deep.equal(
+    expect(
+      result.rows.map(({ alpha, by, cudaGraphs, dtype, batch }) => [alpha, cudaGraphs, by, dtype, batch]),
+    ).to.deep.equal(
       ['f32', 'bf16'].flatMap((dtype) =>
-        [undefined, 0.5].flatMap((alpha) => ['cuDNN', 'octconv'].map((by) => [alpha ?? undefined, by, dtype, 2])),
+        [undefined, 0.5].flatMap((alpha) =>
+          [true, false].flatMap((graphs) => ['cuDNN', 'octconv'].map((by) => [alpha, graphs, by, dtype, 2])),
+        ),
       ),
     );
     for (const { by, kernels, whole, toOurPlain, why } of result.rows) {
@@ -292,7 +299,7 @@ describe('on the stand-in driver', function () {
     const small = { ...standIn, OCTCONV_STAND_IN_MEMORY: '100000' };
     const { stdout, stderr, code } = await node([cli, ...args], small);
     expect(code).to.equal(1);
-    expect(stderr).to.equal('octconv: bench: 2 of 4 rows were not measured\n');
+    expect(stderr).to.equal('octconv: bench: 4 of 8 rows were not measured\n');
     const ours = (JSON.parse(stdout) as CudaResult).rows.filter(({ by }) => by === 'octconv');
     for (const { why, kernels } of ours) {
       expect(why).to.match(/CUDA_ERROR_OUT_OF_MEMORY/);

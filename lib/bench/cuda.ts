@@ -31,6 +31,7 @@ interface Form {
   readonly net: Net;
   readonly by: 'cuDNN' | 'octconv';
   readonly device: Device;
+  readonly cudaGraphs: boolean;
 }
 
 export interface CudaRow {
@@ -38,6 +39,7 @@ export interface CudaRow {
   /** Absent for the plain network. */
   readonly alpha?: number | undefined;
   readonly by: Form['by'];
+  readonly cudaGraphs: boolean;
   readonly dtype: ComputeType;
   readonly batch: number;
   /** Why it was not timed. */
@@ -45,7 +47,7 @@ export interface CudaRow {
   /** Milliseconds of a run: of the kernels, by events; and from call to result, with copies. */
   readonly kernels?: Times | undefined;
   readonly whole?: Times | undefined;
-  /** Paired medians of the kernels' time to that of the plain network, by cuDNN and by octconv. */
+  /** Paired medians of the kernels' time to that of the plain network, by cuDNN and by octconv, both with graphs or not. */
   readonly toCudnn?: number | undefined;
   readonly toOurPlain?: number | undefined;
 }
@@ -77,10 +79,12 @@ export async function benchCuda(options: BenchCudaOptions): Promise<CudaResult> 
     new Net(network, networkOptions, size),
     ...alphas.map((alpha) => new Net(octave, { ...networkOptions, alpha }, size)),
   ];
-  const forms = nets.flatMap((net): Form[] => [
-    { net, by: 'cuDNN', device: device.replace(/^cuda/, 'cudnn') },
-    { net, by: 'octconv', device },
-  ]);
+  const forms = nets.flatMap((net) =>
+    [true, false].flatMap((cudaGraphs): Form[] => [
+      { net, by: 'cuDNN', device: device.replace(/^cuda/, 'cudnn'), cudaGraphs },
+      { net, by: 'octconv', device, cudaGraphs },
+    ]),
+  );
   const before = calling(() => native.sensors(device));
   const rows: CudaRow[] = [];
   for (const dtype of dtypes) {
@@ -126,12 +130,16 @@ const convolutions = (model: Model, shape: readonly number[]) =>
   model.record(shape).nodes.filter(({ op }) => op === 'conv' || op === 'octConv').length;
 
 /** At a size that the slow loops can do, odd so that all borders are met. */
-async function checkAgainstReference({ net: { name, options }, device }: Form, dtype: ComputeType): Promise<void> {
+async function checkAgainstReference(
+  { net: { name, options }, device, cudaGraphs }: Form,
+  dtype: ComputeType,
+): Promise<void> {
   const x = fill(Tensor.zeros('f32', [1, 61, 45, 3]));
   const narrow = { ...options, width: 16 };
-  using model = createModel(name, narrow, { device, dtype });
+  using model = createModel(name, narrow, { device, dtype, cudaGraphs });
   using reference = createModel(name, narrow, { device: 'reference' });
   const limit = boundOf(dtype, convolutions(reference, x.shape));
+  await model.run(x); // the first run makes no graph
   expectEqual('results and those of reference', await model.run(x), await reference.run(x), limit);
 }
 
@@ -162,9 +170,14 @@ async function timeGroup(
     for (const form of forms) {
       progress?.(`${dtype}, batch ${batch}: opening ${form.net.title} by ${form.by}`);
       await orWhy(failed, form, async () => {
-        const model = new Model(form.net.network, form.net.weights, { device: form.device, dtype });
+        const model = new Model(form.net.network, form.net.weights, {
+          device: form.device,
+          cudaGraphs: form.cudaGraphs,
+          dtype,
+        });
         try {
           const plan = await model.plan(x.shape);
+          await plan.run([x]);
           const [logits] = (await plan.run([x])) as [Tensor<'f32'>];
           const other = [...subjects.values()].find(({ form: { net } }) => net === form.net);
           const limit = 2 * boundOf(dtype, convolutions(model, x.shape));
@@ -193,18 +206,16 @@ async function timeGroup(
     const subject = form && !failed.has(form) ? subjects.get(form) : undefined;
     return subject && timesOf(subject[of]);
   };
-  const plain = (by: Form['by']) =>
-    timesFor(
-      forms.find((form) => form.net === forms[0]?.net && form.by === by),
-      'kernels',
-    );
-  const [cudnn, ours] = [plain('cuDNN'), plain('octconv')];
+  const plain = (like: Form, by: Form['by']) => {
+    const same = (form: Form) => form.net === forms[0]?.net && form.by === by && form.cudaGraphs === like.cudaGraphs;
+    return timesFor(forms.find(same), 'kernels');
+  };
   return forms.map((form) => {
-    const { net, by } = form;
+    const { net, by, cudaGraphs } = form;
     const [kernels, whole] = [timesFor(form, 'kernels'), timesFor(form, 'whole')];
     const ratio = (to: Times | undefined) => kernels && to && pairedRatio(kernels, to);
-    const times = { kernels, whole, toCudnn: ratio(cudnn), toOurPlain: ratio(ours) };
-    return { network: net.name, alpha: net.options.alpha, by, ...group, why: failed.get(form), ...times };
+    const times = { kernels, whole, toCudnn: ratio(plain(form, 'cuDNN')), toOurPlain: ratio(plain(form, 'octconv')) };
+    return { network: net.name, alpha: net.options.alpha, by, cudaGraphs, ...group, why: failed.get(form), ...times };
   });
 }
 
@@ -225,10 +236,10 @@ async function burst(plan: Plan, x: Tensor<'f32'>): Promise<{ kernels: number; w
 // --- Output ---------------------------------------------------------------------------------------------------------
 
 export function cudaTable({ machine, gpu, size, rounds, before, after, rows }: CudaResult): string {
-  const head = ['network', 'alpha', 'by', 'dtype', 'batch', 'min', 'median', 'whole min', 'whole median'];
+  const head = ['network', 'alpha', 'by', 'graph', 'dtype', 'batch', 'min', 'median', 'whole min', 'whole median'];
   head.push('/cuDNN plain', '/our plain');
-  const lines = rows.map(({ network, alpha, by, dtype, batch, kernels, whole, toCudnn, toOurPlain }) => [
-    ...[network, String(alpha ?? 'plain'), by, dtype, String(batch)],
+  const lines = rows.map(({ network, alpha, by, cudaGraphs, dtype, batch, kernels, whole, toCudnn, toOurPlain }) => [
+    ...[network, String(alpha ?? 'plain'), by, cudaGraphs ? 'yes' : 'no', dtype, String(batch)],
     ...[kernels?.min, kernels?.median, whole?.min, whole?.median].map((ms) => ms?.toFixed(3) ?? ''),
     ...[toCudnn, toOurPlain].map((ratio) => ratio?.toFixed(2) ?? ''),
   ]);
@@ -240,7 +251,7 @@ export function cudaTable({ machine, gpu, size, rounds, before, after, rows }: C
   return [
     `${gpu}; ${machine.cpu}`,
     `before: ${told(before)}; after: ${told(after)}`,
-    `${size} x ${size}, random weights, ${rounds} interleaved rounds of at least ${leastMilliseconds} ms, L2 warm, no CUDA graphs`,
+    `${size} x ${size}, random weights, ${rounds} interleaved rounds of at least ${leastMilliseconds} ms, L2 warm`,
     'ms of a run: kernels by events, and the whole from call to result with copies; ratios of kernels are paired medians',
     '',
     table(head, lines, { drop: ['whole median', 'median', '/our plain', 'whole min'] }),

@@ -240,7 +240,7 @@ async function timeOp(
   const tensors = new Map([...graph.params].map(([name, shape]) => [name, { dtype: 'f32' as const, shape }]));
   const inputs = typesOf(graph, graph.inputs).map(({ shape }) => fill(Tensor.zeros('f32', shape)));
   const compile = (on: Device) =>
-    Plan.compile(graph, new PackedWeights({ tensors, read }, targetOf(on), dtype), threads);
+    Plan.compile(graph, new PackedWeights({ tensors, read }, targetOf(on), dtype), { threads });
 
   const reference = await compile('reference');
   const plan = await compile(device);

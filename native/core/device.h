@@ -28,13 +28,23 @@ struct Traits {
   bool subBatches = false;              // goes over a batch some images at a time
   std::map<int64_t, int64_t> winograd;  // hints `winograd` that it knows, and the most channels of i8 that each sums up
   std::vector<DType> dotProducts;       // what it multiplies faster than f32: bf16, i8
+  bool ownMemory = false;               // not the host's: values may stay there between runs, in Buffers
   std::map<std::string, OpTraits> ops;  // that it has a kernel for
 };
+
+// A value in memory of a device.
+struct Buffer {
+  virtual ~Buffer() = default;
+  virtual size_t bytes() const = 0;
+  virtual void read(std::span<std::byte> to) const = 0;  // takes long
+};
+using Buffers = std::vector<std::shared_ptr<const Buffer>>;
 
 // One run: what it reads and writes is its own memory, which the caller fills and reads.
 struct Request {
   virtual ~Request() = default;
   std::vector<std::span<std::byte>> inputs, outputs;
+  Buffers kept;                         // outputs that stay on the device
   std::vector<float> stepMilliseconds;  // of each step, or one for all of them together, or none if not wanted
   std::atomic<bool> stop = false;       // may be set at any time
   bool completed = false;               // false if it was stopped or failed
@@ -67,6 +77,8 @@ struct Program : std::enable_shared_from_this<Program> {
   virtual void trim() {}                          // gives that back
   virtual std::vector<StepInfo> steps() const = 0;
   virtual std::shared_ptr<Request> prepare() = 0;
+  // Of a run whose outputs stay on the device, where inputs lie already, but those that are null.
+  virtual std::shared_ptr<Request> prepareOnDevice(Buffers) { fail("plan: this device has no memory of its own"); }
   // Never blocks. Calls `done` once, on any thread.
   virtual void start(std::shared_ptr<Request> request, std::function<void()> done) = 0;
 };
@@ -77,12 +89,15 @@ class Device {
   virtual const Traits& traits() const = 0;
   // Parameters that were packed for one node serve any other for which this is the same.
   virtual std::string format(const std::string& op, const Attr& attrs) const = 0;
-  // Both may take long.
+  // These may take long.
   virtual std::shared_ptr<const Packed> pack(const std::string& op, const Attr& attrs, const Params& params,
                                              Crew& crew) const = 0;
   virtual std::shared_ptr<Program> compile(PlanSpec spec) const = 0;  // the spec is complete
   // What it tells of its state, by name and unit: clocks, temperature.
   virtual std::map<std::string, double> sensors() const { return {}; }
+  virtual std::shared_ptr<const Buffer> write(std::span<const std::byte>) const {
+    fail("this device has no memory of its own");
+  }
 
   // `cpu`, or of a kind of several `cuda` or `cuda:0`, `cuda:1`, ...; `cuda:sm_90` compiles plans, without a GPU, and
   // runs none. Throws the reason if there is none of this name.

@@ -1,6 +1,7 @@
 // The NVIDIA GPUs as devices: `cuda` is the first one, `cuda:1` the second. `cuda:sm_90` is a GPU that is not there.
 #include "../core/device.h"
 
+#include <cstring>
 #include <iomanip>
 
 #include "nvml.h"
@@ -23,7 +24,7 @@ class CudaDevice : public Device {
     traits_.isa = about.str();
     traits_.threads = 1;
     traits_.align = 256;
-    traits_.fuses = true;
+    traits_.fuses = traits_.ownMemory = true;
     traits_.mostPooled = 1;  // P of P needs pixels of other tiles
     traits_.dotProducts = {DType::bf16};
     for (const auto& [op, kernels] : Registered<Kernels>::all())
@@ -45,6 +46,12 @@ class CudaDevice : public Device {
     return std::make_shared<Program>(gpu, std::move(spec));
   }
   std::map<std::string, double> sensors() const override { return readings(gpu.bus); }
+  std::shared_ptr<const Buffer> write(std::span<const std::byte> bytes) const override {
+    gpu.checkPresent();
+    const Block pinned(gpu, bytes.size(), Block::Where::pinned);
+    std::memcpy(pinned.host(), bytes.data(), bytes.size());
+    return std::make_shared<Resident>(uploaded(gpu, pinned));
+  }
 
  private:
   static const Kernels& find(const std::string& op) {

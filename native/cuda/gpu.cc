@@ -2,6 +2,7 @@
 
 #include <dlfcn.h>
 
+#include <cstring>
 #include <fstream>
 #include <iterator>
 #include <vector>
@@ -58,6 +59,9 @@ Context::Context(int index, std::string gpuName) : name(std::move(gpuName)) {
   image.push_back(0);  // PTX is text
   const Driver& driver = Driver::get();
   device = deviceAt(driver, index);
+  // Whoever uses the context already, in this process, has decided how threads wait in it.
+  if (const CUresult result = driver.cuDevicePrimaryCtxSetFlags_v2(device, waitsAsleep); result != contextIsActive)
+    driver.check(result, "cuda: flags of the context of " + name);
   driver.check(driver.cuDevicePrimaryCtxRetain(&context, device), "cuda: context of " + name);
   try {
     const Use use(*this);
@@ -89,6 +93,19 @@ void Context::giveBack(FunctionRef<void(const Driver&)> release) const noexcept 
       return release(Driver::get());
     } catch (const std::exception&) {}
   }
+}
+
+void Context::add(Keeper& keeper) {
+  std::lock_guard lock(keepersMutex);
+  keepers.insert(&keeper);
+}
+void Context::remove(Keeper& keeper) {
+  std::lock_guard lock(keepersMutex);
+  keepers.erase(&keeper);
+}
+void Context::dropIdle() {
+  std::lock_guard lock(keepersMutex);
+  for (Keeper* const keeper : keepers) keeper->dropIdle();
 }
 
 CUfunction Context::function(const std::string& kernel, size_t sharedBytes) {
@@ -176,6 +193,10 @@ void Gpu::close() {
   }
 }
 
+void Gpu::checkPresent() const {
+  if (index < 0) fail("cuda:", name, " compiles plans and runs none: wanted a GPU, as in cuda");
+}
+
 std::shared_ptr<Context> Gpu::context() {
   if (index < 0) return nullptr;
   std::lock_guard lock(mutex);
@@ -192,15 +213,23 @@ Block::Block(std::shared_ptr<Context> made, size_t bytes, Where where)
     if (where == Where::pinned) address = reinterpret_cast<CUdeviceptr>(new char[bytes]);
     return;
   }
-  const Driver& driver = Driver::get();
   const Context::Use use(*context);
+  try {
+    allocate();
+  } catch (const OutOfMemory&) {
+    context->dropIdle();
+    allocate();
+  }
+}
+void Block::allocate() {
+  const Driver& driver = Driver::get();
   if (where == Where::device) {
-    driver.check(driver.cuMemAlloc_v2(&address, bytes),
-                 "cuda: " + std::to_string(bytes) + " bytes on " + context->name);
+    driver.check(driver.cuMemAlloc_v2(&address, size_),
+                 "cuda: " + std::to_string(size_) + " bytes on " + context->name);
   } else {
     void* pointer = nullptr;
-    driver.check(driver.cuMemHostAlloc(&pointer, bytes, 0),
-                 "cuda: " + std::to_string(bytes) + " pinned bytes for " + context->name);
+    driver.check(driver.cuMemHostAlloc(&pointer, size_, 0),
+                 "cuda: " + std::to_string(size_) + " pinned bytes for " + context->name);
     address = reinterpret_cast<CUdeviceptr>(pointer);
   }
 }
@@ -238,6 +267,45 @@ Event::Event(std::shared_ptr<Context> made) : context(std::move(made)) {
 }
 Event::~Event() {
   context->giveBack([&](const Driver& driver) { driver.cuEventDestroy_v2(event); });
+}
+
+Graph::Graph(std::shared_ptr<Context> made, const Stream& stream, FunctionRef<void()> work) : context(std::move(made)) {
+  const Driver& driver = Driver::get();
+  const Context::Use use(*context);
+  driver.check(driver.cuStreamBeginCapture_v2(stream, threadLocalCapture), "cuda: begin of a graph's capture");
+  CUgraph graph = nullptr;
+  const auto drop = [&] {
+    if (graph) driver.cuGraphDestroy(graph);
+  };
+  try {
+    work();
+  } catch (...) {
+    driver.cuStreamEndCapture(stream, &graph);
+    drop();
+    throw;
+  }
+  try {
+    driver.check(driver.cuStreamEndCapture(stream, &graph), "cuda: end of a graph's capture");
+    driver.check(driver.cuGraphInstantiateWithFlags(&executable, graph, 0), "cuda: instantiation of a graph");
+  } catch (...) {
+    drop();
+    throw;
+  }
+  drop();  // the executable does not need it
+}
+Graph::~Graph() {
+  context->giveBack([&](const Driver& driver) { driver.cuGraphExecDestroy(executable); });
+}
+
+void Resident::read(std::span<std::byte> to) const {
+  const auto& context = block.owner();
+  const Block pinned(context, block.size(), Block::Where::pinned);
+  const Stream stream(context);
+  const Context::Use use(*context);
+  Driver::get().check(Driver::get().cuMemcpyDtoHAsync_v2(pinned.host(), block.device(), block.size(), stream),
+                      "cuda: a copy");
+  stream.wait();
+  std::memcpy(to.data(), pinned.host(), to.size());
 }
 
 Block uploaded(Gpu& gpu, const Block& pinned) {

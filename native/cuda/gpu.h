@@ -3,8 +3,10 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <string>
 
+#include "../core/device.h"
 #include "../core/function_ref.h"
 #include "driver.h"
 #include "queue.h"
@@ -32,6 +34,17 @@ class Context {
   // For destructors: calls what gives something of this GPU back. What cannot be given back goes with the context.
   void giveBack(FunctionRef<void(const Driver&)> release) const noexcept;
 
+  // Has memory that is in no use: a plan, of its runs that have ended.
+  struct Keeper {
+    virtual void dropIdle() = 0;
+
+   protected:
+    ~Keeper() = default;
+  };
+  void add(Keeper& keeper);
+  void remove(Keeper& keeper);
+  void dropIdle();  // all keepers, where memory is short
+
   const std::string name;  // of the GPU
 
  private:
@@ -44,6 +57,8 @@ class Context {
   CUmodule module = nullptr;
   std::mutex mutex;
   std::map<std::string, Function> functions;
+  std::mutex keepersMutex;
+  std::set<Keeper*> keepers;
 };
 
 class Gpu {
@@ -61,6 +76,7 @@ class Gpu {
 
   // Made at its first use: it takes a while, and memory of the GPU. Null if it is not there.
   std::shared_ptr<Context> context();
+  void checkPresent() const;  // throws unless it is there
 
   Queue queue;  // of its runs
 
@@ -72,8 +88,9 @@ class Gpu {
   std::shared_ptr<Context> held;
 };
 
-// Memory of a GPU, or with `pinned` of the host, which copies to and from the GPU run beside other work. Without a
-// context none of a GPU, and usual memory of the host.
+// Memory of a GPU, or with `pinned` of the host, which copies to and from the GPU run beside other work. Where there is
+// no more of it, idle memory is given back before that is an error. Without a context there is
+// none of a GPU, and usual memory of the host.
 class Block {
  public:
   enum class Where { device, pinned };
@@ -84,11 +101,14 @@ class Block {
   Block& operator=(Block&& other) noexcept;
   ~Block();
 
+  const std::shared_ptr<Context>& owner() const { return context; }
   CUdeviceptr device() const { return address; }
   char* host() const { return reinterpret_cast<char*>(address); }
   size_t size() const { return size_; }
 
  private:
+  void allocate();
+
   std::shared_ptr<Context> context;
   CUdeviceptr address = 0;
   size_t size_ = 0;
@@ -120,6 +140,29 @@ class Event {
  private:
   const std::shared_ptr<Context> context;
   CUevent event = nullptr;
+};
+
+// Work of a stream that is captured once and given to it as a whole any number of times.
+class Graph {
+ public:
+  // Of what `work` gives to the stream, which is not done then.
+  Graph(std::shared_ptr<Context> context, const Stream& stream, FunctionRef<void()> work);
+  ~Graph();
+  Graph(const Graph&) = delete;
+  operator CUgraphExec() const { return executable; }
+
+ private:
+  const std::shared_ptr<Context> context;
+  CUgraphExec executable = nullptr;
+};
+
+// A value that is on a GPU between runs.
+struct Resident : Buffer {
+  Block block;
+
+  explicit Resident(Block block) : block(std::move(block)) {}
+  size_t bytes() const override { return block.size(); }
+  void read(std::span<std::byte> to) const override;
 };
 
 // What lies in pinned memory, on the GPU.
