@@ -9,11 +9,9 @@
 //   format(device, op, attrs)          -> string; parameters packed for one node serve all of the same format
 //   pack(device, op, attrs, params)    -> Promise<packed parameters>
 //   part(plan, before?)                -> a plan as native data; lists of its values and steps go on from those before
-//   compile(device, plan | part)       -> Promise<{ plan, runBytes, steps: [{ algorithm, launches,
-//                                      scratchBytes }] }>
-//   run(plan, inputs, times)           -> { done: Promise<{ completed, outputs, stepMilliseconds }>, cancel() }; as
-//   many
-//                                      times as the plan has steps, one for all of them, or 0
+//   compile(device, plan | part)       -> Promise<{ plan, runBytes, steps }>: algorithm, launches, scratchBytes of each
+//   run(plan, inputs, times)           -> { done: Promise<{ completed, outputs, stepMilliseconds }>, cancel() }; times:
+//                                      as many as the plan has steps, one for all of them, or 0
 //   bytes(packed | plan)               -> bytes of packed parameters, or what a plan keeps for its next runs
 //   tell(list of packed)               tells the garbage collector of packed parameters
 //   trim(plan)                         gives back what it keeps for its next runs
