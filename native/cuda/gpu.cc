@@ -6,6 +6,8 @@
 #include <iterator>
 #include <vector>
 
+#include "convolutions.h"
+
 namespace octconv::cuda {
 namespace {
 
@@ -149,6 +151,7 @@ void Gpu::close() {
   for (const auto& [_, gpu] : all()) {
     if (!gpu) continue;
     std::lock_guard own(gpu->mutex);
+    gpu->heldConvolutions.reset();
     gpu->held.reset();
   }
 }
@@ -157,6 +160,13 @@ std::shared_ptr<Context> Gpu::context() {
   std::lock_guard lock(mutex);
   if (!held) held = std::make_shared<Context>(index, name);
   return held;
+}
+
+std::shared_ptr<Convolutions> Gpu::convolutions() {
+  const auto made = context();
+  std::lock_guard lock(mutex);
+  if (!heldConvolutions) heldConvolutions = std::make_shared<Convolutions>(made);
+  return heldConvolutions;
 }
 
 // --- What is made in a context ---------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 // What a kernel of the NVIDIA device is.
 #pragma once
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -20,6 +21,8 @@ struct Launch {
   unsigned blocks, threads;
   size_t sharedBytes;
   std::vector<char> arguments;
+  // In place of a kernel: lets another library give its work to the stream.
+  std::function<void(CUdeviceptr arena, CUstream stream)> call = {};
 };
 
 template <class Arguments>
@@ -52,5 +55,7 @@ struct Kernels {
   std::string (*format)(const Attr& attrs) = nullptr;  // null: weights are packed one way
   bool pitched = false;                                // OpTraits::pitched
 };
+// The same, of the device that computes with cuDNN what cuDNN has.
+struct CudnnKernels : Kernels {};
 
 }  // namespace octconv::cuda

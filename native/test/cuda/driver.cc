@@ -20,9 +20,10 @@
 //   OCTCONV_STAND_IN_REPORT      file that is written when the process ends, and by the first call after
 //                                OCTCONV_STAND_IN_FAIL was changed: {"calls": their number, "failed": name of the call
 //                                that was made to fail, "launches": their number, "errors": what stderr was told,
-//                                "contexts", "modules", "streams", "events", "allocations", "pinned": how many nobody
-//                                gave back, even if their context has ended}
-// standInLive() is the sum of the last six.
+//                                "contexts", "modules", "streams", "events", "allocations", "pinned", "cudnn": how many
+//                                nobody gave back, even if their context has ended}
+// standInLive() is the sum of the last seven. The stand-in for cuDNN (cudnn.cc) is a part of this one: its calls are
+// counted and fail, its work is done and what it holds is reported here.
 #include "cuda/driver.h"
 
 #include <sys/mman.h>
@@ -63,6 +64,9 @@ extern "C" {
 #define OCTCONV_DECLARE(name, ...) [[gnu::visibility("default")]] CUresult name(__VA_ARGS__);
 OCTCONV_CUDA_DRIVER(OCTCONV_DECLARE)
 [[gnu::visibility("default")]] int standInLive();
+[[gnu::visibility("default")]] CUresult standInCall(const char* name, bool needsContext, bool givesBack);
+[[gnu::visibility("default")]] void standInHold(int more);
+[[gnu::visibility("default")]] bool standInWork(CUstream stream, std::function<void()> work);
 }
 #define OCTCONV_ADDRESS(name, ...) reinterpret_cast<void*>(name),
 [[gnu::used]] static void* const defined[] = {OCTCONV_CUDA_DRIVER(OCTCONV_ADDRESS)};
@@ -183,6 +187,7 @@ struct StandIn {
 
   bool initialized = false, ended = false;
   int64_t calls = 0, launches = 0;
+  size_t ofCudnn = 0;  // handles and descriptors
   std::map<const char*, Allocation> allocations;
   std::map<const char*, Pinned> pinned;
   std::set<Module*> modules;
@@ -229,7 +234,8 @@ struct StandIn {
             {"streams", streams.size()},
             {"events", events.size()},
             {"allocations", allocations.size()},
-            {"pinned", pinned.size()}};
+            {"pinned", pinned.size()},
+            {"cudnn", ofCudnn}};
   }
 };
 
@@ -391,6 +397,25 @@ int standInLive() {
   size_t sum = 0;
   for (const auto& [name, count] : standIn.live()) sum += count;
   return static_cast<int>(sum);
+}
+
+// A call of cuDNN.
+CUresult standInCall(const char* name, bool needsContext, bool givesBack) {
+  return call(
+      name, needsContext ? Needs::context : Needs::nothing, [](auto&) { return CUDA_SUCCESS; }, givesBack);
+}
+// Handles and descriptors of cuDNN: so many more, or less.
+void standInHold(int more) {
+  const std::lock_guard lock(standIn.mutex);
+  standIn.ofCudnn += static_cast<size_t>(more);
+}
+// Work of cuDNN; false if there is no such stream.
+bool standInWork(CUstream stream, std::function<void()> work) {
+  const std::lock_guard lock(standIn.mutex);
+  if (!isKnown(standIn.streams, stream)) return false;
+  standIn.launches++;
+  stream->work.push_back(std::move(work));
+  return true;
 }
 
 CUresult cuInit(unsigned flags) {
