@@ -18,9 +18,11 @@ std::shared_ptr<const ConvolutionPlan> Convolutions::plan(const Convolution& con
   if (std::shared_ptr<const ConvolutionPlan> plan = known.lock()) return plan;
   std::erase_if(plans, [&](const auto& each) { return each.second.expired() && &each.second != &known; });
   auto made = std::make_unique<ConvolutionPlan>(PlanTarget{handle}, convolution);
-  std::shared_ptr<const ConvolutionPlan> plan(made.release(), [self = shared_from_this()](const ConvolutionPlan* old) {
-    self->context->giveBack([&](const Driver&) { delete old; });
-  });
+  const auto giveBack = [self = shared_from_this()](const ConvolutionPlan* old) mutable {
+    const auto owner = std::move(self);  // `plans` may keep this function
+    owner->context->giveBack([&](const Driver&) { delete old; });
+  };
+  std::shared_ptr<const ConvolutionPlan> plan(made.release(), giveBack);
   known = plan;
   return plan;
 }

@@ -26,7 +26,8 @@ static Cudnn open() {
   }
   Cudnn cudnn{};
   cudnn.cudnnGetVersion = reinterpret_cast<size_t (*)()>(dlsym(library, "cudnnGetVersion"));
-  const size_t version = cudnn.cudnnGetVersion ? cudnn.cudnnGetVersion() : 0;
+  if (!cudnn.cudnnGetVersion) fail("cudnn: ", file, " has no cudnnGetVersion");
+  const size_t version = cudnn.cudnnGetVersion();
   if (version / 10000 != 9) fail("cudnn: ", file, " is cuDNN ", numberOf(version), ", wanted 9.0 or newer, below 10");
 #define OCTCONV_FIND(result, name, ...)                                       \
   cudnn.name = reinterpret_cast<decltype(cudnn.name)>(dlsym(library, #name)); \

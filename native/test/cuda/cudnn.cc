@@ -13,6 +13,7 @@
 #include <dlfcn.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
@@ -250,52 +251,66 @@ float elementAt(const Tensor& tensor, const void* at, int64_t i) {
                                             : static_cast<const float*>(at)[i];
 }
 
-// Calls `visit` with each position within these sizes.
-template <class Visit>
-void each(const Sizes& sizes, const Visit& visit) {
-  Sizes at(sizes.size(), 0);
-  for (;;) {
-    visit(at);
-    size_t axis = sizes.size();
-    while (axis > 0 && ++at[axis - 1] == sizes[axis - 1]) at[--axis] = 0;
-    if (axis == 0) return;
-  }
-}
-int64_t offset(const Tensor& tensor, const Sizes& at) {
-  int64_t sum = 0;
-  for (size_t i = 0; i < at.size(); i++) sum += at[i] * tensor.strides[i];
-  return sum;
-}
-
 constexpr size_t workspaceBytes = 300;
 
-void compute(const Form& form, std::map<int64_t, void*> pointers, void* workspace) {
+// N C T H W, of images with T = 1.
+using Five = std::array<int64_t, 5>;
+Five fiveOf(const Sizes& sizes, int64_t otherwise) {
+  if (sizes.size() == 5) return {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]};
+  return {sizes[0], sizes[1], otherwise, sizes[2], sizes[3]};
+}
+struct Placed {
+  const Tensor& tensor;
+  void* at;
+  Five sizes = fiveOf(tensor.sizes, 1), strides = fiveOf(tensor.strides, 0);
+  int64_t offset(int64_t n, int64_t c, int64_t t, int64_t h, int64_t w) const {
+    return n * strides[0] + c * strides[1] + t * strides[2] + h * strides[3] + w * strides[4];
+  }
+  float element(int64_t i) const { return elementAt(tensor, at, i); }
+};
+
+void compute(const Form& form, const std::map<int64_t, void*>& pointers, void* workspace) {
   std::memset(workspace, 0xff, workspaceBytes);
-  const auto pointer = [&](const Tensor& tensor) { return pointers.at(tensor.id); };
-  const Sizes taps(form.w.sizes.begin() + 1, form.w.sizes.end());  // input channels of a group among them
-  const int64_t outputs = form.w.sizes[0] / (form.x.sizes[1] / form.w.sizes[1]);  // of a group
-  each(form.y.sizes, [&](const Sizes& y) {
+  const auto placed = [&](const Tensor& tensor) { return Placed{tensor, pointers.at(tensor.id)}; };
+  const Placed x = placed(form.x), w = placed(form.w), y = placed(form.y);
+  const auto three = [](const Sizes& s, int64_t otherwise) {
+    return s.size() == 3 ? std::array{s[0], s[1], s[2]} : std::array{otherwise, s[0], s[1]};
+  };
+  const auto stride = three(form.stride, 1), padding = three(form.padding, 0), dilation = three(form.dilation, 1);
+  const int64_t inputs = w.sizes[1], outputs = w.sizes[0] / (x.sizes[1] / inputs);  // of a group
+  const auto product = [&](int64_t n, int64_t c, int64_t t, int64_t h, int64_t column) {
     float sum = 0;
-    each(taps, [&](const Sizes& tap) {
-      Sizes x{y[0], y[1] / outputs * form.w.sizes[1] + tap[0]}, w{y[1]};
-      w.insert(w.end(), tap.begin(), tap.end());
-      bool inside = true;
-      for (size_t i = 0; i < form.stride.size(); i++) {
-        x.push_back(y[i + 2] * form.stride[i] - form.padding[i] + tap[i + 1] * form.dilation[i]);
-        inside = inside && x.back() >= 0 && x.back() < form.x.sizes[i + 2];
-      }
-      if (inside)
-        sum += elementAt(form.x, pointer(form.x), offset(form.x, x)) *
-               elementAt(form.w, pointer(form.w), offset(form.w, w));
-    });
-    if (form.hasResidual) sum += elementAt(form.residual, pointer(form.residual), offset(form.residual, y));
-    if (form.hasBias) sum += elementAt(form.bias, pointer(form.bias), y[1]);
-    if (form.relu && sum < 0) sum = 0;
-    if (form.y.type == CUDNN_DATA_BFLOAT16)
-      static_cast<BFloat16*>(pointer(form.y))[offset(form.y, y)] = bfloat16Of(sum);
-    else
-      static_cast<float*>(pointer(form.y))[offset(form.y, y)] = sum;
-  });
+    for (int64_t kt = 0; kt < w.sizes[2]; kt++)
+      for (int64_t kh = 0; kh < w.sizes[3]; kh++)
+        for (int64_t kw = 0; kw < w.sizes[4]; kw++) {
+          const int64_t xt = t * stride[0] - padding[0] + kt * dilation[0],
+                        xh = h * stride[1] - padding[1] + kh * dilation[1],
+                        xw = column * stride[2] - padding[2] + kw * dilation[2];
+          if (xt < 0 || xt >= x.sizes[2] || xh < 0 || xh >= x.sizes[3] || xw < 0 || xw >= x.sizes[4]) continue;
+          const int64_t from = x.offset(n, c / outputs * inputs, xt, xh, xw), by = w.offset(c, 0, kt, kh, kw);
+          for (int64_t i = 0; i < inputs; i++)
+            sum += x.element(from + i * x.strides[1]) * w.element(by + i * w.strides[1]);
+        }
+    return sum;
+  };
+  for (int64_t n = 0; n < y.sizes[0]; n++)
+    for (int64_t t = 0; t < y.sizes[2]; t++)
+      for (int64_t h = 0; h < y.sizes[3]; h++)
+        for (int64_t column = 0; column < y.sizes[4]; column++)
+          for (int64_t c = 0; c < y.sizes[1]; c++) {
+            float sum = product(n, c, t, h, column);
+            if (form.hasResidual) {
+              const Placed residual = placed(form.residual);
+              sum += residual.element(residual.offset(n, c, t, h, column));
+            }
+            if (form.hasBias) sum += elementAt(form.bias, pointers.at(form.bias.id), c);
+            if (form.relu && sum < 0) sum = 0;
+            const int64_t to = y.offset(n, c, t, h, column);
+            if (form.y.type == CUDNN_DATA_BFLOAT16)
+              static_cast<BFloat16*>(y.at)[to] = bfloat16Of(sum);
+            else
+              static_cast<float*>(y.at)[to] = sum;
+          }
 }
 
 void finalize(Object& object) {
