@@ -20,6 +20,12 @@ const nothing = { contexts: 0, modules: 0, streams: 0, events: 0, allocations: 0
 /** cuDNN has a convolution with bias, residual and ReLU, or convolutions alone. */
 const engines = [{}, { OCTCONV_STAND_IN_CUDNN_ALONE: '1' }];
 
+/** After these nothing is missing: what is given back is gone, and cuDNN has other plans than one that fails. */
+const silent =
+  /^(cu\w*(Free|FreeHost|Destroy|Unload|Release|PopCurrent|PushCurrent)(_v2)?|cudnn\w*Destroy\w*|cudnnBackendFinalize|)$/;
+const told =
+  /^(device 'cudnn': |\w+ '\w+': )?(cuda|cudnn|\w+ '\w+'): .*: (CUDA_ERROR_UNKNOWN, unknown error|CUDNN_STATUS_INTERNAL_ERROR, made to fail: error 999)$/;
+
 let folder: string;
 let reports = 0;
 
@@ -155,24 +161,62 @@ describe('cudnn on the stand-ins', function () {
       lives: { n: number; failed: string; said: string[]; errors: string; live: object; later: unknown }[];
     }
     const { live, lives } = await child<Lives>('failures', 999);
-    // After these nothing is missing: what is given back is gone, and cuDNN has other plans than one that fails.
-    const silent =
-      /^(cu\w*(Free|FreeHost|Destroy|Unload|Release|PopCurrent|PushCurrent)(_v2)?|cudnn\w*Destroy\w*|cudnnBackendFinalize|)$/;
     const failed = new Set<string>();
     for (const { n, failed: name, said, errors, live: left, later } of lives) {
       failed.add(name);
       const what = `call ${n}, ${name}: ${said}`;
       if (!silent.test(name)) expect(said, what).to.have.length(1);
-      for (const text of said)
-        expect(text, what).to.match(
-          /^(device 'cudnn': |\w+ '\w+': )?(cuda|cudnn|\w+ '\w+'): .*: (CUDA_ERROR_UNKNOWN, unknown error|CUDNN_STATUS_INTERNAL_ERROR, made to fail: error 999)$/,
-        );
+      for (const text of said) expect(text, what).to.match(told);
       expect(errors, what).to.equal('');
       expect(left, what).to.deep.equal(live);
       expect(later, what).to.equal(true);
     }
     for (const name of ['cudnnSetStream', 'cudnnBackendCreateDescriptor', 'cudnnBackendExecute', 'cuLaunchKernel'])
       expect(failed, name).to.include(name);
+  });
+
+  it('each in turn from the first to the last one of a process', async () => {
+    const work = `
+      import { parentPort } from 'node:worker_threads';
+      const { ops, Tensor } = await import(${JSON.stringify(new URL('../dist/index.js', import.meta.url).href)});
+      const one = (...shape) => new Tensor('f32', shape, Float32Array.of(1));
+      const y = await ops
+        .conv(one(1, 1, 1, 1), { weight: one(1, 1, 1, 1), bias: one(1) }, { device: 'cudnn' })
+        .then(({ data }) => String(data), (error) => error.message);
+      parentPort.postMessage(y);`;
+    const code = `
+      import { readFileSync } from 'node:fs';
+      import { Worker } from 'node:worker_threads';
+      const url = new URL('data:text/javascript,' + encodeURIComponent(${JSON.stringify(work)}));
+      const life = () => new Promise((resolve, reject) => {
+        let said;
+        new Worker(url, { execArgv: [] }).on('message', (text) => { said = text; }).on('error', reject)
+          .on('exit', (code) => resolve({ code, said }));
+      });
+      const lives = [];
+      for (let n = 1; n < 1000; n++) {
+        process.env.OCTCONV_STAND_IN_FAIL = n + ':999';
+        lives.push(await life());
+        if (n === 1) continue;
+        // The first call of this life has written what the one before left.
+        const report = JSON.parse(readFileSync(process.env.OCTCONV_STAND_IN_REPORT, 'utf8'));
+        Object.assign(lives.at(-2), report);
+        if (!report.failed) break;
+      }
+      console.log(JSON.stringify(lives.slice(0, -1)));`;
+    const lives = JSON.parse(await node(['--input-type=module', '-e', code]));
+    const failed = new Map<string, number>();
+    for (const { code, said, failed: name, errors, calls: _, launches: __, ...live } of lives) {
+      failed.set(name, (failed.get(name) ?? 0) + 1);
+      const what = `${name}: ${said}`;
+      expect(code, what).to.equal(0);
+      expect(said, what).to.match(silent.test(name) ? new RegExp(`^2$|${told.source}`) : told);
+      expect(errors, what).to.equal('');
+      expect(live, what).to.deep.equal(nothing);
+    }
+    for (const name of ['cudnnCreate', 'cudnnDestroy', 'cudnnBackendSetAttribute', 'cudnnBackendGetAttribute'])
+      expect(failed.get(name) ?? 0, name).to.be.above(0);
+    expect(lives).to.have.length.above(200);
   });
 
   it('with 64 runs in flight on one model and on two, some aborted, and disposal meanwhile', async () => {
