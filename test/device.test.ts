@@ -45,7 +45,7 @@ describe('device: one that records its calls', function () {
       chosen: false,
       why: 'by its name alone',
     });
-    expect(told.unknown).to.equal("device 'camera': wanted auto, cpu, cuda, recorder, reference");
+    expect(told.unknown).to.equal("device 'camera': wanted auto, cpu, cuda, cudnn, recorder, reference");
   });
 
   it('the command line lists it and takes it', () => {
@@ -60,7 +60,7 @@ describe('device: one that records its calls', function () {
       'octconv: batchNorm: no kernel on recorder\n',
     );
     expect(octconv(`classify ${picture} --device camera`).stderr).to.include(
-      'wanted auto, cpu, cuda, recorder, reference',
+      'wanted auto, cpu, cuda, cudnn, recorder, reference',
     );
   });
 });

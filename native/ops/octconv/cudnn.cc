@@ -140,7 +140,9 @@ Made make(const PlacedNode& placed) {
   const int64_t from = read(source.input);
   const int64_t residual = branch.residual && plan->complete ? read(*branch.residual) : 0;
   const TensorArgs to = direct ? placed.output(output) : keep(y);
-  const auto workspace = placed.scratch + static_cast<int64_t>(scratch.add(plan->workspaceBytes));
+  constexpr int64_t aligned = 256;  // as memory that the driver gives
+  const auto free = placed.scratch + static_cast<int64_t>(scratch.add(plan->workspaceBytes + aligned));
+  const int64_t workspace = (free + aligned - 1) / aligned * aligned;
   const CUdeviceptr weights = packed.memory.device();
   made.launches.push_back(
       {"", 0, 0, 0, {}, [=, name = node.name, convolutions = packed.convolutions, bias = weights + packed.bias,
