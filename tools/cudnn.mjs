@@ -2,7 +2,7 @@
 // convolution of ResNet-50, of I3D-50 and of the parts of Oct-ResNet-50, in bf16, f16 and f32, goes through
 // native/cuda/cudnn.cc and the real cuDNN, which takes the properties of a GPU as JSON. Prints one table; a plan that is
 // refused is an error, but for bf16 on the T4, which has none. Needs no GPU and no driver: cuDNN comes from PyPI, 1 GB,
-// into build/cudnn-toolkit.
+// into build/cudnn-toolkit; `node tools/cudnn.mjs fetch` does that alone.
 import { spawnSync } from 'node:child_process';
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
@@ -172,6 +172,7 @@ function plansFor(gpu, lines) {
 
 main(() => {
   fetchCudnn();
+  if (process.argv[2] === 'fetch') return;
   const batches = process.argv.length > 2 ? process.argv.slice(2).map(Number) : [1, 32];
   const wrong = [];
   console.log('GPU       network        batch  type  convolutions  refused  product alone  workspace, MiB  cuDNN');

@@ -23,10 +23,10 @@ enum class Fuses { nothing, epilogues, all };
 
 // What graph passes want to know of a device (lib/targets.ts).
 struct Traits {
-  std::string isa;                      // instruction set or architecture, for people
-  int threads = 0;                      // that a run has unless told otherwise
-  size_t align = 64;                    // of values in the arena, in bytes
-  size_t channelAlign = 1;              // zeros behind the channels of a pixel fill them up to multiples, in bytes
+  std::string isa;          // instruction set or architecture, for people
+  int threads = 0;          // that a run has unless told otherwise
+  size_t align = 64;        // of values in the arena, in bytes
+  size_t channelAlign = 1;  // zeros behind the channels of a pixel fill them up to multiples, in bytes
   Fuses fuses = Fuses::nothing;
   int mostPooled = 2;                   // how often P is applied to what a convolution stores, at most
   bool subBatches = false;              // goes over a batch some images at a time

@@ -47,7 +47,8 @@ void Cudnn::check(cudnnStatus_t status, const std::string& what) const {
   if (status == 0) return;
   char text[512] = {};
   cudnnGetLastErrorString(text, sizeof text);
-  const std::string whole = oneLine(what + ": " + cudnnGetErrorString(status) + (*text ? std::string(", ") + text : ""));
+  const std::string whole =
+      oneLine(what + ": " + cudnnGetErrorString(status) + (*text ? std::string(", ") + text : ""));
   constexpr int category = 1000, notSupported = 3;
   if (status / category == notSupported) throw NotSupported(whole);
   throw Error(whole);

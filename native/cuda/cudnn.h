@@ -152,8 +152,8 @@ class Descriptor {
   cudnnBackendDescriptor_t descriptor = nullptr;
 };
 
-// y = relu(conv(x) + residual + bias). All are of one type; sums are f32. Sizes are [N, C, H, W] or [N, C, T, H, W], of the
-// weight [O, I / groups, ...]; in memory the channels come last.
+// y = relu(conv(x) + residual + bias). All are of one type; sums are f32. Sizes are [N, C, H, W] or [N, C, T, H, W], of
+// the weight [O, I / groups, ...]; in memory the channels come last.
 struct Convolution {
   DType dtype;
   std::vector<int64_t> x, w, y, stride, padding, dilation;

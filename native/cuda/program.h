@@ -21,7 +21,7 @@ class Program : public octconv::Program {
 
  private:
   struct Step {
-    size_t index;  // in the plan
+    size_t index;                                         // in the plan
     std::vector<std::pair<CUfunction, Launch>> launches;  // no function: Launch::call
   };
   // What a run needs of the GPU.

@@ -81,9 +81,7 @@ Convolution convolutionOf(const Node& node, const Branch& branch, const Source& 
     first.insert(first.end(), {size.h, size.w});
     return first;
   };
-  const auto sizes = [&](const Shape& s) {
-    return space({flat ? product(s.n, s.t) : s.n, s.c}, Size3(s.t, s.h, s.w));
-  };
+  const auto sizes = [&](const Shape& s) { return space({flat ? product(s.n, s.t) : s.n, s.c}, Size3(s.t, s.h, s.w)); };
   const bool relu = branch.stores[0].activation.least == 0, residual = branch.residual.has_value();
   return {packed.dtype,
           sizes(x),
@@ -113,7 +111,8 @@ Made make(const PlacedNode& placed) {
   try {
     plan = packed.convolutions->plan(convolution);
   } catch (const NotSupported& error) {
-    fail("octConv '", node.name, "', a convolution of ", x, " to ", y, " in ", nameOf(packed.dtype), ": ", error.what());
+    fail("octConv '", node.name, "', a convolution of ", x, " to ", y, " in ", nameOf(packed.dtype), ": ",
+         error.what());
   }
 
   Made made;
@@ -145,8 +144,13 @@ Made make(const PlacedNode& placed) {
   const int64_t workspace = (free + aligned - 1) / aligned * aligned;
   const CUdeviceptr weights = packed.memory.device();
   made.launches.push_back(
-      {"", 0, 0, 0, {}, [=, name = node.name, convolutions = packed.convolutions, bias = weights + packed.bias,
-                         to = to.at](CUdeviceptr arena, CUstream stream) {
+      {"",
+       0,
+       0,
+       0,
+       {},
+       [=, name = node.name, convolutions = packed.convolutions, bias = weights + packed.bias, to = to.at](
+           CUdeviceptr arena, CUstream stream) {
          try {
            convolutions->execute(*plan, {arena + from, weights, bias, arena + residual, arena + to, arena + workspace},
                                  stream);

@@ -1,8 +1,8 @@
-// A stand-in for cuDNN, for tests on a machine without one: build/test/libcudnn.so.9, which OCTCONV_CUDNN names. It goes
-// with the stand-in for the driver (driver.cc), which OCTCONV_CUDA_DRIVER names: that one counts its calls and makes
-// them fail, does its work in the order of the stream, and reports the handles and descriptors that nobody gave back.
-// Convolutions are plain loops. It is strict where cuDNN documents a rule: types of attributes, what must be finalized,
-// what must be there, sizes that fit, aligned pointers, a context that is current.
+// A stand-in for cuDNN, for tests on a machine without one: build/test/libcudnn.so.9, which OCTCONV_CUDNN names. It
+// goes with the stand-in for the driver (driver.cc), which OCTCONV_CUDA_DRIVER names: that one counts its calls and
+// makes them fail, does its work in the order of the stream, and reports the handles and descriptors that nobody gave
+// back. Convolutions are plain loops. It is strict where cuDNN documents a rule: types of attributes, what must be
+// finalized, what must be there, sizes that fit, aligned pointers, a context that is current.
 //
 // Of each form it proposes three engines: number 1 does not work, number 2 wants 1 GiB of workspace, number 3 computes
 // and writes all over its workspace. As the real one it has no engine for a residual or a ReLU without a bias.
@@ -10,6 +10,8 @@
 // Environment:
 //   OCTCONV_STAND_IN_CUDNN_VERSION  90100
 //   OCTCONV_STAND_IN_CUDNN_ALONE    set: there are engines for convolutions alone
+#include "cuda/cudnn.h"
+
 #include <dlfcn.h>
 
 #include <algorithm>
@@ -22,8 +24,6 @@
 #include <mutex>
 #include <set>
 #include <string>
-
-#include "cuda/cudnn.h"
 
 namespace octconv::cuda {
 
@@ -182,7 +182,8 @@ Tensor tensorOf(const Object& object, cudnnBackendAttributeName_t name) {
 // --- Graphs ----------------------------------------------------------------------------------------------------------
 
 void convolve(const Object& op, Form& form) {
-  const Object& conv = partOf(op, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_CONV_DESC, CUDNN_BACKEND_CONVOLUTION_DESCRIPTOR);
+  const Object& conv =
+      partOf(op, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_CONV_DESC, CUDNN_BACKEND_CONVOLUTION_DESCRIPTOR);
   want(valueOf<float>(op, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_ALPHA, CUDNN_TYPE_FLOAT) == 1, "alpha");
   want(valueOf<float>(op, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_BETA, CUDNN_TYPE_FLOAT) == 0, "beta");
   form.x = tensorOf(op, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_X);
@@ -209,7 +210,8 @@ std::shared_ptr<const Form> formOf(const Object& graph) {
   for (size_t i = 0; i < ops.size(); i++) {
     const Object& op = known(ops[i]);
     if (i == 0) {
-      want(op.type == CUDNN_BACKEND_OPERATION_CONVOLUTION_FORWARD_DESCRIPTOR, "no convolution", CUDNN_STATUS_NOT_SUPPORTED);
+      want(op.type == CUDNN_BACKEND_OPERATION_CONVOLUTION_FORWARD_DESCRIPTOR, "no convolution",
+           CUDNN_STATUS_NOT_SUPPORTED);
       convolve(op, *form);
       continue;
     }
@@ -317,7 +319,8 @@ void finalize(Object& object) {
   switch (object.type) {
     case CUDNN_BACKEND_TENSOR_DESCRIPTOR: {
       const Sizes sizes = sizesOf(object, CUDNN_ATTR_TENSOR_DIMENSIONS);
-      want(sizes.size() == sizesOf(object, CUDNN_ATTR_TENSOR_STRIDES).size() && *std::min_element(sizes.begin(), sizes.end()) > 0,
+      want(sizes.size() == sizesOf(object, CUDNN_ATTR_TENSOR_STRIDES).size() &&
+               *std::min_element(sizes.begin(), sizes.end()) > 0,
            "sizes of a tensor");
       valueOf<cudnnDataType_t>(object, CUDNN_ATTR_TENSOR_DATA_TYPE, CUDNN_TYPE_DATA_TYPE);
       valueOf<int64_t>(object, CUDNN_ATTR_TENSOR_BYTE_ALIGNMENT, CUDNN_TYPE_INT64);
@@ -329,7 +332,8 @@ void finalize(Object& object) {
           valueOf<cudnnConvolutionMode_t>(object, CUDNN_ATTR_CONVOLUTION_CONV_MODE, CUDNN_TYPE_CONVOLUTION_MODE);
       const auto type = valueOf<cudnnDataType_t>(object, CUDNN_ATTR_CONVOLUTION_COMP_TYPE, CUDNN_TYPE_DATA_TYPE);
       want(mode == CUDNN_CROSS_CORRELATION && type == CUDNN_DATA_FLOAT, "mode and sums of a convolution");
-      const auto rank = static_cast<size_t>(valueOf<int64_t>(object, CUDNN_ATTR_CONVOLUTION_SPATIAL_DIMS, CUDNN_TYPE_INT64));
+      const auto rank =
+          static_cast<size_t>(valueOf<int64_t>(object, CUDNN_ATTR_CONVOLUTION_SPATIAL_DIMS, CUDNN_TYPE_INT64));
       for (const auto name : {CUDNN_ATTR_CONVOLUTION_PRE_PADDINGS, CUDNN_ATTR_CONVOLUTION_POST_PADDINGS,
                               CUDNN_ATTR_CONVOLUTION_FILTER_STRIDES, CUDNN_ATTR_CONVOLUTION_DILATIONS})
         want(sizesOf(object, name).size() == rank, "dimensions of a convolution");
@@ -347,7 +351,8 @@ void finalize(Object& object) {
     case CUDNN_BACKEND_OPERATION_POINTWISE_DESCRIPTOR:
       break;  // the graph looks at it
     case CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR:
-      want(handles.count(valueOf<cudnnHandle_t>(object, CUDNN_ATTR_OPERATIONGRAPH_HANDLE, CUDNN_TYPE_HANDLE)) > 0, "no handle");
+      want(handles.count(valueOf<cudnnHandle_t>(object, CUDNN_ATTR_OPERATIONGRAPH_HANDLE, CUDNN_TYPE_HANDLE)) > 0,
+           "no handle");
       object.form = formOf(object);
       break;
     case CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR:
@@ -355,8 +360,10 @@ void finalize(Object& object) {
       object.form = partOf(object, CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH, CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR).form;
       break;
     case CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR: {
-      want(handles.count(valueOf<cudnnHandle_t>(object, CUDNN_ATTR_EXECUTION_PLAN_HANDLE, CUDNN_TYPE_HANDLE)) > 0, "no handle");
-      const Object& config = partOf(object, CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, CUDNN_BACKEND_ENGINECFG_DESCRIPTOR);
+      want(handles.count(valueOf<cudnnHandle_t>(object, CUDNN_ATTR_EXECUTION_PLAN_HANDLE, CUDNN_TYPE_HANDLE)) > 0,
+           "no handle");
+      const Object& config =
+          partOf(object, CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, CUDNN_BACKEND_ENGINECFG_DESCRIPTOR);
       want(config.engine != 1, "engine 1 does not work", CUDNN_STATUS_NOT_SUPPORTED);
       object.form = config.form, object.engine = config.engine;
       break;
@@ -508,9 +515,9 @@ cudnnStatus_t cudnnBackendExecute(cudnnHandle_t handle, cudnnBackendDescriptor_t
              (!form.hasBias || has(form.bias)),
          "a pointer for each tensor");
     void* const workspace = valueOf<void*>(given, CUDNN_ATTR_VARIANT_PACK_WORKSPACE, CUDNN_TYPE_VOID_PTR);
-    want(handles.count(handle) > 0 && standIn().work(handles[handle], [form = made.form, pointers, workspace] {
-      compute(*form, pointers, workspace);
-    }),
+    want(handles.count(handle) > 0 &&
+             standIn().work(handles[handle],
+                            [form = made.form, pointers, workspace] { compute(*form, pointers, workspace); }),
          "a handle with a stream");
   });
 }

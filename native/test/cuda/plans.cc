@@ -40,8 +40,16 @@ int main() {
       }
       std::string word[7];
       for (std::string& each : word) words >> each;
-      Convolution c{typeOf(word[0]),    sizesOf(word[1]), sizesOf(word[2]), sizesOf(word[3]), sizesOf(word[4]),
-                    sizesOf(word[5]), sizesOf(word[6]), false,           false,           false};
+      Convolution c{typeOf(word[0]),
+                    sizesOf(word[1]),
+                    sizesOf(word[2]),
+                    sizesOf(word[3]),
+                    sizesOf(word[4]),
+                    sizesOf(word[5]),
+                    sizesOf(word[6]),
+                    false,
+                    false,
+                    false};
       words >> c.residual >> c.bias >> c.relu;
       if (!words) fail("a line '", line, "', wanted a convolution");
       try {
