@@ -38,8 +38,8 @@ describe('device: one that records its calls', function () {
   });
 
   it('is listed by what the addon tells', () => {
-    expect(told.devices.map(({ name }) => name)).to.deep.equal(['cpu', 'cuda', 'recorder', 'reference']);
-    expect(told.devices[2]).to.deep.equal({
+    expect(told.devices.map(({ name }) => name)).to.deep.equal(['cpu', 'cuda', 'cudnn', 'recorder', 'reference']);
+    expect(told.devices[3]).to.deep.equal({
       name: 'recorder',
       about: 'records its calls',
       chosen: false,
