@@ -18,7 +18,7 @@ const cudnn = join(built, 'libcudnn.so.9');
 const path = (file: string) => fileURLToPath(new URL(file, import.meta.url));
 const nothing = { contexts: 0, modules: 0, streams: 0, events: 0, allocations: 0, pinned: 0, cudnn: 0 };
 /** cuDNN has a convolution with bias, residual and ReLU, or convolutions alone. */
-const engines = [{}, { OCTCONV_STAND_IN_CUDNN_ALONE: '1' }];
+const engines = [{}, { OCTCONV_STAND_IN_CUDNN_ENGINES: 'alone' }];
 
 /** After these nothing is missing: what is given back is gone, and cuDNN has other plans than one that fails. */
 const silent =
@@ -77,7 +77,7 @@ describe('cudnn on the stand-ins', function () {
     const bounds = { f32: 1e-5, bf16: 2 ** -8 * Math.sqrt(26) };
     for (const dtype of ['f32', 'bf16'] as const) {
       for (const settings of engines) {
-        const how = 'OCTCONV_STAND_IN_CUDNN_ALONE' in settings ? 'convolutions alone' : 'whole convolutions';
+        const how = 'OCTCONV_STAND_IN_CUDNN_ENGINES' in settings ? 'convolutions alone' : 'whole convolutions';
         it(`${networks.length} networks in ${dtype} as reference does, the same bits in each run, by ${how}`, async () => {
           const results = await child<Compared[]>('compared', { networks, dtype }, settings);
           expect(results).to.have.length(networks.length);
@@ -105,6 +105,16 @@ describe('cudnn on the stand-ins', function () {
         expect(await node(args, settings)).to.equal('');
       }
     });
+  });
+
+  it('says which layer cuDNN has no engine for', async () => {
+    const settings = { OCTCONV_STAND_IN_CUDNN_ENGINES: 'none' };
+    const network = { name: 'resnet-26', shape: [1, 32, 32, 3], options: { width: 16, classes: 10 } };
+    const argument = { networks: [network], dtype: 'bf16' };
+    const error = await child('compared', argument, settings).catch(({ stderr }) => String(stderr));
+    expect(error).to.include(
+      "octConv 'conv1', a convolution of [1,1,32,32,3] to [1,1,16,16,16] in bf16: cudnn: it has no engine for this",
+    );
   });
 
   describe('is listed', () => {
@@ -175,7 +185,7 @@ describe('cudnn on the stand-ins', function () {
       expect(failed, name).to.include(name);
   });
 
-  it('each in turn from the first to the last one of a process', async () => {
+  it('each in turn from the first to the last one of a process @slow', async () => {
     const work = `
       import { parentPort } from 'node:worker_threads';
       const { ops, Tensor } = await import(${JSON.stringify(new URL('../dist/index.js', import.meta.url).href)});

@@ -1,5 +1,5 @@
-// cuDNN 9, libcudnn.so.9, found at run time as the driver is: convolutions as everybody computes them, which our own
-// kernels are compared with. Only what is called here is declared. OCTCONV_CUDNN names another library to open.
+// cuDNN 9, libcudnn.so.9, found at run time as the driver is: convolutions as other libraries compute them, which our
+// own kernels are compared with. Only what is called here is declared. OCTCONV_CUDNN names another library to open.
 #pragma once
 #include <compare>
 #include <utility>

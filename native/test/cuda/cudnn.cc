@@ -9,7 +9,7 @@
 //
 // Environment:
 //   OCTCONV_STAND_IN_CUDNN_VERSION  90100
-//   OCTCONV_STAND_IN_CUDNN_ALONE    set: there are engines for convolutions alone
+//   OCTCONV_STAND_IN_CUDNN_ENGINES  alone: it has engines for convolutions alone; none: for nothing
 #include "cuda/cudnn.h"
 
 #include <dlfcn.h>
@@ -242,7 +242,8 @@ std::shared_ptr<const Form> formOf(const Object& graph) {
 }
 
 bool hasEngines(const Form& form) {
-  if (std::getenv("OCTCONV_STAND_IN_CUDNN_ALONE")) return !form.hasResidual && !form.hasBias && !form.relu;
+  const char* const engines = std::getenv("OCTCONV_STAND_IN_CUDNN_ENGINES");
+  if (engines) return std::string(engines) == "alone" && !form.hasResidual && !form.hasBias && !form.relu;
   return form.hasBias || (!form.hasResidual && !form.relu);
 }
 
