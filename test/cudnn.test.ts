@@ -42,7 +42,7 @@ async function node(args: string[], settings: Record<string, string> = {}): Prom
     OCTCONV_TEST_DEVICE: 'cudnn',
     ...settings,
   };
-  const { stdout } = await promisify(execFile)(process.execPath, args, { env, timeout: 240_000, maxBuffer: 2 ** 26 });
+  const { stdout } = await promisify(execFile)(process.execPath, args, { env, timeout: 600_000, maxBuffer: 2 ** 26 });
   if (existsSync(report)) {
     const { calls: _, launches: __, failed: ___, errors, ...live } = JSON.parse(await readFile(report, 'utf8'));
     expect(errors).to.equal('');
@@ -54,7 +54,7 @@ const child = async <T>(task: string, argument: unknown = null, settings = {}): 
   JSON.parse(await node(['--import=tsx', path('cuda-child.ts'), task, JSON.stringify(argument)], settings));
 
 describe('cudnn on the stand-ins', function () {
-  this.timeout(240_000);
+  this.timeout(600_000);
   before(async function () {
     if (!existsSync(cudnn)) skip(this, 'build');
     folder = await mkdtemp(join(tmpdir(), 'octconv-cudnn-'));

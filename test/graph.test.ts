@@ -414,7 +414,7 @@ describe('graph: fusion of whole networks', () => {
 });
 
 describe('graph: convolutions of one input', () => {
-  const parts = (steps: Steps) => joinRelu(joinResidual(foldBatchNorm(splitSources(steps))));
+  const parts = (steps: Steps) => joinRelu(joinResidual(splitSources(foldBatchNorm(steps))));
   const weights = ({ steps }: Steps) =>
     steps.map(({ op, branches = [] }) => branches[0]?.terms[0]?.sources[0]?.weight ?? op);
 
@@ -429,6 +429,17 @@ describe('graph: convolutions of one input', () => {
     expect(branch(steps, 5).residual).to.equal(steps.steps[4]?.outputs[0]);
     expect(branch(steps, 8).residual).to.equal(steps.steps[6]?.outputs[0]);
     expect(steps.outputs).to.deep.equal([branch(steps, 5).y, branch(steps, 8).y]);
+  });
+
+  it('have a part each of a batch normalisation behind the sum, the last one its shift', () => {
+    const r = new Recorder();
+    const [h, l] = r.octConv(...r.octConv(r.input()));
+    const steps = parts(r.steps(r.relu(r.batchNorm(h)), l));
+    const [low, high] = [branch(steps, 3), branch(steps, 5)];
+    expect(low.terms[0]?.batchNorm).to.deep.equal(high.terms[0]?.batchNorm);
+    expect([low.terms[0]?.scaleOnly, high.terms[0]?.scaleOnly]).to.deep.equal([true, undefined]);
+    expect(high.stores[0]?.activation).to.deep.equal({ least: 0 });
+    expect(ops(steps).filter((op) => op === 'batchNorm' || op === 'relu')).to.be.empty;
   });
 
   it('share what is pooled', () => {
@@ -743,7 +754,7 @@ function* stagesOf(graph: Graph, seed: number): Generator<[title: string, steps:
 /** The same of the passes for devices that compute convolutions of one input. */
 function* splitStagesOf(graph: Graph): Generator<[title: string, steps: Steps]> {
   let steps = lower(graph);
-  for (const [name, pass] of Object.entries({ splitSources, foldBatchNorm, joinResidual, joinRelu })) {
+  for (const [name, pass] of Object.entries({ foldBatchNorm, splitSources, joinResidual, joinRelu })) {
     steps = pass(steps);
     yield [`in parts, after ${name}`, steps];
   }

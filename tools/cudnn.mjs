@@ -144,7 +144,7 @@ function convolutionsOf(network, shape) {
       };
       const sizes = [sizesOf(values[input].shape), [out, channels, ...space(kernel)], sizesOf(values[y].shape)];
       const [adds, relu] = [residual !== undefined, store.activation !== undefined];
-      const bias = Boolean(term.bias || term.batchNorm || adds || relu);
+      const bias = Boolean(term.bias || (term.batchNorm && !term.scaleOnly) || adds || relu);
       return [...sizes, ...[stride, padding, dilation].map(space), ...[adds, bias, relu].map(Number)].join(' ');
     }),
   );

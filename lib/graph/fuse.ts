@@ -136,7 +136,8 @@ export function openGates(given: Steps): Steps {
 
 /**
  * Convolutions of one input each: P, U and the sum over sources are steps of their own. What is upsampled comes first,
- * so that the sum can become the residual of the convolution that is not.
+ * so that the sum can become the residual of the convolution that is not. A batch normalisation that was folded scales
+ * all of them, and the last one has its shift.
  */
 export function* splitSources(given: Steps): Work<Steps> {
   const values: TensorType[] = [...given.values];
@@ -168,8 +169,9 @@ export function* splitSources(given: Steps): Work<Steps> {
         const product = source.upsample ? value(halved(shapeOf(y))) : own;
         let { input } = source;
         for (let times = 0; times < source.pool; times++) input = pool(name, input);
-        const only = { sources: [{ ...source, input, pool: 0, upsample: false }], bias: last ? term?.bias : undefined };
-        steps.push(convStep(name, [stored({ ...branch, terms: [only] }, product)]));
+        const one = { ...term, sources: [{ ...source, input, pool: 0, upsample: false }] };
+        const part = last ? one : { ...one, bias: undefined, ...(term?.batchNorm && { scaleOnly: true }) };
+        steps.push(convStep(name, [stored({ ...branch, terms: [part] }, product)]));
         if (source.upsample) put('upsampleNearest', name, [product], { scale: [1, 2, 2] }, own);
         sum = sum === undefined ? own : put('add', name, [sum, own], {}, last ? y : value(shapeOf(y)));
       }
@@ -498,7 +500,7 @@ export const fusing = (types: Pass, mostPooled = 2): Pass[] => [
 ];
 
 /** The passes for devices that compute convolutions of one input, with what comes right behind them. */
-export const joiningEpilogues = (types: Pass): Pass[] => [splitSources, foldBatchNorm, joinResidual, joinRelu, types];
+export const joiningEpilogues = (types: Pass): Pass[] => [foldBatchNorm, splitSources, joinResidual, joinRelu, types];
 
 /** One pass after the other. */
 export function* passThrough(passes: readonly Pass[], given: Steps): Work<Steps> {

@@ -48,7 +48,7 @@ std::shared_ptr<const Packed> pack(Gpu& gpu, const Attr& attrs, const Params& pa
   packed->dtype = octconv::activationOf(branch.compute);
   packed->outputs = outputChannels(branch, params);
   packed->inputs = inputsOf(source, params), packed->taps = source.taps();
-  packed->hasBias = !term.bias.empty() || !term.batchNorm.empty();
+  packed->hasBias = !term.bias.empty() || (!term.batchNorm.empty() && !term.scaleOnly);
   const Affine affine = affineOf(term, params, packed->outputs);
   const Param& weight = weightOf(source, params, packed->outputs);
   const std::vector<float> scales = weightScalesOf(source, params, packed->outputs);
