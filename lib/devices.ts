@@ -56,6 +56,6 @@ export function devices(): Devices {
 function infoOf({ name, traits, why }: NativeDevice): DeviceInfo {
   const chosen = name === fastest;
   if (!traits) return { name, about: 'not there', chosen, why };
-  const about = `${traits.fuses ? 'fused kernels, ' : ''}${traits.isa}`;
+  const about = `${traits.fuses === 'all' ? 'fused kernels, ' : ''}${traits.isa}`;
   return { name, about, chosen, why: chosen ? 'the fastest device that was found' : 'by its name alone' };
 }

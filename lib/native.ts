@@ -9,8 +9,10 @@ import type { Traits } from './targets.js';
 /**
  * A device that the addon knows. `cpu`: fused kernels. `reference`: the plain loops that specify them, without any
  * fusion. `cuda` is the first NVIDIA GPU, `cuda:1` the second; `cuda:sm_90` is none, it compiles plans and runs none.
+ * `cudnn` and `cudnn:1` are the same GPUs, where cuDNN computes the convolutions, one by one, as other libraries do:
+ * what the fused kernels are compared with.
  */
-export type Device = 'cpu' | 'cuda' | 'reference' | (string & Record<never, never>);
+export type Device = 'cpu' | 'cuda' | 'cudnn' | 'reference' | (string & Record<never, never>);
 
 declare const packedBrand: unique symbol;
 declare const planBrand: unique symbol;

@@ -417,7 +417,8 @@ Napi::Object traitsOf(Napi::Env env, const Traits& traits) {
   result.Set("threads", traits.threads);
   result.Set("align", static_cast<double>(traits.align));
   result.Set("channelAlign", static_cast<double>(traits.channelAlign));
-  result.Set("fuses", traits.fuses);
+  static constexpr const char* fuses[] = {"nothing", "epilogues", "all"};
+  result.Set("fuses", fuses[static_cast<int>(traits.fuses)]);
   result.Set("mostPooled", traits.mostPooled);
   result.Set("subBatches", traits.subBatches);
   result.Set("ownMemory", traits.ownMemory);

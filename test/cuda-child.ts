@@ -1,4 +1,5 @@
-// What test/cuda.test.ts looks at, with the addon and the CUDA driver that its environment names:
+// What test/cuda.test.ts and test/cudnn.test.ts look at, with the addon, the CUDA driver and the device that its
+// environment names:
 // `cuda-child.ts TASK JSON` prints what a task gives for its arguments as one JSON object.
 import { createHash } from 'node:crypto';
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
@@ -24,6 +25,7 @@ import { readNpy } from '../lib/npy.js';
 import type { Plan } from '../lib/plan.js';
 import { openWeights } from '../lib/weights/source.js';
 
+const device = process.env.OCTCONV_TEST_DEVICE ?? 'cuda';
 const path = (relative: string) => fileURLToPath(new URL(relative, import.meta.url));
 const shared = path('../../shared/golden');
 const golden = existsSync(shared) ? shared : path('golden');
@@ -63,7 +65,7 @@ class Small extends Module<Feature, Feature> {
 }
 function small(options: object = {}): Model<Feature, [x: Feature]> {
   const network = new Small();
-  return new Model(network as never, initialize(network as never), { device: 'cuda', ...options }) as never;
+  return new Model(network as never, initialize(network as never), { device, ...options }) as never;
 }
 const smallShape = [1, 6, 6, 3];
 
@@ -92,7 +94,7 @@ const tasks = {
       params.biasL = await read(`${c.case}.conv_l2l.bias`);
       const x = new Octave((await read(`${c.case}.xH`)) as Floats, (await read(`${c.case}.xL`)) as never);
       const wanted = [await read(`${c.case}.yH`), await read(`${c.case}.yL`)];
-      const y = await ops.octConv(x, params as never, { stride: c.stride, groups: c.groups, device: 'cuda' });
+      const y = await ops.octConv(x, params as never, { stride: c.stride, groups: c.groups, device });
       const outputs = [y.high, y.low] as (Floats | undefined)[];
       const shapes = JSON.stringify(outputs.map((t) => t?.shape)) === JSON.stringify(wanted.map((t) => t?.shape));
       const errors = outputs.flatMap((t, i) => (t && wanted[i] ? relativeError(t.data, wanted[i].data) : []));
@@ -109,7 +111,7 @@ const tasks = {
     for (const file of readdirSync(golden).filter((name) => name.endsWith('.pth'))) {
       const stored = (end: string) => readNpy(join(golden, file.replace('.pth', end)));
       const [x, y] = [await stored('.x.npy'), await stored('.y.npy')];
-      using model = await loadModel(join(golden, file), { device: 'cuda' });
+      using model = await loadModel(join(golden, file), { device });
       const got = await model.run(x);
       const plan = await model.plan(x.shape);
       const again = await model.run(x);
@@ -131,7 +133,7 @@ const tasks = {
     for (const { name, shape, options } of networks) {
       const x = picture(shape);
       using reference = createModel(name as 'oct-resnet-26', options, { device: 'reference', dtype });
-      using model = createModel(name as 'oct-resnet-26', options, { device: 'cuda', dtype });
+      using model = createModel(name as 'oct-resnet-26', options, { device, dtype });
       const wanted = await reference.run(x);
       const [first, ...others] = await Promise.all([model.run(x), model.run(x)]);
       const bits = new Set([first, ...others, await model.run(x)].map(({ data }) => digest(data)));

@@ -1,5 +1,5 @@
-// What test/cuda-ops.test.ts runs with the addon beside the stand-in driver: rows of the op table on `cuda` as on
-// `reference`. Arguments: what to check (table, slices), then ops. Prints what differs.
+// What test/cuda-ops.test.ts and test/cudnn.test.ts run with the addon beside the stand-in driver: rows of the op table
+// on a device as on `reference`. Arguments: the device, what to check (table, slices), then ops. Prints what differs.
 import type { TypedArray } from '../lib/dtype.js';
 import { fuse } from '../lib/graph/fuse.js';
 import { lower } from '../lib/graph/lower.js';
@@ -20,7 +20,7 @@ async function table(row: Case): Promise<void> {
   const read = (name: string) => graph.constants.get(name) ?? noParams();
   const inputs = inputsOf(row, /relu6|hard/.test(row.op) ? 9 : 2);
   const each = await magnitudes(lower(graph), inputs, read, graph);
-  const [reference, cuda] = [await compile(graph, 'reference', 1, noParams), await compile(graph, 'cuda', 1, noParams)];
+  const [reference, cuda] = [await compile(graph, 'reference', 1, noParams), await compile(graph, device, 1, noParams)];
   const bad = inputs.every((x) => x instanceof Float32Array) ? [poisoned(inputs)] : [];
   const [first, again] = [await run(cuda, inputs), await run(cuda, inputs)];
   if (!sameBits(first, again)) throw new Error('a second run gives other bits');
@@ -43,12 +43,12 @@ async function slices(row: Case): Promise<void> {
   const { steps, guards } = guarded(plain);
   const inputs = inputsOf(row);
   const nans = guards.map(({ shape }) => new Float32Array(elementCount(shape)).fill(Number.NaN));
-  const wanted = await run(compileSteps(plain, 'cuda', 1, read), inputs);
-  const got = await run(compileSteps(steps, 'cuda', 1, read), [...inputs, ...nans]);
+  const wanted = await run(compileSteps(plain, device, 1, read), inputs);
+  const got = await run(compileSteps(steps, device, 1, read), [...inputs, ...nans]);
   if (!sameBits(got, [...wanted, ...nans])) throw new Error('other bits beside neighbours');
 }
 
-const [what, ...ops] = process.argv.slice(2);
+const [device = '', what, ...ops] = process.argv.slice(2);
 const check = what === 'table' ? table : slices;
 for (const row of cases) {
   if (!ops.includes(row.op) || row.inputs.some((shape) => elementCount(shape) > 30_000)) continue;

@@ -22,7 +22,7 @@ describe('CUDA ops, emulated', function () {
     if (!existsSync(env.OCTCONV_CUDA_DRIVER)) skip(this, 'build');
   });
   const check = (what: string, ops: readonly string[]) => {
-    const ran = spawnSync(process.execPath, ['--import=tsx', child, what, ...ops], { env, encoding: 'utf8' });
+    const ran = spawnSync(process.execPath, ['--import=tsx', child, 'cuda', what, ...ops], { env, encoding: 'utf8' });
     expect(ran.stdout + ran.stderr).to.equal('');
     expect(ran.status).to.equal(0);
   };

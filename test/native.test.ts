@@ -224,6 +224,10 @@ describe('ops: native code trusts no plan', () => {
     expect(await pack(branches({}, { compute: 'i8' }), i8, scale(new Float32Array(3)))).to.include(
       'octConv: w.scale has 3 elements, wanted 4',
     );
+    const both = {
+      branches: [{ terms: [{ sources: [source], bias: 'b', scaleOnly: true }], stores: [{ output: 0 }] }],
+    };
+    expect(await pack(both)).to.include('octConv: a term with a bias and a scale alone');
     const twice = {
       branches: [{ terms: [{ sources: [source, { ...source, scale: 2 }] }], stores: [{ output: 0 }], compute: 'i8' }],
     };

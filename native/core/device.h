@@ -17,13 +17,17 @@ struct OpTraits {
   bool pitched = false;       // takes values with gaps between pixels, and leaves what is in them
 };
 
+// What of the steps around it becomes part of a convolution: nothing, the graph is taken as recorded; of a convolution
+// with one input its bias, batch normalisation, residual and ReLU; or all that the contract of octConv has.
+enum class Fuses { nothing, epilogues, all };
+
 // What graph passes want to know of a device (lib/targets.ts).
 struct Traits {
-  std::string isa;                      // instruction set or architecture, for people
-  int threads = 0;                      // that a run has unless told otherwise
-  size_t align = 64;                    // of values in the arena, in bytes
-  size_t channelAlign = 1;              // zeros behind the channels of a pixel fill them up to multiples, in bytes
-  bool fuses = false;                   // takes steps after fusion, or the graph as recorded
+  std::string isa;          // instruction set or architecture, for people
+  int threads = 0;          // that a run has unless told otherwise
+  size_t align = 64;        // of values in the arena, in bytes
+  size_t channelAlign = 1;  // zeros behind the channels of a pixel fill them up to multiples, in bytes
+  Fuses fuses = Fuses::nothing;
   int mostPooled = 2;                   // how often P is applied to what a convolution stores, at most
   bool subBatches = false;              // goes over a batch some images at a time
   std::map<int64_t, int64_t> winograd;  // hints `winograd` that it knows, and the most channels of i8 that each sums up

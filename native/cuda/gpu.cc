@@ -7,6 +7,8 @@
 #include <iterator>
 #include <vector>
 
+#include "convolutions.h"
+
 namespace octconv::cuda {
 namespace {
 
@@ -189,6 +191,7 @@ void Gpu::close() {
   for (const auto& [_, gpu] : all()) {
     if (!gpu) continue;
     std::lock_guard own(gpu->mutex);
+    gpu->heldConvolutions.reset();
     gpu->held.reset();
   }
 }
@@ -202,6 +205,13 @@ std::shared_ptr<Context> Gpu::context() {
   std::lock_guard lock(mutex);
   if (!held) held = std::make_shared<Context>(index, name);
   return held;
+}
+
+std::shared_ptr<Convolutions> Gpu::convolutions() {
+  const auto made = context();
+  std::lock_guard lock(mutex);
+  if (!heldConvolutions) heldConvolutions = std::make_shared<Convolutions>(made);
+  return heldConvolutions;
 }
 
 // --- What is made in a context ---------------------------------------------------------------------------------------

@@ -13,6 +13,8 @@
 
 namespace octconv::cuda {
 
+class Convolutions;
+
 // What makes a GPU compute: its primary context with octconv.fatbin in it. It is given back with the last of those that
 // hold it: its Gpu, plans, memory, streams, events.
 class Context {
@@ -76,6 +78,8 @@ class Gpu {
 
   // Made at its first use: it takes a while, and memory of the GPU. Null if it is not there.
   std::shared_ptr<Context> context();
+  // What cuDNN computes on it, made the same way.
+  std::shared_ptr<Convolutions> convolutions();
   void checkPresent() const;  // throws unless it is there
 
   Queue queue;  // of its runs
@@ -86,6 +90,7 @@ class Gpu {
   const int index;                                // negative: it is not there
   std::mutex mutex;
   std::shared_ptr<Context> held;
+  std::shared_ptr<Convolutions> heldConvolutions;
 };
 
 // Memory of a GPU, or with `pinned` of the host, which copies to and from the GPU run beside other work. Where there is

@@ -1,5 +1,6 @@
 // What a kernel of the NVIDIA device is.
 #pragma once
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -18,6 +19,8 @@ namespace octconv::cuda {
 // One launch. The kernel's parameters are a structure, whose bytes these are, and the address of the arena.
 struct Launch : LaunchInfo {
   std::vector<char> arguments;
+  // In place of a kernel: lets another library give its work to the stream.
+  std::function<void(CUdeviceptr arena, CUstream stream)> call = {};
 };
 
 template <class Arguments>
@@ -50,5 +53,7 @@ struct Kernels {
   std::string (*format)(const Attr& attrs) = nullptr;  // null: weights are packed one way
   bool pitched = false;                                // OpTraits::pitched
 };
+// The same, of the device that computes with cuDNN what cuDNN has.
+struct CudnnKernels : Kernels {};
 
 }  // namespace octconv::cuda

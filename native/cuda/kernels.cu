@@ -6,6 +6,7 @@
 #include "../ops/mean.cu"
 #include "../ops/normalize.cu"
 #include "../ops/octconv/cuda.cu"
+#include "../ops/octconv/cudnn.cu"
 #include "../ops/pad.cu"
 #include "../ops/pool.cu"
 #include "../ops/resize.cu"

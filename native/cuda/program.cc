@@ -7,16 +7,10 @@ namespace {
 
 constexpr size_t mostIdle = 4;  // a burst of runs does not keep its memory
 
-const Kernels& kernelsOf(const std::string& op) {
-  const Kernels* kernels = Registered<Kernels>::find(op);
-  if (!kernels) fail(op, ": no kernel on cuda");
-  return *kernels;
-}
-
-Made makeOf(const PlacedNode& placed) {
+Made makeOf(const Kernels& kernels, const PlacedNode& placed) {
   const Node& node = placed.node;
   try {
-    return kernelsOf(node.op).make(placed);
+    return kernels.make(placed);
   } catch (const TooLarge& error) { fail(node.op, " '", node.name, "': ", error.what()); }
 }
 
@@ -30,7 +24,7 @@ int64_t Program::placeOf(size_t id, int64_t round) const {
   return static_cast<int64_t>(first + (value.rounds == 1 ? 0 : static_cast<size_t>(round) * value.type.stride()));
 }
 
-Program::Program(Gpu& gpu, PlanSpec given)
+Program::Program(Gpu& gpu, const Kernels& (*find)(const std::string& op), PlanSpec given)
     : gpu(gpu), context(gpu.context()), spec(std::move(given)), infos(spec.steps.size()) {
   Layout arena, boundary;
   arena.add(spec.arenaBytes);
@@ -48,15 +42,17 @@ Program::Program(Gpu& gpu, PlanSpec given)
         PlacedNode placed{step.node, scratch, {}, {}};
         for (const size_t id : step.inputs) placed.inputs.push_back(placeOf(id, round));
         for (const size_t id : step.outputs) placed.outputs.push_back(placeOf(id, round));
-        Made made = makeOf(placed);
+        Made made = makeOf(find(step.node.op), placed);
         infos[i].algorithm = std::move(made.algorithm);
         infos[i].scratchBytes += made.scratchBytes;
         scratchBytes = std::max(scratchBytes, made.scratchBytes);
         infos[i].launches.insert(infos[i].launches.end(), made.launches.begin(), made.launches.end());
         launched.push_back({i, {}});
-        for (Launch& launch : made.launches)
+        for (Launch& launch : made.launches) {
+          const bool hasFunction = context && !launch.call;
           launched.back().launches.emplace_back(
-              context ? context->function(launch.kernel, launch.sharedBytes) : nullptr, std::move(launch));
+              hasFunction ? context->function(launch.kernel, launch.sharedBytes) : nullptr, std::move(launch));
+        }
       }
     first += segment.steps;
   }
@@ -300,6 +296,10 @@ class Program::Run : public Queue::Job {
   void launch(const Step& step) {
     for (const auto& [function, launch] : step.launches) {
       CUdeviceptr arena = room->arena.device();
+      if (launch.call) {
+        launch.call(arena, room->stream);
+        continue;
+      }
       void* parameters[] = {const_cast<char*>(launch.arguments.data()), &arena};
       check(driver.cuLaunchKernel(function, launch.blocks, 1, 1, launch.threads, 1, 1,
                                   static_cast<unsigned>(launch.sharedBytes), room->stream, parameters, nullptr),

@@ -11,7 +11,7 @@ namespace octconv::cuda {
 
 class Program : public octconv::Program, private Context::Keeper {
  public:
-  Program(Gpu& gpu, PlanSpec spec);
+  Program(Gpu& gpu, const Kernels& (*find)(const std::string& op), PlanSpec spec);
   ~Program() override;
   size_t runBytes() const override { return arenaBytes; }
   size_t idleBytes() const override;
@@ -23,8 +23,8 @@ class Program : public octconv::Program, private Context::Keeper {
 
  private:
   struct Step {
-    size_t index;  // in the plan
-    std::vector<std::pair<CUfunction, Launch>> launches;
+    size_t index;                                         // in the plan
+    std::vector<std::pair<CUfunction, Launch>> launches;  // no function: Launch::call
   };
   // What a run needs of the GPU.
   struct Room {

@@ -6,8 +6,8 @@
 // - Device memory is NaN when it is fresh. The host cannot touch it: that is a SIGSEGV.
 // - A copy from or to host memory that is not pinned is an error, because it would wait.
 // - There is no default stream.
-// - A capture takes launches of kernels alone. In its thread, what the driver forbids there is an error and ends it.
-// It writes to stderr why it refuses a call that the driver would take, and what a kernel throws.
+// - A capture takes launches of kernels and work of cuDNN alone. In its thread, what the driver forbids there is an
+// error and ends it. It writes to stderr why it refuses a call that the driver would take, and what a kernel throws.
 //
 // Environment:
 //   OCTCONV_STAND_IN_DEVICES     number of devices (1)
@@ -24,9 +24,10 @@
 //                                "graphLaunches": of whole graphs, "spins": waits in a context whose flags let a
 //                                thread spin, "bytesToDevice", "bytesToHost": that were copied,
 //                                "errors": what stderr was told, "live": {"contexts", "modules", "streams", "events",
-//                                "graphs", "executables", "allocations", "pinned": how many nobody gave back, even if
-//                                their context has ended}}
-// standInLive() is the sum of `live`.
+//                                "graphs", "executables", "allocations", "pinned", "cudnn": how many nobody gave back,
+//                                even if their context has ended}}
+// standInLive() is the sum of `live`. The stand-in for cuDNN (cudnn.cc) is a part of this one: its calls are counted
+// and fail, its work is done or captured and what it holds is reported here.
 #include "cuda/driver.h"
 
 #include <sys/mman.h>
@@ -68,6 +69,9 @@ extern "C" {
 #define OCTCONV_DECLARE(name, ...) [[gnu::visibility("default")]] CUresult name(__VA_ARGS__);
 OCTCONV_CUDA_DRIVER(OCTCONV_DECLARE)
 [[gnu::visibility("default")]] int standInLive();
+[[gnu::visibility("default")]] CUresult standInCall(const char* name, bool needsContext, bool givesBack);
+[[gnu::visibility("default")]] void standInHold(int more);
+[[gnu::visibility("default")]] bool standInWork(CUstream stream, std::function<void()> work);
 }
 #define OCTCONV_ADDRESS(name, ...) reinterpret_cast<void*>(name),
 [[gnu::used]] static void* const defined[] = {OCTCONV_CUDA_DRIVER(OCTCONV_ADDRESS)};
@@ -130,10 +134,7 @@ struct CUmod_st {
 };
 struct CUgraph_st {
   Context* context;
-  struct Node {
-    std::function<void()> kernel;
-    Launch launch;
-  };
+  using Node = std::function<void(uint64_t seed)>;
   std::vector<Node> nodes;  // in order
 };
 struct CUgraphExec_st {
@@ -216,6 +217,7 @@ struct StandIn {
   bool initialized = false, ended = false;
   int64_t calls = 0, launches = 0, graphLaunches = 0, spins = 0;
   size_t bytesToDevice = 0, bytesToHost = 0;
+  size_t ofCudnn = 0;  // handles and descriptors
   std::map<const char*, Allocation> allocations;
   std::map<const char*, Pinned> pinned;
   std::set<Module*> modules;
@@ -266,7 +268,8 @@ struct StandIn {
             {"graphs", graphs.size()},
             {"executables", executables.size()},
             {"allocations", allocations.size()},
-            {"pinned", pinned.size()}};
+            {"pinned", pinned.size()},
+            {"cudnn", ofCudnn}};
   }
 };
 
@@ -414,6 +417,18 @@ bool isKnown(const std::set<Object*>& objects, Object* object) {
   return objects.count(object) > 0 && object->context == current;
 }
 
+// What computes, done at once or as a part of a graph.
+void launchNode(const Graph::Node& node, Stream* stream) {
+  standIn.launches++;
+  stream->work.push_back([node, seed = standIn.random()] { node(seed); });
+}
+void giveNode(Graph::Node node, Stream* stream) {
+  if (stream->capture)
+    stream->capture->nodes.push_back(std::move(node));
+  else
+    launchNode(node, stream);
+}
+
 // A copy, or a setting, of `bytes` from `device` on; `host` is null if there is no host side.
 CUresult transfer(const char* name, CUdeviceptr device, const void* host, size_t bytes, CUstream stream,
                   std::function<void()> work) {
@@ -447,6 +462,24 @@ int standInLive() {
   size_t sum = 0;
   for (const auto& [name, count] : standIn.live()) sum += count;
   return static_cast<int>(sum);
+}
+
+// A call of cuDNN.
+CUresult standInCall(const char* name, bool needsContext, bool givesBack) {
+  return call(
+      name, needsContext ? Needs::context : Needs::nothing, [](auto&) { return CUDA_SUCCESS; }, givesBack);
+}
+// Handles and descriptors of cuDNN: so many more, or less.
+void standInHold(int more) {
+  const std::lock_guard lock(standIn.mutex);
+  standIn.ofCudnn += static_cast<size_t>(more);
+}
+// Work of cuDNN, which a capture takes; false if there is no such stream.
+bool standInWork(CUstream stream, std::function<void()> work) {
+  const std::lock_guard lock(standIn.mutex);
+  if (!isKnown(standIn.streams, stream)) return false;
+  giveNode([work = std::move(work)](uint64_t) { work(); }, stream);
+  return true;
 }
 
 CUresult cuInit(unsigned flags) {
@@ -743,10 +776,6 @@ CUresult cuStreamSynchronize(CUstream stream) {
   });
 }
 
-static void launchNode(Graph::Node node, Stream* stream) {
-  standIn.launches++;
-  stream->work.push_back([node = std::move(node), seed = standIn.random()] { run(node.kernel, node.launch, seed); });
-}
 CUresult cuLaunchKernel(CUfunction function, unsigned gridX, unsigned gridY, unsigned gridZ, unsigned blockX,
                         unsigned blockY, unsigned blockZ, unsigned sharedBytes, CUstream stream, void** arguments,
                         void** extra) {
@@ -761,11 +790,8 @@ CUresult cuLaunchKernel(CUfunction function, unsigned gridX, unsigned gridY, uns
     if (sharedBytes > function->mostSharedBytes) return CUDA_ERROR_INVALID_VALUE;
     if (kernel.arguments > 0 && (!arguments || std::count(arguments, arguments + kernel.arguments, nullptr) > 0))
       return CUDA_ERROR_INVALID_VALUE;
-    Graph::Node node = {kernel.bind(arguments), {static_cast<int>(gridX), static_cast<int>(blockX), sharedBytes}};
-    if (stream->capture)
-      stream->capture->nodes.push_back(std::move(node));
-    else
-      launchNode(std::move(node), stream);
+    const Launch launch = {static_cast<int>(gridX), static_cast<int>(blockX), sharedBytes};
+    giveNode([bound = kernel.bind(arguments), launch](uint64_t seed) { run(bound, launch, seed); }, stream);
     return CUDA_SUCCESS;
   });
 }

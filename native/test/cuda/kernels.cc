@@ -22,6 +22,7 @@ void stick() {
 const std::map<std::string, Kernel>& kernels = *new std::map<std::string, Kernel>{
     OCTCONV_NAMED(batchNorm, itemThreads),
     OCTCONV_NAMED(binary, itemThreads),
+    OCTCONV_NAMED(convEpilogue, itemThreads),
     OCTCONV_NAMED(interpolate, itemThreads),
     OCTCONV_NAMED(matmul, matmulThreads),
     OCTCONV_NAMED(means, meansThreads),
