@@ -92,7 +92,7 @@ const tasks = {
       params.biasL = await read(`${c.case}.conv_l2l.bias`);
       const x = new Octave((await read(`${c.case}.xH`)) as Floats, (await read(`${c.case}.xL`)) as never);
       const wanted = [await read(`${c.case}.yH`), await read(`${c.case}.yL`)];
-      const told = { name: `${c.case}: ${c.in} -> ${c.out}`, groups: c.groups as number };
+      const told = { name: `${c.case}: ${c.in} -> ${c.out}` };
       try {
         const y = await ops.octConv(x, params as never, { stride: c.stride, groups: c.groups, device: 'cuda' });
         const outputs = [y.high, y.low] as (Floats | undefined)[];
