@@ -94,12 +94,16 @@ const tasks = {
       params.biasL = await read(`${c.case}.conv_l2l.bias`);
       const x = new Octave((await read(`${c.case}.xH`)) as Floats, (await read(`${c.case}.xL`)) as never);
       const wanted = [await read(`${c.case}.yH`), await read(`${c.case}.yL`)];
-      const y = await ops.octConv(x, params as never, { stride: c.stride, groups: c.groups, device });
-      const outputs = [y.high, y.low] as (Floats | undefined)[];
-      const shapes = JSON.stringify(outputs.map((t) => t?.shape)) === JSON.stringify(wanted.map((t) => t?.shape));
-      const errors = outputs.flatMap((t, i) => (t && wanted[i] ? relativeError(t.data, wanted[i].data) : []));
-      const bits = digest(...outputs.flatMap((t) => t?.data ?? []));
-      results.push({ name: `${c.case}: ${c.in} -> ${c.out}`, shapes, errors, bits });
+      const told = { name: `${c.case}: ${c.in} -> ${c.out}` };
+      try {
+        const y = await ops.octConv(x, params as never, { stride: c.stride, groups: c.groups, device });
+        const outputs = [y.high, y.low] as (Floats | undefined)[];
+        const shapes = JSON.stringify(outputs.map((t) => t?.shape)) === JSON.stringify(wanted.map((t) => t?.shape));
+        const errors = outputs.flatMap((t, i) => (t && wanted[i] ? relativeError(t.data, wanted[i].data) : []));
+        results.push({ ...told, shapes, errors, bits: digest(...outputs.flatMap((t) => t?.data ?? [])) });
+      } catch (error) {
+        results.push({ ...told, refused: messageOf(error) });
+      }
     }
     await source.close();
     return results;

@@ -30,6 +30,8 @@ describe('CUDA ops, emulated', function () {
   const all = [...new Set(cases.map(({ op }) => op))];
 
   it('products as the reference, within what tf32 rounds', () => check('table', products));
+  for (const compute of ['f32', 'bf16'])
+    it(`the steps of random blocks in ${compute} as the reference`, () => check(compute, []));
   it('all other ops as the reference, moves to the bit', () =>
     check(
       'table',

@@ -85,6 +85,7 @@ describe('cuda on the stand-in driver', function () {
   describe('computes', () => {
     interface Case {
       name: string;
+      refused?: string;
       shapes: boolean;
       errors: number[];
       bits: string;
@@ -94,7 +95,8 @@ describe('cuda on the stand-in driver', function () {
         child<Case[]>('operators', null, { OCTCONV_STAND_IN_SEED: seed }),
       );
       expect(all[0]).to.have.length.above(9);
-      for (const { name, shapes, errors } of all[0] as Case[]) {
+      for (const { name, refused, shapes, errors } of all[0] as Case[]) {
+        expect(refused, name).to.equal(undefined);
         expect(shapes, name).to.equal(true);
         for (const error of errors) expect(error, name).to.be.below(2e-3);
       }
