@@ -1,25 +1,18 @@
 /** The op table on the CUDA device, whose kernels run in an emulator: test/cuda-ops-child.ts. */
 import { spawnSync } from 'node:child_process';
 import { existsSync } from 'node:fs';
-import { join } from 'node:path';
-import { fileURLToPath } from 'node:url';
 import { expect } from 'chai';
-import { nativeFile } from '../lib/native.js';
 import { cases } from './cases.js';
 import { skip } from './skip.js';
+import { path, standIns } from './stand-in.js';
 
-const folder = join(nativeFile, '../../test');
-const env = {
-  ...process.env,
-  OCTCONV_NATIVE: join(folder, 'octconv.node'),
-  OCTCONV_CUDA_DRIVER: join(folder, 'libcuda.so.1'),
-};
-const child = fileURLToPath(new URL('cuda-ops-child.ts', import.meta.url));
+const env = { ...process.env, ...standIns };
+const child = path('cuda-ops-child.ts');
 
 describe('CUDA ops, emulated', function () {
   this.timeout(300_000);
   before(function () {
-    if (!existsSync(env.OCTCONV_CUDA_DRIVER)) skip(this, 'build');
+    if (!existsSync(standIns.OCTCONV_CUDA_DRIVER)) skip(this, 'build');
   });
   const check = (what: string, ops: readonly string[]) => {
     const ran = spawnSync(process.execPath, ['--import=tsx', child, 'cuda', what, ...ops], { env, encoding: 'utf8' });

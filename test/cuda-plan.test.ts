@@ -3,10 +3,9 @@
  * stand-in driver.
  */
 import { execFile } from 'node:child_process';
-import { copyFileSync, existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { copyFileSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import { expect } from 'chai';
 import type { CudaResult } from '../lib/bench/cuda.js';
@@ -23,10 +22,8 @@ import {
 import { gpuCalled, gpus } from '../lib/bench/gpus.js';
 import { compile, createModel, devices, ops, Tensor } from '../lib/index.js';
 import { type Launch, nativeFile } from '../lib/native.js';
-import { skip } from './skip.js';
+import { path, standIns, taskOf, useStandIns } from './stand-in.js';
 
-const built = join(nativeFile, '../../test');
-const path = (file: string) => fileURLToPath(new URL(file, import.meta.url));
 const cli = path('../lib/cli.ts');
 
 interface Said {
@@ -36,7 +33,7 @@ interface Said {
 }
 
 /** Without a driver unless `settings` name one. */
-async function node(args: string[], settings: Record<string, string> = {}): Promise<Said> {
+async function said(args: string[], settings: Record<string, string> = {}): Promise<Said> {
   const env = { ...process.env, OCTCONV_CUDA_DRIVER: '/nowhere/libcuda.so.1', ...settings };
   const options = { env, timeout: 240_000, maxBuffer: 2 ** 26 };
   return promisify(execFile)(process.execPath, ['--import=tsx', ...args], options).then(
@@ -105,15 +102,15 @@ describe('plans without a GPU', function () {
     copyFileSync(nativeFile, join(folder, 'octconv.node'));
     const settings = { OCTCONV_NATIVE: join(folder, 'octconv.node') };
     const args = [cli, 'info', 'oct-resnet-26', '--alpha', '.5', '--plan', '--device', 'cuda:sm_90', '--dtype', 'bf16'];
-    const bare = await node(args, settings);
+    const bare = await said(args, settings);
     expect(bare.stdout).to.match(/^ {2}step +kernel +tile +blocks +threads +KiB shared +MFLOP +KiB in +KiB out$/m);
     expect(bare.stdout).to.match(/^ {2}layer1\.0\.conv2\.conv +octConvBf16 +128x32 +32 +128 +30 +101 +366 +294$/m);
     const registers = { sm_90: { octConvBf16: 123 }, sm_80: { octConvBf16: 45 } };
     writeFileSync(join(folder, 'octconv.kernels.json'), JSON.stringify(registers));
-    const known = await node(args, settings);
+    const known = await said(args, settings);
     expect(known.stdout).to.match(/^ {2}step +kernel +tile +blocks +threads +regs +KiB shared/m);
     expect(known.stdout).to.match(/^ {2}layer1\.0\.conv2\.conv +octConvBf16 +128x32 +32 +128 +123 +30 /m);
-    const { plan } = JSON.parse((await node([...args, '--json'], settings)).stdout);
+    const { plan } = JSON.parse((await said([...args, '--json'], settings)).stdout);
     expect(plan[0].launches[0]).to.include({ kernel: 'octConvBf16', registers: 123, tile: '128x64' });
     expect(plan[1].launches[0]).to.not.have.property('registers'); // of pool
   });
@@ -184,13 +181,13 @@ describe('the estimate', () => {
     const args = [cli, 'bench', 'cuda', '--estimate', 'a100', '--network', 'resnet-26', '--alphas', '.5'];
     args.push('--size', '32', '--batch', '1,8', '--dtypes', 'bf16', '--out', out);
     const settings = { OCTCONV_NATIVE: join(folder, 'octconv.node') };
-    const bare = await node(args, settings);
+    const bare = await said(args, settings);
     expect([bare.code, bare.stderr]).to.deep.equal([
       1,
       'octconv: bench: the registers of octConvBf16 are not known: npm run build:cuda\n',
     ]);
     writeFileSync(join(folder, 'octconv.kernels.json'), JSON.stringify({ sm_80: { octConvBf16: 128 } }));
-    const { stdout, code } = await node(args, settings);
+    const { stdout, code } = await said(args, settings);
     expect(code).to.equal(0);
     const lines = stdout.trimEnd().split('\n');
     expect(lines[0]).to.match(/^ESTIMATE, nothing here was measured/);
@@ -226,22 +223,9 @@ describe('the estimate', () => {
 
 describe('on the stand-in driver', function () {
   this.timeout(240_000);
-  const standIn = {
-    OCTCONV_NATIVE: join(built, 'octconv.node'),
-    OCTCONV_CUDA_DRIVER: join(built, 'libcuda.so.1'),
-    OCTCONV_NVML: join(built, 'libnvidia-ml.so.1'),
-  };
-  before(function () {
-    if (!Object.values(standIn).every(existsSync)) skip(this, 'build');
-  });
-  const child = async <T>(task: string, argument: unknown, settings: Record<string, string> = {}): Promise<T> => {
-    const { stdout, stderr } = await node([path('cuda-plan-child.ts'), task, JSON.stringify(argument)], {
-      ...standIn,
-      ...settings,
-    });
-    expect(stderr).to.equal('');
-    return JSON.parse(stdout);
-  };
+  useStandIns();
+  const child = <T>(task: string, argument: unknown, settings: Record<string, string> = {}): Promise<T> =>
+    taskOf('cuda-plan-child.ts', task, argument, settings);
 
   it('a plan launches what one without a GPU says', async () => {
     for (const dtype of ['f32', 'bf16']) {
@@ -296,8 +280,8 @@ describe('on the stand-in driver', function () {
   it('the bench goes on after an error, and ends with exit code 1', async () => {
     const args = ['bench', 'cuda', '--network', 'resnet-26', '--size', '33', '--alphas', '.5', '--batch', '1'];
     args.push('--dtypes', 'f32', '--rounds', '1', '--json');
-    const small = { ...standIn, OCTCONV_STAND_IN_MEMORY: '100000' };
-    const { stdout, stderr, code } = await node([cli, ...args], small);
+    const small = { ...standIns, OCTCONV_STAND_IN_MEMORY: '100000' };
+    const { stdout, stderr, code } = await said([cli, ...args], small);
     expect(code).to.equal(1);
     expect(stderr).to.equal('octconv: bench: 4 of 8 rows were not measured\n');
     const ours = (JSON.parse(stdout) as CudaResult).rows.filter(({ by }) => by === 'octconv');
@@ -321,13 +305,13 @@ describe('on the stand-in driver', function () {
       '--rounds',
       '1',
     ];
-    const { stdout, code } = await node([...args, '--gpu', 'h100', '--dtype', 'bf16', '--alpha', '.5'], standIn);
+    const { stdout, code } = await said([...args, '--gpu', 'h100', '--dtype', 'bf16', '--alpha', '.5'], standIns);
     expect(code).to.equal(0);
     expect(stdout).to.match(
       /^sm_90, stand-in 0, 1\.0 GiB; data sheet of H100 SXM: 989 TFLOP\/s of bf16 and 3350 GB\/s\n/,
     );
     expect(stdout).to.match(/^layer1\.0\.conv2\.conv +octConv .* memory /m);
-    const unknown = await node(args, standIn);
+    const unknown = await said(args, standIns);
     expect([unknown.code, unknown.stderr]).to.deep.equal([
       1,
       'octconv: bench: no figures of sm_90, stand-in 0, 1.0 GiB; wanted --gpu with one of h100, a100, l4, t4, rtx4090, b200\n',
@@ -335,7 +319,7 @@ describe('on the stand-in driver', function () {
   });
 
   it('without a GPU there is a reason, and exit code 1', async () => {
-    const { stderr, code } = await node([cli, 'bench', 'cuda']);
+    const { stderr, code } = await said([cli, 'bench', 'cuda']);
     expect(code).to.equal(1);
     expect(stderr).to.match(/^octconv: device 'cuda': cuda: no NVIDIA driver: [^\n]+\n$/);
   });

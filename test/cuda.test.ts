@@ -3,58 +3,13 @@
  * emulator: what it computes, what it refuses, what it leaves behind. The addon and the driver are chosen when a
  * process starts, so that test/cuda-child.ts runs apart.
  */
-import { execFile } from 'node:child_process';
-import { copyFile, mkdtemp, readFile, rm } from 'node:fs/promises';
-import { existsSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { copyFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { fileURLToPath } from 'node:url';
-import { promisify } from 'node:util';
 import { expect } from 'chai';
-import { nativeFile } from '../lib/native.js';
-import { skip } from './skip.js';
+import { dist, type Env, folder, node, nothing, path, standIns, taskOf, useStandIns, workerLives } from './stand-in.js';
 
-const built = join(nativeFile, '../../test');
-const driver = join(built, 'libcuda.so.1');
-const path = (file: string) => fileURLToPath(new URL(file, import.meta.url));
-
-type Env = Record<string, string>;
-const nothing = {
-  contexts: 0,
-  modules: 0,
-  streams: 0,
-  events: 0,
-  graphs: 0,
-  executables: 0,
-  allocations: 0,
-  pinned: 0,
-  cudnn: 0,
-};
-let folder: string;
-let reports = 0;
-
-/** Runs node with the stand-in; what it printed, and that nothing was left and no call refused. */
-async function node(args: string[], settings: Env = {}): Promise<string> {
-  const report = join(folder, `${reports++}.json`);
-  const env = {
-    ...process.env,
-    OCTCONV_NATIVE: join(built, 'octconv.node'),
-    OCTCONV_CUDA_DRIVER: driver,
-    OCTCONV_STAND_IN_REPORT: report,
-    OCTCONV_STAND_IN_FAIL: '0:0', // to change a variable is safe while the driver reads it, to add one is not
-    ...settings,
-  };
-  const { stdout } = await promisify(execFile)(process.execPath, args, { env, timeout: 240_000, maxBuffer: 2 ** 26 });
-  if (existsSync(report)) {
-    const { errors, live, spins } = JSON.parse(await readFile(report, 'utf8'));
-    expect(errors).to.equal('');
-    expect(live).to.deep.equal(nothing);
-    expect(spins).to.equal(0);
-  }
-  return stdout;
-}
-const child = async <T>(task: string, argument: unknown = null, settings: Env = {}): Promise<T> =>
-  JSON.parse(await node(['--import=tsx', path('cuda-child.ts'), task, JSON.stringify(argument)], settings));
+const child = <T>(task: string, argument: unknown = null, settings: Env = {}): Promise<T> =>
+  taskOf('cuda-child.ts', task, argument, settings);
 
 /** Two at a time. */
 async function inPairs<T, R>(list: readonly T[], f: (each: T) => Promise<R>): Promise<R[]> {
@@ -76,11 +31,7 @@ const bound = (dtype: 'f32' | 'bf16', depth: number) => (dtype === 'f32' ? 2 ** 
 
 describe('cuda on the stand-in driver', function () {
   this.timeout(240_000);
-  before(async function () {
-    if (!existsSync(join(built, 'octconv.node')) || !existsSync(driver)) skip(this, 'build');
-    folder = await mkdtemp(join(tmpdir(), 'octconv-cuda-'));
-  });
-  after(() => rm(folder, { recursive: true, force: true }));
+  useStandIns();
 
   describe('computes', () => {
     interface Case {
@@ -246,7 +197,7 @@ describe('cuda on the stand-in driver', function () {
 
     it('as not there where octconv.fatbin is missing', async () => {
       const addon = join(folder, 'octconv.node');
-      await copyFile(join(built, 'octconv.node'), addon);
+      await copyFile(standIns.OCTCONV_NATIVE, addon);
       const why = 'cuda: octconv.fatbin is missing: npm run build:cuda';
       await check({ OCTCONV_NATIVE: addon }, why);
       const text = await node(['--import=tsx', path('../lib/cli.ts'), 'devices'], { OCTCONV_NATIVE: addon });
@@ -335,34 +286,14 @@ describe('cuda on the stand-in driver', function () {
     });
 
     it('each in turn from the first to the last one of a process', async () => {
-      const code = (work: string) => `
-        import { readFileSync } from 'node:fs';
-        import { Worker } from 'node:worker_threads';
-        const run = (url) => new Promise((resolve, reject) => {
-          let said;
-          new Worker(url, { execArgv: [] }).on('message', (text) => { said = text; }).on('error', reject)
-            .on('exit', (code) => resolve({ code, said }));
-        });
-        const url = new URL('data:text/javascript,' + encodeURIComponent(${JSON.stringify(work)}));
-        const lives = [];
-        for (let n = 1; n < 400; n++) {
-          process.env.OCTCONV_STAND_IN_FAIL = n + ':999';
-          lives.push(await run(url));
-          if (n === 1) continue;
-          // The first call of this life has written what the one before left.
-          const report = JSON.parse(readFileSync(process.env.OCTCONV_STAND_IN_REPORT, 'utf8'));
-          Object.assign(lives.at(-2), report);
-          if (!report.failed) break;
-        }
-        console.log(JSON.stringify(lives.slice(0, -1)));`;
       const work = `
         import { parentPort } from 'node:worker_threads';
-        const { Octave, ops, Tensor } = await import(${JSON.stringify(new URL('../dist/index.js', import.meta.url).href)});
+        const { Octave, ops, Tensor } = await import(${dist});
         const x = new Octave(Tensor.zeros('f32', [1, 2, 2, 1]));
         const weights = { h2h: Tensor.zeros('f32', [1, 1, 1, 1]) };
         const y = await ops.octConv(x, weights, { device: 'cuda' }).then(({ high }) => String(high.data), (e) => e.message);
         parentPort.postMessage(y);`;
-      const lives = JSON.parse(await node(['--input-type=module', '-e', code(work)]));
+      const lives = await workerLives(work);
       expect(lives).to.have.length.above(40);
       const failed = new Set<string>();
       for (const { code, said, failed: name, errors, live } of lives) {
@@ -440,7 +371,6 @@ describe('cuda on the stand-in driver', function () {
     });
 
     it('in workers that are terminated in mid run, on one GPU with the main thread', async () => {
-      const dist = JSON.stringify(new URL('../dist/index.js', import.meta.url).href);
       const net = `createModel('oct-resnet-26', { alpha: 0.5, width: 8, classes: 10, stem: 'cifar' }, { device: 'cuda' })`;
       const work = `
         import { parentPort } from 'node:worker_threads';

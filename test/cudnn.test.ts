@@ -2,21 +2,9 @@
  * The device `cudnn` on the stand-ins for the CUDA driver and for cuDNN (native/test/cuda): convolutions by cuDNN, all
  * else by our kernels. The tasks are those of test/cuda-child.ts.
  */
-import { execFile } from 'node:child_process';
-import { existsSync } from 'node:fs';
-import { mkdtemp, readFile, rm } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
-import { fileURLToPath } from 'node:url';
-import { promisify } from 'node:util';
 import { expect } from 'chai';
-import { nativeFile } from '../lib/native.js';
-import { skip } from './skip.js';
+import { dist, type Env, node, nothing, path, standIns, taskOf, useStandIns, workerLives } from './stand-in.js';
 
-const built = join(nativeFile, '../../test');
-const cudnn = join(built, 'libcudnn.so.9');
-const path = (file: string) => fileURLToPath(new URL(file, import.meta.url));
-const nothing = { contexts: 0, modules: 0, streams: 0, events: 0, allocations: 0, pinned: 0, cudnn: 0 };
 /** cuDNN has a convolution with bias, residual and ReLU, or convolutions alone. */
 const engines = [{}, { OCTCONV_STAND_IN_CUDNN_ENGINES: 'alone' }];
 
@@ -26,40 +14,13 @@ const silent =
 const told =
   /^(device 'cudnn': |\w+ '\w+': )?(cuda|cudnn|\w+ '\w+'): .*: (CUDA_ERROR_UNKNOWN, unknown error|CUDNN_STATUS_INTERNAL_ERROR, made to fail: error 999)$/;
 
-let folder: string;
-let reports = 0;
-
-/** Runs node with both stand-ins; what it printed, and that nothing was left and no call refused. */
-async function node(args: string[], settings: Record<string, string> = {}): Promise<string> {
-  const report = join(folder, `${reports++}.json`);
-  const env = {
-    ...process.env,
-    OCTCONV_NATIVE: join(built, 'octconv.node'),
-    OCTCONV_CUDA_DRIVER: join(built, 'libcuda.so.1'),
-    OCTCONV_CUDNN: cudnn,
-    OCTCONV_STAND_IN_REPORT: report,
-    OCTCONV_STAND_IN_FAIL: '0:0', // to change a variable is safe while the driver reads it, to add one is not
-    OCTCONV_TEST_DEVICE: 'cudnn',
-    ...settings,
-  };
-  const { stdout } = await promisify(execFile)(process.execPath, args, { env, timeout: 600_000, maxBuffer: 2 ** 26 });
-  if (existsSync(report)) {
-    const { calls: _, launches: __, failed: ___, errors, ...live } = JSON.parse(await readFile(report, 'utf8'));
-    expect(errors).to.equal('');
-    expect(live).to.deep.equal(nothing);
-  }
-  return stdout;
-}
-const child = async <T>(task: string, argument: unknown = null, settings = {}): Promise<T> =>
-  JSON.parse(await node(['--import=tsx', path('cuda-child.ts'), task, JSON.stringify(argument)], settings));
+const onCudnn = { OCTCONV_TEST_DEVICE: 'cudnn' };
+const child = <T>(task: string, argument: unknown = null, settings: Env = {}): Promise<T> =>
+  taskOf('cuda-child.ts', task, argument, { ...onCudnn, ...settings });
 
 describe('cudnn on the stand-ins', function () {
-  this.timeout(600_000);
-  before(async function () {
-    if (!existsSync(cudnn)) skip(this, 'build');
-    folder = await mkdtemp(join(tmpdir(), 'octconv-cudnn-'));
-  });
-  after(() => rm(folder, { recursive: true, force: true }));
+  this.timeout(240_000);
+  useStandIns();
 
   describe('computes', () => {
     const options = { width: 16, classes: 10 };
@@ -151,7 +112,7 @@ describe('cudnn on the stand-ins', function () {
         { OCTCONV_STAND_IN_CUDNN_VERSION: '100200' },
         /^cudnn: \/.*\/libcudnn\.so\.9 is cuDNN 10\.2\.0, wanted 9\.0 or newer, below 10$/,
       ],
-      ['it is no cuDNN', { OCTCONV_CUDNN: join(built, 'libcuda.so.1') }, /^cudnn: \/.* has no cudnnGetVersion$/],
+      ['it is no cuDNN', { OCTCONV_CUDNN: standIns.OCTCONV_CUDA_DRIVER }, /^cudnn: \/.* has no cudnnGetVersion$/],
       ['there is no driver', { OCTCONV_CUDA_DRIVER: '/nowhere/libcuda.so.1' }, /^cuda: no NVIDIA driver: /],
       ['there is no GPU', { OCTCONV_STAND_IN_DEVICES: '0' }, /^cuda: start of the driver: CUDA_ERROR_NO_DEVICE/],
     ];
@@ -188,35 +149,15 @@ describe('cudnn on the stand-ins', function () {
   it('each in turn from the first to the last one of a process @slow', async () => {
     const work = `
       import { parentPort } from 'node:worker_threads';
-      const { ops, Tensor } = await import(${JSON.stringify(new URL('../dist/index.js', import.meta.url).href)});
+      const { ops, Tensor } = await import(${dist});
       const one = (...shape) => new Tensor('f32', shape, Float32Array.of(1));
       const y = await ops
         .conv(one(1, 1, 1, 1), { weight: one(1, 1, 1, 1), bias: one(1) }, { device: 'cudnn' })
         .then(({ data }) => String(data), (error) => error.message);
       parentPort.postMessage(y);`;
-    const code = `
-      import { readFileSync } from 'node:fs';
-      import { Worker } from 'node:worker_threads';
-      const url = new URL('data:text/javascript,' + encodeURIComponent(${JSON.stringify(work)}));
-      const life = () => new Promise((resolve, reject) => {
-        let said;
-        new Worker(url, { execArgv: [] }).on('message', (text) => { said = text; }).on('error', reject)
-          .on('exit', (code) => resolve({ code, said }));
-      });
-      const lives = [];
-      for (let n = 1; n < 1000; n++) {
-        process.env.OCTCONV_STAND_IN_FAIL = n + ':999';
-        lives.push(await life());
-        if (n === 1) continue;
-        // The first call of this life has written what the one before left.
-        const report = JSON.parse(readFileSync(process.env.OCTCONV_STAND_IN_REPORT, 'utf8'));
-        Object.assign(lives.at(-2), report);
-        if (!report.failed) break;
-      }
-      console.log(JSON.stringify(lives.slice(0, -1)));`;
-    const lives = JSON.parse(await node(['--input-type=module', '-e', code]));
+    const lives = await workerLives(work);
     const failed = new Map<string, number>();
-    for (const { code, said, failed: name, errors, calls: _, launches: __, ...live } of lives) {
+    for (const { code, said, failed: name, errors, live } of lives) {
       failed.set(name, (failed.get(name) ?? 0) + 1);
       const what = `${name}: ${said}`;
       expect(code, what).to.equal(0);
@@ -236,8 +177,6 @@ describe('cudnn on the stand-ins', function () {
   });
 
   it('until the process ends, with runs in flight too', async () => {
-    expect(JSON.parse(await node(['--import=tsx', path('cuda-child.ts'), 'ends', '{"exits":false}']))).to.equal(
-      'in flight',
-    );
+    expect(await child('ends', { exits: false })).to.equal('in flight');
   });
 });
