@@ -451,7 +451,7 @@ void injection() {
       "\"launches\": 0, \"graphLaunches\": 0, \"spins\": 0, \"bytesToDevice\": 0, \"bytesToHost\": 0, \"errors\": "
       "\"\", \"live\": "
       "{\"contexts\": 0, \"modules\": 0, \"streams\": 0, \"events\": 0, \"graphs\": 0, \"executables\": 0, "
-      "\"allocations\": 0, \"pinned\": 0}}\n";
+      "\"allocations\": 0, \"pinned\": 0, \"cudnn\": 0}}\n";
   CHECK(runWith(0, 2) == "{\"calls\": 13, \"failed\": \"\", " + none);
   for (const int error : {2, 719})
     for (int n = 1; n <= 13; n++) {
@@ -473,7 +473,7 @@ void leaks() {
       "{\"calls\": 8, \"failed\": \"\", \"launches\": 0, \"graphLaunches\": 0, \"spins\": 0, \"bytesToDevice\": 0, "
       "\"bytesToHost\": "
       "0, \"errors\": \"\", \"live\": {\"contexts\": 0, \"modules\": 1, \"streams\": 1, \"events\": 0, \"graphs\": 0, "
-      "\"executables\": 0, \"allocations\": 0, \"pinned\": 0}}\n");
+      "\"executables\": 0, \"allocations\": 0, \"pinned\": 0, \"cudnn\": 0}}\n");
 }
 
 const std::map<std::string, void (*)()> tests = {

@@ -252,29 +252,40 @@ describe('on the stand-in driver', function () {
     expect(await child('sensors', ['cuda'], { OCTCONV_NVML: '/nowhere' })).to.deep.equal([{}]);
   });
 
-  const tiny = { device: 'cuda', network: 'resnet-26', alphas: [0.5], size: 33, dtypes: ['f32', 'bf16'], batches: [2] };
+  const tiny = { device: 'cuda', network: 'resnet-26', alphas: [0.5], size: 33, dtypes: ['bf16'], batches: [2] };
 
-  it('the bench times what is there, and says of the rest why not', async () => {
+  it('the bench times cuDNN and our kernels, after a check of each', async () => {
     const options = { ...tiny, options: { width: 8 }, rounds: 2 };
     const { result, table } = await child<{ result: CudaResult; table: string }>('bench', options);
     expect(result.before).to.deep.equal({ smMHz: 1410, memoryMHz: 1215, watts: 70.5 });
     expect(
       result.rows.map(({ alpha, by, cudaGraphs, dtype, batch }) => [alpha, cudaGraphs, by, dtype, batch]),
     ).to.deep.equal(
-      ['f32', 'bf16'].flatMap((dtype) =>
-        [undefined, 0.5].flatMap((alpha) =>
-          [true, false].flatMap((graphs) => ['cuDNN', 'octconv'].map((by) => [alpha, graphs, by, dtype, 2])),
-        ),
+      [undefined, 0.5].flatMap((alpha) =>
+        [true, false].flatMap((graphs) => ['cuDNN', 'octconv'].map((by) => [alpha, graphs, by, 'bf16', 2])),
       ),
     );
-    for (const { by, kernels, whole, toOurPlain, why } of result.rows) {
-      if (by === 'cuDNN' && why) continue;
+    for (const { kernels, whole, toCudnn, toOurPlain, why } of result.rows) {
       expect([why, kernels?.rounds.length, whole?.rounds.length]).to.deep.equal([undefined, 2, 2]);
       expect(kernels?.min).to.be.within(1e-3, whole?.min ?? 0);
-      expect(toOurPlain).to.be.above(0);
+      for (const ratio of [toCudnn, toOurPlain]) expect(ratio).to.be.above(0);
     }
     expect(table).to.match(/^before: memoryMHz 1215, smMHz 1410, watts 71; after: memoryMHz /m);
     expect(table.split('\n').filter((line) => line.length > 120)).to.deep.equal([]);
+  });
+
+  it('the bench times what is there, and says of the rest why not', async () => {
+    const options = { ...tiny, options: { width: 8 }, dtypes: ['f32'], batches: [1], rounds: 1, alphas: [] };
+    const { result, table } = await child<{ result: CudaResult; table: string }>('bench', options, {
+      OCTCONV_CUDNN: '/nowhere/libcudnn.so.9',
+    });
+    for (const { by, kernels, toCudnn, toOurPlain, why = '' } of result.rows) {
+      const isOurs = by === 'octconv';
+      expect(why).to.match(isOurs ? /^$/ : /^device 'cudnn': cudnn: no cuDNN: \/nowhere\/libcudnn\.so\.9: /);
+      expect([kernels?.rounds.length, toCudnn]).to.deep.equal([isOurs ? 1 : undefined, undefined]);
+      expect((toOurPlain ?? 0) > 0).to.equal(isOurs);
+    }
+    expect(table).to.match(/^resnet-26 by cuDNN: device 'cudnn': cudnn: no cuDNN: /m);
   });
 
   it('the bench goes on after an error, and ends with exit code 1', async () => {

@@ -86,30 +86,63 @@ export interface WorkerLife {
 }
 
 /**
- * Workers with this code, one after the other in one process: the n-th call that the n-th of them makes fails. What each
- * said, and left. As the only user of the driver it makes all calls, from the first to the last.
+ * Workers with this code, one after the other in one process, which has no other user of the driver. A call of each
+ * fails: of the calls that such a worker makes one of the first or of the last `ends`. What each said, and left.
  */
-export async function workerLives(work: string, settings: Env = {}): Promise<WorkerLife[]> {
+export async function workerLives(work: string, ends: number, settings: Env = {}): Promise<WorkerLife[]> {
   const code = `
     import { readFileSync } from 'node:fs';
     import { Worker } from 'node:worker_threads';
     const url = new URL('data:text/javascript,' + encodeURIComponent(${JSON.stringify(work)}));
-    const run = () => new Promise((resolve, reject) => {
+    let changes = 0;
+    const life = (n) => new Promise((resolve, reject) => {
+      process.env.OCTCONV_STAND_IN_FAIL = n + ':999:' + changes++;
       let said;
       new Worker(url, { execArgv: [] }).on('message', (text) => { said = text; }).on('error', reject)
         .on('exit', (code) => resolve({ code, said }));
     });
-    const lives = [];
-    for (let n = 1; n < 1000; n++) {
-      process.env.OCTCONV_STAND_IN_FAIL = n + ':999';
-      lives.push(await run());
-      if (n === 1) continue;
-      // The first call of this life has written what the one before left.
-      const report = JSON.parse(readFileSync(process.env.OCTCONV_STAND_IN_REPORT, 'utf8'));
-      Object.assign(lives.at(-2), report);
-      if (!report.failed) break;
+    // The first call of the next life writes it.
+    const reported = () => JSON.parse(readFileSync(process.env.OCTCONV_STAND_IN_REPORT, 'utf8'));
+    const lives = [await life(0)];
+    let calls = Infinity;
+    for (let n = 1; n <= calls; n++) {
+      if (n > ${ends} && n <= calls - ${ends}) continue;
+      lives.push(await life(n));
+      Object.assign(lives.at(-2), reported());
+      ({ calls } = lives[0]);
     }
-    console.log(JSON.stringify(lives.slice(0, -1)));`;
+    await life(0);
+    Object.assign(lives.at(-1), reported());
+    console.log(JSON.stringify(lives.slice(1)));`;
+  return JSON.parse(await node(['--input-type=module', '-e', code], settings));
+}
+
+export interface Listed {
+  readonly devices: { name: string; about: string; chosen: boolean; why: string }[];
+  /** Of each device that was asked for: what is said to an op, and to a model. */
+  readonly said: Readonly<Record<string, string[]>>;
+}
+
+/** What is listed, and what is said when these devices are asked for. */
+export async function listed(names: string[], settings: Env): Promise<Listed> {
+  const code = `
+    const { createModel, devices, ops, Tensor } = await import(${dist});
+    const refusal = async (f) => {
+      try {
+        await f();
+        return 'nothing was refused';
+      } catch (error) {
+        return error.message;
+      }
+    };
+    const x = Tensor.zeros('f32', [1, 1, 1, 1]);
+    const said = {};
+    for (const device of ${JSON.stringify(names)})
+      said[device] = [
+        await refusal(() => ops.relu(x, { device })),
+        await refusal(() => createModel('resnet-26', { width: 8 }, { device })),
+      ];
+    console.log(JSON.stringify({ devices: devices().devices, said }));`;
   return JSON.parse(await node(['--input-type=module', '-e', code], settings));
 }
 
