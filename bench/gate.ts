@@ -49,7 +49,7 @@ async function opSubjects(): Promise<Subject[]> {
         tensors: graph.constants,
         read: async (name: string) => (graph.constants.get(name) as Tensor).data,
       };
-      const plan = await Plan.compile(graph, new PackedWeights(source, targetOf('cpu')), 1);
+      const plan = await Plan.compile(graph, new PackedWeights(source, targetOf('cpu')), { threads: 1 });
       const inputs = row.inputs.map((shape) =>
         row.dtype === 'u8' ? Tensor.zeros('u8', shape) : fill(Tensor.zeros('f32', shape)),
       );

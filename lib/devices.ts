@@ -38,7 +38,7 @@ const found = new Map<string, Target>();
 
 /** Looks for this device alone. @throws OctconvError that says why there is no such device. */
 export function targetOf(name: Device | 'auto' = 'auto'): Target {
-  const wanted = name === 'auto' ? fastest : name;
+  const wanted = name === 'auto' ? fastest : name.replace(/:0$/, ''); // cuda:0 is cuda
   const known = deviceNames();
   if (!mayBeDevice(wanted))
     throw new OctconvError(`device '${name}'${didYouMean(name, known)}: wanted ${known.join(', ')}`);
@@ -56,6 +56,6 @@ export function devices(): Devices {
 function infoOf({ name, traits, why }: NativeDevice): DeviceInfo {
   const chosen = name === fastest;
   if (!traits) return { name, about: 'not there', chosen, why };
-  const about = `${traits.fuses ? 'fused kernels, ' : ''}${traits.isa}`;
+  const about = `${traits.fuses === 'all' ? 'fused kernels, ' : ''}${traits.isa}`;
   return { name, about, chosen, why: chosen ? 'the fastest device that was found' : 'by its name alone' };
 }

@@ -31,7 +31,7 @@ import { checkGiven, type ResolvedOptions, resolveOptions, withParameterNames } 
 import type { ResolvedNetworkOptions } from './models/options.js';
 import type { Device } from './native.js';
 import { checkOptions, didYouMean, type Known } from './options.js';
-import { orAborted, PackedWeights, Plan, type RunOptions, runOptions, threadsOf } from './plan.js';
+import { orAborted, PackedWeights, Plan, type Running, type RunOptions, runOptions, threadsOf } from './plan.js';
 import {
   type Input,
   type InputSpec,
@@ -41,7 +41,7 @@ import {
   type Tensors,
   typesOf,
 } from './structure.js';
-import { type Matrix, type Shape, Tensor } from './tensor.js';
+import type { Matrix, Shape, Tensor } from './tensor.js';
 import { atOnce, inTurns, turn, type Work } from './turns.js';
 import { checkSource, checkWeights } from './weights/check.js';
 import { withUsualNames } from './weights/names.js';
@@ -146,6 +146,7 @@ export class Model<Y = Value<'f32', Shape>, X extends readonly Value[] = [x: Val
   readonly #parameters: ReadonlyMap<string, Parameter>;
   readonly #source: ModelWeights;
   readonly #weights: PackedWeights;
+  readonly #running: Running;
   readonly #keptPlans: number;
   readonly #idleBytes: number;
   /** By shape, the latest used last. */
@@ -176,6 +177,7 @@ export class Model<Y = Value<'f32', Shape>, X extends readonly Value[] = [x: Val
       device,
       dtype = quantized ? 'i8' : 'f32',
       threads,
+      cudaGraphs,
       plans = 8,
       idleBytes = 32 * 2 ** 20,
       maxBytes,
@@ -189,6 +191,7 @@ export class Model<Y = Value<'f32', Shape>, X extends readonly Value[] = [x: Val
     this.device = target.name;
     this.dtype = dtype;
     this.threads = threadsOf(target, threads);
+    this.#running = { threads: this.threads, cudaGraphs };
     this.#network = network;
     this.#parameters = parameters ?? atOnce(fittingParameters(network, weights));
     this.#source = weights;
@@ -279,7 +282,7 @@ export class Model<Y = Value<'f32', Shape>, X extends readonly Value[] = [x: Val
   #compile(key: string, inputs: readonly InputSpec[]): KeptPlan<X, Y> {
     const compile = async () => {
       const { graph, arrange } = await inTurns(this.#record(inputs));
-      return new Compiled<X, Y>(await Plan.compile(graph, this.#weights, this.threads), arrange);
+      return new Compiled<X, Y>(await Plan.compile(graph, this.#weights, this.#running), arrange);
     };
     const kept: KeptPlan<X, Y> = { promise: this.#use(compile), users: 0, kept: true };
     kept.promise.then(
@@ -299,7 +302,7 @@ export class Model<Y = Value<'f32', Shape>, X extends readonly Value[] = [x: Val
   /**
    * Runs the network on a batch: images [N,H,W,C] to logits [N, classes], or whatever else it takes, an argument for
    * each input, and gives. Runs may overlap; each uses the library's own threads and leaves the event loop free. Inputs
-   * are copied before this returns (60 us for an image of 224 x 224; in i8 another 100 us to see that
+   * that are not on the model's device are copied before this returns (60 us for an image of 224 x 224; in i8 another 100 us to see that
    * they are finite): do with them what you like afterwards.
    * @throws OctconvError if a shape does not fit, or an input of a model in i8 is not finite; the signal's reason if it
    * is aborted.
@@ -314,8 +317,12 @@ export class Model<Y = Value<'f32', Shape>, X extends readonly Value[] = [x: Val
       try {
         // Native code copies what it is given in the call, which can only be made when the plan is there.
         if (kept.compiled) return await run(kept.compiled, inputs);
-        const copies = inputs.map((x) => new Tensor(x.dtype, x.shape, x.data.slice()));
-        return await run(await orAborted(kept.promise, () => undefined, options?.signal), copies);
+        const copies = inputs.map((x) => x.keep());
+        try {
+          return await run(await orAborted(kept.promise, () => undefined, options?.signal), copies);
+        } finally {
+          for (const x of copies) x.dispose();
+        }
       } finally {
         this.#done(kept);
       }

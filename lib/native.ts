@@ -8,18 +8,24 @@ import type { Traits } from './targets.js';
 
 /**
  * A device that the addon knows. `cpu`: fused kernels. `reference`: the plain loops that specify them, without any
- * fusion. `cuda` is the first NVIDIA GPU, `cuda:1` the second.
+ * fusion. `cuda` is the first NVIDIA GPU, `cuda:1` the second; `cuda:sm_90` is none, it compiles plans and runs none.
+ * `cudnn` and `cudnn:1` are the same GPUs, where cuDNN computes the convolutions, one by one, as other libraries do:
+ * what the fused kernels are compared with.
  */
-export type Device = 'cpu' | 'cuda' | 'reference' | (string & Record<never, never>);
+export type Device = 'cpu' | 'cuda' | 'cudnn' | 'reference' | (string & Record<never, never>);
 
 declare const packedBrand: unique symbol;
 declare const planBrand: unique symbol;
 declare const partBrand: unique symbol;
+declare const bufferBrand: unique symbol;
 /** Parameters in the form that a kernel reads. */
 export type NativePacked = { readonly [packedBrand]: true };
 export type NativePlan = { readonly [planBrand]: true };
 /** The first part of a `NativePlanSpec`, or all of it. */
 export type NativePart = { readonly [partBrand]: true };
+
+/** A value in memory of a device. */
+export type NativeBuffer = { readonly [bufferBrand]: true };
 
 export interface NativeParam {
   readonly dtype: DType;
@@ -56,6 +62,8 @@ export interface NativeStep {
 
 export interface NativePlanSpec {
   readonly threads: number;
+  /** Whether runs on an NVIDIA GPU replay a captured graph of the launches. Default true. */
+  readonly cudaGraphs?: boolean | undefined;
   readonly arenaBytes: number;
   readonly values: readonly NativeValue[];
   readonly steps: readonly NativeStep[];
@@ -63,8 +71,37 @@ export interface NativePlanSpec {
   readonly segments?: readonly { readonly steps: number; readonly rounds: number }[];
 }
 
-export interface NativeRun {
-  readonly done: Promise<{ completed: boolean; outputs: ArrayBuffer[]; stepMilliseconds: Float32Array }>;
+/** See `LaunchInfo` in native/core/device.h. */
+export interface Launch {
+  readonly kernel: string;
+  readonly blocks: number;
+  /** Of a block. */
+  readonly threads: number;
+  /** Dynamic shared memory of a block. */
+  readonly sharedBytes: number;
+  /** Pixels x channels of a block, of products on tensor cores; otherwise empty. */
+  readonly tile: string;
+  /** On tensor cores, with all that fills up tiles. */
+  readonly multiplyAdds: number;
+  /** That all blocks together copy into shared memory, for tensor cores. */
+  readonly operandBytes: number;
+}
+
+export interface NativeStepInfo {
+  readonly algorithm: string;
+  /** On a GPU. */
+  readonly launches: readonly Launch[];
+  /** That they write and read again. */
+  readonly scratchBytes: number;
+}
+
+export interface NativeRun<Output> {
+  /** `stepMilliseconds`: as many as were asked for. */
+  readonly done: Promise<{
+    completed: boolean;
+    outputs: Output[];
+    stepMilliseconds: Float32Array;
+  }>;
   /** Stops it between two tasks. */
   cancel(): void;
 }
@@ -101,15 +138,29 @@ export interface Native {
   compile(
     device: Device,
     spec: NativePlanSpec | NativePart,
-  ): Promise<{ plan: NativePlan; runBytes: number; algorithms: string[] }>;
-  run(plan: NativePlan, inputs: readonly TypedArray[], timed: boolean): NativeRun;
+  ): Promise<{ plan: NativePlan; runBytes: number; steps: NativeStepInfo[] }>;
+  /**
+   * Outputs stay on the device if an input is there. `times` are measured: one for each step, one for all of them
+   * together, or 0.
+   */
+  run(plan: NativePlan, inputs: readonly TypedArray[], times: number): NativeRun<ArrayBuffer>;
+  run(
+    plan: NativePlan,
+    inputs: readonly (TypedArray | NativeBuffer)[],
+    times: number,
+  ): NativeRun<ArrayBuffer | NativeBuffer>;
+  /** To memory of a device that has its own. */
+  toDevice(device: Device, data: TypedArray): Promise<NativeBuffer>;
+  toHost(buffer: NativeBuffer): Promise<ArrayBuffer>;
   /** Of packed parameters, or what a plan keeps for its next runs, which is told to the garbage collector too. */
   bytes(held: NativePacked | NativePlan): number;
   /** Tells the garbage collector of packed parameters. */
   tell(packed: readonly NativePacked[]): void;
   /** Gives back what a plan keeps for its next runs. */
   trim(plan: NativePlan): void;
-  release(held: NativePacked | NativePlan | ArrayBuffer): void;
+  release(held: NativePacked | NativePlan | NativeBuffer | ArrayBuffer): void;
+  /** What a device tells of its state, such as `smMHz` and `celsius`. */
+  sensors(device: Device): Readonly<Record<string, number>>;
   peak(threads: number): Promise<number>;
   /** Of a plan or a measurement. */
   readonly mostThreads: number;

@@ -42,6 +42,7 @@ import { checkOptions, type Known } from './options.js';
 import { type PlanOptions, planOptions, runGraph } from './plan.js';
 import {
   type Channels,
+  deviceOf,
   elementCount,
   type Image,
   type Match,
@@ -778,7 +779,8 @@ async function runAlone(
   const graph = new Graph();
   const values = tensors.map((x) => graph.input(x.dtype, x.shape));
   graph.outputs.push(...record(graph, op, values, params, run, rule).map((value) => value.id));
-  return runGraph(graph, tensors, { device: run?.device, threads: run?.threads });
+  const device = deviceOf(op, tensors, run?.device);
+  return runGraph(graph, tensors, { device, threads: run?.threads });
 }
 
 function record(

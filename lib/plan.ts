@@ -12,17 +12,19 @@ import type { Quantized } from './graph/types.js';
 import {
   calling,
   type Device,
+  type NativeBuffer,
   type NativePacked,
   type NativePart,
   type NativeParam,
   type NativePlan,
   type NativeStep,
+  type NativeStepInfo,
   type NativeValue,
   native,
 } from './native.js';
 import { checkOptions, type Known } from './options.js';
 import { stepsInTurns } from './targets.js';
-import { bytesOf, Tensor } from './tensor.js';
+import { bytesOf, deviceOf, Tensor } from './tensor.js';
 import { inTurns, turn, type Work } from './turns.js';
 import type { Memory } from './weights/file.js';
 import { allFinite } from './weights/elements.js';
@@ -38,13 +40,19 @@ export const runOptions = { signal: true } satisfies Known<RunOptions>;
 const timedOptions = { ...runOptions, stepMilliseconds: true } as const;
 
 export interface PlanOptions {
-  /** `cpu` (default) or `reference`, the slow specification. */
+  /** Default: where the inputs are. */
   readonly device?: Device | undefined;
   /** Threads of one run; default: the cores that the process may use. */
   readonly threads?: number | undefined;
 }
 
 export const planOptions = { device: true, threads: true } satisfies Known<PlanOptions>;
+
+/** How a plan runs. */
+export interface Running {
+  readonly threads: number;
+  readonly cudaGraphs?: boolean | undefined;
+}
 
 /** So many steps are given to native code at once. */
 const stepsPerPart = 8;
@@ -321,7 +329,7 @@ export class Plan {
     /** Bytes of activations, and of activations and scratch, of one run. */
     readonly memory: { readonly activations: number; readonly run: number },
     /** What native code chose for each step. */
-    readonly algorithms: readonly string[],
+    readonly infos: readonly NativeStepInfo[],
     plan: NativePlan,
     bound: readonly TypedArray[],
     release: () => void,
@@ -336,18 +344,18 @@ export class Plan {
   }
 
   /** @internal */
-  static async compile(graph: Graph, weights: PackedWeights, threads: number): Promise<Plan> {
+  static async compile(graph: Graph, weights: PackedWeights, running: Running): Promise<Plan> {
     const { target, compute } = weights;
     const quantized = await weights.quantized();
-    const steps = await stepsInTurns(graph, { traits: target.traits, compute, quantized, threads });
-    return Plan.ofSteps(graph, steps, weights, threads);
+    const steps = await stepsInTurns(graph, { traits: target.traits, compute, quantized, threads: running.threads });
+    return Plan.ofSteps(graph, steps, weights, running);
   }
 
   /**
    * The same of steps that were made otherwise.
    * @internal
    */
-  static async ofSteps(graph: Graph, steps: Steps, weights: PackedWeights, threads: number): Promise<Plan> {
+  static async ofSteps(graph: Graph, steps: Steps, weights: PackedWeights, running: Running): Promise<Plan> {
     const { target } = weights;
     const ends = [...steps.inputs, ...steps.outputs];
     if (new Set(ends).size !== ends.length)
@@ -357,8 +365,8 @@ export class Plan {
     const packed = await weights.pack(steps.steps, graph.constants, memory.bytes + outside);
     try {
       const bound = await Promise.all([...graph.bound.values()].map((name) => weights.operand(name, graph.constants)));
-      const spec = await inTurns(specOf(steps, memory, packed.steps, threads));
-      const { plan, runBytes, algorithms } = await calling(() => native.compile(target.name, spec));
+      const spec = await inTurns(specOf(steps, memory, packed.steps, running));
+      const { plan, runBytes, steps: infos } = await calling(() => native.compile(target.name, spec));
       try {
         weights.checkBytes(packed.bytes, runBytes + outside);
       } catch (error) {
@@ -366,11 +374,16 @@ export class Plan {
         throw error;
       }
       const bytes = { activations: memory.bytes, run: runBytes };
-      return new Plan(graph, target, steps, bytes, algorithms, plan, bound, packed.release);
+      return new Plan(graph, target, steps, bytes, infos, plan, bound, packed.release);
     } catch (error) {
       packed.release();
       throw error;
     }
+  }
+
+  /** The algorithm of each step. */
+  get algorithms(): readonly string[] {
+    return this.infos.map(({ algorithm }) => algorithm);
   }
 
   /** What a run takes. */
@@ -387,7 +400,8 @@ export class Plan {
 
   /**
    * Runs on the library's own threads. Inputs are copied before this returns, outputs when the run has ended, each
-   * once. `stepMilliseconds` takes the time of each step.
+   * once; inputs that are on the plan's device already are not, and then the outputs stay there too. `stepMilliseconds`
+   * takes the time of each step, or if it has one element, of all of them together.
    * @throws OctconvError if an input has another type or shape, or, where i8 is multiplied, is not finite; the signal's
    * reason if it is aborted.
    */
@@ -399,21 +413,25 @@ export class Plan {
     const { signal, stepMilliseconds } = options;
     checkSignal(signal);
     this.#check(inputs);
-    const [plan, data] = [this.#plan, [...inputs.map((t) => t.data), ...this.#bound]];
-    const { done, cancel } = calling(() => native.run(plan, data, stepMilliseconds !== undefined));
+    const onDevice = inputs.some(({ device }) => device !== 'cpu');
+    const [plan, data] = [this.#plan, [...inputs.map((t) => t.native), ...this.#bound]];
+    const { done, cancel } = calling(() => native.run(plan, data, stepMilliseconds?.length ?? 0));
     const ended = calling(() => done).finally(() => this.#ended());
     const { completed, outputs, stepMilliseconds: times } = await orAborted(ended, cancel, signal);
     stepMilliseconds?.set(times);
     if (!completed) throw new OctconvError('plan: the run was stopped');
-    return outputs.map((bytes, i) => {
+    return outputs.map((given, i) => {
       const { dtype, shape } = this.values[this.#ends.outputs[i] ?? -1] ?? { dtype: 'f32' as const, shape: [] };
-      return new Tensor(dtype, shape, new (arrayFor(dtype))(bytes));
+      return onDevice
+        ? Tensor.onDevice(dtype, shape, this.target.name, given as NativeBuffer)
+        : new Tensor(dtype, shape, new (arrayFor(dtype))(given as ArrayBuffer));
     });
   }
 
   #check(inputs: readonly Tensor[]): void {
     const wanted = this.inputs.length;
     if (inputs.length > wanted) throw new OctconvError(`plan: got ${inputs.length} inputs, wanted ${wanted}`);
+    deviceOf('plan', inputs, this.target.name);
     for (const [i, { dtype, shape }] of this.inputs.entries()) {
       const given = inputs[i];
       if (given?.dtype !== dtype || given.shape.join() !== shape.join()) {
@@ -476,7 +494,7 @@ function* specOf(
   given: Steps,
   { offsets, bytes: arenaBytes }: MemoryPlan,
   packed: readonly (readonly NativePacked[])[],
-  threads: number,
+  { threads, cudaGraphs }: Running,
 ): Work<NativePart> {
   const { steps, values, inputs, outputs } = given;
   const ends = new Map<number, Pick<NativeValue, 'place' | 'at'>>();
@@ -513,7 +531,7 @@ function* specOf(
   }));
   let told = 0;
   const tell = (some: readonly NativeStep[], before?: NativePart): NativePart => {
-    const spec = { threads, arenaBytes, values: views.slice(told), steps: some, segments: rounds };
+    const spec = { threads, cudaGraphs, arenaBytes, values: views.slice(told), steps: some, segments: rounds };
     told = views.length;
     return calling(() => native.part(spec, before));
   };
@@ -541,16 +559,21 @@ const noWeights = {
 };
 
 /** Compiles a graph whose parameters are all constants; the plan holds all that it needs. */
-export async function compileGraph(graph: Graph, target: Target, compute: ComputeType, threads: number): Promise<Plan> {
+export async function compileGraph(
+  graph: Graph,
+  target: Target,
+  compute: ComputeType,
+  running: Running,
+): Promise<Plan> {
   const weights = new PackedWeights(noWeights, target, compute);
   try {
-    return await Plan.compile(graph, weights, threads);
+    return await Plan.compile(graph, weights, running);
   } finally {
     weights.dispose();
   }
 }
 
-/** Compiles such a graph, runs it once, and lets it go. */
+/** Compiles such a graph, runs it once, and lets it go; where its inputs are, unless they are in memory of the host. */
 export async function runGraph(
   graph: Graph,
   inputs: readonly Tensor[],
@@ -561,8 +584,8 @@ export async function runGraph(
   checkGraph('runGraph', graph);
   if (!Array.isArray(inputs))
     throw new OctconvError(`runGraph: inputs: got ${kindOf(inputs)}, wanted a list of Tensors`);
-  const target = targetOf(device);
-  const plan = await compileGraph(graph, target, 'f32', threadsOf(target, threads));
+  const target = targetOf(deviceOf('runGraph', inputs, device));
+  const plan = await compileGraph(graph, target, 'f32', { threads: threadsOf(target, threads) });
   try {
     return await plan.run(inputs, { signal });
   } finally {

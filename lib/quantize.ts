@@ -133,7 +133,7 @@ async function observe(
       const key = shape.join();
       const plan =
         plans.get(key) ??
-        (await Plan.compile(probe(network, weights, shape), packed, threadsOf(packed.target, threads)));
+        (await Plan.compile(probe(network, weights, shape), packed, { threads: threadsOf(packed.target, threads) }));
       plans.set(key, plan);
       const { graph } = plan;
       const outputs = await plan.run([x], { signal });

@@ -1,10 +1,10 @@
 /**
  * Which passes make a graph into the steps that a device runs. All that they know of a device are its traits, plain
- * data that its native side tells; none reads a global, and none needs the addon.
+ * data that its native side tells; none reads a global, and none calls the addon.
  */
 import type { DType } from './dtype.js';
 import { chooseAlgorithms } from './graph/algorithm.js';
-import { fusing, type Pass, passThrough, short } from './graph/fuse.js';
+import { fusing, joiningEpilogues, type Pass, passThrough, short } from './graph/fuse.js';
 import type { ComputeType, Graph } from './graph/graph.js';
 import { lower, sourcesOf, type Step, type Steps } from './graph/lower.js';
 import { padChannels } from './graph/pads.js';
@@ -24,9 +24,13 @@ export interface Traits {
   readonly align: number;
   /** Zeros behind the channels of a pixel fill them up to multiples of so many bytes. */
   readonly channelAlign: number;
-  /** Whether it takes steps after fusion, or the graph as recorded. */
-  readonly fuses: boolean;
-  /** How often P is applied to what a convolution stores, at most. */
+  /**
+   * What of the steps around it becomes part of a convolution. `nothing`: the graph is taken as recorded. `epilogues`:
+   * of a convolution with one input its bias, batch normalisation, residual and ReLU; P, U and sums stay steps of their
+   * own, as other libraries have them. `all`: all that the contract of octConv has.
+   */
+  readonly fuses: 'nothing' | 'epilogues' | 'all';
+  /** How often P is applied to what a convolution stores, at most, where all is fused. */
   readonly mostPooled: number;
   /** Whether it goes over a batch some images at a time. */
   readonly subBatches: boolean;
@@ -34,6 +38,8 @@ export interface Traits {
   readonly winograd: { readonly [size in 2 | 4]?: number };
   /** What it multiplies faster than f32. */
   readonly dotProducts: readonly ComputeType[];
+  /** Whether its memory is its own, where tensors may lie. */
+  readonly ownMemory: boolean;
   /** Of the ops that it has a kernel for. */
   readonly ops: { readonly [op: string]: OpTraits };
 }
@@ -73,9 +79,12 @@ function passesFor(graph: Graph, { threads = 1, compute = 'f32', quantized = new
     step.branches ? step.branches.flatMap(sourcesOf).map(({ weight }) => weight) : Object.values(step.params);
   const weightBytes = (step: Step) =>
     weightsOf(step).reduce((sum, name) => sum + elements(name), 0) * bytesPerWeight[compute];
-  const passes: Pass[] = traits.fuses
-    ? [...fusing(types, traits.mostPooled), short((steps) => sliceConcats(steps, traits))]
-    : [types];
+  const fusions = {
+    nothing: () => [types],
+    epilogues: () => joiningEpilogues(types),
+    all: () => [...fusing(types, traits.mostPooled), short((steps) => sliceConcats(steps, traits))],
+  };
+  const passes: Pass[] = fusions[traits.fuses]();
   passes.push(short((steps) => padChannels(steps, traits)));
   if (traits.subBatches) passes.push(short((steps) => subBatch(steps, threads, weightBytes)));
   passes.push((steps) => chooseAlgorithms(steps, traits));

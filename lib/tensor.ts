@@ -1,6 +1,8 @@
 import { arrayFor, bytesPerElement, type DType, dtypes, type TypedArray, type TypedArrayOf } from './dtype.js';
+import { targetOf } from './devices.js';
 import { OctconvError, show } from './error.js';
 import { kindOf } from './graph/graph.js';
+import { calling, type Device, type NativeBuffer, native } from './native.js';
 
 export type Shape = readonly number[];
 export type Image = readonly [n: number, h: number, w: number, c: number];
@@ -20,16 +22,39 @@ export type Channels<S extends Shape> = S extends readonly [...Shape, infer C ex
  */
 export type Match<A, B, Given, Wanted> = [A & B] extends [never] ? Wanted : Given;
 
+/** Elements in memory of a device, which several tensors may hold. */
+class Resident {
+  #users = 1;
+  constructor(
+    readonly device: Device,
+    readonly buffer: NativeBuffer,
+  ) {}
+
+  share(): this {
+    this.#users++;
+    return this;
+  }
+
+  release(): void {
+    if (--this.#users === 0) native.release(this.buffer);
+  }
+}
+
 /**
  * A dense array over a typed array that it does not copy: row-major, the last axis is contiguous. Data type and rank
  * are part of the type, sizes where they are literal: `Tensor<'f32', [1, 224, 224, 3]>`, `Tensor<'f32', [number, 10]>`.
  *
  * Images are [N, H, W, C], video is [N, T, H, W, C], vectors are [N, C]. `f16` and `bf16` hold raw bits.
+ *
+ * A tensor may lie in memory of a device instead (`to`): then ops and runs on that device take it without a copy to the
+ * host, and what they give lies there too. `dispose` gives that memory back at once, the garbage collector some time.
  */
 export class Tensor<D extends DType = DType, S extends Shape = Shape> implements Disposable {
   readonly dtype: D;
   readonly shape: Readonly<S>;
-  #data: TypedArrayOf<D> | undefined;
+  /** Where the elements are: `cpu` for memory of the host, otherwise as `devices()` names it. */
+  readonly device: Device;
+  #data: TypedArrayOf<D> | Resident | undefined;
 
   /** @throws OctconvError if a size is not a positive integer, or the elements are of another type or number. */
   constructor(dtype: D, shape: S, data: TypedArrayOf<D>) {
@@ -37,11 +62,14 @@ export class Tensor<D extends DType = DType, S extends Shape = Shape> implements
       if (!fine) throw new OctconvError(`tensor: ${what}`);
     };
     checkType(dtype);
+    const resident = (data as unknown) instanceof Resident ? (data as unknown as Resident) : undefined;
+    this.device = resident?.device ?? 'cpu';
     const { name } = arrayFor(dtype);
-    const given = (data as TypedArray | undefined)?.[Symbol.toStringTag]; // a Buffer is a Uint8Array too
+    const given = resident ? name : (data as TypedArray | undefined)?.[Symbol.toStringTag]; // a Buffer is a Uint8Array too
     check(given === name, `${dtype} data is ${given ?? kindOf(data)}, wanted a ${name}`);
     const wanted = elementCount(shape);
-    check(data.length === wanted, `[${shape}] holds ${wanted} elements, got ${data.length}`);
+    const found = resident ? wanted : data.length;
+    check(found === wanted, `[${shape}] holds ${wanted} elements, got ${found}`);
     this.dtype = dtype;
     this.shape = Object.freeze([...shape]) as unknown as Readonly<S>;
     this.#data = data;
@@ -52,18 +80,82 @@ export class Tensor<D extends DType = DType, S extends Shape = Shape> implements
     return new Tensor(dtype, shape, new (arrayFor(dtype))(elementCount(shape)) as TypedArrayOf<D>);
   }
 
-  /** The elements themselves, not a copy. @throws OctconvError after `dispose()`. */
+  /**
+   * Of what native code gave.
+   * @internal
+   */
+  static onDevice<D extends DType, S extends Shape>(
+    dtype: D,
+    shape: S,
+    device: Device,
+    buffer: NativeBuffer,
+  ): Tensor<D, S> {
+    return new Tensor(dtype, shape, new Resident(device, buffer) as unknown as TypedArrayOf<D>);
+  }
+
+  /** The elements themselves, not a copy. @throws OctconvError after `dispose()`, and if they are on a device. */
   get data(): TypedArrayOf<D> {
+    const held = this.#held();
+    if (!(held instanceof Resident)) return held;
+    throw new OctconvError(`tensor: [${this.shape}] is on ${this.device}: await toHost() to see its elements`);
+  }
+
+  /**
+   * What native code takes: the elements, or where they are.
+   * @internal
+   */
+  get native(): TypedArrayOf<D> | NativeBuffer {
+    const held = this.#held();
+    return held instanceof Resident ? held.buffer : held;
+  }
+
+  get length(): number {
+    this.#held();
+    return elementCount(this.shape);
+  }
+
+  #held(): TypedArrayOf<D> | Resident {
     if (!this.#data) throw new OctconvError(`tensor: [${this.shape}] was disposed of`);
     return this.#data;
   }
 
-  get length(): number {
-    return this.data.length;
+  /**
+   * The same elements in memory of a device, or of the host for a device without its own; this tensor if it is there
+   * already. They are copied before this returns.
+   */
+  async to(device: Device): Promise<Tensor<D, S>> {
+    const { name, traits } = targetOf(device);
+    const held = this.#held();
+    if (this.device === (traits.ownMemory ? name : 'cpu')) return this;
+    if (!(held instanceof Resident)) {
+      const buffer = await calling(() => native.toDevice(name, held));
+      return Tensor.onDevice(this.dtype, this.shape as S, name, buffer);
+    }
+    const host = await this.toHost();
+    return host.to(name);
+  }
+
+  /** The same elements in memory of the host; this tensor if it is there already. */
+  async toHost(): Promise<Tensor<D, S>> {
+    const held = this.#held();
+    if (!(held instanceof Resident)) return this;
+    const bytes = await calling(() => native.toHost(held.buffer));
+    return new Tensor(this.dtype, this.shape as S, new (arrayFor(this.dtype))(bytes) as TypedArrayOf<D>);
+  }
+
+  /**
+   * The same elements, whatever becomes of this tensor: copied, or on a device held twice.
+   * @internal
+   */
+  keep(): Tensor<D, S> {
+    const held = this.#held();
+    const kept = held instanceof Resident ? (held.share() as unknown as TypedArrayOf<D>) : held.slice();
+    return new Tensor(this.dtype, this.shape as S, kept as TypedArrayOf<D>);
   }
 
   /** Lets go of the elements; `using t = ...` does it at the end of the block. */
   dispose(): void {
+    if (this.#data instanceof Resident) this.#data.release();
     this.#data = undefined;
   }
 
@@ -79,6 +171,23 @@ export function tensor<D extends DType, const S extends Shape>(
   data: TypedArrayOf<D>,
 ): Tensor<D, S> {
   return new Tensor(dtype, shape, data);
+}
+
+/**
+ * The device that tensors are on, which is one; of a single element they may be in memory of the host beside others.
+ * With `wanted` it is that one, where it is not the host. Undefined: in memory of the host, and nothing is wanted.
+ * @throws OctconvError that names both devices.
+ */
+export function deviceOf(what: string, tensors: readonly Tensor[], wanted?: Device): Device | undefined {
+  const first = tensors.findIndex(({ device }) => device !== 'cpu');
+  const device = tensors[first]?.device;
+  if (device === undefined) return wanted;
+  const other = tensors.findIndex((x) => x.device !== device && (x.device !== 'cpu' || x.length > 1));
+  if (other >= 0)
+    throw new OctconvError(`${what}: input ${first} is on ${device}, input ${other} on ${tensors[other]?.device}`);
+  const name = wanted === undefined || wanted === 'auto' ? device : targetOf(wanted).name;
+  if (name !== device) throw new OctconvError(`${what}: input ${first} is on ${device}, wanted ${name}`);
+  return device;
 }
 
 function checkType(dtype: DType): void {

@@ -9,12 +9,17 @@
 //   format(device, op, attrs)          -> string; parameters packed for one node serve all of the same format
 //   pack(device, op, attrs, params)    -> Promise<packed parameters>
 //   part(plan, before?)                -> a plan as native data; lists of its values and steps go on from those before
-//   compile(device, plan | part)       -> Promise<{ plan, runBytes, algorithms }>
-//   run(plan, inputs, timed)           -> { done: Promise<{ completed, outputs, stepMilliseconds }>, cancel() }
+//   compile(device, plan | part)       -> Promise<{ plan, runBytes, steps }>: algorithm, launches, scratchBytes of each
+//   run(plan, inputs, times)           -> { done: Promise<{ completed, outputs, stepMilliseconds }>, cancel() };
+//                                      outputs stay on the device if an input is there; times: as many as the plan has
+//                                      steps, one for all of them, or 0
+//   toDevice(device, data)             -> Promise<buffer>, in memory of the device
+//   toHost(buffer)                     -> Promise<ArrayBuffer>
 //   bytes(packed | plan)               -> bytes of packed parameters, or what a plan keeps for its next runs
 //   tell(list of packed)               tells the garbage collector of packed parameters
 //   trim(plan)                         gives back what it keeps for its next runs
-//   release(packed | plan | block)     gives its memory back before the garbage collector does
+//   release(packed | plan | buffer | block)  gives its memory back before the garbage collector does
+//   sensors(device)                    -> what it tells of its state: { name: number }
 //   peak(threads)                      -> Promise of measured GFLOP/s of fused multiply-adds
 //   mostThreads                        of a plan or a measurement
 //
@@ -26,6 +31,7 @@
 #include <malloc.h>
 #endif
 
+#include <algorithm>
 #include <condition_variable>
 #include <cstring>
 #include <map>
@@ -345,6 +351,8 @@ template <>
 const napi_type_tag Held<Program>::tag = {0x6f6374636f6e7602, reinterpret_cast<uint64_t>(&copy)};
 template <>
 const napi_type_tag Held<PlanSpec>::tag = {0x6f6374636f6e7603, reinterpret_cast<uint64_t>(&copy)};
+template <>
+const napi_type_tag Held<const Buffer>::tag = {0x6f6374636f6e7604, reinterpret_cast<uint64_t>(&copy)};
 
 PlanSpec::Step stepOf(const Napi::Object& item) {
   PlanSpec::Step step;
@@ -362,6 +370,10 @@ PlanSpec::Step stepOf(const Napi::Object& item) {
 // Values and steps go behind those that the plan has; of all else the last word counts.
 void extend(PlanSpec& spec, const Napi::Object& object) {
   spec.threads = static_cast<int>(integerOf(object.Get("threads"), "plan: threads", 1, threads::most));
+  if (const Napi::Value graphs = object.Get("cudaGraphs"); !graphs.IsUndefined()) {
+    if (!graphs.IsBoolean()) fail("plan: cudaGraphs must be a boolean");
+    spec.cudaGraphs = graphs.As<Napi::Boolean>();
+  }
   spec.arenaBytes = static_cast<size_t>(integerOf(object.Get("arenaBytes"), "plan: arenaBytes", 0, mostBytes));
   const Napi::Array values = arrayOf(object.Get("values"), "plan: values"),
                     steps = arrayOf(object.Get("steps"), "plan: steps");
@@ -405,9 +417,11 @@ Napi::Object traitsOf(Napi::Env env, const Traits& traits) {
   result.Set("threads", traits.threads);
   result.Set("align", static_cast<double>(traits.align));
   result.Set("channelAlign", static_cast<double>(traits.channelAlign));
-  result.Set("fuses", traits.fuses);
+  static constexpr const char* fuses[] = {"nothing", "epilogues", "all"};
+  result.Set("fuses", fuses[static_cast<int>(traits.fuses)]);
   result.Set("mostPooled", traits.mostPooled);
   result.Set("subBatches", traits.subBatches);
+  result.Set("ownMemory", traits.ownMemory);
   result.Set("winograd", winograd);
   result.Set("dotProducts", namesOf(env, traits.dotProducts));
   result.Set("ops", ops);
@@ -439,6 +453,12 @@ Napi::Value devices(const Napi::CallbackInfo& call) {
 
 Napi::Value traits(const Napi::CallbackInfo& call) {
   return traitsOf(call.Env(), Device::find(textOf(call[0], "device")).traits());
+}
+
+Napi::Value sensors(const Napi::CallbackInfo& call) {
+  auto result = Napi::Object::New(call.Env());
+  for (const auto& [name, value] : Device::find(textOf(call[0], "device")).sensors()) result.Set(name, value);
+  return result;
 }
 
 Napi::Value block(const Napi::CallbackInfo& call) {
@@ -494,17 +514,37 @@ Napi::Value part(const Napi::CallbackInfo& call) {
   return before;
 }
 
+Napi::Object stepOf(Napi::Env env, const StepInfo& step) {
+  auto result = Napi::Object::New(env);
+  auto launches = Napi::Array::New(env);
+  for (const LaunchInfo& launch : step.launches) {
+    auto each = Napi::Object::New(env);
+    each.Set("kernel", launch.kernel);
+    each.Set("tile", launch.tile);
+    each.Set("blocks", launch.blocks);
+    each.Set("threads", launch.threads);
+    each.Set("sharedBytes", static_cast<double>(launch.sharedBytes));
+    each.Set("multiplyAdds", static_cast<double>(launch.multiplyAdds));
+    each.Set("operandBytes", static_cast<double>(launch.operandBytes));
+    launches.Set(launches.Length(), each);
+  }
+  result.Set("algorithm", step.algorithm);
+  result.Set("launches", launches);
+  result.Set("scratchBytes", static_cast<double>(step.scratchBytes));
+  return result;
+}
+
 Napi::Value compile(const Napi::CallbackInfo& call) {
   struct Compiling : Job {
     PlanSpec spec;
     std::shared_ptr<Program> program;
     Napi::Value result(Napi::Env env) override {
       auto result = Napi::Object::New(env);
-      auto algorithms = Napi::Array::New(env);
-      for (const StepInfo& step : program->steps()) algorithms.Set(algorithms.Length(), step.algorithm);
+      auto steps = Napi::Array::New(env);
+      for (const StepInfo& step : program->steps()) steps.Set(steps.Length(), stepOf(env, step));
       const size_t bytes = program->runBytes();
       result.Set("runBytes", static_cast<double>(bytes));
-      result.Set("algorithms", algorithms);
+      result.Set("steps", steps);
       result.Set("plan", Held<Program>::wrap(env, std::move(program), 0));  // it has run nothing yet
       return result;
     }
@@ -527,13 +567,13 @@ Napi::Value compile(const Napi::CallbackInfo& call) {
 }
 
 // By JavaScript's own constructor: napi_create_arraybuffer ends the process where there is no memory.
-Napi::ArrayBuffer bufferOf(Napi::Env env, size_t bytes, uint32_t output) {
+Napi::ArrayBuffer bufferOf(Napi::Env env, size_t bytes, const std::string& what) {
   try {
     const auto size = Napi::Number::New(env, static_cast<double>(bytes));
     const Napi::Value made = env.Global().Get("ArrayBuffer").As<Napi::Function>().New({size});
     if (made.IsArrayBuffer() && made.As<Napi::ArrayBuffer>().ByteLength() == bytes) return made.As<Napi::ArrayBuffer>();
   } catch (const Napi::Error&) {}
-  fail("plan: output ", output, " takes ", bytes, " bytes, more than JavaScript gets for an ArrayBuffer");
+  fail(what, " takes ", bytes, " bytes, more than JavaScript gets for an ArrayBuffer");
 }
 
 Napi::Value run(const Napi::CallbackInfo& call) {
@@ -545,9 +585,11 @@ Napi::Value run(const Napi::CallbackInfo& call) {
       if (!request->error.empty()) fail(request->error);
       auto result = Napi::Object::New(env);
       auto outputs = Napi::Array::New(env);
+      for (const auto& kept : request->kept)
+        if (request->completed) outputs.Set(outputs.Length(), Held<const Buffer>::wrap(env, kept, kept->bytes()));
       for (const auto& bytes : request->outputs) {
-        if (!request->completed) break;
-        auto buffer = bufferOf(env, bytes.size(), outputs.Length());
+        if (!request->completed || !request->kept.empty()) break;
+        auto buffer = bufferOf(env, bytes.size(), "plan: output " + std::to_string(outputs.Length()));
         std::memcpy(buffer.Data(), bytes.data(), bytes.size());
         outputs.Set(outputs.Length(), buffer);
       }
@@ -562,15 +604,26 @@ Napi::Value run(const Napi::CallbackInfo& call) {
   const Napi::Env env = call.Env();
   auto job = std::make_unique<Running>();
   job->program = Held<Program>::get(call[0], "a plan");
-  job->request = job->program->prepare();
-  Request& request = *job->request;
   const Napi::Array inputs = arrayOf(call[1], "plan: inputs");
+  Buffers buffers(inputs.Length());
+  bool onDevice = false;
+  for (uint32_t i = 0; i < buffers.size(); i++) {
+    if (!Held<const Buffer>::is(inputs.Get(i))) continue;
+    buffers[i] = Held<const Buffer>::get(inputs.Get(i), "an input");
+    onDevice = true;
+  }
+  job->request = onDevice ? job->program->prepareOnDevice(buffers) : job->program->prepare();
+  Request& request = *job->request;
   for (uint32_t i = 0; i < request.inputs.size(); i++) {
+    if (onDevice && buffers[i]) continue;
     const auto bytes = bytesOf(env, inputs.Get(i)), to = std::as_bytes(request.inputs[i]);
     if (bytes.size() != to.size()) fail("plan: input ", i, " has ", bytes.size(), " bytes, wanted ", to.size());
     std::memcpy(request.inputs[i].data(), bytes.data(), bytes.size());
   }
-  if (call[2].ToBoolean()) request.stepMilliseconds.resize(job->program->steps().size());
+  const auto steps = static_cast<int64_t>(job->program->steps().size());
+  const int64_t times = integerOf(call[2], "times", 0, std::max<int64_t>(1, steps));
+  if (times > 1 && times != steps) fail("plan: ", times, " times, wanted 1, or one for each of its ", steps, " steps");
+  request.stepMilliseconds.resize(static_cast<size_t>(times));
 
   auto result = Napi::Object::New(env);
   // The memory of a run goes with the run, not when the garbage collector finds this function.
@@ -583,6 +636,47 @@ Napi::Value run(const Napi::CallbackInfo& call) {
     running.program->start(running.request, [&environment, job] { environment.report(job); });
   }));
   return result;
+}
+
+Napi::Value toDevice(const Napi::CallbackInfo& call) {
+  struct Writing : Job {
+    Memory data;
+    std::shared_ptr<const Buffer> buffer;
+    Napi::Value result(Napi::Env env) override {
+      const size_t size = buffer->bytes();
+      return Held<const Buffer>::wrap(env, std::move(buffer), size);
+    }
+  };
+  const Device& device = Device::find(textOf(call[0], "device"));
+  const auto bytes = bytesOf(call.Env(), call[1]);
+  auto job = std::make_unique<Writing>();
+  job->data = Memory(bytes.size());
+  std::memcpy(job->data.data(), bytes.data(), bytes.size());
+  Writing* writing = job.get();
+  return environmentOf(call.Env()).inBackground(call.Env(), std::move(job), 1, [&device, writing](Crew&) {
+    const Memory data = std::move(writing->data);
+    writing->buffer = device.write({reinterpret_cast<const std::byte*>(data.data()), data.size()});
+  });
+}
+
+Napi::Value toHost(const Napi::CallbackInfo& call) {
+  struct Reading : Job {
+    std::shared_ptr<const Buffer> buffer;
+    Memory data;
+    Napi::Value result(Napi::Env env) override {
+      auto made = bufferOf(env, data.size(), "tensor: it");
+      std::memcpy(made.Data(), data.data(), data.size());
+      return made;
+    }
+  };
+  auto job = std::make_unique<Reading>();
+  job->buffer = Held<const Buffer>::get(call[0], "a tensor");
+  Reading* reading = job.get();
+  return environmentOf(call.Env()).inBackground(call.Env(), std::move(job), 1, [reading](Crew&) {
+    reading->data = Memory(reading->buffer->bytes());
+    reading->buffer->read({reinterpret_cast<std::byte*>(reading->data.data()), reading->data.size()});
+    reading->buffer.reset();
+  });
 }
 
 Napi::Value bytes(const Napi::CallbackInfo& call) {
@@ -626,6 +720,10 @@ void release(const Napi::CallbackInfo& call) {
     if (environmentOf(call.Env()).blockOf(buffer.Data())) buffer.Detach();
     return;
   }
+  if (Held<const Buffer>::is(call[0])) {
+    Held<const Buffer>::unwrap(call[0], "a tensor").freeInBackground(call.Env());
+    return;
+  }
   if (!Held<Program>::is(call[0])) {
     Held<const Packed>::unwrap(call[0], "a plan or packed parameters").freeInBackground(call.Env());
     return;
@@ -658,8 +756,11 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("format", Napi::Function::New(env, format));
   exports.Set("pack", Napi::Function::New(env, pack));
   exports.Set("part", Napi::Function::New(env, part));
+  exports.Set("sensors", Napi::Function::New(env, sensors));
   exports.Set("compile", Napi::Function::New(env, compile));
   exports.Set("run", Napi::Function::New(env, run));
+  exports.Set("toDevice", Napi::Function::New(env, toDevice));
+  exports.Set("toHost", Napi::Function::New(env, toHost));
   exports.Set("bytes", Napi::Function::New(env, bytes));
   exports.Set("tell", Napi::Function::New(env, tell));
   exports.Set("trim", Napi::Function::New(env, trim));

@@ -4,6 +4,7 @@ import type { TypedArray } from '../lib/dtype.js';
 import { Graph, type TensorType } from '../lib/graph/graph.js';
 import { type Activation, type BatchNormParams, convStep, lower, type Step, type Steps } from '../lib/graph/lower.js';
 import { Tensor } from '../lib/tensor.js';
+import type { Device } from '../lib/native.js';
 import { toFloats } from '../lib/weights/floats.js';
 import { compile, compileSteps, poisoned, run, sameBits } from './running.js';
 
@@ -179,11 +180,17 @@ export async function checkGraph(
   return algorithms;
 }
 
-/** Every step alone, on what the reference made of the steps before it, each element within its own bound. */
+/**
+ * Every step alone, on what the reference made of the steps before it, each element within its own bound: `times` as
+ * for compareEach. Unless given, that of up to 3,000 products whose sum grows all the way, as those of one sign: n of
+ * them lose sqrt(n / 3). Undefined: the device has no kernel for this step.
+ */
 export async function checkSteps(
   steps: Steps,
   inputs: readonly TypedArray[],
   read: (name: string) => Tensor,
+  device: Device = 'cpu',
+  times: (step: Step) => number | undefined = () => 4 * allowed.direct,
 ): Promise<void> {
   const arrays = new Map(steps.inputs.map((id, i) => [id, inputs[i] as TypedArray]));
   for (const step of steps.steps) {
@@ -191,13 +198,14 @@ export async function checkSteps(
     const given = step.inputs.map((id) => arrays.get(id) as TypedArray);
     const magnitude = await magnitudes(single, given, read);
     const wanted = await run(compileSteps(single, 'reference', 1, read), given);
-    const got = await run(compileSteps(single, 'cpu', 1, read), given);
-    step.outputs.forEach((id, i) => {
-      const [y, x] = [got[i] as TypedArray, wanted[i] as TypedArray];
-      // Up to 3,000 products whose sum grows all the way, as those of one sign: n of them lose sqrt(n / 3).
-      if (magnitude) compareEach(y, x, magnitude[i] as TypedArray, 4 * allowed.direct);
+    const most = times(step);
+    const got = most === undefined ? wanted : await run(compileSteps(single, device, 1, read), given);
+    for (const [i, id] of step.outputs.entries()) {
+      const { dtype } = steps.values[id] as TensorType;
+      const [y, x] = [got[i], wanted[i]].map((data) => toFloats(dtype, data as TypedArray)) as [TypedArray, TypedArray];
+      if (magnitude) compareEach(y, x, magnitude[i] as TypedArray, most ?? 0);
       else compare(y, x, 1);
-      arrays.set(id, x);
-    });
+      arrays.set(id, wanted[i] as TypedArray);
+    }
   }
 }

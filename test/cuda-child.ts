@@ -1,4 +1,5 @@
-// What test/cuda.test.ts looks at, with the addon and the CUDA driver that its environment names:
+// What test/cuda.test.ts and test/cudnn.test.ts look at, with the addon, the CUDA driver and the device that its
+// environment names:
 // `cuda-child.ts TASK JSON` prints what a task gives for its arguments as one JSON object.
 import { createHash } from 'node:crypto';
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
@@ -24,6 +25,7 @@ import { readNpy } from '../lib/npy.js';
 import type { Plan } from '../lib/plan.js';
 import { openWeights } from '../lib/weights/source.js';
 
+const device = process.env.OCTCONV_TEST_DEVICE ?? 'cuda';
 const path = (relative: string) => fileURLToPath(new URL(relative, import.meta.url));
 const shared = path('../../shared/golden');
 const golden = existsSync(shared) ? shared : path('golden');
@@ -55,29 +57,24 @@ const digest = (...arrays: Float32Array[]) => {
 
 /** Two convolutions with a pooled branch between: few steps, all that a plan has. */
 class Small extends Module<Feature, Feature> {
-  readonly first = new layers.OctConv(3, 8, { kernel: 3, alphaIn: 0, alphaOut: 0.5 });
+  readonly first;
   readonly last = new layers.OctConv(8, 6, { kernel: 1, alphaIn: 0.5, alphaOut: 0 });
+  constructor(kernel = 1) {
+    super();
+    this.first = new layers.OctConv(3, 8, { kernel, alphaIn: 0, alphaOut: 0.5 });
+  }
   forward(x: Feature): Feature {
     return this.last.forward(this.first.forward(new Octave(x)).map((v) => ops.relu(v as Feature))).high as Feature;
   }
 }
 function small(options: object = {}): Model<Feature, [x: Feature]> {
   const network = new Small();
-  return new Model(network as never, initialize(network as never), { device: 'cuda', ...options }) as never;
+  return new Model(network as never, initialize(network as never), { device, ...options }) as never;
 }
 const smallShape = [1, 6, 6, 3];
 
 const tasks = {
-  /** What is listed, and what is said when these are asked for. */
-  async devices(names: string[]) {
-    const x = picture(smallShape);
-    const said: Record<string, string[]> = {};
-    for (const device of names)
-      said[device] = [await refusal(() => ops.relu(x, { device })), await refusal(() => small({ device }))];
-    return { devices: devices().devices, said };
-  },
-
-  /** Cases of octConv: their errors, or why they are refused. */
+  /** Cases of octConv: their errors. */
   async operators() {
     const source = await openWeights(join(golden, 'octconv.safetensors'));
     const read = async (name: string) => {
@@ -92,9 +89,9 @@ const tasks = {
       params.biasL = await read(`${c.case}.conv_l2l.bias`);
       const x = new Octave((await read(`${c.case}.xH`)) as Floats, (await read(`${c.case}.xL`)) as never);
       const wanted = [await read(`${c.case}.yH`), await read(`${c.case}.yL`)];
-      const told = { name: `${c.case}: ${c.in} -> ${c.out}`, groups: c.groups as number };
+      const told = { name: `${c.case}: ${c.in} -> ${c.out}` };
       try {
-        const y = await ops.octConv(x, params as never, { stride: c.stride, groups: c.groups, device: 'cuda' });
+        const y = await ops.octConv(x, params as never, { stride: c.stride, groups: c.groups, device });
         const outputs = [y.high, y.low] as (Floats | undefined)[];
         const shapes = JSON.stringify(outputs.map((t) => t?.shape)) === JSON.stringify(wanted.map((t) => t?.shape));
         const errors = outputs.flatMap((t, i) => (t && wanted[i] ? relativeError(t.data, wanted[i].data) : []));
@@ -113,12 +110,10 @@ const tasks = {
     for (const file of readdirSync(golden).filter((name) => name.endsWith('.pth'))) {
       const stored = (end: string) => readNpy(join(golden, file.replace('.pth', end)));
       const [x, y] = [await stored('.x.npy'), await stored('.y.npy')];
-      using model = await loadModel(join(golden, file), { device: 'cuda' });
+      using model = await loadModel(join(golden, file), { device });
       const got = await model.run(x);
       const plan = await model.plan(x.shape);
-      const again = await model.run(x);
-      const same = digest(got.data) === digest(again.data);
-      results.push({ file, depth: depthOf(plan), same, error: relativeError(got.data, y.data as Float32Array) });
+      results.push({ file, depth: depthOf(plan), error: relativeError(got.data, y.data as Float32Array) });
     }
     return results;
   },
@@ -135,7 +130,7 @@ const tasks = {
     for (const { name, shape, options } of networks) {
       const x = picture(shape);
       using reference = createModel(name as 'oct-resnet-26', options, { device: 'reference', dtype });
-      using model = createModel(name as 'oct-resnet-26', options, { device: 'cuda', dtype });
+      using model = createModel(name as 'oct-resnet-26', options, { device, dtype });
       const wanted = await reference.run(x);
       const [first, ...others] = await Promise.all([model.run(x), model.run(x)]);
       const bits = new Set([first, ...others, await model.run(x)].map(({ data }) => digest(data)));
@@ -146,17 +141,19 @@ const tasks = {
   },
 
   /**
-   * Each call of a small network's life fails in turn: what is said then, what is left, and whether another model still
+   * Each call of a small network's life, or each second or so, fails in turn: what is said then, what is left, and whether another model still
    * runs.
    */
-  async failures(error: number) {
+  async failures({ error, every = 1 }: { error: number; every?: number }) {
     const keeper = small();
     const x = picture(smallShape);
     const wanted = digest((await keeper.run(x)).data);
+    await keeper.run(x); // now it has all that it ever will
     const life = async () => {
       const said: string[] = [];
       const saying = (promise: Promise<unknown>) => promise.catch((e) => said.push(messageOf(e)));
       using model = small();
+      for (let i = 0; i < 3; i++) await saying(model.run(x)); // from the second on with a graph
       await saying(Promise.all([model.run(x), model.run(x)]));
       await saying(
         model.plan(smallShape).then((plan) => {
@@ -168,17 +165,85 @@ const tasks = {
     };
     const { live: before } = await settled();
     const lives = [];
-    for (let n = 1, beyond = 0; beyond < 5; n++) {
+    for (let n = 1, beyond = 0; beyond < 5; n += every) {
       fail(n, error);
       const said = await life();
       for (let i = 0; i < 3; i++) await fence();
-      const { failed, errors, live } = await settled(before);
+      const { failed, errors } = await report();
       const later = await keeper.run(x).then(({ data }) => digest(data) === wanted, messageOf);
+      await keeper.run(x); // what it gave back where memory was short is there again
+      const { live } = await settled(before);
       lives.push({ n, failed, said, errors, live, later });
       beyond = failed ? 0 : beyond + 1;
     }
     keeper.dispose();
     return { live: before, lives };
+  },
+
+  /** A network whose input is u8, and the same without that step: bytes that are sent for a run. */
+  async pictures() {
+    class Pictures extends Small {
+      override forward(x: Feature): Feature {
+        const options = { scale: 1 / 255, mean: [0.4, 0.5, 0.6], std: [0.2, 0.3, 0.25] };
+        return super.forward(ops.normalize(x as never, options) as never);
+      }
+    }
+    const network = new Pictures(3);
+    const make = (device: string) => new Model(network as never, initialize(network as never), { device }) as Model;
+    const shape = [2, 9, 11, 3] as const;
+    const bytes = new Tensor('u8', shape, new Uint8Array(2 * 9 * 11 * 3).map((_, i) => i * 7) as never);
+    const [model, reference, floats] = [make('cuda'), make('reference'), small()];
+    const wanted = (await reference.run(bytes as never)).data;
+    const first = (await model.run(bytes as never)).data;
+    const x = picture(shape);
+    await floats.run(x);
+    const sending = async (run: () => Promise<unknown>) => {
+      const before = (await report()).bytesToDevice;
+      await run();
+      return (await report()).bytesToDevice - before;
+    };
+    const bits = [digest(first)];
+    const sent = [
+      await sending(async () => bits.push(digest((await model.run(bytes as never)).data))),
+      await sending(() => floats.run(x)),
+    ];
+    for (const each of [model, reference, floats]) each.dispose();
+    return { error: relativeError(first, wanted), sent, bits };
+  },
+
+  /** Of images beyond the sizes of the kernels. */
+  async tooLarge() {
+    const wide = Tensor.zeros('f32', [1, 1, 65536, 1]);
+    const long = Tensor.zeros('f32', [1, 65537, 1, 1]);
+    const weight = Tensor.zeros('f32', [1, 1, 1, 1]);
+    return {
+      wide: await refusal(() => ops.maxPool(wide, { kernel: 1, device: 'cuda' })),
+      long: await refusal(() => ops.conv(long, { weight } as never, { device: 'cuda' })),
+    };
+  },
+
+  /** The bits of a run, and of three that replay a graph, and what the driver was told to launch in them. */
+  async graphs({ cudaGraphs }: { cudaGraphs?: boolean }) {
+    const [x, other] = [picture(smallShape), picture(smallShape, 2)];
+    using model = small({ cudaGraphs });
+    const plan = await model.plan(smallShape);
+    const bits: string[] = [];
+    const launched: { launches: number; graphLaunches: number }[] = [];
+    const counting = async (run: () => Promise<Tensor<'f32'>[]>) => {
+      const before = await report();
+      const [y] = await run();
+      const after = await report();
+      bits.push(digest(y?.data as Float32Array));
+      launched.push({
+        launches: after.launches - before.launches,
+        graphLaunches: after.graphLaunches - before.graphLaunches,
+      });
+    };
+    for (const given of [x, x, other, x]) await counting(() => plan.run([given]) as Promise<Tensor<'f32'>[]>);
+    const stepMilliseconds = new Float32Array(plan.steps.length);
+    await counting(() => plan.run([x], { stepMilliseconds }) as Promise<Tensor<'f32'>[]>);
+    const wrong = await refusal(() => small({ cudaGraphs: 'no' }).plan(smallShape));
+    return { bits, launched, steps: plan.steps.length, wrong };
   },
 
   /** A context that is lost is lost; the process is not. */
@@ -225,25 +290,21 @@ const tasks = {
     return { well: well.map(Boolean), turns, refused };
   },
 
-  /** What plans keep, and what V8 is told. */
+  /** What plans keep. */
   async memory() {
     const shape = [1, 64, 64, 3];
     const x = picture(shape);
-    const external = () => process.memoryUsage().external;
     using model = small({ idleBytes: 0 });
-    const before = external();
     const plan = await model.plan(shape);
-    const packed = external() - before;
     await Promise.all(Array.from({ length: 16 }, () => model.run(x)));
     await model.run(x);
     const idle = [plan.idleBytes];
-    const told = external() - before - packed;
     await model.run(picture(smallShape));
     await sleep(50);
     idle.push(plan.idleBytes);
     const { allocations } = (await settled()).live;
     using limited = small({ maxBytes: 1000 });
-    return { packed, run: plan.memory.run, idle, told, allocations, limited: await refusal(() => limited.run(x)) };
+    return { run: plan.memory.run, idle, allocations, limited: await refusal(() => limited.run(x)) };
   },
 
   /** On a GPU with little memory: what is too large, and what follows it. */
@@ -254,7 +315,12 @@ const tasks = {
     const refused = await Promise.all([refusal(() => model.run(large)), refusal(() => model.run(large))]);
     // Not two of them fit.
     const after = await Promise.all(Array.from({ length: 6 }, () => model.run(x)));
-    return { refused, same: after.every(({ data }) => digest(data) === first) };
+    // What one plan keeps is given back when another one needs it.
+    using other = small();
+    const others = [await model.run(x), await other.run(x), await model.run(x)].every(
+      ({ data }) => digest(data) === first,
+    );
+    return { refused, same: after.every(({ data }) => digest(data) === first), others };
   },
 
   async twoGpus() {
@@ -267,7 +333,7 @@ const tasks = {
 
   /** Ends with runs in flight: of itself, or by process.exit. */
   async ends({ exits }: { exits: boolean }) {
-    const x = picture([2, 64, 64, 3]);
+    const x = picture([2, 32, 32, 3]);
     const model = small();
     await model.plan(x.shape);
     for (let i = 0; i < 16; i++) void model.run(x);
@@ -289,8 +355,20 @@ const fence = () => ops.relu(Tensor.zeros('f32', [1, 1, 1, 1]), { device: 'refer
 interface Report {
   readonly calls: number;
   readonly failed: string;
+  readonly launches: number;
+  readonly graphLaunches: number;
+  readonly bytesToDevice: number;
+  readonly bytesToHost: number;
   readonly errors: string;
   readonly live: Readonly<Record<string, number>>;
+}
+
+/** What the stand-in reports, of calls since `fail`. */
+async function report(): Promise<Report> {
+  await fence();
+  fail(0);
+  devices(); // calls the driver, which writes the report
+  return JSON.parse(readFileSync(process.env.OCTCONV_STAND_IN_REPORT ?? '', 'utf8'));
 }
 
 /**
@@ -298,19 +376,6 @@ interface Report {
  * seconds.
  */
 async function settled(wanted?: object): Promise<Report> {
-  const report = async () => {
-    await fence();
-    fail(0);
-    devices(); // calls the driver, which writes the report
-    const {
-      calls,
-      failed,
-      errors,
-      launches: _,
-      ...live
-    } = JSON.parse(readFileSync(process.env.OCTCONV_STAND_IN_REPORT ?? '', 'utf8'));
-    return { calls, failed, errors, live };
-  };
   const first = await report();
   let { live } = first;
   const same = (other?: object) => JSON.stringify(live) === JSON.stringify(other);

@@ -101,9 +101,10 @@ struct TemporaryFile {
 void deferred() {
   const Started d;
   constexpr int n = 100;
-  CUdeviceptr x;
+  CUdeviceptr x, y;
   void* memory;
   SUCCEED(d.cuMemAlloc_v2(&x, n * 4));
+  SUCCEED(d.cuMemAlloc_v2(&y, n * 4));
   SUCCEED(d.cuMemHostAlloc(&memory, n * 8, 0));
   auto* const from = static_cast<float*>(memory);
   float* const to = from + n;
@@ -117,7 +118,8 @@ void deferred() {
   SUCCEED(d.cuMemcpyHtoDAsync_v2(x, from, n * 4, d.stream));
   SUCCEED(d.launchFill(x, 3, n / 2, d.stream));
   SUCCEED(d.cuMemsetD8Async(x + 4, 0, 4, d.stream));
-  SUCCEED(d.cuMemcpyDtoHAsync_v2(to, x, n * 4, d.stream));
+  SUCCEED(d.cuMemcpyDtoDAsync_v2(y, x, n * 4, d.stream));
+  SUCCEED(d.cuMemcpyDtoHAsync_v2(to, y, n * 4, d.stream));
   SUCCEED(d.cuEventRecord(end, d.stream));
   for (int i = 0; i < n; i++) from[i] = static_cast<float>(i);  // what is copied is what is there in the end
   CHECK(to[0] != to[0]);
@@ -127,10 +129,11 @@ void deferred() {
   SUCCEED(d.cuEventElapsedTime(&milliseconds, begin, end));
   CHECK(milliseconds >= 0);
 
-  CHECK(d.live() == 7);
+  CHECK(d.live() == 8);
   SUCCEED(d.cuEventDestroy_v2(begin));
   SUCCEED(d.cuEventDestroy_v2(end));
   SUCCEED(d.cuMemFree_v2(x));
+  SUCCEED(d.cuMemFree_v2(y));
   SUCCEED(d.cuMemFreeHost(memory));
   SUCCEED(d.cuStreamDestroy_v2(d.stream));
   SUCCEED(d.cuModuleUnload(d.module));
@@ -205,6 +208,55 @@ void kernelFails() {
   SUCCEED(d.cuMemAlloc_v2(&x, 4));
 }
 
+void graphs() {
+  const Started d;
+  CUdeviceptr x;
+  void* memory;
+  CUgraph graph;
+  CUgraphExec executable;
+  SUCCEED(d.cuMemAlloc_v2(&x, 4));
+  SUCCEED(d.cuMemHostAlloc(&memory, 4, 0));
+  const auto value = [&] {
+    SUCCEED(d.cuMemcpyDtoHAsync_v2(memory, x, 4, d.stream));
+    SUCCEED(d.cuStreamSynchronize(d.stream));
+    return *static_cast<float*>(memory);
+  };
+  SUCCEED(d.cuMemsetD8Async(x, 0, 4, d.stream));
+  CHECK(d.cuStreamEndCapture(d.stream, &graph) == 401);
+  SUCCEED(d.cuStreamBeginCapture_v2(d.stream, threadLocalCapture));
+  CHECK(d.cuStreamBeginCapture_v2(d.stream, threadLocalCapture) == 401);
+  SUCCEED(d.launchFill(x, 3, 1, d.stream));
+  SUCCEED(d.launchFill(x, 4, 1, d.stream));
+  CHECK(d.cuMemcpyDtoHAsync_v2(memory, x, 4, d.stream) == 900);
+  std::thread([&] {
+    SUCCEED(d.cuCtxPushCurrent_v2(d.context));
+    CUdeviceptr other;
+    SUCCEED(d.cuMemAlloc_v2(&other, 4));  // that another thread captures is nothing to it
+    SUCCEED(d.cuMemFree_v2(other));
+    CHECK(d.cuStreamEndCapture(d.stream, &graph) == 908);
+  }).join();
+  SUCCEED(d.cuStreamEndCapture(d.stream, &graph));
+  SUCCEED(d.cuGraphInstantiateWithFlags(&executable, graph, 0));
+  CHECK(d.live() == 7);
+  SUCCEED(d.cuGraphDestroy(graph));
+  CHECK(d.cuGraphInstantiateWithFlags(&executable, graph, 0) == 1);
+  CHECK(value() == 0);  // what is captured is not done
+  for (int round = 0; round < 2; round++) {
+    SUCCEED(d.cuMemsetD8Async(x, 0, 4, d.stream));
+    SUCCEED(d.cuGraphLaunch(executable, d.stream));
+    CHECK(value() == 4);
+  }
+  SUCCEED(d.cuGraphExecDestroy(executable));
+  CHECK(d.cuGraphLaunch(executable, d.stream) == 400);
+  CHECK(d.live() == 5);
+
+  CUdeviceptr y;
+  SUCCEED(d.cuStreamBeginCapture_v2(d.stream, threadLocalCapture));
+  CHECK(d.cuMemAlloc_v2(&y, 4) == 900);
+  CHECK(d.cuStreamEndCapture(d.stream, &graph) == 901 && !graph);
+  SUCCEED(d.cuMemAlloc_v2(&y, 4));
+}
+
 // --- Memory ----------------------------------------------------------------------------------------------------------
 
 void deviceMemoryFaults() {
@@ -239,6 +291,8 @@ void bounds() {
   CHECK(d.cuMemsetD8Async(x + 100, 0, 1, d.stream) == 1);
   static char unpinned[4];
   CHECK(d.cuMemcpyHtoDAsync_v2(x, unpinned, 4, d.stream) == 1);
+  CHECK(d.cuMemcpyDtoDAsync_v2(x, x + 10, 91, d.stream) == 1);
+  CHECK(d.cuMemcpyDtoDAsync_v2(x + 10, x, 91, d.stream) == 1);
   CHECK(d.cuMemFree_v2(x + 1) == 1);
   CHECK(d.cuMemFreeHost(host + 1) == 1);
 
@@ -293,10 +347,14 @@ void errors() {
   CHECK(strcmp(name, "stand") == 0);
   CHECK(d.cuMemAlloc_v2(&x, 4) == 201);
   CHECK(d.cuDevicePrimaryCtxRelease_v2(1) == 201);
+  CHECK(d.cuDevicePrimaryCtxSetFlags_v2(2, waitsAsleep) == 101);
+  CHECK(d.cuDevicePrimaryCtxSetFlags_v2(1, 8) == 1);
+  SUCCEED(d.cuDevicePrimaryCtxSetFlags_v2(1, waitsAsleep));
 
   CUcontext contexts[2];
   SUCCEED(d.cuDevicePrimaryCtxRetain(&contexts[0], 0));
   SUCCEED(d.cuDevicePrimaryCtxRetain(&contexts[1], 1));
+  CHECK(d.cuDevicePrimaryCtxSetFlags_v2(1, waitsAsleep) == contextIsActive);
   SUCCEED(d.cuCtxPushCurrent_v2(contexts[0]));
   CUmodule module;
   CUfunction function;
@@ -359,6 +417,7 @@ CUresult workload(const Opened& d) {
     return result;
   };
   if ((error = d.cuInit(0))) return error;
+  if ((error = d.cuDevicePrimaryCtxSetFlags_v2(0, waitsAsleep))) return error;
   if ((error = d.cuDevicePrimaryCtxRetain(&context, 0))) return error;
   if (!keep(d.cuCtxPushCurrent_v2(context))) {
     if (!keep(d.cuModuleLoadData(&module, "stand-in"))) {
@@ -389,11 +448,13 @@ void injection() {
     return contents(report.name);
   };
   const std::string none =
-      "\"launches\": 0, \"errors\": \"\", \"contexts\": 0, \"modules\": 0, \"streams\": 0, \"events\": 0, "
-      "\"allocations\": 0, \"pinned\": 0}\n";
-  CHECK(runWith(0, 2) == "{\"calls\": 12, \"failed\": \"\", " + none);
+      "\"launches\": 0, \"graphLaunches\": 0, \"spins\": 0, \"bytesToDevice\": 0, \"bytesToHost\": 0, \"errors\": "
+      "\"\", \"live\": "
+      "{\"contexts\": 0, \"modules\": 0, \"streams\": 0, \"events\": 0, \"graphs\": 0, \"executables\": 0, "
+      "\"allocations\": 0, \"pinned\": 0, \"cudnn\": 0}}\n";
+  CHECK(runWith(0, 2) == "{\"calls\": 13, \"failed\": \"\", " + none);
   for (const int error : {2, 719})
-    for (int n = 1; n <= 12; n++) {
+    for (int n = 1; n <= 13; n++) {
       const std::string text = runWith(n, error);
       CHECK(text.find("\"failed\": \"cu") != std::string::npos);
       CHECK(text.substr(text.size() - none.size()) == none);
@@ -407,14 +468,18 @@ void leaks() {
     SUCCEED(d.cuDevicePrimaryCtxRelease_v2(0));
   });
   CHECK(code == 0);
-  CHECK(contents(report.name) ==
-        "{\"calls\": 8, \"failed\": \"\", \"launches\": 0, \"errors\": \"\", \"contexts\": 0, \"modules\": 1, "
-        "\"streams\": 1, \"events\": 0, \"allocations\": 0, \"pinned\": 0}\n");
+  CHECK(
+      contents(report.name) ==
+      "{\"calls\": 8, \"failed\": \"\", \"launches\": 0, \"graphLaunches\": 0, \"spins\": 0, \"bytesToDevice\": 0, "
+      "\"bytesToHost\": "
+      "0, \"errors\": \"\", \"live\": {\"contexts\": 0, \"modules\": 1, \"streams\": 1, \"events\": 0, \"graphs\": 0, "
+      "\"executables\": 0, \"allocations\": 0, \"pinned\": 0, \"cudnn\": 0}}\n");
 }
 
 const std::map<std::string, void (*)()> tests = {
     {"work is done when somebody waits for it", deferred},
     {"work of two streams is done in any order", streams},
+    {"launches are captured, and replayed", graphs},
     {"threads may wait at the same time", threads},
     {"the error of a kernel is the answer until the context ends", kernelFails},
     {"the host cannot touch device memory", deviceMemoryFaults},

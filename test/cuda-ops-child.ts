@@ -1,12 +1,28 @@
-// What test/cuda-ops.test.ts runs with the addon beside the stand-in driver: rows of the op table on `cuda` as on
-// `reference`. Arguments: what to check (table, slices), then ops. Prints what differs.
+// What test/cuda-ops.test.ts and test/cudnn.test.ts run with the addon beside the stand-in driver: rows of the op table
+// on a device as on `reference`. Arguments: the device, what to check (table, slices), then ops;
+// or the device, then f32 or bf16, in which steps of random blocks multiply. Prints what differs.
 import type { TypedArray } from '../lib/dtype.js';
+import { targetOf } from '../lib/devices.js';
 import { fuse } from '../lib/graph/fuse.js';
-import { lower } from '../lib/graph/lower.js';
+import { lower, type Step } from '../lib/graph/lower.js';
+import { stepsFor, type Traits } from '../lib/targets.js';
 import { elementCount } from '../lib/tensor.js';
 import { type Case, cases, graphOf } from './cases.js';
-import { allowed, compare, compareEach, magnitudes } from './compare.js';
-import { compile, compileSteps, guarded, inputsOf, noParams, poisoned, run, sameBits } from './running.js';
+import { allowed, checkSteps, compare, compareEach, magnitudes } from './compare.js';
+import {
+  block,
+  parameters,
+  preactivation,
+  compile,
+  compileSteps,
+  guarded,
+  inputsOf,
+  noParams,
+  oneIn,
+  poisoned,
+  run,
+  sameBits,
+} from './running.js';
 
 /** Products of tf32: 10 bits instead of f32's 23 of each factor. */
 const tensorCores = 2 ** 14;
@@ -20,7 +36,7 @@ async function table(row: Case): Promise<void> {
   const read = (name: string) => graph.constants.get(name) ?? noParams();
   const inputs = inputsOf(row, /relu6|hard/.test(row.op) ? 9 : 2);
   const each = await magnitudes(lower(graph), inputs, read, graph);
-  const [reference, cuda] = [await compile(graph, 'reference', 1, noParams), await compile(graph, 'cuda', 1, noParams)];
+  const [reference, cuda] = [await compile(graph, 'reference', 1, noParams), await compile(graph, device, 1, noParams)];
   const bad = inputs.every((x) => x instanceof Float32Array) ? [poisoned(inputs)] : [];
   const [first, again] = [await run(cuda, inputs), await run(cuda, inputs)];
   if (!sameBits(first, again)) throw new Error('a second run gives other bits');
@@ -43,14 +59,43 @@ async function slices(row: Case): Promise<void> {
   const { steps, guards } = guarded(plain);
   const inputs = inputsOf(row);
   const nans = guards.map(({ shape }) => new Float32Array(elementCount(shape)).fill(Number.NaN));
-  const wanted = await run(compileSteps(plain, 'cuda', 1, read), inputs);
-  const got = await run(compileSteps(steps, 'cuda', 1, read), [...inputs, ...nans]);
+  const wanted = await run(compileSteps(plain, device, 1, read), inputs);
+  const got = await run(compileSteps(steps, device, 1, read), [...inputs, ...nans]);
   if (!sameBits(got, [...wanted, ...nans])) throw new Error('other bits beside neighbours');
 }
 
-const [what, ...ops] = process.argv.slice(2);
+/**
+ * The steps of random blocks, each alone: convolutions have all that the graph passes give them, such as residuals,
+ * activations, prologues, pooled stores, gates.
+ */
+async function blocks(compute: 'f32' | 'bf16'): Promise<void> {
+  const { traits } = targetOf(device);
+  // Slices of a wider value cannot be run alone: concatenations are copies here.
+  const alone = { ...traits, ops: { ...traits.ops, concat: { ...traits.ops.concat, pitched: false } } } as Traits;
+  const rounds = { f32: tensorCores, bf16: 2 ** 16 }[compute]; // a result in bf16 has 8 bits
+  const times = ({ op, branches = [] }: Step) => {
+    if (branches.some(({ stores }) => stores.length > 4)) return undefined;
+    return op === 'octConv' ? rounds : allowed.direct;
+  };
+  for (let seed = 1; seed <= 12; seed += oneIn)
+    for (const [name, graph] of Object.entries({ block: block(seed).graph, preactivation: preactivation(seed) })) {
+      const steps = stepsFor(graph, { traits: alone, threads: 1, compute });
+      const inputs = inputsOf({ inputs: graph.inputs.map((id) => graph.values[id]?.shape ?? []) });
+      await checkSteps(steps, inputs, parameters(graph), device, times).catch((error: Error) =>
+        console.log(`${name} ${seed} in ${compute}: ${error.message}`),
+      );
+    }
+}
+
+const [device = '', what, ...ops] = process.argv.slice(2);
+if (what === 'f32' || what === 'bf16') await blocks(what);
 const check = what === 'table' ? table : slices;
-for (const row of cases) {
-  if (!ops.includes(row.op) || row.inputs.some((shape) => elementCount(shape) > 30_000)) continue;
-  await check(row).catch((error: Error) => console.log(`${row.op} ${row.title}: ${error.message}`));
+let bad = 0; // rows; after three more say nothing new
+for (const [i, row] of cases.entries()) {
+  if (bad === 3 || i % oneIn || !ops.includes(row.op)) continue;
+  if (row.inputs.some((shape) => elementCount(shape) > 30_000)) continue;
+  await check(row).catch((error: Error) => {
+    bad++;
+    console.log(`${row.op} ${row.title}: ${error.message}`);
+  });
 }

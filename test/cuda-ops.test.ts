@@ -1,28 +1,21 @@
 /** The op table on the CUDA device, whose kernels run in an emulator: test/cuda-ops-child.ts. */
 import { spawnSync } from 'node:child_process';
 import { existsSync } from 'node:fs';
-import { join } from 'node:path';
-import { fileURLToPath } from 'node:url';
 import { expect } from 'chai';
-import { nativeFile } from '../lib/native.js';
 import { cases } from './cases.js';
 import { skip } from './skip.js';
+import { path, standIns } from './stand-in.js';
 
-const folder = join(nativeFile, '../../test');
-const env = {
-  ...process.env,
-  OCTCONV_NATIVE: join(folder, 'octconv.node'),
-  OCTCONV_CUDA_DRIVER: join(folder, 'libcuda.so.1'),
-};
-const child = fileURLToPath(new URL('cuda-ops-child.ts', import.meta.url));
+const env = { ...process.env, ...standIns };
+const child = path('cuda-ops-child.ts');
 
 describe('CUDA ops, emulated', function () {
   this.timeout(300_000);
   before(function () {
-    if (!existsSync(env.OCTCONV_CUDA_DRIVER)) skip(this, 'build');
+    if (!existsSync(standIns.OCTCONV_CUDA_DRIVER)) skip(this, 'build');
   });
   const check = (what: string, ops: readonly string[]) => {
-    const ran = spawnSync(process.execPath, ['--import=tsx', child, what, ...ops], { env, encoding: 'utf8' });
+    const ran = spawnSync(process.execPath, ['--import=tsx', child, 'cuda', what, ...ops], { env, encoding: 'utf8' });
     expect(ran.stdout + ran.stderr).to.equal('');
     expect(ran.status).to.equal(0);
   };
@@ -30,6 +23,8 @@ describe('CUDA ops, emulated', function () {
   const all = [...new Set(cases.map(({ op }) => op))];
 
   it('products as the reference, within what tf32 rounds', () => check('table', products));
+  for (const compute of ['f32', 'bf16'])
+    it(`the steps of random blocks in ${compute} as the reference`, () => check(compute, []));
   it('all other ops as the reference, moves to the bit', () =>
     check(
       'table',

@@ -38,14 +38,14 @@ describe('device: one that records its calls', function () {
   });
 
   it('is listed by what the addon tells', () => {
-    expect(told.devices.map(({ name }) => name)).to.deep.equal(['cpu', 'cuda', 'recorder', 'reference']);
-    expect(told.devices[2]).to.deep.equal({
+    expect(told.devices.map(({ name }) => name)).to.deep.equal(['cpu', 'cuda', 'cudnn', 'recorder', 'reference']);
+    expect(told.devices[3]).to.deep.equal({
       name: 'recorder',
       about: 'records its calls',
       chosen: false,
       why: 'by its name alone',
     });
-    expect(told.unknown).to.equal("device 'camera': wanted auto, cpu, cuda, recorder, reference");
+    expect(told.unknown).to.equal("device 'camera': wanted auto, cpu, cuda, cudnn, recorder, reference");
   });
 
   it('the command line lists it and takes it', () => {
@@ -60,7 +60,7 @@ describe('device: one that records its calls', function () {
       'octconv: batchNorm: no kernel on recorder\n',
     );
     expect(octconv(`classify ${picture} --device camera`).stderr).to.include(
-      'wanted auto, cpu, cuda, recorder, reference',
+      'wanted auto, cpu, cuda, cudnn, recorder, reference',
     );
   });
 });

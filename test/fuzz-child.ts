@@ -460,7 +460,7 @@ const kinds: Record<string, (bent: (args: unknown[]) => unknown[]) => Promise<vo
       const large = values.some(({ shape }) => !Array.isArray(shape) || shape.reduce((a, b) => a * b, 1) > 2 ** 16);
       // What would take much memory or many threads is compiled only.
       if (runBytes < 2 ** 24 && !large && spec.threads <= 8)
-        await settle(addon.run(plan, inputsFor(spec as { values: Fields[] }), true));
+        await settle(addon.run(plan, inputsFor(spec as { values: Fields[] }), 1));
     } finally {
       addon.release(plan);
     }

@@ -29,6 +29,8 @@ const joinPooling = inOneTurn(fusion.joinPooling);
 const joinMeans = inOneTurn(fusion.joinMeans);
 const joinBranches = inOneTurn(fusion.joinBranches);
 const sinkPooling = inOneTurn(fusion.sinkPooling);
+const splitSources = inOneTurn(fusion.splitSources);
+const joinRelu = inOneTurn(fusion.joinRelu);
 const chooseAlgorithms = inOneTurn(algorithm.chooseAlgorithms);
 const planMemory = inOneTurn(memory.planMemory);
 const { fuse, openGates } = fusion;
@@ -411,6 +413,65 @@ describe('graph: fusion of whole networks', () => {
   }
 });
 
+describe('graph: convolutions of one input', () => {
+  const parts = (steps: Steps) => joinRelu(joinResidual(splitSources(foldBatchNorm(steps))));
+  const weights = ({ steps }: Steps) =>
+    steps.map(({ op, branches = [] }) => branches[0]?.terms[0]?.sources[0]?.weight ?? op);
+
+  it('are what an octave convolution is made of, the upsampled product the residual of the other one', () => {
+    const r = new Recorder();
+    const [h, l] = r.octConv(...r.octConv(r.input()));
+    const steps = parts(r.steps(h, l));
+    const first = ['oct0.h2h.weight', 'avgPool', 'oct0.h2l.weight'];
+    const high = ['oct1.l2h.weight', 'upsampleNearest', 'oct1.h2h.weight'];
+    const low = ['oct1.l2l.weight', 'avgPool', 'oct1.h2l.weight'];
+    expect(weights(steps)).to.deep.equal([...first, ...high, ...low]);
+    expect(branch(steps, 5).residual).to.equal(steps.steps[4]?.outputs[0]);
+    expect(branch(steps, 8).residual).to.equal(steps.steps[6]?.outputs[0]);
+    expect(steps.outputs).to.deep.equal([branch(steps, 5).y, branch(steps, 8).y]);
+  });
+
+  it('have a part each of a batch normalisation behind the sum, the last one its shift', () => {
+    const r = new Recorder();
+    const [h, l] = r.octConv(...r.octConv(r.input()));
+    const steps = parts(r.steps(r.relu(r.batchNorm(h)), l));
+    const [low, high] = [branch(steps, 3), branch(steps, 5)];
+    expect(low.terms[0]?.batchNorm).to.deep.equal(high.terms[0]?.batchNorm);
+    expect([low.terms[0]?.scaleOnly, high.terms[0]?.scaleOnly]).to.deep.equal([true, undefined]);
+    expect(high.stores[0]?.activation).to.deep.equal({ least: 0 });
+    expect(ops(steps).filter((op) => op === 'batchNorm' || op === 'relu')).to.be.empty;
+  });
+
+  it('share what is pooled', () => {
+    const r = new Recorder();
+    const [h, l] = r.octConv(...r.octConv(r.input()), 2);
+    expect(ops(parts(r.steps(h, l))).filter((op) => op === 'avgPool')).to.have.length(4); // xH, P(xH), xL, the input
+  });
+
+  it('take a batch normalisation, a residual and a ReLU, and no other function', () => {
+    const r = new Recorder();
+    const x = r.input();
+    const y = r.relu(r.add(r.batchNorm(r.conv(x)), x));
+    const steps = parts(r.steps(r.one('relu6', [r.conv(y)])));
+    expect(ops(steps)).to.deep.equal(['octConv', 'octConv', 'relu6']);
+    expect(branch(steps).residual).to.equal(x.id);
+    expect(branch(steps).stores).to.deep.equal([{ value: y.id, pool: 0, activation: { least: 0 } }]);
+  });
+
+  it('leave a ReLU alone whose input is read elsewhere too', () => {
+    const r = new Recorder();
+    const y = r.conv(r.input());
+    expect(ops(parts(r.steps(r.add(r.relu(y), y))))).to.deep.equal(['octConv', 'relu', 'add']);
+  });
+
+  it('are all of resnet-50 but its pooling', () => {
+    const graph = record(buildNetwork('resnet-50'), [1, 64, 64, 3]);
+    const all = ops(parts(lower(graph)));
+    expect(all.filter((op) => op !== 'octConv')).to.deep.equal(['maxPool', 'globalAvgPool']);
+    expect(all).to.have.length(1 + 16 * 3 + 4 + 1 + 2);
+  });
+});
+
 describe('graph: concatenations', () => {
   const slicing = (pitched: boolean) => ({ ops: { octConv: { ...every, pitched }, concat: kept } });
 
@@ -690,6 +751,15 @@ function* stagesOf(graph: Graph, seed: number): Generator<[title: string, steps:
   }
 }
 
+/** The same of the passes for devices that compute convolutions of one input. */
+function* splitStagesOf(graph: Graph): Generator<[title: string, steps: Steps]> {
+  let steps = lower(graph);
+  for (const [name, pass] of Object.entries({ foldBatchNorm, splitSources, joinResidual, joinRelu })) {
+    steps = pass(steps);
+    yield [`in parts, after ${name}`, steps];
+  }
+}
+
 /** The parameters that the outputs depend on. */
 function paramsOf({ nodes: all, outputs }: Graph): Set<string> {
   const wanted = new Set(outputs);
@@ -813,7 +883,7 @@ describe('graph: properties of the passes, on random graphs', function () {
   const all = seeds.map((seed) => ({ seed, graph: randomGraph(seed) }));
   const each = (check: (graph: Graph, steps: Steps) => void) => {
     for (const { seed, graph } of all) {
-      for (const [title, steps] of stagesOf(graph, seed)) {
+      for (const [title, steps] of [...stagesOf(graph, seed), ...splitStagesOf(graph)]) {
         try {
           check(graph, steps);
         } catch (error) {

@@ -224,6 +224,10 @@ describe('ops: native code trusts no plan', () => {
     expect(await pack(branches({}, { compute: 'i8' }), i8, scale(new Float32Array(3)))).to.include(
       'octConv: w.scale has 3 elements, wanted 4',
     );
+    const both = {
+      branches: [{ terms: [{ sources: [source], bias: 'b', scaleOnly: true }], stores: [{ output: 0 }] }],
+    };
+    expect(await pack(both)).to.include('octConv: a term with a bias and a scale alone');
     const twice = {
       branches: [{ terms: [{ sources: [source, { ...source, scale: 2 }] }], stores: [{ output: 0 }], compute: 'i8' }],
     };
@@ -489,7 +493,7 @@ describe('ops: native code trusts no plan', () => {
           const pixels = 2 * 33 * 71;
           const before = new Float32Array(pixels * 6).fill(Number.NaN);
           const x = Float32Array.from({ length: pixels * 2 }, (_, i) => i + 1);
-          const { outputs } = await native.run(plan, [before, x], false).done;
+          const { outputs } = await native.run(plan, [before, x], 0).done;
           const wanted = before.map(
             (_, i) => [x[Math.floor(i / 6) * 2 + (i % 6)] ?? 0, 0, Number.NaN][[0, 0, 1, 1, 1, 2][i % 6] ?? 0] ?? 0,
           );
@@ -513,7 +517,7 @@ describe('ops: native code trusts no plan', () => {
     });
     const steps = [relu(0, 1), ...Array.from({ length: 2000 }, () => relu(1, 1))];
     const { plan } = await native.compile('cpu', { threads: 2, arenaBytes: 0, values, steps });
-    const run = native.run(plan, [new Float32Array(2 ** 20)], true);
+    const run = native.run(plan, [new Float32Array(2 ** 20)], steps.length);
     run.cancel();
     const { completed, outputs, stepMilliseconds } = await run.done;
     expect([completed, outputs.length, stepMilliseconds.length, stepMilliseconds.at(-1)]).to.deep.equal([
@@ -535,7 +539,7 @@ describe('ops: native code trusts no plan', () => {
       const step = { op: 'octConv', name: 'a', attrs: branches({}), inputs: [0], outputs: [1], packed: [held] };
       const { plan } = await native.compile('cpu', { threads: 1, arenaBytes: 0, values, steps: [step] });
       const input = Float32Array.from({ length: 120 }, (_, i) => i);
-      const { outputs } = await native.run(plan, [input], false).done;
+      const { outputs } = await native.run(plan, [input], 0).done;
       return [...new Float32Array(outputs[0] ?? new ArrayBuffer(0))];
     };
     const block = native.block(640);
@@ -561,9 +565,9 @@ describe('ops: native code trusts no plan', () => {
     const part = native.part({ ...whole, ...first, segments: [{ steps: 1, rounds: 1 }] });
     const second = { values: [place('output')], steps: [step('relu6', 1, 2)] };
     native.part({ ...whole, ...second, segments: [{ steps: 2, rounds: 1 }] }, part);
-    const { plan, algorithms } = await native.compile('cpu', part);
-    expect(algorithms.length).to.equal(2);
-    const { outputs } = await native.run(plan, [Float32Array.from({ length: 120 }, (_, i) => i - 60)], false).done;
+    const { plan, steps } = await native.compile('cpu', part);
+    expect(steps.map(({ launches }) => launches.length)).to.deep.equal([0, 0]);
+    const { outputs } = await native.run(plan, [Float32Array.from({ length: 120 }, (_, i) => i - 60)], 0).done;
     expect(
       [...new Float32Array(outputs[0] ?? new ArrayBuffer(0))].filter((y, i) => y !== Math.min(Math.max(i - 60, 0), 6)),
     ).to.deep.equal([]);
@@ -576,11 +580,15 @@ describe('ops: native code trusts no plan', () => {
     const values = ['input', 'output'].map((place) => ({ dtype: 'f32', shape: x, place, at: 0 }) as const);
     const steps = [{ op: 'relu', name: 'a', attrs: {}, inputs: [0], outputs: [1], packed: [] }];
     const { plan } = await native.compile('cpu', { threads: 1, arenaBytes: 0, values: values as never, steps });
-    expect(() => native.run(plan, [new Float32Array(119)], false)).to.throw('plan: input 0 has 476 bytes, wanted 480');
-    expect(() => native.run(plan, [], false)).to.throw('wanted a typed array');
-    const { outputs, completed } = await native.run(plan, [new Float32Array(120).fill(-1)], false).done;
+    expect(() => native.run(plan, [new Float32Array(119)], 0)).to.throw('plan: input 0 has 476 bytes, wanted 480');
+    expect(() => native.run(plan, [], 0)).to.throw('wanted a typed array');
+    const timed = (times: number) => native.run(plan, [new Float32Array(120)], times);
+    expect(() => timed(2)).to.throw('times must be an integer from 0 to 1');
+    const { stepMilliseconds } = await timed(1).done;
+    expect(stepMilliseconds).to.have.length(1);
+    const { outputs, completed } = await native.run(plan, [new Float32Array(120).fill(-1)], 0).done;
     expect([completed, outputs[0]?.byteLength]).to.deep.equal([true, 480]);
     native.release(plan);
-    expect(() => native.run(plan, [new Float32Array(120)], false)).to.throw('a plan was disposed of');
+    expect(() => native.run(plan, [new Float32Array(120)], 0)).to.throw('a plan was disposed of');
   });
 });

@@ -1,12 +1,13 @@
 /** Fused steps against the graph as recorded. */
 import { expect } from 'chai';
 import { targetOf } from '../lib/devices.js';
-import { fuse } from '../lib/graph/fuse.js';
+import { fuse, joiningEpilogues, passThrough, short } from '../lib/graph/fuse.js';
 import { Graph, type Value } from '../lib/graph/graph.js';
 import { lower } from '../lib/graph/lower.js';
 import * as ops from '../lib/ops.js';
 import { stepsFor } from '../lib/targets.js';
-import { checkGraph, checkSteps } from './compare.js';
+import { atOnce } from '../lib/turns.js';
+import { checkGraph, checkSteps, compare } from './compare.js';
 import { block, compileSteps, inputsOf, naming, parameters, preactivation, run, sameBits, oneIn } from './running.js';
 
 describe('ops: fused forms', () => {
@@ -73,6 +74,24 @@ describe('ops: fused forms', () => {
       meet('something unfused', apart.length > 0);
     }
   }
+
+  it('20 random octave blocks: in parts as recorded', async function () {
+    this.timeout(600_000);
+    const passes = joiningEpilogues(short((steps) => steps));
+    for (let seed = 1; seed <= 20; seed += oneIn) {
+      const { graph } = block(seed);
+      const parts = atOnce(passThrough(passes, lower(graph)));
+      for (const { branches = [] } of parts.steps) {
+        expect(branches.length, `seed ${seed}`).to.be.below(2);
+        for (const { terms } of branches) expect(terms.flatMap(({ sources }) => sources)).to.have.length(1);
+      }
+      const inputs = inputsOf({ inputs: graph.inputs.map((id) => graph.values[id]?.shape ?? []) });
+      const [got, wanted] = [parts, lower(graph)].map((steps) =>
+        run(compileSteps(steps, 'reference', 1, parameters(graph), graph), inputs),
+      );
+      for (const [i, y] of (await wanted)?.entries() ?? []) compare((await got)?.[i] as typeof y, y, 2000);
+    }
+  });
 
   it('40 random octave blocks: fused as recorded', async function () {
     this.timeout(600_000); // an emulated CPU is slow

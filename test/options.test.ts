@@ -124,7 +124,7 @@ describe('names that are nearly right', () => {
       `network 'oct-resnet50' (did you mean "oct-resnet-50"?), wanted one of`,
     );
     expect(() => createModel('resnet-18', {}, { device: 'referense' as never })).to.throw(
-      `device 'referense' (did you mean "reference"?): wanted auto, cpu, cuda, reference`,
+      `device 'referense' (did you mean "reference"?): wanted auto, cpu, cuda, cudnn, reference`,
     );
     expect(await failure(loadModel('cifar10-oct-resnet-26-a5'))).to.equal(
       'cifar10-oct-resnet-26-a5: no such file, and no model of the package: those are cifar10-oct-resnet-26-a0, ' +

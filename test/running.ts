@@ -42,7 +42,7 @@ export function compileSteps(
   const names = new Set(steps.steps.flatMap(({ params }) => Object.values(params)));
   const tensors = new Map([...names].map((name) => [name, read(name)]));
   const source = { tensors, read: async (name: string) => (tensors.get(name) as Tensor).data };
-  return Plan.ofSteps(graph, steps, new PackedWeights(source, targetOf(device)), threads);
+  return Plan.ofSteps(graph, steps, new PackedWeights(source, targetOf(device)), { threads });
 }
 
 export function compile(graph: Graph, device: Device, threads: number, read: (name: string) => Tensor): Promise<Plan> {

@@ -1,18 +1,30 @@
 // The kernels for NVIDIA GPUs; needs no GPU.
-//   node tools/cuda.mjs          build/Release/octconv.fatbin, which lies beside the addon
-//   node tools/cuda.mjs gates    what nvcc made of each kernel, against tools/cuda-gates.json: registers at most, tensor
-//                                instructions exactly (of each variant of a tile: 8 rows of columns per warp x groups of
-//                                rows x 2), nothing on the stack, no spills, copies in their fastest form
+//   node tools/cuda.mjs          build/Release/octconv.fatbin, which lies beside the addon, and octconv.kernels.json,
+//                                the registers of each kernel
+//   node tools/cuda.mjs gates    the same, then what nvcc made of each kernel, against tools/cuda-gates.json
 //   node tools/cuda.mjs fetch    nothing but nvcc
 // nvcc is the system's if it is 12.8 or newer, otherwise 13.0 from PyPI, in build/cuda-toolkit.
+//
+// The gates, for each kernel and architecture:
+// - registers at most; nothing on the stack, no spills, no access to local memory
+// - all tensor instructions are in the main loops, which are the innermost loops that have some: one for each tile that
+//   is declared, with as many of them as the tile needs; one barrier; asynchronous copies in their fastest form
+// - issue slots of a step of a main loop per tensor instruction, at most. A step is the shortest way through the loop
+//   with all products and copies of the tile: the ways through that prepare inputs element by element do not count.
+// That results are not stored in less than 32 bits cannot be seen here: tiles that end within a word have such stores.
 import { spawnSync } from 'node:child_process';
-import { chmodSync, existsSync, mkdirSync, readdirSync, readFileSync } from 'node:fs';
+import { chmodSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { kernelsOf, loopsWith, wayAround } from './sass.mjs';
 import { installPackages, main, outputOf, root, run, ToolError, which } from './system.mjs';
 
 const source = 'native/cuda/kernels.cu';
 const architectures = [80, 86, 89, 90, 100, 120]; // SASS for these, PTX of the last for what comes later
 const options = ['-std=c++20', '-O3'];
+const intermediate = join(root, 'build', 'cuda');
+const step = 64; // bytes of input channels, chunkBytes in native/ops/octconv/cuda.h
+const tensor = /^HMMA/;
+const mostRegisters = 230; // more of them is a cliff that moves between architectures
 const toolkit = join(root, 'build', 'cuda-toolkit');
 const packages = [
   'nvidia-cuda-nvcc==13.0.*',
@@ -39,83 +51,164 @@ function programs() {
   return `${folder}/`;
 }
 
+/** Compiles all architectures, two at a time: what ptxas says and the machine code lie in build/cuda. */
 function build() {
   const folder = programs();
-  const fatbin = join(root, 'build', 'Release', 'octconv.fatbin');
+  rmSync(intermediate, { recursive: true, force: true });
+  mkdirSync(intermediate, { recursive: true });
   mkdirSync(join(root, 'build', 'Release'), { recursive: true });
   const code = architectures.flatMap((sm) => ['-gencode', `arch=compute_${sm},code=sm_${sm}`]);
   const last = architectures.at(-1);
   code.push('-gencode', `arch=compute_${last},code=compute_${last}`);
-  run(`${folder}nvcc`, [...options, '--threads', '2', '--fatbin', ...code, source, '-o', fatbin], {
-    what: 'cuda: nvcc',
+  const keep = ['--keep', '--keep-dir', intermediate, '-Xptxas', '-v'];
+  const fatbin = join(root, 'build', 'Release', 'octconv.fatbin');
+  const packed = ['-Xfatbin', '-compress-all']; // 1.4 MB instead of 8
+  const nvcc = [...options, ...keep, ...packed, '--threads', '2', '--fatbin', ...code, source, '-o', fatbin];
+  const { status, stderr, error } = spawnSync(`${folder}nvcc`, nvcc, { cwd: root, encoding: 'utf8' });
+  if (status !== 0) throw new ToolError(`cuda: nvcc: ${error?.message ?? stderr}`);
+  for (const line of stderr.split('\n')) if (/warning/i.test(line)) console.error(line);
+  const resources = resourcesOf(stderr);
+  const registers = {};
+  for (const [sm, kernels] of resources)
+    registers[`sm_${sm}`] = Object.fromEntries([...kernels].map(([name, { registers: count }]) => [name, count]));
+  writeFileSync(fatbin.replace('.fatbin', '.kernels.json'), `${JSON.stringify(registers, null, 1)}\n`);
+  return { folder, resources };
+}
+
+/** What ptxas says of each kernel on each architecture: resources.get(sm).get(kernel). */
+function resourcesOf(said) {
+  const resources = new Map(architectures.map((sm) => [sm, new Map()]));
+  for (const text of said.split('Compiling entry function').slice(1)) {
+    const [, name, sm] = /^ '(\w+)' for 'sm_(\d+)'/.exec(text);
+    const [, stack, stores, loads] = /(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads/
+      .exec(text)
+      .map(Number);
+    const registers = Number(/Used (\d+) registers/.exec(text)[1]);
+    resources.get(Number(sm)).set(name, { registers, stack, spills: stores + loads });
+  }
+  return resources;
+}
+
+/** The machine code of each kernel on an architecture. */
+function codeOf(folder, sm) {
+  const cubin = readdirSync(intermediate).find((file) => file.endsWith('.cubin') && file.includes(`compute_${sm}.`));
+  const nvdisasm = ['-c', join(intermediate, cubin)];
+  const { status, stdout, stderr } = spawnSync(`${folder}nvdisasm`, nvdisasm, { encoding: 'utf8', maxBuffer: 2 ** 30 });
+  if (status !== 0) throw new ToolError(`cuda: nvdisasm for sm_${sm}: ${stderr}`);
+  return kernelsOf(stdout);
+}
+
+/**
+ * What a tile needs in a step of 64 bytes of input channels. A tensor instruction multiplies 16 rows, 32 bytes deep,
+ * with 8 columns; of a tile whose rows are phases low products take a quarter of the rows. Copies are of a thread.
+ */
+function needsOf({ rows, columns, warps, phased = false }) {
+  const instructions = (((rows / 16) * (columns / 8)) / warps) * (step / 32);
+  const copies = ((rows + columns) * step) / 16 / (warps * 32);
+  return { instructions, all: instructions * (phased ? 1.25 : 1), copies };
+}
+
+/** Issue slots per tensor instruction of each main loop, in the order of its tiles; calls `fail` for what is wrong. */
+function slotsOf(code, tiles, fail) {
+  const count = (pattern, indices = code.keys()) => [...indices].filter((i) => pattern.test(code[i].op)).length;
+  const loops = loopsWith(code, tensor).map((loop) => ({ ...loop, has: count(tensor, loop.inside) }));
+  const outside = count(tensor) - loops.reduce((sum, { has }) => sum + has, 0);
+  if (outside) fail(`${outside} tensor instructions outside the main loops, wanted none`);
+  const wanted = tiles.map((tile) => ({ tile, ...needsOf(tile) }));
+  const found = loops.map(({ has }) => has).sort((a, b) => a - b);
+  const needed = wanted.map(({ all }) => all).sort((a, b) => a - b);
+  if (String(found) !== String(needed)) {
+    fail(`main loops with ${found.join(', ') || 'no'} tensor instructions, wanted ${needed.join(', ')} for its tiles`);
+    return tiles.map(() => undefined);
+  }
+  return wanted.map(({ tile, all, instructions, copies }) => {
+    const [loop] = loops.splice(
+      loops.findIndex(({ has }) => has === all),
+      1,
+    );
+    const barriers = count(/^BAR/, loop.inside);
+    if (barriers !== 1) fail(`${barriers} barriers in the main loop of ${nameOf(tile)}, wanted 1`);
+    const way = wayAround(code, loop, [
+      [tensor, instructions],
+      [/^LDGSTS/, copies],
+    ]);
+    if (!way) {
+      const has = `${all} tensor instructions and ${count(/^LDGSTS/, loop.inside)} copies`;
+      fail(
+        `no way through the main loop of ${nameOf(tile)}, which has ${has}, with ${instructions} and ${copies} of them`,
+      );
+      return undefined;
+    }
+    const slots = way.length / instructions;
+    if (slots > tile.slots) {
+      const mix = mixOf(way.map((i) => code[i].op));
+      fail(`${slots.toFixed(2)} issue slots per tensor instruction of ${nameOf(tile)}, wanted ${tile.slots}: ${mix}`);
+    }
+    return slots;
   });
 }
 
-/** What ptxas says, and what stands in the machine code, of each kernel. */
-function kernelsOf(folder, sm) {
-  const cubin = join(root, 'build', `kernels-${sm}.cubin`);
-  const nvcc = [...options, '--cubin', `-arch=sm_${sm}`, '-Xptxas', '-v', source, '-o', cubin];
-  const { status, stderr } = spawnSync(`${folder}nvcc`, nvcc, { cwd: root, encoding: 'utf8' });
-  if (status !== 0) throw new ToolError(`cuda: nvcc for sm_${sm}: ${stderr}`);
-  const found = new Map();
-  for (const text of stderr.split('Compiling entry function').slice(1)) {
-    const name = /'(\w+)'/.exec(text)[1];
-    const [, stack, stores, loads] = /(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads/.exec(
-      text,
-    );
-    const registers = Number(/Used (\d+) registers/.exec(text)[1]);
-    found.set(name, { registers, stack: Number(stack), spills: Number(stores) + Number(loads) });
-  }
-  const disassembly = spawnSync(`${folder}nvdisasm`, ['-c', cubin], { encoding: 'utf8', maxBuffer: 2 ** 30 });
-  if (disassembly.status !== 0) throw new ToolError(`cuda: nvdisasm for sm_${sm}: ${disassembly.stderr}`);
-  for (const text of disassembly.stdout.split(/^\s*\.section\s+\.text\./m).slice(1)) {
-    const name = /^\w+/.exec(text)[0];
-    const instructions = [...text.matchAll(/^\s+\/\*[0-9a-f]+\*\/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]+)/gm)].map(
-      ([, op]) => op,
-    );
-    const count = (pattern) => instructions.filter((op) => pattern.test(op)).length;
-    Object.assign(found.get(name), {
-      tensor: count(/^HMMA/),
-      local: count(/^(LDL|STL)/),
-      copies: count(/^LDGSTS/),
-      slowCopies: count(/^LDGSTS(?!.*BYPASS.*128)/),
-    });
-  }
-  return found;
+const nameOf = ({ rows, columns, phased }) => `${rows} x ${columns}${phased ? ' in phases' : ''}`;
+
+/** How often which instruction, most first. */
+function mixOf(ops) {
+  const counts = new Map();
+  for (const op of ops.map((name) => name.split('.')[0])) counts.set(op, (counts.get(op) ?? 0) + 1);
+  return [...counts]
+    .sort((a, b) => b[1] - a[1])
+    .map(([op, n]) => `${n} ${op}`)
+    .join(', ');
 }
 
 /** Prints the table; a kernel that is worse than its row, or has none, is an error. */
 function gates() {
-  const folder = programs();
+  const { folder, resources } = build();
   const rows = JSON.parse(readFileSync(join(root, 'tools', 'cuda-gates.json'), 'utf8'));
   const wrong = [];
-  console.log('kernel            sm  registers  stack  spills  local  tensor  copies');
+  const registers = new Map(Object.keys(rows).map((name) => [name, []]));
+  const slots = new Map(Object.entries(rows).map(([name, { tiles = [] }]) => [name, tiles.map(() => [])]));
   for (const sm of architectures) {
-    for (const [name, kernel] of kernelsOf(folder, sm)) {
-      const { registers, stack, spills, local, tensor, copies, slowCopies } = kernel;
-      const columns = [
-        String(sm).padStart(3),
-        ...[registers, stack, spills, local, tensor, copies].map((n, i) => String(n).padStart([9, 5, 6, 5, 6, 6][i])),
-      ];
-      console.log(name.padEnd(16), columns.join('  '));
+    const codes = codeOf(folder, sm);
+    for (const name of registers.keys())
+      if (!resources.get(sm).has(name)) wrong.push(`${name} on sm_${sm}: there is no such kernel, but a row`);
+    for (const [name, { registers: used, stack, spills }] of resources.get(sm)) {
       const fail = (what) => wrong.push(`${name} on sm_${sm}: ${what}`);
       const row = rows[name];
       if (!row) {
-        fail('no row in tools/cuda-gates.json');
+        fail(`no row in tools/cuda-gates.json; it has ${used} registers`);
         continue;
       }
-      if (registers > row.registers) fail(`${registers} registers, wanted at most ${row.registers}`);
+      const code = codes.get(name);
+      const count = (pattern) => code.filter(({ op }) => pattern.test(op)).length;
+      registers.get(name).push(used);
+      if (used > row.registers) fail(`${used} registers, wanted at most ${row.registers}`);
+      if (row.registers > mostRegisters)
+        fail(`a budget of ${row.registers} registers, wanted at most ${mostRegisters}`);
+      const local = count(/^(LDL|STL)/);
       if (stack || spills || local)
         fail(`${stack} bytes of stack, ${spills} of spills, ${local} accesses to local memory, wanted none`);
-      if (tensor !== row.tensor) fail(`${tensor} tensor instructions, wanted ${row.tensor}`);
-      if (slowCopies) fail(`${slowCopies} asynchronous copies that are not of 16 bytes past the L1 cache`);
+      const slow = count(/^LDGSTS(?!.*BYPASS.*\b128\b)/);
+      if (slow) fail(`${slow} asynchronous copies that are not of 16 bytes past the L1 cache`);
+      for (const [i, n] of slotsOf(code, row.tiles ?? [], fail).entries()) slots.get(name)[i].push(n);
     }
   }
+  const line = (name, most, values) =>
+    console.log(name.padEnd(34), ...[most, ...values].map((n) => String(n ?? '-').padStart(5)));
+  line('registers', 'most', architectures);
+  for (const [name, values] of registers) line(name, rows[name].registers, values);
+  line('\nissue slots per tensor instruction', 'most', architectures);
+  for (const [name, list] of slots)
+    for (const [i, values] of list.entries()) {
+      const tile = rows[name].tiles[i];
+      line(
+        `${name}, ${nameOf(tile)}`,
+        tile.slots,
+        values.map((n) => n?.toFixed(2)),
+      );
+    }
   for (const text of wrong) console.error(text);
-  console.log(
-    `${wrong.length === 0 ? 'all kernels pass' : `${wrong.length} failed`}: ${architectures.map((sm) => `sm_${sm}`).join(', ')}`,
-  );
-  if (wrong.length) throw new ToolError('cuda: a kernel is not what it should be');
+  if (wrong.length) throw new ToolError(`cuda: ${wrong.length} gates failed`);
+  console.log(`\nall kernels pass: ${architectures.map((sm) => `sm_${sm}`).join(', ')}`);
 }
 
 const [, , command = 'build'] = process.argv;

@@ -9,8 +9,10 @@ main(() => {
   const addon = buildNative();
   const folder = join(root, 'prebuilds', `${process.platform}-${process.arch}`);
   mkdirSync(folder, { recursive: true });
-  const fatbin = join(root, 'build', 'Release', 'octconv.fatbin');
-  if (existsSync(fatbin)) copyFileSync(fatbin, join(folder, 'octconv.fatbin'));
+  for (const file of ['octconv.fatbin', 'octconv.kernels.json']) {
+    const built = join(root, 'build', 'Release', file);
+    if (existsSync(built)) copyFileSync(built, join(folder, file));
+  }
   run('strip', ['--strip-unneeded', '-o', join(folder, 'node.napi.glibc.node'), addon], { what: 'prepack: strip' });
 
   run(process.execPath, ['node_modules/typescript/bin/tsc', '-p', 'tsconfig.build.json'], { what: 'prepack: tsc' });

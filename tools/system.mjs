@@ -10,9 +10,9 @@ export const root = dirname(dirname(fileURLToPath(import.meta.url)));
 export class ToolError extends Error {}
 
 /** Runs the body of a tool; a ToolError ends it with one line and exit code 1. */
-export function main(body) {
+export async function main(body) {
   try {
-    body();
+    await body();
   } catch (error) {
     if (!(error instanceof ToolError)) throw error;
     console.error(error.message);

@@ -27,7 +27,7 @@ const worlds = {
       LSAN_OPTIONS: 'exitcode=0',
       UBSAN_OPTIONS: 'print_stacktrace=1',
     },
-    fast: ['golden', 'input', 'lifecycle', 'fuzz', 'cuda-driver', 'cuda-emulator', ...ops],
+    fast: ['golden', 'input', 'lifecycle', 'fuzz', 'cuda-driver', 'cuda-emulator', 'cuda-ops', ...ops],
     oneIn: 4,
   },
   ubsan: {
@@ -41,7 +41,7 @@ const worlds = {
     sanitize: 'thread',
     runtime: 'tsan',
     env: { TSAN_OPTIONS: `${options}:exitcode=0:report_signal_unsafe=0` },
-    fast: ['golden', 'lifecycle', 'cuda-driver', 'cuda-emulator'],
+    fast: ['golden', 'lifecycle', 'cuda-driver', 'cuda-emulator', 'cuda-ops'],
     oneIn: 4,
   },
   avx512: { emulated: true, env: { OCTCONV_ISA: 'avx512' }, fast: ['golden', 'mxnet', ...ops], oneIn: 4 },
@@ -62,6 +62,8 @@ function preload(runtime) {
   return [`lib${runtime}.so`, 'libstdc++.so.6'].map((name) => outputOf('g++', [`-print-file-name=${name}`])).join(' ');
 }
 
+const ours = /\((octconv\.node|libcuda\.so\.1)\+/; // the addon and the stand-in CUDA driver
+
 /**
  * Whether our code made the access, the lock or the allocation of a stack: the first frame outside the system's
  * libraries.
@@ -69,7 +71,7 @@ function preload(runtime) {
 function isOurs(stack) {
   if (/^ +Thread T/.test(stack)) return false; // says where a thread was started
   const frames = stack.match(/^ +#\d+ .*$/gm) ?? [];
-  return /\(octconv\.node\+/.test(frames.find((frame) => !/\(lib[\w+-]+\.so[\d.]*\+/.test(frame)) ?? '');
+  return ours.test(frames.find((frame) => ours.test(frame) || !/\(lib[\w+-]+\.so[\d.]*\+/.test(frame)) ?? '');
 }
 
 /** The races, leaks and errors that a log tells about, without those of node itself. */
@@ -80,14 +82,17 @@ function findings(log) {
   return [log];
 }
 
-/** The runtime read the list of libraries before node loaded the addon, so its names and lines are filled in here. */
+/**
+ * The runtime read the list of libraries before node loaded the addon and the stand-in CUDA driver, so their names and
+ * lines are filled in here.
+ */
 function withNames(report, addon) {
-  const addresses = [
-    ...new Set([...report.matchAll(/\(octconv\.node\+(0x[\da-f]+)\)/g)].map(([, address]) => address)),
-  ];
-  const names = outputOf('addr2line', ['-Cfpse', addon, ...addresses])?.split('\n') ?? [];
-  const lookUp = (place, address) => names[addresses.indexOf(address)] ?? place;
-  return report.replace(/<null> <null> \(octconv\.node\+(0x[\da-f]+)\)/g, lookUp);
+  const fileOf = { 'octconv.node': addon, 'libcuda.so.1': join(addon, '../../test/libcuda.so.1') };
+  const lookUp = (place, library, address) => {
+    const names = fileOf[library] && outputOf('addr2line', ['-Cfpse', fileOf[library], address]);
+    return names?.split('\n')[0] ?? place;
+  };
+  return report.replace(/<null> <null> \(([\w.]+)\+(0x[\da-f]+)\)/g, lookUp);
 }
 
 function checkReports(name, addon) {

@@ -4,6 +4,7 @@ import { OctconvError } from '../error.js';
 import { countFlops } from '../flops.js';
 import { type ComputeType, Graph, type GraphNode, Parameter, type TensorType } from '../graph/graph.js';
 import { Model, type ModelOptions } from '../model.js';
+import { architectureOf } from '../kernels.js';
 import { buildNetwork, type NetworkOptions } from '../models/index.js';
 import { targetOf } from '../devices.js';
 import type { Device } from '../native.js';
@@ -24,6 +25,7 @@ import {
   type Times,
   timesOf,
 } from './measure.js';
+import { type Gpu, type GpuName, gpuCalled, gpus } from './gpus.js';
 import { openPeer, peerVersion } from './peer.js';
 import { share, table, threadsOf } from './table.js';
 
@@ -37,6 +39,8 @@ export interface BenchOpsOptions {
   readonly threads: number;
   readonly rounds: number;
   readonly device?: ModelOptions['device'];
+  /** Whose data sheet the bounds are from, on a GPU; default: the one that it is by its name. */
+  readonly gpu?: GpuName | undefined;
   readonly progress?: ((text: string) => void) | undefined;
 }
 
@@ -68,8 +72,10 @@ export interface OpRow {
 export interface OpsResult {
   readonly bench: 'ops';
   readonly machine: Machine;
-  /** Version of onnxruntime-node. */
-  readonly peer: string;
+  /** Version of onnxruntime-node; absent on a GPU. */
+  readonly peer?: string | undefined;
+  /** What computes, if it is not the CPU, and whose data sheet its bounds are from. */
+  readonly gpu?: { readonly about: string; readonly sheet: string } | undefined;
   readonly network: string;
   readonly alpha?: number | undefined;
   readonly size: number;
@@ -77,12 +83,12 @@ export interface OpsResult {
   readonly batch: number;
   readonly threads: number;
   readonly rounds: number;
-  /** GFLOP/s, measured for f32. */
+  /** GFLOP/s, measured for f32, or of a data sheet. */
   readonly peaks: Readonly<Record<ComputeType, number>>;
-  /** GB/s, measured. */
+  /** GB/s, measured, or of a data sheet. */
   readonly bandwidth: number;
   readonly steps: readonly StepRow[];
-  /** None in i8: an op alone has no scales. */
+  /** None in i8: an op alone has no scales. None on a GPU: there onnxruntime-node would be no peer. */
   readonly ops: readonly OpRow[];
 }
 
@@ -99,8 +105,14 @@ export async function benchOps(options: BenchOpsOptions): Promise<OpsResult> {
     device,
     progress,
   } = options;
-  const peer = await peerVersion();
-  const roof: Roof = { peaks: peaksOf(await measurePeak(threads)), bandwidth: await measureBandwidth(threads) };
+  const target = targetOf(device);
+  const onGpu = architectureOf(target) !== undefined;
+  const peer = onGpu ? undefined : await peerVersion();
+  const sheet = onGpu ? gpus[options.gpu ?? gpuCalled(target.traits.isa)] : undefined;
+  const gpu = sheet && { about: target.traits.isa, sheet: sheet.name };
+  const roof = sheet
+    ? roofOf(sheet)
+    : { peaks: peaksOf(await measurePeak(threads)), bandwidth: await measureBandwidth(threads) };
   const network = buildNetwork(name, networkOptions);
   const f32 = initialize(network);
   const weights = dtype === 'i8' ? await quantizeOnNoise(network, f32, [1, size, size, 3]) : f32;
@@ -108,17 +120,22 @@ export async function benchOps(options: BenchOpsOptions): Promise<OpsResult> {
   const x = fill(Tensor.zeros('f32', [batch, size, size, 3]));
   progress?.('steps');
   const steps = await timeSteps(await model.plan(x.shape), x, rounds, roof);
-  const single = dtype === 'i8' ? [] : singleOps(model.record(x.shape));
+  const single = dtype === 'i8' || onGpu ? [] : singleOps(model.record(x.shape));
   const ops = await timeOps(single, threads, rounds, model.device, { dtype, progress });
   const { alpha } = networkOptions;
   const setting = { network: name, alpha, size, dtype, batch, threads, rounds };
-  return { bench: 'ops', machine: machine(), peer, ...setting, ...roof, steps, ops };
+  return { bench: 'ops', machine: machine(), peer, gpu, ...setting, ...roof, steps, ops };
 }
 
 // --- Steps --------------------------------------------------------------------------------------------------------
 
 /** What bounds a step (Williams et al., Roofline, 2009). */
 type Roof = Pick<OpsResult, 'peaks' | 'bandwidth'>;
+
+function roofOf({ teraflops, bandwidth }: Gpu): Roof {
+  const { f32 = NaN, bf16 = NaN, i8 = NaN } = teraflops;
+  return { peaks: { f32: f32 * 1e3, bf16: bf16 * 1e3, i8: i8 * 1e3 }, bandwidth: bandwidth * 1e3 };
+}
 
 async function timeSteps(plan: Plan, x: Tensor<'f32'>, rounds: number, { peaks, bandwidth }: Roof): Promise<StepRow[]> {
   const all: Float32Array[] = [];
@@ -223,7 +240,7 @@ async function timeOp(
   const tensors = new Map([...graph.params].map(([name, shape]) => [name, { dtype: 'f32' as const, shape }]));
   const inputs = typesOf(graph, graph.inputs).map(({ shape }) => fill(Tensor.zeros('f32', shape)));
   const compile = (on: Device) =>
-    Plan.compile(graph, new PackedWeights({ tensors, read }, targetOf(on), dtype), threads);
+    Plan.compile(graph, new PackedWeights({ tensors, read }, targetOf(on), dtype), { threads });
 
   const reference = await compile('reference');
   const plan = await compile(device);
@@ -246,7 +263,8 @@ async function timeOp(
 // --- Output -------------------------------------------------------------------------------------------------------
 
 export function opsTable(result: OpsResult): string {
-  const { machine, peer, network, alpha, size, dtype, batch, threads, rounds, peaks, bandwidth, steps, ops } = result;
+  const { machine, peer, gpu, network, alpha, size, dtype, batch, threads, rounds, peaks, bandwidth, steps, ops } =
+    result;
   const name = alpha === undefined ? network : `${network} alpha ${alpha}`;
   const measured = `measured ${peaks.f32.toFixed(0)} GFLOP/s of f32 and ${bandwidth.toFixed(0)} GB/s`;
   const times = (peaks[dtype] / peaks.f32).toFixed(0);
@@ -255,8 +273,12 @@ export function opsTable(result: OpsResult): string {
     '',
     `Ops alone, without fusion, interleaved with onnxruntime-node ${peer} f32; ratios are paired medians`,
   ];
+  const onGpu = `${gpu?.about}; data sheet of ${gpu?.sheet}: ${(peaks[dtype] / 1e3).toFixed(0)} TFLOP/s of ${
+    dtype === 'f32' ? 'tf32' : dtype
+  } and ${bandwidth.toFixed(0)} GB/s`;
+  const onCpu = `${machine.cpu}, ${machine.isa}, ${threadsOf(threads)}; ${measured}${dtype === 'f32' ? '' : taken}`;
   return [
-    `${machine.cpu}, ${machine.isa}, ${threadsOf(threads)}; ${measured}${dtype === 'f32' ? '' : taken}`,
+    gpu ? onGpu : onCpu,
     `${name}, ${dtype}, ${size} x ${size}, batch ${batch}, random weights, ${rounds} rounds, ms`,
     '',
     'Steps of the fused network; bound: their FLOPs at that peak (Winograd has fewer), or their bytes from memory',

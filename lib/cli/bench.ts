@@ -1,5 +1,7 @@
-import type { Command } from 'commander';
+import { type Command, Option } from 'commander';
+import { type GpuName, gpuNames } from '../bench/gpus.js';
 import { devices } from '../devices.js';
+import { OctconvError } from '../error.js';
 import { checkOutput, writeWhole } from '../files/write.js';
 import type { ComputeType } from '../graph/graph.js';
 import type { NetworkOptions } from '../models/index.js';
@@ -27,7 +29,17 @@ export function benchCommand(program: Command): void {
     .option('--batch <n>', 'images per run', integer(1), 1)
     .option('--threads <n>', 'threads of a run', integer(1), 1)
     .addOption(deviceOption())
+    .addOption(gpuOption('--gpu <name>', 'whose data sheet the bounds on a GPU are from (default: by its name)'))
     .action(ops);
+  common(bench.command('cuda'), 20)
+    .description('networks on an NVIDIA GPU: by cuDNN, and by our kernels')
+    .option('--network <name>', 'the plain network; its octave forms are added', 'resnet-50')
+    .option('--alphas <list>', 'shares of the low branch', listOf(number), [0.125, 0.25, 0.5])
+    .option('--dtypes <list>', 'what the convolutions multiply: f32 (as TF32), bf16', listOf(dtype), ['f32', 'bf16'])
+    .option('--batch <list>', 'images per run', listOf(integer(1)), [1, 8, 32, 128])
+    .option('--device <name>', 'cuda, or one of several GPUs, as cuda:1', 'cuda')
+    .addOption(gpuOption('--estimate <gpu>', 'nothing is run: what a roofline of this GPU says of the plans'))
+    .action(cuda);
   common(bench.command('memory'), 5)
     .description('peak memory of a fresh process, and milliseconds from opening a model folder to its first result')
     .option('--network <name>', 'a registered network', 'oct-resnet-50')
@@ -42,6 +54,8 @@ export function benchCommand(program: Command): void {
     .option('--threads <n>', 'threads of a run (default: all cores)', integer(1))
     .action(loop);
 }
+
+const gpuOption = (flags: string, text: string) => new Option(flags, text).choices(gpuNames);
 
 function common(command: Command, rounds: number): Command {
   return command
@@ -86,6 +100,7 @@ interface OpsOptions extends Common {
   device: DeviceOptions['device'];
   batch: number;
   threads: number;
+  gpu?: GpuName;
 }
 
 async function ops({ alpha, ...options }: OpsOptions): Promise<void> {
@@ -95,6 +110,37 @@ async function ops({ alpha, ...options }: OpsOptions): Promise<void> {
   const result = await benchOps({ ...options, options: alphaOf(alpha), progress: line.show });
   line.stop();
   await report(options, result, opsTable(result));
+}
+
+interface CudaOptions extends Common {
+  network: string;
+  alphas: number[];
+  dtypes: ComputeType[];
+  batch: number[];
+  device: string;
+  estimate?: GpuName;
+}
+
+async function cuda({ batch: batches, estimate: gpu, ...options }: CudaOptions): Promise<void> {
+  await prepare(options.out);
+  const line = await progress();
+  const given = { ...options, batches, progress: line.show };
+  try {
+    if (gpu) {
+      const { estimate, estimateTable } = await import('../bench/estimate.js');
+      const result = await estimate({ ...given, gpu });
+      line.stop();
+      return await report(options, result, estimateTable(result));
+    }
+    const { benchCuda, cudaTable } = await import('../bench/cuda.js');
+    const result = await benchCuda(given);
+    line.stop();
+    await report(options, result, cudaTable(result));
+    const wrong = result.rows.filter(({ by, why }) => by === 'octconv' && why).length;
+    if (wrong) throw new OctconvError(`bench: ${wrong} of ${result.rows.length} rows were not measured`);
+  } finally {
+    line.stop();
+  }
 }
 
 interface MemoryOptions extends Common {

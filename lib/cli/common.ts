@@ -62,10 +62,8 @@ function device(text: string): string {
   throw new InvalidArgumentError(`wanted ${known.join(', ')}${didYouMean(text, known)}.`);
 }
 
-export const deviceOption = (): Option =>
-  new Option('--device <name>', 'what computes: auto, or a device that octconv devices lists')
-    .argParser(device)
-    .default('auto');
+export const deviceOption = (purpose = 'what computes: auto, or a device that octconv devices lists'): Option =>
+  new Option('--device <name>', purpose).argParser(device).default('auto');
 
 const dtypes = ['f32', 'bf16', 'i8'] as const satisfies readonly ComputeType[];
 

@@ -7,14 +7,18 @@ import { OctconvError } from '../error.js';
 import { countFlops } from '../flops.js';
 import type { ComputeType, GraphNode, TensorType } from '../graph/graph.js';
 import { inputShape } from '../input/preprocess.js';
+import { registersOf } from '../kernels.js';
 import { Model, type ModelOptions } from '../model.js';
 import { networkNames } from '../models/index.js';
+import type { Launch } from '../native.js';
 import { didYouMean } from '../options.js';
 import type { Plan } from '../plan.js';
 import { quantizedTensors } from '../quantize.js';
 import { elementCount, type TensorInfo } from '../weights/source.js';
 import {
   deviceLine,
+  deviceOption,
+  type DeviceOptions,
   dtypeOption,
   integer,
   modelFrom,
@@ -31,6 +35,9 @@ export function infoCommand(program: Command): void {
     .option('--model <dir>', 'a model folder, as other commands name it')
     .option('--size <pixels>', 'height and width of the input (default: what the network was made for)', integer(1))
     .option('--batch <n>', 'images per run', integer(1), 1)
+    .addOption(
+      deviceOption('what the plan is for: auto, a device that octconv devices lists, or cuda:sm_90, without a GPU'),
+    )
     .addOption(dtypeOption())
     .option('--threads <n>', 'threads of a run (default: all cores)', integer(1))
     .option('--graph', 'every step, before and after fusion, and its shapes')
@@ -42,6 +49,7 @@ export function infoCommand(program: Command): void {
 interface Options extends NetworkFlags {
   size?: number;
   batch: number;
+  device: DeviceOptions['device'];
   dtype?: ComputeType;
   threads?: number;
   graph?: boolean;
@@ -93,7 +101,7 @@ async function run(network: string | undefined, options: Options): Promise<void>
     show('after fusion', shapesTable(fused));
   }
   if (options.plan) {
-    show('plan', planTable(fused));
+    show('plan', fused.some(({ launches }) => launches.length > 0) ? launchTable(fused) : planTable(fused));
     const weights = fused.reduce((sum, { bytes }) => sum + bytes.weights, 0);
     print(hanging('  ', `${mebi(weights)} of weights; a run has ${facts['memory of a run']}`, 2));
   }
@@ -120,15 +128,23 @@ function describe(
   return { name, op, shapes: `${list(inputs)} -> ${list(outputs)}` };
 }
 
-type PlanStep = Shown & StepCost & { readonly algorithm: string };
+type PlanStep = Shown &
+  StepCost & { readonly algorithm: string; readonly launches: readonly ShownLaunch[]; readonly scratchBytes: number };
+type ShownLaunch = Launch & { readonly registers?: number | undefined };
 
 function stepsOf(plan: Plan): PlanStep[] {
   const costs = costsOf(plan);
-  return plan.steps.map((step, i) => ({
-    ...describe(step, plan.values),
-    ...(costs[i] as StepCost),
-    algorithm: plan.algorithms[i] ?? '',
-  }));
+  const registers = registersOf(plan.target);
+  return plan.steps.map((step, i) => {
+    const { algorithm = '', launches = [], scratchBytes = 0 } = plan.infos[i] ?? {};
+    return {
+      ...describe(step, plan.values),
+      ...(costs[i] as StepCost),
+      algorithm,
+      scratchBytes,
+      launches: launches.map((launch) => ({ ...launch, registers: registers?.[launch.kernel] })),
+    };
+  });
 }
 
 function shapesTable(steps: readonly (Shown & { algorithm?: string })[]): string {
@@ -139,6 +155,36 @@ function shapesTable(steps: readonly (Shown & { algorithm?: string })[]): string
 /** `tile 6x16 2 blocks x 1` as `6x16 2x1`, `winograd 4x4` as `w4`. */
 const shortened = (algorithm: string): string =>
   algorithm.replaceAll(/winograd (\d)x\d, /g, 'w$1 ').replaceAll(/tile (\S+) (\d+) blocks x (\d+)/g, '$1 $2x$3');
+
+/** A line for each launch; FLOPs and bytes are those of the step. */
+function launchTable(steps: readonly PlanStep[]): string {
+  const kibi = (bytes: number) => count(Math.ceil(bytes / 1024));
+  const mega = (n: number) => count(Math.round(n / 1e6));
+  const sum = (some: readonly PlanStep[], of: (step: PlanStep) => number) =>
+    some.reduce((total, step) => total + of(step), 0);
+  const costs = (some: readonly PlanStep[]) => [
+    mega(2 * sum(some, ({ multiplyAdds }) => multiplyAdds)),
+    kibi(sum(some, ({ bytes, scratchBytes }) => bytes.inputs + bytes.weights + scratchBytes)),
+    kibi(sum(some, ({ bytes, scratchBytes }) => bytes.outputs + scratchBytes)),
+  ];
+  const lines = steps.flatMap((step) =>
+    step.launches.map(({ kernel, tile, blocks, threads, registers, sharedBytes }, i) => [
+      ...[i === 0 ? step.name : '', kernel, tile, count(blocks), count(threads), String(registers ?? '')],
+      ...[sharedBytes ? kibi(sharedBytes) : '', ...(i === 0 ? costs([step]) : [])],
+    ]),
+  );
+  lines.push(['all', `${lines.length} launches`, '', '', '', '', '', ...costs(steps)]);
+  const head = ['step', 'kernel', 'tile', 'blocks', 'threads', 'regs', 'KiB shared', 'MFLOP', 'KiB in', 'KiB out'];
+  const known = steps.some(({ launches }) => launches.some(({ registers }) => registers !== undefined));
+  const at = head.indexOf('regs');
+  const shown = (line: readonly string[]) => (known ? line : line.toSpliced(at, 1));
+  return table(shown(head), lines.map(shown), {
+    left: ['kernel', 'tile'],
+    drop: ['threads', 'KiB shared', 'regs', 'KiB out', 'KiB in', 'tile', 'MFLOP'],
+    elsewhere: '--json, or | cat, shows all',
+    width: terminalWidth() - 2,
+  });
+}
 
 function planTable(steps: readonly PlanStep[]): string {
   const narrow = terminalWidth() < 160;
@@ -177,8 +223,8 @@ async function named(flags: NetworkFlags, options: ModelOptions): Promise<Model>
 }
 
 async function open(network: string | undefined, flags: Options): Promise<Model> {
-  const { dtype, threads, model } = flags;
-  const options = { dtype, threads };
+  const { device, dtype, threads, model } = flags;
+  const options = { device, dtype, threads };
   if ((network === undefined) === (model === undefined)) throw new UsageError('wanted either a network or --model');
   if (network === undefined) return modelFrom(flags, options);
   if (networkNames.includes(network)) return named({ ...flags, network }, options);

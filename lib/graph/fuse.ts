@@ -3,7 +3,7 @@
  * convolution with its pooling, upsampling, adds, batch normalisation, residual and activation is one step.
  */
 import { atOnce, type Work } from '../turns.js';
-import { type TensorType, toNTHWC } from './graph.js';
+import { type Attrs, type TensorType, toNTHWC } from './graph.js';
 import {
   type Activation,
   type BatchNormParams,
@@ -134,6 +134,61 @@ export function openGates(given: Steps): Steps {
   return { ...given, steps };
 }
 
+/**
+ * Convolutions of one input each: P, U and the sum over sources are steps of their own. What is upsampled comes first,
+ * so that the sum can become the residual of the convolution that is not. A batch normalisation that was folded scales
+ * all of them, and the last one has its shift.
+ */
+export function* splitSources(given: Steps): Work<Steps> {
+  const values: TensorType[] = [...given.values];
+  const steps: Step[] = [];
+  const shapeOf = (id: number) => values[id]?.shape ?? [];
+  const value = (shape: readonly number[]) => values.push({ dtype: 'f32', shape }) - 1;
+  const put = (op: string, name: string, inputs: number[], attrs: Attrs, y: number) => {
+    steps.push({ op, name, inputs, outputs: [y], attrs, params: {} });
+    return y;
+  };
+  const pooled = new Map<number, number>();
+  const pool = (name: string, x: number): number => {
+    const known = pooled.get(x) ?? put('avgPool', name, [x], halving, value(halved(shapeOf(x))));
+    pooled.set(x, known);
+    return known;
+  };
+  for (const step of given.steps) {
+    yield;
+    if (!step.branches) steps.push(step);
+    for (const branch of step.branches ?? []) {
+      const { y, terms } = branch;
+      const [term] = terms;
+      const sources = [...(term?.sources ?? [])].sort((a, b) => Number(b.upsample) - Number(a.upsample));
+      let sum: number | undefined;
+      for (const [i, source] of sources.entries()) {
+        const { name } = step;
+        const last = i === sources.length - 1;
+        const own = last && sum === undefined ? y : value(shapeOf(y)); // of this source alone
+        const product = source.upsample ? value(halved(shapeOf(y))) : own;
+        let { input } = source;
+        for (let times = 0; times < source.pool; times++) input = pool(name, input);
+        const one = { ...term, sources: [{ ...source, input, pool: 0, upsample: false }] };
+        const part = last ? one : { ...one, bias: undefined, ...(term?.batchNorm && { scaleOnly: true }) };
+        steps.push(convStep(name, [stored({ ...branch, terms: [part] }, product)]));
+        if (source.upsample) put('upsampleNearest', name, [product], { scale: [1, 2, 2] }, own);
+        sum = sum === undefined ? own : put('add', name, [sum, own], {}, last ? y : value(shapeOf(y)));
+      }
+    }
+  }
+  return { ...given, values, steps };
+}
+
+/** P as an average pooling. */
+const halving = {
+  kernel: [1, 2, 2],
+  stride: [1, 2, 2],
+  padding: [0, 0, 0],
+  ceilMode: true,
+  countIncludePad: false,
+};
+
 /** Batch normalisation right behind a convolution: native code folds it into the weights while it packs them. */
 export function foldBatchNorm(given: Steps): Work<Steps> {
   return absorb(given, (step, uses) => {
@@ -255,6 +310,16 @@ export function joinActivations(given: Steps): Work<Steps> {
     const found = isRaw(read) ? activationFrom(step, uses, (s) => clampOf(s) ?? functionOf(s)) : undefined;
     const value = found?.steps.at(-1)?.outputs[0] ?? -1;
     return found && { store: { value, pool: 0, activation: found.activation }, steps: found.steps };
+  });
+}
+
+/** ReLU right behind a convolution, in the same store. */
+export function joinRelu(given: Steps): Work<Steps> {
+  return absorb(given, (step, uses) => {
+    const from = step.op === 'relu' ? uses.openBranchOf(step.inputs[0], step) : undefined;
+    if (!from) return undefined;
+    const value = step.outputs[0] ?? -1;
+    return { from, branch: { ...from, y: value, stores: [{ value, pool: 0, activation: { least: 0 } }] } };
   });
 }
 
@@ -419,7 +484,7 @@ export const short = (pass: (steps: Steps) => Steps): Pass =>
     return pass(steps);
   };
 
-/** All passes, in order; `types` are given to what is left of the values, before pooled copies are added. */
+/** All passes that fuse, in order; `types` are given to what is left of the values, before pooled copies are added. */
 export const fusing = (types: Pass, mostPooled = 2): Pass[] => [
   short(openGates),
   foldBatchNorm,
@@ -433,6 +498,9 @@ export const fusing = (types: Pass, mostPooled = 2): Pass[] => [
   types,
   (steps) => sinkPooling(steps, mostPooled),
 ];
+
+/** The passes for devices that compute convolutions of one input, with what comes right behind them. */
+export const joiningEpilogues = (types: Pass): Pass[] => [foldBatchNorm, splitSources, joinResidual, joinRelu, types];
 
 /** One pass after the other. */
 export function* passThrough(passes: readonly Pass[], given: Steps): Work<Steps> {

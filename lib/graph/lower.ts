@@ -55,6 +55,8 @@ export interface Term {
   readonly bias?: string | undefined;
   readonly batchNorm?: BatchNormParams;
   readonly eps?: number;
+  /** Of batchNorm the factor without its shift: another step has the other part of what is normalized. */
+  readonly scaleOnly?: boolean;
 }
 
 /** P^pool(activation(y)), or its mean over T, H and W, as a value. */
@@ -189,6 +191,7 @@ function nativeForm(branch: Branch, inputs: readonly number[], outputs: readonly
     ...(gated && { gated: { input: inputs.indexOf(gated.input), gate: inputs.indexOf(gated.gate) } }),
     terms: branch.terms.map((term) => ({
       eps: term.eps,
+      scaleOnly: term.scaleOnly,
       bias: term.bias === undefined ? undefined : role('b', term.bias),
       batchNorm: term.batchNorm && norm(term.batchNorm),
       sources: term.sources.map(({ weightScale, prologue, ...source }) => {

@@ -1,5 +1,7 @@
 #include "device.h"
 
+#include <cctype>
+
 #include "registry.h"
 
 namespace octconv {
@@ -8,7 +10,10 @@ static Device& lookUp(const std::string& name) {
   const size_t colon = name.find(':');
   const std::string index = colon == std::string::npos ? "0" : name.substr(colon + 1);
   const bool fine = !index.empty() && index.size() <= 4 && index.find_first_not_of("0123456789") == std::string::npos;
-  if (const DeviceKind* kind = Registered<DeviceKind>::find(name.substr(0, colon)); kind && fine) {
+  const DeviceKind* kind = Registered<DeviceKind>::find(name.substr(0, colon));
+  if (kind && kind->plan && !index.empty() && std::isalpha(static_cast<unsigned char>(index[0])))
+    return kind->plan(index);
+  if (kind && fine) {
     const int count = kind->count ? kind->count() : 1;
     if (std::stoi(index) >= count) fail("there ", count == 1 ? "is 1" : "are " + std::to_string(count), " of its kind");
     return kind->open(std::stoi(index));

@@ -22,7 +22,8 @@ struct PlanSpec {
     size_t steps;
     int64_t rounds;
   };
-  int threads = 1;  // of a run on the CPU
+  int threads = 1;         // of a run on the CPU
+  bool cudaGraphs = true;  // whether runs on an NVIDIA GPU replay a captured graph of the launches
   size_t arenaBytes = 0;
   std::vector<Value> values;
   std::vector<Step> steps;

@@ -12,7 +12,8 @@ static Device& open(int) {
     traits.isa = levelNames[static_cast<int>(level())];
     traits.threads = threads::hardware();
     traits.channelAlign = 4;  // words, which products of bf16 and i8 read
-    traits.fuses = traits.subBatches = true;
+    traits.fuses = Fuses::all;
+    traits.subBatches = true;
     for (const int64_t outputs : {2, 4}) traits.winograd[outputs] = winogradChannels(outputs);
     if (level() >= Level::avx512vnni) traits.dotProducts.push_back(DType::i8);
     if (level() >= Level::avx512bf16) traits.dotProducts.push_back(DType::bf16);

@@ -111,7 +111,8 @@ void HostProgram::go(Request& request, Crew& crew) {
     kernels[i].run(run);
     if (request.stepMilliseconds.empty()) return;
     const auto now = Clock::now();
-    request.stepMilliseconds[i] += std::chrono::duration<float, std::milli>(now - start).count();
+    request.stepMilliseconds[request.stepMilliseconds.size() > 1 ? i : 0] +=
+        std::chrono::duration<float, std::milli>(now - start).count();
     start = now;
   };
   const auto stopped = [&] { return crew.stopped(); };

@@ -17,6 +17,8 @@ using CUmodule = struct CUmod_st*;
 using CUfunction = struct CUfunc_st*;
 using CUstream = struct CUstream_st*;
 using CUevent = struct CUevent_st*;
+using CUgraph = struct CUgraph_st*;
+using CUgraphExec = struct CUgraphExec_st*;
 using CUresult = int;  // 0: success
 
 // X(name in the library, arguments). Each is `CUresult name(arguments)`.
@@ -28,9 +30,11 @@ using CUresult = int;  // 0: success
   X(cuDeviceGetCount, int* count)                                                                            \
   X(cuDeviceGet, CUdevice* device, int ordinal)                                                              \
   X(cuDeviceGetName, char* name, int length, CUdevice device)                                                \
+  X(cuDeviceGetPCIBusId, char* bus, int length, CUdevice device)                                             \
   X(cuDeviceTotalMem_v2, size_t* bytes, CUdevice device)                                                     \
   X(cuDeviceGetAttribute, int* value, int attribute, CUdevice device)                                        \
   X(cuDevicePrimaryCtxRetain, CUcontext* context, CUdevice device)                                           \
+  X(cuDevicePrimaryCtxSetFlags_v2, CUdevice device, unsigned flags)                                          \
   X(cuDevicePrimaryCtxRelease_v2, CUdevice device)                                                           \
   X(cuCtxPushCurrent_v2, CUcontext context)                                                                  \
   X(cuCtxPopCurrent_v2, CUcontext* context)                                                                  \
@@ -44,6 +48,7 @@ using CUresult = int;  // 0: success
   X(cuMemFreeHost, void* pointer)                                                                            \
   X(cuMemcpyHtoDAsync_v2, CUdeviceptr to, const void* from, size_t bytes, CUstream stream)                   \
   X(cuMemcpyDtoHAsync_v2, void* to, CUdeviceptr from, size_t bytes, CUstream stream)                         \
+  X(cuMemcpyDtoDAsync_v2, CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstream stream)                   \
   X(cuMemsetD8Async, CUdeviceptr to, unsigned char value, size_t bytes, CUstream stream)                     \
   X(cuStreamCreate, CUstream* stream, unsigned flags)                                                        \
   X(cuStreamDestroy_v2, CUstream stream)                                                                     \
@@ -53,7 +58,13 @@ using CUresult = int;  // 0: success
   X(cuEventCreate, CUevent* event, unsigned flags)                                                           \
   X(cuEventDestroy_v2, CUevent event)                                                                        \
   X(cuEventRecord, CUevent event, CUstream stream)                                                           \
-  X(cuEventElapsedTime, float* milliseconds, CUevent begin, CUevent end)
+  X(cuEventElapsedTime, float* milliseconds, CUevent begin, CUevent end)                                     \
+  X(cuStreamBeginCapture_v2, CUstream stream, int mode)                                                      \
+  X(cuStreamEndCapture, CUstream stream, CUgraph* graph)                                                     \
+  X(cuGraphInstantiateWithFlags, CUgraphExec* executable, CUgraph graph, unsigned long long flags)           \
+  X(cuGraphLaunch, CUgraphExec executable, CUstream stream)                                                  \
+  X(cuGraphExecDestroy, CUgraphExec executable)                                                              \
+  X(cuGraphDestroy, CUgraph graph)
 
 // There is less memory than was asked for.
 struct OutOfMemory : Error {
@@ -75,5 +86,9 @@ struct Driver {
 inline constexpr int computeCapabilityMajor = 75, computeCapabilityMinor = 76, multiprocessorCount = 16;
 inline constexpr int maxDynamicSharedBytes = 8;  // of a function
 inline constexpr unsigned nonBlockingStream = 1;
+inline constexpr unsigned waitsAsleep =
+    4;  // of a context (CU_CTX_SCHED_BLOCKING_SYNC): a thread that waits does not spin
+inline constexpr CUresult contextIsActive = 708;
+inline constexpr int threadLocalCapture = 1;  // other threads may allocate memory meanwhile
 
 }  // namespace octconv::cuda

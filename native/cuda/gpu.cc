@@ -2,14 +2,21 @@
 
 #include <dlfcn.h>
 
+#include <cstring>
 #include <fstream>
 #include <iterator>
 #include <vector>
 
+#include "convolutions.h"
+
 namespace octconv::cuda {
 namespace {
 
-constexpr int oldestCapability = 80;
+// What octconv.fatbin has kernels for (tools/cuda.mjs).
+struct Architecture {
+  int capability, multiprocessors;  // the latter of a card of it: A100, A10, RTX 4090, H100, B200, RTX 5090
+};
+constexpr Architecture architectures[] = {{80, 108}, {86, 72}, {89, 128}, {90, 132}, {100, 148}, {120, 170}};
 
 CUdevice deviceAt(const Driver& driver, int index) {
   CUdevice device = 0;
@@ -25,6 +32,11 @@ std::string nameAt(const Driver& driver, int index) {
   char name[256] = {};
   driver.check(driver.cuDeviceGetName(name, sizeof name, deviceAt(driver, index)), "cuda: name of a GPU");
   return name;
+}
+std::string busOf(const Driver& driver, int index) {
+  char bus[32] = {};
+  driver.check(driver.cuDeviceGetPCIBusId(bus, sizeof bus, deviceAt(driver, index)), "cuda: bus of a GPU");
+  return bus;
 }
 size_t memoryOf(const Driver& driver, int index) {
   size_t bytes = 0;
@@ -53,6 +65,9 @@ Context::Context(int index, std::string gpuName) : name(std::move(gpuName)) {
   image.push_back(0);  // PTX is text
   const Driver& driver = Driver::get();
   device = deviceAt(driver, index);
+  // Whoever uses the context already, in this process, has decided how threads wait in it.
+  if (const CUresult result = driver.cuDevicePrimaryCtxSetFlags_v2(device, waitsAsleep); result != contextIsActive)
+    driver.check(result, "cuda: flags of the context of " + name);
   driver.check(driver.cuDevicePrimaryCtxRetain(&context, device), "cuda: context of " + name);
   try {
     const Use use(*this);
@@ -84,6 +99,19 @@ void Context::giveBack(FunctionRef<void(const Driver&)> release) const noexcept 
       return release(Driver::get());
     } catch (const std::exception&) {}
   }
+}
+
+void Context::add(Keeper& keeper) {
+  std::lock_guard lock(keepersMutex);
+  keepers.insert(&keeper);
+}
+void Context::remove(Keeper& keeper) {
+  std::lock_guard lock(keepersMutex);
+  keepers.erase(&keeper);
+}
+void Context::dropIdle() {
+  std::lock_guard lock(keepersMutex);
+  for (Keeper* const keeper : keepers) keeper->dropIdle();
 }
 
 CUfunction Context::function(const std::string& kernel, size_t sharedBytes) {
@@ -132,11 +160,14 @@ Gpu::Gpu(int index)
                  attributeOf(Driver::get(), index, computeCapabilityMinor)),
       memory(memoryOf(Driver::get(), index)),
       multiprocessors(attributeOf(Driver::get(), index, multiprocessorCount)),
+      bus(busOf(Driver::get(), index)),
       index(index) {
-  if (capability < oldestCapability)
-    fail("cuda: ", name, " is of architecture sm_", capability, ", wanted sm_", oldestCapability, " or newer");
+  if (const int oldest = architectures[0].capability; capability < oldest)
+    fail("cuda: ", name, " is of architecture sm_", capability, ", wanted sm_", oldest, " or newer");
   openFatbin();
 }
+Gpu::Gpu(std::string architecture, int capability, int multiprocessors)
+    : name(std::move(architecture)), capability(capability), memory(0), multiprocessors(multiprocessors), index(-1) {}
 
 Gpu& Gpu::get(int index) {
   std::lock_guard lock(guard());
@@ -145,19 +176,47 @@ Gpu& Gpu::get(int index) {
   return *gpu;
 }
 
+Gpu& Gpu::absent(const std::string& architecture) {
+  static auto& gpus = *new std::map<std::string, std::unique_ptr<Gpu>>;
+  std::string known;
+  for (const auto& [capability, multiprocessors] : architectures) {
+    const std::string each = "sm_" + std::to_string(capability);
+    known += (known.empty() ? "" : ", ") + each;
+    if (each != architecture) continue;
+    std::lock_guard lock(guard());
+    auto& gpu = gpus[architecture];
+    if (!gpu) gpu.reset(new Gpu(architecture, capability, multiprocessors));
+    return *gpu;
+  }
+  fail("wanted an architecture that has kernels: ", known);
+}
+
 void Gpu::close() {
   std::lock_guard lock(guard());
   for (const auto& [_, gpu] : all()) {
     if (!gpu) continue;
     std::lock_guard own(gpu->mutex);
+    gpu->heldConvolutions.reset();
     gpu->held.reset();
   }
 }
 
+void Gpu::checkPresent() const {
+  if (index < 0) fail("cuda:", name, " compiles plans and runs none: wanted a GPU, as in cuda");
+}
+
 std::shared_ptr<Context> Gpu::context() {
+  if (index < 0) return nullptr;
   std::lock_guard lock(mutex);
   if (!held) held = std::make_shared<Context>(index, name);
   return held;
+}
+
+std::shared_ptr<Convolutions> Gpu::convolutions() {
+  const auto made = context();
+  std::lock_guard lock(mutex);
+  if (!heldConvolutions) heldConvolutions = std::make_shared<Convolutions>(made);
+  return heldConvolutions;
 }
 
 // --- What is made in a context ---------------------------------------------------------------------------------------
@@ -165,15 +224,27 @@ std::shared_ptr<Context> Gpu::context() {
 Block::Block(std::shared_ptr<Context> made, size_t bytes, Where where)
     : context(std::move(made)), size_(bytes), where(where) {
   if (bytes == 0) return;
-  const Driver& driver = Driver::get();
+  if (!context) {
+    if (where == Where::pinned) address = reinterpret_cast<CUdeviceptr>(new char[bytes]);
+    return;
+  }
   const Context::Use use(*context);
+  try {
+    allocate();
+  } catch (const OutOfMemory&) {
+    context->dropIdle();
+    allocate();
+  }
+}
+void Block::allocate() {
+  const Driver& driver = Driver::get();
   if (where == Where::device) {
-    driver.check(driver.cuMemAlloc_v2(&address, bytes),
-                 "cuda: " + std::to_string(bytes) + " bytes on " + context->name);
+    driver.check(driver.cuMemAlloc_v2(&address, size_),
+                 "cuda: " + std::to_string(size_) + " bytes on " + context->name);
   } else {
     void* pointer = nullptr;
-    driver.check(driver.cuMemHostAlloc(&pointer, bytes, 0),
-                 "cuda: " + std::to_string(bytes) + " pinned bytes for " + context->name);
+    driver.check(driver.cuMemHostAlloc(&pointer, size_, 0),
+                 "cuda: " + std::to_string(size_) + " pinned bytes for " + context->name);
     address = reinterpret_cast<CUdeviceptr>(pointer);
   }
 }
@@ -184,6 +255,10 @@ Block& Block::operator=(Block&& other) noexcept {
 }
 Block::~Block() {
   if (!address) return;
+  if (!context) {
+    delete[] host();
+    return;
+  }
   context->giveBack([&](const Driver& driver) {
     where == Where::device ? driver.cuMemFree_v2(address) : driver.cuMemFreeHost(host());
   });
@@ -209,9 +284,49 @@ Event::~Event() {
   context->giveBack([&](const Driver& driver) { driver.cuEventDestroy_v2(event); });
 }
 
+Graph::Graph(std::shared_ptr<Context> made, const Stream& stream, FunctionRef<void()> work) : context(std::move(made)) {
+  const Driver& driver = Driver::get();
+  const Context::Use use(*context);
+  driver.check(driver.cuStreamBeginCapture_v2(stream, threadLocalCapture), "cuda: begin of a graph's capture");
+  CUgraph graph = nullptr;
+  const auto drop = [&] {
+    if (graph) driver.cuGraphDestroy(graph);
+  };
+  try {
+    work();
+  } catch (...) {
+    driver.cuStreamEndCapture(stream, &graph);
+    drop();
+    throw;
+  }
+  try {
+    driver.check(driver.cuStreamEndCapture(stream, &graph), "cuda: end of a graph's capture");
+    driver.check(driver.cuGraphInstantiateWithFlags(&executable, graph, 0), "cuda: instantiation of a graph");
+  } catch (...) {
+    drop();
+    throw;
+  }
+  drop();  // the executable does not need it
+}
+Graph::~Graph() {
+  context->giveBack([&](const Driver& driver) { driver.cuGraphExecDestroy(executable); });
+}
+
+void Resident::read(std::span<std::byte> to) const {
+  const auto& context = block.owner();
+  const Block pinned(context, block.size(), Block::Where::pinned);
+  const Stream stream(context);
+  const Context::Use use(*context);
+  Driver::get().check(Driver::get().cuMemcpyDtoHAsync_v2(pinned.host(), block.device(), block.size(), stream),
+                      "cuda: a copy");
+  stream.wait();
+  std::memcpy(to.data(), pinned.host(), to.size());
+}
+
 Block uploaded(Gpu& gpu, const Block& pinned) {
   const auto context = gpu.context();
   Block block(context, pinned.size(), Block::Where::device);
+  if (!context) return block;
   const Stream stream(context);
   const Context::Use use(*context);
   Driver::get().check(Driver::get().cuMemcpyHtoDAsync_v2(block.device(), pinned.host(), pinned.size(), stream),

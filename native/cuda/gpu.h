@@ -3,13 +3,17 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <string>
 
+#include "../core/device.h"
 #include "../core/function_ref.h"
 #include "driver.h"
 #include "queue.h"
 
 namespace octconv::cuda {
+
+class Convolutions;
 
 // What makes a GPU compute: its primary context with octconv.fatbin in it. It is given back with the last of those that
 // hold it: its Gpu, plans, memory, streams, events.
@@ -32,6 +36,17 @@ class Context {
   // For destructors: calls what gives something of this GPU back. What cannot be given back goes with the context.
   void giveBack(FunctionRef<void(const Driver&)> release) const noexcept;
 
+  // Has memory that is in no use: a plan, of its runs that have ended.
+  struct Keeper {
+    virtual void dropIdle() = 0;
+
+   protected:
+    ~Keeper() = default;
+  };
+  void add(Keeper& keeper);
+  void remove(Keeper& keeper);
+  void dropIdle();  // all keepers, where memory is short
+
   const std::string name;  // of the GPU
 
  private:
@@ -44,6 +59,8 @@ class Context {
   CUmodule module = nullptr;
   std::mutex mutex;
   std::map<std::string, Function> functions;
+  std::mutex keepersMutex;
+  std::set<Keeper*> keepers;
 };
 
 class Gpu {
@@ -51,25 +68,35 @@ class Gpu {
   static int count();          // throws the reason if there is none
   static Gpu& get(int index);  // throws why it cannot be used; lives for ever
   static void close();         // lets go of all contexts
+  // One that is not there, for which plans are compiled: it has no context, and its memory is only counted.
+  static Gpu& absent(const std::string& architecture);  // `sm_90`; throws if there are no kernels for it
 
   const std::string name;
   const int capability;  // 80 for sm_80
   const size_t memory;   // bytes
   const int multiprocessors;
+  const std::string bus;  // where it sits, as NVML knows it
 
-  // Made at its first use: it takes a while, and memory of the GPU.
+  // Made at its first use: it takes a while, and memory of the GPU. Null if it is not there.
   std::shared_ptr<Context> context();
+  // What cuDNN computes on it, made the same way.
+  std::shared_ptr<Convolutions> convolutions();
+  void checkPresent() const;  // throws unless it is there
 
   Queue queue;  // of its runs
 
  private:
   explicit Gpu(int index);
-  const int index;
+  Gpu(std::string architecture, int capability, int multiprocessors);  // absent
+  const int index;                                // negative: it is not there
   std::mutex mutex;
   std::shared_ptr<Context> held;
+  std::shared_ptr<Convolutions> heldConvolutions;
 };
 
-// Memory of a GPU, or with `pinned` of the host, which copies to and from the GPU run beside other work.
+// Memory of a GPU, or with `pinned` of the host, which copies to and from the GPU run beside other work. Where there is
+// no more of it, idle memory is given back before that is an error. Without a context there is
+// none of a GPU, and usual memory of the host.
 class Block {
  public:
   enum class Where { device, pinned };
@@ -80,11 +107,14 @@ class Block {
   Block& operator=(Block&& other) noexcept;
   ~Block();
 
+  const std::shared_ptr<Context>& owner() const { return context; }
   CUdeviceptr device() const { return address; }
   char* host() const { return reinterpret_cast<char*>(address); }
   size_t size() const { return size_; }
 
  private:
+  void allocate();
+
   std::shared_ptr<Context> context;
   CUdeviceptr address = 0;
   size_t size_ = 0;
@@ -116,6 +146,29 @@ class Event {
  private:
   const std::shared_ptr<Context> context;
   CUevent event = nullptr;
+};
+
+// Work of a stream that is captured once and given to it as a whole any number of times.
+class Graph {
+ public:
+  // Of what `work` gives to the stream, which is not done then.
+  Graph(std::shared_ptr<Context> context, const Stream& stream, FunctionRef<void()> work);
+  ~Graph();
+  Graph(const Graph&) = delete;
+  operator CUgraphExec() const { return executable; }
+
+ private:
+  const std::shared_ptr<Context> context;
+  CUgraphExec executable = nullptr;
+};
+
+// A value that is on a GPU between runs.
+struct Resident : Buffer {
+  Block block;
+
+  explicit Resident(Block block) : block(std::move(block)) {}
+  size_t bytes() const override { return block.size(); }
+  void read(std::span<std::byte> to) const override;
 };
 
 // What lies in pinned memory, on the GPU.

@@ -1,8 +1,10 @@
 // What a kernel of the NVIDIA device is.
 #pragma once
+#include <functional>
 #include <string>
 #include <vector>
 
+#include "../core/device.h"
 #include "../core/node.h"
 #include "../core/registry.h"
 #include "gpu.h"
@@ -15,17 +17,16 @@ class Crew;
 namespace octconv::cuda {
 
 // One launch. The kernel's parameters are a structure, whose bytes these are, and the address of the arena.
-struct Launch {
-  std::string kernel;
-  unsigned blocks, threads;
-  size_t sharedBytes;
+struct Launch : LaunchInfo {
   std::vector<char> arguments;
+  // In place of a kernel: lets another library give its work to the stream.
+  std::function<void(CUdeviceptr arena, CUstream stream)> call = {};
 };
 
 template <class Arguments>
 Launch launchOf(std::string kernel, unsigned blocks, unsigned threads, size_t sharedBytes, const Arguments& arguments) {
   const auto* first = reinterpret_cast<const char*>(&arguments);
-  return {std::move(kernel), blocks, threads, sharedBytes, {first, first + sizeof arguments}};
+  return {{std::move(kernel), blocks, threads, sharedBytes}, {first, first + sizeof arguments}};
 }
 
 // A node with its place in a run's memory, in bytes from the arena's begin.
@@ -54,5 +55,7 @@ struct Kernels {
   std::string (*format)(const Attr& attrs) = nullptr;  // null: weights are packed one way
   bool pitched = false;                                // OpTraits::pitched
 };
+// The same, of the device that computes with cuDNN what cuDNN has.
+struct CudnnKernels : Kernels {};
 
 }  // namespace octconv::cuda

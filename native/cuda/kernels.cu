@@ -6,7 +6,7 @@
 #include "../ops/mean.cu"
 #include "../ops/normalize.cu"
 #include "../ops/octconv/cuda.cu"
-#include "pads.h"
+#include "../ops/octconv/cudnn.cu"
 #include "../ops/pad.cu"
 #include "../ops/pool.cu"
 #include "../ops/resize.cu"
@@ -14,3 +14,4 @@
 #include "../ops/unary.cu"
 #include "../ops/upsample.cu"
 #include "../ops/view.cu"
+#include "pads.h"

@@ -8,10 +8,11 @@ namespace {
 
 constexpr size_t mostIdle = 4;  // a burst of runs does not keep its memory
 
-const Kernels& kernelsOf(const std::string& op) {
-  const Kernels* kernels = Registered<Kernels>::find(op);
-  if (!kernels) fail(op, ": no kernel on cuda");
-  return *kernels;
+Made makeOf(const Kernels& kernels, const PlacedNode& placed) {
+  const Node& node = placed.node;
+  try {
+    return kernels.make(placed);
+  } catch (const TooLarge& error) { fail(node.op, " '", node.name, "': ", error.what()); }
 }
 
 }  // namespace
@@ -24,7 +25,7 @@ int64_t Program::placeOf(size_t id, int64_t round) const {
   return static_cast<int64_t>(first + (value.rounds == 1 ? 0 : static_cast<size_t>(round) * value.type.stride()));
 }
 
-Program::Program(Gpu& gpu, PlanSpec given)
+Program::Program(Gpu& gpu, const Kernels& (*find)(const std::string& op), PlanSpec given)
     : gpu(gpu), context(gpu.context()), spec(std::move(given)), infos(spec.steps.size()) {
   Layout arena, boundary;
   arena.add(spec.arenaBytes);
@@ -42,38 +43,48 @@ Program::Program(Gpu& gpu, PlanSpec given)
         PlacedNode placed{step.node, gpu.multiprocessors, scratch, {}, {}};
         for (const size_t id : step.inputs) placed.inputs.push_back(placeOf(id, round));
         for (const size_t id : step.outputs) placed.outputs.push_back(placeOf(id, round));
-        Made made = kernelsOf(step.node.op).make(placed);
-        infos[i].algorithm = std::move(made.algorithm);
-        scratchBytes = std::max(scratchBytes, made.scratchBytes);
-        launched.push_back({i, {}});
+        Made made = makeOf(find(step.node.op), placed);
         if (!made.writesPads)
           for (size_t k = 0; k < placed.outputs.size(); k++)
             if (const TensorType& type = step.node.outputs[k]; type.pad > 0)
               made.launches.insert(made.launches.begin(), clearPads(type, placed.outputs[k]));
-        for (Launch& launch : made.launches)
-          launched.back().launches.emplace_back(context->function(launch.kernel, launch.sharedBytes),
-                                                std::move(launch));
+        infos[i].algorithm = std::move(made.algorithm);
+        infos[i].scratchBytes += made.scratchBytes;
+        scratchBytes = std::max(scratchBytes, made.scratchBytes);
+        infos[i].launches.insert(infos[i].launches.end(), made.launches.begin(), made.launches.end());
+        launched.push_back({i, {}});
+        for (Launch& launch : made.launches) {
+          const bool hasFunction = context && !launch.call;
+          launched.back().launches.emplace_back(
+              hasFunction ? context->function(launch.kernel, launch.sharedBytes) : nullptr, std::move(launch));
+        }
       }
     first += segment.steps;
   }
   arena.add(scratchBytes);
   arenaBytes = arena.size();
+  if (context) context->add(*this);
+}
+Program::~Program() {
+  if (context) context->remove(*this);
 }
 
 size_t Program::idleBytes() const {
   std::lock_guard lock(mutex);
-  return idle.rooms.size() * arenaBytes + idle.boundaries.size() * boundaryBytes;
+  size_t bytes = idle.rooms.size() * arenaBytes + idle.boundaries.size() * boundaryBytes;
+  for (const Block& output : idle.outputs) bytes += output.size();
+  return bytes;
 }
 
 // The driver may wait for the GPU before it frees memory: that is no work for the caller's thread.
 void Program::trim() {
-  auto old = std::make_shared<Idle>();
-  {
-    std::lock_guard lock(mutex);
-    std::swap(*old, idle);
-  }
   threads::submit(
-      1, [old = std::move(old)](Crew&) {}, threads::Kind::background);
+      1, [old = std::make_shared<Idle>(takeIdle())](Crew&) {}, threads::Kind::background);
+}
+void Program::dropIdle() { takeIdle(); }
+Program::Idle Program::takeIdle() {
+  std::lock_guard lock(mutex);
+  return std::exchange(idle, {});
 }
 
 // Called where runs end, on a thread of the library.
@@ -84,55 +95,86 @@ void Program::dropSurplus() {
     surplus.push_back(std::move(idle.boundaries.back()));
 }
 
-// A run's inputs and outputs, in pinned memory.
-struct Program::PinnedRequest : Request {
+// A run's inputs and outputs: in pinned memory, or on the GPU.
+struct Program::Boundary : Request {
   std::shared_ptr<Program> program;
-  Block memory;
+  Block pinned;
+  Buffers given;  // inputs that are on the GPU, null for others; none where all is in pinned memory
 
-  explicit PinnedRequest(std::shared_ptr<Program> owner) : program(std::move(owner)) {
+  explicit Boundary(std::shared_ptr<Program> owner, Buffers onGpu = {})
+      : program(std::move(owner)), given(std::move(onGpu)) {
+    inputs.resize(program->spec.inputBytes.size());
+    outputs.resize(program->spec.outputBytes.size());
+    if (!given.empty() && std::find(given.begin(), given.end(), nullptr) == given.end()) return;
     {
       std::lock_guard lock(program->mutex);
       auto& boundaries = program->idle.boundaries;
       if (!boundaries.empty()) {
-        memory = std::move(boundaries.back());
+        pinned = std::move(boundaries.back());
         boundaries.pop_back();
       }
     }
-    if (memory.size() == 0) memory = Block(program->context, program->boundaryBytes, Block::Where::pinned);
+    if (pinned.size() == 0) pinned = Block(program->context, program->boundaryBytes, Block::Where::pinned);
     Layout layout;
     const auto place = [&](const std::vector<size_t>& sizes, std::vector<std::span<std::byte>>& spans) {
-      for (const size_t bytes : sizes)
-        spans.emplace_back(reinterpret_cast<std::byte*>(memory.host() + layout.add(bytes)), bytes);
+      for (size_t i = 0; i < sizes.size(); i++)
+        spans[i] = {reinterpret_cast<std::byte*>(pinned.host() + layout.add(sizes[i])), sizes[i]};
     };
     place(program->spec.inputBytes, inputs);
-    place(program->spec.outputBytes, outputs);
+    if (given.empty()) place(program->spec.outputBytes, outputs);
   }
-  ~PinnedRequest() override {
+  ~Boundary() override {
+    if (pinned.size() == 0) return;
     std::lock_guard lock(program->mutex);
-    program->idle.boundaries.push_back(std::move(memory));
+    program->idle.boundaries.push_back(std::move(pinned));
+  }
+};
+
+// An output that stays on the GPU. A later run of its plan gets the memory.
+struct Program::Output : Resident {
+  std::weak_ptr<Program> plan;  // with its weights it is not kept by this
+
+  Output(Block block, std::weak_ptr<Program> plan) : Resident(std::move(block)), plan(std::move(plan)) {}
+  ~Output() override {
+    const auto program = plan.lock();
+    if (!program) return;
+    std::lock_guard lock(program->mutex);
+    auto& outputs = program->idle.outputs;
+    if (outputs.size() < mostIdle * program->outputsAt.size()) outputs.push_back(std::move(block));
   }
 };
 
 std::shared_ptr<Request> Program::prepare() {
-  return std::make_shared<PinnedRequest>(std::static_pointer_cast<Program>(shared_from_this()));
+  gpu.checkPresent();
+  return std::make_shared<Boundary>(std::static_pointer_cast<Program>(shared_from_this()));
+}
+
+std::shared_ptr<Request> Program::prepareOnDevice(Buffers inputs) {
+  if (inputs.size() != inputsAt.size()) fail("plan: ", inputs.size(), " inputs, wanted ", inputsAt.size());
+  for (size_t i = 0; i < inputs.size(); i++) {
+    if (!inputs[i]) continue;
+    const auto* resident = dynamic_cast<const Resident*>(inputs[i].get());
+    if (!resident || resident->block.owner() != context) fail("plan: input ", i, " is on another device");
+    if (resident->bytes() != spec.inputBytes[i])
+      fail("plan: input ", i, " has ", resident->bytes(), " bytes, wanted ", spec.inputBytes[i]);
+  }
+  return std::make_shared<Boundary>(std::static_pointer_cast<Program>(shared_from_this()), std::move(inputs));
 }
 
 class Program::Run : public Queue::Job {
  public:
   Run(std::shared_ptr<Program> program, std::shared_ptr<Request> request, std::function<void()> done)
-      : program(std::move(program)), request(std::move(request)), done(std::move(done)) {}
+      : program(std::move(program)),
+        request(std::static_pointer_cast<Boundary>(std::move(request))),
+        done(std::move(done)) {}
 
   bool begin(bool alone) override {
     attempt([&] {
-      if (request->stop || !takeRoom(alone)) return;
+      if (request->stop || !takeMemory(alone)) return;
       const Context::Use use(*program->context);
-      copy(request->inputs, program->inputsAt, true);
-      if (!request->stepMilliseconds.empty()) mark();
-      for (const Step& step : program->launched) {
-        launch(step);
-        if (!request->stepMilliseconds.empty()) mark();
-      }
-      copy(request->outputs, program->outputsAt, false);
+      for (size_t i = 0; i < program->inputsAt.size(); i++) copyInput(i);
+      compute();
+      for (size_t i = 0; i < program->outputsAt.size(); i++) copyOutput(i);
       begun = true;
     });
     return room || alone || request->stop || !request->error.empty();
@@ -167,41 +209,102 @@ class Program::Run : public Queue::Job {
   void check(CUresult result, const std::string& what) const { driver.check(result, what); }
 
   // False if the GPU has no memory for it as long as others run.
-  bool takeRoom(bool alone) {
+  bool takeMemory(bool alone) {
+    try {
+      takeRoom();
+      if (!request->given.empty()) takeOutputs();
+    } catch (const OutOfMemory&) {
+      if (alone) throw;
+      request->kept.clear();
+      if (room) giveRoom();
+      room.reset();
+    }
+    return room != nullptr;
+  }
+  void takeRoom() {
     {
       std::lock_guard lock(program->mutex);
       auto& rooms = program->idle.rooms;
       if (!rooms.empty()) {
         room = std::move(rooms.back());
         rooms.pop_back();
-        return true;
+        wasUsed = true;
+        return;
       }
     }
     const auto& context = program->context;
-    try {
-      room.reset(new Room{Block(context, program->arenaBytes, Block::Where::device), Stream(context)});
-    } catch (const OutOfMemory&) {
-      if (alone) throw;
+    room.reset(new Room{Block(context, program->arenaBytes, Block::Where::device), Stream(context)});
+    wasUsed = false;
+  }
+  void takeOutputs() {
+    for (const size_t bytes : program->spec.outputBytes) {
+      Block block = idleOutput(bytes);
+      if (block.size() == 0) block = Block(program->context, bytes, Block::Where::device);
+      request->kept.push_back(std::make_shared<Output>(std::move(block), program));
     }
-    return room != nullptr;
+  }
+  Block idleOutput(size_t bytes) {
+    std::lock_guard lock(program->mutex);
+    auto& outputs = program->idle.outputs;
+    const auto found =
+        std::find_if(outputs.begin(), outputs.end(), [&](const Block& block) { return block.size() == bytes; });
+    if (found == outputs.end()) return {};
+    Block block = std::move(*found);
+    outputs.erase(found);
+    return block;
   }
   void giveRoom() {
     std::lock_guard lock(program->mutex);
     if (program->idle.rooms.size() < mostIdle) program->idle.rooms.push_back(std::move(room));
   }
 
-  void copy(const std::vector<std::span<std::byte>>& host, const std::vector<size_t>& places, bool in) {
-    for (size_t i = 0; i < host.size(); i++) {
-      const CUdeviceptr device = room->arena.device() + places[i];
-      check(in ? driver.cuMemcpyHtoDAsync_v2(device, host[i].data(), host[i].size(), room->stream)
-               : driver.cuMemcpyDtoHAsync_v2(host[i].data(), device, host[i].size(), room->stream),
-            in ? "cuda: copy of an input" : "cuda: copy of an output");
-    }
+  void copyInput(size_t i) {
+    const CUdeviceptr to = room->arena.device() + program->inputsAt[i];
+    const std::span<std::byte> host = request->inputs[i];
+    const Buffer* given = request->given.empty() ? nullptr : request->given[i].get();
+    check(given ? driver.cuMemcpyDtoDAsync_v2(to, static_cast<const Resident*>(given)->block.device(), given->bytes(),
+                                              room->stream)
+                : driver.cuMemcpyHtoDAsync_v2(to, host.data(), host.size(), room->stream),
+          "cuda: copy of an input");
+  }
+  void copyOutput(size_t i) {
+    const CUdeviceptr from = room->arena.device() + program->outputsAt[i];
+    const std::span<std::byte> host = request->outputs[i];
+    const Buffer* kept = request->kept.empty() ? nullptr : request->kept[i].get();
+    check(kept ? driver.cuMemcpyDtoDAsync_v2(static_cast<const Resident*>(kept)->block.device(), from, kept->bytes(),
+                                             room->stream)
+               : driver.cuMemcpyDtoHAsync_v2(host.data(), from, host.size(), room->stream),
+          "cuda: copy of an output");
   }
 
+  // The first run in a room is launched step by step: a plan that runs once needs no graph, and the driver loads
+  // kernels at their first launch, which a capture may forbid.
+  void compute() {
+    const bool each = request->stepMilliseconds.size() > 1, together = request->stepMilliseconds.size() == 1;
+    if (together) mark();
+    if (wasUsed && !each && program->spec.cudaGraphs) {
+      auto& graph = room->graph;
+      if (!graph) graph = std::make_unique<Graph>(program->context, room->stream, [this] { launchAll(false); });
+      check(driver.cuGraphLaunch(*graph, room->stream), "cuda: launch of a graph");
+    } else {
+      launchAll(each);
+    }
+    if (together) mark();
+  }
+  void launchAll(bool timed) {
+    if (timed) mark();
+    for (const Step& step : program->launched) {
+      launch(step);
+      if (timed) mark();
+    }
+  }
   void launch(const Step& step) {
     for (const auto& [function, launch] : step.launches) {
       CUdeviceptr arena = room->arena.device();
+      if (launch.call) {
+        launch.call(arena, room->stream);
+        continue;
+      }
       void* parameters[] = {const_cast<char*>(launch.arguments.data()), &arena};
       check(driver.cuLaunchKernel(function, launch.blocks, 1, 1, launch.threads, 1, 1,
                                   static_cast<unsigned>(launch.sharedBytes), room->stream, parameters, nullptr),
@@ -218,15 +321,16 @@ class Program::Run : public Queue::Job {
     for (size_t i = 1; i < events.size(); i++) {
       float milliseconds = 0;
       check(driver.cuEventElapsedTime(&milliseconds, events[i - 1], events[i]), "cuda: time of a step");
-      request->stepMilliseconds[program->launched[i - 1].index] += milliseconds;
+      request->stepMilliseconds[events.size() > 2 ? program->launched[i - 1].index : 0] += milliseconds;
     }
   }
 
   const Driver& driver = Driver::get();
   const std::shared_ptr<Program> program;
-  std::shared_ptr<Request> request;
+  std::shared_ptr<Boundary> request;
   const std::function<void()> done;
   std::unique_ptr<Room> room;
+  bool wasUsed = false;  // the room, by a run before
   std::deque<Event> events;
   bool begun = false;
 };

@@ -61,10 +61,16 @@ OCTCONV_DEVICE int64_t elementAt(const TensorArgs& tensor, const Pixel& p, int c
 
 namespace octconv::cuda {
 
-inline int intOf(int64_t x, const char* what) {
-  if (x > INT32_MAX) fail("cuda: ", x, ' ', what, ", wanted at most ", INT32_MAX);
+// Of what a kernel takes; who knows the step names it.
+struct TooLarge : Error {
+  using Error::Error;
+};
+inline int atMost(int64_t most, int64_t x, const char* what) {
+  if (x > most)
+    throw TooLarge(std::to_string(x) + " " + what + " are too many for cuda, wanted at most " + std::to_string(most));
   return static_cast<int>(x);
 }
+inline int intOf(int64_t x, const char* what) { return atMost(INT32_MAX, x, what); }
 
 inline Extent extentOf(const Size3& size) {
   return {intOf(size.t, "frames"), intOf(size.h, "rows"), intOf(size.w, "columns")};
@@ -73,10 +79,8 @@ inline Extent extentOf(const Size3& size) {
 inline TensorArgs tensorOf(const TensorType& type, int64_t at) {
   const Shape& s = type.shape;
   intOf(s.pixels(), "pixels");
-  for (const int64_t size : {s.h, s.w})
-    if (size > UINT16_MAX) fail("cuda: a value ", s, ", wanted height and width of at most ", UINT16_MAX);
   return {at,
-          {static_cast<int>(s.t), static_cast<int>(s.h), static_cast<int>(s.w)},
+          {static_cast<int>(s.t), atMost(UINT16_MAX, s.h, "rows"), atMost(UINT16_MAX, s.w, "columns")},
           intOf(s.c, "channels"),
           static_cast<int>(type.pad),
           intOf(type.pitch(), "elements from pixel to pixel"),

@@ -54,7 +54,8 @@ OCTCONV_DEVICE float windowAt(const PoolArgs& a, const char* arena, const Pixel&
 
 }  // namespace
 
-OCTCONV_KERNEL void __launch_bounds__(itemThreads) pool(const __grid_constant__ PoolArgs a, char* arena) {
+// With 8 blocks wanted nvcc takes more registers; left to itself it keeps some values in local memory.
+OCTCONV_KERNEL void __launch_bounds__(itemThreads, 8) pool(const __grid_constant__ PoolArgs a, char* arena) {
   const int64_t item = itemIndex();
   const auto pixel = static_cast<unsigned>(item / a.y.channels);
   const int channel = static_cast<int>(item % a.y.channels);

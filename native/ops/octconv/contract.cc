@@ -17,7 +17,8 @@
 // second term, a pre-activation block stores y and clamp(batchNorm(y)).
 //
 // attrs.branches: list of { terms, gated?, residual?, stores, compute?, hints? }
-//   terms:   list of { sources, bias?, batchNorm?, eps? }; empty if there is `gated`
+//   terms:   list of { sources, bias?, batchNorm?, eps?, scaleOnly? }; empty if there is `gated`. scaleOnly: the factor
+//            of batchNorm without its shift, for parts of one normalized sum that different steps compute; no bias
 //   sources: list of { input, weight, kernel, stride?, padding?, dilation?, groups?, pool?, upsample?, prologue?,
 //            scale?, zero? }
 //   gated:   { input, gate }
@@ -134,7 +135,8 @@ static Branch branchOf(const Attr& b) {
     branch.gated = {indexOf(b["gated"]["input"]), indexOf(b["gated"]["gate"])};
   }
   for (const Attr& t : b["terms"].list()) {
-    Term term{{}, textOf(t, "bias"), textOf(t, "batchNorm"), t.number("eps", 1e-5)};
+    Term term{{}, textOf(t, "bias"), textOf(t, "batchNorm"), t.number("eps", 1e-5), t.flag("scaleOnly")};
+    if (term.scaleOnly && !term.bias.empty()) fail("octConv: a term with a bias and a scale alone");
     for (const Attr& s : t["sources"].list()) term.sources.push_back(sourceOf(s));
     if (term.sources.empty()) fail("octConv: a term has no sources");
     branch.terms.push_back(std::move(term));
@@ -257,6 +259,7 @@ std::string formatOf(const Attr& attrs) {
   for (const Term& term : branch.terms) {
     out << " term " << term.bias;
     norm(term.batchNorm, term.eps);
+    if (term.scaleOnly) out << " scale";
     for (const Source& s : term.sources) {
       out << " source " << s.weight << ' ' << s.upsample << ' ' << s.scale << ' ' << s.zero << ' ';
       write(out, s.kernel);
@@ -319,7 +322,9 @@ static Affine normalized(const std::string& role, double eps, const std::vector<
 
 Affine affineOf(const Term& term, const Params& params, int64_t channels) {
   const auto bias = term.bias.empty() ? std::vector<float>() : vectorOf(params, term.bias, channels);
-  return normalized(term.batchNorm, term.eps, bias, params, channels);
+  Affine affine = normalized(term.batchNorm, term.eps, bias, params, channels);
+  if (term.scaleOnly) std::fill(affine.shift.begin(), affine.shift.end(), 0);
+  return affine;
 }
 
 Affine affineOf(const Activation& activation, const Params& params) {

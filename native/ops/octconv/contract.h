@@ -36,6 +36,7 @@ struct Term {
   std::vector<Source> sources;
   std::string bias, batchNorm;
   double eps;
+  bool scaleOnly;  // of batchNorm: another term of the same sum has its shift
 };
 
 struct Store {

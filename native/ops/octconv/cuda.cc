@@ -396,6 +396,22 @@ Launch plainLaunch(const PlacedNode& placed, const Branch& branch, const BranchA
   return launchItems("octConvPlain", args.phased ? halved(y).elements() : y.elements(), plain);
 }
 
+// Adds what the blocks of a branch multiply and copy.
+void count(const BranchArgs& branch, Compute compute, LaunchInfo& launch) {
+  const Tile& tile = tiles[branch.tile];
+  std::string about = std::to_string(4 * tile.lows) + "x" + std::to_string(tile.columns);
+  if (branch.splits > 1) about += "/" + std::to_string(branch.splits);
+  if (launch.tile.empty()) launch.tile = about;
+  if (launch.tile != about) launch.tile += "+" + about;
+  for (int i = 0; i < branch.sources; i++) {
+    const SourceArgs& s = branch.source[i];
+    const int64_t steps = product(branch.blocks / branch.splits, s.kernel.t, s.kernel.h, s.kernel.w, s.chunks);
+    const int64_t rows = s.upsample ? tile.lows : 4 * tile.lows;
+    launch.multiplyAdds += product(steps, rows, tile.columns, chunkBytes / bytesOf(compute));
+    launch.operandBytes += product(steps, rows + tile.columns, chunkBytes);
+  }
+}
+
 Made make(const PlacedNode& placed) {
   const std::vector<Branch> branches = branchesOf(placed.node.attrs);
   if (branches.size() > mostBranches) fail("octConv: no kernel for ", branches.size(), " branches on cuda");
@@ -424,20 +440,17 @@ Made make(const PlacedNode& placed) {
     spread(making, some);
     bool large = false;
     int shared = 0, blocks = 0, sumBlocks = 0;
-    std::string about;
     for (const BranchArgs& branch : some) {
       const Tile& tile = tiles[branch.tile];
       large = large || branch.tile == largestTile;
       shared = std::max(shared, sharedBytes(tile));
       blocks = intOf(int64_t{blocks} + branch.blocks, "blocks"), sumBlocks += branch.sumBlocks;
-      about += (about.empty() ? " " : ", ") + std::to_string(branch.blocks / branch.splits) + " x " +
-               std::to_string(branch.splits) + " tiles of " + std::to_string(4 * tile.lows) + " x " +
-               std::to_string(tile.columns);
     }
     const std::string kernel =
         std::string(compute == Compute::bf16 ? "octConvBf16" : "octConvTf32") + (large ? "Large" : "");
-    made.algorithm += (made.algorithm.empty() ? "" : " and ") + kernel + about;
+    made.algorithm += (made.algorithm.empty() ? "" : " and ") + kernel + ", " + std::to_string(blocks) + " blocks";
     made.launches.push_back(launchOf(kernel, static_cast<unsigned>(blocks), blockThreads, shared, args));
+    for (const BranchArgs& branch : some) count(branch, compute, made.launches.back());
     if (sumBlocks > 0)
       made.launches.push_back(launchOf("octConvSums", static_cast<unsigned>(sumBlocks), blockThreads, shared, args));
   }

@@ -6,23 +6,29 @@
 // - Device memory is NaN when it is fresh. The host cannot touch it: that is a SIGSEGV.
 // - A copy from or to host memory that is not pinned is an error, because it would wait.
 // - There is no default stream.
-// It writes to stderr why it refuses a call that the driver would take, and what a kernel throws.
+// - A capture takes launches of kernels and work of cuDNN alone. In its thread, what the driver forbids there is an
+// error and ends it. It writes to stderr why it refuses a call that the driver would take, and what a kernel throws.
 //
 // Environment:
 //   OCTCONV_STAND_IN_DEVICES     number of devices (1)
 //   OCTCONV_STAND_IN_CAPABILITY  their compute capability (9.0)
 //   OCTCONV_STAND_IN_MEMORY      bytes of each (2^30)
 //   OCTCONV_STAND_IN_VERSION     of the driver (13000)
-//   OCTCONV_STAND_IN_SEED        of what happens in any order (0)
+//   OCTCONV_STAND_IN_SEED        of what happens in any order (0). Kernels make their copies at any time if it is a
+//                                multiple of 4; otherwise always as late as allowed (1), at once (2), in between (3)
 //   OCTCONV_STAND_IN_FAIL        `n:e`: the n-th of all calls, the first is 1, fails with error e. A call that gives
 //                                something back does so nevertheless. An error that leaves a context unusable does so.
 //                                A process may change it, and counts calls from then on.
 //   OCTCONV_STAND_IN_REPORT      file that is written when the process ends, and by the first call after
 //                                OCTCONV_STAND_IN_FAIL was changed: {"calls": their number, "failed": name of the call
-//                                that was made to fail, "launches": their number, "errors": what stderr was told,
-//                                "contexts", "modules", "streams", "events", "allocations", "pinned": how many nobody
-//                                gave back, even if their context has ended}
-// standInLive() is the sum of the last six.
+//                                that was made to fail, "launches": their number, with those of graphs,
+//                                "graphLaunches": of whole graphs, "spins": waits in a context whose flags let a
+//                                thread spin, "bytesToDevice", "bytesToHost": that were copied,
+//                                "errors": what stderr was told, "live": {"contexts", "modules", "streams", "events",
+//                                "graphs", "executables", "allocations", "pinned", "cudnn": how many nobody gave back,
+//                                even if their context has ended}}
+// standInLive() is the sum of `live`. The stand-in for cuDNN (cudnn.cc) is a part of this one: its calls are counted
+// and fail, its work is done or captured and what it holds is reported here.
 #include "cuda/driver.h"
 
 #include <sys/mman.h>
@@ -43,6 +49,7 @@
 #include <random>
 #include <set>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -63,33 +70,42 @@ extern "C" {
 #define OCTCONV_DECLARE(name, ...) [[gnu::visibility("default")]] CUresult name(__VA_ARGS__);
 OCTCONV_CUDA_DRIVER(OCTCONV_DECLARE)
 [[gnu::visibility("default")]] int standInLive();
+[[gnu::visibility("default")]] CUresult standInCall(const char* name, bool needsContext, bool givesBack);
+[[gnu::visibility("default")]] void standInHold(int more);
+[[gnu::visibility("default")]] bool standInWork(CUstream stream, std::function<void()> work);
 }
 #define OCTCONV_ADDRESS(name, ...) reinterpret_cast<void*>(name),
 [[gnu::used]] static void* const defined[] = {OCTCONV_CUDA_DRIVER(OCTCONV_ADDRESS)};
 
 // X(name, code, text)
-#define OCTCONV_ERRORS(X)                                                                          \
-  X(CUDA_SUCCESS, 0, "no error")                                                                   \
-  X(CUDA_ERROR_INVALID_VALUE, 1, "invalid argument")                                               \
-  X(CUDA_ERROR_OUT_OF_MEMORY, 2, "out of memory")                                                  \
-  X(CUDA_ERROR_NOT_INITIALIZED, 3, "initialization error")                                         \
-  X(CUDA_ERROR_DEINITIALIZED, 4, "driver shutting down")                                           \
-  X(CUDA_ERROR_NO_DEVICE, 100, "no CUDA-capable device is detected")                               \
-  X(CUDA_ERROR_INVALID_DEVICE, 101, "invalid device ordinal")                                      \
-  X(CUDA_ERROR_INVALID_IMAGE, 200, "device kernel image is invalid")                               \
-  X(CUDA_ERROR_INVALID_CONTEXT, 201, "invalid device context")                                     \
-  X(CUDA_ERROR_NO_BINARY_FOR_GPU, 209, "no kernel image is available for execution on the device") \
-  X(CUDA_ERROR_ECC_UNCORRECTABLE, 214, "uncorrectable ECC error encountered")                      \
-  X(CUDA_ERROR_INVALID_HANDLE, 400, "invalid resource handle")                                     \
-  X(CUDA_ERROR_NOT_FOUND, 500, "named symbol not found")                                           \
-  X(CUDA_ERROR_NOT_READY, 600, "device not ready")                                                 \
-  X(CUDA_ERROR_ILLEGAL_ADDRESS, 700, "an illegal memory access was encountered")                   \
-  X(CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES, 701, "too many resources requested for launch")            \
-  X(CUDA_ERROR_LAUNCH_TIMEOUT, 702, "the launch timed out and was terminated")                     \
-  X(CUDA_ERROR_CONTEXT_IS_DESTROYED, 709, "context is destroyed")                                  \
-  X(CUDA_ERROR_ILLEGAL_INSTRUCTION, 715, "an illegal instruction was encountered")                 \
-  X(CUDA_ERROR_MISALIGNED_ADDRESS, 716, "misaligned address")                                      \
-  X(CUDA_ERROR_LAUNCH_FAILED, 719, "unspecified launch failure")                                   \
+#define OCTCONV_ERRORS(X)                                                                                  \
+  X(CUDA_SUCCESS, 0, "no error")                                                                           \
+  X(CUDA_ERROR_INVALID_VALUE, 1, "invalid argument")                                                       \
+  X(CUDA_ERROR_OUT_OF_MEMORY, 2, "out of memory")                                                          \
+  X(CUDA_ERROR_NOT_INITIALIZED, 3, "initialization error")                                                 \
+  X(CUDA_ERROR_DEINITIALIZED, 4, "driver shutting down")                                                   \
+  X(CUDA_ERROR_NO_DEVICE, 100, "no CUDA-capable device is detected")                                       \
+  X(CUDA_ERROR_INVALID_DEVICE, 101, "invalid device ordinal")                                              \
+  X(CUDA_ERROR_INVALID_IMAGE, 200, "device kernel image is invalid")                                       \
+  X(CUDA_ERROR_INVALID_CONTEXT, 201, "invalid device context")                                             \
+  X(CUDA_ERROR_NO_BINARY_FOR_GPU, 209, "no kernel image is available for execution on the device")         \
+  X(CUDA_ERROR_ECC_UNCORRECTABLE, 214, "uncorrectable ECC error encountered")                              \
+  X(CUDA_ERROR_INVALID_HANDLE, 400, "invalid resource handle")                                             \
+  X(CUDA_ERROR_ILLEGAL_STATE, 401, "the operation cannot be performed in the present state")               \
+  X(CUDA_ERROR_NOT_FOUND, 500, "named symbol not found")                                                   \
+  X(CUDA_ERROR_NOT_READY, 600, "device not ready")                                                         \
+  X(CUDA_ERROR_ILLEGAL_ADDRESS, 700, "an illegal memory access was encountered")                           \
+  X(CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES, 701, "too many resources requested for launch")                    \
+  X(CUDA_ERROR_LAUNCH_TIMEOUT, 702, "the launch timed out and was terminated")                             \
+  X(CUDA_ERROR_PRIMARY_CONTEXT_ACTIVE, 708, "primary context active")                                      \
+  X(CUDA_ERROR_CONTEXT_IS_DESTROYED, 709, "context is destroyed")                                          \
+  X(CUDA_ERROR_ILLEGAL_INSTRUCTION, 715, "an illegal instruction was encountered")                         \
+  X(CUDA_ERROR_MISALIGNED_ADDRESS, 716, "misaligned address")                                              \
+  X(CUDA_ERROR_LAUNCH_FAILED, 719, "unspecified launch failure")                                           \
+  X(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, 900, "operation not permitted when stream is capturing")        \
+  X(CUDA_ERROR_STREAM_CAPTURE_INVALIDATED, 901, "operation failed due to a previous error during capture") \
+  X(CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD, 908,                                                           \
+    "attempt to terminate a thread-local capture sequence from another thread")                            \
   X(CUDA_ERROR_UNKNOWN, 999, "unknown error")
 #define OCTCONV_CODE(name, code, text) constexpr CUresult name = code;
 OCTCONV_ERRORS(OCTCONV_CODE)
@@ -99,10 +115,13 @@ using Function = CUfunc_st;
 using Module = CUmod_st;
 using Stream = CUstream_st;
 using Event = CUevent_st;
+using Graph = CUgraph_st;
+using Executable = CUgraphExec_st;
 
 struct CUctx_st {
   int device;
   int references = 0;
+  unsigned flags = 0;
   CUresult error = CUDA_SUCCESS;  // left behind by a kernel, the answer to every call
 };
 struct CUfunc_st {
@@ -114,9 +133,24 @@ struct CUmod_st {
   Context* context;
   std::map<std::string, Function> functions;
 };
+struct CUgraph_st {
+  Context* context;
+  using Node = std::function<void(uint64_t seed)>;
+  std::vector<Node> nodes;  // in order
+};
+struct CUgraphExec_st {
+  Context* context;
+  std::vector<Graph::Node> nodes;
+};
 struct CUstream_st {
   Context* context;
-  std::deque<std::function<void()>> work;
+  std::deque<std::function<void()>> work = {};
+  struct Capture {
+    std::vector<Graph::Node> nodes;
+    std::thread::id thread;
+    bool valid = true;
+  };
+  std::unique_ptr<Capture> capture = nullptr;
 };
 struct CUevent_st {
   Context* context;
@@ -175,6 +209,7 @@ struct StandIn {
   std::deque<Context> contexts;   // a device gets a new one when the old one has ended
   int capability = 0;             // 75 is 7.5
   size_t memory = 0;
+  uint64_t seed;
   std::mt19937_64 random;
   std::string failSetting;
   int64_t failingCall = 0;
@@ -182,12 +217,16 @@ struct StandIn {
   std::string report, failed, errors;
 
   bool initialized = false, ended = false;
-  int64_t calls = 0, launches = 0;
+  int64_t calls = 0, launches = 0, graphLaunches = 0, spins = 0;
+  size_t bytesToDevice = 0, bytesToHost = 0;
+  size_t ofCudnn = 0;  // handles and descriptors
   std::map<const char*, Allocation> allocations;
   std::map<const char*, Pinned> pinned;
   std::set<Module*> modules;
   std::set<Stream*> streams;
   std::set<Event*> events;
+  std::set<Graph*> graphs;
+  std::set<Executable*> executables;
 
   Stream* running = nullptr;  // whose work is being done, without the mutex
   int waiting = 0;            // threads in finish()
@@ -198,7 +237,8 @@ struct StandIn {
     std::sscanf(textSetting("OCTCONV_STAND_IN_CAPABILITY", "9.0").c_str(), "%d.%d", &major, &minor);
     capability = major * 10 + minor;
     memory = static_cast<size_t>(setting("OCTCONV_STAND_IN_MEMORY", int64_t{1} << 30));
-    random.seed(static_cast<uint64_t>(setting("OCTCONV_STAND_IN_SEED", 0)));
+    seed = static_cast<uint64_t>(setting("OCTCONV_STAND_IN_SEED", 0));
+    random.seed(seed);
     report = textSetting("OCTCONV_STAND_IN_REPORT", "");
     readFailure();
   }
@@ -214,6 +254,11 @@ struct StandIn {
     contexts.push_back({device});
     return &contexts.back();
   }
+  // See run() in emulator.h.
+  uint64_t seedOfLaunch() {
+    const uint64_t any = random();
+    return seed % 4 == 0 ? any : any - any % 3 + seed % 4 - 1;
+  }
   size_t below(size_t n) { return std::uniform_int_distribution<size_t>(0, n - 1)(random); }
 
   CUresult refuse(CUresult error, const std::string& why) {
@@ -228,8 +273,11 @@ struct StandIn {
             {"modules", modules.size()},
             {"streams", streams.size()},
             {"events", events.size()},
+            {"graphs", graphs.size()},
+            {"executables", executables.size()},
             {"allocations", allocations.size()},
-            {"pinned", pinned.size()}};
+            {"pinned", pinned.size()},
+            {"cudnn", ofCudnn}};
   }
 };
 
@@ -247,9 +295,12 @@ void writeReport() {
   };
   std::ofstream file(standIn.report);
   file << "{\"calls\": " << standIn.calls << ", \"failed\": " << quoted(standIn.failed)
-       << ", \"launches\": " << standIn.launches << ", \"errors\": " << quoted(standIn.errors);
-  for (const auto& [name, count] : standIn.live()) file << ", \"" << name << "\": " << count;
-  file << "}\n";
+       << ", \"launches\": " << standIn.launches << ", \"graphLaunches\": " << standIn.graphLaunches
+       << ", \"spins\": " << standIn.spins << ", \"bytesToDevice\": " << standIn.bytesToDevice
+       << ", \"bytesToHost\": " << standIn.bytesToHost << ", \"errors\": " << quoted(standIn.errors) << ", \"live\": {";
+  const char* comma = "";
+  for (const auto& [name, count] : standIn.live()) file << std::exchange(comma, ", ") << '"' << name << "\": " << count;
+  file << "}}\n";
 }
 
 struct AtExit {
@@ -264,6 +315,19 @@ bool isLasting(CUresult error) {
   return error == CUDA_ERROR_ECC_UNCORRECTABLE || error == CUDA_ERROR_ILLEGAL_ADDRESS ||
          error == CUDA_ERROR_LAUNCH_TIMEOUT ||
          (error >= CUDA_ERROR_ILLEGAL_INSTRUCTION && error <= CUDA_ERROR_LAUNCH_FAILED);
+}
+
+// What the driver forbids in a thread that captures ends its captures.
+bool endsCaptures(const std::string& call) {
+  static const std::set<std::string> forbidden = {"cuMemAlloc_v2",      "cuMemFree_v2",     "cuMemHostAlloc",
+                                                  "cuMemFreeHost",      "cuModuleLoadData", "cuModuleUnload",
+                                                  "cuStreamSynchronize"};
+  if (forbidden.count(call) == 0) return false;
+  bool any = false;
+  for (Stream* const stream : standIn.streams)
+    if (stream->capture && stream->capture->thread == std::this_thread::get_id())
+      any = true, stream->capture->valid = false;
+  return any;
 }
 
 // What a call needs to have been done before.
@@ -291,7 +355,7 @@ CUresult call(const char* name, Needs needs, const Body& body, bool givesBack = 
     if (current->references == 0) return CUDA_ERROR_CONTEXT_IS_DESTROYED;
     if (current->error && !givesBack) return current->error;
   }
-  const CUresult result = body(lock);
+  const CUresult result = endsCaptures(name) ? CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED : body(lock);
   if (result || error) return result ? result : error;
   return needs == Needs::context ? current->error : CUDA_SUCCESS;
 }
@@ -361,6 +425,18 @@ bool isKnown(const std::set<Object*>& objects, Object* object) {
   return objects.count(object) > 0 && object->context == current;
 }
 
+// What computes, done at once or as a part of a graph.
+void launchNode(const Graph::Node& node, Stream* stream) {
+  standIn.launches++;
+  stream->work.push_back([node, seed = standIn.seedOfLaunch()] { node(seed); });
+}
+void giveNode(Graph::Node node, Stream* stream) {
+  if (stream->capture)
+    stream->capture->nodes.push_back(std::move(node));
+  else
+    launchNode(node, stream);
+}
+
 // A copy, or a setting, of `bytes` from `device` on; `host` is null if there is no host side.
 CUresult transfer(const char* name, CUdeviceptr device, const void* host, size_t bytes, CUstream stream,
                   std::function<void()> work) {
@@ -369,6 +445,9 @@ CUresult transfer(const char* name, CUdeviceptr device, const void* host, size_t
     return standIn.refuse(CUDA_ERROR_INVALID_VALUE, std::string(name) + ": not within device memory");
   if (host && !isWithin(standIn.pinned, static_cast<const char*>(host), bytes))
     return standIn.refuse(CUDA_ERROR_INVALID_VALUE, std::string(name) + ": not within pinned memory of the host");
+  if (stream->capture)
+    return standIn.refuse(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,
+                          std::string(name) + ": only launches are captured here");
   stream->work.push_back(std::move(work));
   return CUDA_SUCCESS;
 }
@@ -391,6 +470,24 @@ int standInLive() {
   size_t sum = 0;
   for (const auto& [name, count] : standIn.live()) sum += count;
   return static_cast<int>(sum);
+}
+
+// A call of cuDNN.
+CUresult standInCall(const char* name, bool needsContext, bool givesBack) {
+  return call(
+      name, needsContext ? Needs::context : Needs::nothing, [](auto&) { return CUDA_SUCCESS; }, givesBack);
+}
+// Handles and descriptors of cuDNN: so many more, or less.
+void standInHold(int more) {
+  const std::lock_guard lock(standIn.mutex);
+  standIn.ofCudnn += static_cast<size_t>(more);
+}
+// Work of cuDNN, which a capture takes; false if there is no such stream.
+bool standInWork(CUstream stream, std::function<void()> work) {
+  const std::lock_guard lock(standIn.mutex);
+  if (!isKnown(standIn.streams, stream)) return false;
+  giveNode([work = std::move(work)](uint64_t) { work(); }, stream);
+  return true;
 }
 
 CUresult cuInit(unsigned flags) {
@@ -451,6 +548,14 @@ CUresult cuDeviceGetName(char* name, int length, CUdevice device) {
     return CUDA_SUCCESS;
   });
 }
+CUresult cuDeviceGetPCIBusId(char* bus, int length, CUdevice device) {
+  return call("cuDeviceGetPCIBusId", Needs::init, [&](auto&) {
+    if (!bus || length < 13) return CUDA_ERROR_INVALID_VALUE;
+    if (!isDevice(device)) return CUDA_ERROR_INVALID_DEVICE;
+    std::snprintf(bus, static_cast<size_t>(length), "0000:%02X:00.0", static_cast<unsigned>(device));
+    return CUDA_SUCCESS;
+  });
+}
 CUresult cuDeviceTotalMem_v2(size_t* bytes, CUdevice device) {
   return call("cuDeviceTotalMem_v2", Needs::init, [&](auto&) {
     if (!bytes) return CUDA_ERROR_INVALID_VALUE;
@@ -488,13 +593,23 @@ CUresult cuDevicePrimaryCtxRetain(CUcontext* context, CUdevice device) {
     return CUDA_SUCCESS;
   });
 }
+CUresult cuDevicePrimaryCtxSetFlags_v2(CUdevice device, unsigned flags) {
+  return call("cuDevicePrimaryCtxSetFlags_v2", Needs::init, [&](auto&) {
+    if (!isDevice(device)) return CUDA_ERROR_INVALID_DEVICE;
+    if (flags & ~waitsAsleep) return CUDA_ERROR_INVALID_VALUE;
+    Context* const context = standIn.devices[static_cast<size_t>(device)];
+    if (context->references > 0) return CUDA_ERROR_PRIMARY_CONTEXT_ACTIVE;
+    context->flags = flags;
+    return CUDA_SUCCESS;
+  });
+}
 CUresult cuDevicePrimaryCtxRelease_v2(CUdevice device) {
   return release("cuDevicePrimaryCtxRelease_v2", Needs::init, [&](auto& lock) {
     if (!isDevice(device)) return CUDA_ERROR_INVALID_DEVICE;
     Context*& context = standIn.devices[static_cast<size_t>(device)];
     if (context->references == 0) return CUDA_ERROR_INVALID_CONTEXT;
     if (context->references == 1) finishContext(lock, context);
-    if (--context->references == 0) context = standIn.newContext(device);
+    if (--context->references == 0) context = standIn.newContext(device);  // flags are set anew too
     return CUDA_SUCCESS;
   });
 }
@@ -618,13 +733,23 @@ CUresult cuMemFreeHost(void* pointer) {
 CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr to, const void* from, size_t bytes, CUstream stream) {
   return call("cuMemcpyHtoDAsync_v2", Needs::context, [&](auto&) {
     if (!from) return CUDA_ERROR_INVALID_VALUE;
+    standIn.bytesToDevice += bytes;
     return transfer("cuMemcpyHtoDAsync_v2", to, from, bytes, stream, [=] { memcpy(hostView(to), from, bytes); });
   });
 }
 CUresult cuMemcpyDtoHAsync_v2(void* to, CUdeviceptr from, size_t bytes, CUstream stream) {
   return call("cuMemcpyDtoHAsync_v2", Needs::context, [&](auto&) {
     if (!to) return CUDA_ERROR_INVALID_VALUE;
+    standIn.bytesToHost += bytes;
     return transfer("cuMemcpyDtoHAsync_v2", from, to, bytes, stream, [=] { memcpy(to, hostView(from), bytes); });
+  });
+}
+CUresult cuMemcpyDtoDAsync_v2(CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstream stream) {
+  return call("cuMemcpyDtoDAsync_v2", Needs::context, [&](auto&) {
+    if (!isWithin(standIn.allocations, hostView(from), bytes))
+      return standIn.refuse(CUDA_ERROR_INVALID_VALUE, "cuMemcpyDtoDAsync_v2: not within device memory");
+    return transfer("cuMemcpyDtoDAsync_v2", to, nullptr, bytes, stream,
+                    [=] { memcpy(hostView(to), hostView(from), bytes); });
   });
 }
 CUresult cuMemsetD8Async(CUdeviceptr to, unsigned char value, size_t bytes, CUstream stream) {
@@ -636,7 +761,7 @@ CUresult cuMemsetD8Async(CUdeviceptr to, unsigned char value, size_t bytes, CUst
 CUresult cuStreamCreate(CUstream* stream, unsigned flags) {
   return call("cuStreamCreate", Needs::context, [&](auto&) {
     if (!stream || flags > nonBlockingStream) return CUDA_ERROR_INVALID_VALUE;
-    *stream = new Stream{current, {}};
+    *stream = new Stream{current};
     standIn.streams.insert(*stream);
     return CUDA_SUCCESS;
   });
@@ -653,6 +778,7 @@ CUresult cuStreamDestroy_v2(CUstream stream) {
 CUresult cuStreamSynchronize(CUstream stream) {
   return call("cuStreamSynchronize", Needs::context, [&](auto& lock) {
     if (!isKnown(standIn.streams, stream)) return CUDA_ERROR_INVALID_HANDLE;
+    if (!(current->flags & waitsAsleep)) standIn.spins++;
     finish(lock, [&](const Stream& other) { return &other == stream; });
     return CUDA_SUCCESS;
   });
@@ -672,10 +798,8 @@ CUresult cuLaunchKernel(CUfunction function, unsigned gridX, unsigned gridY, uns
     if (sharedBytes > function->mostSharedBytes) return CUDA_ERROR_INVALID_VALUE;
     if (kernel.arguments > 0 && (!arguments || std::count(arguments, arguments + kernel.arguments, nullptr) > 0))
       return CUDA_ERROR_INVALID_VALUE;
-    standIn.launches++;
-    stream->work.push_back(
-        [body = kernel.bind(arguments), seed = standIn.random(),
-         launch = Launch{static_cast<int>(gridX), static_cast<int>(blockX), sharedBytes}] { run(body, launch, seed); });
+    const Launch launch = {static_cast<int>(gridX), static_cast<int>(blockX), sharedBytes};
+    giveNode([bound = kernel.bind(arguments), launch](uint64_t seed) { run(bound, launch, seed); }, stream);
     return CUDA_SUCCESS;
   });
 }
@@ -700,6 +824,8 @@ CUresult cuEventDestroy_v2(CUevent event) {
 CUresult cuEventRecord(CUevent event, CUstream stream) {
   return call("cuEventRecord", Needs::context, [&](auto&) {
     if (!isKnown(standIn.events, event) || !isKnown(standIn.streams, stream)) return CUDA_ERROR_INVALID_HANDLE;
+    if (stream->capture)
+      return standIn.refuse(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, "cuEventRecord: only launches are captured here");
     event->state->recorded = true;
     event->state->waiting++;
     stream->work.push_back([state = event->state] {
@@ -717,6 +843,67 @@ CUresult cuEventElapsedTime(float* milliseconds, CUevent begin, CUevent end) {
       if (!isKnown(standIn.events, event) || !event->timed || !event->state->recorded) return CUDA_ERROR_INVALID_HANDLE;
     if (begin->state->waiting + end->state->waiting > 0) return CUDA_ERROR_NOT_READY;
     *milliseconds = std::chrono::duration<float, std::milli>(end->state->time - begin->state->time).count();
+    return CUDA_SUCCESS;
+  });
+}
+
+CUresult cuStreamBeginCapture_v2(CUstream stream, int mode) {
+  return call("cuStreamBeginCapture_v2", Needs::context, [&](auto&) {
+    if (!isKnown(standIn.streams, stream)) return CUDA_ERROR_INVALID_HANDLE;
+    if (mode != threadLocalCapture)
+      return standIn.refuse(CUDA_ERROR_INVALID_VALUE, "cuStreamBeginCapture_v2: this mode is not known here");
+    if (stream->capture) return CUDA_ERROR_ILLEGAL_STATE;
+    stream->capture.reset(new Stream::Capture{{}, std::this_thread::get_id()});
+    return CUDA_SUCCESS;
+  });
+}
+CUresult cuStreamEndCapture(CUstream stream, CUgraph* graph) {
+  return release("cuStreamEndCapture", Needs::context, [&](auto&) {
+    if (!isKnown(standIn.streams, stream)) return CUDA_ERROR_INVALID_HANDLE;
+    if (!graph) return CUDA_ERROR_INVALID_VALUE;
+    *graph = nullptr;
+    if (!stream->capture) return CUDA_ERROR_ILLEGAL_STATE;
+    if (stream->capture->thread != std::this_thread::get_id()) return CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD;
+    const auto capture = std::move(stream->capture);
+    if (!capture->valid) return CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
+    *graph = new Graph{current, std::move(capture->nodes)};
+    standIn.graphs.insert(*graph);
+    return CUDA_SUCCESS;
+  });
+}
+CUresult cuGraphInstantiateWithFlags(CUgraphExec* executable, CUgraph graph, unsigned long long flags) {
+  return call("cuGraphInstantiateWithFlags", Needs::context, [&](auto&) {
+    if (!executable || !isKnown(standIn.graphs, graph)) return CUDA_ERROR_INVALID_VALUE;
+    if (flags) return standIn.refuse(CUDA_ERROR_INVALID_VALUE, "cuGraphInstantiateWithFlags: no flags are known here");
+    *executable = new Executable{current, graph->nodes};
+    standIn.executables.insert(*executable);
+    return CUDA_SUCCESS;
+  });
+}
+CUresult cuGraphLaunch(CUgraphExec executable, CUstream stream) {
+  return call("cuGraphLaunch", Needs::context, [&](auto&) {
+    if (!isKnown(standIn.executables, executable) || !isKnown(standIn.streams, stream))
+      return CUDA_ERROR_INVALID_HANDLE;
+    if (stream->capture)
+      return standIn.refuse(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, "cuGraphLaunch: only launches are captured here");
+    standIn.graphLaunches++;
+    for (const Graph::Node& node : executable->nodes) launchNode(node, stream);
+    return CUDA_SUCCESS;
+  });
+}
+CUresult cuGraphExecDestroy(CUgraphExec executable) {
+  return release("cuGraphExecDestroy", Needs::context, [&](auto&) {
+    if (!isKnown(standIn.executables, executable)) return CUDA_ERROR_INVALID_HANDLE;
+    standIn.executables.erase(executable);
+    delete executable;
+    return CUDA_SUCCESS;
+  });
+}
+CUresult cuGraphDestroy(CUgraph graph) {
+  return release("cuGraphDestroy", Needs::context, [&](auto&) {
+    if (!isKnown(standIn.graphs, graph)) return CUDA_ERROR_INVALID_HANDLE;
+    standIn.graphs.erase(graph);
+    delete graph;
     return CUDA_SUCCESS;
   });
 }

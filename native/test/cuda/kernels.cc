@@ -23,6 +23,7 @@ const std::map<std::string, Kernel>& kernels = *new std::map<std::string, Kernel
     OCTCONV_NAMED(batchNorm, itemThreads),
     OCTCONV_NAMED(binary, itemThreads),
     OCTCONV_NAMED(clearPads, itemThreads),
+    OCTCONV_NAMED(convEpilogue, itemThreads),
     OCTCONV_NAMED(interpolate, itemThreads),
     OCTCONV_NAMED(matmul, matmulThreads),
     OCTCONV_NAMED(means, meansThreads),

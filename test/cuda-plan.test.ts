@@ -1,0 +1,337 @@
+/**
+ * Plans for GPUs that are not there, what they say of each launch, the estimate made of them, and the bench, on the
+ * stand-in driver.
+ */
+import { execFile } from 'node:child_process';
+import { copyFileSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { promisify } from 'node:util';
+import { expect } from 'chai';
+import type { CudaResult } from '../lib/bench/cuda.js';
+import {
+  assumptions,
+  blocksAtATime,
+  blocksOfBusiest,
+  boundsOf,
+  cudnnTimeOf,
+  estimate,
+  timeOf,
+  unevenness,
+} from '../lib/bench/estimate.js';
+import { gpuCalled, gpus } from '../lib/bench/gpus.js';
+import { compile, createModel, devices, ops, Tensor } from '../lib/index.js';
+import { type Launch, nativeFile } from '../lib/native.js';
+import { path, standIns, taskOf, useStandIns } from './stand-in.js';
+
+const cli = path('../lib/cli.ts');
+
+interface Said {
+  stdout: string;
+  stderr: string;
+  code: number;
+}
+
+/** Without a driver unless `settings` name one. */
+async function said(args: string[], settings: Record<string, string> = {}): Promise<Said> {
+  const env = { ...process.env, OCTCONV_CUDA_DRIVER: '/nowhere/libcuda.so.1', ...settings };
+  const options = { env, timeout: 240_000, maxBuffer: 2 ** 26 };
+  return promisify(execFile)(process.execPath, ['--import=tsx', ...args], options).then(
+    ({ stdout, stderr }) => ({ stdout, stderr, code: 0 }),
+    ({ stdout, stderr, code }) => ({ stdout, stderr, code }),
+  );
+}
+
+/** A convolution of one tap, 64 to 64 channels of 16 x 16 pixels: 2 tiles of 128 pixels x 64 channels. */
+const pointwise = (device: string, dtype: 'f32' | 'bf16') =>
+  compile((x) => ops.conv(x, { weight: Tensor.zeros('f32', [64, 64, 1, 1]) }), [[1, 16, 16, 64]], { device, dtype });
+
+describe('plans without a GPU', function () {
+  this.timeout(240_000);
+
+  it('are compiled, with what each step launches', async () => {
+    for (const [dtype, kernel, chunk] of [
+      ['f32', 'octConvTf32', 16],
+      ['bf16', 'octConvBf16', 32],
+    ] as const) {
+      using op = await pointwise('cuda:sm_90', dtype);
+      const launches = op.plan.infos.flatMap((info) => info.launches).filter(({ tile }) => tile);
+      const [rows, columns, bytes] = [128, 64, 64];
+      expect(launches).to.deep.equal([
+        {
+          kernel,
+          tile: '128x64',
+          blocks: 2,
+          threads: 128,
+          sharedBytes: 3 * (rows + columns) * bytes,
+          multiplyAdds: 256 * 64 * 64,
+          operandBytes: 2 * (64 / chunk) * (rows + columns) * bytes,
+        },
+      ]);
+    }
+  });
+
+  it('are compiled for all architectures that have kernels, and no others', async () => {
+    for (const sm of [80, 86, 89, 90, 100, 120]) {
+      using op = await pointwise(`cuda:sm_${sm}`, 'bf16');
+      expect(op.plan.target.traits.isa).to.equal(`sm_${sm}, compiles plans and runs none`);
+    }
+    const known = 'sm_80, sm_86, sm_89, sm_90, sm_100, sm_120';
+    for (const name of ['cuda:sm_75', 'cuda:sm_90x', 'cuda:sm_', 'cuda:x'])
+      expect(await pointwise(name, 'f32').catch(({ message }) => message)).to.equal(
+        `device '${name}': wanted an architecture that has kernels: ${known}`,
+      );
+    expect(await pointwise('cpu:sm_90', 'f32').catch(({ message }) => message)).to.match(
+      /^device 'cpu:sm_90': wanted one/,
+    );
+    expect(devices().devices.filter(({ name }) => name.includes('sm_'))).to.deep.equal([]);
+  });
+
+  it('do not run', async () => {
+    using model = createModel('oct-resnet-26', { alpha: 0.5, width: 8 }, { device: 'cuda:sm_90' });
+    const why = await model.run(Tensor.zeros('f32', [1, 33, 33, 3])).catch(({ message }) => message);
+    const refused = 'cuda:sm_90 compiles plans and runs none: wanted a GPU, as in cuda';
+    expect(why).to.equal(refused);
+    const x = Tensor.zeros('f32', [4]);
+    expect(await x.to('cuda:sm_90').catch(({ message }) => message)).to.equal(refused);
+  });
+
+  it('are shown by info, with registers where the kernels were built', async () => {
+    const folder = mkdtempSync(join(tmpdir(), 'octconv-plan-'));
+    after(() => rmSync(folder, { recursive: true, force: true }));
+    copyFileSync(nativeFile, join(folder, 'octconv.node'));
+    const settings = { OCTCONV_NATIVE: join(folder, 'octconv.node') };
+    const args = [cli, 'info', 'oct-resnet-26', '--alpha', '.5', '--plan', '--device', 'cuda:sm_90', '--dtype', 'bf16'];
+    const bare = await said(args, settings);
+    expect(bare.stdout).to.match(/^ {2}step +kernel +tile +blocks +threads +KiB shared +MFLOP +KiB in +KiB out$/m);
+    expect(bare.stdout).to.match(/^ {2}layer1\.0\.conv2\.conv +octConvBf16 +128x32 +32 +128 +30 +101 +366 +294$/m);
+    const registers = { sm_90: { octConvBf16: 123 }, sm_80: { octConvBf16: 45 } };
+    writeFileSync(join(folder, 'octconv.kernels.json'), JSON.stringify(registers));
+    const known = await said(args, settings);
+    expect(known.stdout).to.match(/^ {2}step +kernel +tile +blocks +threads +regs +KiB shared/m);
+    expect(known.stdout).to.match(/^ {2}layer1\.0\.conv2\.conv +octConvBf16 +128x32 +32 +128 +123 +30 /m);
+    const { plan } = JSON.parse((await said([...args, '--json'], settings)).stdout);
+    expect(plan[0].launches[0]).to.include({ kernel: 'octConvBf16', registers: 123, tile: '128x64' });
+    expect(plan[1].launches[0]).to.not.have.property('registers'); // of pool
+  });
+});
+
+describe('the estimate', () => {
+  const launch = { kernel: 'k', tile: '128x64', threads: 128, multiplyAdds: 0, operandBytes: 0 };
+  const of = (blocks: number, sharedBytes = 36 * 1024): Launch => ({ ...launch, blocks, sharedBytes });
+
+  it('counts blocks by registers, shared memory and threads', () => {
+    expect(blocksAtATime(gpus.h100, of(1), 197)).to.equal(2); // 65536 / (200 x 128)
+    expect(blocksAtATime(gpus.h100, of(1), 128)).to.equal(4);
+    expect(blocksAtATime(gpus.h100, of(1), 32)).to.equal(6); // 228 / 37
+    expect(blocksAtATime(gpus.l4, of(1), 32)).to.equal(2); // 100 / 37
+    expect(blocksAtATime(gpus.l4, of(1, 0), 24)).to.equal(12); // 1536 threads
+  });
+
+  it('counts waves', () => {
+    const busiest = (blocks: number) => blocksOfBusiest(gpus.h100, blocks, 2);
+    expect([1, 132, 133, 264, 265, 396, 397].map(busiest)).to.deep.equal([1, 1, 2, 2, 3, 3, 4]);
+    expect(unevenness(gpus.h100, of(132), 197)).to.equal(1);
+    expect(unevenness(gpus.h100, of(2), 197)).to.equal(66);
+    expect(unevenness(gpus.h100, of(133), 197)).to.be.closeTo((2 * 132) / 133, 1e-12);
+  });
+
+  it('of a launch: products at the share of mma.sync, operands from L2', () => {
+    const some = { ...of(132), multiplyAdds: 1e9, operandBytes: 1e6 };
+    const { products, l2 } = boundsOf(gpus.h100, some, 'bf16');
+    expect(products).to.be.closeTo(2e9 / (989e12 * 0.62 * 0.72) / 1e-3, 1e-9);
+    expect(l2).to.be.closeTo(1e6 / (32 * 1.83e9 * 132) / 1e-3, 1e-9);
+    expect(boundsOf(gpus.a100, some, 'f32').products).to.be.closeTo(2e9 / (156e12 * 0.72) / 1e-3, 1e-9);
+  });
+
+  it('of a plan is the sum of its parts', async () => {
+    using op = await pointwise('cuda:sm_90', 'f32');
+    const { plan } = op;
+    expect(plan.steps.map((step) => step.op)).to.deep.equal(['octConv']);
+    const time = timeOf(gpus.h100, plan, 'f32', { octConvTf32: 197 });
+    const { efficiency, launchMicroseconds } = assumptions;
+    const memory = (1e3 * 4 * (2 * 256 * 64 + 64 * 64)) / (3.35e12 * efficiency);
+    const l2 = (1e3 * 2 * 4 * 192 * 64) / (32 * 1.83e9 * 132);
+    const products = (1e3 * 2 * 256 * 64 * 64) / (494e12 * 0.62 * efficiency);
+    expect(memory).to.be.above(Math.max(l2, products));
+    expect(time.memory).to.be.closeTo(memory, 1e-12);
+    expect([time.l2, time.products]).to.deep.equal([0, 0]);
+    expect(time.waves).to.be.closeTo(66 * Math.max(l2, products) - memory, 1e-12);
+    expect(time.gaps).to.be.closeTo(launchMicroseconds / 1e3, 1e-12);
+    expect(time.total).to.be.closeTo(time.memory + time.waves + time.gaps, 1e-12);
+    expect(time.lossless).to.be.closeTo(memory + time.gaps, 1e-12);
+    expect(() => timeOf(gpus.h100, plan, 'f32', {})).to.throw('the registers of octConvTf32 are not known');
+    expect(cudnnTimeOf(gpus.h100, plan, 'f32')).to.be.closeTo(memory + time.gaps, 1e-12);
+  });
+
+  it('is refused where there is nothing to estimate', async function () {
+    this.timeout(60_000);
+    const some = { network: 'resnet-26', alphas: [0.5], size: 32, dtypes: ['bf16'], batches: [1] } as const;
+    const why = (options: object) => estimate({ ...some, gpu: 'h100', ...options }).then(() => '', String);
+    expect(await why({ gpu: 't4' })).to.include("device 'cuda:sm_75': wanted an architecture that has kernels: sm_80");
+    expect(await why({ network: 'oct-resnet-26' })).to.include('wanted the plain one');
+  });
+
+  it('is headed as one, lists what it assumes, and fits 120 columns', async function () {
+    this.timeout(60_000);
+    const folder = mkdtempSync(join(tmpdir(), 'octconv-estimate-'));
+    after(() => rmSync(folder, { recursive: true, force: true }));
+    copyFileSync(nativeFile, join(folder, 'octconv.node'));
+    const out = join(folder, 'out.json');
+    const args = [cli, 'bench', 'cuda', '--estimate', 'a100', '--network', 'resnet-26', '--alphas', '.5'];
+    args.push('--size', '32', '--batch', '1,8', '--dtypes', 'bf16', '--out', out);
+    const settings = { OCTCONV_NATIVE: join(folder, 'octconv.node') };
+    const bare = await said(args, settings);
+    expect([bare.code, bare.stderr]).to.deep.equal([
+      1,
+      'octconv: bench: the registers of octConvBf16 are not known: npm run build:cuda\n',
+    ]);
+    writeFileSync(join(folder, 'octconv.kernels.json'), JSON.stringify({ sm_80: { octConvBf16: 128 } }));
+    const { stdout, code } = await said(args, settings);
+    expect(code).to.equal(0);
+    const lines = stdout.trimEnd().split('\n');
+    expect(lines[0]).to.match(/^ESTIMATE, nothing here was measured/);
+    expect(stdout).to.include('\nassumed:\n- 72 % of ');
+    expect(Math.max(...lines.map(({ length }) => length))).to.be.at.most(120);
+    const { rows } = JSON.parse(readFileSync(out, 'utf8'));
+    expect(rows.map((row: { network: string; batch: number }) => [row.network, row.batch])).to.deep.equal([
+      ['resnet-26', 1],
+      ['resnet-26', 8],
+      ['oct-resnet-26', 1],
+      ['oct-resnet-26', 8],
+    ]);
+    for (const { total, memory, l2, products, waves, gaps, cudnn, speedup } of rows) {
+      expect(memory + l2 + products + waves + gaps).to.be.closeTo(total, 1e-9);
+      expect(speedup).to.be.closeTo(cudnn / total, 1e-9);
+    }
+  });
+
+  it('knows GPUs by their names', () => {
+    const names = {
+      'sm_90, NVIDIA H100 80GB HBM3, 79.6 GiB': 'h100',
+      'sm_80, NVIDIA A100-SXM4-80GB, 79.1 GiB': 'a100',
+      'sm_89, NVIDIA GeForce RTX 4090, 23.6 GiB': 'rtx4090',
+      'sm_89, NVIDIA L4, 22.5 GiB': 'l4',
+      'sm_100, NVIDIA B200, 178.4 GiB': 'b200',
+    };
+    for (const [text, name] of Object.entries(names)) expect(gpuCalled(text)).to.equal(name);
+    expect(() => gpuCalled('sm_89, NVIDIA L40S, 44.5 GiB')).to.throw(
+      'bench: no figures of sm_89, NVIDIA L40S, 44.5 GiB',
+    );
+  });
+});
+
+describe('on the stand-in driver', function () {
+  this.timeout(240_000);
+  useStandIns();
+  const child = <T>(task: string, argument: unknown, settings: Record<string, string> = {}): Promise<T> =>
+    taskOf('cuda-plan-child.ts', task, argument, settings);
+
+  it('a plan launches what one without a GPU says', async () => {
+    for (const dtype of ['f32', 'bf16']) {
+      const [real, planned] = await child<unknown[][]>('both', ['oct-resnet-v2-26', { alpha: 0.25, width: 16 }, dtype]);
+      expect(real).to.have.length.above(26);
+      expect(planned).to.deep.equal(real);
+    }
+  });
+
+  it('all steps are timed together, or each', async () => {
+    for (const device of ['cpu', 'cuda']) {
+      const { whole, each } = await child<{ whole: number[]; each: number[] }>('times', device);
+      expect(each).to.have.length.above(26);
+      for (const ms of [...whole, ...each]) expect(ms, device).to.be.above(0);
+      const sum = each.reduce((a, b) => a + b, 0);
+      expect(whole[0], device).to.be.within(sum / 20, sum * 20);
+    }
+  });
+
+  it('NVML tells clocks and what else it can, of this GPU', async () => {
+    const two = { OCTCONV_STAND_IN_DEVICES: '2' };
+    const wanted = { smMHz: 1410, memoryMHz: 1215, watts: 70.5 };
+    expect(await child('sensors', ['cuda', 'cuda:1', 'cuda:sm_90', 'cpu'], two)).to.deep.equal([wanted, {}, {}, {}]);
+    expect(await child('sensors', ['cuda'], { OCTCONV_NVML: '/nowhere' })).to.deep.equal([{}]);
+  });
+
+  const tiny = { device: 'cuda', network: 'resnet-26', alphas: [0.5], size: 33, dtypes: ['bf16'], batches: [2] };
+
+  it('the bench times cuDNN and our kernels, after a check of each', async () => {
+    const options = { ...tiny, options: { width: 8 }, rounds: 2 };
+    const { result, table } = await child<{ result: CudaResult; table: string }>('bench', options);
+    expect(result.before).to.deep.equal({ smMHz: 1410, memoryMHz: 1215, watts: 70.5 });
+    expect(
+      result.rows.map(({ alpha, by, cudaGraphs, dtype, batch }) => [alpha, cudaGraphs, by, dtype, batch]),
+    ).to.deep.equal(
+      [undefined, 0.5].flatMap((alpha) =>
+        [true, false].flatMap((graphs) => ['cuDNN', 'octconv'].map((by) => [alpha, graphs, by, 'bf16', 2])),
+      ),
+    );
+    for (const { kernels, whole, toCudnn, toOurPlain, why } of result.rows) {
+      expect([why, kernels?.rounds.length, whole?.rounds.length]).to.deep.equal([undefined, 2, 2]);
+      expect(kernels?.min).to.be.within(1e-3, whole?.min ?? 0);
+      for (const ratio of [toCudnn, toOurPlain]) expect(ratio).to.be.above(0);
+    }
+    expect(table).to.match(/^before: memoryMHz 1215, smMHz 1410, watts 71; after: memoryMHz /m);
+    expect(table.split('\n').filter((line) => line.length > 120)).to.deep.equal([]);
+  });
+
+  it('the bench times what is there, and says of the rest why not', async () => {
+    const options = { ...tiny, options: { width: 8 }, dtypes: ['f32'], batches: [1], rounds: 1, alphas: [] };
+    const { result, table } = await child<{ result: CudaResult; table: string }>('bench', options, {
+      OCTCONV_CUDNN: '/nowhere/libcudnn.so.9',
+    });
+    for (const { by, kernels, toCudnn, toOurPlain, why = '' } of result.rows) {
+      const isOurs = by === 'octconv';
+      expect(why).to.match(isOurs ? /^$/ : /^device 'cudnn': cudnn: no cuDNN: \/nowhere\/libcudnn\.so\.9: /);
+      expect([kernels?.rounds.length, toCudnn]).to.deep.equal([isOurs ? 1 : undefined, undefined]);
+      expect((toOurPlain ?? 0) > 0).to.equal(isOurs);
+    }
+    expect(table).to.match(/^resnet-26 by cuDNN: device 'cudnn': cudnn: no cuDNN: /m);
+  });
+
+  it('the bench goes on after an error, and ends with exit code 1', async () => {
+    const args = ['bench', 'cuda', '--network', 'resnet-26', '--size', '33', '--alphas', '.5', '--batch', '1'];
+    args.push('--dtypes', 'f32', '--rounds', '1', '--json');
+    const small = { ...standIns, OCTCONV_STAND_IN_MEMORY: '100000' };
+    const { stdout, stderr, code } = await said([cli, ...args], small);
+    expect(code).to.equal(1);
+    expect(stderr).to.equal('octconv: bench: 4 of 8 rows were not measured\n');
+    const ours = (JSON.parse(stdout) as CudaResult).rows.filter(({ by }) => by === 'octconv');
+    for (const { why, kernels } of ours) {
+      expect(why).to.match(/CUDA_ERROR_OUT_OF_MEMORY/);
+      expect(kernels).to.equal(undefined);
+    }
+  });
+
+  it('the bench of steps has bounds from a data sheet', async () => {
+    const args = [
+      cli,
+      'bench',
+      'ops',
+      '--device',
+      'cuda',
+      '--network',
+      'oct-resnet-26',
+      '--size',
+      '17',
+      '--rounds',
+      '1',
+    ];
+    const { stdout, code } = await said([...args, '--gpu', 'h100', '--dtype', 'bf16', '--alpha', '.5'], standIns);
+    expect(code).to.equal(0);
+    expect(stdout).to.match(
+      /^sm_90, stand-in 0, 1\.0 GiB; data sheet of H100 SXM: 989 TFLOP\/s of bf16 and 3350 GB\/s\n/,
+    );
+    expect(stdout).to.match(/^layer1\.0\.conv2\.conv +octConv .* memory /m);
+    const unknown = await said(args, standIns);
+    expect([unknown.code, unknown.stderr]).to.deep.equal([
+      1,
+      'octconv: bench: no figures of sm_90, stand-in 0, 1.0 GiB; wanted --gpu with one of h100, a100, l4, t4, rtx4090, b200\n',
+    ]);
+  });
+
+  it('without a GPU there is a reason, and exit code 1', async () => {
+    const { stderr, code } = await said([cli, 'bench', 'cuda']);
+    expect(code).to.equal(1);
+    expect(stderr).to.match(/^octconv: device 'cuda': cuda: no NVIDIA driver: [^\n]+\n$/);
+  });
+});
