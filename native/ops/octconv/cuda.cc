@@ -354,38 +354,44 @@ int64_t tilesOf(const BranchArgs& branch) {
   return product(roundUp(rows, 4 * tile.lows) / (4 * tile.lows), branch.columnTiles);
 }
 
-// Chooses tiles, and the blocks that compute them, for branches of one launch. The widest tiles are the largest ones if
-// these fill the GPU. If smaller ones do not fill it either, blocks share their steps: so many that the GPU has room for
-// all of them at once.
+// Chooses tiles, and how many blocks share one, for the branches of a launch, by an estimate in clocks of one
+// multiprocessor: a step takes what the tensor cores take for its products, or what its operands take from L2; all blocks
+// take as long as the longest one, as often as there are more of them than multiprocessors.
 void spread(Making& making, std::span<BranchArgs> branches) {
-  constexpr int64_t together = 2, leastSteps = 4;  // blocks of a multiprocessor; steps of a block
+  constexpr int64_t productsPerClock = 1024, bytesPerClock = 32, leastSteps = 4, secondLaunch = 2000;
+  constexpr int64_t chunkProducts = 32;  // of an element in bf16; in tf32 half as many take as long
   const int64_t multiprocessors = making.placed.multiprocessors;
-  const auto choose = [&](int widest) {
-    int64_t all = 0;
+  const auto choose = [&](int widest, int64_t splits) {
+    int64_t work = 0, longest = 1, partialBytes = 0;
     for (BranchArgs& branch : branches) {
-      branch.tile = tileFor(branch.channels);
-      if (branch.tile == 0) branch.tile = widest;
-      const int columns = tiles[branch.tile].columns;
-      branch.columnTiles = (branch.channels + columns - 1) / columns;
-      branch.splits = 1;
-      branch.blocks = intOf(tilesOf(branch), "blocks");
-      all += branch.blocks;
+      branch.tile = tileFor(branch.channels) == 0 ? widest : tileFor(branch.channels);
+      const Tile& tile = tiles[branch.tile];
+      const int64_t rows = 4 * tile.lows, columns = tile.columns, steps = stepsOf(branch);
+      branch.columnTiles = static_cast<int>((branch.channels + columns - 1) / columns);
+      const int64_t count = tilesOf(branch);
+      branch.splits = static_cast<int>(std::max<int64_t>(1, std::min(splits, steps / leastSteps)));
+      branch.blocks = intOf(product(count, branch.splits), "blocks");
+      branch.sumBlocks = branch.splits > 1 ? intOf(product(count, partsOf(tile)), "blocks") : 0;
+      const int64_t step = std::max(rows * columns * chunkProducts / productsPerClock,
+                                    (rows + columns) * chunkBytes / bytesPerClock);
+      const int64_t block = (steps + branch.splits - 1) / branch.splits * step;
+      work += block * branch.blocks, longest = std::max(longest, block);
+      if (branch.splits > 1) partialBytes += branch.blocks * rows * columns * 4;
     }
-    return all;
+    const int64_t rounds = (work + multiprocessors * longest - 1) / (multiprocessors * longest);
+    return rounds * longest +
+           (partialBytes ? 2 * partialBytes / (bytesPerClock * multiprocessors) + secondLaunch : 0);
   };
-  if (choose(largestTile) >= multiprocessors || choose(0) >= multiprocessors) return;
-  int64_t work = 0;
-  for (const BranchArgs& branch : branches) work += branch.blocks * stepsOf(branch);
-  const int64_t room = together * multiprocessors, each = std::max(leastSteps, (work + room - 1) / room);
-  for (BranchArgs& branch : branches) {
-    const int64_t count = branch.blocks, splits = stepsOf(branch) / each;
-    if (splits <= 1) continue;
-    const Tile& tile = tiles[branch.tile];
-    branch.splits = static_cast<int>(splits);
-    branch.blocks = intOf(count * splits, "blocks");
-    branch.sumBlocks = intOf(count * partsOf(tile), "blocks");
-    branch.partials = making.take(product(branch.blocks, 4 * tile.lows, tile.columns, sizeof(float)));
-  }
+  std::pair<int, int64_t> best;
+  int64_t least = INT64_MAX;
+  for (const int widest : {largestTile, 0})
+    for (const int64_t splits : {1, 2, 3, 4, 6, 8, 12, 16, 24, 32})
+      if (const int64_t clocks = choose(widest, splits); clocks < least) least = clocks, best = {widest, splits};
+  choose(best.first, best.second);
+  for (BranchArgs& branch : branches)
+    if (branch.splits > 1)
+      branch.partials = making.take(
+          product(branch.blocks, 4 * tiles[branch.tile].lows, tiles[branch.tile].columns, sizeof(float)));
 }
 
 Launch plainLaunch(const PlacedNode& placed, const Branch& branch, const BranchArgs& args) {
