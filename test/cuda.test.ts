@@ -75,7 +75,7 @@ describe('cuda on the stand-in driver', function () {
     });
 
     const options = { width: 16, classes: 10 };
-    const alphas = [0.1, 0.125, 0.25, 0.3, 0.375, 0.5, 0.75].map((alpha, i) => ({
+    const alphas = [0.1, 0.3, 0.375, 0.75].map((alpha, i) => ({
       name: i % 2 ? 'oct-resnet-26' : 'oct-resnet-v2-26',
       shape: [i % 3 === 0 ? 2 : 1, 19 - i, 13 + 2 * i, 3],
       options: { ...options, alpha },
