@@ -6,7 +6,7 @@ import { expect } from 'chai';
 import { dist, type Env, listed, node, nothing, path, standIns, taskOf, useStandIns, workerLives } from './stand-in.js';
 
 /** cuDNN has a convolution with bias, residual and ReLU, or convolutions alone. */
-const engines = [{}, { OCTCONV_STAND_IN_CUDNN_ENGINES: 'alone' }];
+const engines = { 'whole convolutions': {}, 'convolutions alone': { OCTCONV_STAND_IN_CUDNN_ENGINES: 'alone' } };
 
 /** After these nothing is missing: what is given back is gone, and cuDNN has other plans than one that fails. */
 const silent =
@@ -25,9 +25,8 @@ describe('cudnn on the stand-ins', function () {
   describe('computes', () => {
     const options = { width: 16, classes: 10 };
     const networks = [
-      { name: 'resnet-26', shape: [1, 64, 64, 3], options },
-      { name: 'oct-resnet-26', shape: [1, 64, 64, 3], options: { ...options, alpha: 0.5 } },
-      { name: 'oct-resnet-26', shape: [2, 33, 37, 3], options: { ...options, alpha: 0.3 } },
+      { name: 'resnet-26', shape: [1, 33, 33, 3], options },
+      { name: 'oct-resnet-26', shape: [2, 21, 25, 3], options: { ...options, alpha: 0.3 } },
       { name: 'oct-resnet-v2-26', shape: [1, 33, 32, 3], options: { ...options, alpha: 0.125 } },
     ];
     interface Compared {
@@ -36,26 +35,19 @@ describe('cudnn on the stand-ins', function () {
     }
     // The stand-in does not round f32 to tf32. bf16 rounds what is multiplied and what is kept by 2^-8, in 26 layers.
     const bounds = { f32: 1e-5, bf16: 2 ** -8 * Math.sqrt(26) };
-    for (const dtype of ['f32', 'bf16'] as const) {
-      for (const settings of engines) {
-        const how = 'OCTCONV_STAND_IN_CUDNN_ENGINES' in settings ? 'convolutions alone' : 'whole convolutions';
-        it(`${networks.length} networks in ${dtype} as reference does, the same bits in each run, by ${how}`, async () => {
-          const results = await child<Compared[]>('compared', { networks, dtype }, settings);
-          expect(results).to.have.length(networks.length);
-          for (const [i, { error, bits }] of results.entries()) {
-            const what = JSON.stringify(networks[i]);
-            expect(error, what).to.be.below(bounds[dtype]);
-            expect(bits, what).to.have.length(1);
-          }
-        });
-      }
-    }
-
-    it('the golden networks', async () => {
-      const networks = await child<{ file: string; error: number }[]>('networks');
-      expect(networks).to.not.be.empty;
-      for (const { file, error } of networks) expect(error, file).to.be.below(1e-4);
-    });
+    for (const [dtype, how] of [
+      ['f32', 'convolutions alone'],
+      ['bf16', 'whole convolutions'],
+    ] as const)
+      it(`${networks.length} networks in ${dtype} as reference does, the same bits in each run, by ${how}`, async () => {
+        const results = await child<Compared[]>('compared', { networks, dtype }, engines[how]);
+        expect(results).to.have.length(networks.length);
+        for (const [i, { error, bits }] of results.entries()) {
+          const what = JSON.stringify(networks[i]);
+          expect(error, what).to.be.below(bounds[dtype]);
+          expect(bits, what).to.have.length(1);
+        }
+      });
 
     it('from the second run on with a graph, which has the work of cuDNN, the same bits', async () => {
       interface Graphs {
@@ -76,9 +68,9 @@ describe('cudnn on the stand-ins', function () {
     });
 
     it('products of all kinds as reference does: strides, dilation, groups, video, odd sizes', async () => {
-      for (const settings of engines) {
+      for (const settings of Object.values(engines)) {
         const args = ['--import=tsx', path('cuda-ops-child.ts'), 'cudnn', 'table', 'conv', 'linear', 'octConv'];
-        expect(await node(args, settings)).to.equal('');
+        expect(await node(args, { ...settings, OCTCONV_TEST_ONE_IN: '2' })).to.equal('');
       }
     });
   });
@@ -137,12 +129,12 @@ describe('cudnn on the stand-ins', function () {
     }
   });
 
-  it('where calls of the driver or of cuDNN fail, each second in turn: an error, nothing is left, others run', async () => {
+  it('where calls of the driver or of cuDNN fail, each third in turn: an error, nothing is left, others run', async () => {
     interface Lives {
       live: object;
       lives: { n: number; failed: string; said: string[]; errors: string; live: object; later: unknown }[];
     }
-    const { live, lives } = await child<Lives>('failures', { error: 999, every: 2 });
+    const { live, lives } = await child<Lives>('failures', { error: 999, every: 3 });
     const failed = new Set<string>();
     for (const { n, failed: name, said, errors, live: left, later } of lives) {
       failed.add(name);
@@ -160,10 +152,9 @@ describe('cudnn on the stand-ins', function () {
   it('of the first and the last ones of a process each in turn', async () => {
     const work = `
       import { parentPort } from 'node:worker_threads';
-      const { ops, Tensor } = await import(${dist});
+      const [{ conv }, { Tensor }] = await Promise.all([import(${dist('ops.js')}), import(${dist('tensor.js')})]);
       const one = (...shape) => new Tensor('f32', shape, Float32Array.of(1));
-      const y = await ops
-        .conv(one(1, 1, 1, 1), { weight: one(1, 1, 1, 1), bias: one(1) }, { device: 'cudnn' })
+      const y = await conv(one(1, 1, 1, 1), { weight: one(1, 1, 1, 1), bias: one(1) }, { device: 'cudnn' })
         .then(({ data }) => String(data), (error) => error.message);
       parentPort.postMessage(y);`;
     const lives = await workerLives(work, 24);
@@ -177,7 +168,7 @@ describe('cudnn on the stand-ins', function () {
       expect(live, what).to.deep.equal(nothing);
     }
     for (const name of ['cudnnCreate', 'cudnnDestroy']) expect(failed.get(name) ?? 0, name).to.be.above(0);
-    expect(lives).to.have.length.above(40);
+    expect(lives).to.have.length.above(30);
   });
 
   it('with 64 runs in flight on one model and on two, some aborted, and disposal meanwhile', async () => {

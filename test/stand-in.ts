@@ -126,7 +126,7 @@ export interface Listed {
 /** What is listed, and what is said when these devices are asked for. */
 export async function listed(names: string[], settings: Env): Promise<Listed> {
   const code = `
-    const { createModel, devices, ops, Tensor } = await import(${dist});
+    const { createModel, devices, ops, Tensor } = await import(${dist()});
     const refusal = async (f) => {
       try {
         await f();
@@ -146,5 +146,5 @@ export async function listed(names: string[], settings: Env): Promise<Listed> {
   return JSON.parse(await node(['--input-type=module', '-e', code], settings));
 }
 
-/** The built package, for code that is not compiled. */
-export const dist = JSON.stringify(new URL('../dist/index.js', import.meta.url).href);
+/** A module of the built package, for code that is not compiled. */
+export const dist = (file = 'index.js') => JSON.stringify(new URL(`../dist/${file}`, import.meta.url).href);
