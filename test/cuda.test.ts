@@ -117,7 +117,7 @@ describe('cuda on the stand-in driver', function () {
         steps: number;
         wrong: string;
       }
-      const one = { launches: 2, graphLaunches: 0 };
+      const one = { launches: 4, graphLaunches: 0 }; // of each step one that prepares what is multiplied
       const [on, off] = [await child<Graphs>('graphs', {}), await child<Graphs>('graphs', { cudaGraphs: false })];
       expect(on.steps).to.equal(2);
       const graph = { ...one, graphLaunches: 1 };

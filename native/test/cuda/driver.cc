@@ -12,6 +12,7 @@
 // Environment:
 //   OCTCONV_STAND_IN_DEVICES     number of devices (1)
 //   OCTCONV_STAND_IN_CAPABILITY  their compute capability (9.0)
+//   OCTCONV_STAND_IN_MULTIPROCESSORS  of each (4: small convolutions fill it)
 //   OCTCONV_STAND_IN_MEMORY      bytes of each (2^30)
 //   OCTCONV_STAND_IN_VERSION     of the driver (13000)
 //   OCTCONV_STAND_IN_SEED        of what happens in any order (0). Kernels make their copies at any time if it is a
@@ -208,6 +209,7 @@ struct StandIn {
   std::vector<Context*> devices;  // the context of each
   std::deque<Context> contexts;   // a device gets a new one when the old one has ended
   int capability = 0;             // 75 is 7.5
+  int multiprocessors = 0;
   size_t memory = 0;
   uint64_t seed;
   std::mt19937_64 random;
@@ -236,6 +238,7 @@ struct StandIn {
     int major = 0, minor = 0;
     std::sscanf(textSetting("OCTCONV_STAND_IN_CAPABILITY", "9.0").c_str(), "%d.%d", &major, &minor);
     capability = major * 10 + minor;
+    multiprocessors = static_cast<int>(setting("OCTCONV_STAND_IN_MULTIPROCESSORS", 4));
     memory = static_cast<size_t>(setting("OCTCONV_STAND_IN_MEMORY", int64_t{1} << 30));
     seed = static_cast<uint64_t>(setting("OCTCONV_STAND_IN_SEED", 0));
     random.seed(seed);
@@ -576,7 +579,7 @@ CUresult cuDeviceGetAttribute(int* value, int attribute, CUdevice device) {
         *value = standIn.capability % 10;
         return CUDA_SUCCESS;
       case multiprocessorCount:
-        *value = 4;  // few, so that small convolutions fill it
+        *value = standIn.multiprocessors;
         return CUDA_SUCCESS;
     }
     return standIn.refuse(CUDA_ERROR_INVALID_VALUE,
