@@ -68,7 +68,7 @@ export {
 } from './models/index.js';
 export type { ResolvedOptions } from './models/infer.js';
 export type { ResolvedNetworkOptions } from './models/options.js';
-export type { Device } from './native.js';
+export type { Device, Launch, StepInfo } from './native.js';
 export type { OpTraits, Traits } from './targets.js';
 export { Octave, type Paths, type Settled, splitChannels } from './octave.js';
 export * as ops from './ops.js';

@@ -87,7 +87,7 @@ export interface Launch {
   readonly operandBytes: number;
 }
 
-export interface NativeStepInfo {
+export interface StepInfo {
   readonly algorithm: string;
   /** On a GPU. */
   readonly launches: readonly Launch[];
@@ -138,7 +138,7 @@ export interface Native {
   compile(
     device: Device,
     spec: NativePlanSpec | NativePart,
-  ): Promise<{ plan: NativePlan; runBytes: number; steps: NativeStepInfo[] }>;
+  ): Promise<{ plan: NativePlan; runBytes: number; steps: StepInfo[] }>;
   /**
    * Outputs stay on the device if an input is there. `times` are measured: one for each step, one for all of them
    * together, or 0.

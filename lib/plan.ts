@@ -18,7 +18,7 @@ import {
   type NativeParam,
   type NativePlan,
   type NativeStep,
-  type NativeStepInfo,
+  type StepInfo,
   type NativeValue,
   native,
 } from './native.js';
@@ -329,7 +329,7 @@ export class Plan {
     /** Bytes of activations, and of activations and scratch, of one run. */
     readonly memory: { readonly activations: number; readonly run: number },
     /** What native code chose for each step. */
-    readonly infos: readonly NativeStepInfo[],
+    readonly infos: readonly StepInfo[],
     plan: NativePlan,
     bound: readonly TypedArray[],
     release: () => void,

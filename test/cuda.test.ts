@@ -6,19 +6,7 @@
 import { copyFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { expect } from 'chai';
-import {
-  dist,
-  type Env,
-  folder,
-  listed,
-  node,
-  nothing,
-  path,
-  standIns,
-  taskOf,
-  useStandIns,
-  workerLives,
-} from './stand-in.js';
+import { dist, type Env, folder, listed, node, path, standIns, taskOf, useStandIns } from './stand-in.js';
 
 const child = <T>(task: string, argument: unknown = null, settings: Env = {}): Promise<T> =>
   taskOf('cuda-child.ts', task, argument, settings);
@@ -293,34 +281,6 @@ describe('cuda on the stand-in driver', function () {
     it('each third in turn for want of memory @slow', async () => {
       const failed = checkLives(await child<Lives>('failures', { error: 2, every: 3 }), 2);
       for (const name of ['cuMemAlloc_v2', 'cuLaunchKernel']) expect(failed, name).to.include(name);
-    });
-
-    it('of the first and the last ones of a process each in turn', async () => {
-      const work = `
-        import { parentPort } from 'node:worker_threads';
-        const [{ Octave }, { octConv }, { Tensor }] = await Promise.all([
-          import(${dist('octave.js')}),
-          import(${dist('ops.js')}),
-          import(${dist('tensor.js')}),
-        ]);
-        const x = new Octave(Tensor.zeros('f32', [1, 2, 2, 1]));
-        const weights = { h2h: Tensor.zeros('f32', [1, 1, 1, 1]) };
-        const y = await octConv(x, weights, { device: 'cuda' }).then(({ high }) => String(high.data), (e) => e.message);
-        parentPort.postMessage(y);`;
-      const lives = await workerLives(work, 24);
-      expect(lives).to.have.length.above(30);
-      const failed = new Set<string>();
-      for (const { code, said, failed: name, errors, live } of lives) {
-        failed.add(name);
-        const what = `${name}: ${said}`;
-        expect(code, what).to.equal(0);
-        if (!silent.test(name)) expect(said, what).to.match(/: CUDA_ERROR_UNKNOWN, unknown error$/);
-        else expect(said, what).to.match(/^(0,0,0,0|.*: CUDA_ERROR_UNKNOWN, unknown error)$/);
-        expect(errors, what).to.equal('');
-        expect(live, what).to.deep.equal(nothing);
-      }
-      for (const name of ['cuInit', 'cuModuleLoadData', 'cuModuleUnload', 'cuDevicePrimaryCtxRelease_v2'])
-        expect(failed, name).to.include(name);
     });
 
     it('and the context is lost: each run says so, the process lives', async () => {

@@ -55,7 +55,7 @@ class Program : public octconv::Program, private Context::Keeper {
   std::vector<size_t> inputsAt, outputsAt;  // in the arena
   size_t arenaBytes = 0, boundaryBytes = 0;
   mutable std::mutex mutex;
-  Idle idle;
+  Idle idle;  // last: its graphs end before the plans of cuDNN that `launched` holds
 };
 
 }  // namespace octconv::cuda
