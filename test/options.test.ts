@@ -34,7 +34,7 @@ describe('options', () => {
     const pixel = { data: new Uint8Array(3), height: 1, width: 1 };
     const cases: [message: string, call: () => unknown][] = [
       [
-        'loadModel: unknown option "thread" (did you mean "threads"?), wanted device, dtype, threads, plans, idleBytes, ' +
+        'loadModel: unknown option "thread" (did you mean "threads"?), wanted device, dtype, threads, cudaGraphs, plans, idleBytes, ' +
           'maxBytes, key, network',
         () => loadModel(shipped, wrong({ thread: 2 })),
       ],

@@ -7,6 +7,8 @@
 #include <iterator>
 #include <vector>
 
+#include "../core/threads.h"
+
 namespace octconv::cuda {
 namespace {
 
@@ -185,6 +187,7 @@ Block::Block(std::shared_ptr<Context> made, size_t bytes, Where where)
   try {
     allocate();
   } catch (const OutOfMemory&) {
+    threads::letGoNow();
     context->dropIdle();
     allocate();
   }

@@ -84,7 +84,7 @@ class Gpu {
 };
 
 // Memory of a GPU, or with `pinned` of the host, which copies to and from the GPU run beside other work. Where there is
-// no more of it, idle memory is given back before that is an error.
+// no more of it, what is idle, and what waits to be given back, goes before that is an error.
 class Block {
  public:
   enum class Where { device, pinned };
