@@ -19,6 +19,7 @@ import {
   Octave,
   OctconvError,
   ops,
+  replicate,
   Tensor,
 } from '../lib/index.js';
 import { native } from '../lib/native.js';
@@ -468,6 +469,28 @@ const tasks = {
     await turn(); // nothing holds the last one any longer
     globalThis.gc?.();
     return { before, after: (await settled(before)).live };
+  },
+
+  /** Replicas on all GPUs, of which there are two. */
+  async replicas() {
+    const x = picture(smallShape);
+    const ran: string[] = [];
+    using replicas = await replicate('cuda:*', (device) => {
+      const model = small({ device });
+      const run = model.run.bind(model);
+      return Object.assign(model, {
+        run: (...args: Parameters<typeof run>) => {
+          ran.push(device);
+          return run(...args);
+        },
+      });
+    });
+    await replicas.warmUp([smallShape]);
+    const outputs = await Promise.all(Array.from({ length: 6 }, () => replicas.run(x)));
+    using d = await x.to('cuda:1');
+    const kept = await Promise.all([replicas.run(d), replicas.run(d)]);
+    const bits = [...outputs, ...(await Promise.all(kept.map((y) => y.toHost())))].map(({ data }) => digest(data));
+    return { ran, kept: kept.map(({ device }) => device), bits: [...new Set(bits)] };
   },
 
   async twoGpus() {

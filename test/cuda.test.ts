@@ -329,6 +329,15 @@ describe('cuda on the stand-in driver', function () {
     });
   });
 
+  it('spreads the runs of replicas over GPUs', async () => {
+    const two = { OCTCONV_STAND_IN_DEVICES: '2' };
+    const { ran, kept, bits } = await child<Record<'ran' | 'kept' | 'bits', string[]>>('replicas', null, two);
+    const each = ['cuda', 'cuda:1'];
+    expect(ran).to.deep.equal([...each, ...each, ...each, 'cuda:1', 'cuda:1']);
+    expect(kept).to.deep.equal(['cuda:1', 'cuda:1']);
+    expect(bits).to.have.length(1);
+  });
+
   describe('where calls of the driver fail', () => {
     interface Lives {
       live: object;
