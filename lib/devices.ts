@@ -38,7 +38,7 @@ const found = new Map<string, Target>();
 
 /** Looks for this device alone. @throws OctconvError that says why there is no such device. */
 export function targetOf(name: Device | 'auto' = 'auto'): Target {
-  const wanted = name === 'auto' ? fastest : name.replace(/:0$/, ''); // cuda:0 is cuda
+  const wanted = name === 'auto' ? fastest : String(name).replace(/:0$/, ''); // cuda:0 is cuda
   const known = deviceNames();
   if (!mayBeDevice(wanted))
     throw new OctconvError(`device '${name}'${didYouMean(name, known)}: wanted ${known.join(', ')}`);

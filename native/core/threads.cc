@@ -321,6 +321,7 @@ bool release() {
   if (--environments > 0) return false;
   delete instance;
   instance = nullptr;
+  letGoNow();  // where the pool has ended before its job
   return true;
 }
 
