@@ -499,6 +499,39 @@ describe('cuda on the stand-in driver', function () {
       }
     });
 
+    it('in workers that end with tensors and plans that nobody disposed of, on one GPU at the same time', async () => {
+      const dist = JSON.stringify(new URL('../dist/index.js', import.meta.url).href);
+      const work = `
+        import { parentPort } from 'node:worker_threads';
+        const { createModel, Tensor } = await import(${dist});
+        const options = { alpha: 0.5, width: 8, classes: 10, stem: 'cifar', seed: 1 };
+        const model = createModel('oct-resnet-26', options, { device: 'cuda' });
+        const x = Tensor.zeros('f32', [1, 16, 16, 3]);
+        x.data.fill(0.5);
+        const d = await x.to('cuda');
+        const all = [];
+        for (let i = 0; i < 3; i++) all.push(...(await Promise.all([model.run(x), model.run(d)])));
+        const values = await Promise.all(all.map(async (y) => String((await y.toHost()).data)));
+        const said = JSON.stringify([...new Set(values)]);
+        if (parentPort) parentPort.postMessage(said);
+        else console.log(said);`;
+      const code = `
+        import { Worker } from 'node:worker_threads';
+        const url = new URL('data:text/javascript,' + encodeURIComponent(${JSON.stringify(work)}));
+        const run = () => new Promise((resolve, reject) => {
+          let said;
+          new Worker(url, { execArgv: [] }).on('message', (text) => { said = text; }).on('error', reject)
+            .on('exit', () => resolve(said));
+        });
+        const workers = [run(), run(), run()];
+        await import(url);
+        for (const worker of workers) console.log(await worker);`;
+      const lines = (await node(['--input-type=module', '-e', code])).trim().split('\n');
+      expect(lines).to.have.length(4);
+      expect(new Set(lines).size).to.equal(1);
+      expect(JSON.parse(lines[0] ?? '')).to.have.length(1);
+    });
+
     it('in workers that are terminated in mid run, on one GPU with the main thread', async () => {
       const dist = JSON.stringify(new URL('../dist/index.js', import.meta.url).href);
       const net = `createModel('oct-resnet-26', { alpha: 0.5, width: 8, classes: 10, stem: 'cifar' }, { device: 'cuda' })`;
