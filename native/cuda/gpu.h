@@ -43,7 +43,9 @@ class Context {
   };
   void add(Keeper& keeper);
   void remove(Keeper& keeper);
-  void dropIdle();  // all keepers, where memory is short
+  // Calls what takes memory. Where there is no more, what is idle and what waits to be given back goes, and it is
+  // called once more.
+  void allocate(FunctionRef<void()> call);
 
   const std::string name;  // of the GPU
 
@@ -83,8 +85,7 @@ class Gpu {
   std::shared_ptr<Context> held;
 };
 
-// Memory of a GPU, or with `pinned` of the host, which copies to and from the GPU run beside other work. Where there is
-// no more of it, what is idle, and what waits to be given back, goes before that is an error.
+// Memory of a GPU, or with `pinned` of the host, which copies to and from the GPU run beside other work.
 class Block {
  public:
   enum class Where { device, pinned };
