@@ -1,4 +1,4 @@
-import { OctconvError } from './error.js';
+import { OctconvError, show } from './error.js';
 import { calling, type Device, native, type NativeDevice, nativeFile } from './native.js';
 import { didYouMean } from './options.js';
 import type { Traits } from './targets.js';
@@ -38,13 +38,29 @@ const found = new Map<string, Target>();
 
 /** Looks for this device alone. @throws OctconvError that says why there is no such device. */
 export function targetOf(name: Device | 'auto' = 'auto'): Target {
-  const wanted = name === 'auto' ? fastest : name.replace(/:0$/, ''); // cuda:0 is cuda
+  const wanted = name === 'auto' ? fastest : String(name).replace(/:0$/, ''); // cuda:0 is cuda
   const known = deviceNames();
   if (!mayBeDevice(wanted))
     throw new OctconvError(`device '${name}'${didYouMean(name, known)}: wanted ${known.join(', ')}`);
   const target = found.get(wanted) ?? { name: wanted, traits: calling(() => native.traits(wanted)) };
   found.set(wanted, target);
   return target;
+}
+
+/**
+ * Devices by name, and `cuda:*` for all of its kind that can be used.
+ * @throws OctconvError that says why there is none.
+ */
+export function devicesOf(names: Device | readonly Device[]): Device[] {
+  if (typeof names !== 'string') {
+    if (Array.isArray(names) && names.length) return names.map((name: Device) => targetOf(name).name);
+    throw new OctconvError(`devices: ${show(names)}, wanted a name or a list of names`);
+  }
+  const kind = names.replace(/:\*$/, '');
+  const first = targetOf(kind).name; // throws where there is none
+  if (kind === names) return [first];
+  const all = calling(() => native.devices()).filter(({ traits }) => traits);
+  return all.flatMap(({ name }) => (name === kind || name.startsWith(`${kind}:`) ? name : []));
 }
 
 /** What this process can compute on. @throws OctconvError if OCTCONV_ISA asks for what the CPU does not have. */

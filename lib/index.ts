@@ -74,6 +74,7 @@ export { Octave, type Paths, type Settled, splitChannels } from './octave.js';
 export * as ops from './ops.js';
 export { type Plan, type PlanOptions, runGraph, type RunOptions } from './plan.js';
 export { type Batches, quantize, type QuantizeOptions, type Weights } from './quantize.js';
+export { Replicas, replicate } from './replicas.js';
 export { saveModel } from './save.js';
 export type { Input, InputSpec, Tensors, ValueOf, Values } from './structure.js';
 export {

@@ -302,8 +302,9 @@ export class Model<Y = Value<'f32', Shape>, X extends readonly Value[] = [x: Val
   /**
    * Runs the network on a batch: images [N,H,W,C] to logits [N, classes], or whatever else it takes, an argument for
    * each input, and gives. Runs may overlap; each uses the library's own threads and leaves the event loop free. Inputs
-   * that are not on the model's device are copied before this returns (60 us for an image of 224 x 224; in i8 another 100 us to see that
-   * they are finite): do with them what you like afterwards.
+   * are copied before this returns (60 us for an image of 224 x 224; in i8 another 100 us to see that they are finite):
+   * do with them what you like afterwards. Inputs that are on the model's GPU are not copied to the host, and then what
+   * the network gives is on that GPU too.
    * @throws OctconvError if a shape does not fit, or an input of a model in i8 is not finite; the signal's reason if it
    * is aborted.
    */

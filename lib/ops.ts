@@ -1,7 +1,8 @@
 /**
  * The ops. Given recorded values an op is recorded into their graph and gives values, where tensors beside them are
- * constants; given tensors alone it is run at once and gives promises. Shapes are [N, C], images [N, H, W, C] and video
- * [N, T, H, W, C]; weights are in PyTorch's layout, [O, I / groups, kh, kw] or [O, I / groups, kt, kh, kw].
+ * constants; given tensors alone it is run at once, where they are, and gives promises. Shapes are [N, C], images
+ * [N, H, W, C] and video [N, T, H, W, C]; weights are in PyTorch's layout, [O, I / groups, kh, kw] or
+ * [O, I / groups, kt, kh, kw], and in memory of the host.
  *
  * A call on tensors records, packs its weights and plans every time, since a tensor's elements may have changed: an
  * octConv 3 x 3 on one image takes 3 times (64 channels at 56 x 56) to 20 times (512 at 14 x 14) as long as its step in

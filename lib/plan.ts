@@ -40,7 +40,7 @@ export const runOptions = { signal: true } satisfies Known<RunOptions>;
 const timedOptions = { ...runOptions, stepMilliseconds: true } as const;
 
 export interface PlanOptions {
-  /** Default: where the inputs are. */
+  /** Default: the one that the inputs are on; for those in memory of the host `cpu`. */
   readonly device?: Device | undefined;
   /** Threads of one run; default: the cores that the process may use. */
   readonly threads?: number | undefined;
@@ -400,8 +400,8 @@ export class Plan {
 
   /**
    * Runs on the library's own threads. Inputs are copied before this returns, outputs when the run has ended, each
-   * once; inputs that are on the plan's device already are not, and then the outputs stay there too. `stepMilliseconds`
-   * takes the time of each step, or if it has one element, of all of them together.
+   * once. Inputs that are on the plan's GPU are not copied to the host, and then the outputs are there too.
+   * `stepMilliseconds` takes the time of each step, or if it has one element, of all of them together.
    * @throws OctconvError if an input has another type or shape, or, where i8 is multiplied, is not finite; the signal's
    * reason if it is aborted.
    */

@@ -110,8 +110,8 @@ export class Tensor<D extends DType = DType, S extends Shape = Shape> implements
   }
 
   get length(): number {
-    this.#held();
-    return elementCount(this.shape);
+    const held = this.#held();
+    return held instanceof Resident ? elementCount(this.shape) : held.length;
   }
 
   #held(): TypedArrayOf<D> | Resident {

@@ -325,11 +325,9 @@ struct Held {
     if (!held.object) fail(what, " was disposed of");
     return held.object;
   }
-  // Lets the object go, on another thread: to give large memory back takes milliseconds.
   void freeInBackground(Napi::Env env) {
     count(env, 0);
-    threads::submit(
-        1, [last = std::move(object)](Crew&) {}, threads::Kind::background);
+    if (object) threads::letGo(std::move(object));
   }
   // What would be free without this object; gives how much more that is than before.
   int64_t resize(size_t size) { return static_cast<int64_t>(size) - std::exchange(bytes, static_cast<int64_t>(size)); }

@@ -10,6 +10,7 @@ import { relativeError } from '../lib/bench/measure.js';
 import {
   createModel,
   devices,
+  type DType,
   type Feature,
   initialize,
   layers,
@@ -19,8 +20,10 @@ import {
   Octave,
   OctconvError,
   ops,
+  replicate,
   Tensor,
 } from '../lib/index.js';
+import { native } from '../lib/native.js';
 import { readNpy } from '../lib/npy.js';
 import type { Plan } from '../lib/plan.js';
 import { openWeights } from '../lib/weights/source.js';
@@ -155,6 +158,14 @@ const tasks = {
       using model = small();
       for (let i = 0; i < 2; i++) await saying(model.run(x)); // the second one with a graph
       await saying(Promise.all([model.run(x), model.run(x)]));
+      const onDevice = async () => {
+        using d = await x.to('cuda');
+        for (let i = 0; i < 2; i++) {
+          using y = await model.run(d);
+          if (digest((await y.toHost()).data) !== wanted) throw new Error('other bits on the device');
+        }
+      };
+      await saying(onDevice());
       await saying(
         model.plan(smallShape).then((plan) => {
           const stepMilliseconds = new Float32Array(plan.steps.length);
@@ -317,10 +328,164 @@ const tasks = {
     const after = await Promise.all(Array.from({ length: 6 }, () => model.run(x)));
     // What one plan keeps is given back when another one needs it.
     using other = small();
+    // As do values that stay on the GPU.
+    const d = await x.to('cuda');
+    for (let i = 0; i < 4; i++) {
+      using y = await model.run(d);
+      after.push(await y.toHost());
+    }
+    d.dispose();
     const others = [await model.run(x), await other.run(x), await model.run(x)].every(
       ({ data }) => digest(data) === first,
     );
     return { refused, same: after.every(({ data }) => digest(data) === first), others };
+  },
+
+  /** Tensors on GPUs, of which there are two. */
+  async tensors() {
+    const x = picture(smallShape);
+    const y = await small().run(x);
+    const moves = [];
+    for (const [dtype, data] of Object.entries({
+      f32: Float32Array.of(1, Number.NaN, -0, 2),
+      f16: Uint16Array.of(1, 2, 3, 65535),
+      bf16: Uint16Array.of(1, 2, 3, 65535),
+      i8: Int8Array.of(1, 2, 3, -128),
+      u8: Uint8Array.of(1, 2, 3, 255),
+      i32: Int32Array.of(1, 2, 3, -(2 ** 31)),
+    })) {
+      const host = new Tensor<DType>(dtype as DType, [2, 2], data as never);
+      const first = await host.to('cuda:0');
+      const second = await first.to('cuda:1');
+      const back = await second.to('cpu');
+      const same = Buffer.from(back.data.buffer).equals(Buffer.from(data.buffer));
+      const stays = (await first.to('cuda')) === first && (await host.to('reference')) === host;
+      moves.push({ same, stays, devices: [host, first, second, back].map(({ device }) => device) });
+    }
+    using model = small();
+    using d = await x.to('cuda');
+    using other = await x.to('cuda:1');
+    // Before its plan is there, and the tensor is disposed of in the call.
+    const early = await x.to('cuda');
+    const runs = [model.run(early)];
+    early.dispose();
+    await runs[0];
+    const late = await x.to('cuda');
+    runs.push(model.run(late));
+    late.dispose();
+    runs.push(model.run(d), model.run(d));
+    const outputs = await Promise.all(runs);
+    const same = await Promise.all(outputs.map(async (o) => digest((await o.toHost()).data) === digest(y.data)));
+    for (const o of outputs) o.dispose();
+    const before = await report();
+    const again = await model.run(d);
+    const sum = await ops.add(await ops.relu(again), 1);
+    const after = await report();
+    const copied = [after.bytesToDevice - before.bytesToDevice, after.bytesToHost - before.bytesToHost];
+    const wanted = y.data.map((value) => Math.max(0, value) + 1);
+    const computed = digest((await sum.toHost()).data) === digest(wanted) && sum.device;
+    // An output of one run is an input of the next one.
+    const chain = async () => {
+      let z: Tensor<'f32', readonly number[]> = d;
+      for (let i = 0; i < 5; i++) {
+        const next = await ops.relu(z as Floats);
+        if (z !== d) z.dispose();
+        z = next;
+      }
+      using last = z;
+      return digest((await last.toHost()).data) === digest(x.data.map((value) => Math.max(0, value)));
+    };
+    using d1 = await Tensor.zeros('f32', [1, 1]).to('cuda');
+    const gone = await x.to('cuda');
+    gone.dispose();
+    gone.dispose();
+    const controller = new AbortController();
+    const aborted = model.run(d, { signal: controller.signal }).catch((error: Error) => error.message);
+    controller.abort(new Error('enough'));
+    const said = [
+      await refusal(() => d.data),
+      await refusal(() => gone.toHost()),
+      await refusal(() => model.run(gone)),
+      await refusal(() => model.run(other)),
+      await refusal(() => ops.add(d, other)),
+      await refusal(() => ops.add(x, d)),
+      await refusal(() => ops.relu(d, { device: 'cpu' })),
+      await refusal(() => small({ device: 'cpu' }).run(d)),
+      await refusal(() => ops.linear(d1 as never, { weight: d1 as never })),
+      await refusal(() => d.to('cuda:2')),
+      await aborted,
+    ];
+    return { moves, same, copied, computed, chain: await chain(), said };
+  },
+
+  /** What native code says of buffers that do not fit, whatever stands above it. */
+  async buffers() {
+    const value = (place: 'input' | 'output') => ({ dtype: 'f32', shape: [1, 1, 1, 1, 4], place, at: 0 }) as const;
+    const relu = { op: 'relu', name: 'r', attrs: {}, inputs: [0], outputs: [1], packed: [] };
+    const spec = { threads: 1, arenaBytes: 0, values: [value('input'), value('output')], steps: [relu] };
+    const plans = await Promise.all(['cuda', 'cuda:1', 'cpu'].map((name) => native.compile(name, spec)));
+    const buffer = await native.toDevice('cuda', Float32Array.of(-1, 2, -3, 4));
+    const short = await native.toDevice('cuda', Float32Array.of(1));
+    const say = async (f: () => unknown) => {
+      try {
+        await f();
+        return 'nothing was refused';
+      } catch (error) {
+        return (error as Error).message;
+      }
+    };
+    const [first, second, cpu] = plans.map(
+      ({ plan }) =>
+        (input: typeof buffer) =>
+          native.run(plan, [input], false).done,
+    );
+    const { outputs } = (await first?.(buffer)) ?? {};
+    const y = [...new Float32Array(await native.toHost(outputs?.[0] as never))];
+    const said = [
+      await say(() => first?.(short)),
+      await say(() => second?.(buffer)),
+      await say(() => cpu?.(buffer)),
+      await say(() => native.run(plans[0]?.plan as never, [buffer, buffer], false).done),
+      await say(() => native.toHost(plans[0]?.plan as never)),
+      await say(() => native.toDevice('cpu', Float32Array.of(1))),
+    ];
+    native.release(buffer);
+    native.release(buffer);
+    said.push(await say(() => native.toHost(buffer)));
+    return { y, said };
+  },
+
+  /** Tensors of 1 MiB that nobody disposes of, more than the GPU has memory for, and then a collection. */
+  async garbage(count: number) {
+    const x = Tensor.zeros('f32', [1, 64, 64, 64]);
+    (await x.to('cuda')).dispose();
+    const { live: before } = await settled();
+    for (let i = 0; i < count; i++) await x.to('cuda');
+    await turn(); // nothing holds the last one any longer
+    globalThis.gc?.();
+    return { before, after: (await settled(before)).live };
+  },
+
+  /** Replicas on all GPUs, of which there are two. */
+  async replicas() {
+    const x = picture(smallShape);
+    const ran: string[] = [];
+    using replicas = await replicate('cuda:*', (device) => {
+      const model = small({ device });
+      const run = model.run.bind(model);
+      return Object.assign(model, {
+        run: (...args: Parameters<typeof run>) => {
+          ran.push(device);
+          return run(...args);
+        },
+      });
+    });
+    await replicas.warmUp([smallShape]);
+    const outputs = await Promise.all(Array.from({ length: 6 }, () => replicas.run(x)));
+    using d = await x.to('cuda:1');
+    const kept = await Promise.all([replicas.run(d), replicas.run(d)]);
+    const bits = [...outputs, ...(await Promise.all(kept.map((y) => y.toHost())))].map(({ data }) => digest(data));
+    return { ran, kept: kept.map(({ device }) => device), bits: [...new Set(bits)] };
   },
 
   async twoGpus() {

@@ -321,6 +321,7 @@ bool release() {
   if (--environments > 0) return false;
   delete instance;
   instance = nullptr;
+  letGoNow();  // where the pool has ended before its job
   return true;
 }
 
@@ -331,6 +332,32 @@ static Pool& current() {
 }
 
 void submit(int threads, std::function<void(Crew&)> job, Kind kind) { current().submit(threads, std::move(job), kind); }
+
+// Never destroyed, as above.
+struct Waiting {
+  std::mutex mutex, letting;  // `letting` is held while objects go, so that letGoNow() returns after them
+  std::vector<std::shared_ptr<const void>> objects;
+};
+static Waiting& waiting() {
+  static auto* all = new Waiting;
+  return *all;
+}
+
+void letGo(std::shared_ptr<const void> object) {
+  {
+    std::lock_guard lock(waiting().mutex);
+    waiting().objects.push_back(std::move(object));
+  }
+  submit(
+      1, [](Crew&) { letGoNow(); }, Kind::background);
+}
+
+void letGoNow() {
+  std::lock_guard letting(waiting().letting);
+  std::vector<std::shared_ptr<const void>> objects;
+  std::lock_guard lock(waiting().mutex);
+  objects.swap(waiting().objects);
+}
 
 // cgroup v2 writes "quota period" (or "max period") to cpu.max, v1 has a file for each (-1 = no limit).
 static double cgroupCores() {

@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <exception>
 #include <functional>
+#include <memory>
 #include <vector>
 
 #include "function_ref.h"
@@ -74,6 +75,12 @@ bool release();
 enum class Kind { run, background };
 // Calls job(crew) on a worker, with at most `threads` threads; the job must not throw.
 void submit(int threads, std::function<void(Crew&)> job, Kind kind = Kind::run);
+
+// Gives up an object, which goes on another thread if it was the last to hold it: to give large memory back takes
+// milliseconds.
+void letGo(std::shared_ptr<const void> object);
+// What waits for that goes before this returns: memory is short.
+void letGoNow();
 
 // Cores that this process may use: the affinity mask, at most the cgroup's CPU quota.
 int hardware();

@@ -7,6 +7,7 @@
 #include <iterator>
 #include <vector>
 
+#include "../core/threads.h"
 #include "convolutions.h"
 
 namespace octconv::cuda {
@@ -109,9 +110,17 @@ void Context::remove(Keeper& keeper) {
   std::lock_guard lock(keepersMutex);
   keepers.erase(&keeper);
 }
-void Context::dropIdle() {
-  std::lock_guard lock(keepersMutex);
-  for (Keeper* const keeper : keepers) keeper->dropIdle();
+void Context::allocate(FunctionRef<void()> call) {
+  try {
+    call();
+  } catch (const OutOfMemory&) {
+    threads::letGoNow();
+    {
+      std::lock_guard lock(keepersMutex);
+      for (Keeper* const keeper : keepers) keeper->dropIdle();
+    }
+    call();
+  }
 }
 
 CUfunction Context::function(const std::string& kernel, size_t sharedBytes) {
@@ -229,12 +238,7 @@ Block::Block(std::shared_ptr<Context> made, size_t bytes, Where where)
     return;
   }
   const Context::Use use(*context);
-  try {
-    allocate();
-  } catch (const OutOfMemory&) {
-    context->dropIdle();
-    allocate();
-  }
+  context->allocate([this] { allocate(); });
 }
 void Block::allocate() {
   const Driver& driver = Driver::get();
@@ -266,7 +270,9 @@ Block::~Block() {
 
 Stream::Stream(std::shared_ptr<Context> made) : context(std::move(made)) {
   const Context::Use use(*context);
-  Driver::get().check(Driver::get().cuStreamCreate(&stream, nonBlockingStream), "cuda: a stream of " + context->name);
+  context->allocate([this] {
+    Driver::get().check(Driver::get().cuStreamCreate(&stream, nonBlockingStream), "cuda: a stream of " + context->name);
+  });
 }
 Stream::~Stream() {
   context->giveBack([&](const Driver& driver) { driver.cuStreamDestroy_v2(stream); });
@@ -301,7 +307,9 @@ Graph::Graph(std::shared_ptr<Context> made, const Stream& stream, FunctionRef<vo
   }
   try {
     driver.check(driver.cuStreamEndCapture(stream, &graph), "cuda: end of a graph's capture");
-    driver.check(driver.cuGraphInstantiateWithFlags(&executable, graph, 0), "cuda: instantiation of a graph");
+    context->allocate([&] {
+      driver.check(driver.cuGraphInstantiateWithFlags(&executable, graph, 0), "cuda: instantiation of a graph");
+    });
   } catch (...) {
     drop();
     throw;

@@ -45,7 +45,9 @@ class Context {
   };
   void add(Keeper& keeper);
   void remove(Keeper& keeper);
-  void dropIdle();  // all keepers, where memory is short
+  // Calls what takes memory. Where there is no more, what is idle and what waits to be given back goes, and it is
+  // called once more.
+  void allocate(FunctionRef<void()> call);
 
   const std::string name;  // of the GPU
 
@@ -94,9 +96,8 @@ class Gpu {
   std::shared_ptr<Convolutions> heldConvolutions;
 };
 
-// Memory of a GPU, or with `pinned` of the host, which copies to and from the GPU run beside other work. Where there is
-// no more of it, idle memory is given back before that is an error. Without a context there is
-// none of a GPU, and usual memory of the host.
+// Memory of a GPU, or with `pinned` of the host, which copies to and from the GPU run beside other work. Without a
+// context there is none of a GPU, and usual memory of the host.
 class Block {
  public:
   enum class Where { device, pinned };
