@@ -159,7 +159,7 @@ const tasks = {
       for (let i = 0; i < 2; i++) await saying(model.run(x)); // the second one with a graph
       await saying(Promise.all([model.run(x), model.run(x)]));
       const onDevice = async () => {
-        using d = await x.to('cuda');
+        using d = await x.to(device);
         for (let i = 0; i < 2; i++) {
           using y = await model.run(d);
           if (digest((await y.toHost()).data) !== wanted) throw new Error('other bits on the device');
@@ -437,7 +437,7 @@ const tasks = {
     const [first, second, cpu] = plans.map(
       ({ plan }) =>
         (input: typeof buffer) =>
-          native.run(plan, [input], false).done,
+          native.run(plan, [input], 0).done,
     );
     const { outputs } = (await first?.(buffer)) ?? {};
     const y = [...new Float32Array(await native.toHost(outputs?.[0] as never))];
@@ -445,7 +445,7 @@ const tasks = {
       await say(() => first?.(short)),
       await say(() => second?.(buffer)),
       await say(() => cpu?.(buffer)),
-      await say(() => native.run(plans[0]?.plan as never, [buffer, buffer], false).done),
+      await say(() => native.run(plans[0]?.plan as never, [buffer, buffer], 0).done),
       await say(() => native.toHost(plans[0]?.plan as never)),
       await say(() => native.toDevice('cpu', Float32Array.of(1))),
     ];

@@ -71,7 +71,11 @@ async function slices(row: Case): Promise<void> {
 async function blocks(compute: 'f32' | 'bf16'): Promise<void> {
   const { traits } = targetOf(device);
   // Slices of a wider value cannot be run alone, nor padded ones: concatenations are copies here.
-  const alone = { ...traits, channelAlign: 1, ops: { ...traits.ops, concat: { ...traits.ops.concat, pitched: false } } } as Traits;
+  const alone = {
+    ...traits,
+    channelAlign: 1,
+    ops: { ...traits.ops, concat: { ...traits.ops.concat, pitched: false } },
+  } as Traits;
   const rounds = { f32: tensorCores, bf16: 2 ** 16 }[compute]; // a result in bf16 has 8 bits
   const times = ({ op }: Step) => (op === 'octConv' ? rounds : allowed.direct);
   for (let seed = 1; seed <= 12; seed += oneIn)

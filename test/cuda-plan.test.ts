@@ -104,14 +104,16 @@ describe('plans without a GPU', function () {
     const args = [cli, 'info', 'oct-resnet-26', '--alpha', '.5', '--plan', '--device', 'cuda:sm_90', '--dtype', 'bf16'];
     const bare = await said(args, settings);
     expect(bare.stdout).to.match(/^ {2}step +kernel +tile +blocks +threads +KiB shared +MFLOP +KiB in +KiB out$/m);
-    expect(bare.stdout).to.match(/^ {2}layer1\.0\.conv2\.conv +octConvBf16 +256x32\/4 +68 +256 +56 +101 +2,542 +2,470$/m);
+    expect(bare.stdout).to.match(
+      /^ {2}layer1\.0\.conv2\.conv +octConvBf16 +256x32\/4 +68 +256 +56 +101 +2,542 +2,470$/m,
+    );
     const registers = { sm_90: { octConvBf16: 123 }, sm_80: { octConvBf16: 45 } };
     writeFileSync(join(folder, 'octconv.kernels.json'), JSON.stringify(registers));
     const known = await said(args, settings);
     expect(known.stdout).to.match(/^ {2}step +kernel +tile +blocks +threads +regs +KiB shared/m);
     expect(known.stdout).to.match(/^ {2}layer1\.0\.conv2\.conv +octConvBf16 +256x32\/4 +68 +256 +123 +56 /m);
     const { plan } = JSON.parse((await said([...args, '--json'], settings)).stdout);
-    expect(plan[0].launches[0]).to.include({ kernel: 'octConvBf16', registers: 123, tile: '128x64' });
+    expect(plan[0].launches[1]).to.include({ kernel: 'octConvBf16', registers: 123, tile: '256x64' });
     expect(plan[1].launches[0]).to.not.have.property('registers'); // of pool
   });
 });

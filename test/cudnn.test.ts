@@ -158,7 +158,7 @@ describe('cudnn on the stand-ins', function () {
       const y = await conv(one(1, 1, 1, 1), { weight: one(1, 1, 1, 1), bias: one(1) }, { device: 'cudnn' })
         .then(({ data }) => String(data), (error) => error.message);
       parentPort.postMessage(y);`;
-    const lives = await workerLives(work, 24);
+    const lives = await workerLives(work, 32);
     const failed = new Map<string, number>();
     for (const { code, said, failed: name, errors, live } of lives) {
       failed.set(name, (failed.get(name) ?? 0) + 1);

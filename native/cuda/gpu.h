@@ -90,7 +90,7 @@ class Gpu {
  private:
   explicit Gpu(int index);
   Gpu(std::string architecture, int capability, int multiprocessors);  // absent
-  const int index;                                // negative: it is not there
+  const int index;                                                     // negative: it is not there
   std::mutex mutex;
   std::shared_ptr<Context> held;
   std::shared_ptr<Convolutions> heldConvolutions;

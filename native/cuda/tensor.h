@@ -12,7 +12,7 @@ struct TensorArgs {
   int64_t at;  // bytes from the arena's begin, so that all runs of a plan have the same arguments
   Extent size;
   int channels, pad, pitch;  // elements; behind the channels of a pixel lie `pad` zeros
-  bool narrow;          // bf16, otherwise f32
+  bool narrow;               // bf16, otherwise f32
 };
 
 }  // namespace octconv::cuda

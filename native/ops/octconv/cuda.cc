@@ -46,8 +46,8 @@ int64_t roundUp(int64_t x, int64_t step) { return (x + step - 1) / step * step; 
 
 // A source as the kernel on tensor cores sees it.
 struct Taps {
-  // Few channels, such as those of a picture: those of all taps of a row of the kernel, which lie one after the other if
-  // a pixel fills a piece, are the channels of one tap.
+  // Few channels, such as those of a picture: those of all taps of a row of the kernel, which lie one after the other
+  // if a pixel fills a piece, are the channels of one tap.
   bool rows;
   int64_t count, channels;  // of a tap: whole pieces
   int64_t chunks;           // of a tap
@@ -85,14 +85,15 @@ uint32_t bitsOf(float x) {
 // To the nearest of 10 bits, half away from zero, as the GPU rounds what it multiplies.
 uint32_t tf32Of(float x) { return (bitsOf(x) + 0x1000) & ~uint32_t{0x1fff}; }
 
-// The weights of one source for one unit of columns, [tap][chunk][column][64 bytes], at `to`, which goes on behind them.
+// The weights of one source for one unit of columns, [tap][chunk][column][64 bytes], at `to`, which goes on behind
+// them.
 void putSource(const CudaBranch& packed, const Source& source, const Params& params, const Affine& affine,
                int64_t first, char*& to) {
   const int64_t some = std::min<int64_t>(unitColumns, packed.channels - first), inputs = inputsOf(source, params),
                 piece = pieceChannels(packed.compute);
   const Taps taps = tapsOf(source, inputs, packed.compute);
-  const std::vector<float> w = weightOf(source, params, packed.channels)
-                                   .floats(first * inputs * source.taps(), some * inputs * source.taps());
+  const std::vector<float> w =
+      weightOf(source, params, packed.channels).floats(first * inputs * source.taps(), some * inputs * source.taps());
   const std::vector<float> scales = weightScalesOf(source, params, packed.channels);
   for (int64_t tap = 0; tap < taps.count; tap++) {
     for (int64_t i = 0; i < taps.channels; i++) {
@@ -249,8 +250,8 @@ bool isAligned(const TensorType& type, int64_t at) {
   return type.pitch() * bytes % 16 == 0 && (type.shape.c + type.pad) * bytes % 16 == 0 && at % 16 == 0;
 }
 
-// P^pool of the source's prologue in the type that is multiplied, which a launch writes to scratch: with zeros behind the
-// channels, and with `rows` around the columns as far as windows go, `outputs` of them.
+// P^pool of the source's prologue in the type that is multiplied, which a launch writes to scratch: with zeros behind
+// the channels, and with `rows` around the columns as far as windows go, `outputs` of them.
 TensorArgs prepare(Making& making, const Branch& branch, const Source& s, const CudaBranch& packed,
                    const CudaBranch::ScaleShift& prologue, bool rows, int64_t outputs) {
   const TensorType& type = making.placed.node.inputs[s.input];
@@ -355,8 +356,8 @@ int64_t tilesOf(const BranchArgs& branch) {
 }
 
 // Chooses tiles, and how many blocks share one, for the branches of a launch, by an estimate in clocks of one
-// multiprocessor: a step takes what the tensor cores take for its products, or what its operands take from L2; all blocks
-// take as long as the longest one, as often as there are more of them than multiprocessors.
+// multiprocessor: a step takes what the tensor cores take for its products, or what its operands take from L2; all
+// blocks take as long as the longest one, as often as there are more of them than multiprocessors.
 void spread(Making& making, std::span<BranchArgs> branches) {
   constexpr int64_t productsPerClock = 1024, bytesPerClock = 32, leastSteps = 4, secondLaunch = 2000;
   constexpr int64_t chunkProducts = 32;  // of an element in bf16; in tf32 half as many take as long
@@ -372,15 +373,14 @@ void spread(Making& making, std::span<BranchArgs> branches) {
       branch.splits = static_cast<int>(std::max<int64_t>(1, std::min(splits, steps / leastSteps)));
       branch.blocks = intOf(product(count, branch.splits), "blocks");
       branch.sumBlocks = branch.splits > 1 ? intOf(product(count, partsOf(tile)), "blocks") : 0;
-      const int64_t step = std::max(rows * columns * chunkProducts / productsPerClock,
-                                    (rows + columns) * chunkBytes / bytesPerClock);
+      const int64_t step =
+          std::max(rows * columns * chunkProducts / productsPerClock, (rows + columns) * chunkBytes / bytesPerClock);
       const int64_t block = (steps + branch.splits - 1) / branch.splits * step;
       work += block * branch.blocks, longest = std::max(longest, block);
       if (branch.splits > 1) partialBytes += branch.blocks * rows * columns * 4;
     }
     const int64_t rounds = (work + multiprocessors * longest - 1) / (multiprocessors * longest);
-    return rounds * longest +
-           (partialBytes ? 2 * partialBytes / (bytesPerClock * multiprocessors) + secondLaunch : 0);
+    return rounds * longest + (partialBytes ? 2 * partialBytes / (bytesPerClock * multiprocessors) + secondLaunch : 0);
   };
   std::pair<int, int64_t> best;
   int64_t least = INT64_MAX;
@@ -390,8 +390,8 @@ void spread(Making& making, std::span<BranchArgs> branches) {
   choose(best.first, best.second);
   for (BranchArgs& branch : branches)
     if (branch.splits > 1)
-      branch.partials = making.take(
-          product(branch.blocks, 4 * tiles[branch.tile].lows, tiles[branch.tile].columns, sizeof(float)));
+      branch.partials =
+          making.take(product(branch.blocks, 4 * tiles[branch.tile].lows, tiles[branch.tile].columns, sizeof(float)));
 }
 
 Launch plainLaunch(const PlacedNode& placed, const Branch& branch, const BranchArgs& args) {

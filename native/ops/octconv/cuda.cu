@@ -6,8 +6,8 @@
 // thread: the low product is their start value, P of the result is their mean.
 //
 // High and low branch are blocks of one launch; no block waits for another. The input channels of a tap come in chunks
-// of 64 bytes, which are copied two steps ahead. Where there are fewer tiles than the GPU has room for, blocks share the
-// steps of a tile: they write their sums, which a second launch adds up, always in the same order.
+// of 64 bytes, which are copied two steps ahead. Where there are fewer tiles than the GPU has room for, blocks share
+// the steps of a tile: they write their sums, which a second launch adds up, always in the same order.
 #include "../../cuda/functions.h"
 #include "../../cuda/items.h"
 #include "cuda.h"
@@ -78,8 +78,8 @@ OCTCONV_DEVICE Pixel outputPixel(const BranchArgs& branch, int rowTile, int grou
   if constexpr (!phased) {
     return pixelAt(static_cast<unsigned>(rowTile) * 4 * lows + group * lows + low, branch.n, branch.size);
   } else {
-    Pixel p = pixelAt(rowTile * lows + low, branch.n,
-                      {branch.size.t, (branch.size.h + 1) / 2, (branch.size.w + 1) / 2});
+    Pixel p =
+        pixelAt(rowTile * lows + low, branch.n, {branch.size.t, (branch.size.h + 1) / 2, (branch.size.w + 1) / 2});
     p.y = p.y * 2 + group / 2, p.x = p.x * 2 + group % 2;
     if (p.y >= branch.size.h || p.x >= branch.size.w) p.frame = -1;
     return p;
@@ -116,10 +116,10 @@ struct Loader {
   const BranchArgs& branch;
   char* const arena;
   int source = 0, kt = 0, ky = 0, kx = 0;
-  int left;                  // steps before the tap changes
+  int left;                   // steps before the tap changes
   uint32_t rows[Of::copies];  // pieces of 16 bytes from the arena's begin
   unsigned valid;             // a bit of each
-  int bytes = 0;             // of the pixels that are left, from this piece on
+  int bytes = 0;              // of the pixels that are left, from this piece on
   const char* weights;
   int64_t unitStride;
   int units;  // that have weights
@@ -254,7 +254,7 @@ OCTCONV_DEVICE void multiplySteps(float (&acc)[4][Shape<tile>::fragments][4], in
 
 // What a block writes that shares a tile: [row][column].
 template <int tile>
-inline constexpr int partialSize = 4 * Shape<tile>::lows * Shape<tile>::columns;
+inline constexpr int partialSize = 4 * Shape<tile>::lows* Shape<tile>::columns;
 
 template <int tile>
 OCTCONV_DEVICE float* partialOf(const BranchArgs& branch, char* arena, int tileIndex) {
@@ -271,7 +271,8 @@ OCTCONV_DEVICE void loadFour(float (&v)[4], const char* arena, const TensorArgs&
     if (x.narrow) {
       const auto* const words = reinterpret_cast<const Words<2>*>(from);
 #pragma unroll
-      for (int i = 0; i < 4; i++) v[i] = floatOfBits(i % 2 ? words->word[i / 2] & 0xffff0000 : words->word[i / 2] << 16);
+      for (int i = 0; i < 4; i++)
+        v[i] = floatOfBits(i % 2 ? words->word[i / 2] & 0xffff0000 : words->word[i / 2] << 16);
     } else {
       const auto* const words = reinterpret_cast<const Words<4>*>(from);
 #pragma unroll
@@ -434,7 +435,8 @@ OCTCONV_DEVICE void computeTile(const BranchArgs& branch, char* arena, int block
 template <int tile, bool phased>
 OCTCONV_DEVICE void addSplits(const BranchArgs& branch, char* arena, int block) {
   using Of = Shape<tile>;
-  const int tileIndex = block / partsOf(tiles[tile]), item = block % partsOf(tiles[tile]) * blockThreads + threadIndex();
+  const int tileIndex = block / partsOf(tiles[tile]),
+            item = block % partsOf(tiles[tile]) * blockThreads + threadIndex();
   findPlaces<tile, phased>(branch, tileIndex / branch.columnTiles);
   const int low = item / (Of::columns / 4), column = item % (Of::columns / 4) * 4;
   const int channel = tileIndex % branch.columnTiles * Of::columns + column;
@@ -560,7 +562,8 @@ OCTCONV_KERNEL void __launch_bounds__(itemThreads, 4) octConvPlain(const __grid_
 
 // What is left of a pixel's channels, and columns of zeros, hold zeros. P at most twice; a value is rounded as what is
 // multiplied after each.
-OCTCONV_KERNEL void __launch_bounds__(itemThreads, 4) octConvPrepare(const __grid_constant__ PrepareArgs a, char* arena) {
+OCTCONV_KERNEL void __launch_bounds__(itemThreads, 4)
+    octConvPrepare(const __grid_constant__ PrepareArgs a, char* arena) {
   const int64_t item = itemIndex(), index = item / a.y.pitch;
   const int channel = static_cast<int>(item - index * a.y.pitch);
   const int h = a.y.size.h, w = a.y.size.w;
@@ -582,8 +585,7 @@ OCTCONV_KERNEL void __launch_bounds__(itemThreads, 4) octConvPrepare(const __gri
         for (int yi = yo * inner; yi < yo * inner + inner && yi < size.h; yi++)
 #pragma unroll 1
           for (int xi = xo * inner; xi < xo * inner + inner && xi < size.w; xi++, innerCount++) {
-            const float element =
-                elementOf(arena, a.x, elementAt(a.x, {static_cast<int>(frame), yi, xi}, channel));
+            const float element = elementOf(arena, a.x, elementAt(a.x, {static_cast<int>(frame), yi, xi}, channel));
             innerSum += roundedTo(a.narrow, stored(a.prologue, element, channel));
           }
         sum += roundedTo(a.narrow, innerSum / innerCount);
@@ -603,12 +605,10 @@ OCTCONV_KERNEL void __launch_bounds__(blockThreads, 2)
   compute<Tf32, 0>(args, arena);
 }
 // With tiles of 256 x 128: a quarter less to read for the same product. Left alone, nvcc takes 233 registers for sm_90.
-OCTCONV_KERNEL void __maxnreg__(224)
-    octConvBf16Large(const __grid_constant__ OctConvArgs args, char* arena) {
+OCTCONV_KERNEL void __maxnreg__(224) octConvBf16Large(const __grid_constant__ OctConvArgs args, char* arena) {
   compute<Bf16, largestTile>(args, arena);
 }
-OCTCONV_KERNEL void __maxnreg__(224)
-    octConvTf32Large(const __grid_constant__ OctConvArgs args, char* arena) {
+OCTCONV_KERNEL void __maxnreg__(224) octConvTf32Large(const __grid_constant__ OctConvArgs args, char* arena) {
   compute<Tf32, largestTile>(args, arena);
 }
 

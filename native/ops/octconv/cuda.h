@@ -48,7 +48,7 @@ struct StoreArgs {
 // y = residual + bias + sum over sources; those that are upsampled come first.
 struct BranchArgs {
   int n;
-  Extent size;  // of y
+  Extent size;                   // of y
   int channels, storedChannels;  // the latter with the zeros that stores put behind them
   bool phased;  // the groups of a tile are the four phases of its low pixels, otherwise pixels in order
   int tile;     // of `tiles`
