@@ -1,13 +1,14 @@
 // What test/cuda-ops.test.ts and test/cudnn.test.ts run with the addon beside the stand-in driver: rows of the op table
 // on a device as on `reference`. Arguments: the device, what to check (table, slices), then ops;
-// or the device, then f32 or bf16, in which steps of random blocks multiply. Prints what differs.
+// or the device, then f32 or bf16, in which steps of random blocks multiply, and values are padded. Prints what differs.
 import type { TypedArray } from '../lib/dtype.js';
 import { targetOf } from '../lib/devices.js';
 import { fuse } from '../lib/graph/fuse.js';
 import { lower, type Step } from '../lib/graph/lower.js';
 import { stepsFor, type Traits } from '../lib/targets.js';
-import { elementCount } from '../lib/tensor.js';
-import { type Case, cases, graphOf } from './cases.js';
+import * as ops from '../lib/ops.js';
+import { elementCount, Tensor } from '../lib/tensor.js';
+import { type Case, cases, graphOf, numbers } from './cases.js';
 import { allowed, checkSteps, compare, compareEach, magnitudes } from './compare.js';
 import {
   block,
@@ -88,12 +89,35 @@ async function blocks(compute: 'f32' | 'bf16'): Promise<void> {
     }
 }
 
-const [device = '', what, ...ops] = process.argv.slice(2);
-if (what === 'f32' || what === 'bf16') await blocks(what);
+/** Zeros behind the channels of values between steps: products read them, convolutions and other ops write them. */
+async function pads(compute: 'f32' | 'bf16'): Promise<void> {
+  const { traits } = targetOf(device);
+  const w = (o: number, c: number, seed: number) => new Tensor('f32', [o, c, 3, 3], numbers(o * c * 9, seed)) as never;
+  for (const c of [1, 3, 9, 17, 35]) {
+    const conv = (x: unknown, weight: never) => ops.conv(x as never, { weight }, { padding: 1 }) as unknown;
+    const record: Case['record'] = ([x]) =>
+      conv(conv(ops.maxPool(conv(x, w(c, 4, 1)) as never, { kernel: 2 }), w(c, c, 2)), w(5, c, 3));
+    const row: Case = { op: 'conv', title: '', inputs: [[2, 9, 7, 4]], terms: 0, record };
+    const graph = graphOf(row);
+    const read = (name: string) => graph.constants.get(name) ?? noParams();
+    const of = (channelAlign: number) =>
+      run(
+        compileSteps(stepsFor(graph, { traits: { ...traits, channelAlign }, compute }), device, 1, read),
+        inputsOf(row),
+      );
+    if (!sameBits(await of(traits.channelAlign), await of(1))) console.log(`${c} channels in ${compute}: other bits`);
+  }
+}
+
+const [device = '', what, ...names] = process.argv.slice(2);
+if (what === 'f32' || what === 'bf16') {
+  await blocks(what);
+  await pads(what);
+}
 const check = what === 'table' ? table : slices;
 let bad = 0; // rows; after three more say nothing new
 for (const [i, row] of cases.entries()) {
-  if (bad === 3 || i % oneIn || !ops.includes(row.op)) continue;
+  if (bad === 3 || i % oneIn || !names.includes(row.op)) continue;
   if (row.inputs.some((shape) => elementCount(shape) > 30_000)) continue;
   await check(row).catch((error: Error) => {
     bad++;

@@ -7,15 +7,15 @@
 //
 // The gates, for each kernel and architecture:
 // - registers at most; nothing on the stack, no spills, no access to local memory
-// - all tensor instructions are in the main loops, which are the innermost loops that have some: one for each tile that
-//   is declared, with as many of them as the tile needs; one barrier; asynchronous copies in their fastest form
-// - issue slots of a step of a main loop per tensor instruction, at most. A step is the shortest way through the loop
-//   with all products and copies of the tile: the ways through that prepare inputs element by element do not count.
+// - all tensor instructions are in the main loops, which are the innermost loops that have some: of each tile that is
+//   declared two, for pixels in order and in phases, and one for low products, which has a quarter of the rows. Each has
+//   as many tensor instructions and copies as the tile needs, one barrier, and copies in their fastest form.
+// - issue slots of a main loop per tensor instruction, at most
 // That results are not stored in less than 32 bits cannot be seen here: tiles that end within a word have such stores.
 import { spawnSync } from 'node:child_process';
 import { chmodSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { kernelsOf, loopsWith, wayAround } from './sass.mjs';
+import { kernelsOf, loopsWith } from './sass.mjs';
 import { installPackages, main, outputOf, root, run, ToolError, which } from './system.mjs';
 
 const source = 'native/cuda/kernels.cu';
@@ -23,6 +23,7 @@ const architectures = [80, 86, 89, 90, 100, 120]; // SASS for these, PTX of the 
 const options = ['-std=c++20', '-O3'];
 const intermediate = join(root, 'build', 'cuda');
 const step = 64; // bytes of input channels, chunkBytes in native/ops/octconv/cuda.h
+const warps = 8; // of a block
 const tensor = /^HMMA/;
 const mostRegisters = 230; // more of them is a cliff that moves between architectures
 const toolkit = join(root, 'build', 'cuda-toolkit');
@@ -99,56 +100,50 @@ function codeOf(folder, sm) {
 }
 
 /**
- * What a tile needs in a step of 64 bytes of input channels. A tensor instruction multiplies 16 rows, 32 bytes deep,
- * with 8 columns; of a tile whose rows are phases low products take a quarter of the rows. Copies are of a thread.
+ * The main loops of a tile: what each needs in a step of 64 bytes of input channels. A tensor instruction multiplies 16
+ * rows, 32 bytes deep, with 8 columns. Copies are of a thread.
  */
-function needsOf({ rows, columns, warps, phased = false }) {
+function loopsOf({ rows, columns, slots, low }) {
   const instructions = (((rows / 16) * (columns / 8)) / warps) * (step / 32);
-  const copies = ((rows + columns) * step) / 16 / (warps * 32);
-  return { instructions, all: instructions * (phased ? 1.25 : 1), copies };
+  const copies = Math.ceil(((rows + columns) * step) / 16 / (warps * 32));
+  const name = `${rows} x ${columns}`;
+  return [
+    { name, instructions, copies, slots },
+    { name, instructions, copies, slots },
+    { name: `${name}, low products`, instructions: instructions / 4, copies, slots: low },
+  ];
 }
 
-/** Issue slots per tensor instruction of each main loop, in the order of its tiles; calls `fail` for what is wrong. */
-function slotsOf(code, tiles, fail) {
+/** Issue slots per tensor instruction of each main loop, in the order of `wanted`; calls `fail` for what is wrong. */
+function slotsOf(code, wanted, fail) {
   const count = (pattern, indices = code.keys()) => [...indices].filter((i) => pattern.test(code[i].op)).length;
-  const loops = loopsWith(code, tensor).map((loop) => ({ ...loop, has: count(tensor, loop.inside) }));
-  const outside = count(tensor) - loops.reduce((sum, { has }) => sum + has, 0);
+  const loops = loopsWith(code, tensor).map(({ inside }) => ({
+    inside,
+    instructions: count(tensor, inside),
+    copies: count(/^LDGSTS/, inside),
+  }));
+  const outside = count(tensor) - loops.reduce((sum, { instructions }) => sum + instructions, 0);
   if (outside) fail(`${outside} tensor instructions outside the main loops, wanted none`);
-  const wanted = tiles.map((tile) => ({ tile, ...needsOf(tile) }));
-  const found = loops.map(({ has }) => has).sort((a, b) => a - b);
-  const needed = wanted.map(({ all }) => all).sort((a, b) => a - b);
-  if (String(found) !== String(needed)) {
-    fail(`main loops with ${found.join(', ') || 'no'} tensor instructions, wanted ${needed.join(', ')} for its tiles`);
-    return tiles.map(() => undefined);
-  }
-  return wanted.map(({ tile, all, instructions, copies }) => {
-    const [loop] = loops.splice(
-      loops.findIndex(({ has }) => has === all),
-      1,
-    );
-    const barriers = count(/^BAR/, loop.inside);
-    if (barriers !== 1) fail(`${barriers} barriers in the main loop of ${nameOf(tile)}, wanted 1`);
-    const way = wayAround(code, loop, [
-      [tensor, instructions],
-      [/^LDGSTS/, copies],
-    ]);
-    if (!way) {
-      const has = `${all} tensor instructions and ${count(/^LDGSTS/, loop.inside)} copies`;
-      fail(
-        `no way through the main loop of ${nameOf(tile)}, which has ${has}, with ${instructions} and ${copies} of them`,
-      );
+  const found = wanted.map(({ name, instructions, copies, slots }) => {
+    const at = loops.findIndex((loop) => loop.instructions === instructions && loop.copies === copies);
+    if (at < 0) {
+      const others = loops.map((loop) => `${loop.instructions} and ${loop.copies}`).join(', ') || 'none';
+      fail(`no main loop of ${name} with ${instructions} tensor instructions and ${copies} copies; left are ${others}`);
       return undefined;
     }
-    const slots = way.length / instructions;
-    if (slots > tile.slots) {
-      const mix = mixOf(way.map((i) => code[i].op));
-      fail(`${slots.toFixed(2)} issue slots per tensor instruction of ${nameOf(tile)}, wanted ${tile.slots}: ${mix}`);
+    const [{ inside }] = loops.splice(at, 1);
+    const barriers = count(/^BAR/, inside);
+    if (barriers !== 1) fail(`${barriers} barriers in the main loop of ${name}, wanted 1`);
+    const each = inside.size / instructions;
+    if (each > slots) {
+      const mix = mixOf([...inside].map((i) => code[i].op));
+      fail(`${each.toFixed(2)} issue slots per tensor instruction of ${name}, wanted ${slots}: ${mix}`);
     }
-    return slots;
+    return each;
   });
+  if (loops.length) fail(`${loops.length} main loops more than its tiles need`);
+  return found;
 }
-
-const nameOf = ({ rows, columns, phased }) => `${rows} x ${columns}${phased ? ' in phases' : ''}`;
 
 /** How often which instruction, most first. */
 function mixOf(ops) {
@@ -166,7 +161,8 @@ function gates() {
   const rows = JSON.parse(readFileSync(join(root, 'tools', 'cuda-gates.json'), 'utf8'));
   const wrong = [];
   const registers = new Map(Object.keys(rows).map((name) => [name, []]));
-  const slots = new Map(Object.entries(rows).map(([name, { tiles = [] }]) => [name, tiles.map(() => [])]));
+  const loops = new Map(Object.entries(rows).map(([name, { tiles = [] }]) => [name, tiles.flatMap(loopsOf)]));
+  const slots = new Map([...loops].map(([name, list]) => [name, list.map(() => [])]));
   for (const sm of architectures) {
     const codes = codeOf(folder, sm);
     for (const name of registers.keys())
@@ -189,20 +185,20 @@ function gates() {
         fail(`${stack} bytes of stack, ${spills} of spills, ${local} accesses to local memory, wanted none`);
       const slow = count(/^LDGSTS(?!.*BYPASS.*\b128\b)/);
       if (slow) fail(`${slow} asynchronous copies that are not of 16 bytes past the L1 cache`);
-      for (const [i, n] of slotsOf(code, row.tiles ?? [], fail).entries()) slots.get(name)[i].push(n);
+      for (const [i, n] of slotsOf(code, loops.get(name), fail).entries()) slots.get(name)[i].push(n);
     }
   }
   const line = (name, most, values) =>
-    console.log(name.padEnd(34), ...[most, ...values].map((n) => String(n ?? '-').padStart(5)));
+    console.log(name.padEnd(42), ...[most, ...values].map((n) => String(n ?? '-').padStart(5)));
   line('registers', 'most', architectures);
   for (const [name, values] of registers) line(name, rows[name].registers, values);
   line('\nissue slots per tensor instruction', 'most', architectures);
   for (const [name, list] of slots)
     for (const [i, values] of list.entries()) {
-      const tile = rows[name].tiles[i];
+      const loop = loops.get(name)[i];
       line(
-        `${name}, ${nameOf(tile)}`,
-        tile.slots,
+        `${name}, ${loop.name}`,
+        loop.slots,
         values.map((n) => n?.toFixed(2)),
       );
     }

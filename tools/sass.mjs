@@ -1,4 +1,4 @@
-// Reads the machine code of a kernel as nvdisasm prints it: instructions, loops, and the way through a loop that counts.
+// Reads the machine code of a kernel as nvdisasm prints it: instructions and loops.
 
 /**
  * The kernels of a disassembly by name: `instructions` of { op, guarded, targets }, where targets are indices of
@@ -63,36 +63,4 @@ export function loopsWith(instructions, wanted) {
         ),
     )
     .map(([first, inside]) => ({ first, inside }));
-}
-
-/**
- * The shortest way once around a loop on which the instructions of each pattern are executed as often as wanted:
- * indices of instructions, or undefined. Branches are taken as independent of each other.
- */
-export function wayAround(instructions, { first, inside }, wanted) {
-  const next = successorsOf(instructions);
-  const patterns = wanted.map(([pattern]) => pattern);
-  const most = wanted.map(([, count]) => count);
-  const seen = new Set();
-  let level = [{ at: first, counts: most.map(() => 0) }];
-  while (level.length) {
-    const following = [];
-    for (const step of level) {
-      const counts = step.counts.map((n, k) => n + Number(patterns[k].test(instructions[step.at].op)));
-      if (counts.some((n, k) => n > most[k])) continue;
-      for (const at of next[step.at]) {
-        if (at === first && counts.every((n, k) => n === most[k])) {
-          const way = [];
-          for (let back = step; back; back = back.before) way.unshift(back.at);
-          return way;
-        }
-        const state = `${at} ${counts}`;
-        if (at === first || !inside.has(at) || seen.has(state)) continue;
-        seen.add(state);
-        following.push({ at, counts, before: step });
-      }
-    }
-    level = following;
-  }
-  return undefined;
 }
