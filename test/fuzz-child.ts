@@ -474,7 +474,7 @@ const kinds: Record<string, (bent: (args: unknown[]) => unknown[]) => Promise<vo
   },
   async run(bent) {
     const { plan, inputs } = pick(live);
-    await settle(addon.run(...bent([plan, inputs(), random() < 0.5])));
+    await settle(addon.run(...bent([plan, inputs(), random() < 0.5 ? 1 : 0])));
   },
   async release(bent) {
     const { plan } = (await addon.compile('cpu', inSegments())) as { plan: unknown };

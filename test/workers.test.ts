@@ -7,7 +7,7 @@ const dist = new URL('../dist/index.js', import.meta.url).href;
 const small = { alpha: 0.5, width: 8, classes: 10, stem: 'cifar' } as const;
 
 describe('workers', () => {
-  it('200 worker threads, 8 at a time, are terminated in mid run @slow', async function () {
+  it('100 worker threads, 8 at a time, are terminated in mid run @slow', async function () {
     this.timeout(240_000);
     const code = `
       import { parentPort } from 'node:worker_threads';
@@ -20,7 +20,7 @@ describe('workers', () => {
     const url = new URL(`data:text/javascript,${encodeURIComponent(code)}`);
     let started = 0;
     const lane = async () => {
-      while (started < 200) {
+      while (started < 100) {
         const wait = started++ % 7;
         const worker = new Worker(url, { execArgv: [] });
         await new Promise((resolve, reject) => worker.once('message', resolve).once('error', reject));
