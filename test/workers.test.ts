@@ -29,6 +29,6 @@ describe('workers', () => {
       }
     };
     await Promise.all(Array.from({ length: 8 }, lane));
-    expect(started).to.be.at.least(200);
+    expect(started).to.be.at.least(100);
   });
 });
