@@ -57,10 +57,10 @@ export function devicesOf(names: Device | readonly Device[]): Device[] {
     throw new OctconvError(`devices: ${show(names)}, wanted a name or a list of names`);
   }
   const kind = names.replace(/:\*$/, '');
-  const first = targetOf(kind).name; // throws where there is none
-  if (kind === names) return [first];
+  if (kind === names) return [targetOf(names).name];
   const all = calling(() => native.devices()).filter(({ traits }) => traits);
-  return all.flatMap(({ name }) => (name === kind || name.startsWith(`${kind}:`) ? name : []));
+  const found = all.flatMap(({ name }) => (name === kind || name.startsWith(`${kind}:`) ? name : []));
+  return found.length ? found : [targetOf(kind).name]; // which throws the reason
 }
 
 /** What this process can compute on. @throws OctconvError if OCTCONV_ISA asks for what the CPU does not have. */

@@ -79,7 +79,10 @@ export interface Launch {
   readonly threads: number;
   /** Dynamic shared memory of a block. */
   readonly sharedBytes: number;
-  /** Pixels x channels of a block, of products on tensor cores; otherwise empty. */
+  /**
+   * Pixels x channels of a block, of products on tensor cores; otherwise empty. `/n`: n blocks share a tile; `+` stands
+   * between two branches.
+   */
   readonly tile: string;
   /** On tensor cores, with all that fills up tiles. */
   readonly multiplyAdds: number;
@@ -102,7 +105,7 @@ export interface NativeRun<Output> {
     outputs: Output[];
     stepMilliseconds: Float32Array;
   }>;
-  /** Stops it between two tasks. */
+  /** Stops it between two tasks; on a GPU only before it has begun. */
   cancel(): void;
 }
 

@@ -464,7 +464,7 @@ export class Plan {
     this.#idleBytes = 0;
   }
 
-  /** Gives the memory back; runs in flight end well. */
+  /** Gives the memory back; runs in flight are completed. */
   dispose(): void {
     if (this.#disposed) return;
     this.#disposed = true;

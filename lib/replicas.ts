@@ -49,7 +49,7 @@ export class Replicas<Y = Value<'f32', Shape>, X extends readonly Value[] = [x: 
     await Promise.all(this.models.map((model) => model.warmUp(all)));
   }
 
-  /** Gives the memory back as soon as runs in flight have ended well. */
+  /** Gives the memory back as soon as runs in flight are complete. */
   dispose(): void {
     for (const model of this.models) model.dispose();
   }

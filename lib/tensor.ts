@@ -121,7 +121,7 @@ export class Tensor<D extends DType = DType, S extends Shape = Shape> implements
 
   /**
    * The same elements in memory of a device, or of the host for a device without its own; this tensor if it is there
-   * already. They are copied before this returns.
+   * already. The tensor may be changed or disposed of as soon as this returns.
    */
   async to(device: Device): Promise<Tensor<D, S>> {
     const { name, traits } = targetOf(device);
@@ -174,7 +174,7 @@ export function tensor<D extends DType, const S extends Shape>(
 }
 
 /**
- * The device that tensors are on, which is one; of a single element they may be in memory of the host beside others.
+ * The device that all tensors are on. Those of one element may be on the host beside others.
  * With `wanted` it is that one, where it is not the host. Undefined: in memory of the host, and nothing is wanted.
  * @throws OctconvError that names both devices.
  */

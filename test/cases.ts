@@ -237,6 +237,7 @@ const convs: Case[] = [
   conv({ x: [2, 7, 4, 5, 6], to: 8, kernel: [3, 1, 3], options: { padding: [0, 0, 1], stride: [3, 1, 2], groups: 2 } }),
   conv({ x: [2, 3, 6, 5, 11], to: 11, kernel: [3, 3, 3], options: { padding: 1, groups: 11 }, bias: true }),
   conv({ x: [1, 3, 41, 37, 5], to: 12, kernel: [3, 3, 3], options: { padding: 1 } }),
+  conv({ x: [1, 16, 14, 128], to: 128, kernel: [3, 3], options: { padding: 1 } }), // CUDA's largest tile, shared
   // several blocks of rows, of images
   conv({ x: [1, 56, 56, 32], to: 24, kernel: [3, 3], options: { padding: 1 } }),
   conv({ x: [1, 61, 67, 3], to: 20, kernel: [7, 7], options: { padding: 3, stride: 2 } }),

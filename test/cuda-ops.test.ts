@@ -6,7 +6,8 @@ import { cases } from './cases.js';
 import { skip } from './skip.js';
 import { path, standIns } from './stand-in.js';
 
-const env = { ...process.env, ...standIns };
+// So many that tiles of each size are shared by blocks, and are not.
+const env = { ...process.env, ...standIns, OCTCONV_STAND_IN_MULTIPROCESSORS: '3' };
 const child = path('cuda-ops-child.ts');
 
 describe('CUDA ops, emulated', function () {

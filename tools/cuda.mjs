@@ -3,7 +3,7 @@
 //                                the registers of each kernel
 //   node tools/cuda.mjs gates    the same, then what nvcc made of each kernel, against tools/cuda-gates.json
 //   node tools/cuda.mjs fetch    nothing but nvcc
-// nvcc is the system's if it is 12.8 or newer, otherwise 13.0 from PyPI, in build/cuda-toolkit.
+// nvcc is the system's if it is 12.8 or newer and nvdisasm is there too, otherwise 13.0 from PyPI, in build/cuda-toolkit.
 //
 // The gates, for each kernel and architecture:
 // - registers at most; nothing on the stack, no spills, no access to local memory

@@ -1,4 +1,4 @@
-// Proves the tests of the CUDA kernels: `node tools/mutants.mjs [part of a name]`. Each mutant below is a fault of one
+// Proves the tests of the CUDA kernels: `node tools/mutants.mjs [--one-in 3]`. Each mutant below is a fault of one
 // line. The kernels with that fault are compiled into a stand-in driver of their own, with which the op tests run. A
 // mutant that passes them is an error: then the tests lack a case. Needs a build (npm run build), no nvcc and no GPU.
 import { execFile } from 'node:child_process';
@@ -62,6 +62,11 @@ const mutants = {
     'lowSteps < last ? lowSteps + 1 : last)',
   ],
   'a split is left out': [octConv, 'k < branch.splits; k++', 'k < branch.splits - 1; k++'],
+  'the largest tile is not added up': [
+    octConv,
+    '    case largestTile:\n      return add',
+    '    case -1:\n      return add',
+  ],
   'the bias of another channel': [octConv, 'branch.bias[channel + c] + residual', 'branch.bias[channel] + residual'],
   'the residual of another pixel': [
     octConv,
@@ -92,8 +97,8 @@ const mutants = {
   ],
   'the prologue of another channel': [
     octConv,
-    'stored(a.prologue, element, channel)',
-    'stored(a.prologue, element, 0)',
+    'activated(a.prologue, element, channel)',
+    'activated(a.prologue, element, 0)',
   ],
   'bf16 stores of two channels twice': [octConv, 'packBf16(v[2], v[3])}', 'packBf16(v[0], v[1])}'],
   'groups read the first inputs': [octConv, 'channel / (branch.channels / a.groups) * inputs;', '0;'],
@@ -185,8 +190,10 @@ async function caughtBy(name, index) {
 }
 
 async function run() {
-  const [wanted = ''] = process.argv.slice(2);
-  const names = Object.keys(mutants).filter((name) => name.includes(wanted));
+  const [option, count] = process.argv.slice(2);
+  if (option && !(option === '--one-in' && Number(count) >= 1))
+    throw new ToolError(`mutants: '${process.argv.slice(2).join(' ')}', wanted nothing or --one-in and a number`);
+  const names = Object.keys(mutants).filter((_, i) => !option || i % Number(count) === 0);
   rmSync(folder, { recursive: true, force: true });
   mkdirSync(folder, { recursive: true });
   await Promise.all(

@@ -38,11 +38,6 @@ export const gpus = {
     name: 'L4',
     ...{ ...ada, multiprocessors: 58, gigahertz: 2.04, bandwidth: 0.3, teraflops: { bf16: 121, f32: 60 } },
   },
-  t4: {
-    name: 'T4',
-    ...{ architecture: 'sm_75', multiprocessors: 40, gigahertz: 1.59, bandwidth: 0.32 },
-    ...{ teraflops: {}, sharedKiB: 64, threads: 1024, blocks: 16 },
-  },
   rtx4090: {
     name: 'GeForce RTX 4090',
     ...{ ...ada, multiprocessors: 128, gigahertz: 2.52, bandwidth: 1.008, teraflops: { bf16: 165, f32: 82.6 } },

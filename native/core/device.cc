@@ -9,7 +9,8 @@ namespace octconv {
 static Device& lookUp(const std::string& name) {
   const size_t colon = name.find(':');
   const std::string index = colon == std::string::npos ? "0" : name.substr(colon + 1);
-  const bool fine = !index.empty() && index.size() <= 4 && index.find_first_not_of("0123456789") == std::string::npos;
+  const bool fine = !index.empty() && index.size() <= 4 && index.find_first_not_of("0123456789") == std::string::npos &&
+                    (index == "0" || index[0] != '0');  // a device has one name
   const DeviceKind* kind = Registered<DeviceKind>::find(name.substr(0, colon));
   if (kind && kind->plan && !index.empty() && std::isalpha(static_cast<unsigned char>(index[0])))
     return kind->plan(index);
@@ -20,7 +21,7 @@ static Device& lookUp(const std::string& name) {
   }
   std::string known;
   for (const auto& [each, _] : Registered<DeviceKind>::all()) known += (known.empty() ? "" : ", ") + each;
-  fail("wanted one of ", known, ", or of a kind of several one by its number, as in cuda:1");
+  fail("wanted one of ", known, ", or one of several by its number, as in cuda:1");
 }
 
 Device& Device::find(const std::string& name) {

@@ -1,4 +1,5 @@
-// What a device is. A folder (native/cpu, native/reference) defines one and its table of kernels; all else sees this.
+// What a device is. A folder (native/cpu, native/reference, native/cuda) defines one and its table of kernels; all else
+// sees this.
 #pragma once
 #include <atomic>
 #include <functional>
@@ -61,7 +62,8 @@ struct LaunchInfo {
   unsigned blocks, threads;  // threads of a block
   size_t sharedBytes;        // dynamic shared memory of a block
   // Of products on tensor cores, with all that fills up tiles:
-  std::string tile = {};     // pixels x channels of a block
+  // Pixels x channels of a block, `/n` where n blocks share a tile; of two branches `+` between them.
+  std::string tile = {};
   int64_t multiplyAdds = 0;  // of the launch
   int64_t operandBytes = 0;  // that all blocks together copy into shared memory
 };
@@ -79,7 +81,7 @@ struct Program : std::enable_shared_from_this<Program> {
   virtual size_t runBytes() const = 0;            // memory of one run: values and scratch
   virtual size_t idleBytes() const { return 0; }  // memory that is kept for the next runs
   virtual void trim() {}                          // gives that back
-  virtual std::vector<StepInfo> steps() const = 0;
+  virtual const std::vector<StepInfo>& steps() const = 0;
   virtual std::shared_ptr<Request> prepare() = 0;
   // Of a run whose outputs stay on the device, where inputs lie already, but those that are null.
   virtual std::shared_ptr<Request> prepareOnDevice(Buffers) { fail("plan: this device has no memory of its own"); }

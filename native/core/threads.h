@@ -79,7 +79,7 @@ void submit(int threads, std::function<void(Crew&)> job, Kind kind = Kind::run);
 // Gives up an object, which goes on another thread if it was the last to hold it: to give large memory back takes
 // milliseconds.
 void letGo(std::shared_ptr<const void> object);
-// What waits for that goes before this returns: memory is short.
+// Frees what letGo() was given before it returns, where memory is short.
 void letGoNow();
 
 // Cores that this process may use: the affinity mask, at most the cgroup's CPU quota.

@@ -29,6 +29,7 @@ HostProgram::HostProgram(PlanSpec given, std::vector<Kernel> made) : spec(std::m
   for (const Kernel& kernel : kernels) {
     shared = std::max(shared, kernel.sharedBytes);
     scratch = std::max(scratch, kernel.threadBytes);
+    infos.push_back({kernel.algorithm});
   }
   Layout layout;
   layout.add(spec.arenaBytes);
@@ -40,12 +41,6 @@ HostProgram::HostProgram(PlanSpec given, std::vector<Kernel> made) : spec(std::m
     for (const size_t bytes : *sizes) boundary.add(bytes);
   for (const size_t bytes : {runBytes_, boundary.size()})
     if (bytes > static_cast<size_t>(mostBytes)) fail("plan: a run takes ", bytes, " bytes, wanted at most ", mostBytes);
-}
-
-std::vector<StepInfo> HostProgram::steps() const {
-  std::vector<StepInfo> steps;
-  for (const Kernel& kernel : kernels) steps.push_back({kernel.algorithm});
-  return steps;
 }
 
 struct HostProgram::HostRequest : Request {

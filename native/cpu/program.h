@@ -14,7 +14,7 @@ class HostProgram : public Program {
   size_t runBytes() const override { return runBytes_; }
   size_t idleBytes() const override { return rooms.bytes() + boundaries.bytes(); }
   void trim() override { rooms.clear(), boundaries.clear(); }
-  std::vector<StepInfo> steps() const override;
+  const std::vector<StepInfo>& steps() const override { return infos; }
   std::shared_ptr<Request> prepare() override;
   void start(std::shared_ptr<Request> request, std::function<void()> done) override;
 
@@ -62,6 +62,7 @@ class HostProgram : public Program {
 
   const PlanSpec spec;
   const std::vector<Kernel> kernels;
+  std::vector<StepInfo> infos;
   size_t sharedAt = 0, scratchAt = 0, scratchStride = 0, runBytes_ = 0;
   Layout boundary;  // of a request: inputs and outputs
   Idle<Room> rooms;

@@ -77,22 +77,11 @@ size_t Program::idleBytes() const {
 }
 
 // The driver may wait for the GPU before it frees memory: that is no work for the caller's thread.
-void Program::trim() {
-  threads::submit(
-      1, [old = std::make_shared<Idle>(takeIdle())](Crew&) {}, threads::Kind::background);
-}
+void Program::trim() { threads::letGo(std::make_shared<Idle>(takeIdle())); }
 void Program::dropIdle() { takeIdle(); }
 Program::Idle Program::takeIdle() {
   std::lock_guard lock(mutex);
   return std::exchange(idle, {});
-}
-
-// Called where runs end, on a thread of the library.
-void Program::dropSurplus() {
-  std::vector<Block> surplus;  // freed without the lock
-  std::lock_guard lock(mutex);
-  for (; idle.boundaries.size() > mostIdle; idle.boundaries.pop_back())
-    surplus.push_back(std::move(idle.boundaries.back()));
 }
 
 // A run's inputs and outputs: in pinned memory, or on the GPU.
@@ -126,7 +115,12 @@ struct Program::Boundary : Request {
   ~Boundary() override {
     if (pinned.size() == 0) return;
     std::lock_guard lock(program->mutex);
-    program->idle.boundaries.push_back(std::move(pinned));
+    auto& boundaries = program->idle.boundaries;
+    if (boundaries.size() < mostIdle) {
+      boundaries.push_back(std::move(pinned));
+    } else {
+      threads::letGo(std::make_shared<Block>(std::move(pinned)));
+    }
   }
 };
 
@@ -192,7 +186,6 @@ class Program::Run : public Queue::Job {
     events.clear();
     if (room && request->error.empty()) giveRoom();
     room.reset();
-    program->dropSurplus();
     request.reset();  // its memory is the caller's to keep or to give back
     done();
   }
@@ -281,10 +274,11 @@ class Program::Run : public Queue::Job {
   // kernels at their first launch, which a capture may forbid.
   void compute() {
     const bool each = request->stepMilliseconds.size() > 1, together = request->stepMilliseconds.size() == 1;
+    const bool replay = wasUsed && !each && program->spec.cudaGraphs;
+    auto& graph = room->graph;
+    if (replay && !graph) graph = std::make_unique<Graph>(program->context, room->stream, [this] { launchAll(false); });
     if (together) mark();
-    if (wasUsed && !each && program->spec.cudaGraphs) {
-      auto& graph = room->graph;
-      if (!graph) graph = std::make_unique<Graph>(program->context, room->stream, [this] { launchAll(false); });
+    if (replay) {
       check(driver.cuGraphLaunch(*graph, room->stream), "cuda: launch of a graph");
     } else {
       launchAll(each);

@@ -16,7 +16,7 @@ class Program : public octconv::Program, private Context::Keeper {
   size_t runBytes() const override { return arenaBytes; }
   size_t idleBytes() const override;
   void trim() override;
-  std::vector<StepInfo> steps() const override { return infos; }
+  const std::vector<StepInfo>& steps() const override { return infos; }
   std::shared_ptr<Request> prepare() override;
   std::shared_ptr<Request> prepareOnDevice(Buffers inputs) override;
   void start(std::shared_ptr<Request> request, std::function<void()> done) override;
@@ -43,7 +43,6 @@ class Program : public octconv::Program, private Context::Keeper {
   class Run;
 
   int64_t placeOf(size_t value, int64_t round) const;
-  void dropSurplus();
   void dropIdle() override;
   Idle takeIdle();
 

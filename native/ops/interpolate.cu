@@ -1,4 +1,4 @@
-// interpolate on NVIDIA GPUs, see interpolate.cc. Places are fractions of integers, so that they are exact in f32.
+// interpolate on NVIDIA GPUs, see interpolate.cc. Places are computed in integers; only the weights are rounded.
 #include "../cuda/items.h"
 #include "../cuda/tensor.h"
 

@@ -36,14 +36,12 @@ struct RecordedParams : Packed {
 
 class Recording : public Program {
  public:
-  explicit Recording(PlanSpec given) : spec(std::move(given)) {}
+  explicit Recording(PlanSpec given) : spec(std::move(given)) {
+    for (const PlanSpec::Step& step : spec.steps) infos.push_back({"records " + step.node.op});
+  }
 
   size_t runBytes() const override { return spec.arenaBytes; }
-  std::vector<StepInfo> steps() const override {
-    std::vector<StepInfo> steps;
-    for (const PlanSpec::Step& step : spec.steps) steps.push_back({"records " + step.node.op});
-    return steps;
-  }
+  const std::vector<StepInfo>& steps() const override { return infos; }
   std::shared_ptr<Request> prepare() override {
     calls.add("prepare");
     struct Owned : Request {
@@ -69,6 +67,7 @@ class Recording : public Program {
 
  private:
   const PlanSpec spec;
+  std::vector<StepInfo> infos;
 };
 
 class Recorder : public Device {

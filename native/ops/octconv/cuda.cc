@@ -83,7 +83,7 @@ uint32_t bitsOf(float x) {
   return bits;
 }
 // To the nearest of 10 bits, half away from zero, as the GPU rounds what it multiplies.
-uint32_t tf32Of(float x) { return (bitsOf(x) + 0x1000) & ~uint32_t{0x1fff}; }
+uint32_t tf32Of(float x) { return x != x ? bitsOf(x) : (bitsOf(x) + 0x1000) & ~uint32_t{0x1fff}; }
 
 // The weights of one source for one unit of columns, [tap][chunk][column][64 bytes], at `to`, which goes on behind
 // them.
@@ -290,6 +290,8 @@ SourceArgs sourceOf(Making& making, const Branch& branch, const Source& s, const
   const bool direct = asIs && !taps.rows && type.dtype == octconv::activationOf(branch.compute) && isAligned(type, at);
   args.x = direct ? tensorOf(type, at)
                   : prepare(making, branch, s, packed, prologue, taps.rows, s.upsample ? (y.w + 1) / 2 : y.w);
+  atMost(int64_t{UINT32_MAX}, (args.x.at + product(type.shape.pixels(), args.x.pitch, bytesOf(branch.compute))) / 16,
+         "pieces of 16 bytes of a run's memory");
   args.x.channels = static_cast<int>(taps.channels);
   args.chunks = static_cast<int>(taps.chunks);
   if (taps.rows) args.kernel.w = 1, args.padding.w = 0;
@@ -336,7 +338,7 @@ BranchArgs argumentsOf(Making& making, const Branch& branch, const CudaBranch& p
 // The tile that wastes the fewest columns; the widest one reads its pixels least often.
 int tileFor(int64_t channels) {
   if (channels <= 32) return 2;
-  return roundUp(channels, 64) < roundUp(channels, 128) * 9 / 10 || channels <= 64 ? 1 : 0;
+  return roundUp(channels, 64) < roundUp(channels, 128) * 9 / 10 ? 1 : 0;
 }
 
 int64_t stepsOf(const BranchArgs& branch) {
@@ -359,8 +361,10 @@ int64_t tilesOf(const BranchArgs& branch) {
 // multiprocessor: a step takes what the tensor cores take for its products, or what its operands take from L2; all
 // blocks take as long as the longest one, as often as there are more of them than multiprocessors.
 void spread(Making& making, std::span<BranchArgs> branches) {
-  constexpr int64_t productsPerClock = 1024, bytesPerClock = 32, leastSteps = 4, secondLaunch = 2000;
-  constexpr int64_t chunkProducts = 32;  // of an element in bf16; in tf32 half as many take as long
+  constexpr int64_t productsPerClock = 1024, bytesPerClock = 32;  // about, of sm_80 to sm_120
+  constexpr int64_t chunkProducts = 32;   // of an element in bf16; in tf32 half as many take as long
+  constexpr int64_t leastSteps = 4;       // of a block: its first copies take as long
+  constexpr int64_t secondLaunch = 2000;  // clocks, about 1.5 us
   const int64_t multiprocessors = making.placed.multiprocessors;
   const auto choose = [&](int widest, int64_t splits) {
     int64_t work = 0, longest = 1, partialBytes = 0;
@@ -445,11 +449,11 @@ Made make(const PlacedNode& placed) {
     const std::span<BranchArgs> some(args.branch, together);
     spread(making, some);
     bool large = false;
-    int shared = 0, blocks = 0, sumBlocks = 0;
+    int shared = 0, places = 0, blocks = 0, sumBlocks = 0;
     for (const BranchArgs& branch : some) {
       const Tile& tile = tiles[branch.tile];
       large = large || branch.tile == largestTile;
-      shared = std::max(shared, sharedBytes(tile));
+      shared = std::max(shared, sharedBytes(tile)), places = std::max(places, placesBytes(tile));
       blocks = intOf(int64_t{blocks} + branch.blocks, "blocks"), sumBlocks += branch.sumBlocks;
     }
     const std::string kernel =
@@ -458,7 +462,7 @@ Made make(const PlacedNode& placed) {
     made.launches.push_back(launchOf(kernel, static_cast<unsigned>(blocks), blockThreads, shared, args));
     for (const BranchArgs& branch : some) count(branch, compute, made.launches.back());
     if (sumBlocks > 0)
-      made.launches.push_back(launchOf("octConvSums", static_cast<unsigned>(sumBlocks), blockThreads, shared, args));
+      made.launches.push_back(launchOf("octConvSums", static_cast<unsigned>(sumBlocks), blockThreads, places, args));
   }
   for (const Means& m : making.means) made.launches.push_back(meansOf(m.type, m.at, placed.outputs[m.output]));
   made.scratchBytes = making.scratch.size();

@@ -45,24 +45,21 @@ struct Shape {
   static constexpr int copies = 4 * lows * 4 / blockThreads;   // of rows' pieces, of a thread
 };
 
-OCTCONV_DEVICE float normalized(const ActivationArgs& a, float x, int channel) {
-  return a.scale ? a.scale[channel] * x + a.shift[channel] : x;
-}
-// Of a store.
-OCTCONV_DEVICE float stored(const ActivationArgs& a, float x, int channel) {
-  x = normalized(a, x, channel);
+OCTCONV_DEVICE float activated(const ActivationArgs& a, float x, int channel) {
+  if (a.scale) x = a.scale[channel] * x + a.shift[channel];
   if (a.function >= 0) x = valueOf(static_cast<Unary>(a.function), a.slope, x);
   return clamp(x, a.least, a.most);
 }
 
 // --- Where rows lie --------------------------------------------------------------------------------------------------
 
-// The output pixels of a tile, in shared memory behind the slots: frame, and y * 2^16 + x.
+// An output pixel of a tile, in shared memory: frame, and y * 2^16 + x.
 struct alignas(8) Place {
   int frame;  // see Pixel
   uint32_t yx;
 };
 
+// In the main kernels: behind the slots.
 template <int tile>
 OCTCONV_DEVICE Place* placesOf() {
   return reinterpret_cast<Place*>(sharedMemory() + slots * slotBytes(tiles[tile]));
@@ -301,13 +298,13 @@ OCTCONV_DEVICE void storeFour(char* arena, const TensorArgs& y, const Pixel& p, 
     if (i < count) setElement(arena, y, at + i, v[i]);
 }
 
-// Four pixels of a tile, of each group the one at `low`, and four channels: `sums` are those of their products, the
+// Four pixels of a tile, one of each group, and four channels: `places` of the first pixel, `sums` of products with the
 // groups `stride` floats apart.
 template <int tile, bool phased>
-OCTCONV_DEVICE void finish(const BranchArgs& branch, char* arena, int low, int channel, float* sums, int stride) {
+OCTCONV_DEVICE void finish(const BranchArgs& branch, char* arena, const Place* places, int channel, float* sums,
+                           int stride) {
   using Four = Words<4>;
   constexpr int lows = Shape<tile>::lows;
-  const Place* const places = placesOf<tile>() + low;
 #pragma unroll 1
   for (int i = 0; i < 4; i++) {
     const Pixel p = pixelOf(places[i * lows]);
@@ -331,7 +328,7 @@ OCTCONV_DEVICE void finish(const BranchArgs& branch, char* arena, int low, int c
       float v[4];
 #pragma unroll
       for (int c = 0; c < 4; c++)
-        v[c] = channel + c < branch.channels ? stored(store.activation, floatOfBits(y.word[c]), channel + c) : 0;
+        v[c] = channel + c < branch.channels ? activated(store.activation, floatOfBits(y.word[c]), channel + c) : 0;
       if (store.pool == 0) {
         storeFour(arena, store.y, p, channel, v);
         continue;
@@ -340,20 +337,22 @@ OCTCONV_DEVICE void finish(const BranchArgs& branch, char* arena, int low, int c
 #pragma unroll
       for (int c = 0; c < 4; c++) mean[c] += roundedTo(store.y.narrow, v[c]);
     }
-    if (!phased || store.pool == 0 || count == 0) continue;
+    if constexpr (phased) {
+      if (store.pool == 0 || count == 0) continue;
 #pragma unroll
-    for (int c = 0; c < 4; c++) mean[c] /= count;
-    const Pixel first = pixelOf(places[0]);
-    storeFour(arena, store.y, {first.frame, first.y / 2, first.x / 2}, channel, mean);
+      for (int c = 0; c < 4; c++) mean[c] /= count;
+      const Pixel first = pixelOf(places[0]);
+      storeFour(arena, store.y, {first.frame, first.y / 2, first.x / 2}, channel, mean);
+    }
   }
 }
 
 template <int tile, bool phased>
-OCTCONV_DEVICE void findPlaces(const BranchArgs& branch, int rowTile) {
+OCTCONV_DEVICE void findPlaces(const BranchArgs& branch, int rowTile, Place* places) {
   constexpr int lows = Shape<tile>::lows;
   for (int row = threadIndex(); row < 4 * lows; row += blockThreads) {
     const Pixel p = outputPixel<tile, phased>(branch, rowTile, row / lows, row % lows);
-    placesOf<tile>()[row] = {p.frame, static_cast<uint32_t>(p.y) << 16 | static_cast<uint32_t>(p.x)};
+    places[row] = {p.frame, static_cast<uint32_t>(p.y) << 16 | static_cast<uint32_t>(p.x)};
   }
   synchronize();
 }
@@ -363,7 +362,7 @@ OCTCONV_DEVICE void computeTile(const BranchArgs& branch, char* arena, int block
   using Of = Shape<tile>;
   const int split = block % branch.splits, tileIndex = block / branch.splits;
   const int columnTile = tileIndex % branch.columnTiles, rowTile = tileIndex / branch.columnTiles;
-  findPlaces<tile, phased>(branch, rowTile);
+  findPlaces<tile, phased>(branch, rowTile, placesOf<tile>());
   int lowSteps = 0, steps = 0;
   for (int i = 0; i < branch.sources; i++) {
     steps += stepsOf(branch.source[i]);
@@ -426,7 +425,8 @@ OCTCONV_DEVICE void computeTile(const BranchArgs& branch, char* arena, int block
       const int low = item / (half / 4), column = item % (half / 4) * 4;
       const int channel = columnTile * Of::columns + side * half + column;
       if (channel < branch.storedChannels)
-        finish<tile, phased>(branch, arena, low, channel, sums + low * pitch + column, Of::lows * pitch);
+        finish<tile, phased>(branch, arena, placesOf<tile>() + low, channel, sums + low * pitch + column,
+                             Of::lows * pitch);
     }
   }
 }
@@ -437,7 +437,8 @@ OCTCONV_DEVICE void addSplits(const BranchArgs& branch, char* arena, int block) 
   using Of = Shape<tile>;
   const int tileIndex = block / partsOf(tiles[tile]),
             item = block % partsOf(tiles[tile]) * blockThreads + threadIndex();
-  findPlaces<tile, phased>(branch, tileIndex / branch.columnTiles);
+  auto* const places = reinterpret_cast<Place*>(sharedMemory());
+  findPlaces<tile, phased>(branch, tileIndex / branch.columnTiles, places);
   const int low = item / (Of::columns / 4), column = item % (Of::columns / 4) * 4;
   const int channel = tileIndex % branch.columnTiles * Of::columns + column;
   if (channel >= branch.storedChannels) return;
@@ -454,7 +455,7 @@ OCTCONV_DEVICE void addSplits(const BranchArgs& branch, char* arena, int block) 
     }
     *at = {bitsOfFloat(sum[0]), bitsOfFloat(sum[1]), bitsOfFloat(sum[2]), bitsOfFloat(sum[3])};
   }
-  finish<tile, phased>(branch, arena, low, channel, own, Of::lows * Of::columns);
+  finish<tile, phased>(branch, arena, places + low, channel, own, Of::lows * Of::columns);
 }
 
 // The branch that a block is of, of which there are `blocksOf`; `block` becomes its number in it.
@@ -546,7 +547,7 @@ OCTCONV_KERNEL void __launch_bounds__(itemThreads, 4) octConvPlain(const __grid_
     for (int k = 0; k < mostStores; k++) {
       if (k >= branch.stores) continue;
       const StoreArgs& store = branch.store[k];
-      const float v = stored(store.activation, y, channel);
+      const float v = activated(store.activation, y, channel);
       if (store.pool == 0) {
         setElement(arena, store.y, elementAt(store.y, p, channel), v);
       } else {
@@ -586,7 +587,7 @@ OCTCONV_KERNEL void __launch_bounds__(itemThreads, 4)
 #pragma unroll 1
           for (int xi = xo * inner; xi < xo * inner + inner && xi < size.w; xi++, innerCount++) {
             const float element = elementOf(arena, a.x, elementAt(a.x, {static_cast<int>(frame), yi, xi}, channel));
-            innerSum += roundedTo(a.narrow, stored(a.prologue, element, channel));
+            innerSum += roundedTo(a.narrow, activated(a.prologue, element, channel));
           }
         sum += roundedTo(a.narrow, innerSum / innerCount);
       }
@@ -624,6 +625,8 @@ OCTCONV_KERNEL void __launch_bounds__(blockThreads, 2)
       return addSplits<1>(branch, arena, block);
     case 2:
       return addSplits<2>(branch, arena, block);
+    case largestTile:
+      return addSplits<largestTile>(branch, arena, block);
   }
 }
 

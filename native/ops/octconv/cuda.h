@@ -20,14 +20,15 @@ inline constexpr int largestTile = 3;  // of a kernel of its own: it leaves no r
 
 OCTCONV_BOTH constexpr int slotBytes(const Tile& tile) { return (4 * tile.lows + tile.columns) * chunkBytes; }
 // Slots, and where each output pixel lies.
-constexpr int sharedBytes(const Tile& tile) { return slots * slotBytes(tile) + 4 * tile.lows * 8; }
+constexpr int placesBytes(const Tile& tile) { return 4 * tile.lows * 8; }
+constexpr int sharedBytes(const Tile& tile) { return slots * slotBytes(tile) + placesBytes(tile); }
 
 // Blocks of octConvSums that add up a tile, a thread four columns of four pixels.
 OCTCONV_BOTH constexpr int partsOf(const Tile& tile) { return tile.lows * tile.columns / 4 / blockThreads; }
 
 struct ActivationArgs {
   const float *scale, *shift;  // of batch normalisation, per channel; null without
-  int function;                // a Unary, of stores only; negative: none
+  int function;                // a Unary; negative: none
   float slope, least, most;
 };
 
