@@ -7,7 +7,7 @@ import { nativeFile } from '../lib/native.js';
 
 const program = join(nativeFile, '../../cuda-driver-test');
 const library = join(nativeFile, '../../test/libcuda.so.1');
-const env = { ...process.env, ASAN_OPTIONS: '', TSAN_OPTIONS: 'halt_on_error=1' };
+const env = { ...process.env, ASAN_OPTIONS: '', LSAN_OPTIONS: '', TSAN_OPTIONS: 'halt_on_error=1' };
 
 describe('stand-in CUDA driver', () => {
   const names = existsSync(program) ? execFileSync(program, [library], { env, encoding: 'utf8' }).trim() : '';

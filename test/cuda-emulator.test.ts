@@ -7,7 +7,7 @@ import { nativeFile } from '../lib/native.js';
 
 const program = join(nativeFile, '../../cuda-emulator-test');
 // Reports of sanitizers are a part of what is tested.
-const env = { ...process.env, ASAN_OPTIONS: '', TSAN_OPTIONS: 'halt_on_error=1' };
+const env = { ...process.env, ASAN_OPTIONS: '', LSAN_OPTIONS: '', TSAN_OPTIONS: 'halt_on_error=1' };
 
 describe('CUDA emulator', () => {
   const lines = existsSync(program) ? execFileSync(program, { env, encoding: 'utf8' }).trim().split('\n') : [];

@@ -182,7 +182,7 @@ std::shared_ptr<const Packed> pack(Gpu& gpu, const Attr& attrs, const Params& pa
   const Block pinned(gpu, layout.size(), Block::Where::pinned);
   char* const host = pinned.host();
   std::fill_n(host, pinned.size(), 0);
-  for (const auto& [floats, at] : vectors) std::memcpy(host + at, floats.data(), floats.size() * 4);
+  for (const auto& [floats, at] : vectors) std::ranges::copy(floats, reinterpret_cast<float*>(host + at));
   const std::vector<const Source*> order = orderOf(branch);
   if (packed->plain) {
     auto* to = reinterpret_cast<float*>(host + packed->weights);
