@@ -250,7 +250,7 @@ describe('cuda on the stand-in driver', function () {
       const names = ['cuda:0', 'cuda:1', 'cuda:7', 'cuda:', 'cuda:-1', 'cuda:1x', 'cuda:99999', 'cpu:1', 'cud', ''];
       const known = 'wanted auto, cpu, cuda, cudnn, recorder, reference';
       const number =
-        'wanted one of cpu, cuda, cudnn, recorder, reference, or of a kind of several one by its number, as in cuda:1';
+        'wanted one of cpu, cuda, cudnn, recorder, reference, or one of several by its number, as in cuda:1';
       const { said } = await ask(names, { OCTCONV_STAND_IN_DEVICES: '2' });
       const wanted = {
         'cuda:7': 'there are 2 of its kind',
