@@ -183,14 +183,14 @@ export async function checkGraph(
 /**
  * Every step alone, on what the reference made of the steps before it, each element within its own bound: `times` as
  * for compareEach. Unless given, that of up to 3,000 products whose sum grows all the way, as those of one sign: n of
- * them lose sqrt(n / 3). Undefined: the device has no kernel for this step.
+ * them lose sqrt(n / 3).
  */
 export async function checkSteps(
   steps: Steps,
   inputs: readonly TypedArray[],
   read: (name: string) => Tensor,
   device: Device = 'cpu',
-  times: (step: Step) => number | undefined = () => 4 * allowed.direct,
+  times: (step: Step) => number = () => 4 * allowed.direct,
 ): Promise<void> {
   const arrays = new Map(steps.inputs.map((id, i) => [id, inputs[i] as TypedArray]));
   for (const step of steps.steps) {
@@ -198,12 +198,11 @@ export async function checkSteps(
     const given = step.inputs.map((id) => arrays.get(id) as TypedArray);
     const magnitude = await magnitudes(single, given, read);
     const wanted = await run(compileSteps(single, 'reference', 1, read), given);
-    const most = times(step);
-    const got = most === undefined ? wanted : await run(compileSteps(single, device, 1, read), given);
+    const got = await run(compileSteps(single, device, 1, read), given);
     for (const [i, id] of step.outputs.entries()) {
       const { dtype } = steps.values[id] as TensorType;
       const [y, x] = [got[i], wanted[i]].map((data) => toFloats(dtype, data as TypedArray)) as [TypedArray, TypedArray];
-      if (magnitude) compareEach(y, x, magnitude[i] as TypedArray, most ?? 0);
+      if (magnitude) compareEach(y, x, magnitude[i] as TypedArray, times(step));
       else compare(y, x, 1);
       arrays.set(id, wanted[i] as TypedArray);
     }

@@ -43,7 +43,7 @@ struct Opened : Driver {
       if (!function) std::printf("%s is missing\n", name), std::exit(1);
     };
 #define OCTCONV_FIND(name, ...) find(name, #name);
-    OCTCONV_CUDA_DRIVER(OCTCONV_FIND)
+    OCTCONV_DRIVER_FUNCTIONS(OCTCONV_FIND)
     find(live, "standInLive");
   }
 };

@@ -216,6 +216,7 @@ describe('the estimate', () => {
       'sm_100, NVIDIA B200, 178.4 GiB': 'b200',
     };
     for (const [text, name] of Object.entries(names)) expect(gpuCalled(text)).to.equal(name);
+    expect(() => gpuCalled('sm_90, NVIDIA H100 PCIe, 79.6 GiB')).to.throw('no figures of sm_90, NVIDIA H100 PCIe');
     expect(() => gpuCalled('sm_89, NVIDIA L40S, 44.5 GiB')).to.throw(
       'bench: no figures of sm_89, NVIDIA L40S, 44.5 GiB',
     );

@@ -19,7 +19,8 @@ import { kernelsOf, loopsWith } from './sass.mjs';
 import { installPackages, main, outputOf, root, run, ToolError, which } from './system.mjs';
 
 const source = 'native/cuda/kernels.cu';
-const architectures = [80, 86, 89, 90, 100, 120]; // SASS for these, PTX of the last for what comes later
+/** SASS for these, PTX of the last for what comes later: those that native/cuda/gpu.cc knows. */
+const architectures = architecturesOf(readFileSync(join(root, 'native', 'cuda', 'gpu.cc'), 'utf8'));
 const options = ['-std=c++20', '-O3'];
 const intermediate = join(root, 'build', 'cuda');
 const step = 64; // bytes of input channels, chunkBytes in native/ops/octconv/cuda.h
@@ -35,6 +36,11 @@ const packages = [
   'nvidia-cuda-cccl==13.0.*',
   'nvidia-cuda-nvdisasm>=13.2',
 ];
+
+function architecturesOf(code) {
+  const [, list = ''] = /Architecture architectures\[\] = \{(.*)\};/.exec(code) ?? [];
+  return [...list.matchAll(/\{(\d+), \d+\}/g)].map(([, capability]) => Number(capability));
+}
 
 /** The folder of nvcc and nvdisasm. */
 function programs() {

@@ -83,7 +83,7 @@ const mutants = {
     'floatOfBits(y.word[c]), channel + c)',
     'floatOfBits(y.word[c]), channel)',
   ],
-  'P of three phases': [
+  'no P of four whole pixels': [
     octConv,
     'store.pool == 0 || count == 0) continue;',
     'store.pool == 0 || count == 4) continue;',

@@ -156,9 +156,10 @@ function shapesTable(steps: readonly (Shown & { algorithm?: string })[]): string
 const shortened = (algorithm: string): string =>
   algorithm.replaceAll(/winograd (\d)x\d, /g, 'w$1 ').replaceAll(/tile (\S+) (\d+) blocks x (\d+)/g, '$1 $2x$3');
 
+const kibi = (bytes: number) => count(Math.ceil(bytes / 1024));
+
 /** A line for each launch; FLOPs and bytes are those of the step. */
 function launchTable(steps: readonly PlanStep[]): string {
-  const kibi = (bytes: number) => count(Math.ceil(bytes / 1024));
   const mega = (n: number) => count(Math.round(n / 1e6));
   const sum = (some: readonly PlanStep[], of: (step: PlanStep) => number) =>
     some.reduce((total, step) => total + of(step), 0);
@@ -188,7 +189,6 @@ function launchTable(steps: readonly PlanStep[]): string {
 
 function planTable(steps: readonly PlanStep[]): string {
   const narrow = terminalWidth() < 160;
-  const kibi = (bytes: number) => count(Math.ceil(bytes / 1024));
   const mega = (n: number) => (n / 1e6).toFixed(1);
   const sum = (of: (step: PlanStep) => number) => steps.reduce((total, step) => total + of(step), 0);
   const bytes = (['inputs', 'outputs', 'weights'] as const).map((kind) => kibi(sum((step) => step.bytes[kind])));

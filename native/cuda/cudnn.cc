@@ -32,7 +32,7 @@ static Cudnn open() {
 #define OCTCONV_FIND(result, name, ...)                                       \
   cudnn.name = reinterpret_cast<decltype(cudnn.name)>(dlsym(library, #name)); \
   if (!cudnn.name) fail("cudnn: ", file, " has no ", #name);
-  OCTCONV_CUDNN(OCTCONV_FIND)
+  OCTCONV_CUDNN_FUNCTIONS(OCTCONV_FIND)
 #undef OCTCONV_FIND
   cudnn.version = numberOf(version);
   return cudnn;

@@ -91,7 +91,7 @@ enum cudnnPointwiseMode_t : int { CUDNN_POINTWISE_ADD = 0, CUDNN_POINTWISE_RELU_
 enum cudnnBackendHeurMode_t : int { CUDNN_HEUR_MODE_FALLBACK = 2, CUDNN_HEUR_MODE_A = 3 };
 
 // X(result, name in the library, arguments)
-#define OCTCONV_CUDNN(X)                                                                                            \
+#define OCTCONV_CUDNN_FUNCTIONS(X)                                                                                  \
   X(size_t, cudnnGetVersion)                                                                                        \
   X(const char*, cudnnGetErrorString, cudnnStatus_t status)                                                         \
   X(void, cudnnGetLastErrorString, char* text, size_t bytes)                                                        \
@@ -111,7 +111,7 @@ enum cudnnBackendHeurMode_t : int { CUDNN_HEUR_MODE_FALLBACK = 2, CUDNN_HEUR_MOD
 
 struct Cudnn {
 #define OCTCONV_MEMBER(result, name, ...) result (*name)(__VA_ARGS__);
-  OCTCONV_CUDNN(OCTCONV_MEMBER)
+  OCTCONV_CUDNN_FUNCTIONS(OCTCONV_MEMBER)
 #undef OCTCONV_MEMBER
   std::string version;
 

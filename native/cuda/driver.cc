@@ -22,7 +22,7 @@ static Driver open() {
 #define OCTCONV_FIND(name, ...)                                                 \
   driver.name = reinterpret_cast<decltype(driver.name)>(dlsym(library, #name)); \
   if (!driver.name) fail("cuda: ", file, " is too old, it has no ", #name);
-  OCTCONV_CUDA_DRIVER(OCTCONV_FIND)
+  OCTCONV_DRIVER_FUNCTIONS(OCTCONV_FIND)
 #undef OCTCONV_FIND
   int version = 0;
   driver.check(driver.cuDriverGetVersion(&version), "cuda: version of the driver");

@@ -22,7 +22,7 @@ using CUgraphExec = struct CUgraphExec_st*;
 using CUresult = int;  // 0: success
 
 // X(name in the library, arguments). Each is `CUresult name(arguments)`.
-#define OCTCONV_CUDA_DRIVER(X)                                                                               \
+#define OCTCONV_DRIVER_FUNCTIONS(X)                                                                          \
   X(cuInit, unsigned flags)                                                                                  \
   X(cuDriverGetVersion, int* version)                                                                        \
   X(cuGetErrorName, CUresult error, const char** name)                                                       \
@@ -73,7 +73,7 @@ struct OutOfMemory : Error {
 
 struct Driver {
 #define OCTCONV_MEMBER(name, ...) CUresult (*name)(__VA_ARGS__);
-  OCTCONV_CUDA_DRIVER(OCTCONV_MEMBER)
+  OCTCONV_DRIVER_FUNCTIONS(OCTCONV_MEMBER)
 #undef OCTCONV_MEMBER
 
   // Opened once. Throws the reason if there is none, if it lacks a function, or if it does not start.

@@ -93,7 +93,7 @@ Context::Use::~Use() {
 }
 
 void Context::giveBack(FunctionRef<void(const Driver&)> release) const noexcept {
-  // A call may fail because of earlier work, once.
+  // The first push may report an earlier failure.
   for (int attempt = 0; attempt < 2; attempt++) {
     try {
       const Use use(*this);

@@ -97,7 +97,7 @@ class Gpu {
 };
 
 // Memory of a GPU, or with `pinned` of the host, which copies to and from the GPU run beside other work. Without a
-// context there is none of a GPU, and usual memory of the host.
+// context there is none of a GPU, and ordinary memory of the host.
 class Block {
  public:
   enum class Where { device, pinned };

@@ -6,7 +6,7 @@
 namespace octconv::cuda {
 namespace {
 
-constexpr size_t mostIdle = 4;  // a burst of runs does not keep its memory
+constexpr size_t mostIdle = 4;  // of a burst of runs the others' memory goes, pinned memory when a later run ends
 
 Made makeOf(const Kernels& kernels, const PlacedNode& placed) {
   const Node& node = placed.node;
@@ -84,6 +84,14 @@ Program::Idle Program::takeIdle() {
   return std::exchange(idle, {});
 }
 
+// Called where runs end, on a thread of the library: to free pinned memory takes milliseconds.
+void Program::dropSurplus() {
+  std::vector<Block> surplus;  // freed without the lock
+  std::lock_guard lock(mutex);
+  for (; idle.boundaries.size() > mostIdle; idle.boundaries.pop_back())
+    surplus.push_back(std::move(idle.boundaries.back()));
+}
+
 // A run's inputs and outputs: in pinned memory, or on the GPU.
 struct Program::Boundary : Request {
   std::shared_ptr<Program> program;
@@ -115,12 +123,7 @@ struct Program::Boundary : Request {
   ~Boundary() override {
     if (pinned.size() == 0) return;
     std::lock_guard lock(program->mutex);
-    auto& boundaries = program->idle.boundaries;
-    if (boundaries.size() < mostIdle) {
-      boundaries.push_back(std::move(pinned));
-    } else {
-      threads::letGo(std::make_shared<Block>(std::move(pinned)));
-    }
+    program->idle.boundaries.push_back(std::move(pinned));
   }
 };
 
@@ -186,6 +189,7 @@ class Program::Run : public Queue::Job {
     events.clear();
     if (room && request->error.empty()) giveRoom();
     room.reset();
+    program->dropSurplus();
     request.reset();  // its memory is the caller's to keep or to give back
     done();
   }

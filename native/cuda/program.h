@@ -45,6 +45,7 @@ class Program : public octconv::Program, private Context::Keeper {
   int64_t placeOf(size_t value, int64_t round) const;
   void dropIdle() override;
   Idle takeIdle();
+  void dropSurplus();
 
   Gpu& gpu;
   const std::shared_ptr<Context> context;  // that has the functions

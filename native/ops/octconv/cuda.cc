@@ -16,6 +16,7 @@ namespace {
 struct CudaBranch : Packed {
   struct Reader {
     int64_t channels, taps;  // of a group
+    bool rows;               // Taps::rows
   };
   struct ScaleShift {
     int64_t channels = 0;
@@ -167,9 +168,9 @@ std::shared_ptr<const Packed> pack(Gpu& gpu, const Attr& attrs, const Params& pa
   packed->bias = place(bias, units * unitColumns);
   int64_t steps = 0, each = 0;  // of a unit; weights of a channel
   branch.eachSource([&](const Source& s) {
-    packed->readers.push_back({inputsOf(s, params), s.taps()});
-    packed->prologues.push_back(placeAffine(affineOf(s.prologue, params)));
     const Taps taps = tapsOf(s, inputsOf(s, params), branch.compute);
+    packed->readers.push_back({inputsOf(s, params), s.taps(), taps.rows});
+    packed->prologues.push_back(placeAffine(affineOf(s.prologue, params)));
     steps += taps.count * taps.chunks;
     each += s.taps() * inputsOf(s, params);
   });
@@ -218,6 +219,7 @@ void checkWeights(const Node& node, const Branch& branch, const CudaBranch& pack
     const int64_t channels = node.in(s.input).c;
     fits = fits && i < packed.readers.size() && packed.readers[i].channels == channels / s.groups &&
            packed.readers[i].taps == s.taps() &&
+           packed.readers[i].rows == tapsOf(s, channels / s.groups, branch.compute).rows &&
            packed.prologues[i].channels == (s.prologue.batchNorm.empty() ? 0 : channels);
     i++;
   });
@@ -290,7 +292,9 @@ SourceArgs sourceOf(Making& making, const Branch& branch, const Source& s, const
   const bool direct = asIs && !taps.rows && type.dtype == octconv::activationOf(branch.compute) && isAligned(type, at);
   args.x = direct ? tensorOf(type, at)
                   : prepare(making, branch, s, packed, prologue, taps.rows, s.upsample ? (y.w + 1) / 2 : y.w);
-  atMost(int64_t{UINT32_MAX}, (args.x.at + product(type.shape.pixels(), args.x.pitch, bytesOf(branch.compute))) / 16,
+  const Extent& size = args.x.size;
+  const int64_t pixels = product(type.shape.n, size.t, size.h, size.w);
+  atMost(int64_t{UINT32_MAX}, (args.x.at + product(pixels, args.x.pitch, bytesOf(branch.compute))) / 16,
          "pieces of 16 bytes of a run's memory");
   args.x.channels = static_cast<int>(taps.channels);
   args.chunks = static_cast<int>(taps.chunks);
@@ -349,53 +353,68 @@ int64_t stepsOf(const BranchArgs& branch) {
   return steps;
 }
 
-int64_t tilesOf(const BranchArgs& branch) {
-  const Tile& tile = tiles[branch.tile];
+// How blocks share a branch.
+struct Share {
+  int tile;                            // of `tiles`
+  int64_t columnTiles, count, splits;  // tiles, and blocks of each
+
+  int64_t blocks() const { return product(count, splits); }
+  int64_t bytesOfSums() const {  // that splits write
+    return splits > 1 ? product(blocks(), 4 * tiles[tile].lows, tiles[tile].columns, sizeof(float)) : 0;
+  }
+};
+
+Share shareOf(const BranchArgs& branch, int widest, int64_t splits) {
+  constexpr int64_t leastSteps = 4;  // of a block: its first copies take as long
+  const int narrow = tileFor(branch.channels), tile = narrow == 0 ? widest : narrow;
   const Extent& size = branch.size;
-  const int64_t rows = branch.phased ? product(branch.n, size.t, half(size.h), half(size.w)) * 4
-                                     : product(branch.n, size.t, size.h, size.w);
-  return product(roundUp(rows, 4 * tile.lows) / (4 * tile.lows), branch.columnTiles);
+  const int64_t pixels = branch.phased ? product(branch.n, size.t, half(size.h), half(size.w)) * 4
+                                       : product(branch.n, size.t, size.h, size.w);
+  const int64_t rows = 4 * tiles[tile].lows, columns = tiles[tile].columns;
+  const int64_t columnTiles = roundUp(branch.channels, columns) / columns;
+  return {tile, columnTiles, product(roundUp(pixels, rows) / rows, columnTiles),
+          std::max<int64_t>(1, std::min(splits, stepsOf(branch) / leastSteps))};
 }
 
-// Chooses tiles, and how many blocks share one, for the branches of a launch, by an estimate in clocks of one
-// multiprocessor: a step takes what the tensor cores take for its products, or what its operands take from L2; all
-// blocks take as long as the longest one, as often as there are more of them than multiprocessors.
-void spread(Making& making, std::span<BranchArgs> branches) {
+// An estimate, in clocks of a multiprocessor: a step takes what the tensor cores take for its products, or what its
+// operands take from L2; all blocks take as long as the longest one, as often as there are more of them than
+// multiprocessors.
+int64_t clocksOf(std::span<const BranchArgs> branches, int64_t multiprocessors, int widest, int64_t splits) {
   constexpr int64_t productsPerClock = 1024, bytesPerClock = 32;  // about, of sm_80 to sm_120
   constexpr int64_t chunkProducts = 32;   // of an element in bf16; in tf32 half as many take as long
-  constexpr int64_t leastSteps = 4;       // of a block: its first copies take as long
-  constexpr int64_t secondLaunch = 2000;  // clocks, about 1.5 us
-  const int64_t multiprocessors = making.placed.multiprocessors;
-  const auto choose = [&](int widest, int64_t splits) {
-    int64_t work = 0, longest = 1, partialBytes = 0;
-    for (BranchArgs& branch : branches) {
-      branch.tile = tileFor(branch.channels) == 0 ? widest : tileFor(branch.channels);
-      const Tile& tile = tiles[branch.tile];
-      const int64_t rows = 4 * tile.lows, columns = tile.columns, steps = stepsOf(branch);
-      branch.columnTiles = static_cast<int>((branch.channels + columns - 1) / columns);
-      const int64_t count = tilesOf(branch);
-      branch.splits = static_cast<int>(std::max<int64_t>(1, std::min(splits, steps / leastSteps)));
-      branch.blocks = intOf(product(count, branch.splits), "blocks");
-      branch.sumBlocks = branch.splits > 1 ? intOf(product(count, partsOf(tile)), "blocks") : 0;
-      const int64_t step =
-          std::max(rows * columns * chunkProducts / productsPerClock, (rows + columns) * chunkBytes / bytesPerClock);
-      const int64_t block = (steps + branch.splits - 1) / branch.splits * step;
-      work += block * branch.blocks, longest = std::max(longest, block);
-      if (branch.splits > 1) partialBytes += branch.blocks * rows * columns * 4;
-    }
-    const int64_t rounds = (work + multiprocessors * longest - 1) / (multiprocessors * longest);
-    return rounds * longest + (partialBytes ? 2 * partialBytes / (bytesPerClock * multiprocessors) + secondLaunch : 0);
-  };
-  std::pair<int, int64_t> best;
-  int64_t least = INT64_MAX;
-  for (const int widest : {largestTile, 0})
-    for (const int64_t splits : {1, 2, 3, 4, 6, 8, 12, 16, 24, 32})
-      if (const int64_t clocks = choose(widest, splits); clocks < least) least = clocks, best = {widest, splits};
-  choose(best.first, best.second);
-  for (BranchArgs& branch : branches)
-    if (branch.splits > 1)
-      branch.partials =
-          making.take(product(branch.blocks, 4 * tiles[branch.tile].lows, tiles[branch.tile].columns, sizeof(float)));
+  constexpr int64_t secondLaunch = 2000;  // about 1.5 us
+  int64_t work = 0, longest = 1, bytesOfSums = 0;
+  for (const BranchArgs& branch : branches) {
+    const Share share = shareOf(branch, widest, splits);
+    const int64_t rows = 4 * tiles[share.tile].lows, columns = tiles[share.tile].columns;
+    const int64_t step =
+        std::max(rows * columns * chunkProducts / productsPerClock, (rows + columns) * chunkBytes / bytesPerClock);
+    const int64_t block = (stepsOf(branch) + share.splits - 1) / share.splits * step;
+    work += block * share.blocks(), longest = std::max(longest, block), bytesOfSums += share.bytesOfSums();
+  }
+  const int64_t rounds = roundUp(work, multiprocessors * longest) / (multiprocessors * longest);
+  const int64_t sums = 2 * bytesOfSums / (bytesPerClock * multiprocessors);
+  return rounds * longest + (bytesOfSums ? sums + secondLaunch : 0);
+}
+
+// Chooses tiles, and how many blocks share one, for the branches of a launch.
+void spread(Making& making, std::span<BranchArgs> branches) {
+  int64_t least = INT64_MAX, splits = 1;
+  int widest = 0;
+  for (const int w : {largestTile, 0})
+    for (const int64_t s : {1, 2, 3, 4, 6, 8, 12, 16, 24, 32})
+      if (const int64_t clocks = clocksOf(branches, making.placed.multiprocessors, w, s); clocks < least)
+        least = clocks, widest = w, splits = s;
+  for (BranchArgs& branch : branches) {
+    const Share share = shareOf(branch, widest, splits);
+    branch.tile = share.tile;
+    branch.columnTiles = static_cast<int>(share.columnTiles);
+    branch.splits = static_cast<int>(share.splits);
+    branch.blocks = intOf(share.blocks(), "blocks");
+    if (share.splits == 1) continue;
+    branch.sumBlocks = intOf(product(share.count, partsOf(tiles[share.tile])), "blocks");
+    branch.partials = making.take(share.bytesOfSums());
+  }
 }
 
 Launch plainLaunch(const PlacedNode& placed, const Branch& branch, const BranchArgs& args) {

@@ -30,10 +30,10 @@ namespace octconv::cuda {
 // All that cudnn.h declares is defined here.
 extern "C" {
 #define OCTCONV_DECLARE(result, name, ...) [[gnu::visibility("default")]] result name(__VA_ARGS__);
-OCTCONV_CUDNN(OCTCONV_DECLARE)
+OCTCONV_CUDNN_FUNCTIONS(OCTCONV_DECLARE)
 }
 #define OCTCONV_ADDRESS(result, name, ...) reinterpret_cast<void*>(name),
-[[gnu::used]] static void* const defined[] = {OCTCONV_CUDNN(OCTCONV_ADDRESS)};
+[[gnu::used]] static void* const defined[] = {OCTCONV_CUDNN_FUNCTIONS(OCTCONV_ADDRESS)};
 
 // X(name, code)
 #define OCTCONV_STATUSES(X)                       \

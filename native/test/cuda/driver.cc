@@ -69,14 +69,14 @@ namespace octconv::cuda {
 // All that driver.h declares is defined here.
 extern "C" {
 #define OCTCONV_DECLARE(name, ...) [[gnu::visibility("default")]] CUresult name(__VA_ARGS__);
-OCTCONV_CUDA_DRIVER(OCTCONV_DECLARE)
+OCTCONV_DRIVER_FUNCTIONS(OCTCONV_DECLARE)
 [[gnu::visibility("default")]] int standInLive();
 [[gnu::visibility("default")]] CUresult standInCall(const char* name, bool needsContext, bool givesBack);
 [[gnu::visibility("default")]] void standInHold(int more);
 [[gnu::visibility("default")]] bool standInWork(CUstream stream, std::function<void()> work);
 }
 #define OCTCONV_ADDRESS(name, ...) reinterpret_cast<void*>(name),
-[[gnu::used]] static void* const defined[] = {OCTCONV_CUDA_DRIVER(OCTCONV_ADDRESS)};
+[[gnu::used]] static void* const defined[] = {OCTCONV_DRIVER_FUNCTIONS(OCTCONV_ADDRESS)};
 
 // X(name, code, text)
 #define OCTCONV_ERRORS(X)                                                                                  \
