@@ -42,7 +42,7 @@ async function said(args: string[], settings: Record<string, string> = {}): Prom
   );
 }
 
-/** A convolution of one tap, 64 to 64 channels of 16 x 16 pixels: one tile of 256 pixels x 64 channels. */
+/** A convolution of one tap, 64 to 64 channels of 16 x 16 pixels: two tiles of 128 pixels x 64 channels. */
 const pointwise = (device: string, dtype: 'f32' | 'bf16') =>
   compile((x) => ops.conv(x, { weight: Tensor.zeros('f32', [64, 64, 1, 1]) }), [[1, 16, 16, 64]], { device, dtype });
 
@@ -56,16 +56,16 @@ describe('plans without a GPU', function () {
     ] as const) {
       using op = await pointwise('cuda:sm_90', dtype);
       const launches = op.plan.infos.flatMap((info) => info.launches).filter(({ tile }) => tile);
-      const [rows, columns, bytes] = [256, 64, 64];
+      const [rows, columns, bytes] = [128, 64, 64];
       expect(launches).to.deep.equal([
         {
           kernel,
-          tile: '256x64',
-          blocks: 1,
+          tile: '128x64',
+          blocks: 2,
           threads: 256,
           sharedBytes: 3 * (rows + columns) * bytes + rows * 8, // and where its pixels lie
           multiplyAdds: 256 * 64 * 64,
-          operandBytes: (64 / chunk) * (rows + columns) * bytes,
+          operandBytes: 2 * (64 / chunk) * (rows + columns) * bytes,
         },
       ]);
     }
@@ -105,15 +105,15 @@ describe('plans without a GPU', function () {
     const bare = await said(args, settings);
     expect(bare.stdout).to.match(/^ {2}step +kernel +tile +blocks +threads +KiB shared +MFLOP +KiB in +KiB out$/m);
     expect(bare.stdout).to.match(
-      /^ {2}layer1\.0\.conv2\.conv +octConvBf16 +256x32\/4 +68 +256 +56 +101 +2,542 +2,470$/m,
+      /^ {2}layer1\.0\.conv2\.conv +octConvBf16 +128x64\/3 +96 +256 +37 +101 +3,438 +3,366$/m,
     );
     const registers = { sm_90: { octConvBf16: 123 }, sm_80: { octConvBf16: 45 } };
     writeFileSync(join(folder, 'octconv.kernels.json'), JSON.stringify(registers));
     const known = await said(args, settings);
     expect(known.stdout).to.match(/^ {2}step +kernel +tile +blocks +threads +regs +KiB shared/m);
-    expect(known.stdout).to.match(/^ {2}layer1\.0\.conv2\.conv +octConvBf16 +256x32\/4 +68 +256 +123 +56 /m);
+    expect(known.stdout).to.match(/^ {2}layer1\.0\.conv2\.conv +octConvBf16 +128x64\/3 +96 +256 +123 +37 /m);
     const { plan } = JSON.parse((await said([...args, '--json'], settings)).stdout);
-    expect(plan[0].launches[1]).to.include({ kernel: 'octConvBf16', registers: 123, tile: '256x64' });
+    expect(plan[0].launches[1]).to.include({ kernel: 'octConvBf16', registers: 123, tile: '128x64' });
     expect(plan[1].launches[0]).to.not.have.property('registers'); // of pool
   });
 });
@@ -153,17 +153,37 @@ describe('the estimate', () => {
     const time = timeOf(gpus.h100, plan, 'f32', { octConvTf32: 197 });
     const { efficiency, launchMicroseconds } = assumptions;
     const memory = (1e3 * 4 * (2 * 256 * 64 + 64 * 64)) / (3.35e12 * efficiency);
-    const l2 = (1e3 * 4 * 320 * 64) / (32 * 1.83e9 * 132);
+    const l2 = (1e3 * 4 * 2 * 192 * 64) / (32 * 1.83e9 * 132);
     const products = (1e3 * 2 * 256 * 64 * 64) / (494e12 * 0.62 * efficiency);
     expect(memory).to.be.above(Math.max(l2, products));
     expect(time.memory).to.be.closeTo(memory, 1e-12);
     expect([time.l2, time.products]).to.deep.equal([0, 0]);
-    expect(time.waves).to.be.closeTo(132 * Math.max(l2, products) - memory, 1e-12);
+    expect(time.waves).to.be.closeTo((132 / 2) * Math.max(l2, products) - memory, 1e-12);
     expect(time.gaps).to.be.closeTo(launchMicroseconds / 1e3, 1e-12);
     expect(time.total).to.be.closeTo(time.memory + time.waves + time.gaps, 1e-12);
     expect(time.lossless).to.be.closeTo(memory + time.gaps, 1e-12);
     expect(() => timeOf(gpus.h100, plan, 'f32', {})).to.throw('the registers of octConvTf32 are not known');
     expect(cudnnTimeOf(gpus.h100, plan, 'f32')).to.be.closeTo(memory + time.gaps, 1e-12);
+  });
+
+  it('reads what launches leave for each other from L2 while that is twice as large', async () => {
+    const image = (size: number) =>
+      compile((x) => ops.conv(x, { weight: Tensor.zeros('f32', [8, 3, 3, 3]) }, { padding: 1 }), [[1, size, size, 3]], {
+        device: 'cuda:sm_90',
+      });
+    for (const [size, inL2] of [
+      [1024, true],
+      [1400, false],
+    ] as const) {
+      using op = await image(size);
+      const scratch = op.plan.infos.reduce((bytes, info) => bytes + (info.scratchBytes ?? 0), 0);
+      expect(scratch).to.be.within(16 * size ** 2, 16.2 * size ** 2); // 4 channels of f32
+      const values = (1e3 * 4 * (size ** 2 * (3 + 8) + 9 * 3 * 8)) / (3.35e12 * assumptions.efficiency);
+      const both = (1e3 * 2 * scratch) / (3.35e12 * assumptions.efficiency);
+      const registers = { octConvTf32: 128 };
+      const { lossless, gaps } = timeOf(gpus.h100, op.plan, 'f32', registers);
+      expect(lossless - gaps).to.be.closeTo(values + (inL2 ? 0 : both), 1e-6);
+    }
   });
 
   it('is refused where there is nothing to estimate', async function () {

@@ -100,10 +100,13 @@ export interface Bounds {
   readonly products: number;
 }
 
+const l2Time = (gpu: Gpu, bytes: number) =>
+  bytes / (assumptions.bytesPerClock * gpu.gigahertz * gpu.multiprocessors * 1e6);
+
 /** Of products and bytes from L2, if all multiprocessors have the same to do. */
 export const boundsOf = (gpu: Gpu, launch: Launch, dtype: ComputeType): Omit<Bounds, 'memory'> => ({
   products: (2 * launch.multiplyAdds) / (1e9 * ourTeraflops(gpu, dtype) * assumptions.efficiency),
-  l2: launch.operandBytes / (assumptions.bytesPerClock * gpu.gigahertz * gpu.multiprocessors * 1e6),
+  l2: l2Time(gpu, launch.operandBytes),
 });
 
 /** How much more than the mean the busiest multiprocessor has to do. */
@@ -122,13 +125,16 @@ const ourTeraflops = (gpu: Gpu, dtype: ComputeType) =>
 
 const sum = (numbers: readonly number[]) => numbers.reduce((a, b) => a + b, 0);
 
+const memoryTime = (gpu: Gpu, bytes: number) => bytes / (gpu.bandwidth * 1e9 * assumptions.efficiency);
+
 /** Of each step: every byte moved once. */
-function memoryTimes(gpu: Gpu, plan: Plan): number[] {
-  return costsOf(plan).map(({ bytes }, i) => {
-    const scratch = 2 * (plan.infos[i]?.scratchBytes ?? 0);
-    const all = bytes.inputs + bytes.outputs + bytes.weights + scratch;
-    return all / (gpu.bandwidth * 1e9 * assumptions.efficiency);
-  });
+const valuesTimes = (gpu: Gpu, plan: Plan) =>
+  costsOf(plan).map(({ bytes }) => memoryTime(gpu, bytes.inputs + bytes.outputs + bytes.weights));
+
+/** What the launches of a step leave for each other is still in L2 if that is twice as large. */
+function scratchTimes(gpu: Gpu, bytes: number): Omit<Bounds, 'products'> {
+  const inL2 = 2 * bytes <= gpu.l2MiB * 2 ** 20;
+  return inL2 ? { memory: 0, l2: l2Time(gpu, 2 * bytes) } : { memory: memoryTime(gpu, 2 * bytes), l2: 0 };
 }
 
 /** Of one run. */
@@ -138,10 +144,10 @@ export function timeOf(
   dtype: ComputeType,
   registers: Readonly<Record<string, number>> = registersOf(plan.target) ?? {},
 ): Time {
-  const memory = memoryTimes(gpu, plan);
+  const values = valuesTimes(gpu, plan);
   const flops = costsOf(plan).map(({ multiplyAdds }) => 2 * multiplyAdds);
   const time = { memory: 0, l2: 0, products: 0, waves: 0, gaps: 0, lossless: 0 };
-  for (const [i, { launches }] of plan.infos.entries()) {
+  for (const [i, { launches, scratchBytes }] of plan.infos.entries()) {
     const tiled = launches.filter(({ tile }) => tile);
     const each = tiled.map((launch) => {
       const count = registers[launch.kernel];
@@ -150,9 +156,10 @@ export function timeOf(
       const { l2, products } = boundsOf(gpu, launch, dtype);
       return { l2, products, uneven: Math.max(l2, products) * unevenness(gpu, launch, count) };
     });
+    const scratch = scratchTimes(gpu, scratchBytes ?? 0);
     const step: Bounds = {
-      memory: memory[i] ?? 0,
-      l2: sum(each.map(({ l2 }) => l2)),
+      memory: (values[i] ?? 0) + scratch.memory,
+      l2: sum(each.map(({ l2 }) => l2)) + scratch.l2,
       products: sum(each.map(({ products }) => products)),
     };
     const by = (['memory', 'products', 'l2'] as const).reduce((a, b) => (step[b] > step[a] ? b : a));
@@ -168,9 +175,9 @@ export function timeOf(
 
 /** Plain convolutions by cuDNN, with the same fused epilogues: a kernel for each step of our plan. */
 export function cudnnTimeOf(gpu: Gpu, plan: Plan, dtype: ComputeType): number {
-  const memory = memoryTimes(gpu, plan);
+  const values = valuesTimes(gpu, plan);
   const times = costsOf(plan).map(({ multiplyAdds }, i) =>
-    Math.max(memory[i] ?? 0, (2 * multiplyAdds) / (1e9 * teraflopsOf(gpu, dtype) * assumptions.efficiency)),
+    Math.max(values[i] ?? 0, (2 * multiplyAdds) / (1e9 * teraflopsOf(gpu, dtype) * assumptions.efficiency)),
   );
   return sum(times) + (times.length * assumptions.launchMicroseconds) / 1e3;
 }
@@ -231,7 +238,8 @@ export function estimateTable({ gpu, size, assumptions, rows }: EstimateResult):
       `TFLOP/s ${[bf16 && `bf16 ${bf16}`, f32 && `tf32 ${f32}`].filter(Boolean).join(', ')}`,
     'assumed:',
     `- ${share(efficiency)} of the bandwidth of memory and of the peak, by cuDNN and by these kernels`,
-    `- a step reads and writes each of its values once in memory; nothing of a step before is still in L2`,
+    '- a step reads and writes each of its values once in memory; nothing of a step before is still in L2, but what',
+    `  its launches leave for each other, if that is at most half of ${gpu.l2MiB} MiB`,
     `- blocks read their operands from L2, ${bytesPerClock} bytes per clock of ${gpu.gigahertz} GHz and multiprocessor`,
     `- products by mma.sync have ${share(mma)} of that peak; what fills up tiles is multiplied too`,
     '- a launch lasts as long as the multiprocessor that has the most blocks',

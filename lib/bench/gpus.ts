@@ -15,6 +15,7 @@ export interface Gpu {
   readonly teraflops: { readonly [dtype in ComputeType]?: number };
   /** TB/s of its memory. */
   readonly bandwidth: number;
+  readonly l2MiB: number;
   /** Of a multiprocessor. */
   readonly sharedKiB: number;
   readonly threads: number;
@@ -26,25 +27,27 @@ const ada = { architecture: 'sm_89', sharedKiB: 100, threads: 1536, blocks: 24 }
 export const gpus = {
   h100: {
     name: 'H100 SXM',
-    ...{ architecture: 'sm_90', multiprocessors: 132, gigahertz: 1.83, bandwidth: 3.35 },
+    ...{ architecture: 'sm_90', multiprocessors: 132, gigahertz: 1.83, bandwidth: 3.35, l2MiB: 50 },
     ...{ teraflops: { bf16: 989, f32: 494 }, sharedKiB: 228, threads: 2048, blocks: 32 },
   },
   a100: {
     name: 'A100 SXM 80 GB',
-    ...{ architecture: 'sm_80', multiprocessors: 108, gigahertz: 1.41, bandwidth: 2.04 },
+    ...{ architecture: 'sm_80', multiprocessors: 108, gigahertz: 1.41, bandwidth: 2.04, l2MiB: 40 },
     ...{ teraflops: { bf16: 312, f32: 156 }, sharedKiB: 164, threads: 2048, blocks: 32 },
   },
   l4: {
     name: 'L4',
-    ...{ ...ada, multiprocessors: 58, gigahertz: 2.04, bandwidth: 0.3, teraflops: { bf16: 121, f32: 60 } },
+    ...{ ...ada, multiprocessors: 58, gigahertz: 2.04, bandwidth: 0.3, l2MiB: 48 },
+    teraflops: { bf16: 121, f32: 60 },
   },
   rtx4090: {
     name: 'GeForce RTX 4090',
-    ...{ ...ada, multiprocessors: 128, gigahertz: 2.52, bandwidth: 1.008, teraflops: { bf16: 165, f32: 82.6 } },
+    ...{ ...ada, multiprocessors: 128, gigahertz: 2.52, bandwidth: 1.008, l2MiB: 72 },
+    teraflops: { bf16: 165, f32: 82.6 },
   },
   b200: {
     name: 'B200',
-    ...{ architecture: 'sm_100', multiprocessors: 148, gigahertz: 1.85, bandwidth: 8 },
+    ...{ architecture: 'sm_100', multiprocessors: 148, gigahertz: 1.85, bandwidth: 8, l2MiB: 126 },
     ...{ teraflops: { bf16: 2250, f32: 1125 }, sharedKiB: 228, threads: 2048, blocks: 32 },
   },
 } as const satisfies Record<string, Gpu>;

@@ -16,7 +16,7 @@ namespace {
 struct CudaBranch : Packed {
   struct Reader {
     int64_t channels, taps;  // of a group
-    bool rows;               // Taps::rows
+    int64_t pixel;           // Taps::pixel
   };
   struct ScaleShift {
     int64_t channels = 0;
@@ -47,17 +47,20 @@ int64_t roundUp(int64_t x, int64_t step) { return (x + step - 1) / step * step; 
 
 // A source as the kernel on tensor cores sees it.
 struct Taps {
-  // Few channels, such as those of a picture: those of all taps of a row of the kernel, which lie one after the other
-  // if a pixel fills a piece, are the channels of one tap.
-  bool rows;
+  // Few channels, such as those of a picture: the pixels under a row of the kernel lie one after the other and are the
+  // channels of one tap. A pixel has so many of them that windows begin with whole pieces. 0: a tap is a pixel.
+  int64_t pixel;
   int64_t count, channels;  // of a tap: whole pieces
   int64_t chunks;           // of a tap
 };
 Taps tapsOf(const Source& s, int64_t channels, Compute compute) {
   const int64_t piece = pieceChannels(compute), chunk = chunkBytes / bytesOf(compute);
-  const bool rows = channels <= piece && s.kernel.w > 1 && s.dilation.w == 1;
-  const int64_t padded = rows ? s.kernel.w * piece : roundUp(channels, piece);
-  return {rows, rows ? s.kernel.t * s.kernel.h : s.taps(), padded, roundUp(padded, chunk) / chunk};
+  int64_t pixel = 0, count = s.taps();
+  if (channels <= piece && s.kernel.w > 1 && s.dilation.w == 1) {
+    for (pixel = 1; pixel < channels || s.stride.w * pixel % piece != 0;) pixel *= 2;
+    channels = s.kernel.w * pixel, count /= s.kernel.w;
+  }
+  return {pixel, count, roundUp(channels, piece), roundUp(channels, chunk) / chunk};
 }
 
 // What the kernel can compute; the rest of the contract has no kernel yet.
@@ -90,15 +93,15 @@ uint32_t tf32Of(float x) { return x != x ? bitsOf(x) : (bitsOf(x) + 0x1000) & ~u
 // them.
 void putSource(const CudaBranch& packed, const Source& source, const Params& params, const Affine& affine,
                int64_t first, char*& to) {
-  const int64_t some = std::min<int64_t>(unitColumns, packed.channels - first), inputs = inputsOf(source, params),
-                piece = pieceChannels(packed.compute);
+  const int64_t some = std::min<int64_t>(unitColumns, packed.channels - first), inputs = inputsOf(source, params);
   const Taps taps = tapsOf(source, inputs, packed.compute);
   const std::vector<float> w =
       weightOf(source, params, packed.channels).floats(first * inputs * source.taps(), some * inputs * source.taps());
   const std::vector<float> scales = weightScalesOf(source, params, packed.channels);
   for (int64_t tap = 0; tap < taps.count; tap++) {
-    for (int64_t i = 0; i < taps.channels; i++) {
-      const int64_t channel = taps.rows ? i % piece : i, of = taps.rows ? tap * source.kernel.w + i / piece : tap;
+    for (int64_t i = 0; i < (taps.pixel ? source.kernel.w * taps.pixel : inputs); i++) {
+      const int64_t channel = taps.pixel ? i % taps.pixel : i;
+      const int64_t of = taps.pixel ? tap * source.kernel.w + i / taps.pixel : tap;
       if (channel >= inputs) continue;
       const int64_t byte = i * bytesOf(packed.compute), chunk = byte / chunkBytes;
       for (int64_t o = 0; o < some; o++) {
@@ -169,7 +172,7 @@ std::shared_ptr<const Packed> pack(Gpu& gpu, const Attr& attrs, const Params& pa
   int64_t steps = 0, each = 0;  // of a unit; weights of a channel
   branch.eachSource([&](const Source& s) {
     const Taps taps = tapsOf(s, inputsOf(s, params), branch.compute);
-    packed->readers.push_back({inputsOf(s, params), s.taps(), taps.rows});
+    packed->readers.push_back({inputsOf(s, params), s.taps(), taps.pixel});
     packed->prologues.push_back(placeAffine(affineOf(s.prologue, params)));
     steps += taps.count * taps.chunks;
     each += s.taps() * inputsOf(s, params);
@@ -219,7 +222,7 @@ void checkWeights(const Node& node, const Branch& branch, const CudaBranch& pack
     const int64_t channels = node.in(s.input).c;
     fits = fits && i < packed.readers.size() && packed.readers[i].channels == channels / s.groups &&
            packed.readers[i].taps == s.taps() &&
-           packed.readers[i].rows == tapsOf(s, channels / s.groups, branch.compute).rows &&
+           packed.readers[i].pixel == tapsOf(s, channels / s.groups, branch.compute).pixel &&
            packed.prologues[i].channels == (s.prologue.batchNorm.empty() ? 0 : channels);
     i++;
   });
@@ -253,11 +256,11 @@ bool isAligned(const TensorType& type, int64_t at) {
 }
 
 // P^pool of the source's prologue in the type that is multiplied, which a launch writes to scratch: with zeros behind
-// the channels, and with `rows` around the columns as far as windows go, `outputs` of them.
+// the channels, and where pixels lie together around the columns as far as windows go, `outputs` of them.
 TensorArgs prepare(Making& making, const Branch& branch, const Source& s, const CudaBranch& packed,
-                   const CudaBranch::ScaleShift& prologue, bool rows, int64_t outputs) {
+                   const CudaBranch::ScaleShift& prologue, const Taps& taps, int64_t outputs) {
   const TensorType& type = making.placed.node.inputs[s.input];
-  const int64_t piece = pieceChannels(branch.compute);
+  const int64_t piece = pieceChannels(branch.compute), pixel = taps.pixel;
   PrepareArgs args{};
   args.x = making.placed.input(s.input);
   args.frames = intOf(product(type.shape.n, type.shape.t), "frames");
@@ -266,9 +269,12 @@ TensorArgs prepare(Making& making, const Branch& branch, const Source& s, const 
   args.prologue = activationOf(s.prologue, prologue, packed);
   TensorType to{octconv::activationOf(branch.compute), halved(type.shape, s.pool)};
   args.columns = static_cast<int>(to.shape.w);
-  args.left = rows ? static_cast<int>(s.padding.w) : 0;
-  if (rows) to.shape.w = std::max((outputs - 1) * s.stride.w + s.kernel.w, s.padding.w + to.shape.w);
-  to.gap = to.pad = roundUp(to.shape.c, piece) - to.shape.c;
+  args.left = pixel ? static_cast<int>(s.padding.w) : 0;
+  if (pixel) {
+    const int64_t windows = (outputs - 1) * s.stride.w + taps.channels / pixel;
+    to.shape.w = roundUp(std::max(windows, s.padding.w + to.shape.w), piece / pixel);
+  }
+  to.gap = to.pad = roundUp(to.shape.c, pixel ? pixel : piece) - to.shape.c;
   args.y = tensorOf(to, making.take(product(to.shape.pixels(), to.pitch(), bytesOf(branch.compute))));
   const int64_t elements = product(to.shape.pixels(), to.pitch());
   making.made.launches.push_back(launchItems("octConvPrepare", elements, args));
@@ -285,20 +291,20 @@ SourceArgs sourceOf(Making& making, const Branch& branch, const Source& s, const
   args.padding = extentOf(s.padding), args.dilation = extentOf(s.dilation);
   args.upsample = s.upsample;
   if (packed.plain) {
-    args.x = asIs ? tensorOf(type, at) : prepare(making, branch, s, packed, prologue, false, 0);
+    args.x = asIs ? tensorOf(type, at) : prepare(making, branch, s, packed, prologue, {}, 0);
     return args;
   }
   const Taps taps = tapsOf(s, type.shape.c, branch.compute);
-  const bool direct = asIs && !taps.rows && type.dtype == octconv::activationOf(branch.compute) && isAligned(type, at);
+  const bool direct = asIs && !taps.pixel && type.dtype == octconv::activationOf(branch.compute) && isAligned(type, at);
   args.x = direct ? tensorOf(type, at)
-                  : prepare(making, branch, s, packed, prologue, taps.rows, s.upsample ? (y.w + 1) / 2 : y.w);
+                  : prepare(making, branch, s, packed, prologue, taps, s.upsample ? (y.w + 1) / 2 : y.w);
   const Extent& size = args.x.size;
   const int64_t pixels = product(type.shape.n, size.t, size.h, size.w);
   atMost(int64_t{UINT32_MAX}, (args.x.at + product(pixels, args.x.pitch, bytesOf(branch.compute))) / 16,
          "pieces of 16 bytes of a run's memory");
   args.x.channels = static_cast<int>(taps.channels);
   args.chunks = static_cast<int>(taps.chunks);
-  if (taps.rows) args.kernel.w = 1, args.padding.w = 0;
+  if (taps.pixel) args.kernel.w = 1, args.padding.w = 0;
   return args;
 }
 
@@ -339,12 +345,6 @@ BranchArgs argumentsOf(Making& making, const Branch& branch, const CudaBranch& p
   return args;
 }
 
-// The tile that wastes the fewest columns; the widest one reads its pixels least often.
-int tileFor(int64_t channels) {
-  if (channels <= 32) return 2;
-  return roundUp(channels, 64) < roundUp(channels, 128) * 9 / 10 ? 1 : 0;
-}
-
 int64_t stepsOf(const BranchArgs& branch) {
   int64_t steps = 0;
   for (int i = 0; i < branch.sources; i++)
@@ -364,9 +364,8 @@ struct Share {
   }
 };
 
-Share shareOf(const BranchArgs& branch, int widest, int64_t splits) {
+Share shareOf(const BranchArgs& branch, int tile, int64_t splits) {
   constexpr int64_t leastSteps = 4;  // of a block: its first copies take as long
-  const int narrow = tileFor(branch.channels), tile = narrow == 0 ? widest : narrow;
   const Extent& size = branch.size;
   const int64_t pixels = branch.phased ? product(branch.n, size.t, half(size.h), half(size.w)) * 4
                                        : product(branch.n, size.t, size.h, size.w);
@@ -379,17 +378,17 @@ Share shareOf(const BranchArgs& branch, int widest, int64_t splits) {
 // An estimate, in clocks of a multiprocessor: a step takes what the tensor cores take for its products, or what its
 // operands take from L2; all blocks take as long as the longest one, as often as there are more of them than
 // multiprocessors.
-int64_t clocksOf(std::span<const BranchArgs> branches, int64_t multiprocessors, int widest, int64_t splits) {
+int64_t clocksOf(std::span<const BranchArgs> branches, std::span<const Share> shares, int64_t multiprocessors) {
   constexpr int64_t productsPerClock = 1024, bytesPerClock = 32;  // about, of sm_80 to sm_120
   constexpr int64_t chunkProducts = 32;   // of an element in bf16; in tf32 half as many take as long
   constexpr int64_t secondLaunch = 2000;  // about 1.5 us
   int64_t work = 0, longest = 1, bytesOfSums = 0;
-  for (const BranchArgs& branch : branches) {
-    const Share share = shareOf(branch, widest, splits);
+  for (size_t b = 0; b < branches.size(); b++) {
+    const Share& share = shares[b];
     const int64_t rows = 4 * tiles[share.tile].lows, columns = tiles[share.tile].columns;
     const int64_t step =
         std::max(rows * columns * chunkProducts / productsPerClock, (rows + columns) * chunkBytes / bytesPerClock);
-    const int64_t block = (stepsOf(branch) + share.splits - 1) / share.splits * step;
+    const int64_t block = (stepsOf(branches[b]) + share.splits - 1) / share.splits * step;
     work += block * share.blocks(), longest = std::max(longest, block), bytesOfSums += share.bytesOfSums();
   }
   const int64_t rounds = roundUp(work, multiprocessors * longest) / (multiprocessors * longest);
@@ -399,14 +398,23 @@ int64_t clocksOf(std::span<const BranchArgs> branches, int64_t multiprocessors, 
 
 // Chooses tiles, and how many blocks share one, for the branches of a launch.
 void spread(Making& making, std::span<BranchArgs> branches) {
-  int64_t least = INT64_MAX, splits = 1;
-  int widest = 0;
-  for (const int w : {largestTile, 0})
-    for (const int64_t s : {1, 2, 3, 4, 6, 8, 12, 16, 24, 32})
-      if (const int64_t clocks = clocksOf(branches, making.placed.multiprocessors, w, s); clocks < least)
-        least = clocks, widest = w, splits = s;
-  for (BranchArgs& branch : branches) {
-    const Share share = shareOf(branch, widest, splits);
+  constexpr int some = std::size(tiles);
+  const int choices = branches.size() == 2 ? some * some : some;
+  int64_t least = INT64_MAX;
+  std::vector<Share> chosen;
+  for (const int64_t splits : {1, 2, 3, 4, 6, 8, 12, 16, 24, 32})
+    for (int choice = choices - 1; choice >= 0; choice--) {  // of tiles as good the larger ones
+      const int both[mostBranches] = {choice % some, choice / some};
+      const std::span<const int> own(both, branches.size());
+      if (std::ranges::count(own, largestTile) && std::ranges::count(own, largestTile - 1)) continue;
+      std::vector<Share> shares;
+      for (size_t b = 0; b < branches.size(); b++) shares.push_back(shareOf(branches[b], own[b], splits));
+      if (const int64_t clocks = clocksOf(branches, shares, making.placed.multiprocessors); clocks < least)
+        least = clocks, chosen = shares;
+    }
+  for (size_t b = 0; b < branches.size(); b++) {
+    BranchArgs& branch = branches[b];
+    const Share& share = chosen[b];
     branch.tile = share.tile;
     branch.columnTiles = static_cast<int>(share.columnTiles);
     branch.splits = static_cast<int>(share.splits);
@@ -489,10 +497,12 @@ Made make(const PlacedNode& placed) {
   return made;
 }
 
-// Which taps lie together depends on the dilation too.
+// Which taps lie together, and how, depends on dilation and stride too.
 std::string cudaFormatOf(const Attr& attrs) {
   std::string format = formatOf(attrs);
-  oneBranchOf(attrs).eachSource([&](const Source& s) { format += " dilation " + std::to_string(s.dilation.w); });
+  oneBranchOf(attrs).eachSource([&](const Source& s) {
+    format += " dilation " + std::to_string(s.dilation.w) + " stride " + std::to_string(s.stride.w);
+  });
   return format;
 }
 

@@ -15,8 +15,9 @@ inline constexpr int mostSources = 8, mostStores = 8, mostBranches = 2;
 struct Tile {
   int lows, columns;
 };
-inline constexpr Tile tiles[] = {{32, 128}, {64, 64}, {64, 32}, {64, 128}};
-inline constexpr int largestTile = 3;  // of a kernel of its own: it leaves no room for a second block
+inline constexpr Tile tiles[] = {{32, 64}, {64, 32}, {64, 64}, {32, 128}, {64, 128}};
+// The largest one leaves no room for a second block: it has a kernel of its own, which has no use for the one before.
+inline constexpr int largestTile = 4;
 
 OCTCONV_BOTH constexpr int slotBytes(const Tile& tile) { return (4 * tile.lows + tile.columns) * chunkBytes; }
 // Slots, and where each output pixel lies.
