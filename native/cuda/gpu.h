@@ -5,6 +5,7 @@
 #include <mutex>
 #include <set>
 #include <string>
+#include <vector>
 
 #include "../core/device.h"
 #include "../core/function_ref.h"
@@ -77,6 +78,8 @@ class Gpu {
   const int capability;  // 80 for sm_80
   const size_t memory;   // bytes
   const int multiprocessors;
+  const size_t sharedBytes;           // that a block may have
+  const std::vector<DType> computes;  // what our kernels multiply
   const std::string bus;  // where it sits, as NVML knows it
 
   // Made at its first use: it takes a while, and memory of the GPU. Null if it is not there.
@@ -89,7 +92,7 @@ class Gpu {
 
  private:
   explicit Gpu(int index);
-  Gpu(std::string architecture, int capability, int multiprocessors);  // absent
+  Gpu(std::string architecture, int capability, int multiprocessors, size_t sharedBytes);  // absent
   const int index;                                                     // negative: it is not there
   std::mutex mutex;
   std::shared_ptr<Context> held;

@@ -18,6 +18,14 @@ namespace {
 // --- Types -----------------------------------------------------------------------------------------------------------
 
 // What is multiplied. A chunk is two products of 32 bytes a row.
+struct F16 {
+  static constexpr int bytes = 2;
+  static OCTCONV_DEVICE void round(uint32_t (&)[4]) {}
+  static OCTCONV_DEVICE void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    multiplyF16(d, a, b);
+  }
+};
+#if OCTCONV_SM80
 struct Bf16 {
   static constexpr int bytes = 2;
   static OCTCONV_DEVICE void round(uint32_t (&)[4]) {}
@@ -34,6 +42,7 @@ struct Tf32 {
     multiplyTf32(d, a, b);
   }
 };
+#endif
 
 // How the eight warps of a block share a tile: each has 16 rows of every group, and some columns.
 template <int tile>
@@ -262,18 +271,17 @@ OCTCONV_DEVICE float* partialOf(const BranchArgs& branch, char* arena, int tileI
 // The elements of four channels at a pixel; `count` of them are of the value.
 OCTCONV_DEVICE void loadFour(float (&v)[4], const char* arena, const TensorArgs& x, const Pixel& p, int channel) {
   const int64_t at = elementAt(x, p, channel);
-  const int count = x.channels - channel, bytes = x.narrow ? 2 : 4;
+  const int count = x.channels - channel, bytes = x.dtype == DType::f32 ? 4 : 2;
   const char* const from = arena + x.at + at * bytes;
   if (count >= 4 && (x.at + at * bytes) % (4 * bytes) == 0) {
-    if (x.narrow) {
-      const auto* const words = reinterpret_cast<const Words<2>*>(from);
-#pragma unroll
-      for (int i = 0; i < 4; i++)
-        v[i] = floatOfBits(i % 2 ? words->word[i / 2] & 0xffff0000 : words->word[i / 2] << 16);
-    } else {
+    if (x.dtype == DType::f32) {
       const auto* const words = reinterpret_cast<const Words<4>*>(from);
 #pragma unroll
       for (int i = 0; i < 4; i++) v[i] = floatOfBits(words->word[i]);
+    } else {
+      const auto* const words = reinterpret_cast<const Words<2>*>(from);
+#pragma unroll
+      for (int i = 0; i < 4; i++) v[i] = unpacked(x.dtype, words->word[i / 2] >> i % 2 * 16);
     }
     return;
   }
@@ -283,13 +291,14 @@ OCTCONV_DEVICE void loadFour(float (&v)[4], const char* arena, const TensorArgs&
 
 OCTCONV_DEVICE void storeFour(char* arena, const TensorArgs& y, const Pixel& p, int channel, const float (&v)[4]) {
   const int64_t at = elementAt(y, p, channel);
-  const int count = y.channels + y.pad - channel, bytes = y.narrow ? 2 : 4;  // behind them another value may lie
+  const int count = y.channels + y.pad - channel, 
+            bytes = y.dtype == DType::f32 ? 4 : 2;  // behind them another value may lie
   char* const to = arena + y.at + at * bytes;
   if (count >= 4 && (y.at + at * bytes) % (4 * bytes) == 0) {
-    if (y.narrow) {
-      *reinterpret_cast<Words<2>*>(to) = {packBf16(v[0], v[1]), packBf16(v[2], v[3])};
-    } else {
+    if (y.dtype == DType::f32) {
       *reinterpret_cast<Words<4>*>(to) = {bitsOfFloat(v[0]), bitsOfFloat(v[1]), bitsOfFloat(v[2]), bitsOfFloat(v[3])};
+    } else {
+      *reinterpret_cast<Words<2>*>(to) = {packed(y.dtype, v[0], v[1]), packed(y.dtype, v[2], v[3])};
     }
     return;
   }
@@ -335,7 +344,7 @@ OCTCONV_DEVICE void finish(const BranchArgs& branch, char* arena, const Place* p
       }
       count++;
 #pragma unroll
-      for (int c = 0; c < 4; c++) mean[c] += roundedTo(store.y.narrow, v[c]);
+      for (int c = 0; c < 4; c++) mean[c] += roundedTo(store.y.dtype, v[c]);
     }
     if constexpr (phased) {
       if (store.pool == 0 || count == 0) continue;
@@ -512,7 +521,7 @@ OCTCONV_DEVICE float productsAt(const PlainArgs& a, const char* arena, const Pix
 #pragma unroll 1
           for (int i = 0; i < inputs; i++, weight += branch.channels)
             if (tap.frame >= 0)
-              sum += roundedTo(a.narrow, elementOf(arena, s.x, elementAt(s.x, tap, first + i))) * *weight;
+              sum += roundedTo(a.dtype, elementOf(arena, s.x, elementAt(s.x, tap, first + i))) * *weight;
         }
   }
   return sum;
@@ -551,7 +560,7 @@ OCTCONV_KERNEL void __launch_bounds__(itemThreads, 4) octConvPlain(const __grid_
       if (store.pool == 0) {
         setElement(arena, store.y, elementAt(store.y, p, channel), v);
       } else {
-        means[k] += roundedTo(store.y.narrow, v);
+        means[k] += roundedTo(store.y.dtype, v);
       }
     }
   }
@@ -587,16 +596,21 @@ OCTCONV_KERNEL void __launch_bounds__(itemThreads, 4)
 #pragma unroll 1
           for (int xi = xo * inner; xi < xo * inner + inner && xi < size.w; xi++, innerCount++) {
             const float element = elementOf(arena, a.x, elementAt(a.x, {static_cast<int>(frame), yi, xi}, channel));
-            innerSum += roundedTo(a.narrow, activated(a.prologue, element, channel));
+            innerSum += roundedTo(a.dtype, activated(a.prologue, element, channel));
           }
-        sum += roundedTo(a.narrow, innerSum / innerCount);
+        sum += roundedTo(a.dtype, innerSum / innerCount);
       }
     value = sum / count;
   }
   setElement(arena, a.y, item, value);
 }
 
-// With tiles of 128 pixels x 128 channels and smaller ones: two blocks fit on a multiprocessor.
+// With tiles of 128 pixels x 128 channels and smaller ones: two blocks fit on a multiprocessor, one before sm_80.
+OCTCONV_KERNEL void __launch_bounds__(blockThreads, 2)
+    octConvF16(const __grid_constant__ OctConvArgs args, char* arena) {
+  compute<F16, 0>(args, arena);
+}
+#if OCTCONV_SM80
 OCTCONV_KERNEL void __launch_bounds__(blockThreads, 2)
     octConvBf16(const __grid_constant__ OctConvArgs args, char* arena) {
   compute<Bf16, 0>(args, arena);
@@ -606,12 +620,16 @@ OCTCONV_KERNEL void __launch_bounds__(blockThreads, 2)
   compute<Tf32, 0>(args, arena);
 }
 // With tiles of 256 x 128: a quarter less to read for the same product. Left alone, nvcc takes 233 registers for sm_90.
+OCTCONV_KERNEL void __maxnreg__(224) octConvF16Large(const __grid_constant__ OctConvArgs args, char* arena) {
+  compute<F16, largestTile>(args, arena);
+}
 OCTCONV_KERNEL void __maxnreg__(224) octConvBf16Large(const __grid_constant__ OctConvArgs args, char* arena) {
   compute<Bf16, largestTile>(args, arena);
 }
 OCTCONV_KERNEL void __maxnreg__(224) octConvTf32Large(const __grid_constant__ OctConvArgs args, char* arena) {
   compute<Tf32, largestTile>(args, arena);
 }
+#endif
 
 // The second step where blocks share tiles.
 OCTCONV_KERNEL void __launch_bounds__(blockThreads, 2)
