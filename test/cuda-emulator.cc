@@ -25,6 +25,12 @@ namespace {
 
 constexpr uint64_t seeds = 24;
 
+void copy16(char* shared, const void* global, bool valid) {
+  Copy16 copy;
+  copy.begin(shared, global, valid);
+  copy.end();
+}
+
 std::string errorOf(const std::function<void()>& kernel, Launch launch, uint64_t seed = 0) {
   try {
     run(kernel, launch, seed);
@@ -302,11 +308,18 @@ void badCopies() {
     return errorOf([=] { copy16(sharedMemory() + to, from + offset, true); }, {1, 1, 40});
   };
   CHECK(copy(16, 16).empty());
-  CHECK(copy(32, 0) == "block 0, thread 0: copy16: 16 bytes at 32 of 40 bytes of shared memory");
-  CHECK(copy(-16, 0) == "block 0, thread 0: copy16: 16 bytes at -16 of 40 bytes of shared memory");
+  CHECK(copy(32, 0) == "block 0, thread 0: Copy16: 16 bytes at 32 of 40 bytes of shared memory");
+  CHECK(copy(-16, 0) == "block 0, thread 0: Copy16: 16 bytes at -16 of 40 bytes of shared memory");
   CHECK(copy(8, 0) ==
-        "block 0, thread 0: copy16: 16 bytes at 8 of 40 bytes of shared memory, a multiple of 16 is wanted");
-  CHECK(copy(0, 8) == "block 0, thread 0: copy16: the address in global memory is no multiple of 16");
+        "block 0, thread 0: Copy16: 16 bytes at 8 of 40 bytes of shared memory, a multiple of 16 is wanted");
+  CHECK(copy(0, 8) == "block 0, thread 0: Copy16: the address in global memory is no multiple of 16");
+  const auto left = [] {
+    Copy16 copy;
+    copy.begin(sharedMemory(), from, true);
+    commitCopies();
+    waitForCopies<0>();
+  };
+  CHECK(errorOf(left, {1, 1, 16}) == "block 0, thread 0: waitForCopies: a copy has not ended");
   const auto load = [] {
     uint32_t words[4];
     loadMatrices(words, sharedMemory() + threadIndex() * 16);

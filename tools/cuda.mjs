@@ -13,6 +13,7 @@
 //   as many tensor instructions and copies as the tile needs, one barrier, and copies in their fastest form.
 // - issue slots of a main loop per product of 16 rows, 32 bytes deep, with 8 columns, at most. That is one tensor
 //   instruction, or two before sm_80.
+// A row may have other limits for an architecture: "sm_75": { "registers": 200 }.
 // That results are not stored in less than 32 bits cannot be seen here: tiles that end within a word have such stores.
 import { spawnSync } from 'node:child_process';
 import { chmodSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
@@ -188,7 +189,7 @@ function gates() {
     }
     for (const [name, { registers: used, stack, spills }] of resources.get(sm)) {
       const fail = (what) => wrong.push(`${name} on sm_${sm}: ${what}`);
-      const row = rows[name];
+      const row = rows[name] && { ...rows[name], ...rows[name][`sm_${sm}`] };
       if (!row) {
         fail(`no row in tools/cuda-gates.json; it has ${used} registers`);
         continue;

@@ -15,6 +15,7 @@ const mutants = {
   // Copies and barriers
   'the main loop waits for one group of copies less': [octConv, 'waitForCopies<slots - 2>', 'waitForCopies<slots - 1>'],
   'no barrier in the main loop': [octConv, '();\n      synchronize();\n      loader', '();\n      loader'],
+  'copies do not end': [octConv, 'for (Copy16& copy : rowCopies) copy.end();', ''],
   'copies go into the slot in use': [
     octConv,
     'loader.copy(sharedMemory() + ring.fill)',

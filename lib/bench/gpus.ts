@@ -45,7 +45,13 @@ export const gpus = {
   },
   rtx4090: {
     name: 'GeForce RTX 4090',
-    ...{ ...ada, multiprocessors: 128, gigahertz: 2.52, bandwidth: 1.008, teraflops: { bf16: 165, f16: 165, f32: 82.6 } },
+    ...{
+      ...ada,
+      multiprocessors: 128,
+      gigahertz: 2.52,
+      bandwidth: 1.008,
+      teraflops: { bf16: 165, f16: 165, f32: 82.6 },
+    },
   },
   b200: {
     name: 'B200',

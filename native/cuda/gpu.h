@@ -80,7 +80,7 @@ class Gpu {
   const int multiprocessors;
   const size_t sharedBytes;           // that a block may have
   const std::vector<DType> computes;  // what our kernels multiply
-  const std::string bus;  // where it sits, as NVML knows it
+  const std::string bus;              // where it sits, as NVML knows it
 
   // Made at its first use: it takes a while, and memory of the GPU. Null if it is not there.
   std::shared_ptr<Context> context();
@@ -93,7 +93,7 @@ class Gpu {
  private:
   explicit Gpu(int index);
   Gpu(std::string architecture, int capability, int multiprocessors, size_t sharedBytes);  // absent
-  const int index;                                                     // negative: it is not there
+  const int index;                                                                         // negative: it is not there
   std::mutex mutex;
   std::shared_ptr<Context> held;
   std::shared_ptr<Convolutions> heldConvolutions;

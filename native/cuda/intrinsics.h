@@ -46,16 +46,31 @@ OCTCONV_DEVICE void synchronize() { __syncthreads(); }
 
 // --- Asynchronous copies into shared memory --------------------------------------------------------------------------
 
-// 16 bytes, or zeros; they are there when waitForCopies has returned and the block has synchronized. GPUs before sm_80
-// copy them through registers, right here.
-OCTCONV_DEVICE void copy16(char* shared, const void* global, bool valid) {
-#if !OCTCONV_SM80
-  *reinterpret_cast<uint4*>(shared) = valid ? *static_cast<const uint4*>(global) : uint4{};
+// 16 bytes, or zeros; they are there when the copy has ended, waitForCopies has returned and the block has
+// synchronized. Between begin() and end() GPUs before sm_80 keep the bytes in registers.
+class Copy16 {
+ public:
+  OCTCONV_DEVICE void begin(char* shared, const void* global, bool valid) {
+#if OCTCONV_SM80
+    const auto at = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(global), "r"(valid ? 16 : 0)
+                 : "memory");
 #else
-  const auto to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(valid ? 16 : 0) : "memory");
+    to = reinterpret_cast<uint4*>(shared);
+    bytes = valid ? *static_cast<const uint4*>(global) : uint4{};
 #endif
-}
+  }
+  OCTCONV_DEVICE void end() {
+#if !OCTCONV_SM80
+    *to = bytes;
+#endif
+  }
+
+#if !OCTCONV_SM80
+ private:
+  uint4 bytes, *to;
+#endif
+};
 // Ends a group of copies.
 OCTCONV_DEVICE void commitCopies() {
 #if OCTCONV_SM80

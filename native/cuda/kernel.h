@@ -37,7 +37,7 @@ inline const std::vector<DType> elements{DType::f32, DType::f16, DType::bf16, DT
 struct PlacedNode {
   const Node& node;
   const Gpu& gpu;
-  int64_t scratch;      // Made::scratchBytes, which all steps share
+  int64_t scratch;  // Made::scratchBytes, which all steps share
   std::vector<int64_t> inputs, outputs;
 
   TensorArgs input(size_t i) const { return tensorOf(node.inputs[i], inputs[i]); }

@@ -29,9 +29,9 @@ namespace octconv::cuda {
 inline Launch clearPads(const TensorType& type, int64_t at) {
   const TensorArgs x = tensorOf(type, at);
   const int64_t pixels = type.shape.pixels();
-  return launchItems("clearPads", pixels * type.pad,
-                     PadsArgs{at, pixels, x.channels, static_cast<int>(type.pad), x.pitch,
-                              static_cast<int>(bytesOf(type.dtype))});
+  return launchItems(
+      "clearPads", pixels * type.pad,
+      PadsArgs{at, pixels, x.channels, static_cast<int>(type.pad), x.pitch, static_cast<int>(bytesOf(type.dtype))});
 }
 }  // namespace octconv::cuda
 #endif

@@ -1,5 +1,5 @@
-// Functions of one value, elementwise on any shape. Computed in f32; input and output may each be f32, f16, bf16 or u8. NaN
-// stays NaN.
+// Functions of one value, elementwise on any shape. Computed in f32; input and output may each be f32, f16, bf16 or u8.
+// NaN stays NaN.
 #include "unary.h"
 
 #include "../cpu/vec.h"

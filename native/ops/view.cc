@@ -1,6 +1,6 @@
 // slice: from `starts` on along each axis, as much as the output holds. transpose: axis i of the output is axis axes[i]
-// of the input. reshape: the same elements in their order. f32, f16, bf16 or u8; they only move data, the same for every
-// device.
+// of the input. reshape: the same elements in their order. f32, f16, bf16 or u8; they only move data, the same for
+// every device.
 #include "../cpu/floats.h"
 #include "../cpu/walk.h"
 

@@ -27,12 +27,12 @@
 // `input`, `gate`, `residual` and `output` are positions in the node's inputs and outputs; `weight`, `bias` and
 // `batchNorm` are roles of the branch's parameters. Weights are OIHW or OITHW. Parameters are packed branch by branch.
 //
-// compute: 'f32' (default), 'bf16', 'f16' or 'i8', what a branch multiplies. Its inputs become of that type, for i8 u8 by
-// the sources' scale and zero (x = scale * (q - zero)), unless they are so already; sums are f32 or i32, what follows is
-// f32, and a store has the type of its value, f32, bf16, f16 or u8. P of a source takes and gives elements of the type that is
-// multiplied, P of a store elements of the type that is stored. An i8 weight has a parameter <role>.scale, a number per
-// output channel: w = scale * q. For i8, scale * weight scale * batch norm scale must be the same for all sources of an
-// output channel, since they go into one sum of integers.
+// compute: 'f32' (default), 'bf16', 'f16' or 'i8', what a branch multiplies. Its inputs become of that type, for i8 u8
+// by the sources' scale and zero (x = scale * (q - zero)), unless they are so already; sums are f32 or i32, what
+// follows is f32, and a store has the type of its value, f32, bf16, f16 or u8. P of a source takes and gives elements
+// of the type that is multiplied, P of a store elements of the type that is stored. An i8 weight has a parameter
+// <role>.scale, a number per output channel: w = scale * q. For i8, scale * weight scale * batch norm scale must be the
+// same for all sources of an output channel, since they go into one sum of integers.
 //
 // Inputs, residual and stores may be padded, or slices of wider tensors (TensorType::gap).
 //

@@ -52,6 +52,7 @@ struct Shape {
   static constexpr int fragments = columns / warpColumns / 8;  // of 8 columns, of a warp
   static constexpr int rowBytes = 4 * lows * chunkBytes;       // of a slot, before its weights
   static constexpr int copies = 4 * lows * 4 / blockThreads;   // of rows' pieces, of a thread
+  static constexpr int weightCopies = (columns * 4 + blockThreads - 1) / blockThreads;
 };
 
 OCTCONV_DEVICE float activated(const ActivationArgs& a, float x, int channel) {
@@ -129,6 +130,7 @@ struct Loader {
   const char* weights;
   int64_t unitStride;
   int units;  // that have weights
+  Copy16 rowCopies[Of::copies], weightCopies[Of::weightCopies];
 
   OCTCONV_DEVICE Loader(const BranchArgs& branch, char* arena, int columnTile, int steps, int first)
       : branch(branch), arena(arena), unitStride(static_cast<int64_t>(steps) * unitBytes) {
@@ -147,18 +149,26 @@ struct Loader {
     const int piece = threadIndex() % 4, row = threadIndex() / 4;
 #pragma unroll
     for (int i = 0; i < Of::copies; i++) {
-      copy16(slot + swizzled(row, piece) + i * rowsTogether * chunkBytes, arena + int64_t{rows[i]} * 16,
-             (valid >> i & 1) && bytes > 0);
+      rowCopies[i].begin(slot + swizzled(row, piece) + i * rowsTogether * chunkBytes, arena + int64_t{rows[i]} * 16,
+                         (valid >> i & 1) && bytes > 0);
       rows[i] += chunkBytes / 16;
     }
     bytes -= chunkBytes;
 #pragma unroll
-    for (int i = 0; i * blockThreads < weightPieces; i++) {
+    for (int i = 0; i < Of::weightCopies; i++) {
       const int at = threadIndex() + i * blockThreads, unit = at / unitPieces;
       if (weightPieces % blockThreads == 0 || at < weightPieces)
-        copy16(slot + Of::rowBytes + at * 16, weights + i * (blockThreads / unitPieces) * unitStride, unit < units);
+        weightCopies[i].begin(slot + Of::rowBytes + at * 16, weights + i * (blockThreads / unitPieces) * unitStride,
+                              unit < units);
     }
     weights += unitBytes;
+  }
+  OCTCONV_DEVICE void endCopies() {
+#pragma unroll
+    for (Copy16& copy : rowCopies) copy.end();
+#pragma unroll
+    for (int i = 0; i < Of::weightCopies; i++)
+      if (weightPieces % blockThreads == 0 || threadIndex() + i * blockThreads < weightPieces) weightCopies[i].end();
   }
 
   OCTCONV_DEVICE void nextTap() {
@@ -250,6 +260,7 @@ OCTCONV_DEVICE void multiplySteps(float (&acc)[4][Shape<tile>::fragments][4], in
       loader.copy(sharedMemory() + ring.fill);
       commitCopies();
       multiplySlot<Type, tile, groups>(acc, sharedMemory() + ring.read);
+      loader.endCopies();
       ring.advance();
     }
     if (loader.left == 0) loader.nextTap();
@@ -291,7 +302,7 @@ OCTCONV_DEVICE void loadFour(float (&v)[4], const char* arena, const TensorArgs&
 
 OCTCONV_DEVICE void storeFour(char* arena, const TensorArgs& y, const Pixel& p, int channel, const float (&v)[4]) {
   const int64_t at = elementAt(y, p, channel);
-  const int count = y.channels + y.pad - channel, 
+  const int count = y.channels + y.pad - channel,
             bytes = y.dtype == DType::f32 ? 4 : 2;  // behind them another value may lie
   char* const to = arena + y.at + at * bytes;
   if (count >= 4 && (y.at + at * bytes) % (4 * bytes) == 0) {
@@ -388,6 +399,7 @@ OCTCONV_DEVICE void computeTile(const BranchArgs& branch, char* arena, int block
 #pragma unroll 1
   for (int slot = 0; slot < slots - 1; slot++) {
     loader.copy(sharedMemory() + slot * slotBytes(tiles[tile]));
+    loader.endCopies();
     commitCopies();
     if (--loader.left == 0) loader.nextTap();
   }
@@ -606,7 +618,7 @@ OCTCONV_KERNEL void __launch_bounds__(itemThreads, 4)
 }
 
 // With tiles of 128 pixels x 128 channels and smaller ones: two blocks fit on a multiprocessor, one before sm_80.
-OCTCONV_KERNEL void __launch_bounds__(blockThreads, 2)
+OCTCONV_KERNEL void __launch_bounds__(blockThreads, OCTCONV_SM80 ? 2 : 1)
     octConvF16(const __grid_constant__ OctConvArgs args, char* arena) {
   compute<F16, 0>(args, arena);
 }

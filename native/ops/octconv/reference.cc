@@ -214,8 +214,7 @@ Kernel make(const Node& node, int) {
   }};
 }
 
-const Registered<Kernels<Reference>> kernels{"octConv",
-                                             {make, anyElements, pack, formatOf, true}};
+const Registered<Kernels<Reference>> kernels{"octConv", {make, anyElements, pack, formatOf, true}};
 
 }  // namespace
 }  // namespace octconv

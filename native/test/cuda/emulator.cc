@@ -62,6 +62,7 @@ struct Fiber {
   int thread = -1;
   State state = State::nothing;
   std::vector<Copy> copies;  // that were not waited for
+  int open = 0;              // the last ones of these, which have not ended
   int groups = 0;            // committed
 
   // Operands of a collective.
@@ -267,6 +268,7 @@ void runBlock() {
     Fiber& fiber = *fibers[static_cast<size_t>(i)];
     fiber.thread = order[i];
     fiber.copies.clear();
+    fiber.open = 0;
     fiber.groups = 0;
     threads[order[i]] = &fiber;
   }
@@ -430,15 +432,17 @@ void synchronize() {
   acquire(barriers[turn]);
 }
 
-void copy16(char* shared, const void* global, bool valid) {
-  checkShared("copy16", shared);
-  if (reinterpret_cast<uintptr_t>(global) % 16 != 0) fail("copy16: the address in global memory is no multiple of 16");
+void Copy16::begin(char* shared, const void* global, bool valid) {
+  checkShared("Copy16", shared);
+  if (reinterpret_cast<uintptr_t>(global) % 16 != 0) fail("Copy16: the address in global memory is no multiple of 16");
   Copy copy = {shared, valid ? global : nullptr, current->groups, false, __builtin_return_address(0)};
   noteCopy(copy);
   if (valid) asm volatile("" ::"r"(*static_cast<const int64_t*>(global)), "r"(static_cast<const int64_t*>(global)[1]));
   if (copyMode == Copies::eager) make(copy);
   current->copies.push_back(copy);
+  current->open++;
 }
+void Copy16::end() { current->open--; }
 void commitCopies() { current->groups++; }
 void waitForCopies(int pending) {
   auto& copies = current->copies;
@@ -447,6 +451,7 @@ void waitForCopies(int pending) {
     make(copies[count]);
     noteCopy(copies[count]);
   }
+  if (static_cast<int>(copies.size() - count) < current->open) fail("waitForCopies: a copy has not ended");
   copies.erase(copies.begin(), copies.begin() + static_cast<ptrdiff_t>(count));
 }
 

@@ -37,7 +37,11 @@ inline int blockIndex() { return emulated.block; }
 inline char* sharedMemory() { return emulated.shared; }
 void synchronize();
 
-void copy16(char* shared, const void* global, bool valid);
+// Copies of a thread end in the order in which they began.
+struct Copy16 {
+  void begin(char* shared, const void* global, bool valid);
+  void end();
+};
 void commitCopies();
 void waitForCopies(int pending);
 template <int pending>
