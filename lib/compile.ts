@@ -1,8 +1,8 @@
 /** User-defined ops: a function of values that is recorded, packed and planned once, and run on tensors often. */
-import { targetOf } from './devices.js';
+import { type Target, targetOf } from './devices.js';
 import type { DType } from './dtype.js';
-import { OctconvError } from './error.js';
-import { type ComputeType, kindOf, type Value } from './graph/graph.js';
+import { OctconvError, oneOf } from './error.js';
+import { type ComputeType, computeTypes, kindOf, type Value } from './graph/graph.js';
 import type { Device } from './native.js';
 import { checkOptions, type Known } from './options.js';
 import { compileGraph, type Plan, type RunOptions, runOptions, threadsOf } from './plan.js';
@@ -13,7 +13,10 @@ import type { Wide } from './ops.js';
 export interface CompileOptions {
   /** `auto` takes the fastest device that is there: `cpu`. Default `auto`. */
   readonly device?: Device | 'auto' | undefined;
-  /** What the convolutions multiply; inputs and outputs stay what they are. Default `f32`. */
+  /**
+   * What the convolutions multiply; inputs and outputs stay what they are. Default `f32`. `f16` is there on `cuda`,
+   * `cudnn` and `reference`; values beyond 65504 become infinite in it.
+   */
   readonly dtype?: Exclude<ComputeType, 'i8'> | undefined;
   /** Threads of one run; default: the cores that the process may use. */
   readonly threads?: number | undefined;
@@ -89,19 +92,21 @@ export async function compile<const I extends readonly InputSpec[], Y>(
 ): Promise<Compiled<Values<I>, Y>> {
   checkOptions('compile', options, compileOptions);
   const { device, dtype = 'f32', threads, cudaGraphs } = options;
-  checkCompute(dtype, false);
   if (typeof f !== 'function' || !Array.isArray(inputs))
     throw new OctconvError(`compile: got ${kindOf(f)} and ${kindOf(inputs)}, wanted a function and a list of shapes`);
   const { graph, arrange } = recordCall('compile: the function', f as (...inputs: never[]) => Y, inputs);
   const target = targetOf(device);
+  checkCompute(dtype, target, false);
   const running = { threads: threadsOf(target, threads), cudaGraphs };
   return new Compiled(await compileGraph(graph, target, dtype, running), arrange);
 }
 
-/** @throws OctconvError unless convolutions can multiply this. */
-export function checkCompute(dtype: ComputeType, quantized: boolean): void {
-  if (dtype !== 'f32' && dtype !== 'bf16' && dtype !== 'i8')
-    throw new OctconvError(`dtype '${dtype}': wanted f32, bf16 or i8`);
+/** @throws OctconvError unless convolutions can multiply this on the device. */
+export function checkCompute(dtype: ComputeType, { name, traits }: Target, quantized: boolean): void {
+  if (!computeTypes.includes(dtype)) throw new OctconvError(`dtype '${dtype}': wanted ${oneOf(computeTypes)}`);
+  const known = traits.computes;
+  if (!known.includes(dtype))
+    throw new OctconvError(`dtype '${dtype}': device '${name}' (${traits.isa}) multiplies ${oneOf(known)}`);
   if (dtype === 'i8' && !quantized)
     throw new OctconvError(`dtype 'i8': wanted quantized weights, as 'octconv quantize' makes them`);
 }

@@ -1,5 +1,5 @@
 /** What the steps of a plan cost: multiply-adds, and bytes that are read and written. */
-import type { DType } from './dtype.js';
+import { bytesPerElement, type DType, isFloat } from './dtype.js';
 import type { ComputeType } from './graph/graph.js';
 import { type Branch, type Source, sourcesOf, type Step } from './graph/lower.js';
 import type { Plan } from './plan.js';
@@ -34,15 +34,16 @@ export function costsOf({
   const products = (branch: Branch, { input, weight, upsample }: Source) =>
     // What is upsampled is multiplied at the low resolution.
     parameters(weight) * elementCount(shapeOf(upsample ? input : branch.y).slice(0, -1));
-  // Where a device has no products of bf16, weights are kept wider (`Words` in native/cpu/tile.h); i8 is as the
-  // quantizer makes it.
-  const bytesPerWeight = { f32: 4, bf16: target.traits.dotProducts.includes('bf16') ? 2 : 4, i8: 1 };
+  // Where a device has no products of a narrow float, weights are kept wider (`Words` in native/cpu/tile.h); i8 is as
+  // the quantizer makes it.
+  const bytesPerWeight = (compute: ComputeType) =>
+    isFloat(compute) && !target.traits.dotProducts.includes(compute) ? 4 : bytesPerElement[compute];
   const weightsOf = ({ branches, params }: Step) => {
     if (!branches) return 4 * Object.values(params).reduce((sum, name) => sum + parameters(name), 0);
     return branches
       .flatMap(({ compute = 'f32', hints: { winograd } = {}, ...branch }) => {
         // Of 3 x 3 weights Winograd's algorithm makes as many as a tile has positions.
-        const each = winograd ? ((compute === 'i8' ? 2 : 4) * (winograd + 2) ** 2) / 9 : bytesPerWeight[compute];
+        const each = winograd ? ((compute === 'i8' ? 2 : 4) * (winograd + 2) ** 2) / 9 : bytesPerWeight(compute);
         return sourcesOf(branch).map(({ weight }) => each * parameters(weight));
       })
       .reduce((sum, bytes) => sum + bytes, 0);

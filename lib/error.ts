@@ -27,6 +27,9 @@ export function printable(text: string): string {
   return text.replace(control, (char) => `\\u${char.charCodeAt(0).toString(16).padStart(4, '0')}`);
 }
 
+/** What was wanted, as in `f32, bf16 or i8`. */
+export const oneOf = (names: readonly string[]): string => names.join(', ').replace(/, ([^,]*)$/, ' or $1');
+
 const shown = 120;
 
 /**

@@ -52,7 +52,8 @@ import { indexOf, openOptions, type OpenOptions, openWeights, refuseKey, type We
 export interface ModelOptions extends Omit<CompileOptions, 'dtype'> {
   /**
    * What the convolutions multiply; inputs and outputs are f32 always. `i8` (u8 activations, i8 weights) wants
-   * quantized weights, and is their default; otherwise the default is `f32`.
+   * quantized weights, and is their default; otherwise the default is `f32`. `f16` is there on `cuda`, `cudnn` and
+   * `reference`; values beyond 65504 become infinite in it, as in PyTorch's half.
    */
   readonly dtype?: ComputeType | undefined;
   /** How many plans are kept, one per input shape; the one that was used longest ago goes first. Default 8. */
@@ -183,7 +184,7 @@ export class Model<Y = Value<'f32', Shape>, X extends readonly Value[] = [x: Val
       maxBytes,
     } = options;
     const target: Target = targetOf(device);
-    checkCompute(dtype, quantized);
+    checkCompute(dtype, target, quantized);
     if (!(Number.isInteger(plans) && plans >= 1)) throw new OctconvError(`plans: ${plans}, wanted a positive integer`);
     for (const [name, bytes] of Object.entries({ idleBytes, maxBytes })) {
       if (bytes !== undefined && !(bytes >= 0)) throw new OctconvError(`${name}: ${bytes}, wanted a number of bytes`);

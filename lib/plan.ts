@@ -1,7 +1,7 @@
 /** From a recorded graph to a native plan, and its runs. */
 import { checkSignal, onAbort } from './abort.js';
 import { type Target, targetOf } from './devices.js';
-import { arrayFor, bytesPerElement, type TypedArray } from './dtype.js';
+import { arrayFor, bytesPerElement, isFloat, type TypedArray } from './dtype.js';
 import { OctconvError, show } from './error.js';
 import { checkGraph, type ComputeType, type Graph, kindOf, type TensorType, toNTHWC } from './graph/graph.js';
 import { type Branch, type Packing, packingsOf, type Step, type Steps } from './graph/lower.js';
@@ -222,8 +222,7 @@ export class PackedWeights {
     const constant = constants.get(name);
     if (constant) return constant.data;
     const { dtype = 'f32' } = this.source.tensors.get(name) ?? {};
-    if (dtype !== 'f32' && dtype !== 'f16' && dtype !== 'bf16')
-      throw new OctconvError(`plan: '${name}' is ${dtype}, wanted floats`);
+    if (!isFloat(dtype)) throw new OctconvError(`plan: '${name}' is ${dtype}, wanted floats`);
     return toFloats(dtype, await this.source.read(name));
   }
 

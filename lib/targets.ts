@@ -2,7 +2,7 @@
  * Which passes make a graph into the steps that a device runs. All that they know of a device are its traits, plain
  * data that its native side tells; none reads a global, and none calls the addon.
  */
-import type { DType } from './dtype.js';
+import { bytesPerElement, type DType } from './dtype.js';
 import { chooseAlgorithms } from './graph/algorithm.js';
 import { fusing, joiningEpilogues, type Pass, passThrough, short } from './graph/fuse.js';
 import type { ComputeType, Graph } from './graph/graph.js';
@@ -36,7 +36,9 @@ export interface Traits {
   readonly subBatches: boolean;
   /** The hints `winograd` that it knows, and the most input channels of i8 that each sums up. */
   readonly winograd: { readonly [size in 2 | 4]?: number };
-  /** What it multiplies faster than f32. */
+  /** What convolutions may multiply. */
+  readonly computes: readonly ComputeType[];
+  /** What of it is faster than f32. */
   readonly dotProducts: readonly ComputeType[];
   /** Whether its memory is its own, where tensors may lie. */
   readonly ownMemory: boolean;
@@ -78,7 +80,7 @@ function passesFor(graph: Graph, { threads = 1, compute = 'f32', quantized = new
   const weightsOf = (step: Step) =>
     step.branches ? step.branches.flatMap(sourcesOf).map(({ weight }) => weight) : Object.values(step.params);
   const weightBytes = (step: Step) =>
-    weightsOf(step).reduce((sum, name) => sum + elements(name), 0) * bytesPerWeight[compute];
+    weightsOf(step).reduce((sum, name) => sum + elements(name), 0) * bytesPerElement[compute];
   const fusions = {
     nothing: () => [types],
     epilogues: () => joiningEpilogues(types),
@@ -90,5 +92,3 @@ function passesFor(graph: Graph, { threads = 1, compute = 'f32', quantized = new
   passes.push((steps) => chooseAlgorithms(steps, traits));
   return passes;
 }
-
-const bytesPerWeight = { f32: 4, bf16: 2, i8: 1 } as const;

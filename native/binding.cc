@@ -421,6 +421,7 @@ Napi::Object traitsOf(Napi::Env env, const Traits& traits) {
   result.Set("subBatches", traits.subBatches);
   result.Set("ownMemory", traits.ownMemory);
   result.Set("winograd", winograd);
+  result.Set("computes", namesOf(env, traits.computes));
   result.Set("dotProducts", namesOf(env, traits.dotProducts));
   result.Set("ops", ops);
   return result;

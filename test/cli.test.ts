@@ -95,7 +95,8 @@ describe('command line', function () {
       const { dtype, results } = JSON.parse(octconv('classify', cat, ...words('--dtype bf16 --json')).stdout);
       expect([dtype, results[0].top[0].label]).to.deep.equal(['bf16', 'cat']);
       expectError(octconv('classify', cat, '--dtype', 'i8'), 1, "dtype 'i8': wanted quantized weights");
-      expectError(octconv('classify', cat, '--dtype', 'f16'), 2, 'Allowed choices are f32, bf16, i8');
+      expectError(octconv('classify', cat, '--dtype', 'f64'), 2, 'Allowed choices are f32, bf16, f16, i8');
+      expectError(octconv('classify', cat, '--dtype', 'f16'), 1, "dtype 'f16': device 'cpu' (");
     });
 
     it('reports bad pictures, classifies the others, and ends with 1', () => {

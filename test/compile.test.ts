@@ -259,7 +259,12 @@ describe('compile', () => {
       one((x) => ops.relu(x), { dtype: 'i8' }),
       "dtype 'i8': wanted quantized weights, as 'octconv quantize' makes them",
     ],
-    ['another dtype', one((x) => ops.relu(x), { dtype: 'f64' }), "dtype 'f64': wanted f32, bf16 or i8"],
+    [
+      'f16 on the CPU',
+      one((x) => ops.relu(x), { dtype: 'f16' }),
+      /^dtype 'f16': device 'cpu' \(\w+\) multiplies f32, bf16 or i8$/,
+    ],
+    ['another dtype', one((x) => ops.relu(x), { dtype: 'f64' }), "dtype 'f64': wanted f32, bf16, f16 or i8"],
     ['another device', one((x) => ops.relu(x), { device: 'tpu' }), /^device 'tpu': wanted auto, /],
     ['no threads', one((x) => ops.relu(x), { threads: 0 }), 'threads: 0, wanted an integer from 1 to 1024'],
     ['a run without an input', run(image), 'plan: input 1 is missing, wanted f32 [1,4,4,2]'],

@@ -8,6 +8,7 @@ import { setImmediate as turn, setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url';
 import { relativeError } from '../lib/bench/measure.js';
 import {
+  compile,
   createModel,
   devices,
   type DType,
@@ -108,12 +109,13 @@ const tasks = {
   },
 
   /** Networks with stored outputs. */
-  async networks() {
+  async networks(dtype: 'f32' | 'f16') {
     const results = [];
-    for (const file of readdirSync(golden).filter((name) => name.endsWith('.pth'))) {
+    const files = readdirSync(golden).filter((name) => name.endsWith('.pth'));
+    for (const file of dtype === 'f32' ? files : files.slice(0, 1)) {
       const stored = (end: string) => readNpy(join(golden, file.replace('.pth', end)));
       const [x, y] = [await stored('.x.npy'), await stored('.y.npy')];
-      using model = await loadModel(join(golden, file), { device });
+      using model = await loadModel(join(golden, file), { device, dtype });
       const got = await model.run(x);
       const plan = await model.plan(x.shape);
       results.push({ file, depth: depthOf(plan), error: relativeError(got.data, y.data as Float32Array) });
@@ -127,7 +129,7 @@ const tasks = {
     dtype,
   }: {
     networks: { name: string; shape: number[]; options: object }[];
-    dtype: 'f32';
+    dtype: 'f32' | 'bf16' | 'f16';
   }) {
     const all = [];
     for (const { name, shape, options } of networks) {
@@ -141,6 +143,29 @@ const tasks = {
       all.push({ depth, error: relativeError(first.data, wanted.data), bits: [...bits] });
     }
     return all;
+  },
+
+  /** What a GPU of sm_75 says to f32, to bf16, to ops and to i8. */
+  async turing() {
+    const x = picture(smallShape);
+    const said = [];
+    for (const dtype of ['f32', 'bf16'] as const) said.push(await refusal(() => small({ dtype })));
+    said.push(await refusal(() => ops.conv(x, { weight: Tensor.zeros('f32', [1, 3, 1, 1]) } as never, { device })));
+    said.push(await refusal(() => ops.relu(x, { device })), await refusal(() => small({ dtype: 'i8' })));
+    return said;
+  },
+
+  /** The largest number of f16, and what is more. */
+  async overflow() {
+    const weight = new Tensor('f32', [1, 1, 1, 1], Float32Array.of(1));
+    const conv = (x: unknown) => ops.conv(x as never, { weight } as never);
+    const x = new Tensor('f32', [1, 1, 2, 1], Float32Array.of(65519, 65520));
+    const results: Record<string, unknown> = {};
+    for (const on of ['reference', device]) {
+      using op = await compile((v) => conv(conv(v)), [x.shape], { device: on, dtype: 'f16' } as never);
+      results[on] = [...((await op.run(x as never)) as Tensor<'f32'>).data].map(String);
+    }
+    return results;
   },
 
   /**

@@ -25,6 +25,12 @@ namespace {
 
 constexpr uint64_t seeds = 24;
 
+void copy16(char* shared, const void* global, bool valid) {
+  Copy16 copy;
+  copy.begin(shared, global, valid);
+  copy.end();
+}
+
 std::string errorOf(const std::function<void()>& kernel, Launch launch, uint64_t seed = 0) {
   try {
     run(kernel, launch, seed);
@@ -34,12 +40,24 @@ std::string errorOf(const std::function<void()>& kernel, Launch launch, uint64_t
 
 // --- Tensor cores ----------------------------------------------------------------------------------------------------
 
-// Integers, which both types hold.
+// Integers, which all types hold.
 float aAt(int row, int k) { return static_cast<float>((row * 7 + k * 3) % 11 - 5); }
 float bAt(int k, int column) { return static_cast<float>((k * 5 + column * 2) % 13 - 6); }
 float cAt(int row, int column) { return static_cast<float>(row - 2 * column); }
 
-uint32_t word(bool narrow, float first, float second) { return narrow ? packBf16(first, second) : bitsOfFloat(first); }
+enum class Factors { f16, bf16, tf32 };
+constexpr Factors allFactors[] = {Factors::f16, Factors::bf16, Factors::tf32};
+
+uint32_t word(Factors type, float first, float second) {
+  return type == Factors::f16    ? packF16(first, second)
+         : type == Factors::bf16 ? packBf16(first, second)
+                                 : bitsOfFloat(first);
+}
+void multiply(Factors type, float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  if (type == Factors::f16) multiplyF16(d, a, b);
+  if (type == Factors::bf16) multiplyBf16(d, a, b);
+  if (type == Factors::tf32) multiplyTf32(d, a, b);
+}
 
 void checkProduct(const float (&d)[16][8], int depth, int columns) {
   for (int row = 0; row < 16; row++)
@@ -52,22 +70,22 @@ void checkProduct(const float (&d)[16][8], int depth, int columns) {
 
 // Fragments as the PTX ISA draws them: lane = groupID * 4 + threadID_in_group.
 void fragments() {
-  for (const bool narrow : {true, false}) {
+  for (const Factors type : allFactors) {
     float result[16][8];
     run(
         [&] {
           const int groupID = threadIndex() >> 2, threadID_in_group = threadIndex() % 4;
           uint32_t a[4], b[2];
           float d[4];
-          if (narrow) {
+          if (type != Factors::tf32) {
             for (int i = 0; i < 8; i += 2) {
               const int row = (i < 2) || (i >= 4 && i < 6) ? groupID : groupID + 8;
               const int k = threadID_in_group * 2 + (i < 4 ? 0 : 8);
-              a[i / 2] = packBf16(aAt(row, k), aAt(row, k + 1));
+              a[i / 2] = word(type, aAt(row, k), aAt(row, k + 1));
             }
             for (int i = 0; i < 4; i += 2) {
               const int k = threadID_in_group * 2 + (i < 2 ? 0 : 8);
-              b[i / 2] = packBf16(bAt(k, groupID), bAt(k + 1, groupID));
+              b[i / 2] = word(type, bAt(k, groupID), bAt(k + 1, groupID));
             }
           } else {
             for (int i = 0; i < 4; i++)
@@ -77,27 +95,27 @@ void fragments() {
           const auto rowOf = [&](int i) { return i < 2 ? groupID : groupID + 8; };
           const auto columnOf = [&](int i) { return threadID_in_group * 2 + (i & 1); };
           for (int i = 0; i < 4; i++) d[i] = cAt(rowOf(i), columnOf(i));
-          narrow ? multiplyBf16(d, a, b) : multiplyTf32(d, a, b);
+          multiply(type, d, a, b);
           for (int i = 0; i < 4; i++) result[rowOf(i)][columnOf(i)] = d[i];
         },
         {1, 32, 0}, 1);
-    checkProduct(result, narrow ? 16 : 8, 8);
+    checkProduct(result, type == Factors::tf32 ? 8 : 16, 8);
   }
 }
 
 // a as 16 rows of 32 bytes and b as 16 columns of 32 bytes, from shared memory.
 void products() {
-  for (const bool narrow : {true, false})
+  for (const Factors type : allFactors)
     for (uint64_t seed = 0; seed < seeds; seed++) {
       float result[2][16][8];
       run(
           [&] {
-            const int lane = threadIndex(), width = narrow ? 2 : 1;
+            const int lane = threadIndex(), width = type == Factors::tf32 ? 1 : 2;
             auto* const rows = reinterpret_cast<uint32_t*>(sharedMemory());
             for (int i = lane; i < 16 * 8; i += 32) {
               const int row = i / 8, k = i % 8 * width;
-              rows[i] = word(narrow, aAt(row, k), aAt(row, k + 1));
-              rows[128 + i] = word(narrow, bAt(k, row), bAt(k + 1, row));
+              rows[i] = word(type, aAt(row, k), aAt(row, k + 1));
+              rows[128 + i] = word(type, bAt(k, row), bAt(k + 1, row));
             }
             synchronize();
             uint32_t a[4], both[4];
@@ -108,7 +126,7 @@ void products() {
               const uint32_t b[2] = {both[j * 2], both[j * 2 + 1]};
               const auto column = [&](int i) { return lane % 4 * 2 + i % 2; };
               for (int i = 0; i < 4; i++) d[i] = cAt(lane / 4 + i / 2 * 8, column(i) + j * 8);
-              narrow ? multiplyBf16(d, a, b) : multiplyTf32(d, a, b);
+              multiply(type, d, a, b);
               for (int i = 0; i < 4; i++) result[j][lane / 4 + i / 2 * 8][column(i)] = d[i];
             }
           },
@@ -116,7 +134,7 @@ void products() {
       for (int row = 0; row < 16; row++)
         for (int column = 0; column < 16; column++) {
           float sum = cAt(row, column);
-          for (int k = 0; k < (narrow ? 16 : 8); k++) sum += aAt(row, k) * bAt(k, column);
+          for (int k = 0; k < (type == Factors::tf32 ? 8 : 16); k++) sum += aAt(row, k) * bAt(k, column);
           CHECK(result[column / 8][row][column % 8] == sum);
         }
     }
@@ -127,6 +145,12 @@ void conversions() {
   CHECK(packBf16(floatOfBits(0x3f808000), floatOfBits(0x3f818000)) == 0x3f823f80);  // ties to even
   CHECK(packBf16(floatOfBits(0x3f808001), 3.4e38f) == 0x7f803f81);
   CHECK(packBf16(NAN, INFINITY) == 0x7f807fff);
+  CHECK(packF16(1, -2) == 0xc0003c00);
+  CHECK(packF16(floatOfBits(0x3f801000), floatOfBits(0x3f803000)) == 0x3c023c00);  // ties to even
+  CHECK(packF16(65519, -65520) == 0xfc007bff);
+  CHECK(packF16(0x1p-24f, 0x1p-25f) == 0x00000001);  // subnormal, and half of the smallest
+  CHECK(packF16(NAN, INFINITY) == 0x7c007fff);
+  CHECK(floatOfF16(0x0001) == 0x1p-24f && floatOfF16(0x7bff) == 65504 && floatOfF16(0xfc00) == -INFINITY);
   CHECK(roundToTf32(0x3f800fff) == 0x3f800000);
   CHECK(roundToTf32(0x3f801000) == 0x3f802000);  // ties away from zero
   CHECK(roundToTf32(0x3f803000) == 0x3f804000);
@@ -284,11 +308,18 @@ void badCopies() {
     return errorOf([=] { copy16(sharedMemory() + to, from + offset, true); }, {1, 1, 40});
   };
   CHECK(copy(16, 16).empty());
-  CHECK(copy(32, 0) == "block 0, thread 0: copy16: 16 bytes at 32 of 40 bytes of shared memory");
-  CHECK(copy(-16, 0) == "block 0, thread 0: copy16: 16 bytes at -16 of 40 bytes of shared memory");
+  CHECK(copy(32, 0) == "block 0, thread 0: Copy16: 16 bytes at 32 of 40 bytes of shared memory");
+  CHECK(copy(-16, 0) == "block 0, thread 0: Copy16: 16 bytes at -16 of 40 bytes of shared memory");
   CHECK(copy(8, 0) ==
-        "block 0, thread 0: copy16: 16 bytes at 8 of 40 bytes of shared memory, a multiple of 16 is wanted");
-  CHECK(copy(0, 8) == "block 0, thread 0: copy16: the address in global memory is no multiple of 16");
+        "block 0, thread 0: Copy16: 16 bytes at 8 of 40 bytes of shared memory, a multiple of 16 is wanted");
+  CHECK(copy(0, 8) == "block 0, thread 0: Copy16: the address in global memory is no multiple of 16");
+  const auto left = [] {
+    Copy16 copy;
+    copy.begin(sharedMemory(), from, true);
+    commitCopies();
+    waitForCopies<0>();
+  };
+  CHECK(errorOf(left, {1, 1, 16}) == "block 0, thread 0: waitForCopies: a copy has not ended");
   const auto load = [] {
     uint32_t words[4];
     loadMatrices(words, sharedMemory() + threadIndex() * 16);

@@ -1,6 +1,6 @@
 // What test/cuda-ops.test.ts and test/cudnn.test.ts run with the addon beside the stand-in driver: rows of the op table
 // on a device as on `reference`. Arguments: the device, what to check (table, slices), then ops;
-// or the device, then f32 or bf16, in which steps of random blocks multiply, and values are padded. Prints what differs.
+// or the device, then f32, bf16 or f16, in which steps of random blocks multiply, and values are padded. Prints what differs.
 import type { TypedArray } from '../lib/dtype.js';
 import { targetOf } from '../lib/devices.js';
 import { fuse } from '../lib/graph/fuse.js';
@@ -69,7 +69,7 @@ async function slices(row: Case): Promise<void> {
  * The steps of random blocks, each alone: convolutions have all that the graph passes give them, such as residuals,
  * activations, prologues, pooled stores, gates.
  */
-async function blocks(compute: 'f32' | 'bf16'): Promise<void> {
+async function blocks(compute: 'f32' | 'bf16' | 'f16'): Promise<void> {
   const { traits } = targetOf(device);
   // Slices of a wider value cannot be run alone, nor padded ones: concatenations are copies here.
   const alone = {
@@ -77,9 +77,9 @@ async function blocks(compute: 'f32' | 'bf16'): Promise<void> {
     channelAlign: 1,
     ops: { ...traits.ops, concat: { ...traits.ops.concat, pitched: false } },
   } as Traits;
-  const rounds = { f32: tensorCores, bf16: 2 ** 16 }[compute]; // a result in bf16 has 8 bits
+  const rounds = { f32: tensorCores, bf16: 2 ** 16, f16: tensorCores }[compute]; // a result in bf16 has 8 bits
   const times = ({ op }: Step) => (op === 'octConv' ? rounds : allowed.direct);
-  for (let seed = 1; seed <= 12; seed += oneIn)
+  for (let seed = 1; seed <= (compute === 'f16' ? 4 : 12); seed += oneIn)
     for (const [name, graph] of Object.entries({ block: block(seed).graph, preactivation: preactivation(seed) })) {
       const steps = stepsFor(graph, { traits: alone, threads: 1, compute });
       const inputs = inputsOf({ inputs: graph.inputs.map((id) => graph.values[id]?.shape ?? []) });
@@ -90,10 +90,10 @@ async function blocks(compute: 'f32' | 'bf16'): Promise<void> {
 }
 
 /** Zeros behind the channels of values between steps: products read them, convolutions and other ops write them. */
-async function pads(compute: 'f32' | 'bf16'): Promise<void> {
+async function pads(compute: 'f32' | 'bf16' | 'f16'): Promise<void> {
   const { traits } = targetOf(device);
   const w = (o: number, c: number, seed: number) => new Tensor('f32', [o, c, 3, 3], numbers(o * c * 9, seed)) as never;
-  for (const c of [1, 3, 9, 17, 35]) {
+  for (const c of compute === 'f16' ? [3, 17] : [1, 3, 9, 17, 35]) {
     const conv = (x: unknown, weight: never) => ops.conv(x as never, { weight }, { padding: 1 }) as unknown;
     const record: Case['record'] = ([x]) =>
       conv(conv(ops.maxPool(conv(x, w(c, 4, 1)) as never, { kernel: 2 }), w(c, c, 2)), w(5, c, 3));
@@ -110,7 +110,7 @@ async function pads(compute: 'f32' | 'bf16'): Promise<void> {
 }
 
 const [device = '', what, ...names] = process.argv.slice(2);
-if (what === 'f32' || what === 'bf16') {
+if (what === 'f32' || what === 'bf16' || what === 'f16') {
   await blocks(what);
   await pads(what);
 }

@@ -24,7 +24,7 @@ describe('CUDA ops, emulated', function () {
   const all = [...new Set(cases.map(({ op }) => op))];
 
   it('products as the reference, within what tf32 rounds', () => check('table', products));
-  for (const compute of ['f32', 'bf16'])
+  for (const compute of ['f32', 'bf16', 'f16'])
     it(`the steps of random blocks in ${compute} as the reference`, () => check(compute, []));
   it('all other ops as the reference, moves to the bit', () =>
     check(

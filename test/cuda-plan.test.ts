@@ -43,7 +43,7 @@ async function said(args: string[], settings: Record<string, string> = {}): Prom
 }
 
 /** A convolution of one tap, 64 to 64 channels of 16 x 16 pixels: two tiles of 128 pixels x 64 channels. */
-const pointwise = (device: string, dtype: 'f32' | 'bf16') =>
+const pointwise = (device: string, dtype: 'f32' | 'bf16' | 'f16') =>
   compile((x) => ops.conv(x, { weight: Tensor.zeros('f32', [64, 64, 1, 1]) }), [[1, 16, 16, 64]], { device, dtype });
 
 describe('plans without a GPU', function () {
@@ -53,6 +53,7 @@ describe('plans without a GPU', function () {
     for (const [dtype, kernel, chunk] of [
       ['f32', 'octConvTf32', 16],
       ['bf16', 'octConvBf16', 32],
+      ['f16', 'octConvF16', 32],
     ] as const) {
       using op = await pointwise('cuda:sm_90', dtype);
       const launches = op.plan.infos.flatMap((info) => info.launches).filter(({ tile }) => tile);
@@ -72,12 +73,12 @@ describe('plans without a GPU', function () {
   });
 
   it('are compiled for all architectures that have kernels, and no others', async () => {
-    for (const sm of [80, 86, 89, 90, 100, 120]) {
-      using op = await pointwise(`cuda:sm_${sm}`, 'bf16');
+    for (const sm of [75, 80, 86, 89, 90, 100, 120]) {
+      using op = await pointwise(`cuda:sm_${sm}`, 'f16');
       expect(op.plan.target.traits.isa).to.equal(`sm_${sm}, compiles plans and runs none`);
     }
-    const known = 'sm_80, sm_86, sm_89, sm_90, sm_100, sm_120';
-    for (const name of ['cuda:sm_75', 'cuda:sm_90x', 'cuda:sm_', 'cuda:x'])
+    const known = 'sm_75, sm_80, sm_86, sm_89, sm_90, sm_100, sm_120';
+    for (const name of ['cuda:sm_70', 'cuda:sm_90x', 'cuda:sm_', 'cuda:x'])
       expect(await pointwise(name, 'f32').catch(({ message }) => message)).to.equal(
         `device '${name}': wanted an architecture that has kernels: ${known}`,
       );
@@ -85,6 +86,24 @@ describe('plans without a GPU', function () {
       /^device 'cpu:sm_90': wanted one/,
     );
     expect(devices().devices.filter(({ name }) => name.includes('sm_'))).to.deep.equal([]);
+  });
+
+  it('of sm_75 are of f16 alone, with tiles that fit into its shared memory', async () => {
+    for (const dtype of ['f32', 'bf16'] as const)
+      expect(await pointwise('cuda:sm_75', dtype).catch(({ message }) => message)).to.equal(
+        `dtype '${dtype}': device 'cuda:sm_75' (sm_75, compiles plans and runs none) multiplies f16`,
+      );
+    const kernelsOf = async (device: string) => {
+      using model = createModel('oct-resnet-26', { alpha: 0.5 }, { device, dtype: 'f16' });
+      const { infos } = await model.plan([32, 64, 64, 3]);
+      const tiled = infos.flatMap(({ launches }) => launches).filter(({ tile }) => tile);
+      expect(Math.max(...tiled.map(({ sharedBytes }) => sharedBytes)), device).to.be.at.most(
+        (device === 'cuda:sm_75' ? 64 : 99) * 1024,
+      );
+      return [...new Set(tiled.map(({ kernel }) => kernel))].sort();
+    };
+    expect(await kernelsOf('cuda:sm_75')).to.deep.equal(['octConvF16']);
+    expect(await kernelsOf('cuda:sm_86')).to.deep.equal(['octConvF16', 'octConvF16Large']);
   });
 
   it('do not run', async () => {
@@ -191,6 +210,7 @@ describe('the estimate', () => {
     const some = { network: 'resnet-26', alphas: [0.5], size: 32, dtypes: ['bf16'], batches: [1] } as const;
     const why = (options: object) => estimate({ ...some, gpu: 'h100', ...options }).then(() => '', String);
     expect(await why({ network: 'oct-resnet-26' })).to.include('wanted the plain one');
+    expect(await why({ gpu: 't4' })).to.include("dtype 'bf16': device 'cuda:sm_75'");
   });
 
   it('is headed as one, lists what it assumes, and fits 120 columns', async function () {
@@ -232,6 +252,7 @@ describe('the estimate', () => {
       'sm_90, NVIDIA H100 80GB HBM3, 79.6 GiB': 'h100',
       'sm_80, NVIDIA A100-SXM4-80GB, 79.1 GiB': 'a100',
       'sm_89, NVIDIA GeForce RTX 4090, 23.6 GiB': 'rtx4090',
+      'sm_75, Tesla T4, 14.6 GiB': 't4',
       'sm_89, NVIDIA L4, 22.5 GiB': 'l4',
       'sm_100, NVIDIA B200, 178.4 GiB': 'b200',
     };
@@ -339,7 +360,7 @@ describe('on the stand-in driver', function () {
     const unknown = await said(args, standIns);
     expect([unknown.code, unknown.stderr]).to.deep.equal([
       1,
-      'octconv: bench: no figures of sm_90, stand-in 0, 1.0 GiB; wanted --gpu with one of h100, a100, l4, rtx4090, b200\n',
+      'octconv: bench: no figures of sm_90, stand-in 0, 1.0 GiB; wanted --gpu with one of h100, a100, t4, l4, rtx4090, b200\n',
     ]);
   });
 

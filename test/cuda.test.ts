@@ -23,11 +23,12 @@ async function inPairs<T, R>(list: readonly T[], f: (each: T) => Promise<R>): Pr
 }
 
 /**
- * What is multiplied is rounded to so many bits: by 2^-11 (tf32) or 2^-8 (bf16) of itself at most. In a sum of many
+ * What is multiplied is rounded to so many bits: by 2^-11 (tf32, f16) or 2^-8 (bf16) of itself at most. In a sum of many
  * products of random signs the error stays below that share of the sum, and the errors of layers one after the other
  * add up as steps of a random walk do.
  */
-const bound = (dtype: 'f32' | 'bf16', depth: number) => (dtype === 'f32' ? 2 ** -11 : 2 ** -8) * Math.sqrt(depth);
+const bound = (dtype: 'f32' | 'bf16' | 'f16', depth: number) =>
+  (dtype === 'bf16' ? 2 ** -8 : 2 ** -11) * Math.sqrt(depth);
 
 describe('cuda on the stand-in driver', function () {
   this.timeout(240_000);
@@ -55,7 +56,7 @@ describe('cuda on the stand-in driver', function () {
     });
 
     it('the golden networks', async () => {
-      const networks = await child<{ file: string; depth: number; error: number }[]>('networks');
+      const networks = await child<{ file: string; depth: number; error: number }[]>('networks', 'f32');
       expect(networks).to.not.be.empty;
       for (const { file, depth, error } of networks) {
         expect(error, file).to.be.below(bound('f32', depth));
@@ -78,13 +79,14 @@ describe('cuda on the stand-in driver', function () {
         { name: 'oct-resnet-v2-26', shape: [1, 33, 21, 3], options: { ...options, alpha: 0.5 } },
         ...alphas.filter((_, i) => i % 2 === 1),
       ],
+      f16: [{ name: 'oct-resnet-v2-26', shape: [1, 21, 18, 3], options: { ...options, alpha: 0.3 } }],
     };
     interface Compared {
       depth: number;
       error: number;
       bits: string[];
     }
-    for (const dtype of ['f32', 'bf16'] as const) {
+    for (const dtype of ['f32', 'bf16', 'f16'] as const) {
       const given = networks[dtype];
       it(`${given.length} networks in ${dtype} as reference does, the same bits in each run`, async () => {
         const results = await child<Compared[]>('compared', { networks: given, dtype });
@@ -97,6 +99,28 @@ describe('cuda on the stand-in driver', function () {
         }
       });
     }
+
+    it('f16 on a GPU of sm_75, which refuses f32 and bf16', async () => {
+      const sm75 = { OCTCONV_STAND_IN_CAPABILITY: '7.5' };
+      const said = await child<string[]>('turing', null, sm75);
+      const gpu = 'sm_75, stand-in 0, 1.0 GiB';
+      expect(said).to.deep.equal([
+        `dtype 'f32': device 'cuda' (${gpu}) multiplies f16`,
+        `dtype 'bf16': device 'cuda' (${gpu}) multiplies f16`,
+        'octConv: no kernel for f32 on stand-in 0, sm_75, wanted f16',
+        'nothing was refused',
+        `dtype 'i8': device 'cuda' (${gpu}) multiplies f16`,
+      ]);
+      const [network] = await child<{ file: string; depth: number; error: number }[]>('networks', 'f16', sm75);
+      expect(network?.error, network?.file).to.be.below(bound('f16', network?.depth ?? 0));
+    });
+
+    it('in f16 no more than 65504: beyond lies infinity', async () => {
+      expect(await child('overflow')).to.deep.equal({
+        reference: ['65504', 'Infinity'],
+        cuda: ['65504', 'Infinity'],
+      });
+    });
 
     it('from the second run on with a graph, which an option turns off, the same bits', async () => {
       interface Graphs {
@@ -221,8 +245,8 @@ describe('cuda on the stand-in driver', function () {
       ],
       [
         'the architecture is too old',
-        { OCTCONV_STAND_IN_CAPABILITY: '7.5' },
-        'cuda: stand-in 0 is of architecture sm_75, wanted sm_80 or newer',
+        { OCTCONV_STAND_IN_CAPABILITY: '7.2' },
+        'cuda: stand-in 0 is of architecture sm_72, wanted sm_75 or newer',
       ],
     ];
     const check = async (settings: Env, why: string | RegExp) => {

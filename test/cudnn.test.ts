@@ -34,20 +34,32 @@ describe('cudnn on the stand-ins', function () {
       bits: string[];
     }
     // The stand-in does not round f32 to tf32. bf16 rounds what is multiplied and what is kept by 2^-8, in 26 layers.
-    const bounds = { f32: 1e-5, bf16: 2 ** -8 * Math.sqrt(26) };
+    const bounds = { f32: 1e-5, bf16: 2 ** -8 * Math.sqrt(26), f16: 2 ** -11 * Math.sqrt(26) };
     for (const [dtype, how] of [
       ['f32', 'convolutions alone'],
       ['bf16', 'whole convolutions'],
-    ] as const)
-      it(`${networks.length} networks in ${dtype} as reference does, the same bits in each run, by ${how}`, async () => {
-        const results = await child<Compared[]>('compared', { networks, dtype }, engines[how]);
-        expect(results).to.have.length(networks.length);
+      ['f16', 'whole convolutions'],
+    ] as const) {
+      const given = dtype === 'f16' ? networks.slice(1, 2) : networks;
+      it(`${given.length} networks in ${dtype} as reference does, the same bits in each run, by ${how}`, async () => {
+        const results = await child<Compared[]>('compared', { networks: given, dtype }, engines[how]);
+        expect(results).to.have.length(given.length);
         for (const [i, { error, bits }] of results.entries()) {
-          const what = JSON.stringify(networks[i]);
+          const what = JSON.stringify(given[i]);
           expect(error, what).to.be.below(bounds[dtype]);
           expect(bits, what).to.have.length(1);
         }
       });
+    }
+
+    it('on a GPU of sm_75 f32 and f16, which refuses bf16', async () => {
+      const sm75 = { OCTCONV_STAND_IN_CAPABILITY: '7.5' };
+      const said = await child<string[]>('turing', null, sm75);
+      const about = 'sm_75, stand-in 0, 1.0 GiB, cuDNN 9.1.0';
+      const refused = (dtype: string) => `dtype '${dtype}': device 'cudnn' (${about}) multiplies f16 or f32`;
+      const none = 'nothing was refused';
+      expect(said).to.deep.equal([none, refused('bf16'), none, none, refused('i8')]);
+    });
 
     it('from the second run on with a graph, which has the work of cuDNN, the same bits', async () => {
       interface Graphs {

@@ -528,6 +528,26 @@ describe('graph: concatenations', () => {
   }
 });
 
+describe('graph: types', () => {
+  for (const compute of ['bf16', 'f16'] as const) {
+    it(`${compute} is what is multiplied, and kept where all readers take it`, () => {
+      const r = new Recorder();
+      const [inner, seen] = [r.conv(r.input()), r.conv(r.input())];
+      const given = r.steps(r.conv(inner), seen);
+      const typesFor = (dtypes: readonly string[], dotProducts: readonly string[]) => {
+        const aim = { compute, quantized: new Map(), traits: { dotProducts, ops: { octConv: { ...every, dtypes } } } };
+        const { steps, values } = assignTypes(given, aim as never);
+        const computes = steps.flatMap(({ branches = [] }) => branches.map((each) => each.compute ?? 'f32'));
+        return [computes, values[inner.id]?.dtype, values[seen.id]?.dtype];
+      };
+      expect(typesFor(['f32', compute], [compute])).to.deep.equal([[compute, compute, compute], compute, 'f32']);
+      // What reads the input is multiplied in f32 where that is as fast.
+      expect(typesFor(['f32', compute], [])).to.deep.equal([['f32', 'f32', compute], compute, 'f32']);
+      expect(typesFor(['f32'], [compute])).to.deep.equal([[compute, compute, compute], 'f32', 'f32']);
+    });
+  }
+});
+
 describe('graph: pads', () => {
   const padding = (pitched: boolean, channelAlign: number) => ({
     ops: { octConv: { ...every, pitched }, concat: kept },

@@ -1,10 +1,12 @@
 /** The reference itself, against numbers by hand and definitions. */
 import { expect } from 'chai';
+import { compile as compileFunction } from '../lib/compile.js';
 import type { TypedArray } from '../lib/dtype.js';
 import { lower } from '../lib/graph/lower.js';
 import { Octave } from '../lib/octave.js';
 import * as ops from '../lib/ops.js';
 import { Tensor } from '../lib/tensor.js';
+import { toFloats } from '../lib/weights/floats.js';
 import { graphOf } from './cases.js';
 import { byDefinition, definedOps, Input } from './definitions.js';
 import { allowed, compare, compareEach, magnitudes } from './compare.js';
@@ -99,6 +101,24 @@ describe('ops: the reference itself', () => {
     const x = of([1, 2, 2, 1], -1, -2, -3, -4);
     const y = ops.maxPool(x, { ...device, kernel: 2, stride: 2, padding: 1 } as never);
     expect(await list(y)).to.deep.equal([-1, -2, -3, -4]);
+  });
+
+  it('f16 is rounded to the nearest, to even between two, and to infinity from 65520 on', async () => {
+    const halves = toFloats(
+      'f16',
+      Uint16Array.from({ length: 0x7c00 }, (_, bits) => bits),
+    );
+    const next = (i: number) => halves[i + 1] ?? 65536;
+    const between = halves.map((x, i) => (x + next(i)) / 2);
+    const even = halves.map((x, i) => (i % 2 === 0 ? x : (halves[i + 1] ?? Infinity)));
+    const negative = (xs: Float32Array) => xs.slice(1).map((y) => -y); // without zero
+    const x = Float32Array.of(...halves, ...between, ...negative(between), Number.NaN, -Infinity);
+    const wanted = [...halves, ...even, ...negative(even), Number.NaN, -Infinity];
+    const weight = of([1, 1, 1, 1], 1);
+    const conv = (v: unknown) => ops.conv(v as never, { weight });
+    // What lies between two convolutions is kept in f16.
+    using op = await compileFunction((v) => conv(conv(v)), [[1, 1, x.length, 1]], { ...device, dtype: 'f16' });
+    expect(await list(op.run(of([1, 1, x.length, 1], ...x)))).to.deep.equal(wanted);
   });
 
   for (const where of ['reference', 'cpu'] as const) {

@@ -6,11 +6,14 @@
 // nvcc is the system's if it is 12.8 or newer and nvdisasm is there too, otherwise 13.0 from PyPI, in build/cuda-toolkit.
 //
 // The gates, for each kernel and architecture:
-// - registers at most; nothing on the stack, no spills, no access to local memory
+// - it is there, unless its row says that it begins with a later architecture; registers at most; nothing on the stack,
+//   no spills, no access to local memory
 // - all tensor instructions are in the main loops, which are the innermost loops that have some: of each tile that is
 //   declared two, for pixels in order and in phases, and one for low products, which has a quarter of the rows. Each has
 //   as many tensor instructions and copies as the tile needs, one barrier, and copies in their fastest form.
-// - issue slots of a main loop per tensor instruction, at most
+// - issue slots of a main loop per product of 16 rows, 32 bytes deep, with 8 columns, at most. That is one tensor
+//   instruction, or two before sm_80.
+// A row may have other limits for an architecture: "sm_75": { "registers": 200 }.
 // That results are not stored in less than 32 bits cannot be seen here: tiles that end within a word have such stores.
 import { spawnSync } from 'node:child_process';
 import { chmodSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
@@ -26,6 +29,10 @@ const intermediate = join(root, 'build', 'cuda');
 const step = 64; // bytes of input channels, chunkBytes in native/ops/octconv/cuda.h
 const warps = 8; // of a block
 const tensor = /^HMMA/;
+/** Of 16 bytes into shared memory; before sm_80 they are loads, whose results are stored there. */
+const copy = (sm) => (sm < 80 ? /^LDG.*\b128\b/ : /^LDGSTS/);
+/** Instructions of a product. */
+const instructionsOf = (sm) => (sm < 80 ? 2 : 1);
 const mostRegisters = 230; // more of them is a cliff that moves between architectures
 const toolkit = join(root, 'build', 'cuda-toolkit');
 const packages = [
@@ -38,8 +45,8 @@ const packages = [
 ];
 
 function architecturesOf(code) {
-  const [, list = ''] = /Architecture architectures\[\] = \{(.*)\};/.exec(code) ?? [];
-  return [...list.matchAll(/\{(\d+), \d+\}/g)].map(([, capability]) => Number(capability));
+  const [, list = ''] = /Architecture architectures\[\] = \{(.*?)\};/s.exec(code) ?? [];
+  return [...list.matchAll(/\{(\d+), \d+, \d+\}/g)].map(([, capability]) => Number(capability));
 }
 
 /** The folder of nvcc and nvdisasm. */
@@ -106,31 +113,32 @@ function codeOf(folder, sm) {
 }
 
 /**
- * The main loops of a tile: what each needs in a step of 64 bytes of input channels. A tensor instruction multiplies 16
- * rows, 32 bytes deep, with 8 columns. Copies are of a thread.
+ * The main loops of a tile: what each needs in a step of 64 bytes of input channels. A product is of 16 rows, 32 bytes
+ * deep, with 8 columns. Copies are of a thread.
  */
 function loopsOf({ rows, columns, slots, low }) {
-  const instructions = (((rows / 16) * (columns / 8)) / warps) * (step / 32);
+  const products = (((rows / 16) * (columns / 8)) / warps) * (step / 32);
   const copies = Math.ceil(((rows + columns) * step) / 16 / (warps * 32));
   const name = `${rows} x ${columns}`;
   return [
-    { name, instructions, copies, slots },
-    { name, instructions, copies, slots },
-    { name: `${name}, low products`, instructions: instructions / 4, copies, slots: low },
+    { name, products, copies, slots },
+    { name, products, copies, slots },
+    { name: `${name}, low products`, products: products / 4, copies, slots: low },
   ];
 }
 
-/** Issue slots per tensor instruction of each main loop, in the order of `wanted`; calls `fail` for what is wrong. */
-function slotsOf(code, wanted, fail) {
+/** Issue slots per product of each main loop, in the order of `wanted`; calls `fail` for what is wrong. */
+function slotsOf(sm, code, wanted, fail) {
   const count = (pattern, indices = code.keys()) => [...indices].filter((i) => pattern.test(code[i].op)).length;
   const loops = loopsWith(code, tensor).map(({ inside }) => ({
     inside,
     instructions: count(tensor, inside),
-    copies: count(/^LDGSTS/, inside),
+    copies: count(copy(sm), inside),
   }));
   const outside = count(tensor) - loops.reduce((sum, { instructions }) => sum + instructions, 0);
   if (outside) fail(`${outside} tensor instructions outside the main loops, wanted none`);
-  const found = wanted.map(({ name, instructions, copies, slots }) => {
+  const found = wanted.map(({ name, products, copies, slots }) => {
+    const instructions = products * instructionsOf(sm);
     const at = loops.findIndex((loop) => loop.instructions === instructions && loop.copies === copies);
     if (at < 0) {
       const others = loops.map((loop) => `${loop.instructions} and ${loop.copies}`).join(', ') || 'none';
@@ -140,10 +148,10 @@ function slotsOf(code, wanted, fail) {
     const [{ inside }] = loops.splice(at, 1);
     const barriers = count(/^BAR/, inside);
     if (barriers !== 1) fail(`${barriers} barriers in the main loop of ${name}, wanted 1`);
-    const each = inside.size / instructions;
+    const each = inside.size / products;
     if (each > slots) {
       const mix = mixOf([...inside].map((i) => code[i].op));
-      fail(`${each.toFixed(2)} issue slots per tensor instruction of ${name}, wanted ${slots}: ${mix}`);
+      fail(`${each.toFixed(2)} issue slots per product of ${name}, wanted ${slots}: ${mix}`);
     }
     return each;
   });
@@ -171,11 +179,17 @@ function gates() {
   const slots = new Map([...loops].map(([name, list]) => [name, list.map(() => [])]));
   for (const sm of architectures) {
     const codes = codeOf(folder, sm);
-    for (const name of registers.keys())
-      if (!resources.get(sm).has(name)) wrong.push(`${name} on sm_${sm}: there is no such kernel, but a row`);
+    for (const [name, { from = 0 }] of Object.entries(rows)) {
+      const found = resources.get(sm).has(name);
+      if (found !== sm >= from)
+        wrong.push(`${name} on sm_${sm}: it is ${found ? '' : 'not '}there, by its row it begins with sm_${from}`);
+      if (found) continue;
+      registers.get(name).push(undefined);
+      for (const list of slots.get(name)) list.push(undefined);
+    }
     for (const [name, { registers: used, stack, spills }] of resources.get(sm)) {
       const fail = (what) => wrong.push(`${name} on sm_${sm}: ${what}`);
-      const row = rows[name];
+      const row = rows[name] && { ...rows[name], ...rows[name][`sm_${sm}`] };
       if (!row) {
         fail(`no row in tools/cuda-gates.json; it has ${used} registers`);
         continue;
@@ -191,14 +205,14 @@ function gates() {
         fail(`${stack} bytes of stack, ${spills} of spills, ${local} accesses to local memory, wanted none`);
       const slow = count(/^LDGSTS(?!.*BYPASS.*\b128\b)/);
       if (slow) fail(`${slow} asynchronous copies that are not of 16 bytes past the L1 cache`);
-      for (const [i, n] of slotsOf(code, loops.get(name), fail).entries()) slots.get(name)[i].push(n);
+      for (const [i, n] of slotsOf(sm, code, loops.get(name), fail).entries()) slots.get(name)[i].push(n);
     }
   }
   const line = (name, most, values) =>
     console.log(name.padEnd(42), ...[most, ...values].map((n) => String(n ?? '-').padStart(5)));
   line('registers', 'most', architectures);
   for (const [name, values] of registers) line(name, rows[name].registers, values);
-  line('\nissue slots per tensor instruction', 'most', architectures);
+  line('\nissue slots per product', 'most', architectures);
   for (const [name, list] of slots)
     for (const [i, values] of list.entries()) {
       const loop = loops.get(name)[i];

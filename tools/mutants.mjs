@@ -9,11 +9,13 @@ import { promisify } from 'node:util';
 import { main, root, ToolError } from './system.mjs';
 
 const octConv = 'native/ops/octconv/cuda.cu';
+const tensor = 'native/cuda/tensor.h';
 /** A file, what it says exactly once, and what the mutant says instead. */
 const mutants = {
   // Copies and barriers
   'the main loop waits for one group of copies less': [octConv, 'waitForCopies<slots - 2>', 'waitForCopies<slots - 1>'],
   'no barrier in the main loop': [octConv, '();\n      synchronize();\n      loader', '();\n      loader'],
+  'copies do not end': [octConv, 'for (Copy16& copy : rowCopies) copy.end();', ''],
   'copies go into the slot in use': [
     octConv,
     'loader.copy(sharedMemory() + ring.fill)',
@@ -73,10 +75,10 @@ const mutants = {
     'branch.residual, p, channel);',
     'branch.residual, pixelOf(places[0]), channel);',
   ],
-  'the residual of another channel in bf16': [
+  'the residual of another channel in bf16 and f16': [
     octConv,
-    'words->word[i / 2] & 0xffff0000',
-    'words->word[0] & 0xffff0000',
+    'unpacked(x.dtype, words->word[i / 2]',
+    'unpacked(x.dtype, words->word[0]',
   ],
   'the activation of another channel': [
     octConv,
@@ -88,7 +90,7 @@ const mutants = {
     'store.pool == 0 || count == 0) continue;',
     'store.pool == 0 || count == 4) continue;',
   ],
-  'P before ReLU': [octConv, 'roundedTo(store.y.narrow, v[c]);', 'roundedTo(store.y.narrow, floatOfBits(y.word[c]));'],
+  'P before ReLU': [octConv, 'roundedTo(store.y.dtype, v[c]);', 'roundedTo(store.y.dtype, floatOfBits(y.word[c]));'],
   'P at an odd edge is a sum divided by 4': [octConv, 'mean[c] /= count;', 'mean[c] /= 4;'],
   'P of an input at an odd edge is a sum divided by 4': [
     octConv,
@@ -100,7 +102,14 @@ const mutants = {
     'activated(a.prologue, element, channel)',
     'activated(a.prologue, element, 0)',
   ],
-  'bf16 stores of two channels twice': [octConv, 'packBf16(v[2], v[3])}', 'packBf16(v[0], v[1])}'],
+  'bf16 and f16 stores of two channels twice': [
+    octConv,
+    'packed(y.dtype, v[2], v[3])}',
+    'packed(y.dtype, v[0], v[1])}',
+  ],
+  'f16 is multiplied as bf16': [octConv, 'multiplyF16(d, a, b);', 'multiplyBf16(d, a, b);'],
+  'f16 is stored as bf16': [tensor, 'dtype == DType::f16 ? packF16(low, high) :', ''],
+  'f16 is read as bf16': [tensor, 'dtype == DType::f16 ? floatOfF16(static_cast<uint16_t>(word)) :', ''],
   'groups read the first inputs': [octConv, 'channel / (branch.channels / a.groups) * inputs;', '0;'],
   'a gate of the first image': [
     octConv,

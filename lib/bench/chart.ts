@@ -9,7 +9,7 @@ import { threadsOf } from './table.js';
 const [width, height] = [800, 460];
 const plot = { left: 64, right: width - 190, top: 60, bottom: height - 56 };
 
-const colours: Record<ComputeType, string> = { f32: '#0b6e4f', bf16: '#4a6fa5', i8: '#c8553d' };
+const colours: Record<ComputeType, string> = { f32: '#0b6e4f', bf16: '#4a6fa5', f16: '#8e6c8a', i8: '#c8553d' };
 
 interface Curve {
   readonly name: string;

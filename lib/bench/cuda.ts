@@ -116,10 +116,10 @@ async function orWhy(failed: Map<Form, string>, forms: readonly Form[], work: ()
 // --- Checks ---------------------------------------------------------------------------------------------------------
 
 /**
- * What is multiplied is rounded by 2^-11 (TF32) or 2^-8 (bf16) of itself at most, and the errors of layers one after
+ * What is multiplied is rounded by 2^-11 (TF32, f16) or 2^-8 (bf16) of itself at most, and the errors of layers one after
  * the other add up as steps of a random walk do.
  */
-const boundOf = (dtype: ComputeType, layers: number) => (dtype === 'f32' ? 2 ** -11 : 2 ** -8) * Math.sqrt(layers);
+const boundOf = (dtype: ComputeType, layers: number) => (dtype === 'bf16' ? 2 ** -8 : 2 ** -11) * Math.sqrt(layers);
 
 function expectEqual(what: string, got: Tensor<'f32'>, wanted: Tensor<'f32'>, limit: number): void {
   const error = relativeError(got.data, wanted.data);

@@ -223,7 +223,7 @@ export async function estimate(options: EstimateOptions): Promise<EstimateResult
 export function estimateTable({ gpu, size, assumptions, rows }: EstimateResult): string {
   const { efficiency, launchMicroseconds, bytesPerClock, mmaShare } = assumptions;
   const mma = mmaShare[gpu.architecture] ?? 1;
-  const { bf16, f32 } = gpu.teraflops;
+  const { f16, bf16, f32 } = gpu.teraflops;
   const head = ['network', 'alpha', 'dtype', 'batch', 'launches', 'ms', 'cuDNN ms', 'x cuDNN', 'goal', 'lossless'];
   head.push('memory', 'L2', 'mma', 'waves', 'gaps');
   const lines = rows.map((row) => [
@@ -235,7 +235,7 @@ export function estimateTable({ gpu, size, assumptions, rows }: EstimateResult):
   return [
     'ESTIMATE, nothing here was measured: the roofline of the kernels as they are planned, ms of a run',
     `${gpu.name}, ${size} x ${size}; data sheet: ${gpu.multiprocessors} multiprocessors, ${gpu.bandwidth} TB/s, dense ` +
-      `TFLOP/s ${[bf16 && `bf16 ${bf16}`, f32 && `tf32 ${f32}`].filter(Boolean).join(', ')}`,
+      `TFLOP/s ${[f16 && `f16 ${f16}`, bf16 && `bf16 ${bf16}`, f32 && `tf32 ${f32}`].filter(Boolean).join(', ')}`,
     'assumed:',
     `- ${share(efficiency)} of the bandwidth of memory and of the peak, by cuDNN and by these kernels`,
     '- a step reads and writes each of its values once in memory; nothing of a step before is still in L2, but what',

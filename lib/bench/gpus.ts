@@ -1,5 +1,5 @@
 /**
- * What GPUs are made of, from NVIDIA's data sheets: H100 SXM, A100 SXM 80 GB, L4, GeForce RTX 4090 (Ada white
+ * What GPUs are made of, from NVIDIA's data sheets: H100 SXM, A100 SXM 80 GB, T4, L4, GeForce RTX 4090 (Ada white
  * paper), HGX B200. Products are dense and summed in f32: a data sheet that gives figures with sparsity gives twice as
  * much. Clocks are those at which the multiprocessors reach these products.
  */
@@ -28,27 +28,32 @@ export const gpus = {
   h100: {
     name: 'H100 SXM',
     ...{ architecture: 'sm_90', multiprocessors: 132, gigahertz: 1.83, bandwidth: 3.35, l2MiB: 50 },
-    ...{ teraflops: { bf16: 989, f32: 494 }, sharedKiB: 228, threads: 2048, blocks: 32 },
+    ...{ teraflops: { bf16: 989, f16: 989, f32: 494 }, sharedKiB: 228, threads: 2048, blocks: 32 },
   },
   a100: {
     name: 'A100 SXM 80 GB',
     ...{ architecture: 'sm_80', multiprocessors: 108, gigahertz: 1.41, bandwidth: 2.04, l2MiB: 40 },
-    ...{ teraflops: { bf16: 312, f32: 156 }, sharedKiB: 164, threads: 2048, blocks: 32 },
+    ...{ teraflops: { bf16: 312, f16: 312, f32: 156 }, sharedKiB: 164, threads: 2048, blocks: 32 },
+  },
+  t4: {
+    name: 'T4',
+    ...{ architecture: 'sm_75', multiprocessors: 40, gigahertz: 1.59, bandwidth: 0.32, l2MiB: 4 },
+    ...{ teraflops: { f16: 65 }, sharedKiB: 64, threads: 1024, blocks: 16 },
   },
   l4: {
     name: 'L4',
     ...{ ...ada, multiprocessors: 58, gigahertz: 2.04, bandwidth: 0.3, l2MiB: 48 },
-    teraflops: { bf16: 121, f32: 60 },
+    teraflops: { bf16: 121, f16: 121, f32: 60 },
   },
   rtx4090: {
     name: 'GeForce RTX 4090',
     ...{ ...ada, multiprocessors: 128, gigahertz: 2.52, bandwidth: 1.008, l2MiB: 72 },
-    teraflops: { bf16: 165, f32: 82.6 },
+    teraflops: { bf16: 165, f16: 165, f32: 82.6 },
   },
   b200: {
     name: 'B200',
     ...{ architecture: 'sm_100', multiprocessors: 148, gigahertz: 1.85, bandwidth: 8, l2MiB: 126 },
-    ...{ teraflops: { bf16: 2250, f32: 1125 }, sharedKiB: 228, threads: 2048, blocks: 32 },
+    ...{ teraflops: { bf16: 2250, f16: 2250, f32: 1125 }, sharedKiB: 228, threads: 2048, blocks: 32 },
   },
 } as const satisfies Record<string, Gpu>;
 

@@ -84,6 +84,7 @@ export const measurePeak = (threads: number): Promise<number> =>
 const products: Record<ComputeType, Readonly<Record<string, number>>> = {
   f32: {},
   bf16: { avx512bf16: 2 },
+  f16: {},
   i8: { avx2: 2, avx512: 2, avx512vnni: 4, avx512bf16: 4 },
 };
 
@@ -91,7 +92,7 @@ const products: Record<ComputeType, Readonly<Record<string, number>>> = {
 export function peaksOf(peak: number): Record<ComputeType, number> {
   const { isa } = devices();
   const of = (dtype: ComputeType) => peak * (products[dtype][isa] ?? 1);
-  return { f32: of('f32'), bf16: of('bf16'), i8: of('i8') };
+  return { f32: of('f32'), bf16: of('bf16'), f16: of('f16'), i8: of('i8') };
 }
 
 /** Reads 128 MiB, which no cache holds, for a while: the fastest round in GB/s. */

@@ -60,7 +60,7 @@ export interface MemoryResult {
 }
 
 /** MiB for Oct-ResNet-50, alpha .5, at 224 px. */
-const peaks: Record<ComputeType, number> = { f32: 260, bf16: 150, i8: 110 };
+const peaks: { readonly [dtype in ComputeType]?: number } = { f32: 260, bf16: 150, i8: 110 };
 const milliseconds = 400;
 
 export async function benchMemory(given: BenchMemoryOptions): Promise<MemoryResult> {
@@ -89,7 +89,8 @@ export async function benchMemory(given: BenchMemoryOptions): Promise<MemoryResu
     }
     return dtypes.map((dtype, i): MemoryRow => {
       const [ours, theirs] = seen.slice(2 * i).map(processOf) as [Process, Process];
-      const goal = usual ? { peak: peaks[dtype], milliseconds } : undefined;
+      const peak = usual ? peaks[dtype] : undefined;
+      const goal = peak === undefined ? undefined : { peak, milliseconds };
       return { dtype, peerDType: peerDTypes[dtype], ours, theirs, goal };
     });
   });

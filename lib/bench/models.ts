@@ -46,8 +46,8 @@ export interface BenchModelsOptions {
   readonly progress?: (text: string) => void;
 }
 
-/** The best that onnxruntime can do beside it: on CPUs it has no bf16. */
-export const peerDTypes = { f32: 'f32', bf16: 'f32', i8: 'i8' } as const;
+/** The best that onnxruntime can do beside it: on CPUs it has neither bf16 nor f16. */
+export const peerDTypes = { f32: 'f32', bf16: 'f32', f16: 'f32', i8: 'i8' } as const;
 
 export interface ModelRow extends Goal {
   readonly network: string;
@@ -93,7 +93,7 @@ interface Group {
 }
 
 /** Largest error of the logits that counts as equal: of f32 relative to the largest, else by the angle. */
-const tolerances = { f32: 1e-4, bf16: 1e-4, i8: 1e-3 } as const;
+const tolerances = { f32: 1e-4, bf16: 1e-4, f16: 1e-4, i8: 1e-3 } as const;
 
 /** @throws OctconvError if a network's results differ from the reference, from our f32, or from onnxruntime. */
 export async function benchModels(options: BenchModelsOptions): Promise<ModelsResult> {

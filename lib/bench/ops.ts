@@ -133,8 +133,8 @@ export async function benchOps(options: BenchOpsOptions): Promise<OpsResult> {
 type Roof = Pick<OpsResult, 'peaks' | 'bandwidth'>;
 
 function roofOf({ teraflops, bandwidth }: Gpu): Roof {
-  const { f32 = NaN, bf16 = NaN, i8 = NaN } = teraflops;
-  return { peaks: { f32: f32 * 1e3, bf16: bf16 * 1e3, i8: i8 * 1e3 }, bandwidth: bandwidth * 1e3 };
+  const { f32 = NaN, bf16 = NaN, f16 = NaN, i8 = NaN } = teraflops;
+  return { peaks: { f32: f32 * 1e3, bf16: bf16 * 1e3, f16: f16 * 1e3, i8: i8 * 1e3 }, bandwidth: bandwidth * 1e3 };
 }
 
 async function timeSteps(plan: Plan, x: Tensor<'f32'>, rounds: number, { peaks, bandwidth }: Roof): Promise<StepRow[]> {
@@ -149,7 +149,7 @@ async function timeSteps(plan: Plan, x: Tensor<'f32'>, rounds: number, { peaks, 
     const { multiplyAdds, computes, bytes } = costs[i]!;
     const gflop = (2 * multiplyAdds) / 1e9;
     const moved = bytes.inputs + bytes.outputs + bytes.weights;
-    const products = (1e3 * gflop) / Math.max(...computes.map((compute) => peaks[compute]), peaks.f32);
+    const products = (1e3 * gflop) / Math.max(...computes.map((compute) => peaks[compute]));
     const memory = moved / 1e6 / bandwidth;
     const bound = Math.max(products, memory);
     return {

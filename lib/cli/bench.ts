@@ -15,7 +15,7 @@ export function benchCommand(program: Command): void {
     .description('whole networks, plain and octave at several alphas')
     .option('--network <name>', 'the plain network; its octave forms are added', 'resnet-50')
     .option('--alphas <list>', 'shares of the low branch', listOf(number), [0.125, 0.25, 0.5, 0.75])
-    .option('--dtypes <list>', 'what the convolutions multiply: f32, bf16, i8', listOf(dtype), ['f32'])
+    .option('--dtypes <list>', 'what the convolutions multiply: f32, bf16, f16, i8', listOf(dtype), ['f32'])
     .option('--batch <list>', 'images per run', listOf(integer(1)), [1])
     .option('--threads <list>', 'threads of a run (default: 1 and all cores)', listOf(integer(1)))
     .addOption(deviceOption())
@@ -35,7 +35,10 @@ export function benchCommand(program: Command): void {
     .description('networks on an NVIDIA GPU: by cuDNN, and by our kernels')
     .option('--network <name>', 'the plain network; its octave forms are added', 'resnet-50')
     .option('--alphas <list>', 'shares of the low branch', listOf(number), [0.125, 0.25, 0.5])
-    .option('--dtypes <list>', 'what the convolutions multiply: f32 (as TF32), bf16', listOf(dtype), ['f32', 'bf16'])
+    .option('--dtypes <list>', 'what the convolutions multiply: f32 (as TF32), bf16, f16', listOf(dtype), [
+      'f32',
+      'bf16',
+    ])
     .option('--batch <list>', 'images per run', listOf(integer(1)), [1, 8, 32, 128])
     .option('--device <name>', 'cuda, or one of several GPUs, as cuda:1', 'cuda')
     .addOption(gpuOption('--estimate <gpu>', 'nothing is run: what a roofline of this GPU says of the plans'))

@@ -2,7 +2,8 @@
 import { fileURLToPath } from 'node:url';
 import { type Command, InvalidArgumentError, Option } from 'commander';
 import { deviceNames, mayBeDevice, targetOf } from '../devices.js';
-import type { ComputeType } from '../graph/graph.js';
+import { oneOf } from '../error.js';
+import { type ComputeType, computeTypes } from '../graph/graph.js';
 import { inputShape, type PerChannel } from '../input/preprocess.js';
 import { loadModel, Model, type ModelOptions, type NetworkFile, openNetwork } from '../model.js';
 import { buildNetwork, defaultInputOf, type NetworkOptions, resolveNetworkOptions } from '../models/index.js';
@@ -65,16 +66,14 @@ function device(text: string): string {
 export const deviceOption = (purpose = 'what computes: auto, or a device that octconv devices lists'): Option =>
   new Option('--device <name>', purpose).argParser(device).default('auto');
 
-const dtypes = ['f32', 'bf16', 'i8'] as const satisfies readonly ComputeType[];
-
 export function dtype(text: string): ComputeType {
-  const found = dtypes.find((known) => known === text);
+  const found = computeTypes.find((known) => known === text);
   if (found) return found;
-  throw new InvalidArgumentError('wanted f32, bf16 or i8.');
+  throw new InvalidArgumentError(`wanted ${oneOf(computeTypes)}.`);
 }
 
 export const dtypeOption = (usual = 'i8 if the weights are quantized, else f32'): Option =>
-  new Option('--dtype <type>', `what the convolutions multiply (default: ${usual})`).choices(dtypes);
+  new Option('--dtype <type>', `what the convolutions multiply (default: ${usual})`).choices(computeTypes);
 
 export function withDevice(command: Command): Command {
   return command

@@ -1,5 +1,5 @@
 /** Which algorithm computes a branch on the CPU: a function of shape and data type. */
-import type { DType } from '../dtype.js';
+import { type DType, isFloat } from '../dtype.js';
 import type { Traits } from '../targets.js';
 import type { Work } from '../turns.js';
 import { toNTHWC } from './graph.js';
@@ -20,7 +20,7 @@ function writtenType(stores: readonly Store[], values: Steps['values']): DType {
 }
 
 /**
- * Whether Winograd's F(size x size) can do it: products are of f32, activations may be bf16; or all is integers,
+ * Whether Winograd's F(size x size) can do it: products are of f32, activations may be narrower; or all is integers,
  * exactly.
  */
 export function fitsWinograd(
@@ -43,7 +43,7 @@ export function fitsWinograd(
     );
   const most = winograd[size];
   if (!plain || most === undefined || types[0] !== types[1]) return false;
-  if (compute !== 'i8') return types[0] === 'f32' || types[0] === 'bf16';
+  if (compute !== 'i8') return isFloat(y);
   const channels = (low: boolean) =>
     sources.reduce((sum, { input, upsample }) => sum + (upsample === low ? (values[input]?.shape.at(-1) ?? 0) : 0), 0);
   return types[0] === 'u8' && Math.max(channels(false), channels(true)) <= most;

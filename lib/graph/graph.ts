@@ -10,8 +10,9 @@ import type { Tensor } from '../tensor.js';
 export type Attr = number | boolean | string | readonly Attr[] | { readonly [key: string]: Attr | undefined };
 export type Attrs = { readonly [key: string]: Attr | undefined };
 
-/** What convolutions multiply: activations and weights of f32, bf16, or u8 and i8. */
-export type ComputeType = 'f32' | 'bf16' | 'i8';
+/** What convolutions may multiply: activations and weights of f32, bf16 or f16, or u8 and i8. */
+export const computeTypes = ['f32', 'bf16', 'f16', 'i8'] as const;
+export type ComputeType = (typeof computeTypes)[number];
 
 /** Shapes are [N, C], [N, H, W, C] or [N, T, H, W, C]. */
 export interface TensorType {

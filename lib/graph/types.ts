@@ -1,6 +1,6 @@
 /**
  * Data types: what each convolution multiplies, and as what each value between the steps is kept. The recorded graph is
- * f32; here bf16 or u8 take its place wherever the maker and all readers of a value can deal with them.
+ * f32; here bf16, f16 or u8 take its place wherever the maker and all readers of a value can deal with them.
  */
 import type { Traits } from '../targets.js';
 import { besideI8 } from '../weights/source.js';
@@ -19,8 +19,8 @@ export type Quantized = ReadonlyMap<string, InputType>;
 export const weightScaleOf = (weight: string): string => besideI8(weight).weightScale.name;
 
 /**
- * A branch is i8 if all of its weights are. One that reads the network's own f32 alone stays f32 where bf16 would be no
- * faster: what it makes may be bf16 all the same.
+ * A branch is i8 if all of its weights are. One that reads the network's own f32 alone stays f32 where bf16 or f16 would
+ * be no faster: what it makes may be of that type all the same.
  */
 function typed(branch: Branch, { compute, quantized, traits }: Typing, inputs: readonly number[]): Branch {
   if (branch.gated) return branch;
@@ -33,8 +33,8 @@ function typed(branch: Branch, { compute, quantized, traits }: Typing, inputs: r
       return { ...source, weightScale: weightScaleOf(source.weight), ...(integers && input) };
     }),
   }));
-  const given = !traits.dotProducts.includes('bf16') && sourcesOf(branch).every(({ input }) => inputs.includes(input));
-  const own = (compute === 'i8' && !integers) || (compute === 'bf16' && given) ? 'f32' : compute;
+  const given = !traits.dotProducts.includes(compute) && sourcesOf(branch).every(({ input }) => inputs.includes(input));
+  const own = (compute === 'i8' ? !integers : given) ? 'f32' : compute;
   return { ...branch, terms, ...(own !== 'f32' && { compute: own }) };
 }
 
@@ -86,7 +86,7 @@ function narrowTypes(given: Steps, { compute, traits }: Typing): Map<number, Typ
   const wanted = (id: number): Type | undefined => {
     const all = readers.get(id) ?? [];
     if (wide.has(id) || ends.has(id) || all.length === 0) return undefined;
-    const type = compute === 'bf16' ? { dtype: 'bf16' as const } : scaleOf(id, all);
+    const type = compute === 'i8' ? scaleOf(id, all) : { dtype: compute };
     return type && all.every((step) => takes(step, type)) ? type : undefined;
   };
   /** The scale is the one that convolutions read it with, or what comes out of an op that keeps its type. */

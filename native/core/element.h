@@ -9,5 +9,8 @@ enum class DType { f32, f16, bf16, i8, u8, i32 };
 struct BFloat16 {
   uint16_t bits;
 };
+struct Float16 {
+  uint16_t bits;
+};
 
 }  // namespace octconv

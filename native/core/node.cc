@@ -10,18 +10,6 @@ int64_t Param::elements() const {
   return count;
 }
 
-static float halfToFloat(uint16_t bits) {
-  const uint32_t sign = (bits & 0x8000u) << 16, exponent = (bits >> 10) & 31, mantissa = bits & 0x3ffu;
-  float value;
-  if (exponent == 0) {
-    value = static_cast<float>(mantissa) * 0x1p-24f;  // zero and subnormal numbers
-    return sign ? -value : value;
-  }
-  const uint32_t word = sign | (exponent == 31 ? 0x7f800000u : (exponent + 112) << 23) | mantissa << 13;
-  std::memcpy(&value, &word, 4);
-  return value;
-}
-
 size_t Param::bytes() const { return static_cast<size_t>(product(elements(), bytesOf(dtype))); }
 
 std::vector<float> Param::floats() const { return floats(0, elements()); }
@@ -36,10 +24,10 @@ std::vector<float> Param::floats(int64_t first, int64_t count) const {
       std::memcpy(out.data(), data + first * 4, out.size() * 4);
       break;
     case DType::f16:
-      convert(reinterpret_cast<const uint16_t*>(data), halfToFloat);
+      convert(reinterpret_cast<const Float16*>(data), [](Float16 x) { return floatOf(x); });
       break;
     case DType::bf16:
-      convert(reinterpret_cast<const BFloat16*>(data), floatOf);
+      convert(reinterpret_cast<const BFloat16*>(data), [](BFloat16 x) { return floatOf(x); });
       break;
     case DType::i8:
       convert(reinterpret_cast<const int8_t*>(data), [](int8_t x) { return static_cast<float>(x); });

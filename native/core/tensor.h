@@ -78,10 +78,45 @@ inline BFloat16 bfloat16Of(float x) {
   return {static_cast<uint16_t>((word + 0x7fff + (word >> 16 & 1)) >> 16)};
 }
 
-// Element i as a number, what it stands for, and back, rounded to the nearest: the slow way, for references. f32, bf16
-// and u8. Of a type, elements are counted without the gaps.
+inline float floatOf(Float16 x) {
+  const uint32_t sign = (x.bits & 0x8000u) << 16, exponent = (x.bits >> 10) & 31, mantissa = x.bits & 0x3ffu;
+  if (exponent == 0) {
+    const float value = static_cast<float>(mantissa) * 0x1p-24f;  // zero and subnormal numbers
+    return sign ? -value : value;
+  }
+  const uint32_t word = sign | (exponent == 31 ? 0x7f800000u : (exponent + 112) << 23) | mantissa << 13;
+  float value;
+  std::memcpy(&value, &word, 4);
+  return value;
+}
+// The same rounding; what rounds to more than 65504 becomes infinity.
+inline Float16 float16Of(float x) {
+  uint32_t word;
+  std::memcpy(&word, &x, 4);
+  const uint32_t sign = word >> 16 & 0x8000, size = word & 0x7fffffff;
+  uint32_t bits;
+  if (std::isnan(x)) {
+    bits = 0x7e00;
+  } else if (size < 0x38800000) {  // below 2^-14: a multiple of 2^-24
+    bits = static_cast<uint32_t>(std::nearbyint(std::fabs(x) * 0x1p24f));
+  } else if (size < 0x477ff000) {
+    bits = (size - (112u << 23) + 0xfff + (size >> 13 & 1)) >> 13;
+  } else {
+    bits = 0x7c00;
+  }
+  return {static_cast<uint16_t>(sign | bits)};
+}
+
+// A number as it is when it is kept as a type.
+inline float roundedTo(DType dtype, float x) {
+  return dtype == DType::bf16 ? floatOf(bfloat16Of(x)) : dtype == DType::f16 ? floatOf(float16Of(x)) : x;
+}
+
+// Element i as a number, what it stands for, and back, rounded to the nearest: the slow way, for references. f32, f16,
+// bf16 and u8. Of a type, elements are counted without the gaps.
 inline float elementAt(const void* data, DType dtype, int64_t i) {
   if (dtype == DType::bf16) return floatOf(static_cast<const BFloat16*>(data)[i]);
+  if (dtype == DType::f16) return floatOf(static_cast<const Float16*>(data)[i]);
   if (dtype == DType::u8) return static_cast<const uint8_t*>(data)[i];
   return static_cast<const float*>(data)[i];
 }
@@ -95,6 +130,8 @@ inline void setValue(void* data, const TensorType& type, int64_t i, float x) {
   i = type.at(i);
   if (type.dtype == DType::bf16) {
     static_cast<BFloat16*>(data)[i] = bfloat16Of(x);
+  } else if (type.dtype == DType::f16) {
+    static_cast<Float16*>(data)[i] = float16Of(x);
   } else if (type.dtype == DType::u8) {
     const float q = x / type.scale + static_cast<float>(type.zero);
     static_cast<uint8_t*>(data)[i] = static_cast<uint8_t>(q > 0 ? std::nearbyint(q < 255 ? q : 255) : 0);

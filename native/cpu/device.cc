@@ -13,6 +13,7 @@ static Device& open(int) {
     traits.threads = threads::hardware();
     traits.channelAlign = 4;  // words, which products of bf16 and i8 read
     traits.fuses = Fuses::all;
+    traits.computes = {DType::f32, DType::bf16, DType::i8};
     traits.subBatches = true;
     for (const int64_t outputs : {2, 4}) traits.winograd[outputs] = winogradChannels(outputs);
     if (level() >= Level::avx512vnni) traits.dotProducts.push_back(DType::i8);

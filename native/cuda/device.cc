@@ -44,7 +44,9 @@ class CudaDevice : public Device {
     traits_.fuses = find == ofCudnn ? Fuses::epilogues : Fuses::all;
     traits_.ownMemory = true;
     traits_.mostPooled = 1;  // P of P needs pixels of other tiles
-    traits_.dotProducts = {DType::bf16};
+    traits_.computes = gpu.computes;
+    if (find == ofCudnn && gpu.capability < 80) traits_.computes.push_back(DType::f32);  // without tensor cores
+    traits_.dotProducts = {DType::bf16, DType::f16};
     for (const auto& [op, _] : Registered<Kernels>::all())
       traits_.ops.emplace(op, OpTraits{find(op).dtypes, find(op).pitched});
   }

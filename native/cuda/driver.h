@@ -83,7 +83,8 @@ struct Driver {
 };
 
 // Attributes (CUdevice_attribute, CUfunction_attribute) and flags that are used.
-inline constexpr int computeCapabilityMajor = 75, computeCapabilityMinor = 76, multiprocessorCount = 16;
+inline constexpr int computeCapabilityMajor = 75, computeCapabilityMinor = 76, multiprocessorCount = 16,
+                     mostSharedBytes = 97;       // that a block may have
 inline constexpr int maxDynamicSharedBytes = 8;  // of a function
 inline constexpr unsigned nonBlockingStream = 1;
 inline constexpr unsigned waitsAsleep =

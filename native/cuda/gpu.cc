@@ -15,9 +15,16 @@ namespace {
 
 // What octconv.fatbin has kernels for (tools/cuda.mjs).
 struct Architecture {
-  int capability, multiprocessors;  // the latter of a card of it: A100, A10, RTX 4090, H100, B200, RTX 5090
+  int capability, multiprocessors;  // the latter of a card of it: T4, A100, A10, RTX 4090, H100, B200, RTX 5090
+  int sharedKiB;                    // that a block may have
 };
-constexpr Architecture architectures[] = {{80, 108}, {86, 72}, {89, 128}, {90, 132}, {100, 148}, {120, 170}};
+constexpr Architecture architectures[] = {{75, 40, 64},   {80, 108, 163},  {86, 72, 99},  {89, 128, 99},
+                                          {90, 132, 227}, {100, 148, 227}, {120, 170, 99}};
+// Products of bf16 and tf32 came with sm_80.
+std::vector<DType> computesOf(int capability) {
+  if (capability < 80) return {DType::f16};
+  return {DType::f32, DType::bf16, DType::f16};
+}
 
 CUdevice deviceAt(const Driver& driver, int index) {
   CUdevice device = 0;
@@ -169,14 +176,22 @@ Gpu::Gpu(int index)
                  attributeOf(Driver::get(), index, computeCapabilityMinor)),
       memory(memoryOf(Driver::get(), index)),
       multiprocessors(attributeOf(Driver::get(), index, multiprocessorCount)),
+      sharedBytes(static_cast<size_t>(attributeOf(Driver::get(), index, mostSharedBytes))),
+      computes(computesOf(capability)),
       bus(busOf(Driver::get(), index)),
       index(index) {
   if (const int oldest = architectures[0].capability; capability < oldest)
     fail("cuda: ", name, " is of architecture sm_", capability, ", wanted sm_", oldest, " or newer");
   openFatbin();
 }
-Gpu::Gpu(std::string architecture, int capability, int multiprocessors)
-    : name(std::move(architecture)), capability(capability), memory(0), multiprocessors(multiprocessors), index(-1) {}
+Gpu::Gpu(std::string architecture, int capability, int multiprocessors, size_t sharedBytes)
+    : name(std::move(architecture)),
+      capability(capability),
+      memory(0),
+      multiprocessors(multiprocessors),
+      sharedBytes(sharedBytes),
+      computes(computesOf(capability)),
+      index(-1) {}
 
 Gpu& Gpu::get(int index) {
   std::lock_guard lock(guard());
@@ -188,13 +203,13 @@ Gpu& Gpu::get(int index) {
 Gpu& Gpu::absent(const std::string& architecture) {
   static auto& gpus = *new std::map<std::string, std::unique_ptr<Gpu>>;
   std::string known;
-  for (const auto& [capability, multiprocessors] : architectures) {
+  for (const auto& [capability, multiprocessors, sharedKiB] : architectures) {
     const std::string each = "sm_" + std::to_string(capability);
     known += (known.empty() ? "" : ", ") + each;
     if (each != architecture) continue;
     std::lock_guard lock(guard());
     auto& gpu = gpus[architecture];
-    if (!gpu) gpu.reset(new Gpu(architecture, capability, multiprocessors));
+    if (!gpu) gpu.reset(new Gpu(architecture, capability, multiprocessors, size_t{1024} * sharedKiB));
     return *gpu;
   }
   fail("wanted an architecture that has kernels: ", known);

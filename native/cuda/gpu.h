@@ -5,6 +5,7 @@
 #include <mutex>
 #include <set>
 #include <string>
+#include <vector>
 
 #include "../core/device.h"
 #include "../core/function_ref.h"
@@ -77,7 +78,9 @@ class Gpu {
   const int capability;  // 80 for sm_80
   const size_t memory;   // bytes
   const int multiprocessors;
-  const std::string bus;  // where it sits, as NVML knows it
+  const size_t sharedBytes;           // that a block may have
+  const std::vector<DType> computes;  // what our kernels multiply
+  const std::string bus;              // where it sits, as NVML knows it
 
   // Made at its first use: it takes a while, and memory of the GPU. Null if it is not there.
   std::shared_ptr<Context> context();
@@ -89,8 +92,8 @@ class Gpu {
 
  private:
   explicit Gpu(int index);
-  Gpu(std::string architecture, int capability, int multiprocessors);  // absent
-  const int index;                                                     // negative: it is not there
+  Gpu(std::string architecture, int capability, int multiprocessors, size_t sharedBytes);  // absent
+  const int index;                                                                         // negative: it is not there
   std::mutex mutex;
   std::shared_ptr<Context> held;
   std::shared_ptr<Convolutions> heldConvolutions;

@@ -29,11 +29,15 @@ Launch launchOf(std::string kernel, unsigned blocks, unsigned threads, size_t sh
   return {{std::move(kernel), blocks, threads, sharedBytes}, {first, first + sizeof arguments}};
 }
 
+// Types of inputs: of kernels that compute with elements, and of kernels that only move them.
+inline const std::vector<DType> floats{DType::f32, DType::f16, DType::bf16};
+inline const std::vector<DType> elements{DType::f32, DType::f16, DType::bf16, DType::u8};
+
 // A node with its place in a run's memory, in bytes from the arena's begin.
 struct PlacedNode {
   const Node& node;
-  int multiprocessors;  // of the GPU
-  int64_t scratch;      // Made::scratchBytes, which all steps share
+  const Gpu& gpu;
+  int64_t scratch;  // Made::scratchBytes, which all steps share
   std::vector<int64_t> inputs, outputs;
 
   TensorArgs input(size_t i) const { return tensorOf(node.inputs[i], inputs[i]); }

@@ -40,7 +40,7 @@ Program::Program(Gpu& gpu, const Kernels& (*find)(const std::string& op), PlanSp
     for (int64_t round = 0; round < segment.rounds; round++)
       for (size_t i = first; i < first + segment.steps; i++) {
         const PlanSpec::Step& step = spec.steps[i];
-        PlacedNode placed{step.node, gpu.multiprocessors, scratch, {}, {}};
+        PlacedNode placed{step.node, gpu, scratch, {}, {}};
         for (const size_t id : step.inputs) placed.inputs.push_back(placeOf(id, round));
         for (const size_t id : step.outputs) placed.outputs.push_back(placeOf(id, round));
         Made made = makeOf(find(step.node.op), placed);

@@ -1,5 +1,6 @@
-// Activations as kernels see them: [N, T, H, W, C] in a run's arena, f32 or bf16.
+// Activations as kernels see them: [N, T, H, W, C] in a run's arena.
 #pragma once
+#include "../core/element.h"
 #include "sides.h"
 
 namespace octconv::cuda {
@@ -12,7 +13,7 @@ struct TensorArgs {
   int64_t at;  // bytes from the arena's begin, so that all runs of a plan have the same arguments
   Extent size;
   int channels, pad, pitch;  // elements; behind the channels of a pixel lie `pad` zeros
-  bool narrow;               // bf16, otherwise f32
+  DType dtype;               // f32, f16 or bf16, where a kernel computes with elements
 };
 
 }  // namespace octconv::cuda
@@ -22,19 +23,29 @@ struct TensorArgs {
 
 namespace octconv::cuda {
 
+// Two elements of f16 or bf16 in a word, `low` in its low half, which unpacked() gives.
+OCTCONV_DEVICE uint32_t packed(DType dtype, float low, float high) {
+  return dtype == DType::f16 ? packF16(low, high) : packBf16(low, high);
+}
+OCTCONV_DEVICE float unpacked(DType dtype, uint32_t word) {
+  return dtype == DType::f16 ? floatOfF16(static_cast<uint16_t>(word)) : floatOfBits(word << 16);
+}
+
 OCTCONV_DEVICE float elementOf(const char* arena, const TensorArgs& x, int64_t i) {
-  if (!x.narrow) return reinterpret_cast<const float*>(arena + x.at)[i];
-  return floatOfBits(static_cast<uint32_t>(reinterpret_cast<const uint16_t*>(arena + x.at)[i]) << 16);
+  if (x.dtype == DType::f32) return reinterpret_cast<const float*>(arena + x.at)[i];
+  return unpacked(x.dtype, reinterpret_cast<const uint16_t*>(arena + x.at)[i]);
 }
 OCTCONV_DEVICE void setElement(char* arena, const TensorArgs& x, int64_t i, float value) {
-  if (x.narrow) {
-    reinterpret_cast<uint16_t*>(arena + x.at)[i] = static_cast<uint16_t>(packBf16(value, 0));
-  } else {
+  if (x.dtype == DType::f32) {
     reinterpret_cast<float*>(arena + x.at)[i] = value;
+  } else {
+    reinterpret_cast<uint16_t*>(arena + x.at)[i] = static_cast<uint16_t>(packed(x.dtype, value, 0));
   }
 }
 // A number as it is when it is kept.
-OCTCONV_DEVICE float roundedTo(bool narrow, float x) { return narrow ? floatOfBits(packBf16(x, 0) << 16) : x; }
+OCTCONV_DEVICE float roundedTo(DType dtype, float x) {
+  return dtype == DType::f32 ? x : unpacked(dtype, packed(dtype, x, 0));
+}
 
 struct Pixel {
   int frame;  // n * T + t; negative: there is none
@@ -84,7 +95,7 @@ inline TensorArgs tensorOf(const TensorType& type, int64_t at) {
           intOf(s.c, "channels"),
           static_cast<int>(type.pad),
           intOf(type.pitch(), "elements from pixel to pixel"),
-          type.dtype == DType::bf16};
+          type.dtype};
 }
 
 }  // namespace octconv::cuda

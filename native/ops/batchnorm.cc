@@ -1,5 +1,5 @@
 // batchNorm: y = (x - running_mean) / sqrt(running_var + eps) * weight + bias per channel of [N,T,H,W,C]. Computed in
-// f32; input and output may each be f32, bf16 or u8.
+// f32; input and output may each be f32, f16, bf16 or u8.
 //
 // In networks it is folded into the convolution before it (lib/graph/fuse.ts); this op serves where it cannot be.
 #include "batchnorm.h"
@@ -90,7 +90,7 @@ Kernel fast(const Node& node, int) {
 }
 
 const Registered<Contract> contract{"batchNorm", {check, false, true}};
-const Registered<Kernels<Reference>> onReference{"batchNorm", {slow, anyFloats, pack, normFormatOf, true}};
+const Registered<Kernels<Reference>> onReference{"batchNorm", {slow, anyElements, pack, normFormatOf, true}};
 const Registered<Kernels<Cpu>> onCpu{"batchNorm", {fast, anyFloats, pack, normFormatOf, true}};
 
 }  // namespace

@@ -60,7 +60,7 @@ Made make(const PlacedNode& placed) {
   return {{launchItems("batchNorm", args.elements, args)}, "batchNorm"};
 }
 
-const Registered<Kernels> kernels{"batchNorm", {make, {DType::f32, DType::bf16}, pack, normFormatOf, true}};
+const Registered<Kernels> kernels{"batchNorm", {make, floats, pack, normFormatOf, true}};
 
 }  // namespace
 }  // namespace octconv::cuda

@@ -1,6 +1,6 @@
 // add, sub, mul, div: x op y, where either may have a size of 1 along an axis, which stands for all of the other's:
 // [N,C] (which is [N,1,1,1,C]) is one number per image and channel, [1,1,1,1,1] one number. Computed in f32; inputs and
-// output may each be f32, bf16 or u8.
+// output may each be f32, f16, bf16 or u8.
 #include "../cpu/levels.h"
 #include "../cpu/vec.h"
 #include "functions.h"
@@ -102,7 +102,7 @@ Kernel fast(const Node& node, int) {
 const bool registered = [] {
   for (const auto& [name, op] : names) {
     Registered<Contract>(name, {check, false, true});
-    Registered<Kernels<Reference>>(name, {slow, anyFloats});
+    Registered<Kernels<Reference>>(name, {slow, anyElements});
     Registered<Kernels<Cpu>>(name, {fast, anyFloats});
   }
   return true;

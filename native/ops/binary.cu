@@ -48,7 +48,6 @@ Made make(const PlacedNode& placed) {
   return {{launchItems("binary", args.walk.items, args)}, "binary"};
 }
 
-const std::vector<DType> floats{DType::f32, DType::bf16};
 const Registered<Kernels> kernels[] = {{"add", {make<Binary::add>, floats}},
                                        {"sub", {make<Binary::sub>, floats}},
                                        {"mul", {make<Binary::mul>, floats}},

@@ -1,4 +1,4 @@
-// concat: inputs [N,T,H,W,Ci] side by side along the channels -> [N,T,H,W,sum of Ci]. f32, bf16 or u8 of one
+// concat: inputs [N,T,H,W,Ci] side by side along the channels -> [N,T,H,W,sum of Ci]. f32, f16, bf16 or u8 of one
 // scale; only moves data, the same for every device.
 #include <algorithm>
 
@@ -37,8 +37,8 @@ Kernel make(const Node& node, int) {
 }
 
 const Registered<Contract> contract{"concat", {check}};
-const Registered<Kernels<Reference>> onReference{"concat", pitched<Reference>(make, anyFloats)};
-const Registered<Kernels<Cpu>> onCpu{"concat", pitched<Cpu>(make, anyFloats)};
+const Registered<Kernels<Reference>> onReference{"concat", pitched<Reference>(make, anyElements)};
+const Registered<Kernels<Cpu>> onCpu{"concat", pitched<Cpu>(make, anyElements)};
 
 }  // namespace
 }  // namespace octconv

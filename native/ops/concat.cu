@@ -19,7 +19,7 @@ Made make(const PlacedNode& placed) {
   return made;
 }
 
-const Registered<Kernels> kernels{"concat", {make, {DType::f32, DType::bf16, DType::u8}, nullptr, nullptr, true}};
+const Registered<Kernels> kernels{"concat", {make, elements, nullptr, nullptr, true}};
 
 }  // namespace
 }  // namespace octconv::cuda

@@ -59,7 +59,7 @@ Made make(const PlacedNode& placed) {
   return {{launchItems("interpolate", y.elements(), args)}, "interpolate"};
 }
 
-const Registered<Kernels> kernels{"interpolate", {make, {DType::f32, DType::bf16}}};
+const Registered<Kernels> kernels{"interpolate", {make, floats}};
 
 }  // namespace
 }  // namespace octconv::cuda

@@ -1,5 +1,5 @@
 // mean: of [N,T,H,W,C] over `axes`, some of 1 (T) to 4 (C), as what is left of the axes in their order. globalAvgPool:
-// over T, H and W. f32, bf16 or u8 to f32.
+// over T, H and W. f32, f16, bf16 or u8 to f32.
 //
 // The reference sums in double, the kernel some pixels in f32 and these sums in double.
 #include "../cpu/floats.h"
@@ -87,8 +87,8 @@ Kernel fast(const Node& node, int) {
 }
 
 const Registered<Contract> contracts[] = {{"mean", {check, false}}, {"globalAvgPool", {check, false}}};
-const Registered<Kernels<Reference>> onReference[] = {{"mean", {slow, anyFloats}},
-                                                      {"globalAvgPool", {slow, anyFloats}}};
+const Registered<Kernels<Reference>> onReference[] = {{"mean", {slow, anyElements}},
+                                                      {"globalAvgPool", {slow, anyElements}}};
 const Registered<Kernels<Cpu>> onCpu[] = {{"mean", {fast, anyFloats}}, {"globalAvgPool", {fast, anyFloats}}};
 
 }  // namespace

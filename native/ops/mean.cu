@@ -63,7 +63,6 @@ Made mean(const PlacedNode& placed) {
   return {{meansOf(placed.node.inputs[0], placed.inputs[0], placed.outputs[0], over)}, "means"};
 }
 
-const std::vector<DType> floats{DType::f32, DType::bf16};
 const Registered<Kernels> kernels[] = {{"globalAvgPool", {globalAvgPool, floats, nullptr, nullptr, true}},
                                        {"mean", {mean, floats, nullptr, nullptr, true}}};
 

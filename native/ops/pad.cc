@@ -1,4 +1,4 @@
-// pad: `before` and `after` [t,h,w] more positions of `value`. f32, bf16 or u8; only moves data, the same for
+// pad: `before` and `after` [t,h,w] more positions of `value`. f32, f16, bf16 or u8; only moves data, the same for
 // every device.
 #include <algorithm>
 
@@ -43,8 +43,8 @@ Kernel make(const Node& node, int) {
 }
 
 const Registered<Contract> contract{"pad", {check}};
-const Registered<Kernels<Reference>> onReference{"pad", {make, anyFloats}};
-const Registered<Kernels<Cpu>> onCpu{"pad", {make, anyFloats}};
+const Registered<Kernels<Reference>> onReference{"pad", {make, anyElements}};
+const Registered<Kernels<Cpu>> onCpu{"pad", {make, anyElements}};
 
 }  // namespace
 }  // namespace octconv

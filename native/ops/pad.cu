@@ -59,7 +59,7 @@ Made make(const PlacedNode& placed) {
   return {{launchItems("pad", product(node.out(0).pixels(), args.units), args)}, "pad"};
 }
 
-const Registered<Kernels> kernels{"pad", {make, {DType::f32, DType::bf16, DType::u8}}};
+const Registered<Kernels> kernels{"pad", {make, elements}};
 
 }  // namespace
 }  // namespace octconv::cuda

@@ -3,8 +3,8 @@
 // Attributes as in PyTorch: kernel, stride, padding [t,h,w], ceilMode (the last window must start inside the input or
 // its left padding), countIncludePad (avgPool). Padding never wins a maximum, a NaN does. maxPool may have a second
 // output, P of the first (2x2 average, stride 2), for the octave convolution behind it: the rows are still in the
-// cache. maxPool takes f32, bf16 or u8 and gives the same type; avgPool takes and gives any of them, and sums in f32,
-// of large windows as mean.cc does.
+// cache. maxPool takes f32, f16, bf16 or u8 and gives the same type; avgPool takes and gives any of them, and sums in
+// f32, of large windows as mean.cc does.
 #include "../cpu/levels.h"
 #include "../cpu/rows.h"
 #include "../cpu/vec.h"
@@ -227,8 +227,8 @@ Kernel maxPool(const Node& node, int) {
 }
 
 const Registered<Contract> contracts[] = {{"maxPool", {check}}, {"avgPool", {check, false, true}}};
-const Registered<Kernels<Reference>> slow[] = {{"maxPool", pitched<Reference>(slowPool, anyFloats)},
-                                               {"avgPool", pitched<Reference>(slowPool, anyFloats)}};
+const Registered<Kernels<Reference>> slow[] = {{"maxPool", pitched<Reference>(slowPool, anyElements)},
+                                               {"avgPool", pitched<Reference>(slowPool, anyElements)}};
 const Registered<Kernels<Cpu>> fast[] = {{"maxPool", pitched<Cpu>(maxPool, anyFloats)},
                                          {"avgPool", pitched<Cpu>(avgPool, anyFloats)}};
 

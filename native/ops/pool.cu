@@ -72,7 +72,7 @@ OCTCONV_KERNEL void __launch_bounds__(itemThreads, 8) pool(const __grid_constant
       const Pixel p{low.frame, y, x};
       const float value = windowAt(a, arena, p, channel);
       setElement(arena, a.y, elementAt(a.y, p, channel), value);
-      sum += roundedTo(a.y.narrow, value);
+      sum += roundedTo(a.y.dtype, value);
     }
   setElement(arena, a.half, elementAt(a.half, low, channel), sum / count);
 }
@@ -101,7 +101,6 @@ Made make(const PlacedNode& placed) {
   return {{launchItems("pool", items, args)}, "pool"};
 }
 
-const std::vector<DType> floats{DType::f32, DType::bf16};
 const Registered<Kernels> kernels[] = {{"maxPool", {make, floats, nullptr, nullptr, true}},
                                        {"avgPool", {make, floats, nullptr, nullptr, true}}};
 

@@ -1,5 +1,5 @@
-// Functions of one value, elementwise on any shape. Computed in f32; input and output may each be f32, bf16 or u8. NaN
-// stays NaN.
+// Functions of one value, elementwise on any shape. Computed in f32; input and output may each be f32, f16, bf16 or u8.
+// NaN stays NaN.
 #include "unary.h"
 
 #include "../cpu/vec.h"
@@ -126,7 +126,7 @@ Kernel fast(const Node& node, int) {
 const bool registered = [] {
   for (const UnaryFunction& function : table) {
     Registered<Contract>(function.name, {check, false, true});
-    Registered<Kernels<Reference>>(function.name, {slow, anyFloats});
+    Registered<Kernels<Reference>>(function.name, {slow, anyElements});
     Registered<Kernels<Cpu>>(function.name, {fast, anyFloats});
   }
   return true;

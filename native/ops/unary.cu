@@ -43,7 +43,7 @@ Made make(const PlacedNode& placed) {
 
 const bool registered = [] {
   for (const char* op : {"relu", "relu6", "leakyRelu", "sigmoid", "silu", "hardSigmoid", "hardSwish", "gelu"})
-    Registered<Kernels>(op, {make, {DType::f32, DType::bf16}});
+    Registered<Kernels>(op, {make, floats});
   return true;
 }();
 

@@ -1,5 +1,5 @@
 // upsampleNearest: every position `scale` [t,h,w] times; the output may be cropped by less than one scale, which undoes
-// a pooling that rounded up. f32, bf16 or u8; only moves data, the same for every device.
+// a pooling that rounded up. f32, f16, bf16 or u8; only moves data, the same for every device.
 #include <algorithm>
 
 #include "../cpu/floats.h"
@@ -31,8 +31,8 @@ Kernel make(const Node& node, int) {
 }
 
 const Registered<Contract> contract{"upsampleNearest", {check}};
-const Registered<Kernels<Reference>> onReference{"upsampleNearest", {make, anyFloats}};
-const Registered<Kernels<Cpu>> onCpu{"upsampleNearest", {make, anyFloats}};
+const Registered<Kernels<Reference>> onReference{"upsampleNearest", {make, anyElements}};
+const Registered<Kernels<Cpu>> onCpu{"upsampleNearest", {make, anyElements}};
 
 }  // namespace
 }  // namespace octconv

@@ -52,7 +52,7 @@ Made make(const PlacedNode& placed) {
   return {{launchItems("upsampleNearest", product(node.out(0).pixels(), args.units), args)}, "upsampleNearest"};
 }
 
-const Registered<Kernels> kernels{"upsampleNearest", {make, {DType::f32, DType::bf16, DType::u8}}};
+const Registered<Kernels> kernels{"upsampleNearest", {make, elements}};
 
 }  // namespace
 }  // namespace octconv::cuda

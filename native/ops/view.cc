@@ -1,6 +1,6 @@
 // slice: from `starts` on along each axis, as much as the output holds. transpose: axis i of the output is axis axes[i]
-// of the input. reshape: the same elements in their order. f32, bf16 or u8; they only move data, the same for every
-// device.
+// of the input. reshape: the same elements in their order. f32, f16, bf16 or u8; they only move data, the same for
+// every device.
 #include "../cpu/floats.h"
 #include "../cpu/walk.h"
 
@@ -78,9 +78,9 @@ Kernel reshape(const Node& node, int) { return copy(node, stepsOf(node.out(0)), 
 const Registered<Contract> contracts[] = {
     {"slice", {checkSlice}}, {"transpose", {checkTranspose}}, {"reshape", {checkReshape}}};
 const Registered<Kernels<Reference>> onReference[] = {
-    {"slice", {slice, anyFloats}}, {"transpose", {transpose, anyFloats}}, {"reshape", {reshape, anyFloats}}};
+    {"slice", {slice, anyElements}}, {"transpose", {transpose, anyElements}}, {"reshape", {reshape, anyElements}}};
 const Registered<Kernels<Cpu>> onCpu[] = {
-    {"slice", {slice, anyFloats}}, {"transpose", {transpose, anyFloats}}, {"reshape", {reshape, anyFloats}}};
+    {"slice", {slice, anyElements}}, {"transpose", {transpose, anyElements}}, {"reshape", {reshape, anyElements}}};
 
 }  // namespace
 }  // namespace octconv

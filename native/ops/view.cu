@@ -70,9 +70,8 @@ Made transpose(const PlacedNode& placed) {
 
 Made reshape(const PlacedNode& placed) { return moved(placed, stepsOf(placed.node.out(0)), 0); }
 
-const std::vector<DType> anyType{DType::f32, DType::bf16, DType::u8};
 const Registered<Kernels> kernels[] = {
-    {"slice", {slice, anyType}}, {"transpose", {transpose, anyType}}, {"reshape", {reshape, anyType}}};
+    {"slice", {slice, elements}}, {"transpose", {transpose, elements}}, {"reshape", {reshape, elements}}};
 
 }  // namespace
 }  // namespace octconv::cuda

@@ -9,6 +9,7 @@ static Device& open(int) {
     Traits traits;
     traits.isa = "plain loops";
     traits.threads = threads::hardware();
+    traits.computes = {DType::f32, DType::bf16, DType::f16, DType::i8};
     return traits;
   }());
   return device;

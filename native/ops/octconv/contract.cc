@@ -27,12 +27,12 @@
 // `input`, `gate`, `residual` and `output` are positions in the node's inputs and outputs; `weight`, `bias` and
 // `batchNorm` are roles of the branch's parameters. Weights are OIHW or OITHW. Parameters are packed branch by branch.
 //
-// compute: 'f32' (default), 'bf16' or 'i8', what a branch multiplies. Its inputs become bf16, or u8 by the sources'
-// scale and zero (x = scale * (q - zero)), unless they are so already; sums are f32 or i32, what follows is f32, and a
-// store has the type of its value, f32, bf16 or u8. P of a source takes and gives elements of the type that is
-// multiplied, P of a store elements of the type that is stored. An i8 weight has a parameter <role>.scale, a number per
-// output channel: w = scale * q. For i8, scale * weight scale * batch norm scale must be the same for all sources of an
-// output channel, since they go into one sum of integers.
+// compute: 'f32' (default), 'bf16', 'f16' or 'i8', what a branch multiplies. Its inputs become of that type, for i8 u8
+// by the sources' scale and zero (x = scale * (q - zero)), unless they are so already; sums are f32 or i32, what
+// follows is f32, and a store has the type of its value, f32, bf16, f16 or u8. P of a source takes and gives elements
+// of the type that is multiplied, P of a store elements of the type that is stored. An i8 weight has a parameter
+// <role>.scale, a number per output channel: w = scale * q. For i8, scale * weight scale * batch norm scale must be the
+// same for all sources of an output channel, since they go into one sum of integers.
 //
 // Inputs, residual and stores may be padded, or slices of wider tensors (TensorType::gap).
 //
@@ -54,9 +54,12 @@ static Size3 sizeOf(const Attr& attr, const char* key, int64_t otherwise) {
 static std::string textOf(const Attr& attr, const char* key) { return attr.has(key) ? attr[key].text() : ""; }
 
 static Compute computeOf(const Attr& branch) {
+  static const std::map<std::string, Compute> known{
+      {"f32", Compute::f32}, {"bf16", Compute::bf16}, {"f16", Compute::f16}, {"i8", Compute::i8}};
   const std::string name = branch.has("compute") ? branch["compute"].text() : "f32";
-  if (name != "f32" && name != "bf16" && name != "i8") fail("octConv: compute '", name, "', wanted f32, bf16 or i8");
-  return name == "i8" ? Compute::i8 : name == "bf16" ? Compute::bf16 : Compute::f32;
+  const auto found = known.find(name);
+  if (found == known.end()) fail("octConv: compute '", name, "', wanted f32, bf16, f16 or i8");
+  return found->second;
 }
 
 static Activation activationOf(const Attr& attrs, const char* key) {
@@ -227,8 +230,8 @@ static void checkBranch(const Node& node, const Branch& branch) {
 static void check(const Node& node) {
   for (const auto* side : {&node.inputs, &node.outputs})
     for (const TensorType& type : *side) {
-      if (type.dtype != DType::f32 && type.dtype != DType::bf16 && type.dtype != DType::u8)
-        fail("octConv: '", node.name, "' has ", nameOf(type.dtype), ", wanted f32, bf16 or u8");
+      if (type.dtype == DType::i8 || type.dtype == DType::i32)
+        fail("octConv: '", node.name, "' has ", nameOf(type.dtype), ", wanted f32, bf16, f16 or u8");
       if (type.dtype == DType::u8 && !(type.scale > 0 && type.scale < INFINITY && type.zero >= 0 && type.zero <= 255))
         fail("octConv: '", node.name, "' has u8 of scale ", type.scale, " and zero ", type.zero);
     }

@@ -47,9 +47,10 @@ struct Store {
 };
 
 // What the products of a branch are made of.
-enum class Compute { f32, bf16, i8 };
+enum class Compute { f32, bf16, i8, f16 };
 inline DType activationOf(Compute compute) {
-  return compute == Compute::i8 ? DType::u8 : compute == Compute::bf16 ? DType::bf16 : DType::f32;
+  constexpr DType types[] = {DType::f32, DType::bf16, DType::u8, DType::f16};
+  return types[static_cast<int>(compute)];
 }
 
 // Positions of inputs: x, and a number per image and channel that it is multiplied by.

@@ -41,7 +41,10 @@ std::vector<const Source*> orderOf(const Branch& branch) {
   return sources;
 }
 
-int bytesOf(Compute compute) { return compute == Compute::bf16 ? 2 : 4; }
+int bytesOf(Compute compute) { return compute == Compute::f32 ? 4 : 2; }
+const char* kernelFor(Compute compute) {
+  return compute == Compute::f32 ? "octConvTf32" : compute == Compute::f16 ? "octConvF16" : "octConvBf16";
+}
 int64_t pieceChannels(Compute compute) { return 16 / bytesOf(compute); }
 int64_t roundUp(int64_t x, int64_t step) { return (x + step - 1) / step * step; }
 
@@ -78,6 +81,13 @@ void checkForm(const Branch& branch) {
     if (store.pool > 1) refuse("a store that is pooled twice");
 }
 
+void checkType(const Gpu& gpu, DType type) {
+  if (std::ranges::find(gpu.computes, type) != gpu.computes.end()) return;
+  std::string known;
+  for (const DType each : gpu.computes) known += (known.empty() ? "" : ", ") + std::string(nameOf(each));
+  fail("octConv: no kernel for ", nameOf(type), " on ", gpu.name, ", sm_", gpu.capability, ", wanted ", known);
+}
+
 // Tensor cores multiply all inputs with all outputs.
 bool isPlain(const Branch& branch) { return branch.gated || branch.groups() > 1; }
 
@@ -95,6 +105,7 @@ void putSource(const CudaBranch& packed, const Source& source, const Params& par
                int64_t first, char*& to) {
   const int64_t some = std::min<int64_t>(unitColumns, packed.channels - first), inputs = inputsOf(source, params);
   const Taps taps = tapsOf(source, inputs, packed.compute);
+  const TensorType type{octconv::activationOf(packed.compute), {}};
   const std::vector<float> w =
       weightOf(source, params, packed.channels).floats(first * inputs * source.taps(), some * inputs * source.taps());
   const std::vector<float> scales = weightScalesOf(source, params, packed.channels);
@@ -109,12 +120,11 @@ void putSource(const CudaBranch& packed, const Source& source, const Params& par
         const float x = w[(o * inputs + channel) * source.taps() + of] * factor;
         char* const element = to + chunk * unitBytes +
                               swizzled(static_cast<int>(o), static_cast<int>(byte % chunkBytes / 16)) + byte % 16;
-        if (packed.compute == Compute::bf16) {
-          const BFloat16 narrow = bfloat16Of(x);
-          std::memcpy(element, &narrow, 2);
-        } else {
+        if (packed.compute == Compute::f32) {
           const uint32_t bits = tf32Of(x);
           std::memcpy(element, &bits, 4);
+        } else {
+          setValue(element, type, 0, x);
         }
       }
     }
@@ -132,13 +142,14 @@ void putPlainSource(const CudaBranch& packed, const Source& source, const Params
     for (int64_t i = 0; i < inputs; i++)
       for (int64_t o = 0; o < channels; o++) {
         const float x = w[(o * inputs + i) * taps + tap] * static_cast<float>(affine.scale[o] * scales[o]);
-        *to++ = packed.compute == Compute::bf16 ? floatOf(bfloat16Of(x)) : x;
+        *to++ = roundedTo(octconv::activationOf(packed.compute), x);
       }
 }
 
 std::shared_ptr<const Packed> pack(Gpu& gpu, const Attr& attrs, const Params& params, Crew& crew) {
   const Branch branch = oneBranchOf(attrs);
   checkForm(branch);
+  if (!isPlain(branch)) checkType(gpu, octconv::activationOf(branch.compute));
   const int64_t channels = outputChannels(branch, params);
   auto packed = std::make_shared<CudaBranch>();
   packed->compute = branch.compute, packed->plain = isPlain(branch);
@@ -265,7 +276,7 @@ TensorArgs prepare(Making& making, const Branch& branch, const Source& s, const 
   args.x = making.placed.input(s.input);
   args.frames = intOf(product(type.shape.n, type.shape.t), "frames");
   args.pool = static_cast<int>(s.pool);
-  args.narrow = branch.compute == Compute::bf16;
+  args.dtype = octconv::activationOf(branch.compute);
   args.prologue = activationOf(s.prologue, prologue, packed);
   TensorType to{octconv::activationOf(branch.compute), halved(type.shape, s.pool)};
   args.columns = static_cast<int>(to.shape.w);
@@ -396,8 +407,11 @@ int64_t clocksOf(std::span<const BranchArgs> branches, std::span<const Share> sh
   return rounds * longest + (bytesOfSums ? sums + secondLaunch : 0);
 }
 
-// Chooses tiles, and how many blocks share one, for the branches of a launch.
+// Chooses tiles, and how many blocks share one, for the branches of a launch: of tiles that fit into shared memory.
 void spread(Making& making, std::span<BranchArgs> branches) {
+  const auto fits = [&](int tile) {
+    return static_cast<size_t>(sharedBytes(tiles[tile])) <= making.placed.gpu.sharedBytes;
+  };
   constexpr int some = std::size(tiles);
   const int choices = branches.size() == 2 ? some * some : some;
   int64_t least = INT64_MAX;
@@ -406,10 +420,11 @@ void spread(Making& making, std::span<BranchArgs> branches) {
     for (int choice = choices - 1; choice >= 0; choice--) {  // of tiles as good the larger ones
       const int both[mostBranches] = {choice % some, choice / some};
       const std::span<const int> own(both, branches.size());
+      if (std::ranges::any_of(own, [&](int tile) { return !fits(tile); })) continue;
       if (std::ranges::count(own, largestTile) && std::ranges::count(own, largestTile - 1)) continue;
       std::vector<Share> shares;
       for (size_t b = 0; b < branches.size(); b++) shares.push_back(shareOf(branches[b], own[b], splits));
-      if (const int64_t clocks = clocksOf(branches, shares, making.placed.multiprocessors); clocks < least)
+      if (const int64_t clocks = clocksOf(branches, shares, making.placed.gpu.multiprocessors); clocks < least)
         least = clocks, chosen = shares;
     }
   for (size_t b = 0; b < branches.size(); b++) {
@@ -427,7 +442,7 @@ void spread(Making& making, std::span<BranchArgs> branches) {
 
 Launch plainLaunch(const PlacedNode& placed, const Branch& branch, const BranchArgs& args) {
   PlainArgs plain{
-      args, static_cast<int>(branch.groups()), branch.compute == Compute::bf16, branch.gated.has_value(), {}, {}};
+      args, static_cast<int>(branch.groups()), octconv::activationOf(branch.compute), branch.gated.has_value(), {}, {}};
   if (branch.gated) plain.x = placed.input(branch.gated->input), plain.gate = placed.input(branch.gated->gate);
   const Shape y = shapeOf(branch, placed.node);
   return launchItems("octConvPlain", args.phased ? halved(y).elements() : y.elements(), plain);
@@ -483,8 +498,7 @@ Made make(const PlacedNode& placed) {
       shared = std::max(shared, sharedBytes(tile)), places = std::max(places, placesBytes(tile));
       blocks = intOf(int64_t{blocks} + branch.blocks, "blocks"), sumBlocks += branch.sumBlocks;
     }
-    const std::string kernel =
-        std::string(compute == Compute::bf16 ? "octConvBf16" : "octConvTf32") + (large ? "Large" : "");
+    const std::string kernel = std::string(kernelFor(compute)) + (large ? "Large" : "");
     made.algorithm += (made.algorithm.empty() ? "" : " and ") + kernel + ", " + std::to_string(blocks) + " blocks";
     made.launches.push_back(launchOf(kernel, static_cast<unsigned>(blocks), blockThreads, shared, args));
     for (const BranchArgs& branch : some) count(branch, compute, made.launches.back());
@@ -506,7 +520,7 @@ std::string cudaFormatOf(const Attr& attrs) {
   return format;
 }
 
-const Registered<Kernels> kernels{"octConv", {make, {DType::f32, DType::bf16}, pack, cudaFormatOf, true}};
+const Registered<Kernels> kernels{"octConv", {make, floats, pack, cudaFormatOf, true}};
 
 }  // namespace
 }  // namespace octconv::cuda

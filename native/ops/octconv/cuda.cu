@@ -18,6 +18,14 @@ namespace {
 // --- Types -----------------------------------------------------------------------------------------------------------
 
 // What is multiplied. A chunk is two products of 32 bytes a row.
+struct F16 {
+  static constexpr int bytes = 2;
+  static OCTCONV_DEVICE void round(uint32_t (&)[4]) {}
+  static OCTCONV_DEVICE void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    multiplyF16(d, a, b);
+  }
+};
+#if OCTCONV_SM80
 struct Bf16 {
   static constexpr int bytes = 2;
   static OCTCONV_DEVICE void round(uint32_t (&)[4]) {}
@@ -34,6 +42,7 @@ struct Tf32 {
     multiplyTf32(d, a, b);
   }
 };
+#endif
 
 // How the eight warps of a block share a tile: each has 16 rows of every group, and some columns.
 template <int tile>
@@ -43,6 +52,7 @@ struct Shape {
   static constexpr int fragments = columns / warpColumns / 8;  // of 8 columns, of a warp
   static constexpr int rowBytes = 4 * lows * chunkBytes;       // of a slot, before its weights
   static constexpr int copies = 4 * lows * 4 / blockThreads;   // of rows' pieces, of a thread
+  static constexpr int weightCopies = (columns * 4 + blockThreads - 1) / blockThreads;
 };
 
 OCTCONV_DEVICE float activated(const ActivationArgs& a, float x, int channel) {
@@ -120,6 +130,7 @@ struct Loader {
   const char* weights;
   int64_t unitStride;
   int units;  // that have weights
+  Copy16 rowCopies[Of::copies], weightCopies[Of::weightCopies];
 
   OCTCONV_DEVICE Loader(const BranchArgs& branch, char* arena, int columnTile, int steps, int first)
       : branch(branch), arena(arena), unitStride(static_cast<int64_t>(steps) * unitBytes) {
@@ -138,18 +149,26 @@ struct Loader {
     const int piece = threadIndex() % 4, row = threadIndex() / 4;
 #pragma unroll
     for (int i = 0; i < Of::copies; i++) {
-      copy16(slot + swizzled(row, piece) + i * rowsTogether * chunkBytes, arena + int64_t{rows[i]} * 16,
-             (valid >> i & 1) && bytes > 0);
+      rowCopies[i].begin(slot + swizzled(row, piece) + i * rowsTogether * chunkBytes, arena + int64_t{rows[i]} * 16,
+                         (valid >> i & 1) && bytes > 0);
       rows[i] += chunkBytes / 16;
     }
     bytes -= chunkBytes;
 #pragma unroll
-    for (int i = 0; i * blockThreads < weightPieces; i++) {
+    for (int i = 0; i < Of::weightCopies; i++) {
       const int at = threadIndex() + i * blockThreads, unit = at / unitPieces;
       if (weightPieces % blockThreads == 0 || at < weightPieces)
-        copy16(slot + Of::rowBytes + at * 16, weights + i * (blockThreads / unitPieces) * unitStride, unit < units);
+        weightCopies[i].begin(slot + Of::rowBytes + at * 16, weights + i * (blockThreads / unitPieces) * unitStride,
+                              unit < units);
     }
     weights += unitBytes;
+  }
+  OCTCONV_DEVICE void endCopies() {
+#pragma unroll
+    for (Copy16& copy : rowCopies) copy.end();
+#pragma unroll
+    for (int i = 0; i < Of::weightCopies; i++)
+      if (weightPieces % blockThreads == 0 || threadIndex() + i * blockThreads < weightPieces) weightCopies[i].end();
   }
 
   OCTCONV_DEVICE void nextTap() {
@@ -241,6 +260,7 @@ OCTCONV_DEVICE void multiplySteps(float (&acc)[4][Shape<tile>::fragments][4], in
       loader.copy(sharedMemory() + ring.fill);
       commitCopies();
       multiplySlot<Type, tile, groups>(acc, sharedMemory() + ring.read);
+      loader.endCopies();
       ring.advance();
     }
     if (loader.left == 0) loader.nextTap();
@@ -262,18 +282,17 @@ OCTCONV_DEVICE float* partialOf(const BranchArgs& branch, char* arena, int tileI
 // The elements of four channels at a pixel; `count` of them are of the value.
 OCTCONV_DEVICE void loadFour(float (&v)[4], const char* arena, const TensorArgs& x, const Pixel& p, int channel) {
   const int64_t at = elementAt(x, p, channel);
-  const int count = x.channels - channel, bytes = x.narrow ? 2 : 4;
+  const int count = x.channels - channel, bytes = x.dtype == DType::f32 ? 4 : 2;
   const char* const from = arena + x.at + at * bytes;
   if (count >= 4 && (x.at + at * bytes) % (4 * bytes) == 0) {
-    if (x.narrow) {
-      const auto* const words = reinterpret_cast<const Words<2>*>(from);
-#pragma unroll
-      for (int i = 0; i < 4; i++)
-        v[i] = floatOfBits(i % 2 ? words->word[i / 2] & 0xffff0000 : words->word[i / 2] << 16);
-    } else {
+    if (x.dtype == DType::f32) {
       const auto* const words = reinterpret_cast<const Words<4>*>(from);
 #pragma unroll
       for (int i = 0; i < 4; i++) v[i] = floatOfBits(words->word[i]);
+    } else {
+      const auto* const words = reinterpret_cast<const Words<2>*>(from);
+#pragma unroll
+      for (int i = 0; i < 4; i++) v[i] = unpacked(x.dtype, words->word[i / 2] >> i % 2 * 16);
     }
     return;
   }
@@ -283,13 +302,14 @@ OCTCONV_DEVICE void loadFour(float (&v)[4], const char* arena, const TensorArgs&
 
 OCTCONV_DEVICE void storeFour(char* arena, const TensorArgs& y, const Pixel& p, int channel, const float (&v)[4]) {
   const int64_t at = elementAt(y, p, channel);
-  const int count = y.channels + y.pad - channel, bytes = y.narrow ? 2 : 4;  // behind them another value may lie
+  const int count = y.channels + y.pad - channel,
+            bytes = y.dtype == DType::f32 ? 4 : 2;  // behind them another value may lie
   char* const to = arena + y.at + at * bytes;
   if (count >= 4 && (y.at + at * bytes) % (4 * bytes) == 0) {
-    if (y.narrow) {
-      *reinterpret_cast<Words<2>*>(to) = {packBf16(v[0], v[1]), packBf16(v[2], v[3])};
-    } else {
+    if (y.dtype == DType::f32) {
       *reinterpret_cast<Words<4>*>(to) = {bitsOfFloat(v[0]), bitsOfFloat(v[1]), bitsOfFloat(v[2]), bitsOfFloat(v[3])};
+    } else {
+      *reinterpret_cast<Words<2>*>(to) = {packed(y.dtype, v[0], v[1]), packed(y.dtype, v[2], v[3])};
     }
     return;
   }
@@ -335,7 +355,7 @@ OCTCONV_DEVICE void finish(const BranchArgs& branch, char* arena, const Place* p
       }
       count++;
 #pragma unroll
-      for (int c = 0; c < 4; c++) mean[c] += roundedTo(store.y.narrow, v[c]);
+      for (int c = 0; c < 4; c++) mean[c] += roundedTo(store.y.dtype, v[c]);
     }
     if constexpr (phased) {
       if (store.pool == 0 || count == 0) continue;
@@ -379,6 +399,7 @@ OCTCONV_DEVICE void computeTile(const BranchArgs& branch, char* arena, int block
 #pragma unroll 1
   for (int slot = 0; slot < slots - 1; slot++) {
     loader.copy(sharedMemory() + slot * slotBytes(tiles[tile]));
+    loader.endCopies();
     commitCopies();
     if (--loader.left == 0) loader.nextTap();
   }
@@ -514,7 +535,7 @@ OCTCONV_DEVICE float productsAt(const PlainArgs& a, const char* arena, const Pix
 #pragma unroll 1
           for (int i = 0; i < inputs; i++, weight += branch.channels)
             if (tap.frame >= 0)
-              sum += roundedTo(a.narrow, elementOf(arena, s.x, elementAt(s.x, tap, first + i))) * *weight;
+              sum += roundedTo(a.dtype, elementOf(arena, s.x, elementAt(s.x, tap, first + i))) * *weight;
         }
   }
   return sum;
@@ -553,7 +574,7 @@ OCTCONV_KERNEL void __launch_bounds__(itemThreads, 4) octConvPlain(const __grid_
       if (store.pool == 0) {
         setElement(arena, store.y, elementAt(store.y, p, channel), v);
       } else {
-        means[k] += roundedTo(store.y.narrow, v);
+        means[k] += roundedTo(store.y.dtype, v);
       }
     }
   }
@@ -589,16 +610,21 @@ OCTCONV_KERNEL void __launch_bounds__(itemThreads, 4)
 #pragma unroll 1
           for (int xi = xo * inner; xi < xo * inner + inner && xi < size.w; xi++, innerCount++) {
             const float element = elementOf(arena, a.x, elementAt(a.x, {static_cast<int>(frame), yi, xi}, channel));
-            innerSum += roundedTo(a.narrow, activated(a.prologue, element, channel));
+            innerSum += roundedTo(a.dtype, activated(a.prologue, element, channel));
           }
-        sum += roundedTo(a.narrow, innerSum / innerCount);
+        sum += roundedTo(a.dtype, innerSum / innerCount);
       }
     value = sum / count;
   }
   setElement(arena, a.y, item, value);
 }
 
-// With tiles of 128 pixels x 128 channels and smaller ones: two blocks fit on a multiprocessor.
+// With tiles of 128 pixels x 128 channels and smaller ones: two blocks fit on a multiprocessor, one before sm_80.
+OCTCONV_KERNEL void __launch_bounds__(blockThreads, OCTCONV_SM80 ? 2 : 1)
+    octConvF16(const __grid_constant__ OctConvArgs args, char* arena) {
+  compute<F16, largestTile - 1>(args, arena);
+}
+#if OCTCONV_SM80
 OCTCONV_KERNEL void __launch_bounds__(blockThreads, 2)
     octConvBf16(const __grid_constant__ OctConvArgs args, char* arena) {
   compute<Bf16, largestTile - 1>(args, arena);
@@ -608,12 +634,16 @@ OCTCONV_KERNEL void __launch_bounds__(blockThreads, 2)
   compute<Tf32, largestTile - 1>(args, arena);
 }
 // With tiles of 256 x 128: a quarter less to read for the same product. Left alone, nvcc takes 233 registers for sm_90.
+OCTCONV_KERNEL void __maxnreg__(224) octConvF16Large(const __grid_constant__ OctConvArgs args, char* arena) {
+  compute<F16, largestTile>(args, arena);
+}
 OCTCONV_KERNEL void __maxnreg__(224) octConvBf16Large(const __grid_constant__ OctConvArgs args, char* arena) {
   compute<Bf16, largestTile>(args, arena);
 }
 OCTCONV_KERNEL void __maxnreg__(224) octConvTf32Large(const __grid_constant__ OctConvArgs args, char* arena) {
   compute<Tf32, largestTile>(args, arena);
 }
+#endif
 
 // The second step where blocks share tiles.
 OCTCONV_KERNEL void __launch_bounds__(blockThreads, 2)

@@ -75,7 +75,7 @@ struct OctConvArgs {
 struct PlainArgs {
   BranchArgs branch;  // its weights: f32 [source][tap][input of a group][channel]
   int groups;
-  bool narrow;  // multiplies bf16
+  DType dtype;  // that is multiplied
   bool gated;
   TensorArgs x, gate;
 };
@@ -87,7 +87,7 @@ struct PrepareArgs {
   int frames;         // N * T
   int pool;           // at most 2
   int left, columns;  // of y: zeros, then those of P^pool(x), then zeros
-  bool narrow;        // bf16 is multiplied
+  DType dtype;        // that is multiplied
   ActivationArgs prologue;
 };
 

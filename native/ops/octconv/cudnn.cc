@@ -168,7 +168,7 @@ Made make(const PlacedNode& placed) {
   return made;
 }
 
-const Registered<CudnnKernels> kernels{"octConv", {{make, {DType::f32, DType::bf16}, pack, formatOf}}};
+const Registered<CudnnKernels> kernels{"octConv", {{make, floats, pack, formatOf}}};
 
 }  // namespace
 }  // namespace octconv::cuda

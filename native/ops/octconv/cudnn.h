@@ -8,7 +8,7 @@ namespace octconv::cuda {
 struct EpilogueArgs {
   TensorArgs x, y, residual;
   int64_t elements;
-  const void* bias;  // a number per channel, bf16 where x is; null without
+  const void* bias;  // a number per channel, of the type of x; null without
   bool hasResidual, relu;
 };
 

@@ -208,6 +208,7 @@ void packPanel(const Branch& branch, const PackedBranch& packed, const Panel& pa
 
 std::shared_ptr<const Packed> packBranch(const Attr& attrs, const Params& params, Crew& crew) {
   const Branch branch = oneBranchOf(attrs);
+  if (branch.compute == Compute::f16) fail("octConv: no kernel for f16 on cpu");
   const int64_t channels = outputChannels(branch, params), groups = branch.groups();
   branch.eachSource([&](const Source& s) { weightOf(s, params, channels); });
   if (branch.winograd) checkWinograd(branch);

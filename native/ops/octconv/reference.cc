@@ -1,5 +1,5 @@
 // octConv in plain loops, f32 in and f64 sums: what every other kernel is compared with.
-#include "../../cpu/kernel.h"
+#include "../../cpu/floats.h"
 #include "contract.h"
 
 namespace octconv {
@@ -24,13 +24,13 @@ struct PlainBranch : Packed {
   }
 };
 
-// bf16 weights are those of the folded batch normalisation.
-void roundFolded(PlainBranch::Weights& weights, const Affine& affine) {
+// Narrow weights are those of the folded batch normalisation.
+void roundFolded(PlainBranch::Weights& weights, const Affine& affine, DType dtype) {
   auto& w = weights.elements;
   const size_t each = w.size() / affine.scale.size();
   for (size_t i = 0; i < w.size(); i++) {
     const auto factor = static_cast<float>(affine.scale[i / each] * weights.scale[i / each]);
-    w[i] = factor == 0 ? 0 : floatOf(bfloat16Of(w[i] * factor)) / factor;
+    w[i] = factor == 0 ? 0 : roundedTo(dtype, w[i] * factor) / factor;
   }
 }
 
@@ -44,7 +44,8 @@ std::shared_ptr<const Packed> pack(const Attr& attrs, const Params& params, Crew
     for (const Source& source : term.sources) {
       sources.push_back({weightOf(source, params, channels).floats(), weightScalesOf(source, params, channels),
                          affineOf(source.prologue, params)});
-      if (branch.compute == Compute::bf16) roundFolded(sources.back(), affine);
+      if (branch.compute == Compute::bf16 || branch.compute == Compute::f16)
+        roundFolded(sources.back(), affine, activationOf(branch.compute));
     }
   }
   for (const Store& store : branch.stores) plain->stores.push_back(affineOf(store.activation, params));
@@ -213,8 +214,7 @@ Kernel make(const Node& node, int) {
   }};
 }
 
-const Registered<Kernels<Reference>> kernels{"octConv",
-                                             {make, {DType::f32, DType::bf16, DType::u8}, pack, formatOf, true}};
+const Registered<Kernels<Reference>> kernels{"octConv", {make, anyElements, pack, formatOf, true}};
 
 }  // namespace
 }  // namespace octconv

@@ -249,10 +249,10 @@ bool hasEngines(const Form& form) {
 
 // --- Work ------------------------------------------------------------------------------------------------------------
 
-float elementAt(const Tensor& tensor, const void* at, int64_t i) {
-  return tensor.type == CUDNN_DATA_BFLOAT16 ? floatOf(static_cast<const BFloat16*>(at)[i])
-                                            : static_cast<const float*>(at)[i];
+DType typeOf(const Tensor& tensor) {
+  return tensor.type == CUDNN_DATA_BFLOAT16 ? DType::bf16 : tensor.type == CUDNN_DATA_HALF ? DType::f16 : DType::f32;
 }
+float elementAt(const Tensor& tensor, const void* at, int64_t i) { return octconv::elementAt(at, typeOf(tensor), i); }
 
 constexpr size_t workspaceBytes = 300;
 
@@ -308,11 +308,7 @@ void compute(const Form& form, const std::map<int64_t, void*>& pointers, void* w
             }
             if (form.hasBias) sum += elementAt(form.bias, pointers.at(form.bias.id), c);
             if (form.relu && sum < 0) sum = 0;
-            const int64_t to = y.offset(n, c, t, h, column);
-            if (form.y.type == CUDNN_DATA_BFLOAT16)
-              static_cast<BFloat16*>(y.at)[to] = bfloat16Of(sum);
-            else
-              static_cast<float*>(y.at)[to] = sum;
+            setValue(y.at, {typeOf(form.y), {}}, y.offset(n, c, t, h, column), sum);
           }
 }
 

@@ -455,7 +455,7 @@ CUresult transfer(const char* name, CUdeviceptr device, const void* host, size_t
   return CUDA_SUCCESS;
 }
 
-unsigned mostSharedBytes() {
+unsigned sharedBytesOfBlock() {
   const int c = standIn.capability;
   const unsigned kilobytes = c < 80 ? 64 : c == 80 || c == 87 ? 163 : c < 90 || c >= 120 ? 99 : 227;
   return kilobytes * 1024;
@@ -581,6 +581,9 @@ CUresult cuDeviceGetAttribute(int* value, int attribute, CUdevice device) {
       case multiprocessorCount:
         *value = standIn.multiprocessors;
         return CUDA_SUCCESS;
+      case mostSharedBytes:
+        *value = static_cast<int>(sharedBytesOfBlock());
+        return CUDA_SUCCESS;
     }
     return standIn.refuse(CUDA_ERROR_INVALID_VALUE,
                           "cuDeviceGetAttribute: attribute " + std::to_string(attribute) + " is not known here");
@@ -669,7 +672,7 @@ CUresult cuModuleGetFunction(CUfunction* function, CUmodule module, const char* 
 CUresult cuFuncSetAttribute(CUfunction function, int attribute, int value) {
   return call("cuFuncSetAttribute", Needs::context, [&](auto&) {
     if (!function || function->context != current) return CUDA_ERROR_INVALID_HANDLE;
-    if (attribute != maxDynamicSharedBytes || value < 0 || static_cast<unsigned>(value) > mostSharedBytes())
+    if (attribute != maxDynamicSharedBytes || value < 0 || static_cast<unsigned>(value) > sharedBytesOfBlock())
       return CUDA_ERROR_INVALID_VALUE;
     function->mostSharedBytes = static_cast<unsigned>(value);
     return CUDA_SUCCESS;

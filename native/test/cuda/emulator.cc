@@ -41,8 +41,9 @@ constexpr int mostThreads = 1024, lanes = 32;
 constexpr size_t stackBytes = 256 * 1024, guardBytes = 4096;
 
 // What a thread that does not run waits for.
-enum class State { turn, barrier, loadMatrices, multiplyBf16, multiplyTf32, nothing };
-constexpr const char* nameOf[] = {"its turn", "synchronize", "loadMatrices", "multiplyBf16", "multiplyTf32"};
+enum class State { turn, barrier, loadMatrices, multiplyF16, multiplyBf16, multiplyTf32, nothing };
+constexpr const char* nameOf[] = {"its turn",    "synchronize",  "loadMatrices",
+                                  "multiplyF16", "multiplyBf16", "multiplyTf32"};
 
 struct Copy {
   char* to;
@@ -61,6 +62,7 @@ struct Fiber {
   int thread = -1;
   State state = State::nothing;
   std::vector<Copy> copies;  // that were not waited for
+  int open = 0;              // the last ones of these, which have not ended
   int groups = 0;            // committed
 
   // Operands of a collective.
@@ -243,8 +245,8 @@ std::unique_ptr<Fiber> newFiber() {
 
 std::string deadlock() {
   std::string text = "block " + std::to_string(emulated.block) + ": deadlock:";
-  for (const State state :
-       {State::barrier, State::loadMatrices, State::multiplyBf16, State::multiplyTf32, State::nothing}) {
+  for (const State state : {State::barrier, State::loadMatrices, State::multiplyF16, State::multiplyBf16,
+                            State::multiplyTf32, State::nothing}) {
     int count = 0, first = 0;
     for (int i = launch.block - 1; i >= 0; i--)
       if (threads[i]->state == state) count++, first = i;
@@ -266,6 +268,7 @@ void runBlock() {
     Fiber& fiber = *fibers[static_cast<size_t>(i)];
     fiber.thread = order[i];
     fiber.copies.clear();
+    fiber.open = 0;
     fiber.groups = 0;
     threads[order[i]] = &fiber;
   }
@@ -309,10 +312,25 @@ Vector load(const float* from) {
   return vector;
 }
 
+// Types of factors: how many there are in a row of a, and the i-th one of a register.
+struct F16 {
+  static constexpr int k = 16;
+  static float at(uint32_t word, int i) { return floatOfF16(static_cast<uint16_t>(word >> i * 16)); }
+};
+struct Bf16 {
+  static constexpr int k = 16;
+  static float at(uint32_t word, int i) { return floatOfBits(word >> i * 16 << 16); }
+};
+struct Tf32 {
+  static constexpr int k = 8;
+  static float at(uint32_t word, int) { return floatOfBits(word & 0xffffe000); }
+};
+
 // d += a b: element (row, column) of the 16 x 8 sums, in the registers that the PTX ISA says of mma.m16n8k16 and
 // m16n8k8.
-template <int k>
+template <class Type>
 void multiply(Fiber* const* lane) {
+  constexpr int k = Type::k, each = k / 8;  // factors in a register
   using Four [[gnu::vector_size(16)]] = float;
   alignas(16) float a[16][k], b[k][8], d[16][8];
   for (int l = 0; l < lanes; l++) {
@@ -321,19 +339,11 @@ void multiply(Fiber* const* lane) {
     for (int i = 0; i < 4; i++) {
       d[group + i / 2 * 8][in * 2 + i % 2] = f.d[i];
       float* const to = a[group + i % 2 * 8] + i / 2 * (k / 2);
-      if constexpr (k == 16) {
-        to[in * 2] = floatOfBits(f.a[i] << 16), to[in * 2 + 1] = floatOfBits(f.a[i] & 0xffff0000);
-      } else {
-        to[in] = floatOfBits(f.a[i] & 0xffffe000);
-      }
+      for (int e = 0; e < each; e++) to[in * each + e] = Type::at(f.a[i], e);
     }
     for (int i = 0; i < 2; i++) {
       float(*const to)[8] = b + i * (k / 2);
-      if constexpr (k == 16) {
-        to[in * 2][group] = floatOfBits(f.b[i] << 16), to[in * 2 + 1][group] = floatOfBits(f.b[i] & 0xffff0000);
-      } else {
-        to[in][group] = floatOfBits(f.b[i] & 0xffffe000);
-      }
+      for (int e = 0; e < each; e++) to[in * each + e][group] = Type::at(f.b[i], e);
     }
   }
   for (int row = 0; row < 16; row++) {
@@ -357,8 +367,9 @@ void collect(State state) {
   warp.arrived = 0;
   Fiber* const* const lane = threads + first;
   if (state == State::loadMatrices) loadMatrices(lane);
-  if (state == State::multiplyBf16) multiply<16>(lane);
-  if (state == State::multiplyTf32) multiply<8>(lane);
+  if (state == State::multiplyF16) multiply<F16>(lane);
+  if (state == State::multiplyBf16) multiply<Bf16>(lane);
+  if (state == State::multiplyTf32) multiply<Tf32>(lane);
   const int start = randomly.below(lanes), stride = start | 1;
   for (int i = 0; i < lanes; i++) {
     const int next = first + (start + i * stride) % lanes;
@@ -421,15 +432,17 @@ void synchronize() {
   acquire(barriers[turn]);
 }
 
-void copy16(char* shared, const void* global, bool valid) {
-  checkShared("copy16", shared);
-  if (reinterpret_cast<uintptr_t>(global) % 16 != 0) fail("copy16: the address in global memory is no multiple of 16");
+void Copy16::begin(char* shared, const void* global, bool valid) {
+  checkShared("Copy16", shared);
+  if (reinterpret_cast<uintptr_t>(global) % 16 != 0) fail("Copy16: the address in global memory is no multiple of 16");
   Copy copy = {shared, valid ? global : nullptr, current->groups, false, __builtin_return_address(0)};
   noteCopy(copy);
   if (valid) asm volatile("" ::"r"(*static_cast<const int64_t*>(global)), "r"(static_cast<const int64_t*>(global)[1]));
   if (copyMode == Copies::eager) make(copy);
   current->copies.push_back(copy);
+  current->open++;
 }
+void Copy16::end() { current->open--; }
 void commitCopies() { current->groups++; }
 void waitForCopies(int pending) {
   auto& copies = current->copies;
@@ -438,6 +451,7 @@ void waitForCopies(int pending) {
     make(copies[count]);
     noteCopy(copies[count]);
   }
+  if (static_cast<int>(copies.size() - count) < current->open) fail("waitForCopies: a copy has not ended");
   copies.erase(copies.begin(), copies.begin() + static_cast<ptrdiff_t>(count));
 }
 
@@ -447,6 +461,10 @@ void loadMatrices(uint32_t (&to)[4], const char* row) {
   memcpy(current->row, row, 16);
   current->to = to;
   collect(State::loadMatrices);
+}
+void multiplyF16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  current->d = d, current->a = a, current->b = b;
+  collect(State::multiplyF16);
 }
 void multiplyBf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   current->d = d, current->a = a, current->b = b;

@@ -37,7 +37,11 @@ inline int blockIndex() { return emulated.block; }
 inline char* sharedMemory() { return emulated.shared; }
 void synchronize();
 
-void copy16(char* shared, const void* global, bool valid);
+// Copies of a thread end in the order in which they began.
+struct Copy16 {
+  void begin(char* shared, const void* global, bool valid);
+  void end();
+};
 void commitCopies();
 void waitForCopies(int pending);
 template <int pending>
@@ -46,11 +50,15 @@ void waitForCopies() {
 }
 
 void loadMatrices(uint32_t (&to)[4], const char* row);
+void multiplyF16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 void multiplyBf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 void multiplyTf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 
 inline float floatOfBits(uint32_t bits) { return std::bit_cast<float>(bits); }
 inline uint32_t bitsOfFloat(float x) { return std::bit_cast<uint32_t>(x); }
+inline float floatOfF16(uint16_t bits) { return static_cast<float>(std::bit_cast<_Float16>(bits)); }
+inline uint32_t roundToF16(float x) { return x != x ? 0x7fff : std::bit_cast<uint16_t>(static_cast<_Float16>(x)); }
+inline uint32_t packF16(float low, float high) { return roundToF16(high) << 16 | roundToF16(low); }
 inline uint32_t roundToBf16(float x) {
   const uint32_t bits = bitsOfFloat(x);
   return x != x ? 0x7fff : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;

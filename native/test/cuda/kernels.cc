@@ -31,6 +31,8 @@ const std::map<std::string, Kernel>& kernels = *new std::map<std::string, Kernel
     OCTCONV_NAMED(normalize, itemThreads),
     OCTCONV_NAMED(octConvBf16, blockThreads),
     OCTCONV_NAMED(octConvBf16Large, blockThreads),
+    OCTCONV_NAMED(octConvF16, blockThreads),
+    OCTCONV_NAMED(octConvF16Large, blockThreads),
     OCTCONV_NAMED(octConvPlain, itemThreads),
     OCTCONV_NAMED(octConvPrepare, itemThreads),
     OCTCONV_NAMED(octConvSums, blockThreads),
