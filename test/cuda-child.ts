@@ -524,6 +524,7 @@ interface Report {
   readonly graphLaunches: number;
   readonly bytesToDevice: number;
   readonly bytesToHost: number;
+  readonly slowOnMain: readonly string[];
   readonly errors: string;
   readonly live: Readonly<Record<string, number>>;
 }
@@ -557,4 +558,9 @@ async function settled(wanted?: object): Promise<Report> {
 const depthOf = (plan: Plan) => plan.steps.filter(({ op }) => op === 'octConv').length;
 
 const [task = '', argument = 'null'] = process.argv.slice(2);
-console.log(JSON.stringify(await tasks[task as keyof typeof tasks](JSON.parse(argument) as never)));
+const result = await tasks[task as keyof typeof tasks](JSON.parse(argument) as never);
+if (task !== 'ends') {
+  const { slowOnMain } = await report();
+  if (slowOnMain.length) throw new Error(`the JavaScript thread has called ${slowOnMain}`);
+}
+console.log(JSON.stringify(result));

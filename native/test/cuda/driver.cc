@@ -21,18 +21,20 @@
 //                                something back does so nevertheless. An error that leaves a context unusable does so.
 //                                A process may change it, and counts calls from then on.
 //   OCTCONV_STAND_IN_REPORT      file that is written when the process ends, and by the first call after
-//                                OCTCONV_STAND_IN_FAIL was changed: {"calls": their number, "failed": name of the call
-//                                that was made to fail, "launches": their number, with those of graphs,
-//                                "graphLaunches": of whole graphs, "spins": waits in a context whose flags let a
-//                                thread spin, "bytesToDevice", "bytesToHost": that were copied,
-//                                "errors": what stderr was told, "live": {"contexts", "modules", "streams", "events",
-//                                "graphs", "executables", "allocations", "pinned", "cudnn": how many nobody gave back,
-//                                even if their context has ended}}
+//                                OCTCONV_STAND_IN_FAIL was changed: {"slowOnMain": names of calls of the main thread
+//                                that may wait for the GPU or take milliseconds, "calls": their number, "failed": name
+//                                of the call that was made to fail, "launches": their number, with those of graphs,
+//                                "graphLaunches": of whole graphs, "spins": waits in a context whose flags let a thread
+//                                spin, "bytesToDevice", "bytesToHost": that were copied, "errors": what stderr was
+//                                told, "live": {"contexts", "modules", "streams", "events", "graphs", "executables",
+//                                "allocations", "pinned", "cudnn": how many nobody gave back, even if their context has
+//                                ended}}
 // standInLive() is the sum of `live`. The stand-in for cuDNN (cudnn.cc) is a part of this one: its calls are counted
 // and fail, its work is done or captured and what it holds is reported here.
 #include "cuda/driver.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -217,6 +219,7 @@ struct StandIn {
   int64_t failingCall = 0;
   CUresult failure = CUDA_SUCCESS;
   std::string report, failed, errors;
+  std::set<std::string> slowOnMain;
 
   bool initialized = false, ended = false;
   int64_t calls = 0, launches = 0, graphLaunches = 0, spins = 0;
@@ -297,11 +300,14 @@ void writeReport() {
     return json + '"';
   };
   std::ofstream file(standIn.report);
-  file << "{\"calls\": " << standIn.calls << ", \"failed\": " << quoted(standIn.failed)
+  const char* comma = "";
+  file << "{\"slowOnMain\": [";
+  for (const auto& name : standIn.slowOnMain) file << std::exchange(comma, ", ") << quoted(name);
+  file << "], \"calls\": " << standIn.calls << ", \"failed\": " << quoted(standIn.failed)
        << ", \"launches\": " << standIn.launches << ", \"graphLaunches\": " << standIn.graphLaunches
        << ", \"spins\": " << standIn.spins << ", \"bytesToDevice\": " << standIn.bytesToDevice
        << ", \"bytesToHost\": " << standIn.bytesToHost << ", \"errors\": " << quoted(standIn.errors) << ", \"live\": {";
-  const char* comma = "";
+  comma = "";
   for (const auto& [name, count] : standIn.live()) file << std::exchange(comma, ", ") << '"' << name << "\": " << count;
   file << "}}\n";
 }
@@ -333,6 +339,18 @@ bool endsCaptures(const std::string& call) {
   return any;
 }
 
+bool isSlow(const std::string& call) {
+  static const std::set<std::string> slow = {"cuMemAlloc_v2",
+                                             "cuMemFree_v2",
+                                             "cuMemHostAlloc",
+                                             "cuMemFreeHost",
+                                             "cuModuleLoadData",
+                                             "cuStreamSynchronize",
+                                             "cuGraphInstantiateWithFlags",
+                                             "cudnnBackendFinalize"};
+  return slow.count(call) > 0;
+}
+
 // What a call needs to have been done before.
 enum class Needs { nothing, init, context };
 
@@ -345,6 +363,7 @@ CUresult call(const char* name, Needs needs, const Body& body, bool givesBack = 
     writeReport();
     standIn.readFailure();
   }
+  if (gettid() == getpid() && isSlow(name)) standIn.slowOnMain.insert(name);
   if (++standIn.calls == standIn.failingCall) {
     standIn.failed = name;
     error = standIn.failure;
