@@ -38,6 +38,8 @@ export interface Traits {
   readonly winograd: { readonly [size in 2 | 4]?: number };
   /** What it multiplies faster than f32. */
   readonly dotProducts: readonly ComputeType[];
+  /** Default of `ModelOptions.idleBytes`. */
+  readonly idleBytes: number;
   /** Whether its memory is its own, where tensors may lie. */
   readonly ownMemory: boolean;
   /** Of the ops that it has a kernel for. */

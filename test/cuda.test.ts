@@ -168,10 +168,12 @@ describe('cuda on the stand-in driver', function () {
       expect(new Set(bits).size).to.equal(1);
     });
 
-    it('nothing of sizes beyond what its kernels count: an error that names the step', async () => {
-      const { wide, long } = await child<{ wide: string; long: string }>('tooLarge');
-      expect(wide).to.equal("maxPool 'maxPool0': 65536 columns are too many for cuda, wanted at most 65535");
-      expect(long).to.equal("octConv 'conv0': 65537 rows are too many for cuda, wanted at most 65535");
+    it('images of more than 65535 rows or columns, but no convolutions: an error that names the step', async () => {
+      const refused = (what: string) => `octConv 'conv0': 65537 ${what} are too many for cuda, wanted at most 65535`;
+      expect(await child('large')).to.deep.equal([
+        { same: true, refused: refused('columns') },
+        { same: true, refused: refused('rows') },
+      ]);
     });
 
     it('a network with the same bits whenever copies are made', async () => {
@@ -373,6 +375,12 @@ describe('cuda on the stand-in driver', function () {
       expect(trimmed).to.equal(0);
       expect(told.allocations).to.equal(4); // three weights, and values of the plan that was used last
       expect(told.limited).to.match(/^plan: weights of .* and a run of .* are more than maxBytes, 0\.0 MiB$/);
+    });
+
+    it('with a sixteenth of the memory of the GPU for plans between runs', async () => {
+      const kept = (megabytes: number) => child('idle', null, { OCTCONV_STAND_IN_MEMORY: `${megabytes * 2 ** 20}` });
+      expect(await kept(64)).to.deep.equal([true, true]);
+      expect(await kept(4)).to.deep.equal([false, true]);
     });
 
     it('with tensors on the GPU that nobody disposes of, of which V8 is told', async () => {

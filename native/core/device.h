@@ -33,6 +33,7 @@ struct Traits {
   bool subBatches = false;              // goes over a batch some images at a time
   std::map<int64_t, int64_t> winograd;  // hints `winograd` that it knows, and the most channels of i8 that each sums up
   std::vector<DType> dotProducts;       // what it multiplies faster than f32: bf16, i8
+  size_t idleBytes = size_t{32} << 20;  // that the plans of a model may keep between runs, unless told otherwise
   bool ownMemory = false;               // not the host's: values may stay there between runs, in Buffers
   std::map<std::string, OpTraits> ops;  // that it has a kernel for
 };

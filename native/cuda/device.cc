@@ -43,7 +43,8 @@ class CudaDevice : public Device {
     traits_.channelAlign = find == ofCudnn ? 1 : 16;
     traits_.fuses = find == ofCudnn ? Fuses::epilogues : Fuses::all;
     traits_.ownMemory = true;
-    traits_.mostPooled = 1;  // P of P needs pixels of other tiles
+    traits_.idleBytes = gpu.memory / 16;  // an arena of a large batch is hundreds of MiB
+    traits_.mostPooled = 1;               // P of P needs pixels of other tiles
     traits_.dotProducts = {DType::bf16};
     for (const auto& [op, _] : Registered<Kernels>::all())
       traits_.ops.emplace(op, OpTraits{find(op).dtypes, find(op).pitched});
