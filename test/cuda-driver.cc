@@ -59,7 +59,7 @@ struct Started : Opened {
     SUCCEED(cuInit(0));
     SUCCEED(cuDevicePrimaryCtxRetain(&context, 0));
     SUCCEED(cuCtxPushCurrent_v2(context));
-    SUCCEED(cuModuleLoadData(&module, "stand-in"));
+    SUCCEED(cuModuleLoadData(&module, "stand-in compute_75"));
     SUCCEED(cuModuleGetFunction(&fill, module, "fill"));
     SUCCEED(cuModuleGetFunction(&stick, module, "stick"));
     SUCCEED(cuStreamCreate(&stream, nonBlockingStream));
@@ -402,7 +402,7 @@ void oldDevice() {
   SUCCEED(d.cuInit(0));
   SUCCEED(d.cuDevicePrimaryCtxRetain(&context, 0));
   SUCCEED(d.cuCtxPushCurrent_v2(context));
-  CHECK(d.cuModuleLoadData(&module, "stand-in") == 209);
+  CHECK(d.cuModuleLoadData(&module, "stand-in compute_75") == 209);
 }
 
 // Ends with the first error, after having given back what it has.
@@ -420,7 +420,7 @@ CUresult workload(const Opened& d) {
   if ((error = d.cuDevicePrimaryCtxSetFlags_v2(0, waitsAsleep))) return error;
   if ((error = d.cuDevicePrimaryCtxRetain(&context, 0))) return error;
   if (!keep(d.cuCtxPushCurrent_v2(context))) {
-    if (!keep(d.cuModuleLoadData(&module, "stand-in"))) {
+    if (!keep(d.cuModuleLoadData(&module, "stand-in compute_75"))) {
       if (!keep(d.cuStreamCreate(&stream, 0))) {
         if (!keep(d.cuMemAlloc_v2(&x, 64))) {
           keep(d.cuMemsetD8Async(x, 0, 64, stream));

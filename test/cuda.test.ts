@@ -3,7 +3,7 @@
  * emulator: what it computes, what it refuses, what it leaves behind. The addon and the driver are chosen when a
  * process starts, so that test/cuda-child.ts runs apart.
  */
-import { copyFile } from 'node:fs/promises';
+import { copyFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { expect } from 'chai';
 import { dist, type Env, folder, listed, node, path, standIns, taskOf, useStandIns } from './stand-in.js';
@@ -246,6 +246,27 @@ describe('cuda on the stand-in driver', function () {
       await check({ OCTCONV_NATIVE: addon }, why);
       const text = await node([path('../dist/cli.js'), 'devices'], { OCTCONV_NATIVE: addon });
       expect(text).to.include(`  cuda       not there; ${why}\n`);
+    });
+
+    it('and computes where octconv.fatbin has machine code or PTX for its architecture', async () => {
+      const addon = join(folder, 'octconv.node');
+      await copyFile(standIns.OCTCONV_NATIVE, addon);
+      const said = async (fatbin: string, capability: string) => {
+        await writeFile(join(folder, 'octconv.fatbin'), `stand-in ${fatbin}`);
+        const settings = { OCTCONV_NATIVE: addon, OCTCONV_STAND_IN_CAPABILITY: capability };
+        return (await ask(['cuda'], settings)).said.cuda?.[0];
+      };
+      for (const [fatbin, capability] of [
+        ['sm_100', '10.3'],
+        ['sm_90 compute_80', '8.7'],
+        ['sm_100 compute_80', '11.0'],
+      ] as const)
+        expect(await said(fatbin, capability), capability).to.equal('nothing was refused');
+      expect(await said('sm_90 sm_100 compute_120', '11.0')).to.equal(
+        'cuda: kernels of octconv.fatbin for stand-in 0, sm_110: CUDA_ERROR_NO_BINARY_FOR_GPU, ' +
+          'no kernel image is available for execution on the device',
+      );
+      await rm(join(folder, 'octconv.fatbin'));
     });
 
     it('and asked for by number, or refused', async () => {

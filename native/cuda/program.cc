@@ -309,14 +309,19 @@ class Program::Run : public Queue::Job {
     const bool each = request->stepMilliseconds.size() > 1, together = request->stepMilliseconds.size() == 1;
     const bool replay = wasUsed && !each && program->spec.cudaGraphs;
     auto& graph = room->graph;
-    if (replay && !graph) graph = std::make_unique<Graph>(program->context, room->stream, [this] { launchAll(false); });
+    if (replay && !graph && program->capturable) capture();
     if (together) mark();
-    if (replay) {
+    if (replay && graph) {
       check(driver.cuGraphLaunch(*graph, room->stream), "cuda: launch of a graph");
     } else {
       launchAll(each);
     }
     if (together) mark();
+  }
+  void capture() {
+    try {
+      room->graph = std::make_unique<Graph>(program->context, room->stream, [this] { launchAll(false); });
+    } catch (const NotCaptured&) { program->capturable = false; }
   }
   void launchAll(bool timed) {
     if (timed) mark();

@@ -51,6 +51,7 @@
 #include <mutex>
 #include <random>
 #include <set>
+#include <sstream>
 #include <string>
 #include <thread>
 #include <utility>
@@ -75,7 +76,7 @@ OCTCONV_DRIVER_FUNCTIONS(OCTCONV_DECLARE)
 [[gnu::visibility("default")]] int standInLive();
 [[gnu::visibility("default")]] CUresult standInCall(const char* name, bool needsContext, bool givesBack);
 [[gnu::visibility("default")]] void standInHold(int more);
-[[gnu::visibility("default")]] bool standInWork(CUstream stream, std::function<void()> work);
+[[gnu::visibility("default")]] CUresult standInWork(CUstream stream, bool capturable, std::function<void()> work);
 }
 #define OCTCONV_ADDRESS(name, ...) reinterpret_cast<void*>(name),
 [[gnu::used]] static void* const defined[] = {OCTCONV_DRIVER_FUNCTIONS(OCTCONV_ADDRESS)};
@@ -474,6 +475,18 @@ CUresult transfer(const char* name, CUdeviceptr device, const void* host, size_t
   return CUDA_SUCCESS;
 }
 
+// `stand-in sm_90 compute_80`: machine code is for its own major number, PTX for all that come later.
+bool hasKernels(const std::string& image) {
+  std::istringstream words(image);
+  for (std::string word; words >> word;) {
+    int of = 0;
+    if (std::sscanf(word.c_str(), "sm_%d", &of) == 1 && of / 10 == standIn.capability / 10 && of <= standIn.capability)
+      return true;
+    if (std::sscanf(word.c_str(), "compute_%d", &of) == 1 && of <= standIn.capability) return true;
+  }
+  return false;
+}
+
 unsigned mostSharedBytes() {
   const int c = standIn.capability;
   const unsigned kilobytes = c < 80 ? 64 : c == 80 || c == 87 ? 163 : c < 90 || c >= 120 ? 99 : 227;
@@ -504,12 +517,16 @@ void standInHold(int more) {
   const std::lock_guard lock(standIn.mutex);
   standIn.ofCudnn += static_cast<size_t>(more);
 }
-// Work of cuDNN, which a capture takes; false if there is no such stream.
-bool standInWork(CUstream stream, std::function<void()> work) {
+// Work of cuDNN, which a capture takes or is ended by.
+CUresult standInWork(CUstream stream, bool capturable, std::function<void()> work) {
   const std::lock_guard lock(standIn.mutex);
-  if (!isKnown(standIn.streams, stream)) return false;
+  if (!isKnown(standIn.streams, stream)) return CUDA_ERROR_INVALID_HANDLE;
+  if (stream->capture && !capturable) {
+    stream->capture->valid = false;
+    return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+  }
   giveNode([work = std::move(work)](uint64_t) { work(); }, stream);
-  return true;
+  return CUDA_SUCCESS;
 }
 
 CUresult cuInit(unsigned flags) {
@@ -658,9 +675,10 @@ CUresult cuModuleLoadData(CUmodule* module, const void* image) {
   return call("cuModuleLoadData", Needs::context, [&](auto&) {
     if (!module || !image) return CUDA_ERROR_INVALID_VALUE;
     static constexpr uint32_t fatbin = 0xBA55ED50;
-    if (memcmp(image, &fatbin, 4) != 0 && strncmp(static_cast<const char*>(image), "stand-in", 8) != 0)
-      return CUDA_ERROR_INVALID_IMAGE;
-    if (standIn.capability < 75) return CUDA_ERROR_NO_BINARY_FOR_GPU;
+    const auto* const text = static_cast<const char*>(image);
+    const bool isText = strncmp(text, "stand-in", 8) == 0;
+    if (!isText && memcmp(image, &fatbin, 4) != 0) return CUDA_ERROR_INVALID_IMAGE;
+    if (isText && !hasKernels(text)) return CUDA_ERROR_NO_BINARY_FOR_GPU;
     *module = new Module{current, {}};
     standIn.modules.insert(*module);
     return CUDA_SUCCESS;
