@@ -331,7 +331,8 @@ struct Held {
   }
   // What would be free without this object; gives how much more that is than before.
   int64_t resize(size_t size) { return static_cast<int64_t>(size) - std::exchange(bytes, static_cast<int64_t>(size)); }
-  // Tells the garbage collector too.
+  // Tells the garbage collector too, of memory of a GPU as of the host's: weights, idle memory and tensors go with the
+  // JavaScript object that holds them. process.memoryUsage().external does not show what it is told.
   void count(Napi::Env env, size_t size) {
     if (const int64_t more = resize(size)) Napi::MemoryManagement::AdjustExternalMemory(env, more);
   }

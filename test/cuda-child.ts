@@ -485,6 +485,17 @@ const tasks = {
     return { before, after: (await settled(before)).live };
   },
 
+  /** How much `external` of process.memoryUsage() grows with 8 MiB on the GPU. */
+  async external() {
+    const x = Tensor.zeros('f32', [1, 64, 64, 64]);
+    (await x.to(device)).dispose();
+    const before = process.memoryUsage().external;
+    const all = await Promise.all(Array.from({ length: 8 }, () => x.to(device)));
+    const { external } = process.memoryUsage();
+    for (const each of all) each.dispose();
+    return external - before;
+  },
+
   /** Replicas on all GPUs, of which there are two. */
   async replicas() {
     const x = picture(smallShape);

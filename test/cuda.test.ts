@@ -404,6 +404,10 @@ describe('cuda on the stand-in driver', function () {
       expect(await kept(4)).to.deep.equal([false, true]);
     });
 
+    it('with tensors on the GPU that process.memoryUsage().external does not show', async () => {
+      expect(await child<number>('external')).to.be.below(2 ** 20);
+    });
+
     it('with tensors on the GPU that nobody disposes of, of which V8 is told', async () => {
       // If V8 did not know of their memory it would see no reason to collect them.
       const code = ['--import=tsx', '--expose-gc', path('cuda-child.ts'), 'garbage', '400'];
