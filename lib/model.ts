@@ -59,8 +59,8 @@ export interface ModelOptions extends Omit<CompileOptions, 'dtype'> {
   /** How many plans are kept, one per input shape; the one that was used longest ago goes first. Default 8. */
   readonly plans?: number | undefined;
   /**
-   * Bytes that all plans but the last used one may keep between runs; those used longest ago give theirs back first.
-   * Default 32 MiB.
+   * Bytes that all plans but the last used one may keep between runs, of the host and of a GPU together; those used
+   * longest ago give theirs back first. Default 32 MiB, on a GPU a sixteenth of its memory.
    */
   readonly idleBytes?: number | undefined;
   /** The most bytes that the weights of a plan and one run of it may take: a plan that would take more is an error. */
@@ -174,16 +174,9 @@ export class Model<Y = Value<'f32', Shape>, X extends readonly Value[] = [x: Val
     checkSource(weights);
     const { tensors } = weights;
     const quantized = [...tensors.values()].some((tensor) => tensor.dtype === 'i8');
-    const {
-      device,
-      dtype = quantized ? 'i8' : 'f32',
-      threads,
-      cudaGraphs,
-      plans = 8,
-      idleBytes = 32 * 2 ** 20,
-      maxBytes,
-    } = options;
+    const { device, dtype = quantized ? 'i8' : 'f32', threads, cudaGraphs, plans = 8, maxBytes } = options;
     const target: Target = targetOf(device);
+    const { idleBytes = target.traits.idleBytes } = options;
     checkCompute(dtype, target, quantized);
     if (!(Number.isInteger(plans) && plans >= 1)) throw new OctconvError(`plans: ${plans}, wanted a positive integer`);
     for (const [name, bytes] of Object.entries({ idleBytes, maxBytes })) {

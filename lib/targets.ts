@@ -40,6 +40,8 @@ export interface Traits {
   readonly computes: readonly ComputeType[];
   /** What of it is faster than f32. */
   readonly dotProducts: readonly ComputeType[];
+  /** Default of `ModelOptions.idleBytes`. */
+  readonly idleBytes: number;
   /** Whether its memory is its own, where tensors may lie. */
   readonly ownMemory: boolean;
   /** Of the ops that it has a kernel for. */

@@ -57,19 +57,24 @@ export class Tensor<D extends DType = DType, S extends Shape = Shape> implements
   #data: TypedArrayOf<D> | Resident | undefined;
 
   /** @throws OctconvError if a size is not a positive integer, or the elements are of another type or number. */
-  constructor(dtype: D, shape: S, data: TypedArrayOf<D>) {
+  constructor(dtype: D, shape: S, data: TypedArrayOf<D>);
+  /** @internal */
+  constructor(dtype: D, shape: S, data: TypedArrayOf<D> | Resident);
+  constructor(dtype: D, shape: S, data: TypedArrayOf<D> | Resident) {
     const check = (fine: boolean, what: string) => {
       if (!fine) throw new OctconvError(`tensor: ${what}`);
     };
     checkType(dtype);
-    const resident = (data as unknown) instanceof Resident ? (data as unknown as Resident) : undefined;
-    this.device = resident?.device ?? 'cpu';
-    const { name } = arrayFor(dtype);
-    const given = resident ? name : (data as TypedArray | undefined)?.[Symbol.toStringTag]; // a Buffer is a Uint8Array too
-    check(given === name, `${dtype} data is ${given ?? kindOf(data)}, wanted a ${name}`);
     const wanted = elementCount(shape);
-    const found = resident ? wanted : data.length;
-    check(found === wanted, `[${shape}] holds ${wanted} elements, got ${found}`);
+    if (data instanceof Resident) {
+      this.device = data.device;
+    } else {
+      this.device = 'cpu';
+      const { name } = arrayFor(dtype);
+      const given = (data as TypedArray | undefined)?.[Symbol.toStringTag]; // a Buffer is a Uint8Array too
+      check(given === name, `${dtype} data is ${given ?? kindOf(data)}, wanted a ${name}`);
+      check(data.length === wanted, `[${shape}] holds ${wanted} elements, got ${data.length}`);
+    }
     this.dtype = dtype;
     this.shape = Object.freeze([...shape]) as unknown as Readonly<S>;
     this.#data = data;
@@ -90,7 +95,7 @@ export class Tensor<D extends DType = DType, S extends Shape = Shape> implements
     device: Device,
     buffer: NativeBuffer,
   ): Tensor<D, S> {
-    return new Tensor(dtype, shape, new Resident(device, buffer) as unknown as TypedArrayOf<D>);
+    return new Tensor(dtype, shape, new Resident(device, buffer));
   }
 
   /** The elements themselves, not a copy. @throws OctconvError after `dispose()`, and if they are on a device. */
@@ -149,8 +154,8 @@ export class Tensor<D extends DType = DType, S extends Shape = Shape> implements
    */
   keep(): Tensor<D, S> {
     const held = this.#held();
-    const kept = held instanceof Resident ? (held.share() as unknown as TypedArrayOf<D>) : held.slice();
-    return new Tensor(this.dtype, this.shape as S, kept as TypedArrayOf<D>);
+    const kept = held instanceof Resident ? held.share() : (held.slice() as TypedArrayOf<D>);
+    return new Tensor(this.dtype, this.shape as S, kept);
   }
 
   /** Lets go of the elements; `using t = ...` does it at the end of the block. */

@@ -325,19 +325,16 @@ struct Held {
     if (!held.object) fail(what, " was disposed of");
     return held.object;
   }
-  void freeInBackground(Napi::Env env) {
+  void free(Napi::Env env) {
     count(env, 0);
     if (object) threads::letGo(std::move(object));
   }
   // What would be free without this object; gives how much more that is than before.
   int64_t resize(size_t size) { return static_cast<int64_t>(size) - std::exchange(bytes, static_cast<int64_t>(size)); }
-  // Tells the garbage collector too.
+  // Tells the garbage collector too, of memory of a GPU as of the host's: weights, idle memory and tensors go with the
+  // JavaScript object that holds them. process.memoryUsage().external does not show what it is told.
   void count(Napi::Env env, size_t size) {
     if (const int64_t more = resize(size)) Napi::MemoryManagement::AdjustExternalMemory(env, more);
-  }
-  void free(Napi::Env env) {
-    object.reset();
-    count(env, 0);
   }
   static const napi_type_tag tag;
 };
@@ -419,6 +416,7 @@ Napi::Object traitsOf(Napi::Env env, const Traits& traits) {
   result.Set("fuses", fuses[static_cast<int>(traits.fuses)]);
   result.Set("mostPooled", traits.mostPooled);
   result.Set("subBatches", traits.subBatches);
+  result.Set("idleBytes", static_cast<double>(traits.idleBytes));
   result.Set("ownMemory", traits.ownMemory);
   result.Set("winograd", winograd);
   result.Set("computes", namesOf(env, traits.computes));
@@ -579,6 +577,10 @@ Napi::Value run(const Napi::CallbackInfo& call) {
   struct Running : Job {
     std::shared_ptr<Program> program;
     std::shared_ptr<Request> request;
+    ~Running() override {
+      request.reset();                                                   // gives its memory to the plan
+      if (program.use_count() == 1) threads::letGo(std::move(program));  // it was disposed of in the meantime
+    }
     void stop() override { request->stop = true; }
     Napi::Value result(Napi::Env env) override {
       if (!request->error.empty()) fail(request->error);
@@ -672,9 +674,9 @@ Napi::Value toHost(const Napi::CallbackInfo& call) {
   job->buffer = Held<const Buffer>::get(call[0], "a tensor");
   Reading* reading = job.get();
   return environmentOf(call.Env()).inBackground(call.Env(), std::move(job), 1, [reading](Crew&) {
-    reading->data = Memory(reading->buffer->bytes());
-    reading->buffer->read({reinterpret_cast<std::byte*>(reading->data.data()), reading->data.size()});
-    reading->buffer.reset();
+    const auto buffer = std::move(reading->buffer);
+    reading->data = Memory(buffer->bytes());
+    buffer->read({reinterpret_cast<std::byte*>(reading->data.data()), reading->data.size()});
   });
 }
 
@@ -720,14 +722,14 @@ void release(const Napi::CallbackInfo& call) {
     return;
   }
   if (Held<const Buffer>::is(call[0])) {
-    Held<const Buffer>::unwrap(call[0], "a tensor").freeInBackground(call.Env());
+    Held<const Buffer>::unwrap(call[0], "a tensor").free(call.Env());
     return;
   }
   if (!Held<Program>::is(call[0])) {
-    Held<const Packed>::unwrap(call[0], "a plan or packed parameters").freeInBackground(call.Env());
+    Held<const Packed>::unwrap(call[0], "a plan or packed parameters").free(call.Env());
     return;
   }
-  Held<Program>::unwrap(call[0], "a plan").freeInBackground(call.Env());
+  Held<Program>::unwrap(call[0], "a plan").free(call.Env());
   trimHeap();
 }
 

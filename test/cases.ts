@@ -217,7 +217,7 @@ const convs: Case[] = [
   ...widths.map((c) => conv({ x: [2, 4, 5, c], to: 18, kernel: [3, 3], options: { padding: 1 }, bias: true })),
   // images of few channels, whose windows begin with every second or fourth pixel
   ...[1, 2, 3].flatMap((c) =>
-    [2, 3, 4].map((stride) => conv({ x: [2, 9, 12, c], to: 9, kernel: [3, 5], stride, padding: 2 })),
+    [2, 3, 4].map((stride) => conv({ x: [2, 9, 12, c], to: 9, kernel: [3, 5], options: { stride, padding: 2 } })),
   ),
   ...[1, 2, 5, 6, 7, 8, 9, 13, 49].map((w) => conv({ x: [1, 1, w, 20], to: 70, kernel: [1, 1] })), // around the tiles' pixels
   ...[5, 7].map((k) =>

@@ -247,15 +247,20 @@ const tasks = {
     return { error: relativeError(first, wanted), sent, bits };
   },
 
-  /** Of images beyond the sizes of the kernels. */
-  async tooLarge() {
-    const wide = Tensor.zeros('f32', [1, 1, 65536, 1]);
-    const long = Tensor.zeros('f32', [1, 65537, 1, 1]);
-    const weight = Tensor.zeros('f32', [1, 1, 1, 1]);
-    return {
-      wide: await refusal(() => ops.maxPool(wide, { kernel: 1, device: 'cuda' })),
-      long: await refusal(() => ops.conv(long, { weight } as never, { device: 'cuda' })),
-    };
+  /** Of images that are wider and longer than convolutions take. */
+  async large() {
+    const results = [];
+    for (const shape of [
+      [1, 1, 65537, 1],
+      [1, 65537, 1, 1],
+    ]) {
+      const x = picture(shape);
+      const pooled = (device: string) => ops.maxPool(x, { kernel: 3, stride: 2, padding: 1, device });
+      const same = digest((await pooled('cuda')).data) === digest((await pooled('reference')).data);
+      const weight = Tensor.zeros('f32', [1, 1, 1, 1]);
+      results.push({ same, refused: await refusal(() => ops.conv(x, { weight } as never, { device: 'cuda' })) });
+    }
+    return results;
   },
 
   /** The bits of a run, and of three that replay a graph, and what the driver was told to launch in them. */
@@ -341,6 +346,20 @@ const tasks = {
     const { allocations } = (await settled()).live;
     using limited = small({ maxBytes: 1000 });
     return { run: plan.memory.run, idle, allocations, limited: await refusal(() => limited.run(x)) };
+  },
+
+  /** Which of two plans keeps memory after a run of each. */
+  async idle() {
+    using model = small();
+    const plans = [];
+    for (const shape of [
+      [1, 64, 64, 3],
+      [1, 63, 63, 3],
+    ]) {
+      await model.run(picture(shape));
+      plans.push(await model.plan(shape));
+    }
+    return plans.map((plan) => plan.idleBytes > 0);
   },
 
   /** On a GPU with little memory: what is too large, and what follows it. */
@@ -491,6 +510,17 @@ const tasks = {
     return { before, after: (await settled(before)).live };
   },
 
+  /** How much `external` of process.memoryUsage() grows with 8 MiB on the GPU. */
+  async external() {
+    const x = Tensor.zeros('f32', [1, 64, 64, 64]);
+    (await x.to(device)).dispose();
+    const before = process.memoryUsage().external;
+    const all = await Promise.all(Array.from({ length: 8 }, () => x.to(device)));
+    const { external } = process.memoryUsage();
+    for (const each of all) each.dispose();
+    return external - before;
+  },
+
   /** Replicas on all GPUs, of which there are two. */
   async replicas() {
     const x = picture(smallShape);
@@ -549,6 +579,7 @@ interface Report {
   readonly graphLaunches: number;
   readonly bytesToDevice: number;
   readonly bytesToHost: number;
+  readonly slowOnMain: readonly string[];
   readonly errors: string;
   readonly live: Readonly<Record<string, number>>;
 }
@@ -582,4 +613,9 @@ async function settled(wanted?: object): Promise<Report> {
 const depthOf = (plan: Plan) => plan.steps.filter(({ op }) => op === 'octConv').length;
 
 const [task = '', argument = 'null'] = process.argv.slice(2);
-console.log(JSON.stringify(await tasks[task as keyof typeof tasks](JSON.parse(argument) as never)));
+const result = await tasks[task as keyof typeof tasks](JSON.parse(argument) as never);
+if (task !== 'ends') {
+  const { slowOnMain } = await report();
+  if (slowOnMain.length) throw new Error(`the JavaScript thread has called ${slowOnMain}`);
+}
+console.log(JSON.stringify(result));

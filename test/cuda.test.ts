@@ -3,7 +3,7 @@
  * emulator: what it computes, what it refuses, what it leaves behind. The addon and the driver are chosen when a
  * process starts, so that test/cuda-child.ts runs apart.
  */
-import { copyFile } from 'node:fs/promises';
+import { copyFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { expect } from 'chai';
 import { dist, type Env, folder, listed, node, path, standIns, taskOf, useStandIns } from './stand-in.js';
@@ -192,10 +192,12 @@ describe('cuda on the stand-in driver', function () {
       expect(new Set(bits).size).to.equal(1);
     });
 
-    it('nothing of sizes beyond what its kernels count: an error that names the step', async () => {
-      const { wide, long } = await child<{ wide: string; long: string }>('tooLarge');
-      expect(wide).to.equal("maxPool 'maxPool0': 65536 columns are too many for cuda, wanted at most 65535");
-      expect(long).to.equal("octConv 'conv0': 65537 rows are too many for cuda, wanted at most 65535");
+    it('images of more than 65535 rows or columns, but no convolutions: an error that names the step', async () => {
+      const refused = (what: string) => `octConv 'conv0': 65537 ${what} are too many for cuda, wanted at most 65535`;
+      expect(await child('large')).to.deep.equal([
+        { same: true, refused: refused('columns') },
+        { same: true, refused: refused('rows') },
+      ]);
     });
 
     it('a network with the same bits whenever copies are made', async () => {
@@ -268,6 +270,27 @@ describe('cuda on the stand-in driver', function () {
       await check({ OCTCONV_NATIVE: addon }, why);
       const text = await node([path('../dist/cli.js'), 'devices'], { OCTCONV_NATIVE: addon });
       expect(text).to.include(`  cuda       not there; ${why}\n`);
+    });
+
+    it('and computes where octconv.fatbin has machine code or PTX for its architecture', async () => {
+      const addon = join(folder, 'octconv.node');
+      await copyFile(standIns.OCTCONV_NATIVE, addon);
+      const said = async (fatbin: string, capability: string) => {
+        await writeFile(join(folder, 'octconv.fatbin'), `stand-in ${fatbin}`);
+        const settings = { OCTCONV_NATIVE: addon, OCTCONV_STAND_IN_CAPABILITY: capability };
+        return (await ask(['cuda'], settings)).said.cuda?.[0];
+      };
+      for (const [fatbin, capability] of [
+        ['sm_100', '10.3'],
+        ['sm_90 compute_80', '8.7'],
+        ['sm_100 compute_80', '11.0'],
+      ] as const)
+        expect(await said(fatbin, capability), capability).to.equal('nothing was refused');
+      expect(await said('sm_90 sm_100 compute_120', '11.0')).to.equal(
+        'cuda: kernels of octconv.fatbin for stand-in 0, sm_110: CUDA_ERROR_NO_BINARY_FOR_GPU, ' +
+          'no kernel image is available for execution on the device',
+      );
+      await rm(join(folder, 'octconv.fatbin'));
     });
 
     it('and asked for by number, or refused', async () => {
@@ -397,6 +420,16 @@ describe('cuda on the stand-in driver', function () {
       expect(trimmed).to.equal(0);
       expect(told.allocations).to.equal(4); // three weights, and values of the plan that was used last
       expect(told.limited).to.match(/^plan: weights of .* and a run of .* are more than maxBytes, 0\.0 MiB$/);
+    });
+
+    it('with a sixteenth of the memory of the GPU for plans between runs', async () => {
+      const kept = (megabytes: number) => child('idle', null, { OCTCONV_STAND_IN_MEMORY: `${megabytes * 2 ** 20}` });
+      expect(await kept(64)).to.deep.equal([true, true]);
+      expect(await kept(4)).to.deep.equal([false, true]);
+    });
+
+    it('with tensors on the GPU that process.memoryUsage().external does not show', async () => {
+      expect(await child<number>('external')).to.be.below(2 ** 20);
     });
 
     it('with tensors on the GPU that nobody disposes of, of which V8 is told', async () => {

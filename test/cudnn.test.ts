@@ -79,6 +79,19 @@ describe('cudnn on the stand-ins', function () {
       for (const { bits } of [on, off]) expect(bits).to.deep.equal([x, x, other, x, x]);
     });
 
+    it('launch by launch where cuDNN cannot be captured, the same bits', async () => {
+      interface Graphs {
+        bits: string[];
+        launched: { launches: number; graphLaunches: number }[];
+      }
+      const { bits, launched } = await child<Graphs>('graphs', {}, { OCTCONV_STAND_IN_CUDNN_UNCAPTURED: '1' });
+      const [x, , other] = bits;
+      expect(bits).to.deep.equal([x, x, other, x, x]);
+      const { launches } = launched[0] ?? {};
+      expect(launches).to.be.above(1);
+      expect(launched).to.deep.equal(launched.map(() => ({ launches, graphLaunches: 0 })));
+    });
+
     it('products of all kinds as reference does: strides, dilation, groups, video, odd sizes', async () => {
       for (const settings of Object.values(engines)) {
         const args = ['--import=tsx', path('cuda-ops-child.ts'), 'cudnn', 'table', 'conv', 'linear', 'octConv'];

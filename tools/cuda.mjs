@@ -22,8 +22,10 @@ import { kernelsOf, loopsWith } from './sass.mjs';
 import { installPackages, main, outputOf, root, run, ToolError, which } from './system.mjs';
 
 const source = 'native/cuda/kernels.cu';
-/** SASS for these, PTX of the last for what comes later: those that native/cuda/gpu.cc knows. */
+/** Machine code for these: those that native/cuda/gpu.cc knows. */
 const architectures = architecturesOf(readFileSync(join(root, 'native', 'cuda', 'gpu.cc'), 'utf8'));
+/** PTX of this one, which the driver compiles for all others from there on. */
+const portable = 80;
 const options = ['-std=c++20', '-O3'];
 const intermediate = join(root, 'build', 'cuda');
 const step = 64; // bytes of input channels, chunkBytes in native/ops/octconv/cuda.h
@@ -72,8 +74,7 @@ function build() {
   mkdirSync(intermediate, { recursive: true });
   mkdirSync(join(root, 'build', 'Release'), { recursive: true });
   const code = architectures.flatMap((sm) => ['-gencode', `arch=compute_${sm},code=sm_${sm}`]);
-  const last = architectures.at(-1);
-  code.push('-gencode', `arch=compute_${last},code=compute_${last}`);
+  code.push('-gencode', `arch=compute_${portable},code=compute_${portable}`);
   const keep = ['--keep', '--keep-dir', intermediate, '-Xptxas', '-v'];
   const fatbin = join(root, 'build', 'Release', 'octconv.fatbin');
   const packed = ['-Xfatbin', '-compress-all']; // 1.4 MB instead of 8

@@ -43,7 +43,8 @@ class CudaDevice : public Device {
     traits_.channelAlign = find == ofCudnn ? 1 : 16;
     traits_.fuses = find == ofCudnn ? Fuses::epilogues : Fuses::all;
     traits_.ownMemory = true;
-    traits_.mostPooled = 1;  // P of P needs pixels of other tiles
+    traits_.idleBytes = gpu.memory / 16;  // an arena of a large batch is hundreds of MiB
+    traits_.mostPooled = 1;               // P of P needs pixels of other tiles
     traits_.computes = gpu.computes;
     if (find == ofCudnn && gpu.capability < 80) traits_.computes.push_back(DType::f32);  // without tensor cores
     traits_.dotProducts = {DType::bf16, DType::f16};

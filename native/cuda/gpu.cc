@@ -13,7 +13,9 @@
 namespace octconv::cuda {
 namespace {
 
-// What octconv.fatbin has kernels for (tools/cuda.mjs).
+// What octconv.fatbin has machine code for (tools/cuda.mjs). The driver takes it for later GPUs of the same major
+// number too, sm_103 and sm_121, and compiles PTX of sm_80 for all others from there on: sm_87, sm_110, and what comes
+// later.
 struct Architecture {
   int capability, multiprocessors;  // the latter of a card of it: T4, A100, A10, RTX 4090, H100, B200, RTX 5090
   int sharedKiB;                    // that a block may have
@@ -67,7 +69,7 @@ std::ifstream openFatbin() {
 
 // --- Context ---------------------------------------------------------------------------------------------------------
 
-Context::Context(int index, std::string gpuName) : name(std::move(gpuName)) {
+Context::Context(int index, std::string gpuName, int capability) : name(std::move(gpuName)) {
   std::ifstream stream = openFatbin();
   std::vector<char> image{std::istreambuf_iterator<char>(stream), {}};
   image.push_back(0);  // PTX is text
@@ -79,7 +81,8 @@ Context::Context(int index, std::string gpuName) : name(std::move(gpuName)) {
   driver.check(driver.cuDevicePrimaryCtxRetain(&context, device), "cuda: context of " + name);
   try {
     const Use use(*this);
-    driver.check(driver.cuModuleLoadData(&module, image.data()), "cuda: octconv.fatbin on " + name);
+    driver.check(driver.cuModuleLoadData(&module, image.data()),
+                 "cuda: kernels of octconv.fatbin for " + name + ", sm_" + std::to_string(capability));
   } catch (...) {
     driver.cuDevicePrimaryCtxRelease_v2(device);
     throw;
@@ -232,7 +235,7 @@ void Gpu::checkPresent() const {
 std::shared_ptr<Context> Gpu::context() {
   if (index < 0) return nullptr;
   std::lock_guard lock(mutex);
-  if (!held) held = std::make_shared<Context>(index, name);
+  if (!held) held = std::make_shared<Context>(index, name, capability);
   return held;
 }
 
@@ -313,15 +316,15 @@ Graph::Graph(std::shared_ptr<Context> made, const Stream& stream, FunctionRef<vo
   const auto drop = [&] {
     if (graph) driver.cuGraphDestroy(graph);
   };
+  std::exception_ptr error;
   try {
     work();
-  } catch (...) {
-    driver.cuStreamEndCapture(stream, &graph);
-    drop();
-    throw;
-  }
+  } catch (...) { error = std::current_exception(); }
+  const CUresult ended = driver.cuStreamEndCapture(stream, &graph);
   try {
-    driver.check(driver.cuStreamEndCapture(stream, &graph), "cuda: end of a graph's capture");
+    if (ended >= firstCaptureError && ended <= lastCaptureError) throw NotCaptured("cuda: a capture was ended");
+    if (error) std::rethrow_exception(error);
+    driver.check(ended, "cuda: end of a graph's capture");
     context->allocate([&] {
       driver.check(driver.cuGraphInstantiateWithFlags(&executable, graph, 0), "cuda: instantiation of a graph");
     });

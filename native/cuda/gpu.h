@@ -20,7 +20,7 @@ class Convolutions;
 // hold it: its Gpu, plans, memory, streams, events.
 class Context {
  public:
-  Context(int index, std::string name);
+  Context(int index, std::string name, int capability);
   ~Context();
   Context(const Context&) = delete;
 
@@ -152,10 +152,15 @@ class Event {
   CUevent event = nullptr;
 };
 
+// Something in a stream's work cannot be captured.
+struct NotCaptured : Error {
+  using Error::Error;
+};
+
 // Work of a stream that is captured once and given to it as a whole any number of times.
 class Graph {
  public:
-  // Of what `work` gives to the stream, which is not done then.
+  // Of what `work` gives to the stream, which is not done then. Throws NotCaptured.
   Graph(std::shared_ptr<Context> context, const Stream& stream, FunctionRef<void()> work);
   ~Graph();
   Graph(const Graph&) = delete;

@@ -1,5 +1,8 @@
 #include "program.h"
 
+#include <cstring>
+
+#include "../core/memory.h"
 #include "../core/threads.h"
 #include "pads.h"
 
@@ -96,34 +99,58 @@ void Program::dropSurplus() {
 struct Program::Boundary : Request {
   std::shared_ptr<Program> program;
   Block pinned;
-  Buffers given;  // inputs that are on the GPU, null for others; none where all is in pinned memory
+  Memory pageable;  // where the caller writes inputs if no pinned memory is idle
+  Buffers given;    // inputs that are on the GPU, null for others; none where all is in memory of the host
 
   explicit Boundary(std::shared_ptr<Program> owner, Buffers onGpu = {})
       : program(std::move(owner)), given(std::move(onGpu)) {
     inputs.resize(program->spec.inputBytes.size());
     outputs.resize(program->spec.outputBytes.size());
     if (!given.empty() && std::find(given.begin(), given.end(), nullptr) == given.end()) return;
-    {
-      std::lock_guard lock(program->mutex);
-      auto& boundaries = program->idle.boundaries;
-      if (!boundaries.empty()) {
-        pinned = std::move(boundaries.back());
-        boundaries.pop_back();
-      }
-    }
-    if (pinned.size() == 0) pinned = Block(program->context, program->boundaryBytes, Block::Where::pinned);
-    Layout layout;
-    const auto place = [&](const std::vector<size_t>& sizes, std::vector<std::span<std::byte>>& spans) {
-      for (size_t i = 0; i < sizes.size(); i++)
-        spans[i] = {reinterpret_cast<std::byte*>(pinned.host() + layout.add(sizes[i])), sizes[i]};
-    };
-    place(program->spec.inputBytes, inputs);
-    if (given.empty()) place(program->spec.outputBytes, outputs);
+    pinned = idlePinned();
+    if (pinned.size() == 0) pageable = Memory(program->boundaryBytes);
+    place(pinned.size() > 0 ? pinned.host() : pageable.data());
   }
   ~Boundary() override {
     if (pinned.size() == 0) return;
     std::lock_guard lock(program->mutex);
     program->idle.boundaries.push_back(std::move(pinned));
+  }
+
+  // Called where the run begins, on a thread of the library: to allocate pinned memory takes milliseconds.
+  void pin() {
+    if (pageable.size() == 0) return;
+    pinned = idlePinned();
+    if (pinned.size() == 0) pinned = Block(program->context, program->boundaryBytes, Block::Where::pinned);
+    const auto written = inputs;
+    place(pinned.host());
+    for (size_t i = 0; i < inputs.size(); i++)
+      if (given.empty() || !given[i]) std::memcpy(inputs[i].data(), written[i].data(), written[i].size());
+    pageable = {};
+  }
+  // Called where the run has ended, on a thread of the library: memory of a GPU waits until that is idle.
+  void dropRest() {
+    given.clear(), pageable = {};
+    if (!completed) kept.clear();
+  }
+
+ private:
+  Block idlePinned() {
+    std::lock_guard lock(program->mutex);
+    auto& boundaries = program->idle.boundaries;
+    if (boundaries.empty()) return {};
+    Block block = std::move(boundaries.back());
+    boundaries.pop_back();
+    return block;
+  }
+  void place(char* at) {
+    Layout layout;
+    const auto each = [&](const std::vector<size_t>& sizes, std::vector<std::span<std::byte>>& spans) {
+      for (size_t i = 0; i < sizes.size(); i++)
+        spans[i] = {reinterpret_cast<std::byte*>(at + layout.add(sizes[i])), sizes[i]};
+    };
+    each(program->spec.inputBytes, inputs);
+    if (given.empty()) each(program->spec.outputBytes, outputs);
   }
 };
 
@@ -187,6 +214,7 @@ class Program::Run : public Queue::Job {
       request->completed = !request->stop;
     });
     events.clear();
+    request->dropRest();
     if (room && request->error.empty()) giveRoom();
     room.reset();
     program->dropSurplus();
@@ -208,6 +236,7 @@ class Program::Run : public Queue::Job {
   // False if the GPU has no memory for it as long as others run.
   bool takeMemory(bool alone) {
     try {
+      request->pin();
       takeRoom();
       if (!request->given.empty()) takeOutputs();
     } catch (const OutOfMemory&) {
@@ -280,14 +309,19 @@ class Program::Run : public Queue::Job {
     const bool each = request->stepMilliseconds.size() > 1, together = request->stepMilliseconds.size() == 1;
     const bool replay = wasUsed && !each && program->spec.cudaGraphs;
     auto& graph = room->graph;
-    if (replay && !graph) graph = std::make_unique<Graph>(program->context, room->stream, [this] { launchAll(false); });
+    if (replay && !graph && program->capturable) capture();
     if (together) mark();
-    if (replay) {
+    if (replay && graph) {
       check(driver.cuGraphLaunch(*graph, room->stream), "cuda: launch of a graph");
     } else {
       launchAll(each);
     }
     if (together) mark();
+  }
+  void capture() {
+    try {
+      room->graph = std::make_unique<Graph>(program->context, room->stream, [this] { launchAll(false); });
+    } catch (const NotCaptured&) { program->capturable = false; }
   }
   void launchAll(bool timed) {
     if (timed) mark();

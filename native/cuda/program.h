@@ -54,6 +54,8 @@ class Program : public octconv::Program, private Context::Keeper {
   std::vector<StepInfo> infos;
   std::vector<size_t> inputsAt, outputsAt;  // in the arena
   size_t arenaBytes = 0, boundaryBytes = 0;
+  // False once a capture has failed: not every engine of cuDNN can be captured. Of runs that begin, one at a time.
+  bool capturable = true;
   mutable std::mutex mutex;
   Idle idle;  // last: its graphs end before the plans of cuDNN that `launched` holds
 };

@@ -91,7 +91,7 @@ inline TensorArgs tensorOf(const TensorType& type, int64_t at) {
   const Shape& s = type.shape;
   intOf(s.pixels(), "pixels");
   return {at,
-          {static_cast<int>(s.t), atMost(UINT16_MAX, s.h, "rows"), atMost(UINT16_MAX, s.w, "columns")},
+          extentOf({s.t, s.h, s.w}),
           intOf(s.c, "channels"),
           static_cast<int>(type.pad),
           intOf(type.pitch(), "elements from pixel to pixel"),

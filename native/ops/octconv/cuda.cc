@@ -324,7 +324,7 @@ BranchArgs argumentsOf(Making& making, const Branch& branch, const CudaBranch& p
   const Shape y = shapeOf(branch, placed.node);
   BranchArgs args{};
   args.n = intOf(y.n, "images");
-  args.size = {intOf(y.t, "frames"), static_cast<int>(y.h), static_cast<int>(y.w)};
+  args.size = extentOf({y.t, y.h, y.w});
   args.channels = static_cast<int>(y.c);
   args.weights = reinterpret_cast<const char*>(packed.memory.device() + packed.weights);
   if (!branch.gated) args.bias = reinterpret_cast<const float*>(packed.memory.device() + packed.bias);
@@ -485,6 +485,7 @@ Made make(const PlacedNode& placed) {
     }
     if (together > 0 && branch.compute != compute) fail("octConv: no kernel for branches of two types on cuda");
     compute = branch.compute;
+    atMost(UINT16_MAX, branchArgs.size.h, "rows"), atMost(UINT16_MAX, branchArgs.size.w, "columns");  // see Place
     args.branch[together++] = branchArgs;
   }
   if (together > 0) {

@@ -9,6 +9,7 @@
 //
 // Environment:
 //   OCTCONV_STAND_IN_CUDNN_VERSION  90100
+//   OCTCONV_STAND_IN_CUDNN_UNCAPTURED  if it is set, its work ends a capture: that is an error
 //   OCTCONV_STAND_IN_CUDNN_ENGINES  alone: it has engines for convolutions alone; none: for nothing
 #include "cuda/cudnn.h"
 
@@ -45,7 +46,8 @@ OCTCONV_CUDNN_FUNCTIONS(OCTCONV_DECLARE)
   X(CUDNN_STATUS_BAD_PARAM_ATTRIBUTE_TYPE, 2010)  \
   X(CUDNN_STATUS_BAD_PARAM_DESCRIPTOR_TYPE, 2012) \
   X(CUDNN_STATUS_NOT_SUPPORTED, 3000)             \
-  X(CUDNN_STATUS_INTERNAL_ERROR, 4000)
+  X(CUDNN_STATUS_INTERNAL_ERROR, 4000)            \
+  X(CUDNN_STATUS_EXECUTION_FAILED, 5000)
 #define OCTCONV_CODE(name, code) constexpr cudnnStatus_t name = code;
 OCTCONV_STATUSES(OCTCONV_CODE)
 
@@ -55,7 +57,7 @@ namespace {
 struct StandIn {
   CUresult (*call)(const char* name, bool needsContext, bool givesBack);
   void (*hold)(int more);
-  bool (*work)(CUstream stream, std::function<void()> work);
+  CUresult (*work)(CUstream stream, bool capturable, std::function<void()> work);
 
   StandIn() {
     void* const driver = dlopen(std::getenv("OCTCONV_CUDA_DRIVER"), RTLD_NOW | RTLD_NOLOAD);
@@ -512,10 +514,11 @@ cudnnStatus_t cudnnBackendExecute(cudnnHandle_t handle, cudnnBackendDescriptor_t
              (!form.hasBias || has(form.bias)),
          "a pointer for each tensor");
     void* const workspace = valueOf<void*>(given, CUDNN_ATTR_VARIANT_PACK_WORKSPACE, CUDNN_TYPE_VOID_PTR);
-    want(handles.count(handle) > 0 &&
-             standIn().work(handles[handle],
-                            [form = made.form, pointers, workspace] { compute(*form, pointers, workspace); }),
-         "a handle with a stream");
+    want(handles.count(handle) > 0, "no handle");
+    const CUresult error =
+        standIn().work(handles[handle], std::getenv("OCTCONV_STAND_IN_CUDNN_UNCAPTURED") == nullptr,
+                       [form = made.form, pointers, workspace] { compute(*form, pointers, workspace); });
+    want(error == 0, "error " + std::to_string(error) + " of the driver", CUDNN_STATUS_EXECUTION_FAILED);
   });
 }
 

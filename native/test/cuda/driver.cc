@@ -21,18 +21,20 @@
 //                                something back does so nevertheless. An error that leaves a context unusable does so.
 //                                A process may change it, and counts calls from then on.
 //   OCTCONV_STAND_IN_REPORT      file that is written when the process ends, and by the first call after
-//                                OCTCONV_STAND_IN_FAIL was changed: {"calls": their number, "failed": name of the call
-//                                that was made to fail, "launches": their number, with those of graphs,
-//                                "graphLaunches": of whole graphs, "spins": waits in a context whose flags let a
-//                                thread spin, "bytesToDevice", "bytesToHost": that were copied,
-//                                "errors": what stderr was told, "live": {"contexts", "modules", "streams", "events",
-//                                "graphs", "executables", "allocations", "pinned", "cudnn": how many nobody gave back,
-//                                even if their context has ended}}
+//                                OCTCONV_STAND_IN_FAIL was changed: {"slowOnMain": names of calls of the main thread
+//                                that may wait for the GPU or take milliseconds, "calls": their number, "failed": name
+//                                of the call that was made to fail, "launches": their number, with those of graphs,
+//                                "graphLaunches": of whole graphs, "spins": waits in a context whose flags let a thread
+//                                spin, "bytesToDevice", "bytesToHost": that were copied, "errors": what stderr was
+//                                told, "live": {"contexts", "modules", "streams", "events", "graphs", "executables",
+//                                "allocations", "pinned", "cudnn": how many nobody gave back, even if their context has
+//                                ended}}
 // standInLive() is the sum of `live`. The stand-in for cuDNN (cudnn.cc) is a part of this one: its calls are counted
 // and fail, its work is done or captured and what it holds is reported here.
 #include "cuda/driver.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -49,6 +51,7 @@
 #include <mutex>
 #include <random>
 #include <set>
+#include <sstream>
 #include <string>
 #include <thread>
 #include <utility>
@@ -73,7 +76,7 @@ OCTCONV_DRIVER_FUNCTIONS(OCTCONV_DECLARE)
 [[gnu::visibility("default")]] int standInLive();
 [[gnu::visibility("default")]] CUresult standInCall(const char* name, bool needsContext, bool givesBack);
 [[gnu::visibility("default")]] void standInHold(int more);
-[[gnu::visibility("default")]] bool standInWork(CUstream stream, std::function<void()> work);
+[[gnu::visibility("default")]] CUresult standInWork(CUstream stream, bool capturable, std::function<void()> work);
 }
 #define OCTCONV_ADDRESS(name, ...) reinterpret_cast<void*>(name),
 [[gnu::used]] static void* const defined[] = {OCTCONV_DRIVER_FUNCTIONS(OCTCONV_ADDRESS)};
@@ -217,6 +220,7 @@ struct StandIn {
   int64_t failingCall = 0;
   CUresult failure = CUDA_SUCCESS;
   std::string report, failed, errors;
+  std::set<std::string> slowOnMain;
 
   bool initialized = false, ended = false;
   int64_t calls = 0, launches = 0, graphLaunches = 0, spins = 0;
@@ -297,11 +301,14 @@ void writeReport() {
     return json + '"';
   };
   std::ofstream file(standIn.report);
-  file << "{\"calls\": " << standIn.calls << ", \"failed\": " << quoted(standIn.failed)
+  const char* comma = "";
+  file << "{\"slowOnMain\": [";
+  for (const auto& name : standIn.slowOnMain) file << std::exchange(comma, ", ") << quoted(name);
+  file << "], \"calls\": " << standIn.calls << ", \"failed\": " << quoted(standIn.failed)
        << ", \"launches\": " << standIn.launches << ", \"graphLaunches\": " << standIn.graphLaunches
        << ", \"spins\": " << standIn.spins << ", \"bytesToDevice\": " << standIn.bytesToDevice
        << ", \"bytesToHost\": " << standIn.bytesToHost << ", \"errors\": " << quoted(standIn.errors) << ", \"live\": {";
-  const char* comma = "";
+  comma = "";
   for (const auto& [name, count] : standIn.live()) file << std::exchange(comma, ", ") << '"' << name << "\": " << count;
   file << "}}\n";
 }
@@ -333,6 +340,18 @@ bool endsCaptures(const std::string& call) {
   return any;
 }
 
+bool isSlow(const std::string& call) {
+  static const std::set<std::string> slow = {"cuMemAlloc_v2",
+                                             "cuMemFree_v2",
+                                             "cuMemHostAlloc",
+                                             "cuMemFreeHost",
+                                             "cuModuleLoadData",
+                                             "cuStreamSynchronize",
+                                             "cuGraphInstantiateWithFlags",
+                                             "cudnnBackendFinalize"};
+  return slow.count(call) > 0;
+}
+
 // What a call needs to have been done before.
 enum class Needs { nothing, init, context };
 
@@ -345,6 +364,7 @@ CUresult call(const char* name, Needs needs, const Body& body, bool givesBack = 
     writeReport();
     standIn.readFailure();
   }
+  if (gettid() == getpid() && isSlow(name)) standIn.slowOnMain.insert(name);
   if (++standIn.calls == standIn.failingCall) {
     standIn.failed = name;
     error = standIn.failure;
@@ -455,6 +475,18 @@ CUresult transfer(const char* name, CUdeviceptr device, const void* host, size_t
   return CUDA_SUCCESS;
 }
 
+// `stand-in sm_90 compute_80`: machine code is for its own major number, PTX for all that come later.
+bool hasKernels(const std::string& image) {
+  std::istringstream words(image);
+  for (std::string word; words >> word;) {
+    int of = 0;
+    if (std::sscanf(word.c_str(), "sm_%d", &of) == 1 && of / 10 == standIn.capability / 10 && of <= standIn.capability)
+      return true;
+    if (std::sscanf(word.c_str(), "compute_%d", &of) == 1 && of <= standIn.capability) return true;
+  }
+  return false;
+}
+
 unsigned sharedBytesOfBlock() {
   const int c = standIn.capability;
   const unsigned kilobytes = c < 80 ? 64 : c == 80 || c == 87 ? 163 : c < 90 || c >= 120 ? 99 : 227;
@@ -485,12 +517,16 @@ void standInHold(int more) {
   const std::lock_guard lock(standIn.mutex);
   standIn.ofCudnn += static_cast<size_t>(more);
 }
-// Work of cuDNN, which a capture takes; false if there is no such stream.
-bool standInWork(CUstream stream, std::function<void()> work) {
+// Work of cuDNN, which a capture takes or is ended by.
+CUresult standInWork(CUstream stream, bool capturable, std::function<void()> work) {
   const std::lock_guard lock(standIn.mutex);
-  if (!isKnown(standIn.streams, stream)) return false;
+  if (!isKnown(standIn.streams, stream)) return CUDA_ERROR_INVALID_HANDLE;
+  if (stream->capture && !capturable) {
+    stream->capture->valid = false;
+    return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+  }
   giveNode([work = std::move(work)](uint64_t) { work(); }, stream);
-  return true;
+  return CUDA_SUCCESS;
 }
 
 CUresult cuInit(unsigned flags) {
@@ -642,9 +678,10 @@ CUresult cuModuleLoadData(CUmodule* module, const void* image) {
   return call("cuModuleLoadData", Needs::context, [&](auto&) {
     if (!module || !image) return CUDA_ERROR_INVALID_VALUE;
     static constexpr uint32_t fatbin = 0xBA55ED50;
-    if (memcmp(image, &fatbin, 4) != 0 && strncmp(static_cast<const char*>(image), "stand-in", 8) != 0)
-      return CUDA_ERROR_INVALID_IMAGE;
-    if (standIn.capability < 75) return CUDA_ERROR_NO_BINARY_FOR_GPU;
+    const auto* const text = static_cast<const char*>(image);
+    const bool isText = strncmp(text, "stand-in", 8) == 0;
+    if (!isText && memcmp(image, &fatbin, 4) != 0) return CUDA_ERROR_INVALID_IMAGE;
+    if (isText && !hasKernels(text)) return CUDA_ERROR_NO_BINARY_FOR_GPU;
     *module = new Module{current, {}};
     standIn.modules.insert(*module);
     return CUDA_SUCCESS;
