@@ -206,7 +206,8 @@ function gates() {
         fail(`${stack} bytes of stack, ${spills} of spills, ${local} accesses to local memory, wanted none`);
       const slow = count(/^LDGSTS(?!.*BYPASS.*\b128\b)/);
       if (slow) fail(`${slow} asynchronous copies that are not of 16 bytes past the L1 cache`);
-      for (const [i, n] of slotsOf(sm, code, loops.get(name), fail).entries()) slots.get(name)[i].push(n);
+      for (const [i, n] of slotsOf(sm, code, (row.tiles ?? []).flatMap(loopsOf), fail).entries())
+        slots.get(name)[i].push(n);
     }
   }
   const line = (name, most, values) =>

@@ -1,6 +1,6 @@
 import { type Command, Option } from 'commander';
-import { type GpuName, gpuNames } from '../bench/gpus.js';
-import { devices } from '../devices.js';
+import { type GpuName, gpuNames, gpus } from '../bench/gpus.js';
+import { devices, targetOf } from '../devices.js';
 import { OctconvError } from '../error.js';
 import { checkOutput, writeWhole } from '../files/write.js';
 import type { ComputeType } from '../graph/graph.js';
@@ -35,10 +35,11 @@ export function benchCommand(program: Command): void {
     .description('networks on an NVIDIA GPU: by cuDNN, and by our kernels')
     .option('--network <name>', 'the plain network; its octave forms are added', 'resnet-50')
     .option('--alphas <list>', 'shares of the low branch', listOf(number), [0.125, 0.25, 0.5])
-    .option('--dtypes <list>', 'what the convolutions multiply: f32 (as TF32), bf16, f16', listOf(dtype), [
-      'f32',
-      'bf16',
-    ])
+    .option(
+      '--dtypes <list>',
+      'what the convolutions multiply (default: f32, as TF32, and bf16; or f16)',
+      listOf(dtype),
+    )
     .option('--batch <list>', 'images per run', listOf(integer(1)), [1, 8, 32, 128])
     .option('--device <name>', 'cuda, or one of several GPUs, as cuda:1', 'cuda')
     .addOption(gpuOption('--estimate <gpu>', 'nothing is run: what a roofline of this GPU says of the plans'))
@@ -118,7 +119,7 @@ async function ops({ alpha, ...options }: OpsOptions): Promise<void> {
 interface CudaOptions extends Common {
   network: string;
   alphas: number[];
-  dtypes: ComputeType[];
+  dtypes?: ComputeType[];
   batch: number[];
   device: string;
   estimate?: GpuName;
@@ -127,8 +128,10 @@ interface CudaOptions extends Common {
 async function cuda({ batch: batches, estimate: gpu, ...options }: CudaOptions): Promise<void> {
   await prepare(options.out);
   const line = await progress();
-  const given = { ...options, batches, progress: line.show };
   try {
+    const { computes } = targetOf(gpu ? `cuda:${gpus[gpu].architecture}` : options.device).traits;
+    const { dtypes = computes.includes('bf16') ? (['f32', 'bf16'] as const) : computes } = options;
+    const given = { ...options, dtypes, batches, progress: line.show };
     if (gpu) {
       const { estimate, estimateTable } = await import('../bench/estimate.js');
       const result = await estimate({ ...given, gpu });
