@@ -1,4 +1,4 @@
-// Proves the tests of the CUDA kernels: `node tools/mutants.mjs [--one-in 3]`. Each mutant below is a fault of one
+// Proves the tests of the CUDA kernels: `node tools/mutants.mjs [--one-in 4]`. Each mutant below is a fault of one
 // line. The kernels with that fault are compiled into a stand-in driver of their own, with which the op tests run. A
 // mutant that passes them is an error: then the tests lack a case. Needs a build (npm run build), no nvcc and no GPU.
 import { execFile } from 'node:child_process';
