@@ -54,9 +54,9 @@ describe('memory', function () {
     expect(Math.max(...left) - (left[0] ?? 0), String(left)).to.be.below(30);
   });
 
-  it('of 45 input sizes on one model is about that of the largest @slow', async () => {
+  it('of 60 input sizes on one model is about that of the largest @slow', async () => {
     const [alone, all, left] = await child<[number, number, number]>(`
-      const sizes = Array.from({ length: 45 }, (_, i) => 98 + 4 * i);
+      const sizes = Array.from({ length: 60 }, (_, i) => 97 + 3 * i);
       const first = big();
       await run(first, sizes.at(-1));
       const alone = await resident();
