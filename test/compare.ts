@@ -84,7 +84,7 @@ export async function magnitudes(
   const floats = [...given, ...operands].map((x, i) => {
     const { dtype, scale = 1, zero = 0 } = values[inputs[i] ?? -1] as TensorType;
     // Kernels of bytes sum levels, and take off what the zero contributes to the sum.
-    return Float32Array.from(toFloats(dtype, x), (value) => scale * (Math.abs(value) + zero));
+    return toFloats(dtype, x).map((value) => scale * (Math.abs(value) + zero));
   });
   return run(compileSteps(twin, 'reference', 1, param), floats);
 }
@@ -95,7 +95,7 @@ export function spread(magnitude: TypedArray, channels: number): Float32Array {
   magnitude.forEach((x, i) => {
     largest[i % channels] = Math.max(x, largest[i % channels] as number);
   });
-  return Float32Array.from(magnitude, (_, i) => largest[i % channels] as number);
+  return new Float32Array(magnitude).map((_, i) => largest[i % channels] as number);
 }
 
 /** The most that may be lost: of sums of random signs less than 5 was seen, of Winograd's F(4x4) 30. */

@@ -55,11 +55,17 @@ function isStale(cache, wanted, defines) {
 }
 
 /**
- * Builds `out`/Release/octconv.node and returns its path. Only what changed is compiled. `options` are those of
- * CMakeLists.txt.
+ * Builds `out`/Release/octconv.node, or octconv.node in another `folder`, by the `target` that makes it there, and
+ * returns its path. Only what changed is compiled. `options` are those of CMakeLists.txt.
  */
-export function buildNative({ out = 'build', options = {}, wanted = process.env.CXX } = {}) {
-  const defines = { OCTCONV_SANITIZE: '', OCTCONV_EMULATE_AVX512: 'OFF', OCTCONV_UP_TO_AVX2: 'OFF', ...options };
+export function buildNative({
+  out = 'build',
+  folder = 'Release',
+  target,
+  options = {},
+  wanted = process.env.CXX,
+} = {}) {
+  const defines = { OCTCONV_SANITIZE: '', OCTCONV_UP_TO_AVX2: 'OFF', ...options };
   const compiler = toolchain(wanted);
   const cache = cmakeCache(out);
   const fresh = cache === undefined || isStale(cache, wanted, defines);
@@ -76,10 +82,11 @@ export function buildNative({ out = 'build', options = {}, wanted = process.env.
     out,
   ];
   args.push('--parallel', String(availableParallelism()));
+  if (target) args.push('--target', target);
   if (fresh) args.push('--cc', compiler, '--cxx', compiler); // cmake-js insists on both, we compile no C
   if (fresh) args.push(...Object.entries(options).map(([name, value]) => `--CD${name}=${value}`));
   run(process.execPath, args, { what: 'native build' });
-  return join(root, out, 'Release', 'octconv.node');
+  return join(root, out, folder, 'octconv.node');
 }
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) main(() => buildNative({ out: process.argv[2] }));

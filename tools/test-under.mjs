@@ -138,7 +138,7 @@ main(() => {
     // The shadow memory of older runtimes does not fit every random layout.
     if (which('setarch')) command = ['setarch', '-R', ...command];
   } else if (world.emulated) {
-    env.OCTCONV_NATIVE = buildNative({ out: 'build-avx512', options: { OCTCONV_EMULATE_AVX512: 'ON' } });
+    env.OCTCONV_NATIVE = buildNative({ target: 'octconv_emulated', folder: 'emulated' });
   } else {
     if (!which('qemu-x86_64')) installPackages(['qemu-user'], 'qemu-x86_64 is needed');
     command = ['qemu-x86_64', '-cpu', 'Nehalem', ...command];

@@ -3,8 +3,9 @@ import type { DType, TypedArray } from '../dtype.js';
 /** Elements as numbers: f16 and bf16 are kept as raw bits. */
 export function toFloats(dtype: DType, data: TypedArray): Float32Array {
   if (data instanceof Float32Array) return data;
-  if (dtype === 'bf16') return new Float32Array(Uint32Array.from(data, (bits) => bits << 16).buffer);
-  return Float32Array.from(data, dtype === 'f16' ? fromHalf : (x) => x);
+  if (dtype === 'bf16') return new Float32Array(new Uint32Array(data).map((bits) => bits << 16).buffer);
+  if (dtype === 'f16') return Float32Array.from(data, fromHalf);
+  return new Float32Array(data);
 }
 
 function fromHalf(bits: number): number {
