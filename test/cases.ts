@@ -215,7 +215,7 @@ const conv = ({ x, to, kernel, options = {}, bias = false }: ConvRow): Case => {
 const convs: Case[] = [
   ...widths.map((c) => conv({ x: [1, 5, 7, 9], to: c, kernel: [1, 1] })),
   ...widths.map((c) => conv({ x: [2, 4, 5, c], to: 18, kernel: [3, 3], options: { padding: 1 }, bias: true })),
-  // images of few channels, whose windows begin with every second or fourth pixel
+  // images of few channels, whose taps lie together
   ...[1, 2, 3].flatMap((c) =>
     [2, 3, 4].map((stride) => conv({ x: [2, 9, 12, c], to: 9, kernel: [3, 5], options: { stride, padding: 2 } })),
   ),

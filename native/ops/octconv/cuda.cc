@@ -16,7 +16,7 @@ namespace {
 struct CudaBranch : Packed {
   struct Reader {
     int64_t channels, taps;  // of a group
-    int64_t pixel;           // Taps::pixel
+    bool rows;               // Taps::rows
   };
   struct ScaleShift {
     int64_t channels = 0;
@@ -50,20 +50,18 @@ int64_t roundUp(int64_t x, int64_t step) { return (x + step - 1) / step * step; 
 
 // A source as the kernel on tensor cores sees it.
 struct Taps {
-  // Few channels, such as those of a picture: the pixels under a row of the kernel lie one after the other and are the
-  // channels of one tap. A pixel has so many of them that windows begin with whole pieces. 0: a tap is a pixel.
-  int64_t pixel;
+  // Few channels, such as those of a picture: those of all taps of a row of the kernel, which lie one after the other
+  // if a pixel fills a piece, are the channels of one tap. (With two pixels to a piece 7 x 7 taps of stride 2 take half
+  // the steps, but multiply the pixel behind a window by 0, which is wrong if that is NaN.)
+  bool rows;
   int64_t count, channels;  // of a tap: whole pieces
   int64_t chunks;           // of a tap
 };
 Taps tapsOf(const Source& s, int64_t channels, Compute compute) {
   const int64_t piece = pieceChannels(compute), chunk = chunkBytes / bytesOf(compute);
-  int64_t pixel = 0, count = s.taps();
-  if (channels <= piece && s.kernel.w > 1 && s.dilation.w == 1) {
-    for (pixel = 1; pixel < channels || s.stride.w * pixel % piece != 0;) pixel *= 2;
-    channels = s.kernel.w * pixel, count /= s.kernel.w;
-  }
-  return {pixel, count, roundUp(channels, piece), roundUp(channels, chunk) / chunk};
+  const bool rows = channels <= piece && s.kernel.w > 1 && s.dilation.w == 1;
+  const int64_t padded = rows ? s.kernel.w * piece : roundUp(channels, piece);
+  return {rows, rows ? s.kernel.t * s.kernel.h : s.taps(), padded, roundUp(padded, chunk) / chunk};
 }
 
 // What the kernel can compute; the rest of the contract has no kernel yet.
@@ -103,16 +101,16 @@ uint32_t tf32Of(float x) { return x != x ? bitsOf(x) : (bitsOf(x) + 0x1000) & ~u
 // them.
 void putSource(const CudaBranch& packed, const Source& source, const Params& params, const Affine& affine,
                int64_t first, char*& to) {
-  const int64_t some = std::min<int64_t>(unitColumns, packed.channels - first), inputs = inputsOf(source, params);
+  const int64_t some = std::min<int64_t>(unitColumns, packed.channels - first), inputs = inputsOf(source, params),
+                piece = pieceChannels(packed.compute);
   const Taps taps = tapsOf(source, inputs, packed.compute);
   const TensorType type{octconv::activationOf(packed.compute), {}};
   const std::vector<float> w =
       weightOf(source, params, packed.channels).floats(first * inputs * source.taps(), some * inputs * source.taps());
   const std::vector<float> scales = weightScalesOf(source, params, packed.channels);
   for (int64_t tap = 0; tap < taps.count; tap++) {
-    for (int64_t i = 0; i < (taps.pixel ? source.kernel.w * taps.pixel : inputs); i++) {
-      const int64_t channel = taps.pixel ? i % taps.pixel : i;
-      const int64_t of = taps.pixel ? tap * source.kernel.w + i / taps.pixel : tap;
+    for (int64_t i = 0; i < taps.channels; i++) {
+      const int64_t channel = taps.rows ? i % piece : i, of = taps.rows ? tap * source.kernel.w + i / piece : tap;
       if (channel >= inputs) continue;
       const int64_t byte = i * bytesOf(packed.compute), chunk = byte / chunkBytes;
       for (int64_t o = 0; o < some; o++) {
@@ -183,7 +181,7 @@ std::shared_ptr<const Packed> pack(Gpu& gpu, const Attr& attrs, const Params& pa
   int64_t steps = 0, each = 0;  // of a unit; weights of a channel
   branch.eachSource([&](const Source& s) {
     const Taps taps = tapsOf(s, inputsOf(s, params), branch.compute);
-    packed->readers.push_back({inputsOf(s, params), s.taps(), taps.pixel});
+    packed->readers.push_back({inputsOf(s, params), s.taps(), taps.rows});
     packed->prologues.push_back(placeAffine(affineOf(s.prologue, params)));
     steps += taps.count * taps.chunks;
     each += s.taps() * inputsOf(s, params);
@@ -233,7 +231,7 @@ void checkWeights(const Node& node, const Branch& branch, const CudaBranch& pack
     const int64_t channels = node.in(s.input).c;
     fits = fits && i < packed.readers.size() && packed.readers[i].channels == channels / s.groups &&
            packed.readers[i].taps == s.taps() &&
-           packed.readers[i].pixel == tapsOf(s, channels / s.groups, branch.compute).pixel &&
+           packed.readers[i].rows == tapsOf(s, channels / s.groups, branch.compute).rows &&
            packed.prologues[i].channels == (s.prologue.batchNorm.empty() ? 0 : channels);
     i++;
   });
@@ -267,11 +265,11 @@ bool isAligned(const TensorType& type, int64_t at) {
 }
 
 // P^pool of the source's prologue in the type that is multiplied, which a launch writes to scratch: with zeros behind
-// the channels, and where pixels lie together around the columns as far as windows go, `outputs` of them.
+// the channels, and with `rows` around the columns as far as windows go, `outputs` of them.
 TensorArgs prepare(Making& making, const Branch& branch, const Source& s, const CudaBranch& packed,
-                   const CudaBranch::ScaleShift& prologue, const Taps& taps, int64_t outputs) {
+                   const CudaBranch::ScaleShift& prologue, bool rows, int64_t outputs) {
   const TensorType& type = making.placed.node.inputs[s.input];
-  const int64_t piece = pieceChannels(branch.compute), pixel = taps.pixel;
+  const int64_t piece = pieceChannels(branch.compute);
   PrepareArgs args{};
   args.x = making.placed.input(s.input);
   args.frames = intOf(product(type.shape.n, type.shape.t), "frames");
@@ -280,12 +278,9 @@ TensorArgs prepare(Making& making, const Branch& branch, const Source& s, const 
   args.prologue = activationOf(s.prologue, prologue, packed);
   TensorType to{octconv::activationOf(branch.compute), halved(type.shape, s.pool)};
   args.columns = static_cast<int>(to.shape.w);
-  args.left = pixel ? static_cast<int>(s.padding.w) : 0;
-  if (pixel) {
-    const int64_t windows = (outputs - 1) * s.stride.w + taps.channels / pixel;
-    to.shape.w = roundUp(std::max(windows, s.padding.w + to.shape.w), piece / pixel);
-  }
-  to.gap = to.pad = roundUp(to.shape.c, pixel ? pixel : piece) - to.shape.c;
+  args.left = rows ? static_cast<int>(s.padding.w) : 0;
+  if (rows) to.shape.w = std::max((outputs - 1) * s.stride.w + s.kernel.w, s.padding.w + to.shape.w);
+  to.gap = to.pad = roundUp(to.shape.c, piece) - to.shape.c;
   args.y = tensorOf(to, making.take(product(to.shape.pixels(), to.pitch(), bytesOf(branch.compute))));
   const int64_t elements = product(to.shape.pixels(), to.pitch());
   making.made.launches.push_back(launchItems("octConvPrepare", elements, args));
@@ -302,20 +297,20 @@ SourceArgs sourceOf(Making& making, const Branch& branch, const Source& s, const
   args.padding = extentOf(s.padding), args.dilation = extentOf(s.dilation);
   args.upsample = s.upsample;
   if (packed.plain) {
-    args.x = asIs ? tensorOf(type, at) : prepare(making, branch, s, packed, prologue, {}, 0);
+    args.x = asIs ? tensorOf(type, at) : prepare(making, branch, s, packed, prologue, false, 0);
     return args;
   }
   const Taps taps = tapsOf(s, type.shape.c, branch.compute);
-  const bool direct = asIs && !taps.pixel && type.dtype == octconv::activationOf(branch.compute) && isAligned(type, at);
+  const bool direct = asIs && !taps.rows && type.dtype == octconv::activationOf(branch.compute) && isAligned(type, at);
   args.x = direct ? tensorOf(type, at)
-                  : prepare(making, branch, s, packed, prologue, taps, s.upsample ? (y.w + 1) / 2 : y.w);
+                  : prepare(making, branch, s, packed, prologue, taps.rows, s.upsample ? (y.w + 1) / 2 : y.w);
   const Extent& size = args.x.size;
   const int64_t pixels = product(type.shape.n, size.t, size.h, size.w);
   atMost(int64_t{UINT32_MAX}, (args.x.at + product(pixels, args.x.pitch, bytesOf(branch.compute))) / 16,
          "pieces of 16 bytes of a run's memory");
   args.x.channels = static_cast<int>(taps.channels);
   args.chunks = static_cast<int>(taps.chunks);
-  if (taps.pixel) args.kernel.w = 1, args.padding.w = 0;
+  if (taps.rows) args.kernel.w = 1, args.padding.w = 0;
   return args;
 }
 
@@ -512,12 +507,10 @@ Made make(const PlacedNode& placed) {
   return made;
 }
 
-// Which taps lie together, and how, depends on dilation and stride too.
+// Which taps lie together depends on the dilation too.
 std::string cudaFormatOf(const Attr& attrs) {
   std::string format = formatOf(attrs);
-  oneBranchOf(attrs).eachSource([&](const Source& s) {
-    format += " dilation " + std::to_string(s.dilation.w) + " stride " + std::to_string(s.stride.w);
-  });
+  oneBranchOf(attrs).eachSource([&](const Source& s) { format += " dilation " + std::to_string(s.dilation.w); });
   return format;
 }
 
