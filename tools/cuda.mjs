@@ -48,7 +48,7 @@ const packages = [
 
 function architecturesOf(code) {
   const [, list = ''] = /Architecture architectures\[\] = \{(.*?)\};/s.exec(code) ?? [];
-  return [...list.matchAll(/\{(\d+), \d+, \d+\}/g)].map(([, capability]) => Number(capability));
+  return [...list.matchAll(/\{(\d+)(?:, \d+)+\}/g)].map(([, capability]) => Number(capability));
 }
 
 /** The folder of nvcc and nvdisasm. */

@@ -19,9 +19,17 @@ namespace {
 struct Architecture {
   int capability, multiprocessors;  // the latter of a card of it: T4, A100, A10, RTX 4090, H100, B200, RTX 5090
   int sharedKiB;                    // that a block may have
+  int productsPerClock;             // of f16, of a multiprocessor, as mma.sync reaches them: see lib/bench/estimate.ts
 };
-constexpr Architecture architectures[] = {{75, 40, 64},   {80, 108, 163},  {86, 72, 99},  {89, 128, 99},
-                                          {90, 132, 227}, {100, 148, 227}, {120, 170, 99}};
+constexpr Architecture architectures[] = {{75, 40, 64, 370},  {80, 108, 163, 740}, {86, 72, 99, 370},
+                                          {89, 128, 99, 370}, {90, 132, 227, 920}, {100, 148, 227, 920},
+                                          {120, 170, 99, 370}};
+int productsPerClockOf(int capability) {
+  int products = 0;
+  for (const Architecture& known : architectures)
+    if (known.capability <= capability) products = known.productsPerClock;
+  return products;
+}
 // Products of bf16 and tf32 came with sm_80.
 std::vector<DType> computesOf(int capability) {
   if (capability < 80) return {DType::f16};
@@ -180,6 +188,7 @@ Gpu::Gpu(int index)
       memory(memoryOf(Driver::get(), index)),
       multiprocessors(attributeOf(Driver::get(), index, multiprocessorCount)),
       sharedBytes(static_cast<size_t>(attributeOf(Driver::get(), index, mostSharedBytes))),
+      productsPerClock(productsPerClockOf(capability)),
       computes(computesOf(capability)),
       bus(busOf(Driver::get(), index)),
       index(index) {
@@ -193,6 +202,7 @@ Gpu::Gpu(std::string architecture, int capability, int multiprocessors, size_t s
       memory(0),
       multiprocessors(multiprocessors),
       sharedBytes(sharedBytes),
+      productsPerClock(productsPerClockOf(capability)),
       computes(computesOf(capability)),
       index(-1) {}
 
@@ -206,13 +216,13 @@ Gpu& Gpu::get(int index) {
 Gpu& Gpu::absent(const std::string& architecture) {
   static auto& gpus = *new std::map<std::string, std::unique_ptr<Gpu>>;
   std::string known;
-  for (const auto& [capability, multiprocessors, sharedKiB] : architectures) {
-    const std::string each = "sm_" + std::to_string(capability);
+  for (const Architecture& some : architectures) {
+    const std::string each = "sm_" + std::to_string(some.capability);
     known += (known.empty() ? "" : ", ") + each;
     if (each != architecture) continue;
     std::lock_guard lock(guard());
     auto& gpu = gpus[architecture];
-    if (!gpu) gpu.reset(new Gpu(architecture, capability, multiprocessors, size_t{1024} * sharedKiB));
+    if (!gpu) gpu.reset(new Gpu(architecture, some.capability, some.multiprocessors, size_t{1024} * some.sharedKiB));
     return *gpu;
   }
   fail("wanted an architecture that has kernels: ", known);

@@ -79,6 +79,7 @@ class Gpu {
   const size_t memory;   // bytes
   const int multiprocessors;
   const size_t sharedBytes;           // that a block may have
+  const int productsPerClock;         // of a multiprocessor, about
   const std::vector<DType> computes;  // what our kernels multiply
   const std::string bus;              // where it sits, as NVML knows it
 

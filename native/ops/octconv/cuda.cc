@@ -384,16 +384,17 @@ Share shareOf(const BranchArgs& branch, int tile, int64_t splits) {
 // An estimate, in clocks of a multiprocessor: a step takes what the tensor cores take for its products, or what its
 // operands take from L2; all blocks take as long as the longest one, as often as there are more of them than
 // multiprocessors.
-int64_t clocksOf(std::span<const BranchArgs> branches, std::span<const Share> shares, int64_t multiprocessors) {
-  constexpr int64_t productsPerClock = 1024, bytesPerClock = 32;  // about, of sm_80 to sm_120
+int64_t clocksOf(std::span<const BranchArgs> branches, std::span<const Share> shares, const Gpu& gpu) {
+  constexpr int64_t bytesPerClock = 32;   // about
   constexpr int64_t chunkProducts = 32;   // of an element in bf16; in tf32 half as many take as long
   constexpr int64_t secondLaunch = 2000;  // about 1.5 us
+  const int64_t multiprocessors = gpu.multiprocessors;
   int64_t work = 0, longest = 1, bytesOfSums = 0;
   for (size_t b = 0; b < branches.size(); b++) {
     const Share& share = shares[b];
     const int64_t rows = 4 * tiles[share.tile].lows, columns = tiles[share.tile].columns;
     const int64_t step =
-        std::max(rows * columns * chunkProducts / productsPerClock, (rows + columns) * chunkBytes / bytesPerClock);
+        std::max(rows * columns * chunkProducts / gpu.productsPerClock, (rows + columns) * chunkBytes / bytesPerClock);
     const int64_t block = (stepsOf(branches[b]) + share.splits - 1) / share.splits * step;
     work += block * share.blocks(), longest = std::max(longest, block), bytesOfSums += share.bytesOfSums();
   }
@@ -419,7 +420,7 @@ void spread(Making& making, std::span<BranchArgs> branches) {
       if (std::ranges::count(own, largestTile) && std::ranges::count(own, largestTile - 1)) continue;
       std::vector<Share> shares;
       for (size_t b = 0; b < branches.size(); b++) shares.push_back(shareOf(branches[b], own[b], splits));
-      if (const int64_t clocks = clocksOf(branches, shares, making.placed.gpu.multiprocessors); clocks < least)
+      if (const int64_t clocks = clocksOf(branches, shares, making.placed.gpu); clocks < least)
         least = clocks, chosen = shares;
     }
   for (size_t b = 0; b < branches.size(); b++) {
