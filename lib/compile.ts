@@ -15,7 +15,7 @@ export interface CompileOptions {
   readonly device?: Device | 'auto' | undefined;
   /**
    * What the convolutions multiply; inputs and outputs stay what they are. Default `f32`. `f16` is there on `cuda`,
-   * `cudnn` and `reference`; values beyond 65504 become infinite in it.
+   * `cudnn` and `reference`; values of 65520 and more become infinite in it. `f32` and `bf16` on `cuda` want sm_80.
    */
   readonly dtype?: Exclude<ComputeType, 'i8'> | undefined;
   /** Threads of one run; default: the cores that the process may use. */

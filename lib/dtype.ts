@@ -24,7 +24,8 @@ export const dtypes = Object.keys(arrays) as readonly DType[];
 
 export const bytesPerElement: Readonly<Record<DType, number>> = { f32: 4, f16: 2, bf16: 2, i8: 1, u8: 1, i32: 4 };
 
-export const isFloat = (dtype: DType): dtype is 'f32' | 'f16' | 'bf16' => /^b?f/.test(dtype);
+export const isFloat = (dtype: DType): dtype is 'f32' | 'f16' | 'bf16' =>
+  dtype === 'f32' || dtype === 'f16' || dtype === 'bf16';
 
 /** The typed array constructor that holds a data type's elements. */
 export function arrayFor<D extends DType>(dtype: D): (typeof arrays)[D] {

@@ -53,7 +53,7 @@ export interface ModelOptions extends Omit<CompileOptions, 'dtype'> {
   /**
    * What the convolutions multiply; inputs and outputs are f32 always. `i8` (u8 activations, i8 weights) wants
    * quantized weights, and is their default; otherwise the default is `f32`. `f16` is there on `cuda`, `cudnn` and
-   * `reference`; values beyond 65504 become infinite in it, as in PyTorch's half.
+   * `reference`; values of 65520 and more become infinite in it, as in PyTorch's half.
    */
   readonly dtype?: ComputeType | undefined;
   /** How many plans are kept, one per input shape; the one that was used longest ago goes first. Default 8. */

@@ -579,7 +579,7 @@ Napi::Value run(const Napi::CallbackInfo& call) {
     std::shared_ptr<Request> request;
     ~Running() override {
       request.reset();                                                   // gives its memory to the plan
-      if (program.use_count() == 1) threads::letGo(std::move(program));  // it was disposed of in the meantime
+      if (program.use_count() == 1) threads::letGo(std::move(program));  // disposed of during the run
     }
     void stop() override { request->stop = true; }
     Napi::Value result(Napi::Env env) override {
@@ -723,14 +723,12 @@ void release(const Napi::CallbackInfo& call) {
   }
   if (Held<const Buffer>::is(call[0])) {
     Held<const Buffer>::unwrap(call[0], "a tensor").free(call.Env());
-    return;
-  }
-  if (!Held<Program>::is(call[0])) {
+  } else if (Held<Program>::is(call[0])) {
+    Held<Program>::unwrap(call[0], "a plan").free(call.Env());
+    trimHeap();
+  } else {
     Held<const Packed>::unwrap(call[0], "a plan or packed parameters").free(call.Env());
-    return;
   }
-  Held<Program>::unwrap(call[0], "a plan").free(call.Env());
-  trimHeap();
 }
 
 Napi::Value peak(const Napi::CallbackInfo& call) {

@@ -146,7 +146,7 @@ const tasks = {
   },
 
   /** What a GPU of sm_75 says to f32, to bf16, to ops and to i8. */
-  async turing() {
+  async sm75() {
     const x = picture(smallShape);
     const said = [];
     for (const dtype of ['f32', 'bf16'] as const) said.push(await refusal(() => small({ dtype })));
@@ -614,8 +614,9 @@ const depthOf = (plan: Plan) => plan.steps.filter(({ op }) => op === 'octConv').
 
 const [task = '', argument = 'null'] = process.argv.slice(2);
 const result = await tasks[task as keyof typeof tasks](JSON.parse(argument) as never);
+// The end of an environment gives back what it holds on its own thread.
 if (task !== 'ends') {
   const { slowOnMain } = await report();
-  if (slowOnMain.length) throw new Error(`the JavaScript thread has called ${slowOnMain}`);
+  if (slowOnMain.length) throw new Error(`the main thread has called ${slowOnMain}`);
 }
 console.log(JSON.stringify(result));

@@ -102,7 +102,7 @@ describe('cuda on the stand-in driver', function () {
 
     it('f16 on a GPU of sm_75, which refuses f32 and bf16', async () => {
       const sm75 = { OCTCONV_STAND_IN_CAPABILITY: '7.5' };
-      const said = await child<string[]>('turing', null, sm75);
+      const said = await child<string[]>('sm75', null, sm75);
       const gpu = 'sm_75, stand-in 0, 1.0 GiB';
       expect(said).to.deep.equal([
         `dtype 'f32': device 'cuda' (${gpu}) multiplies f16`,
@@ -115,7 +115,7 @@ describe('cuda on the stand-in driver', function () {
       expect(network?.error, network?.file).to.be.below(bound('f16', network?.depth ?? 0));
     });
 
-    it('in f16 no more than 65504: beyond lies infinity', async () => {
+    it('rounds f16 of 65520 and more to infinity', async () => {
       expect(await child('overflow')).to.deep.equal({
         reference: ['65504', 'Infinity'],
         cuda: ['65504', 'Infinity'],
@@ -192,7 +192,7 @@ describe('cuda on the stand-in driver', function () {
       expect(new Set(bits).size).to.equal(1);
     });
 
-    it('images of more than 65535 rows or columns, but no convolutions: an error that names the step', async () => {
+    it('pools images of more than 65535 rows or columns; convolutions on tensor cores refuse them by name', async () => {
       const refused = (what: string) => `octConv 'conv0': 65537 ${what} are too many for cuda, wanted at most 65535`;
       expect(await child('large')).to.deep.equal([
         { same: true, refused: refused('columns') },
@@ -428,7 +428,7 @@ describe('cuda on the stand-in driver', function () {
       expect(await kept(4)).to.deep.equal([false, true]);
     });
 
-    it('with tensors on the GPU that process.memoryUsage().external does not show', async () => {
+    it('with tensors on the GPU of which no copy stays on the host', async () => {
       expect(await child<number>('external')).to.be.below(2 ** 20);
     });
 

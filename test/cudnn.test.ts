@@ -54,7 +54,7 @@ describe('cudnn on the stand-ins', function () {
 
     it('on a GPU of sm_75 f32 and f16, which refuses bf16', async () => {
       const sm75 = { OCTCONV_STAND_IN_CAPABILITY: '7.5' };
-      const said = await child<string[]>('turing', null, sm75);
+      const said = await child<string[]>('sm75', null, sm75);
       const about = 'sm_75, stand-in 0, 1.0 GiB, cuDNN 9.1.0';
       const refused = (dtype: string) => `dtype '${dtype}': device 'cudnn' (${about}) multiplies f16 or f32`;
       const none = 'nothing was refused';

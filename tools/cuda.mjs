@@ -13,7 +13,8 @@
 //   as many tensor instructions and copies as the tile needs, one barrier, and copies in their fastest form.
 // - issue slots of a main loop per product of 16 rows, 32 bytes deep, with 8 columns, at most. That is one tensor
 //   instruction, or two before sm_80.
-// A row may have other limits for an architecture: "sm_75": { "registers": 200 }.
+// A row and a tile may have other limits for an architecture, as `"sm_75": { "registers": 200 }`; the table shows those
+// of the others.
 // That results are not stored in less than 32 bits cannot be seen here: tiles that end within a word have such stores.
 import { spawnSync } from 'node:child_process';
 import { chmodSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
@@ -177,20 +178,21 @@ function gates() {
   const wrong = [];
   const registers = new Map(Object.keys(rows).map((name) => [name, []]));
   const loops = new Map(Object.entries(rows).map(([name, { tiles = [] }]) => [name, tiles.flatMap(loopsOf)]));
+  const limitsOn = (sm, limits) => ({ ...limits, ...limits[`sm_${sm}`] });
   const slots = new Map([...loops].map(([name, list]) => [name, list.map(() => [])]));
   for (const sm of architectures) {
     const codes = codeOf(folder, sm);
     for (const [name, { from = 0 }] of Object.entries(rows)) {
       const found = resources.get(sm).has(name);
       if (found !== sm >= from)
-        wrong.push(`${name} on sm_${sm}: it is ${found ? '' : 'not '}there, by its row it begins with sm_${from}`);
+        wrong.push(`${name} on sm_${sm}: ${found ? 'is' : 'is not'} there, but its row says from sm_${from} on`);
       if (found) continue;
       registers.get(name).push(undefined);
       for (const list of slots.get(name)) list.push(undefined);
     }
     for (const [name, { registers: used, stack, spills }] of resources.get(sm)) {
       const fail = (what) => wrong.push(`${name} on sm_${sm}: ${what}`);
-      const row = rows[name] && { ...rows[name], ...rows[name][`sm_${sm}`] };
+      const row = rows[name] && limitsOn(sm, rows[name]);
       if (!row) {
         fail(`no row in tools/cuda-gates.json; it has ${used} registers`);
         continue;
@@ -206,8 +208,8 @@ function gates() {
         fail(`${stack} bytes of stack, ${spills} of spills, ${local} accesses to local memory, wanted none`);
       const slow = count(/^LDGSTS(?!.*BYPASS.*\b128\b)/);
       if (slow) fail(`${slow} asynchronous copies that are not of 16 bytes past the L1 cache`);
-      for (const [i, n] of slotsOf(sm, code, (row.tiles ?? []).flatMap(loopsOf), fail).entries())
-        slots.get(name)[i].push(n);
+      const wanted = (row.tiles ?? []).flatMap((tile) => loopsOf(limitsOn(sm, tile)));
+      for (const [i, n] of slotsOf(sm, code, wanted, fail).entries()) slots.get(name)[i].push(n);
     }
   }
   const line = (name, most, values) =>

@@ -149,7 +149,7 @@ async function timeSteps(plan: Plan, x: Tensor<'f32'>, rounds: number, { peaks, 
     const { multiplyAdds, computes, bytes } = costs[i]!;
     const gflop = (2 * multiplyAdds) / 1e9;
     const moved = bytes.inputs + bytes.outputs + bytes.weights;
-    const products = (1e3 * gflop) / Math.max(...computes.map((compute) => peaks[compute]));
+    const products = computes.length ? (1e3 * gflop) / Math.max(...computes.map((compute) => peaks[compute])) : 0;
     const memory = moved / 1e6 / bandwidth;
     const bound = Math.max(products, memory);
     return {

@@ -37,7 +37,7 @@ export function benchCommand(program: Command): void {
     .option('--alphas <list>', 'shares of the low branch', listOf(number), [0.125, 0.25, 0.5])
     .option(
       '--dtypes <list>',
-      'what the convolutions multiply (default: f32, as TF32, and bf16; or f16)',
+      'what the convolutions multiply (default: f32, as TF32, and bf16; f16 on GPUs that have only that)',
       listOf(dtype),
     )
     .option('--batch <list>', 'images per run', listOf(integer(1)), [1, 8, 32, 128])

@@ -343,18 +343,18 @@ static Waiting& waiting() {
   return *all;
 }
 
-void letGo(std::shared_ptr<const void> object) {
-  {
-    std::lock_guard lock(waiting().mutex);
-    waiting().objects.push_back(std::move(object));
-    if (waiting().objects.size() > 1) return;  // the job of the first one takes all
-  }
+void letGo(std::shared_ptr<const void> object) noexcept {
   try {
+    {
+      std::lock_guard lock(waiting().mutex);
+      waiting().objects.push_back(std::move(object));
+      if (waiting().objects.size() > 1) return;  // the job of the first one takes all
+    }
     std::lock_guard lock(guard());
     if (instance)
       return instance->submit(
           1, [](Crew&) { letGoNow(); }, Kind::background);
-  } catch (const std::exception&) {}  // no thread could be started
+  } catch (const std::exception&) {}  // no memory, or no thread could be started
   letGoNow();
 }
 

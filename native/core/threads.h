@@ -77,8 +77,8 @@ enum class Kind { run, background };
 void submit(int threads, std::function<void(Crew&)> job, Kind kind = Kind::run);
 
 // Gives up an object, which goes on another thread if it was the last to hold it: to give large memory back takes
-// milliseconds, and memory of a GPU waits until that is idle. Where the pool has ended it goes at once.
-void letGo(std::shared_ptr<const void> object);
+// milliseconds, and cuMemFree waits for the GPU. Where the pool has ended it goes at once.
+void letGo(std::shared_ptr<const void> object) noexcept;
 // Frees what letGo() was given before it returns, where memory is short.
 void letGoNow();
 

@@ -48,7 +48,7 @@ inline void addPixels(const Elements& x, int64_t pitch, int64_t pixels, int64_t 
     }
 }
 
-// The types of `Floats`; of the reference, and of kernels that only move elements, by their size.
+// `anyFloats`: the types of `Floats`. `anyElements`: of the reference, and of kernels that only move elements.
 inline const std::vector<DType> anyFloats = {DType::f32, DType::bf16, DType::u8};
 inline const std::vector<DType> anyElements = {DType::f32, DType::f16, DType::bf16, DType::u8};
 

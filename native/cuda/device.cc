@@ -2,8 +2,10 @@
 // `cudnn` and `cudnn:1` are the same GPUs, where cuDNN computes the convolutions.
 #include "../core/device.h"
 
+#include <algorithm>
 #include <cstring>
 #include <iomanip>
+#include <iterator>
 
 #include "cudnn.h"
 #include "nvml.h"
@@ -29,12 +31,11 @@ class CudaDevice : public Device {
  public:
   CudaDevice(Gpu& gpu, Find find) : gpu(gpu), find(find) {
     std::ostringstream about;
-    about << "sm_" << gpu.capability << ", ";
+    about << gpu.about();
     if (gpu.memory > 0) {
-      about << gpu.name << ", " << std::fixed << std::setprecision(1) << static_cast<double>(gpu.memory) / (1 << 30)
-            << " GiB";
+      about << ", " << std::fixed << std::setprecision(1) << static_cast<double>(gpu.memory) / (1 << 30) << " GiB";
     } else {
-      about << "compiles plans and runs none";
+      about << ", compiles plans and runs none";
     }
     if (find == ofCudnn) about << ", cuDNN " << Cudnn::get().version;
     traits_.isa = about.str();
@@ -47,7 +48,8 @@ class CudaDevice : public Device {
     traits_.mostPooled = 1;               // P of P needs pixels of other tiles
     traits_.computes = gpu.computes;
     if (find == ofCudnn && gpu.capability < 80) traits_.computes.push_back(DType::f32);  // without tensor cores
-    traits_.dotProducts = {DType::bf16, DType::f16};
+    std::ranges::copy_if(traits_.computes, std::back_inserter(traits_.dotProducts),
+                         [](DType type) { return type != DType::f32; });
     for (const auto& [op, _] : Registered<Kernels>::all())
       traits_.ops.emplace(op, OpTraits{find(op).dtypes, find(op).pitched});
   }

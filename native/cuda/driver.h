@@ -90,7 +90,7 @@ inline constexpr unsigned nonBlockingStream = 1;
 inline constexpr unsigned waitsAsleep =
     4;  // of a context (CU_CTX_SCHED_BLOCKING_SYNC): a thread that waits does not spin
 inline constexpr CUresult contextIsActive = 708;
-inline constexpr CUresult firstCaptureError = 900, lastCaptureError = 908;  // what a capture does not take ends it
+inline constexpr CUresult captureUnsupported = 900, captureInvalidated = 901;
 inline constexpr int threadLocalCapture = 1;  // other threads may allocate memory meanwhile
 
 }  // namespace octconv::cuda

@@ -13,22 +13,22 @@
 namespace octconv::cuda {
 namespace {
 
-// What octconv.fatbin has machine code for (tools/cuda.mjs). The driver takes it for later GPUs of the same major
-// number too, sm_103 and sm_121, and compiles PTX of sm_80 for all others from there on: sm_87, sm_110, and what comes
-// later.
+// What octconv.fatbin has machine code for (tools/cuda.mjs), which the driver also takes for later GPUs of the same
+// major number, such as sm_103 and sm_121. For other GPUs from sm_80 on it compiles the PTX of sm_80.
 struct Architecture {
   int capability, multiprocessors;  // the latter of a card of it: T4, A100, A10, RTX 4090, H100, B200, RTX 5090
   int sharedKiB;                    // that a block may have
-  int productsPerClock;             // of f16, of a multiprocessor, as mma.sync reaches them: see lib/bench/estimate.ts
+  int fmaPerClock;  // of a multiprocessor of this card, of f16 summed in f32, as lib/bench/estimate.ts assumes that
+                    // these kernels reach them
 };
 constexpr Architecture architectures[] = {{75, 40, 64, 370},  {80, 108, 163, 740}, {86, 72, 99, 370},
-                                          {89, 128, 99, 370}, {90, 132, 227, 920}, {100, 148, 227, 920},
-                                          {120, 170, 99, 370}};
-int productsPerClockOf(int capability) {
-  int products = 0;
+                                          {89, 128, 99, 185}, {90, 132, 227, 920}, {100, 148, 227, 920},
+                                          {120, 170, 99, 185}};
+int fmaPerClockOf(int capability) {
+  int fma = 0;
   for (const Architecture& known : architectures)
-    if (known.capability <= capability) products = known.productsPerClock;
-  return products;
+    if (known.capability <= capability) fma = known.fmaPerClock;
+  return fma;
 }
 // Products of bf16 and tf32 came with sm_80.
 std::vector<DType> computesOf(int capability) {
@@ -188,7 +188,7 @@ Gpu::Gpu(int index)
       memory(memoryOf(Driver::get(), index)),
       multiprocessors(attributeOf(Driver::get(), index, multiprocessorCount)),
       sharedBytes(static_cast<size_t>(attributeOf(Driver::get(), index, mostSharedBytes))),
-      productsPerClock(productsPerClockOf(capability)),
+      fmaPerClock(fmaPerClockOf(capability)),
       computes(computesOf(capability)),
       bus(busOf(Driver::get(), index)),
       index(index) {
@@ -202,7 +202,7 @@ Gpu::Gpu(std::string architecture, int capability, int multiprocessors, size_t s
       memory(0),
       multiprocessors(multiprocessors),
       sharedBytes(sharedBytes),
-      productsPerClock(productsPerClockOf(capability)),
+      fmaPerClock(fmaPerClockOf(capability)),
       computes(computesOf(capability)),
       index(-1) {}
 
@@ -216,16 +216,21 @@ Gpu& Gpu::get(int index) {
 Gpu& Gpu::absent(const std::string& architecture) {
   static auto& gpus = *new std::map<std::string, std::unique_ptr<Gpu>>;
   std::string known;
-  for (const Architecture& some : architectures) {
-    const std::string each = "sm_" + std::to_string(some.capability);
+  for (const Architecture& one : architectures) {
+    const std::string each = "sm_" + std::to_string(one.capability);
     known += (known.empty() ? "" : ", ") + each;
     if (each != architecture) continue;
     std::lock_guard lock(guard());
     auto& gpu = gpus[architecture];
-    if (!gpu) gpu.reset(new Gpu(architecture, some.capability, some.multiprocessors, size_t{1024} * some.sharedKiB));
+    if (!gpu) gpu.reset(new Gpu(architecture, one.capability, one.multiprocessors, size_t{1024} * one.sharedKiB));
     return *gpu;
   }
   fail("wanted an architecture that has kernels: ", known);
+}
+
+std::string Gpu::about() const {
+  const std::string architecture = "sm_" + std::to_string(capability);
+  return index < 0 ? architecture : architecture + ", " + name;
 }
 
 void Gpu::close() {
@@ -332,7 +337,7 @@ Graph::Graph(std::shared_ptr<Context> made, const Stream& stream, FunctionRef<vo
   } catch (...) { error = std::current_exception(); }
   const CUresult ended = driver.cuStreamEndCapture(stream, &graph);
   try {
-    if (ended >= firstCaptureError && ended <= lastCaptureError) throw NotCaptured("cuda: a capture was ended");
+    if (ended == captureUnsupported || ended == captureInvalidated) throw NotCaptured("cuda: a capture was ended");
     if (error) std::rethrow_exception(error);
     driver.check(ended, "cuda: end of a graph's capture");
     context->allocate([&] {

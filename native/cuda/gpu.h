@@ -79,7 +79,7 @@ class Gpu {
   const size_t memory;   // bytes
   const int multiprocessors;
   const size_t sharedBytes;           // that a block may have
-  const int productsPerClock;         // of a multiprocessor, about
+  const int fmaPerClock;              // of a multiprocessor, about
   const std::vector<DType> computes;  // what our kernels multiply
   const std::string bus;              // where it sits, as NVML knows it
 
@@ -87,6 +87,7 @@ class Gpu {
   std::shared_ptr<Context> context();
   // What cuDNN computes on it, made the same way.
   std::shared_ptr<Convolutions> convolutions();
+  std::string about() const;  // for errors: `sm_75`, of one that is there `sm_75, Tesla T4`
   void checkPresent() const;  // throws unless it is there
 
   Queue queue;  // of its runs

@@ -29,7 +29,7 @@ Launch launchOf(std::string kernel, unsigned blocks, unsigned threads, size_t sh
   return {{std::move(kernel), blocks, threads, sharedBytes}, {first, first + sizeof arguments}};
 }
 
-// Types of inputs: of kernels that compute with elements, and of kernels that only move them.
+// Types of inputs: `floats` of kernels that compute, `elements` of kernels that only move elements.
 inline const std::vector<DType> floats{DType::f32, DType::f16, DType::bf16};
 inline const std::vector<DType> elements{DType::f32, DType::f16, DType::bf16, DType::u8};
 

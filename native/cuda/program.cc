@@ -99,7 +99,7 @@ void Program::dropSurplus() {
 struct Program::Boundary : Request {
   std::shared_ptr<Program> program;
   Block pinned;
-  Memory pageable;  // where the caller writes inputs if no pinned memory is idle
+  Memory pageable;  // where the caller writes inputs if no pinned memory is idle: pin() copies them once more
   Buffers given;    // inputs that are on the GPU, null for others; none where all is in memory of the host
 
   explicit Boundary(std::shared_ptr<Program> owner, Buffers onGpu = {})
@@ -128,8 +128,8 @@ struct Program::Boundary : Request {
       if (given.empty() || !given[i]) std::memcpy(inputs[i].data(), written[i].data(), written[i].size());
     pageable = {};
   }
-  // Called where the run has ended, on a thread of the library: memory of a GPU waits until that is idle.
-  void dropRest() {
+  // Called where the run has ended, on a thread of the library: cuMemFree waits for the GPU.
+  void releaseInputs() {
     given.clear(), pageable = {};
     if (!completed) kept.clear();
   }
@@ -214,7 +214,7 @@ class Program::Run : public Queue::Job {
       request->completed = !request->stop;
     });
     events.clear();
-    request->dropRest();
+    request->releaseInputs();
     if (room && request->error.empty()) giveRoom();
     room.reset();
     program->dropSurplus();
@@ -233,7 +233,7 @@ class Program::Run : public Queue::Job {
   }
   void check(CUresult result, const std::string& what) const { driver.check(result, what); }
 
-  // False if the GPU has no memory for it as long as others run.
+  // False if there is no memory for it as long as others run.
   bool takeMemory(bool alone) {
     try {
       request->pin();

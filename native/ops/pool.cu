@@ -48,7 +48,7 @@ OCTCONV_DEVICE float windowAt(const PoolArgs& a, const char* arena, const Pixel&
         }
       }
   if (!a.average) return largest;
-  if (a.countIncludePad) count = (tEnd - t) * (yEnd - y) * (xEnd - x);
+  if (a.countIncludePad) count = int64_t{tEnd - t} * (yEnd - y) * (xEnd - x);
   return static_cast<float>(sum.total()) / static_cast<float>(count);
 }
 

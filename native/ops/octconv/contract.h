@@ -48,9 +48,17 @@ struct Store {
 
 // What the products of a branch are made of.
 enum class Compute { f32, bf16, i8, f16 };
-inline DType activationOf(Compute compute) {
-  constexpr DType types[] = {DType::f32, DType::bf16, DType::u8, DType::f16};
-  return types[static_cast<int>(compute)];
+inline DType operandType(Compute compute) {  // of the activations
+  switch (compute) {
+    case Compute::bf16:
+      return DType::bf16;
+    case Compute::f16:
+      return DType::f16;
+    case Compute::i8:
+      return DType::u8;
+    default:
+      return DType::f32;
+  }
 }
 
 // Positions of inputs: x, and a number per image and channel that it is multiplied by.

@@ -64,7 +64,7 @@ Sum sumOf(const Node& node, const BranchPlan& b, const Shape& y, bool low) {
     if (!depthwise) read.c = s.groups * wordsOf(inGroup, branch.compute) * perWord(branch.compute);
     const bool whole = read.c == x.shape.c || (s.groups == 1 && read.c <= x.shape.c + x.pad);
     const bool asIs =
-        x.dtype == activationOf(branch.compute) && whole && s.pool == 0 && !rowTaps && s.prologue.isIdentity();
+        x.dtype == operandType(branch.compute) && whole && s.pool == 0 && !rowTaps && s.prologue.isIdentity();
     TileSource source{branch.winograd ? overTiles(s, branch.winograd) : s, {}, read, x.pitch(), {}, rowTaps};
     if (!asIs) {
       // A depthwise convolution reads elements, not words: one group, as wide as it is.
@@ -109,7 +109,7 @@ void prepareRow(const TileSource& source, const TensorType& type, Compute comput
   const int64_t together = !prologue.isIdentity() || !type.gap ? width : 1;
   for (int64_t x = 0; x < width; x += together) {
     const Elements in = elementsOf(const_cast<char*>(from) + x * fromBytes, type),
-                   out{to + gaps + x * c * bytes, activationOf(compute), source.conv.scale, source.conv.zero};
+                   out{to + gaps + x * c * bytes, operandType(compute), source.conv.scale, source.conv.zero};
     if (prologue.isIdentity())
       convert(in, out, together * c);
     else
@@ -152,7 +152,7 @@ void prepareRows(const TileSource& source, const Node& node, Compute compute, co
       }
       for (int64_t k = s.pool; k > 0; k--, rows = halved(rows)) {
         char* next = k == 1 ? to : level + rows.h * rows.w * rows.c * bytes;
-        halve(activationOf(compute), level, rows.c, rows.h, rows.w, next, rows.c, static_cast<int>(rows.c));
+        halve(operandType(compute), level, rows.c, rows.h, rows.w, next, rows.c, static_cast<int>(rows.c));
         level = next;
       }
     }

@@ -2,6 +2,7 @@
 #include "cuda.h"
 
 #include <algorithm>
+#include <array>
 #include <span>
 
 #include "../../core/threads.h"
@@ -83,7 +84,7 @@ void checkType(const Gpu& gpu, DType type) {
   if (std::ranges::find(gpu.computes, type) != gpu.computes.end()) return;
   std::string known;
   for (const DType each : gpu.computes) known += (known.empty() ? "" : ", ") + std::string(nameOf(each));
-  fail("octConv: no kernel for ", nameOf(type), " on ", gpu.name, ", sm_", gpu.capability, ", wanted ", known);
+  fail("octConv: no kernel for ", nameOf(type), " on ", gpu.about(), ", wanted ", known);
 }
 
 // Tensor cores multiply all inputs with all outputs.
@@ -104,7 +105,7 @@ void putSource(const CudaBranch& packed, const Source& source, const Params& par
   const int64_t some = std::min<int64_t>(unitColumns, packed.channels - first), inputs = inputsOf(source, params),
                 piece = pieceChannels(packed.compute);
   const Taps taps = tapsOf(source, inputs, packed.compute);
-  const TensorType type{octconv::activationOf(packed.compute), {}};
+  const TensorType type{operandType(packed.compute), {}};
   const std::vector<float> w =
       weightOf(source, params, packed.channels).floats(first * inputs * source.taps(), some * inputs * source.taps());
   const std::vector<float> scales = weightScalesOf(source, params, packed.channels);
@@ -140,14 +141,14 @@ void putPlainSource(const CudaBranch& packed, const Source& source, const Params
     for (int64_t i = 0; i < inputs; i++)
       for (int64_t o = 0; o < channels; o++) {
         const float x = w[(o * inputs + i) * taps + tap] * static_cast<float>(affine.scale[o] * scales[o]);
-        *to++ = roundedTo(octconv::activationOf(packed.compute), x);
+        *to++ = roundedTo(operandType(packed.compute), x);
       }
 }
 
 std::shared_ptr<const Packed> pack(Gpu& gpu, const Attr& attrs, const Params& params, Crew& crew) {
   const Branch branch = oneBranchOf(attrs);
   checkForm(branch);
-  if (!isPlain(branch)) checkType(gpu, octconv::activationOf(branch.compute));
+  if (!isPlain(branch)) checkType(gpu, operandType(branch.compute));
   const int64_t channels = outputChannels(branch, params);
   auto packed = std::make_shared<CudaBranch>();
   packed->compute = branch.compute, packed->plain = isPlain(branch);
@@ -274,9 +275,9 @@ TensorArgs prepare(Making& making, const Branch& branch, const Source& s, const 
   args.x = making.placed.input(s.input);
   args.frames = intOf(product(type.shape.n, type.shape.t), "frames");
   args.pool = static_cast<int>(s.pool);
-  args.dtype = octconv::activationOf(branch.compute);
+  args.dtype = operandType(branch.compute);
   args.prologue = activationOf(s.prologue, prologue, packed);
-  TensorType to{octconv::activationOf(branch.compute), halved(type.shape, s.pool)};
+  TensorType to{operandType(branch.compute), halved(type.shape, s.pool)};
   args.columns = static_cast<int>(to.shape.w);
   args.left = rows ? static_cast<int>(s.padding.w) : 0;
   if (rows) to.shape.w = std::max((outputs - 1) * s.stride.w + s.kernel.w, s.padding.w + to.shape.w);
@@ -301,7 +302,7 @@ SourceArgs sourceOf(Making& making, const Branch& branch, const Source& s, const
     return args;
   }
   const Taps taps = tapsOf(s, type.shape.c, branch.compute);
-  const bool direct = asIs && !taps.rows && type.dtype == octconv::activationOf(branch.compute) && isAligned(type, at);
+  const bool direct = asIs && !taps.rows && type.dtype == operandType(branch.compute) && isAligned(type, at);
   args.x = direct ? tensorOf(type, at)
                   : prepare(making, branch, s, packed, prologue, taps.rows, s.upsample ? (y.w + 1) / 2 : y.w);
   const Extent& size = args.x.size;
@@ -386,7 +387,7 @@ Share shareOf(const BranchArgs& branch, int tile, int64_t splits) {
 // multiprocessors.
 int64_t clocksOf(std::span<const BranchArgs> branches, std::span<const Share> shares, const Gpu& gpu) {
   constexpr int64_t bytesPerClock = 32;   // about
-  constexpr int64_t chunkProducts = 32;   // of an element in bf16; in tf32 half as many take as long
+  constexpr int64_t chunkProducts = 32;   // of an element in 16 bits; in tf32 half as many take as long
   constexpr int64_t secondLaunch = 2000;  // about 1.5 us
   const int64_t multiprocessors = gpu.multiprocessors;
   int64_t work = 0, longest = 1, bytesOfSums = 0;
@@ -394,7 +395,7 @@ int64_t clocksOf(std::span<const BranchArgs> branches, std::span<const Share> sh
     const Share& share = shares[b];
     const int64_t rows = 4 * tiles[share.tile].lows, columns = tiles[share.tile].columns;
     const int64_t step =
-        std::max(rows * columns * chunkProducts / gpu.productsPerClock, (rows + columns) * chunkBytes / bytesPerClock);
+        std::max(rows * columns * chunkProducts / gpu.fmaPerClock, (rows + columns) * chunkBytes / bytesPerClock);
     const int64_t block = (stepsOf(branches[b]) + share.splits - 1) / share.splits * step;
     work += block * share.blocks(), longest = std::max(longest, block), bytesOfSums += share.bytesOfSums();
   }
@@ -403,25 +404,29 @@ int64_t clocksOf(std::span<const BranchArgs> branches, std::span<const Share> sh
   return rounds * longest + (bytesOfSums ? sums + secondLaunch : 0);
 }
 
-// Chooses tiles, and how many blocks share one, for the branches of a launch: of tiles that fit into shared memory.
-void spread(Making& making, std::span<BranchArgs> branches) {
-  const auto fits = [&](int tile) {
-    return static_cast<size_t>(sharedBytes(tiles[tile])) <= making.placed.gpu.sharedBytes;
-  };
-  constexpr int some = std::size(tiles);
-  const int choices = branches.size() == 2 ? some * some : some;
+// The tiles that the branches of a launch may have, larger ones first: all the largest one, or any of the others.
+std::vector<std::array<int, mostBranches>> pairsOfTiles(const Gpu& gpu) {
+  std::vector<std::array<int, mostBranches>> pairs{{largestTile, largestTile}};
+  for (int a = largestTile - 1; a >= 0; a--)
+    for (int b = largestTile - 1; b >= 0; b--) pairs.push_back({a, b});
+  std::erase_if(pairs, [&](const auto& pair) {
+    return std::ranges::any_of(
+        pair, [&](int tile) { return static_cast<size_t>(sharedBytes(tiles[tile])) > gpu.sharedBytes; });
+  });
+  if (pairs.empty()) fail("octConv: no tile fits into the shared memory of ", gpu.about());
+  return pairs;
+}
+
+// Chooses tiles, and how many blocks share one, for the branches of a launch.
+void chooseTiles(Making& making, std::span<BranchArgs> branches) {
+  const Gpu& gpu = making.placed.gpu;
   int64_t least = INT64_MAX;
   std::vector<Share> chosen;
   for (const int64_t splits : {1, 2, 3, 4, 6, 8, 12, 16, 24, 32})
-    for (int choice = choices - 1; choice >= 0; choice--) {  // of tiles as good the larger ones
-      const int both[mostBranches] = {choice % some, choice / some};
-      const std::span<const int> own(both, branches.size());
-      if (std::ranges::any_of(own, [&](int tile) { return !fits(tile); })) continue;
-      if (std::ranges::count(own, largestTile) && std::ranges::count(own, largestTile - 1)) continue;
+    for (const auto& pair : pairsOfTiles(gpu)) {
       std::vector<Share> shares;
-      for (size_t b = 0; b < branches.size(); b++) shares.push_back(shareOf(branches[b], own[b], splits));
-      if (const int64_t clocks = clocksOf(branches, shares, making.placed.gpu); clocks < least)
-        least = clocks, chosen = shares;
+      for (size_t b = 0; b < branches.size(); b++) shares.push_back(shareOf(branches[b], pair[b], splits));
+      if (const int64_t clocks = clocksOf(branches, shares, gpu); clocks < least) least = clocks, chosen = shares;
     }
   for (size_t b = 0; b < branches.size(); b++) {
     BranchArgs& branch = branches[b];
@@ -437,8 +442,8 @@ void spread(Making& making, std::span<BranchArgs> branches) {
 }
 
 Launch plainLaunch(const PlacedNode& placed, const Branch& branch, const BranchArgs& args) {
-  PlainArgs plain{
-      args, static_cast<int>(branch.groups()), octconv::activationOf(branch.compute), branch.gated.has_value(), {}, {}};
+  PlainArgs plain{args, static_cast<int>(branch.groups()), operandType(branch.compute), branch.gated.has_value(), {},
+                  {}};
   if (branch.gated) plain.x = placed.input(branch.gated->input), plain.gate = placed.input(branch.gated->gate);
   const Shape y = shapeOf(branch, placed.node);
   return launchItems("octConvPlain", args.phased ? halved(y).elements() : y.elements(), plain);
@@ -486,7 +491,7 @@ Made make(const PlacedNode& placed) {
   }
   if (together > 0) {
     const std::span<BranchArgs> some(args.branch, together);
-    spread(making, some);
+    chooseTiles(making, some);
     bool large = false;
     int shared = 0, places = 0, blocks = 0, sumBlocks = 0;
     for (const BranchArgs& branch : some) {

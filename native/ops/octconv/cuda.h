@@ -16,7 +16,7 @@ struct Tile {
   int lows, columns;
 };
 inline constexpr Tile tiles[] = {{32, 64}, {64, 32}, {64, 64}, {32, 128}, {64, 128}};
-// The largest one leaves no room for a second block: it has a kernel of its own, which has no use for the one before.
+// The last one leaves no room for a second block on a multiprocessor: it has a kernel of its own.
 inline constexpr int largestTile = 4;
 
 OCTCONV_BOTH constexpr int slotBytes(const Tile& tile) { return (4 * tile.lows + tile.columns) * chunkBytes; }

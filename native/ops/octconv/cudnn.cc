@@ -45,7 +45,7 @@ std::shared_ptr<const Packed> pack(Gpu& gpu, const Attr& attrs, const Params& pa
   const Term& term = branch.terms[0];
   auto packed = std::make_shared<CudnnBranch>();
   packed->convolutions = gpu.convolutions();
-  packed->dtype = octconv::activationOf(branch.compute);
+  packed->dtype = operandType(branch.compute);
   packed->outputs = outputChannels(branch, params);
   packed->inputs = inputsOf(source, params), packed->taps = source.taps();
   packed->hasBias = !term.bias.empty() || (!term.batchNorm.empty() && !term.scaleOnly);
@@ -103,8 +103,8 @@ Made make(const PlacedNode& placed) {
   const Source& source = onlySource(branch);
   const auto& packed = node.weights<CudnnBranch>();
   const Shape x = node.in(source.input), y = shapeOf(branch, node);
-  if (packed.dtype != octconv::activationOf(branch.compute) || packed.outputs != y.c ||
-      packed.inputs != x.c / source.groups || packed.taps != source.taps())
+  if (packed.dtype != operandType(branch.compute) || packed.outputs != y.c || packed.inputs != x.c / source.groups ||
+      packed.taps != source.taps())
     fail("octConv: the weights given to '", node.name, "' were packed for another layer");
   const Convolution convolution = convolutionOf(node, branch, source, packed);
   std::shared_ptr<const ConvolutionPlan> plan;

@@ -45,7 +45,7 @@ std::shared_ptr<const Packed> pack(const Attr& attrs, const Params& params, Crew
       sources.push_back({weightOf(source, params, channels).floats(), weightScalesOf(source, params, channels),
                          affineOf(source.prologue, params)});
       if (branch.compute == Compute::bf16 || branch.compute == Compute::f16)
-        roundFolded(sources.back(), affine, activationOf(branch.compute));
+        roundFolded(sources.back(), affine, operandType(branch.compute));
     }
   }
   for (const Store& store : branch.stores) plain->stores.push_back(affineOf(store.activation, params));
@@ -91,7 +91,7 @@ std::vector<float> pooled(std::vector<float> x, const TensorType& type, int64_t 
 
 // What a convolution multiplies, as numbers.
 std::vector<float> inputOf(const Node& node, const Branch& branch, const Source& s, const Affine& prologue, Run& run) {
-  const TensorType &from = node.inputs[s.input], input{activationOf(branch.compute), from.shape, s.scale, s.zero};
+  const TensorType &from = node.inputs[s.input], input{operandType(branch.compute), from.shape, s.scale, s.zero};
   std::vector<float> x = elementsAs(input, [&](size_t i) {
     return activated(s.prologue, prologue, valueAt(run.inputs[s.input], from, i), i % from.shape.c);
   });

@@ -71,7 +71,7 @@ struct Transform {
     int64_t begin = 0;
     for (const TileSource& source : sum.sources) {
       for (int64_t i = 0; i < count; i++)
-        toInput({activationOf(b.spec.compute), pixels + i, count, source.shape.c, inputs + i * bytes + begin,
+        toInput({operandType(b.spec.compute), pixels + i, count, source.shape.c, inputs + i * bytes + begin,
                  count * bytes});
       pixels += positions * count;
       begin += source.shape.c * each;

@@ -341,13 +341,19 @@ bool endsCaptures(const std::string& call) {
 }
 
 bool isSlow(const std::string& call) {
-  static const std::set<std::string> slow = {"cuMemAlloc_v2",
+  static const std::set<std::string> slow = {"cuDevicePrimaryCtxRetain",
+                                             "cuDevicePrimaryCtxRelease_v2",
+                                             "cuMemAlloc_v2",
                                              "cuMemFree_v2",
                                              "cuMemHostAlloc",
                                              "cuMemFreeHost",
                                              "cuModuleLoadData",
+                                             "cuModuleUnload",
                                              "cuStreamSynchronize",
+                                             "cuStreamDestroy_v2",
+                                             "cuGraphExecDestroy",
                                              "cuGraphInstantiateWithFlags",
+                                             "cudnnCreate",
                                              "cudnnBackendFinalize"};
   return slow.count(call) > 0;
 }
