@@ -453,7 +453,9 @@ void injection() {
       "{\"contexts\": 0, \"modules\": 0, \"streams\": 0, \"events\": 0, \"graphs\": 0, \"executables\": 0, "
       "\"allocations\": 0, \"pinned\": 0, \"cudnn\": 0}}\n";
   CHECK(runWith(0, 2) ==
-        "{\"slowOnMain\": [\"cuMemAlloc_v2\", \"cuMemFree_v2\", \"cuModuleLoadData\", \"cuStreamSynchronize\"], "
+        "{\"slowOnMain\": [\"cuDevicePrimaryCtxRelease_v2\", \"cuDevicePrimaryCtxRetain\", \"cuMemAlloc_v2\", "
+        "\"cuMemFree_v2\", "
+        "\"cuModuleLoadData\", \"cuModuleUnload\", \"cuStreamDestroy_v2\", \"cuStreamSynchronize\"], "
         "\"calls\": 13, \"failed\": \"\", " +
             none);
   for (const int error : {2, 719})
@@ -473,7 +475,8 @@ void leaks() {
   CHECK(code == 0);
   CHECK(
       contents(report.name) ==
-      "{\"slowOnMain\": [\"cuModuleLoadData\"], \"calls\": 8, \"failed\": \"\", \"launches\": 0, \"graphLaunches\": 0, "
+      "{\"slowOnMain\": [\"cuDevicePrimaryCtxRelease_v2\", \"cuDevicePrimaryCtxRetain\", \"cuModuleLoadData\"], "
+      "\"calls\": 8, \"failed\": \"\", \"launches\": 0, \"graphLaunches\": 0, "
       "\"spins\": 0, \"bytesToDevice\": 0, "
       "\"bytesToHost\": "
       "0, \"errors\": \"\", \"live\": {\"contexts\": 0, \"modules\": 1, \"streams\": 1, \"events\": 0, \"graphs\": 0, "

@@ -107,7 +107,7 @@ describe('cuda on the stand-in driver', function () {
       expect(said).to.deep.equal([
         `dtype 'f32': device 'cuda' (${gpu}) multiplies f16`,
         `dtype 'bf16': device 'cuda' (${gpu}) multiplies f16`,
-        'octConv: no kernel for f32 on stand-in 0, sm_75, wanted f16',
+        'octConv: no kernel for f32 on sm_75, stand-in 0, wanted f16',
         'nothing was refused',
         `dtype 'i8': device 'cuda' (${gpu}) multiplies f16`,
       ]);

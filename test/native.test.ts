@@ -395,9 +395,7 @@ describe('ops: native code trusts no plan', () => {
     expect(await refused('cpu', 'f16')).to.include('octConv: no kernel for f16 on cpu');
     expect(await refused('cuda:sm_90', 'i8')).to.include('octConv: no kernel for i8 on cuda');
     for (const compute of ['f32', 'bf16'])
-      expect(await refused('cuda:sm_75', compute)).to.include(
-        `octConv: no kernel for ${compute} on sm_75, sm_75, wanted f16`,
-      );
+      expect(await refused('cuda:sm_75', compute)).to.include(`octConv: no kernel for ${compute} on sm_75, wanted f16`);
     const large = native.pack.bind(null, 'cpu', 'octConv', branches({}) as never);
     expect(() => large({ w: { dtype: 'f32', shape: [4, 2 ** 62, 1, 1], data: new Float32Array(4) } })).to.throw(
       'size of a parameter must be an integer',
