@@ -78,7 +78,7 @@ function build() {
   code.push('-gencode', `arch=compute_${portable},code=compute_${portable}`);
   const keep = ['--keep', '--keep-dir', intermediate, '-Xptxas', '-v'];
   const fatbin = join(root, 'build', 'Release', 'octconv.fatbin');
-  const packed = ['-Xfatbin', '-compress-all']; // 1.4 MB instead of 8
+  const packed = ['-Xfatbin', '-compress-all']; // 2.2 MB instead of 10
   const nvcc = [...options, ...keep, ...packed, '--threads', '2', '--fatbin', ...code, source, '-o', fatbin];
   const { status, stderr, error } = spawnSync(`${folder}nvcc`, nvcc, { cwd: root, encoding: 'utf8' });
   if (status !== 0) throw new ToolError(`cuda: nvcc: ${error?.message ?? stderr}`);
