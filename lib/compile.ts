@@ -11,7 +11,7 @@ import type { Shape } from './tensor.js';
 import type { Wide } from './ops.js';
 
 export interface CompileOptions {
-  /** `auto` takes the fastest device that is there: `cpu`. Default `auto`. */
+  /** `auto` is `cpu`, also where there is a GPU: NVIDIA GPUs are taken by name, `cuda`, `cuda:1`. Default `auto`. */
   readonly device?: Device | 'auto' | undefined;
   /**
    * What the convolutions multiply; inputs and outputs stay what they are. Default `f32`. `f16` is there on `cuda`,

@@ -73,5 +73,5 @@ function infoOf({ name, traits, why }: NativeDevice): DeviceInfo {
   const chosen = name === fastest;
   if (!traits) return { name, about: 'not there', chosen, why };
   const about = `${traits.fuses === 'all' ? 'fused kernels, ' : ''}${traits.isa}`;
-  return { name, about, chosen, why: chosen ? 'the fastest device that was found' : 'by its name alone' };
+  return { name, about, chosen, why: chosen ? 'what auto means' : 'by its name alone' };
 }

@@ -189,9 +189,12 @@ export function deviceOf(what: string, tensors: readonly Tensor[], wanted?: Devi
   if (device === undefined) return wanted;
   const other = tensors.findIndex((x) => x.device !== device && (x.device !== 'cpu' || x.length > 1));
   if (other >= 0)
-    throw new OctconvError(`${what}: input ${first} is on ${device}, input ${other} on ${tensors[other]?.device}`);
+    throw new OctconvError(
+      `${what}: input ${first} is on ${device}, input ${other} on ${tensors[other]?.device}: move one by to() or toHost()`,
+    );
   const name = wanted === undefined || wanted === 'auto' ? device : targetOf(wanted).name;
-  if (name !== device) throw new OctconvError(`${what}: input ${first} is on ${device}, wanted ${name}`);
+  if (name !== device)
+    throw new OctconvError(`${what}: input ${first} is on ${device}, wanted ${name}: await to('${name}')`);
   return device;
 }
 

@@ -304,12 +304,13 @@ struct Held {
   int64_t bytes;
 
   static Napi::Value wrap(Napi::Env env, std::shared_ptr<T> object, size_t size) {
-    auto* held = new Held{std::move(object), 0};
-    held->count(env, size);
-    auto external = Napi::External<Held>::New(env, held, [](Napi::Env env, Held* held) {
+    auto owned = std::make_unique<Held>(std::move(object), 0);
+    auto external = Napi::External<Held>::New(env, owned.get(), [](Napi::Env env, Held* held) {
       held->free(env);
       delete held;
-    });
+    });  // throws in an environment that is being terminated
+    Held* const held = owned.release();
+    held->count(env, size);
     external.TypeTag(&tag);
     return external;
   }

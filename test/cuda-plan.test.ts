@@ -180,7 +180,7 @@ describe('the estimate', () => {
     expect(time.gaps).to.be.closeTo(launchMicroseconds / 1e3, 1e-12);
     expect(time.total).to.be.closeTo(time.memory + time.waves + time.gaps, 1e-12);
     expect(time.lossless).to.be.closeTo(memory + time.gaps, 1e-12);
-    expect(() => timeOf(gpus.h100, plan, 'f32', {})).to.throw('the registers of octConvTf32 are not known');
+    expect(() => timeOf(gpus.h100, plan, 'f32', {})).to.throw('an estimate needs to know the registers of octConvTf32');
     expect(cudnnTimeOf(gpus.h100, plan, 'f32')).to.be.closeTo(memory + time.gaps, 1e-12);
   });
 
@@ -224,7 +224,7 @@ describe('the estimate', () => {
     const bare = await said(args, settings);
     expect([bare.code, bare.stderr]).to.deep.equal([
       1,
-      'octconv: bench: the registers of octConvBf16 are not known: npm run build:cuda\n',
+      'octconv: bench: an estimate needs to know the registers of octConvBf16: npm run build:cuda tells them, without a GPU\n',
     ]);
     writeFileSync(join(folder, 'octconv.kernels.json'), JSON.stringify({ sm_80: { octConvBf16: 128 } }));
     const { stdout, code } = await said(args, settings);
@@ -340,7 +340,7 @@ describe('on the stand-in driver', function () {
     const small = { ...standIns, OCTCONV_STAND_IN_MEMORY: '100000' };
     const { stdout, stderr, code } = await said([cli, ...args], small);
     expect(code).to.equal(1);
-    expect(stderr).to.equal('octconv: bench: 4 of 8 rows were not measured\n');
+    expect(stderr).to.equal('octconv: bench: 4 of 4 rows of octconv were not measured\n');
     const ours = (JSON.parse(stdout) as CudaResult).rows.filter(({ by }) => by === 'octconv');
     for (const { why, kernels } of ours) {
       expect(why).to.match(/CUDA_ERROR_OUT_OF_MEMORY/);

@@ -163,13 +163,13 @@ describe('cuda on the stand-in driver', function () {
         'tensor: [1,6,6,3] is on cuda: await toHost() to see its elements',
         'tensor: [1,6,6,3] was disposed of',
         'tensor: [1,6,6,3] was disposed of',
-        'plan: input 0 is on cuda:1, wanted cuda',
-        'add: input 0 is on cuda, input 1 on cuda:1',
-        'add: input 1 is on cuda, input 0 on cpu',
-        'relu: input 0 is on cuda, wanted cpu',
-        'plan: input 0 is on cuda, wanted cpu',
-        'tensor: [1,1] is on cuda: await toHost() to see its elements',
-        "device 'cuda:2': there are 2 of its kind",
+        "plan: input 0 is on cuda:1, wanted cuda: await to('cuda')",
+        'add: input 0 is on cuda, input 1 on cuda:1: move one by to() or toHost()',
+        'add: input 1 is on cuda, input 0 on cpu: move one by to() or toHost()',
+        "relu: input 0 is on cuda, wanted cpu: await to('cpu')",
+        "plan: input 0 is on cuda, wanted cpu: await to('cpu')",
+        "linear: 'weight' is on cuda, wanted on the host, where it is packed: await toHost()",
+        "device 'cuda:2': wanted cuda to cuda:1",
         'enough',
       ]);
       const buffers = await child<{ y: number[]; said: string[] }>('buffers', null, two);
@@ -276,20 +276,23 @@ describe('cuda on the stand-in driver', function () {
       const addon = join(folder, 'octconv.node');
       await copyFile(standIns.OCTCONV_NATIVE, addon);
       const said = async (fatbin: string, capability: string) => {
-        await writeFile(join(folder, 'octconv.fatbin'), `stand-in ${fatbin}`);
+        await writeFile(join(folder, 'octconv.fatbin'), fatbin, 'latin1');
         const settings = { OCTCONV_NATIVE: addon, OCTCONV_STAND_IN_CAPABILITY: capability };
         return (await ask(['cuda'], settings)).said.cuda?.[0];
       };
       for (const [fatbin, capability] of [
-        ['sm_100', '10.3'],
-        ['sm_90 compute_80', '8.7'],
-        ['sm_100 compute_80', '11.0'],
+        ['stand-in sm_100', '10.3'],
+        ['stand-in sm_90 compute_80', '8.7'],
+        ['stand-in sm_100 compute_80', '11.0'],
       ] as const)
         expect(await said(fatbin, capability), capability).to.equal('nothing was refused');
-      expect(await said('sm_90 sm_100 compute_120', '11.0')).to.equal(
+      expect(await said('stand-in sm_90 sm_100 compute_120', '11.0')).to.equal(
         'cuda: kernels of octconv.fatbin for stand-in 0, sm_110: CUDA_ERROR_NO_BINARY_FOR_GPU, ' +
           'no kernel image is available for execution on the device',
       );
+      const header = [0xed50, 0xba55, 1, 16, 9, 0, 0, 0]; // of a fatbin of 16 and 9 bytes
+      const short = await said(Buffer.from(Uint16Array.from(header).buffer).toString('latin1'), '9.0');
+      expect(short).to.equal('cuda: octconv.fatbin is cut short, at 16 bytes: npm run build:cuda');
       await rm(join(folder, 'octconv.fatbin'));
     });
 
@@ -300,12 +303,12 @@ describe('cuda on the stand-in driver', function () {
         'wanted one of cpu, cuda, cudnn, recorder, reference, or one of several by its number, as in cuda:1';
       const { said } = await ask(names, { OCTCONV_STAND_IN_DEVICES: '2' });
       const wanted = {
-        'cuda:7': 'there are 2 of its kind',
+        'cuda:7': 'wanted cuda to cuda:1',
         'cuda:': number,
         'cuda:-1': number,
         'cuda:1x': number,
         'cuda:99999': number,
-        'cpu:1': 'there is 1 of its kind',
+        'cpu:1': 'wanted cpu, the only one',
       };
       for (const [name, why] of Object.entries(wanted)) {
         const text = `device '${name}': ${why}`;
@@ -502,7 +505,7 @@ describe('cuda on the stand-in driver', function () {
         const d = await x.to('cuda');
         await model.run(d);
         parentPort.postMessage('running');
-        while (true) await Promise.all([model.run(x), model.run(d)]);`;
+        while (true) await Promise.all([model.run(x), model.run(d), ...Array.from({ length: 8 }, () => x.to('cuda'))]);`;
       const code = `
         import { Worker } from 'node:worker_threads';
         import { setTimeout as sleep } from 'node:timers/promises';

@@ -372,13 +372,22 @@ describe('ops: native code trusts no plan', () => {
       };
       const grouped = { ...branches({ ...one, groups: 2 }) };
       expect(await compile(grouped, [4, 4], pack(grouped, 4, 2, 1, 1)), device).to.equal('nothing was refused');
-      // Which taps of few channels lie together depends on the dilation.
-      const row = (dilation: number) =>
-        branches({ kernel: [1, 1, 3], padding: [0, 0, dilation], dilation: [1, 1, dilation] });
-      const other = await compile(row(2), [3, 4], pack(row(1), 4, 3, 1, 3));
-      expect(other, device).to.include(
-        device === 'cuda:sm_90' ? 'were packed for another layer' : 'nothing was refused',
-      );
+      // Which taps of few channels lie together on a GPU depends on the kernel, the dilation and the padding.
+      const row = (dilation: number, padding = dilation) =>
+        branches({ kernel: [1, 1, 3], padding: [0, 0, padding], dilation: [1, 1, dilation] });
+      const wide = branches({ kernel: [1, 1, 3], padding: [0, 0, 4], stride: [1, 1, 2] });
+      for (const used of [row(2), wide]) {
+        const other = await compile(used, [3, 4], pack(row(1), 4, 3, 1, 3));
+        expect(other, device).to.include(
+          device === 'cuda:sm_90' ? 'were packed for another layer' : 'nothing was refused',
+        );
+      }
+      if (device === 'cuda:sm_90') {
+        const high = { kernel: [1, 3, 1], padding: [0, 1, 0] };
+        expect(await compile(branches(high), [3, 4], pack(row(1), 4, 3, 1, 3))).to.include(
+          'were packed for another layer',
+        );
+      }
       if (device !== 'reference')
         expect(await compile(branches(one), [2, 4], pack(grouped, 4, 2, 1, 1)), device).to.include(
           'were packed for another layer',

@@ -4,6 +4,7 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { expect } from 'chai';
+import { standIns } from './stand-in.js';
 
 const root = fileURLToPath(new URL('..', import.meta.url));
 const readme = readFileSync(join(root, 'README.md'), 'utf8');
@@ -18,6 +19,7 @@ describe('README', function () {
     /\[ 4, 10 \] 3/,
     /\[ 1, 56, 56, 32 \] \[ 1, 28, 28, 32 \] 1/,
     'examples/server/server.ts', // test/server.test.ts runs it
+    /^cpu cuda \[ 2, 10 \]$/m,
   ];
 
   it('has these snippets', () => expect(snippets).to.have.length(expected.length));
@@ -33,7 +35,13 @@ describe('README', function () {
       try {
         const file = join(folder, 'snippet.ts');
         writeFileSync(file, (snippets[i] as string).replace("'octconv'", `'${join(root, 'lib/index.js')}'`));
-        const { stdout, stderr } = spawnSync(process.execPath, ['--import=tsx', file], { cwd: root, encoding: 'utf8' });
+        const { stdout, stderr } = spawnSync(process.execPath, ['--import=tsx', file], {
+          ...{
+            cwd: root,
+            encoding: 'utf8',
+            env: { ...process.env, ...(snippets[i]?.includes('cuda') ? standIns : {}) },
+          },
+        });
         expect(stdout, stderr).to.match(pattern);
         const options = { extends: join(root, 'tsconfig.json'), files: [file], include: [] };
         writeFileSync(join(folder, 'tsconfig.json'), JSON.stringify(options));

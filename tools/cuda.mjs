@@ -60,7 +60,7 @@ function programs() {
   const folder = join(toolkit, 'nvidia', 'cu13', 'bin');
   if (!existsSync(join(folder, 'nvdisasm'))) {
     if (!which('pip3')) installPackages(['python3-pip'], 'pip is needed to fetch nvcc from PyPI');
-    console.log('cuda: fetching nvcc 13.0 from PyPI into build/cuda-toolkit');
+    console.log('cuda: fetching nvcc 13.0 from PyPI into build/cuda-toolkit, some 100 MB');
     const install = ['install', '--quiet', '--no-deps', '--root-user-action', 'ignore', '--upgrade'];
     run('pip3', [...install, '--target', toolkit, ...packages], { what: 'cuda: pip3' });
     for (const file of readdirSync(folder)) if (file !== 'crt') chmodSync(join(folder, file), 0o755);
@@ -80,6 +80,7 @@ function build() {
   const fatbin = join(root, 'build', 'Release', 'octconv.fatbin');
   const packed = ['-Xfatbin', '-compress-all']; // 2.2 MB instead of 10
   const nvcc = [...options, ...keep, ...packed, '--threads', '2', '--fatbin', ...code, source, '-o', fatbin];
+  console.log(`cuda: nvcc compiles for ${architectures.map((sm) => `sm_${sm}`).join(', ')}: 4 minutes on two cores`);
   const { status, stderr, error } = spawnSync(`${folder}nvcc`, nvcc, { cwd: root, encoding: 'utf8' });
   if (status !== 0) throw new ToolError(`cuda: nvcc: ${error?.message ?? stderr}`);
   for (const line of stderr.split('\n')) if (/warning/i.test(line)) console.error(line);

@@ -152,7 +152,9 @@ export function timeOf(
     const each = tiled.map((launch) => {
       const count = registers[launch.kernel];
       if (count === undefined)
-        throw new OctconvError(`bench: the registers of ${launch.kernel} are not known: npm run build:cuda`);
+        throw new OctconvError(
+          `bench: an estimate needs to know the registers of ${launch.kernel}: npm run build:cuda tells them, without a GPU`,
+        );
       const { l2, products } = boundsOf(gpu, launch, dtype);
       return { l2, products, uneven: Math.max(l2, products) * unevenness(gpu, launch, count) };
     });

@@ -42,7 +42,12 @@ export function benchCommand(program: Command): void {
     )
     .option('--batch <list>', 'images per run', listOf(integer(1)), [1, 8, 32, 128])
     .option('--device <name>', 'cuda, or one of several GPUs, as cuda:1', 'cuda')
-    .addOption(gpuOption('--estimate <gpu>', 'nothing is run: what a roofline of this GPU says of the plans'))
+    .addOption(
+      gpuOption(
+        '--estimate <gpu>',
+        'nothing is run: what a roofline of this GPU says of the plans (needs npm run build:cuda)',
+      ).conflicts(['device', 'rounds']),
+    )
     .action(cuda);
   common(bench.command('memory'), 5)
     .description('peak memory of a fresh process, and milliseconds from opening a model folder to its first result')
@@ -108,6 +113,8 @@ interface OpsOptions extends Common {
 }
 
 async function ops({ alpha, ...options }: OpsOptions): Promise<void> {
+  if (options.gpu && !targetOf(options.device).traits.ownMemory)
+    throw new OctconvError(`bench: --gpu ${options.gpu} wants a GPU as --device, as cuda`);
   await prepare(options.out);
   const { benchOps, opsTable } = await import('../bench/ops.js');
   const line = await progress();
@@ -142,8 +149,9 @@ async function cuda({ batch: batches, estimate: gpu, ...options }: CudaOptions):
     const result = await benchCuda(given);
     line.stop();
     await report(options, result, cudaTable(result));
-    const wrong = result.rows.filter(({ by, why }) => by === 'octconv' && why).length;
-    if (wrong) throw new OctconvError(`bench: ${wrong} of ${result.rows.length} rows were not measured`);
+    const ours = result.rows.filter(({ by }) => by === 'octconv');
+    const wrong = ours.filter(({ why }) => why).length;
+    if (wrong) throw new OctconvError(`bench: ${wrong} of ${ours.length} rows of octconv were not measured`);
   } finally {
     line.stop();
   }

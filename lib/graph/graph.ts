@@ -157,7 +157,13 @@ export class Graph {
         : 'has no name: record it through a model, or in a new Graph(namedParameters(network))';
       throw new OctconvError(`${op}: the parameter '${role}' [${param.shape}] ${found}`);
     }
-    if (!(param instanceof Parameter)) this.constants.set(name, param);
+    if (!(param instanceof Parameter)) {
+      if (param.device !== 'cpu')
+        throw new OctconvError(
+          `${op}: '${role}' is on ${param.device}, wanted on the host, where it is packed: await toHost()`,
+        );
+      this.constants.set(name, param);
+    }
     this.params.set(name, param.shape);
     return name;
   }

@@ -16,7 +16,9 @@ static Device& lookUp(const std::string& name) {
     return kind->plan(index);
   if (kind && fine) {
     const int count = kind->count ? kind->count() : 1;
-    if (std::stoi(index) >= count) fail("there ", count == 1 ? "is 1" : "are " + std::to_string(count), " of its kind");
+    const std::string first = name.substr(0, colon);
+    if (std::stoi(index) >= count)
+      fail("wanted ", first, count == 1 ? ", the only one" : " to " + first + ":" + std::to_string(count - 1));
     return kind->open(std::stoi(index));
   }
   std::string known;

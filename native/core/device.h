@@ -32,11 +32,11 @@ struct Traits {
   int mostPooled = 2;                   // how often P is applied to what a convolution stores, at most
   bool subBatches = false;              // goes over a batch some images at a time
   std::map<int64_t, int64_t> winograd;  // hints `winograd` that it knows, and the most channels of i8 that each sums up
-  std::vector<DType> computes;          // what convolutions may multiply
-  std::vector<DType> dotProducts;       // what of it is faster than f32
-  size_t idleBytes = size_t{32} << 20;  // that the plans of a model may keep between runs, unless told otherwise
-  bool ownMemory = false;               // not the host's: values may stay there between runs, in Buffers
-  std::map<std::string, OpTraits> ops;  // that it has a kernel for
+  std::vector<DType> computes{DType::f32};  // what convolutions may multiply
+  std::vector<DType> dotProducts;           // what of it is faster than f32
+  size_t idleBytes = size_t{32} << 20;      // that the plans of a model may keep between runs, unless told otherwise
+  bool ownMemory = false;                   // not the host's: values may stay there between runs, in Buffers
+  std::map<std::string, OpTraits> ops;      // that it has a kernel for
 };
 
 // A value in memory of a device.

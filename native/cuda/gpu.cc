@@ -2,7 +2,9 @@
 
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <vector>
@@ -68,9 +70,23 @@ std::ifstream openFatbin() {
   if (!dladdr(reinterpret_cast<const void*>(&deviceAt), &addon) || !addon.dli_fname)
     fail("cuda: where the addon lies is unknown");
   const std::string path = addon.dli_fname;
-  std::ifstream stream(path.substr(0, path.rfind('/') + 1) + "octconv.fatbin", std::ios::binary);
-  if (!stream) fail("cuda: octconv.fatbin is missing: npm run build:cuda");
+  const std::string file = path.substr(0, path.rfind('/') + 1) + "octconv.fatbin";
+  std::ifstream stream(file, std::ios::binary);
+  if (!stream || !std::filesystem::is_regular_file(file)) fail("cuda: octconv.fatbin is missing: npm run build:cuda");
   return stream;
+}
+
+// The driver believes what the header of a fatbin says of its length. Anything else it takes for text.
+void checkLength(const std::vector<char>& image) {
+  constexpr uint32_t magic = 0xba55ed50;
+  struct {
+    uint32_t magic;
+    uint16_t version, headerBytes;
+    uint64_t bytes;  // behind the header
+  } header{0, 0, sizeof header, UINT64_MAX};
+  std::memcpy(&header, image.data(), std::min(image.size(), sizeof header));
+  if (header.magic == magic && (image.size() < header.headerBytes || image.size() - header.headerBytes < header.bytes))
+    fail("cuda: octconv.fatbin is cut short, at ", image.size(), " bytes: npm run build:cuda");
 }
 
 }  // namespace
@@ -80,7 +96,8 @@ std::ifstream openFatbin() {
 Context::Context(int index, std::string gpuName, int capability) : name(std::move(gpuName)) {
   std::ifstream stream = openFatbin();
   std::vector<char> image{std::istreambuf_iterator<char>(stream), {}};
-  image.push_back(0);  // PTX is text
+  checkLength(image);
+  image.push_back(0);
   const Driver& driver = Driver::get();
   device = deviceAt(driver, index);
   // Whoever uses the context already, in this process, has decided how threads wait in it.
@@ -194,6 +211,7 @@ Gpu::Gpu(int index)
       index(index) {
   if (const int oldest = architectures[0].capability; capability < oldest)
     fail("cuda: ", name, " is of architecture sm_", capability, ", wanted sm_", oldest, " or newer");
+  if (multiprocessors < 1) fail("cuda: ", name, " has ", multiprocessors, " multiprocessors");
   openFatbin();
 }
 Gpu::Gpu(std::string architecture, int capability, int multiprocessors, size_t sharedBytes)

@@ -16,8 +16,9 @@ namespace {
 
 struct CudaBranch : Packed {
   struct Reader {
-    int64_t channels, taps;  // of a group
-    bool rows;               // Taps::rows
+    int64_t channels;  // of a group
+    Size3 kernel;
+    bool rows, upsample;  // Taps::rows
   };
   struct ScaleShift {
     int64_t channels = 0;
@@ -52,15 +53,16 @@ int64_t roundUp(int64_t x, int64_t step) { return (x + step - 1) / step * step; 
 // A source as the kernel on tensor cores sees it.
 struct Taps {
   // Few channels, such as those of a picture: those of all taps of a row of the kernel, which lie one after the other
-  // if a pixel fills a piece, are the channels of one tap. (With two pixels to a piece 7 x 7 taps of stride 2 take half
-  // the steps, but multiply the pixel behind a window by 0, which is wrong if that is NaN.)
+  // if a pixel fills a piece, are the channels of one tap. Zeros are put around them: a few columns. (With two pixels
+  // to a piece 7 x 7 taps of stride 2 take half the steps, but multiply the pixel behind a window by 0, which is wrong
+  // if that is NaN.)
   bool rows;
   int64_t count, channels;  // of a tap: whole pieces
   int64_t chunks;           // of a tap
 };
 Taps tapsOf(const Source& s, int64_t channels, Compute compute) {
   const int64_t piece = pieceChannels(compute), chunk = chunkBytes / bytesOf(compute);
-  const bool rows = channels <= piece && s.kernel.w > 1 && s.dilation.w == 1;
+  const bool rows = channels <= piece && s.kernel.w > 1 && s.dilation.w == 1 && s.padding.w < s.kernel.w;
   const int64_t padded = rows ? s.kernel.w * piece : roundUp(channels, piece);
   return {rows, rows ? s.kernel.t * s.kernel.h : s.taps(), padded, roundUp(padded, chunk) / chunk};
 }
@@ -182,7 +184,7 @@ std::shared_ptr<const Packed> pack(Gpu& gpu, const Attr& attrs, const Params& pa
   int64_t steps = 0, each = 0;  // of a unit; weights of a channel
   branch.eachSource([&](const Source& s) {
     const Taps taps = tapsOf(s, inputsOf(s, params), branch.compute);
-    packed->readers.push_back({inputsOf(s, params), s.taps(), taps.rows});
+    packed->readers.push_back({inputsOf(s, params), s.kernel, taps.rows, s.upsample});
     packed->prologues.push_back(placeAffine(affineOf(s.prologue, params)));
     steps += taps.count * taps.chunks;
     each += s.taps() * inputsOf(s, params);
@@ -231,7 +233,7 @@ void checkWeights(const Node& node, const Branch& branch, const CudaBranch& pack
   branch.eachSource([&](const Source& s) {
     const int64_t channels = node.in(s.input).c;
     fits = fits && i < packed.readers.size() && packed.readers[i].channels == channels / s.groups &&
-           packed.readers[i].taps == s.taps() &&
+           packed.readers[i].kernel == s.kernel && packed.readers[i].upsample == s.upsample &&
            packed.readers[i].rows == tapsOf(s, channels / s.groups, branch.compute).rows &&
            packed.prologues[i].channels == (s.prologue.batchNorm.empty() ? 0 : channels);
     i++;
@@ -513,10 +515,12 @@ Made make(const PlacedNode& placed) {
   return made;
 }
 
-// Which taps lie together depends on the dilation too.
+// Which taps lie together depends on dilation and padding too.
 std::string cudaFormatOf(const Attr& attrs) {
   std::string format = formatOf(attrs);
-  oneBranchOf(attrs).eachSource([&](const Source& s) { format += " dilation " + std::to_string(s.dilation.w); });
+  oneBranchOf(attrs).eachSource([&](const Source& s) {
+    format += " dilation " + std::to_string(s.dilation.w) + (s.padding.w < s.kernel.w ? "" : " wide padding");
+  });
   return format;
 }
 
