@@ -179,12 +179,14 @@ function launchTable(steps: readonly PlanStep[]): string {
   const known = steps.some(({ launches }) => launches.some(({ registers }) => registers !== undefined));
   const at = head.indexOf('regs');
   const shown = (line: readonly string[]) => (known ? line : line.toSpliced(at, 1));
-  return table(shown(head), lines.map(shown), {
+  const launches = table(shown(head), lines.map(shown), {
     left: ['kernel', 'tile'],
     drop: ['threads', 'KiB shared', 'regs', 'KiB out', 'KiB in', 'tile', 'MFLOP'],
     elsewhere: '--json, or | cat, shows all',
     width: terminalWidth() - 2,
   });
+  const legend = ['tile: pixels x channels of a block / blocks that share one', 'MFLOP and KiB in, out: of the step'];
+  return [launches, ...legend].join('\n');
 }
 
 function planTable(steps: readonly PlanStep[]): string {
