@@ -304,7 +304,7 @@ struct Held {
   int64_t bytes;
 
   static Napi::Value wrap(Napi::Env env, std::shared_ptr<T> object, size_t size) {
-    auto owned = std::make_unique<Held>(std::move(object), 0);
+    auto owned = std::unique_ptr<Held>(new Held{std::move(object), 0});
     auto external = Napi::External<Held>::New(env, owned.get(), [](Napi::Env env, Held* held) {
       held->free(env);
       delete held;

@@ -209,6 +209,12 @@ describe('the estimate', () => {
     const some = { network: 'resnet-26', alphas: [0.5], size: 32, dtypes: ['bf16'], batches: [1] } as const;
     const why = (options: object) => estimate({ ...some, gpu: 'h100', ...options }).then(() => '', String);
     expect(await why({ network: 'oct-resnet-26' })).to.include('wanted the plain one');
+    const beside = await said([cli, 'bench', 'cuda', '--estimate', 'h100', '--device', 'cuda:1']);
+    expect(beside).to.include({ code: 2, stdout: '' });
+    expect(beside.stderr).to.match(/--estimate <gpu>.* cannot be used with option .*--device <name>/);
+    expect(await said([cli, 'bench', 'ops', '--gpu', 'h100'])).to.include({
+      ...{ code: 1, stdout: '', stderr: 'octconv: bench: --gpu h100 wants a GPU as --device, as cuda\n' },
+    });
     expect(await why({ gpu: 't4' })).to.include("dtype 'bf16': device 'cuda:sm_75'");
   });
 

@@ -3,7 +3,7 @@
  * emulator: what it computes, what it refuses, what it leaves behind. The addon and the driver are chosen when a
  * process starts, so that test/cuda-child.ts runs apart.
  */
-import { copyFile, rm, writeFile } from 'node:fs/promises';
+import { copyFile, mkdir, rm, rmdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { expect } from 'chai';
 import { dist, type Env, folder, listed, node, path, standIns, taskOf, useStandIns } from './stand-in.js';
@@ -250,6 +250,11 @@ describe('cuda on the stand-in driver', function () {
         { OCTCONV_STAND_IN_CAPABILITY: '7.2' },
         'cuda: stand-in 0 is of architecture sm_72, wanted sm_75 or newer',
       ],
+      [
+        'the driver tells nonsense',
+        { OCTCONV_STAND_IN_MULTIPROCESSORS: '0' },
+        'cuda: stand-in 0 has 0 multiprocessors',
+      ],
     ];
     const check = async (settings: Env, why: string | RegExp) => {
       const { listed, said } = await ask(['cuda', 'auto'], settings);
@@ -268,6 +273,9 @@ describe('cuda on the stand-in driver', function () {
       await copyFile(standIns.OCTCONV_NATIVE, addon);
       const why = 'cuda: octconv.fatbin is missing: npm run build:cuda';
       await check({ OCTCONV_NATIVE: addon }, why);
+      await mkdir(join(folder, 'octconv.fatbin')); // a folder is none either
+      await check({ OCTCONV_NATIVE: addon }, why);
+      await rmdir(join(folder, 'octconv.fatbin'));
       const text = await node([path('../dist/cli.js'), 'devices'], { OCTCONV_NATIVE: addon });
       expect(text).to.include(`  cuda       not there; ${why}\n`);
     });

@@ -387,6 +387,10 @@ describe('ops: native code trusts no plan', () => {
         expect(await compile(branches(high), [3, 4], pack(row(1), 4, 3, 1, 3))).to.include(
           'were packed for another layer',
         );
+        const low = { ...one, upsample: true };
+        expect(await compile(branches(one), [4, 4], pack(branches(low), 4, 4, 1, 1))).to.include(
+          'were packed for another layer',
+        );
       }
       if (device !== 'reference')
         expect(await compile(branches(one), [2, 4], pack(grouped, 4, 2, 1, 1)), device).to.include(

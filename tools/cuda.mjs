@@ -184,8 +184,8 @@ function gates() {
   for (const sm of architectures) {
     const codes = codeOf(folder, sm);
     for (const [name, { from = 0 }] of Object.entries(rows)) {
-      const found = resources.get(sm).has(name);
-      if (found !== sm >= from)
+      const [found, due] = [resources.get(sm).has(name), sm >= from];
+      if (found !== due)
         wrong.push(`${name} on sm_${sm}: ${found ? 'is' : 'is not'} there, but its row says from sm_${from} on`);
       if (found) continue;
       registers.get(name).push(undefined);

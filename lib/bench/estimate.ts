@@ -131,7 +131,7 @@ const memoryTime = (gpu: Gpu, bytes: number) => bytes / (gpu.bandwidth * 1e9 * a
 const valuesTimes = (gpu: Gpu, plan: Plan) =>
   costsOf(plan).map(({ bytes }) => memoryTime(gpu, bytes.inputs + bytes.outputs + bytes.weights));
 
-/** What the launches of a step leave for each other is still in L2 if that is twice as large. */
+/** Written and read once: in L2 if it fills at most half of it, otherwise in memory. */
 function scratchTimes(gpu: Gpu, bytes: number): Omit<Bounds, 'products'> {
   const inL2 = 2 * bytes <= gpu.l2MiB * 2 ** 20;
   return inL2 ? { memory: 0, l2: l2Time(gpu, 2 * bytes) } : { memory: memoryTime(gpu, 2 * bytes), l2: 0 };

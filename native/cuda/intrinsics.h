@@ -99,17 +99,17 @@ OCTCONV_DEVICE void loadMatrices(uint32_t (&to)[4], const char* row) {
 
 // d[16 x 8] += a[16 x 16] b[16 x 8] in f16.
 OCTCONV_DEVICE void multiplyF16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-#if !OCTCONV_SM80
+#if OCTCONV_SM80
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
 #pragma unroll
   for (int half = 0; half < 2; half++)
     asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[half * 2]), "r"(a[half * 2 + 1]), "r"(b[half]));
-#else
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #endif
 }
 #if OCTCONV_SM80
@@ -145,7 +145,18 @@ OCTCONV_DEVICE float floatOfF16(uint16_t bits) {
   return x;
 }
 // Two f32 as f16 or bf16, `low` in the low half, to the nearest, to even between two.
-#if !OCTCONV_SM80
+#if OCTCONV_SM80
+OCTCONV_DEVICE uint32_t packF16(float low, float high) {
+  uint32_t packed;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  return packed;
+}
+OCTCONV_DEVICE uint32_t packBf16(float low, float high) {
+  uint32_t packed;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  return packed;
+}
+#else
 OCTCONV_DEVICE uint32_t packF16(float low, float high) {
   uint16_t halves[2];
   asm("cvt.rn.f16.f32 %0, %1;" : "=h"(halves[0]) : "f"(low));
@@ -157,17 +168,6 @@ OCTCONV_DEVICE uint32_t roundToBf16(float x) {
   return x != x ? 0x7fff : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
 }
 OCTCONV_DEVICE uint32_t packBf16(float low, float high) { return roundToBf16(high) << 16 | roundToBf16(low); }
-#else
-OCTCONV_DEVICE uint32_t packF16(float low, float high) {
-  uint32_t packed;
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
-  return packed;
-}
-OCTCONV_DEVICE uint32_t packBf16(float low, float high) {
-  uint32_t packed;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
-  return packed;
-}
 #endif
 
 }  // namespace octconv::cuda

@@ -406,7 +406,8 @@ int64_t clocksOf(std::span<const BranchArgs> branches, std::span<const Share> sh
   return rounds * longest + (bytesOfSums ? sums + secondLaunch : 0);
 }
 
-// The tiles that the branches of a launch may have, larger ones first: all the largest one, or any of the others.
+// The tiles that the branches of a launch may have, larger ones first: all the largest one, for which sm_75 has neither
+// room nor a kernel, or any of the others.
 std::vector<std::array<int, mostBranches>> pairsOfTiles(const Gpu& gpu) {
   std::vector<std::array<int, mostBranches>> pairs{{largestTile, largestTile}};
   for (int a = largestTile - 1; a >= 0; a--)
@@ -422,10 +423,11 @@ std::vector<std::array<int, mostBranches>> pairsOfTiles(const Gpu& gpu) {
 // Chooses tiles, and how many blocks share one, for the branches of a launch.
 void chooseTiles(Making& making, std::span<BranchArgs> branches) {
   const Gpu& gpu = making.placed.gpu;
+  const auto pairs = pairsOfTiles(gpu);
   int64_t least = INT64_MAX;
   std::vector<Share> chosen;
   for (const int64_t splits : {1, 2, 3, 4, 6, 8, 12, 16, 24, 32})
-    for (const auto& pair : pairsOfTiles(gpu)) {
+    for (const auto& pair : pairs) {
       std::vector<Share> shares;
       for (size_t b = 0; b < branches.size(); b++) shares.push_back(shareOf(branches[b], pair[b], splits));
       if (const int64_t clocks = clocksOf(branches, shares, gpu); clocks < least) least = clocks, chosen = shares;
