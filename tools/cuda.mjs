@@ -80,7 +80,9 @@ function build() {
   const fatbin = join(root, 'build', 'Release', 'octconv.fatbin');
   const packed = ['-Xfatbin', '-compress-all']; // 2.2 MB instead of 22
   const nvcc = [...options, ...keep, ...packed, '--threads', '2', '--fatbin', ...code, source, '-o', fatbin];
-  console.log(`cuda: nvcc compiles for ${architectures.map((sm) => `sm_${sm}`).join(', ')}: some 4 minutes on two cores`);
+  console.log(
+    `cuda: nvcc compiles for ${architectures.map((sm) => `sm_${sm}`).join(', ')}: some 4 minutes on two cores`,
+  );
   const { status, stderr, error } = spawnSync(`${folder}nvcc`, nvcc, { cwd: root, encoding: 'utf8' });
   if (status !== 0) throw new ToolError(`cuda: nvcc: ${error?.message ?? stderr}`);
   for (const line of stderr.split('\n')) if (/warning/i.test(line)) console.error(line);
