@@ -475,7 +475,7 @@ export function upsampleNearest<X extends Operand<Spatial>>(
     const full = extent.map((size, i) => size * (scale[i] ?? 1));
     const size = options.size === undefined ? full : sizes(op, 'size', x, options.size, 1);
     const fine = size.every((s, i) => Math.ceil(s / (scale[i] ?? 1)) === extent[i]);
-    const wanted = `${list(full.slice(-2))} of x ${of(x)}, or less than one scale less`;
+    const wanted = `${list(full.slice(5 - x.shape.length))} of x ${of(x)}, or less than one scale less`;
     check(op, fine, `size ${show(options.size)}, wanted ${wanted}`);
     return { shape: withExtent(x, size, channels(x)), attrs: { scale, size } };
   });

@@ -692,6 +692,8 @@ describe('command line', function () {
       expect(code, stderr).to.equal(0);
       expect(stdout).to.match(/net\.onnx: oct-resnet-26 of random weights, input \[N,3,64,64\]/);
       expect(existsSync(inFolder('net.onnx'))).to.equal(true);
+      const clip = octconv('export', ...flags, '--frames', '8');
+      expectError(clip, 1, "wanted [O,I,kt,kh,kw] for x [1,8,64,64,3] (layer 'conv1')");
     });
 
     it('export and convert say the same as JSON; a network is not exported onto its own files', () => {

@@ -38,7 +38,7 @@ async function run(options: Options): Promise<void> {
   await checkOut(output, [input, ...(await inputsOf(options))]);
   const images = input === '-' ? await decodeNpy(await readStdin(most), standardInput) : await readNpy(input);
   using model = await modelFrom(options, modelOptions(options));
-  const x = imagesOf(input === '-' ? standardInput : input, images, options.layout, inputShape(model)[3]);
+  const x = imagesOf(input === '-' ? standardInput : input, images, options.layout, inputShape(model).at(-1) ?? 0);
   const begin = performance.now();
   await model.plan(x.shape);
   const start = performance.now();

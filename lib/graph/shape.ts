@@ -110,7 +110,10 @@ export function windowed(op: string, x: Shaped, window: Window, c: number, ceilM
     const beyond = ceilMode ? stride - 1 : 0; // how far a window may stick out
     const room = size + 2 * padding - (window.dilation?.[i] ?? 1) * (kernel - 1) - 1 + beyond;
     if (room < 0)
-      wrong(op, `the kernel ${list(window.kernel.slice(-2))} does not fit into x ${of(x)} with its padding`);
+      wrong(
+        op,
+        `the kernel ${list(window.kernel.slice(5 - x.shape.length))} does not fit into x ${of(x)} with its padding`,
+      );
     const count = Math.floor(room / stride) + 1;
     return ceilMode && (count - 1) * stride >= size + padding ? count - 1 : count;
   });

@@ -5,7 +5,7 @@ import { Graph } from '../graph/graph.js';
 import { normalize, resize } from '../ops.js';
 import { checkOptions } from '../options.js';
 import { type PlanOptions, planOptions, type RunOptions, runGraph, runOptions } from '../plan.js';
-import { type Tensor, tensor } from '../tensor.js';
+import { type Spatial, type Tensor, tensor } from '../tensor.js';
 import type { Picture } from './image.js';
 
 /** What becomes of a picture before the network sees it. */
@@ -188,13 +188,19 @@ function middle(spare: number): number {
 /** How many channels the network sees. */
 export const channelCount = ({ channels }: Pick<InputConfig, 'channels'>): 1 | 3 => (channels === 'gray' ? 1 : 3);
 
-/** An input of a network, [1, height, width, channels]: of the size that it was made for, unless another is given. */
+/**
+ * An input of a network, [1, height, width, channels], or with frames [1, frames, height, width, channels]: of the size
+ * that it was made for, unless another is given.
+ */
 export function inputShape(
   { input, options = {} }: Described,
   size?: readonly [height: number, width: number],
-): readonly [number, number, number, number] {
+  frames?: number,
+): Spatial {
   const { height, width } = input ?? defaultInput(options.stem);
-  return [1, ...(size ?? ([height, width] as const)), options.channels ?? channelCount(input ?? {})];
+  const [h, w] = size ?? [height, width];
+  const channels = options.channels ?? channelCount(input ?? {});
+  return frames === undefined ? [1, h, w, channels] : [1, frames, h, w, channels];
 }
 
 interface Described {
