@@ -351,21 +351,21 @@ describe('quantize', () => {
     const x = image([1, 2, 2, 2], [1, 2]);
     const q = await quantize(network, weights, [x]);
     await rejects(quantize(network, q, [x]), /^seed 0: quantized already$/);
-    await rejects(quantize(network, weights, []), /^quantize: no images/);
+    await rejects(quantize(network, weights, []), /^quantize: no inputs/);
     const nan = image([1, 2, 2, 2], [1, Number.NaN]);
     await rejects(quantize(network, weights, [nan]), /^quantize: .*'a\.0\.weight'.* finite$/);
     await rejects(quantize(network, weights, [image([1, 2, 2, 2], [1, Infinity])]), /finite$/);
     await rejects(
       quantize(network, weights, [x, image([2, 2, 2, 2], [1, 1, 1, 1, 1, 1, 1, 1, Infinity])]),
-      /^quantize: image 2: what/,
+      /^quantize: input 2: what/,
     );
     for (const [name, value, message] of [
       [
         'last.weight',
         Number.NaN,
-        /^quantize: (image 0: the result is not finite|parameter 'last\.weight' has NaN at 0, wanted finite numbers)$/,
+        /^quantize: (input 0: the result is not finite|parameter 'last\.weight' has NaN at 0, wanted finite numbers)$/,
       ],
-      ['last.bias', Infinity, /^quantize: (image 0: the result is not finite|parameter 'last\.bias' has Infinity)/],
+      ['last.bias', Infinity, /^quantize: (input 0: the result is not finite|parameter 'last\.bias' has Infinity)/],
     ] as const) {
       if (!weights.tensors.has(name)) continue;
       const read = async (key: string) =>
