@@ -284,7 +284,7 @@ export function conv(x: Operand, params: PlainParams<Kernel>, options?: ConvOpti
 }
 
 export interface OctConvOptions extends RunAt {
-  /** 1 (default) or 2; at 2 the operands are pooled, no convolution ever strides. */
+  /** 1 (default) or 2, of height and width; at 2 the operands are pooled, no convolution ever strides. */
   readonly stride?: number;
   /** Default 1; every width is divisible by it. The number of all channels, Ch + Cl, makes it depthwise. */
   readonly groups?: number;

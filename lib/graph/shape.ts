@@ -4,7 +4,7 @@ import type { Shape } from '../tensor.js';
 
 type Shaped = { readonly shape: Shape };
 
-/** One number for every axis, or one for each: height and width of images, time, height and width of video. */
+/** A number for every axis that x has, as in PyTorch, or a list: [h, w] of images, [t, h, w] of video. */
 export type Size = number | readonly [h: number, w: number] | readonly [t: number, h: number, w: number];
 
 export function wrong(op: string, what: string): never {
