@@ -29,6 +29,7 @@ import { type Message, type MessageName, messages } from '../lib/graph/onnx-prot
 import { namedParameters } from '../lib/layers/index.js';
 import { toNCHW, toNHWC } from '../lib/layout.js';
 import { record } from '../lib/model.js';
+import { inputShape } from '../lib/models/index.js';
 import { runGraph } from '../lib/plan.js';
 import { quantize } from '../lib/quantize.js';
 import { elementCount } from '../lib/tensor.js';
@@ -74,7 +75,8 @@ const none: ReadParam = (name) => Promise.reject(new Error(`${name} is read, yet
 describe('onnx: networks', () => {
   /** A name without a depth takes the blocks of each stage. */
   const small = (name: string, alpha: number | undefined) => {
-    return { width: 8, classes: 5, alpha, ...(!/-\d+$/.test(name) && { blocks: [1, 2, 1, 1] }) };
+    const blocks = !/-\d+$/.test(name) && { blocks: [1, 2, 1, 1] };
+    return { width: 8, classes: 5, alpha, ...blocks, ...(/[23]d-50$/.test(name) && { nonLocal: true }) };
   };
   const randomWeights = (name: string, alpha: number | undefined) => {
     const network = buildNetwork(name, small(name, alpha));
@@ -91,12 +93,14 @@ describe('onnx: networks', () => {
         it(`${name}${alpha ? ` alpha ${alpha}` : ''} at ${h} x ${w}, batch 1 and 2`, async function () {
           this.timeout(60_000);
           const { network, read } = randomWeights(name, alpha);
-          const session = await open(await toOnnx(record(network, [1, h, w, 3]), read));
+          const { length } = inputShape({ name });
+          const shape = length === 5 ? [h % 2 ? 5 : 8, h, w, 3] : [h, w, 3];
+          const session = await open(await toOnnx(record(network, [1, ...shape]), read));
           expect([session.inputNames, session.outputNames]).to.deep.equal([['input'], ['logits']]);
           using model = createModel(name, small(name, alpha), { device: 'cpu' });
           using reference = createModel(name, small(name, alpha), { device: 'reference' });
           for (const n of [1, 2]) {
-            const x = new Tensor('f32', [n, h, w, 3], numbers(n * h * w * 3, n));
+            const x = new Tensor('f32', [n, ...shape], numbers(n * elementCount(shape), n));
             const [logits] = await run(session, [x]);
             expectClose(await model.run(x), logits as F32, 1e-4);
             if (/-(18|26)$|[^\d]$|v2$/.test(name) && n === 1) expectClose(await reference.run(x), logits as F32, 1e-4);

@@ -31,6 +31,7 @@ import {
   tensor,
   type WeightSource,
 } from '../lib/index.js';
+import { inputShape } from '../lib/models/index.js';
 import { quantizedTensors } from '../lib/quantize.js';
 import { toFloats } from '../lib/weights/floats.js';
 import { readModelFolder, writeModelFolder } from '../lib/weights/folder.js';
@@ -318,6 +319,7 @@ describe('quantize', () => {
     ['resnet-26', { width: 16, classes: 10 }],
     ['oct-se-resnet-v2', { alpha: 0.5, width: 16, classes: 10, blocks: [1, 2, 1, 2] }],
     ['oct-densenet', { alpha: 0.25, width: 16, classes: 10, blocks: [2, 3, 2, 2] }],
+    ['oct-i3d-26', { alpha: 0.5, width: 16, classes: 10, nonLocal: true }],
   ] as const) {
     it(`${name}: the logits are those of f32 to a thousandth`, async () => {
       const network = buildNetwork(name, options);
@@ -327,12 +329,13 @@ describe('quantize', () => {
         state = (state * 48271) % 0x7fffffff;
         return (state / 0x7fffffff) * 4 - 2;
       });
-      const [seen, unseen] = [image([2, 64, 64, 3], noise), image([1, 64, 64, 3], noise.reverse())];
+      const [, ...extent] = inputShape({ name }, { height: 64, width: 64 });
+      const [seen, unseen] = [image([2, ...extent], noise), image([1, ...extent], noise.reverse())];
       const q = await quantize(network, weights, [seen]);
       expect(await cosine(network, weights, q, unseen)).to.be.above(0.999);
       const infos = ({ tensors }: Pick<WeightSource, 'tensors'>) =>
         new Map([...tensors].map(([name, { dtype, shape }]) => [name, { dtype, shape }]));
-      const tensors = quantizedTensors(network, weights.tensors, [1, 64, 64, 3]);
+      const tensors = quantizedTensors(network, weights.tensors, unseen.shape);
       expect(infos({ tensors })).to.deep.equal(infos(q));
     });
   }

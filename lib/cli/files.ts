@@ -2,15 +2,9 @@
 import { dirname, join } from 'node:path';
 import { type Command, InvalidArgumentError, Option } from 'commander';
 import { OctconvError } from '../error.js';
-import {
-  describeInput,
-  type InputConfig,
-  inputShape,
-  type PerChannel,
-  pictureInput,
-  resolveInput,
-} from '../input/preprocess.js';
+import { describeInput, type InputConfig, type PerChannel, pictureInput, resolveInput } from '../input/preprocess.js';
 import { Model, openNetwork } from '../model.js';
+import { inputShape } from '../models/index.js';
 import { checkLabels, checkModelOutput, readConfigBeside, readLabels, writeModelFolder } from '../weights/folder.js';
 import {
   areRandom,
@@ -149,7 +143,7 @@ export function exportCommand(program: Command): void {
       'height and width of the input, 224 or 256x128 (default: what the network was made for)',
       sides,
     )
-    .option('--frames <n>', 'frames of a clip: the input of a video network', integer(1))
+    .option('--frames <n>', 'frames of the input, of a video network', integer(1))
     .option('--json', 'print one JSON object')
     .action(toFile);
 }
@@ -165,17 +159,17 @@ async function toFile({ onnx, size, frames, json, ...flags }: ExportOptions): Pr
   await checkOut(onnx, await inputsOf(flags));
   const { name, options, network, source, input } = await networkFrom(flags);
   using model = new Model(network, source); // closes it
-  const shape = inputShape({ input, options }, size, frames);
-  const sizes = [shape.at(-1), ...shape.slice(1, -1)];
+  const shape = inputShape({ name, input, options }, { height: size?.[0], width: size?.[1], frames });
+  const extent = [shape.at(-1), ...shape.slice(1, -1)];
   const bytes = await model.toOnnx(shape);
   await writeOut(onnx, [bytes]);
   const tell = onnx === '-' ? note : json ? print : say;
   const random = areRandom(flags);
   const about = { file: onnx, network: name, options, ...(random && { weights: 'random' }) };
-  if (json) tell(JSON.stringify({ ...about, input: [null, ...sizes], bytes: bytes.length }));
+  if (json) tell(JSON.stringify({ ...about, input: [null, ...extent], bytes: bytes.length }));
   else
     tell(
-      `${printable(onnx)}: ${name}${random ? ' of random weights' : ''}, input [N,${sizes}], ${count(bytes.length)} bytes`,
+      `${printable(onnx)}: ${name}${random ? ' of random weights' : ''}, input [N,${extent}], ${count(bytes.length)} bytes`,
     );
 }
 
