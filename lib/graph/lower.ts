@@ -129,7 +129,12 @@ export interface Steps {
   readonly steps: readonly Step[];
   readonly inputs: readonly number[];
   readonly outputs: readonly number[];
+  /** Values that are there as the graph has them, f32 and dense; absent: none but inputs and outputs. */
+  readonly observed?: readonly number[];
 }
+
+/** The values that no pass may change. */
+export const seenValues = ({ inputs, outputs, observed = [] }: Steps): number[] => [...inputs, ...outputs, ...observed];
 
 /**
  * A convolution step; inputs, outputs and parameters are those of its branches, their order gives the positions. Passes
@@ -265,5 +270,6 @@ export function lower(graph: Graph): Steps {
     if (node.op === 'conv' || node.op === 'linear') return convStep(node.name, [convBranch(node)]);
     return node;
   });
-  return { values: graph.values, steps, inputs: [...graph.inputs, ...graph.bound.keys()], outputs: graph.outputs };
+  const { values, inputs, bound, outputs, observed } = graph;
+  return { values, steps, inputs: [...inputs, ...bound.keys()], outputs, observed };
 }

@@ -6,6 +6,7 @@
 #include <memory>
 #include <span>
 
+#include "histogram.h"
 #include "plan.h"
 
 namespace octconv {
@@ -54,6 +55,7 @@ struct Request {
   std::vector<std::span<std::byte>> inputs, outputs;
   Buffers kept;                         // outputs that stay on the device
   std::vector<float> stepMilliseconds;  // of each step, or one for all of them together, or none if not wanted
+  std::vector<Histogram> histograms;    // of PlanSpec::observed
   std::atomic<bool> stop = false;       // may be set at any time
   bool completed = false;               // false if it was stopped or failed
   std::string error;                    // why it failed
