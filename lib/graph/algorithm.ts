@@ -44,9 +44,12 @@ export function fitsWinograd(
   if (!plain || most === undefined || types[0] !== types[1]) return false;
   if (new Set(sources.map(({ kernel }) => kernel[0])).size > 1) return false;
   if (compute !== 'i8') return isFloat(y);
-  const channels = (low: boolean) =>
-    sources.reduce((sum, { input, upsample }) => sum + (upsample === low ? (values[input]?.shape.at(-1) ?? 0) : 0), 0);
-  return types[0] === 'u8' && Math.max(channels(false), channels(true)) <= most;
+  const channels = (some: readonly Source[]) =>
+    some.reduce((sum, { input }) => sum + (values[input]?.shape.at(-1) ?? 0), 0);
+  const [high, low] = [sources.filter(({ upsample }) => !upsample), sources.filter(({ upsample }) => upsample)];
+  // Over time both are one sum before it is divided.
+  const sums = form === 'overTime' ? channels(sources) : Math.max(channels(high), channels(low));
+  return types[0] === 'u8' && sums <= most;
 }
 
 function is3x3({ kernel, stride = [1], padding, dilation = [1], groups }: Source): boolean {

@@ -498,7 +498,8 @@ void split(BranchPlan& b, int threads) {
 void checkWinogradTypes(const Node& node, const BranchPlan& b) {
   const bool integers = b.spec.compute == Compute::i8;
   int64_t channels[2] = {0, 0};
-  b.spec.eachSource([&](const Source& s) { channels[s.upsample] += node.in(s.input).c; });
+  // Over time both sums are one before they are divided.
+  b.spec.eachSource([&](const Source& s) { channels[s.upsample && !b.spec.overTime] += node.in(s.input).c; });
   const DType dtype = b.stores[0].type.dtype;
   if ((b.spec.residual && node.inputs.at(*b.spec.residual).dtype != dtype) || (dtype == DType::u8) != integers)
     fail("octConv: winograd of '", node.name, "' wants f32 or bf16, or of i8 u8, for residual and output the same");

@@ -1,11 +1,10 @@
 // Convolutions of 3 or 5 taps over time by Winograd's algorithm along T (cpu/winograd.h), whatever they are over height
 // and width: kt x 1 x 1 of I3D's blocks, the 5 x 7 x 7 of its stem.
 //
-// A task computes the same rows of 4 frames. It transforms the 3 + kt frames that it reads of each input, row after row.
-// What is left at each of the positions is a convolution without time, direct.cc's: T, then the tiles, which start from
-// it. Its sums become those of the 4 frames in the end, with bias, residual and clamp.
+// A task computes the same rows of 4 frames. It transforms the 3 + kt frames that it reads of each input, row after
+// row. What is left at each of the positions is a convolution without time, direct.cc's: T, then the tiles, which start
+// from it. Its sums become those of the 4 frames in the end, with bias, residual and clamp.
 #include "../../cpu/winograd.h"
-
 #include "cpu.h"
 
 namespace octconv {
@@ -20,7 +19,8 @@ int64_t widthOf(const BranchPlan& b, int64_t begin, int64_t end) {
 // The most rows that a block's tiles read of a source.
 int64_t rowsOf(const BranchPlan& b, const Sum& sum, const TileSource& source) {
   const int64_t rows = &sum == &b.low ? half(b.rows) : b.rows;
-  return std::min(source.shape.h, (rows - 1) * source.conv.stride.h + (source.conv.kernel.h - 1) * source.conv.dilation.h + 1);
+  return std::min(source.shape.h,
+                  (rows - 1) * source.conv.stride.h + (source.conv.kernel.h - 1) * source.conv.dilation.h + 1);
 }
 
 // Frames in front of the first output's that a tile of time reads.
@@ -39,10 +39,10 @@ Pieces piecesOf(const BranchPlan& b) {
   p.pointers = layOutPointers(b, layout);
   for (const Sum* sum : {&b.main, &b.low})
     for (const TileSource& source : sum->sources)
-      p.inputs.push_back(layout.add(product(positions, rowsOf(b, *sum, source), source.shape.w, source.shape.c,
-                                            packedInputBytes(b.spec))));
-  p.sums = layout.add(product(positions, b.rows, b.main.grid.w,
-                              widthOf(b, 0, static_cast<int64_t>(b.packed->panels.size())), 4));
+      p.inputs.push_back(layout.add(
+          product(positions, rowsOf(b, *sum, source), source.shape.w, source.shape.c, packedInputBytes(b.spec))));
+  p.sums = layout.add(
+      product(positions, b.rows, b.main.grid.w, widthOf(b, 0, static_cast<int64_t>(b.packed->panels.size())), 4));
   p.size = layout.size();
   return p;
 }
