@@ -7,7 +7,7 @@ import { fileURLToPath } from 'node:url';
 import { expect } from 'chai';
 import sharp from 'sharp';
 import { chart } from '../lib/bench/chart.js';
-import { goalOf } from '../lib/bench/goals.js';
+import { goalOf, memoryGoalOf } from '../lib/bench/goals.js';
 import {
   angularError,
   measureBandwidth,
@@ -86,6 +86,31 @@ describe('bench', () => {
     ]);
   });
 
+  it('models of clips, plain and octave, in f32 and i8', async function () {
+    this.timeout(120_000);
+    const result = await benchModels({ ...small, network: 'i3d-26', frames: 3, dtypes: ['f32', 'i8'] });
+    expect(result).to.include({ size: 32, frames: 3 });
+    expect(result.rows.map(({ network, alpha, dtype, peerDType }) => [network, alpha, dtype, peerDType])).to.deep.equal(
+      [
+        ['i3d-26', undefined, 'f32', 'f32'],
+        ['oct-i3d-26', 0.5, 'f32', 'f32'],
+        ['i3d-26', undefined, 'i8', 'i8'],
+        ['oct-i3d-26', 0.5, 'i8', 'i8'],
+      ],
+    );
+    const multiplyAdds = countFlops(record(buildNetwork('i3d-26'), [1, 3, 32, 32, 3])).multiplyAdds;
+    expect(result.rows[0]?.gmadds).to.equal(multiplyAdds / 1e9);
+    expect(lines(modelsTable(result))[1])
+      .to.contain('3 x 32 x 32, ')
+      .and.contain('ms per clip');
+    expect(chart(result))
+      .to.contain('>I3D-26 and octave I3D-26, 3 x 32 x 32, batch 1, 1 thread<')
+      .and.contain('>ms per clip, median<')
+      .and.contain('>G multiply-adds per clip<');
+    const frames = await benchModels({ ...small, frames: 3 }).catch(String);
+    expect(frames).to.contain('resnet-26: 3 frames, wanted none: its input is an image');
+  });
+
   const tiny = {
     network: 'oct-resnet-26',
     options: { alpha: 0.5, width: 8, classes: 5 },
@@ -109,6 +134,21 @@ describe('bench', () => {
       expect([bound, boundBy]).to.deep.equal(products >= memory ? [products, 'products'] : [memory, 'memory']);
     }
     expect(lines(opsTable(result))).to.have.length(7 + result.steps.length + 1 + result.ops.length + 1);
+  });
+
+  it('ops of clips: kernels and strides with time', async function () {
+    this.timeout(60_000);
+    const result = await benchOps({ ...tiny, network: 'oct-i3d-26', frames: 3, batch: 1 });
+    const titles = result.ops.map(({ op, title }) => `${op} ${title}`);
+    expect(titles).to.include.members([
+      'conv 3x32x32x3 -> 3x16x16x8, 5x7x7 s2',
+      'maxPool 3x16x16x8 -> 3x8x8x8, 3x3 s2',
+      'octConv 3x8x8x8 -> 3x8x8x4 + 3x4x4x4, 3x1x1 s1',
+      'maxPool 3x8x8x16 -> 2x8x8x16, 2x1x1 s2x1',
+    ]);
+    expect(lines(opsTable(result))[1]).to.equal(
+      'oct-i3d-26 alpha 0.5, f32, 3 x 32 x 32, batch 1, random weights, 1 rounds, ms',
+    );
   });
 
   it('ops in bf16, and the steps in i8', async function () {
@@ -149,6 +189,17 @@ describe('bench', () => {
     expect(readdirSync(own).filter((name) => name.startsWith('octconv-'))).to.deep.equal([]);
   });
 
+  it('memory of a clip', async function () {
+    this.timeout(60_000);
+    const result = await benchMemory({ ...tiny, network: 'oct-i3d-26', frames: 3, dtypes: ['f32'] });
+    expect(lines(memoryTable(result))[1]).to.contain('oct-i3d-26, alpha 0.5, 3 x 32 x 32, 1 rounds');
+    for (const { peak, before } of result.rows.flatMap(({ ours, theirs }) => [ours, theirs]))
+      expect(before.min).to.be.within(20, peak.min);
+    const of = { network: 'oct-i3d-50', dtype: 'f32', alpha: 0.25, width: 64 } as const;
+    expect(memoryGoalOf([1, 8, 224, 224, 3], of)).to.deep.equal({ peak: 350 });
+    expect(memoryGoalOf([1, 64, 224, 224, 3], of)).to.equal(undefined);
+  });
+
   it('loop: each phase and all of them, within 80 columns', async function () {
     this.timeout(60_000);
     const options = { alpha: 0.5, width: 8, classes: 10, stem: 'cifar' } as const;
@@ -171,28 +222,65 @@ describe('bench', () => {
       ['resnet-26', {}],
       ['oct-resnet-26', { alpha: 0.25 }],
       ['oct-resnet-50', { alpha: 0.5 }],
+      ['oct-i3d-26', { alpha: 0.25 }],
     ] as const) {
-      const graph = record(buildNetwork(name, options), [2, 45, 61, 3]);
+      const frames = name.includes('i3d') ? [3] : [];
+      const graph = record(buildNetwork(name, options), [2, ...frames, 45, 61, 3]);
       for (const device of ['cpu', 'reference'] as const) {
         const costs = costsOf({ ...stepsFor(graph, targetOf(device)), graph, target: targetOf(device) });
         expect(costs.reduce((sum, { multiplyAdds }) => sum + multiplyAdds, 0)).to.equal(countFlops(graph).multiplyAdds);
-        expect(costs[0]?.bytes.inputs).to.equal(4 * 2 * 45 * 61 * 3);
+        expect(costs[0]?.bytes.inputs).to.equal(4 * 2 * (frames[0] ?? 1) * 45 * 61 * 3);
       }
     }
   });
 
   it('goals are of some networks at 224 px, for some settings', () => {
-    const row = { network: 'oct-resnet-50', alpha: 0.5, dtype: 'f32', batch: 8, threads: 2 } as const;
-    expect(goalOf(224, row)).to.deep.equal({ floor: 0.5, goal: 0.43 });
-    expect(goalOf(224, { ...row, network: 'resnet-50', alpha: undefined })).to.deep.equal({
-      floor: undefined,
-      goal: 0.82,
-    });
+    const [usual, isa] = [[1, 224, 224, 3], 'avx512bf16'];
+    const row = { network: 'oct-resnet-50', alpha: 0.5, dtype: 'f32', batch: 8, threads: 2, flopRatio: 0.5 } as const;
+    const none = { floor: undefined, ofOurPlain: undefined };
+    expect(goalOf(usual, row)).to.deep.equal({ ...none, floor: 0.5, goal: 0.43, isa });
+    const plain = { ...row, network: 'resnet-50', alpha: undefined };
+    expect(goalOf(usual, plain)).to.deep.equal({ ...none, goal: 0.82, isa });
     for (const other of [{ threads: 3 }, { alpha: 0.75 }, { network: 'oct-resnet-101' }]) {
-      expect(goalOf(224, { ...row, ...other }).goal).to.equal(undefined);
+      expect(goalOf(usual, { ...row, ...other }).goal).to.equal(undefined);
     }
-    expect(goalOf(225, row).goal).to.equal(undefined);
-    expect(goalOf(224, { ...row, network: 'oct-densenet-121', alpha: 0.25 }).goal).to.equal(0.65);
+    expect(goalOf([1, 225, 225, 3], row).goal).to.equal(undefined);
+    expect(goalOf(usual, { ...row, network: 'oct-densenet-121', alpha: 0.25 }).goal).to.equal(0.65);
+  });
+
+  it('goals of clips are for a batch of one on any machine, and for our own plain network', () => {
+    const clip = [1, 8, 224, 224, 3];
+    const row = { network: 'oct-i3d-50', alpha: 0.5, dtype: 'f32', batch: 1, threads: 2, flopRatio: 0.614 } as const;
+    const isa = undefined;
+    const goals = goalOf(clip, row);
+    expect(goals).to.deep.include({ floor: 0.42, goal: 0.35, isa });
+    expect(goals.ofOurPlain).to.be.closeTo(0.674, 1e-9);
+    const plain = { ...row, network: 'i3d-50', alpha: undefined, flopRatio: 1 };
+    expect(goalOf(clip, plain)).to.deep.equal({ floor: 0.66, goal: 0.58, ofOurPlain: undefined, isa });
+    const i8 = goalOf(clip, { ...row, dtype: 'i8' });
+    expect(i8).to.deep.equal({ floor: undefined, goal: undefined, ofOurPlain: 0.52, isa });
+    expect(goalOf(clip, { ...row, dtype: 'bf16' })).to.deep.include({ goal: 0.26, isa: 'avx512bf16' });
+    expect(goalOf(clip, { ...row, batch: 8 }).goal).to.equal(undefined);
+    expect(goalOf([1, 16, 224, 224, 3], row)).to.deep.equal({});
+    const table = (machine: string) =>
+      modelsTable({
+        ...{ bench: 'models', peer: '1.0', size: 224, frames: 8, rounds: 1, peak: { 1: 50 } },
+        machine: { cpu: 'a CPU', cores: 2, isa: machine, node: '22' },
+        rows: [
+          {
+            ...{ ...row, ...goals, peerDType: 'f32', gmadds: 17.4, gflops: 100, ofPeak: 0.9 },
+            ...{ ours: timesOf([1]), theirs: timesOf([2]), ratio: 0.5, ratioToPlain: 0.34, ratioToOurPlain: 0.66 },
+          },
+        ],
+      });
+    expect(lines(table('avx2')).slice(0, 3)).to.deep.equal([
+      'a CPU, avx2; measured peak of f32, GFLOP/s: 1 thread 50; ort: onnxruntime-node 1.0',
+      '8 x 224 x 224, 1 interleaved rounds, random weights, ms per clip, ratios (/ort: ours to it) are paired medians',
+      '',
+    ]);
+    expect(table('avx2')).to.match(
+      /\/ort plain {2}floor {2}goal {2}\/our plain {2}at most {2}FLOP ratio\n.* 0\.34 {3}0\.42 {2}0\.35 {8}0\.66 {5}0\.67 {8}0\.61$/,
+    );
   });
 
   it('medians, paired ratios, errors', () => {

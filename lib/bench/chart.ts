@@ -4,7 +4,7 @@
  */
 import type { ComputeType } from '../graph/graph.js';
 import type { ModelRow, ModelsResult } from './models.js';
-import { threadsOf } from './table.js';
+import { extentOf, kindOf, threadsOf } from './table.js';
 
 const [width, height] = [800, 460];
 const plot = { left: 64, right: width - 190, top: 60, bottom: height - 56 };
@@ -79,15 +79,19 @@ export function chart(result: ModelsResult): string {
   const black = { colour: '#333', dashed: false };
   legend.push(dot(right + 14, below, black), text(right + 38, below + 4, 'octave'));
   legend.push(square(right + 14, below + 24, black), text(right + 38, below + 28, 'plain'));
-  const name = rows.find(({ alpha }) => alpha === undefined)?.network.replace('resnet', 'ResNet') ?? '';
-  const title = `${name} and octave ${name}, ${result.size} px, batch ${batch}, ${threadsOf(threads)}`;
+  const { size, frames } = result;
+  const kind = kindOf(frames);
+  const network = rows.find(({ alpha }) => alpha === undefined)?.network ?? '';
+  const name = network.replace('resnet', 'ResNet').replace(/^(i3d|c2d)/, (video) => video.toUpperCase());
+  const extent = frames === undefined ? `${size} px` : extentOf(size, frames);
+  const title = `${name} and octave ${name}, ${extent}, batch ${batch}, ${threadsOf(threads)}`;
   return [
     `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} ${height}" font-family="sans-serif" font-size="13">`,
     `<title>${title}</title>`,
     '<rect width="100%" height="100%" fill="white"/>',
     `<g font-size="15" font-weight="bold">${text(plot.left, 26, title)}</g>`,
-    text(plot.left, plot.top - 12, 'ms per image, median', 'start'),
-    text((plot.left + plot.right) / 2, height - 16, 'G multiply-adds per image', 'middle'),
+    text(plot.left, plot.top - 12, `ms per ${kind}, median`, 'start'),
+    text((plot.left + plot.right) / 2, height - 16, `G multiply-adds per ${kind}`, 'middle'),
     ...grid,
     ...drawn,
     ...alphas,

@@ -1,21 +1,40 @@
-/** What is wanted at 224 px: our time as a share of that of onnxruntime's plain network. */
+/** What is wanted: our time as a share of that of onnxruntime's plain network, and memory. */
+import type { ComputeType } from '../graph/graph.js';
+import type { Shape } from '../tensor.js';
+import type { Machine } from './measure.js';
 import type { ModelRow } from './models.js';
 
 export interface Goal {
   /** What it must not miss. */
   readonly floor?: number | undefined;
   readonly goal?: number | undefined;
+  /** The most that it may take of the time of our own plain network. */
+  readonly ofOurPlain?: number | undefined;
+  /** The level of lib/devices.ts that they are meant for; absent: any. */
+  readonly isa?: string | undefined;
 }
 
-/** The level of lib/devices.ts that they are meant for, and what it has. */
-export const goalsIsa = 'avx512bf16';
-export const goalsMachine = 'AVX-512 with VNNI and BF16';
+const goalsIsa = 'avx512bf16';
+
+/** A line that says so if goals are meant for another machine. */
+export function elsewhere({ isa }: Machine, goals: readonly (Pick<Goal, 'isa'> | undefined)[]): string[] {
+  const other = goals.some((goal) => goal?.isa !== undefined && goal.isa !== isa);
+  return other ? [`goals are for AVX-512 with VNNI and BF16; this machine is ${isa}`] : [];
+}
 
 /** Batch and threads of each column. */
 const columns = ['1 1', '1 2', '8 1', '8 2'];
-type Shares = readonly [number, number, number, number];
+type Shares = readonly [batch1: number, number, batch8?: number, number?];
 const all = (share: number): Shares => [share, share, share, share];
-const rows: readonly { network: string; dtype: string; alpha?: number; floor?: Shares; goal: Shares }[] = [
+const single = (share: number): Shares => [share, share];
+
+interface GoalRow extends Pick<ModelRow, 'network' | 'dtype' | 'alpha'> {
+  readonly floor?: Shares;
+  readonly goal?: Shares;
+  readonly ofOurPlain?: number;
+}
+
+const rows: readonly GoalRow[] = [
   { network: 'resnet-50', dtype: 'f32', goal: [0.88, 0.86, 0.82, 0.82] },
   { network: 'resnet-50', dtype: 'f32', alpha: 0.125, floor: [0.8, 0.8, 0.75, 0.78], goal: [0.68, 0.69, 0.66, 0.66] },
   { network: 'resnet-50', dtype: 'f32', alpha: 0.5, floor: [0.58, 0.58, 0.5, 0.5], goal: [0.47, 0.48, 0.43, 0.43] },
@@ -24,12 +43,53 @@ const rows: readonly { network: string; dtype: string; alpha?: number; floor?: S
   { network: 'resnet-50', dtype: 'i8', alpha: 0.5, floor: [0.67, 0.6, 0.58, 0.58], goal: [0.52, 0.48, 0.5, 0.5] },
   { network: 'se-resnet-v2-50', dtype: 'f32', alpha: 0.5, goal: all(0.58) },
   { network: 'densenet-121', dtype: 'f32', alpha: 0.25, floor: all(0.75), goal: all(0.65) },
+  { network: 'i3d-50', dtype: 'f32', floor: single(0.66), goal: single(0.58) },
+  { network: 'i3d-50', dtype: 'f32', alpha: 0.1, floor: single(0.56), goal: single(0.5) },
+  { network: 'i3d-50', dtype: 'f32', alpha: 0.125, floor: single(0.56), goal: single(0.5) },
+  { network: 'i3d-50', dtype: 'f32', alpha: 0.25, floor: single(0.5), goal: single(0.44) },
+  { network: 'i3d-50', dtype: 'f32', alpha: 0.5, floor: single(0.42), goal: single(0.35) },
+  { network: 'i3d-50', dtype: 'bf16', alpha: 0.5, goal: single(0.26) },
+  { network: 'i3d-50', dtype: 'i8', alpha: 0.5, ofOurPlain: 0.52 },
 ];
 
-export function goalOf(size: number, row: Pick<ModelRow, 'network' | 'dtype' | 'alpha' | 'batch' | 'threads'>): Goal {
-  const column = columns.indexOf(`${row.batch} ${row.threads}`);
-  const network = row.network.replace(/^oct-/, '');
-  const { floor, goal } =
-    rows.find((r) => size === 224 && r.network === network && r.dtype === row.dtype && r.alpha === row.alpha) ?? {};
-  return { floor: floor?.[column], goal: goal?.[column] };
+const plainOf = (network: string) => network.replace(/^oct-/, '');
+const isVideo = (network: string) => plainOf(network) === 'i3d-50';
+/** Goals are for images of 224 px, and for clips of 8 such frames. */
+const fits = (network: string, shape: Shape) =>
+  shape.slice(1, -1).join() === (isVideo(network) ? '8,224,224' : '224,224');
+
+/** @param shape of one input */
+export function goalOf(
+  shape: Shape,
+  row: Pick<ModelRow, 'network' | 'dtype' | 'alpha' | 'batch' | 'threads' | 'flopRatio'>,
+): Goal {
+  const { network, dtype, alpha, batch, threads, flopRatio } = row;
+  if (!fits(network, shape)) return {};
+  const found = rows.find((r) => r.network === plainOf(network) && r.dtype === dtype && r.alpha === alpha);
+  const column = columns.indexOf(`${batch} ${threads}`);
+  const [floor, goal] = [found?.floor?.[column], found?.goal?.[column]];
+  // What multiply-adds promise, and a little for what comes between them.
+  const promised = isVideo(network) && alpha !== undefined ? flopRatio + 0.06 : undefined;
+  const { ofOurPlain = promised } = found ?? {};
+  const isa = goal !== undefined && !(isVideo(network) && dtype === 'f32') ? goalsIsa : undefined;
+  return { floor, goal, ofOurPlain, isa };
+}
+
+export interface MemoryGoal extends Pick<Goal, 'isa'> {
+  /** MiB */
+  readonly peak: number;
+  readonly milliseconds?: number;
+}
+
+const peaks: { readonly [dtype in ComputeType]?: number } = { f32: 260, bf16: 150, i8: 110 };
+
+/** Of Oct-ResNet-50, alpha .5, and of I3D-50 in any form. @param shape of one input */
+export function memoryGoalOf(
+  shape: Shape,
+  { network, dtype, alpha, width }: { network: string; dtype: ComputeType; alpha: number; width: number },
+): MemoryGoal | undefined {
+  if (width !== 64 || !fits(network, shape)) return undefined;
+  if (isVideo(network)) return dtype === 'f32' ? { peak: 350 } : undefined;
+  const peak = network === 'oct-resnet-50' && alpha === 0.5 ? peaks[dtype] : undefined;
+  return peak === undefined ? undefined : { peak, milliseconds: 400, isa: goalsIsa };
 }

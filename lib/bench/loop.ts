@@ -85,7 +85,7 @@ export async function benchLoop({
     const { config, labels } = net.described;
     await writeModelFolder(folder, config, labels, net.weights);
     const model = await phase('load', () => loadModel(folder, { threads }));
-    const shapes = batches.map((batch) => [batch, size, size, 3]);
+    const shapes = batches.map((batch) => net.shape.with(0, batch));
     await phase(`warm up batch ${batches.join(', ')}`, () => model.warmUp(shapes));
     const inputs = shapes.map((shape) => Tensor.zeros('f32', shape));
     await phase('run', async () => {

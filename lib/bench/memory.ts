@@ -13,16 +13,18 @@ import { record } from '../model.js';
 import { type NetworkOptions, resolveNetworkOptions } from '../models/index.js';
 import { writeModelFolder } from '../weights/folder.js';
 import type { First, Seen } from './first.js';
-import { goalsIsa, goalsMachine } from './goals.js';
+import { elsewhere, type MemoryGoal, memoryGoalOf } from './goals.js';
 import { type Machine, machine, type Times, timesOf } from './measure.js';
 import { Net, peerDTypes } from './models.js';
 import { peerVersion, sessionOptions } from './peer.js';
-import { table, threadsOf } from './table.js';
+import { extentOf, table, threadsOf } from './table.js';
 
 export interface BenchMemoryOptions {
   readonly network: string;
   readonly options: NetworkOptions;
   readonly size: number;
+  /** Of a video network; default: as many as it is made for. */
+  readonly frames?: number | undefined;
   readonly dtypes: readonly ComputeType[];
   readonly threads: number;
   readonly rounds: number;
@@ -42,8 +44,8 @@ export interface MemoryRow {
   readonly peerDType: ComputeType;
   readonly ours: Process;
   readonly theirs: Process;
-  /** What is wanted of ours, for the network that goals are about. */
-  readonly goal?: { readonly peak: number; readonly milliseconds: number } | undefined;
+  /** What is wanted of ours, for the networks that goals are about. */
+  readonly goal?: MemoryGoal | undefined;
 }
 
 export interface MemoryResult {
@@ -54,22 +56,20 @@ export interface MemoryResult {
   readonly network: string;
   readonly options: NetworkOptions;
   readonly size: number;
+  /** Absent for images. */
+  readonly frames?: number | undefined;
   readonly threads: number;
   readonly rounds: number;
   readonly rows: readonly MemoryRow[];
 }
 
-/** MiB for Oct-ResNet-50, alpha .5, at 224 px. */
-const peaks: { readonly [dtype in ComputeType]?: number } = { f32: 260, bf16: 150, i8: 110 };
-const milliseconds = 400;
-
 export async function benchMemory(given: BenchMemoryOptions): Promise<MemoryResult> {
   const { network, size, dtypes, threads, rounds, progress } = given;
   const peer = await peerVersion();
   const options = resolveNetworkOptions(network, given.options);
-  const usual = network === 'oct-resnet-50' && options.alpha === 0.5 && options.width === 64 && size === 224;
+  const net = new Net(network, given.options, size, given.frames);
+  const { shape, frames } = net;
   const rows = await inFolder(async (folder) => {
-    const net = new Net(network, given.options, size);
     for (const kind of new Set(dtypes.map((dtype) => peerDTypes[dtype]))) {
       progress?.(`writing the network in ${kind}`);
       await write(net, kind, folder);
@@ -78,8 +78,8 @@ export async function benchMemory(given: BenchMemoryOptions): Promise<MemoryResu
     const jobs = dtypes.flatMap((dtype): First[] => {
       const files = filesOf(folder, peerDTypes[dtype]);
       return [
-        { folder: files.ours, size, dtype, threads },
-        { onnx: files.theirs, size, session },
+        { folder: files.ours, shape, dtype, threads },
+        { onnx: files.theirs, shape, session },
       ];
     });
     const seen: Seen[][] = jobs.map(() => []);
@@ -89,12 +89,11 @@ export async function benchMemory(given: BenchMemoryOptions): Promise<MemoryResu
     }
     return dtypes.map((dtype, i): MemoryRow => {
       const [ours, theirs] = seen.slice(2 * i).map(processOf) as [Process, Process];
-      const peak = usual ? peaks[dtype] : undefined;
-      const goal = peak === undefined ? undefined : { peak, milliseconds };
+      const goal = memoryGoalOf(shape, { network, dtype, alpha: options.alpha, width: options.width });
       return { dtype, peerDType: peerDTypes[dtype], ours, theirs, goal };
     });
   });
-  return { bench: 'memory', machine: machine(), peer, network, options, size, threads, rounds, rows };
+  return { bench: 'memory', machine: machine(), peer, network, options, size, frames, threads, rounds, rows };
 }
 
 /** A temporary folder that an interrupt removes too. */
@@ -125,7 +124,7 @@ async function write(net: Net, dtype: 'f32' | 'i8', folder: string): Promise<voi
   const { config, labels } = net.described;
   const { ours, theirs } = filesOf(folder, dtype);
   await writeModelFolder(ours, config, labels, weights);
-  await writeFile(theirs, await toOnnx(record(net.network, [1, net.size, net.size, 3]), readerOf(weights), { ranges }));
+  await writeFile(theirs, await toOnnx(record(net.network, net.shape), readerOf(weights), { ranges }));
 }
 
 /** Beside this file, and like it compiled or not. */
@@ -151,7 +150,17 @@ function processOf(seen: readonly Seen[]): Process {
   };
 }
 
-export function memoryTable({ machine, peer, network, options, size, threads, rounds, rows }: MemoryResult): string {
+export function memoryTable({
+  machine,
+  peer,
+  network,
+  options,
+  size,
+  frames,
+  threads,
+  rounds,
+  rows,
+}: MemoryResult): string {
   const goals = rows.some(({ goal }) => goal);
   const line = (name: string, { before, peak, milliseconds }: Process, goal?: MemoryRow['goal']) => {
     const memory = [before.median, peak.min, peak.median, ...(goals ? [goal?.peak] : [])];
@@ -166,9 +175,12 @@ export function memoryTable({ machine, peer, network, options, size, threads, ro
   const head = ['in a fresh process', 'MiB before', 'peak min', 'median', ...goalOf, 'ms min', 'median', ...goalOf];
   return [
     `${machine.cpu}, ${machine.isa}, ${threadsOf(threads)}; onnxruntime-node ${peer}`,
-    `${network}, alpha ${options.alpha}, ${size} x ${size}, ${rounds} rounds, random weights; ms from opening the file, which is in the page`,
+    `${network}, alpha ${options.alpha}, ${extentOf(size, frames)}, ${rounds} rounds, random weights; ms from opening the file, which is in the page`,
     'cache, to the first result; before: Node.js and the code of the engine, without a network',
-    ...(goals && machine.isa !== goalsIsa ? [`goals are for ${goalsMachine}; this machine is ${machine.isa}`] : []),
+    ...elsewhere(
+      machine,
+      rows.map(({ goal }) => goal),
+    ),
     '',
     table(head, lines),
   ].join('\n');

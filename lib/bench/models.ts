@@ -9,14 +9,15 @@ import { createModel, Model, type ModelOptions, record } from '../model.js';
 import {
   buildNetwork,
   defaultInputOf,
+  inputShape,
   type NetworkOptions,
   octaveForm,
   resolveNetworkOptions,
 } from '../models/index.js';
-import { Tensor } from '../tensor.js';
+import { type Shape, Tensor } from '../tensor.js';
 import { initialize } from '../weights/random.js';
 import type { WeightSource } from '../weights/source.js';
-import { type Goal, goalOf, goalsIsa, goalsMachine } from './goals.js';
+import { elsewhere, type Goal, goalOf } from './goals.js';
 import {
   angularError,
   fill,
@@ -31,13 +32,15 @@ import {
   timesOf,
 } from './measure.js';
 import { openPeer, type Peer, peerVersion, probe } from './peer.js';
-import { share, table, threadsOf } from './table.js';
+import { extentOf, kindOf, share, table, threadsOf } from './table.js';
 
 export interface BenchModelsOptions {
   /** The plain network; its `oct-` namesakes at these alphas are added. */
   readonly network: string;
   readonly alphas: readonly number[];
   readonly size: number;
+  /** Of a video network; default: as many as it is made for. */
+  readonly frames?: number | undefined;
   readonly dtypes: readonly ComputeType[];
   readonly batches: readonly number[];
   readonly threads: readonly number[];
@@ -57,9 +60,9 @@ export interface ModelRow extends Goal {
   readonly peerDType: ComputeType;
   readonly batch: number;
   readonly threads: number;
-  /** Multiply-adds of one image, in G. */
+  /** Multiply-adds of one image or clip, in G. */
   readonly gmadds: number;
-  /** Milliseconds per image. */
+  /** Milliseconds per image or clip. */
   readonly ours: Times;
   readonly theirs: Times;
   /** What our fastest round reaches, also as a share of the measured peak of f32. */
@@ -79,6 +82,8 @@ export interface ModelsResult {
   /** Version of onnxruntime-node. */
   readonly peer: string;
   readonly size: number;
+  /** Absent for images. */
+  readonly frames?: number | undefined;
   readonly rounds: number;
   /** GFLOP/s of f32 by thread count. */
   readonly peak: { readonly [threads: number]: number };
@@ -98,13 +103,14 @@ const tolerances = { f32: 1e-4, bf16: 1e-4, f16: 1e-4, i8: 1e-3 } as const;
 /** @throws OctconvError if a network's results differ from the reference, from our f32, or from onnxruntime. */
 export async function benchModels(options: BenchModelsOptions): Promise<ModelsResult> {
   const { network, alphas, size, dtypes, batches, threads, rounds, device, progress } = options;
-  const plain = new Net(network, {}, size);
+  const plain = new Net(network, {}, size, options.frames);
+  const { frames } = plain;
   const octave = octaveForm(network);
   if (octave === undefined) {
     throw new OctconvError(`bench: network '${network}', wanted the plain one, to which its octave forms are added`);
   }
   const peer = await peerVersion();
-  const nets = [plain, ...alphas.map((alpha) => new Net(octave, { alpha }, size))];
+  const nets = [plain, ...alphas.map((alpha) => new Net(octave, { alpha }, size, frames))];
   for (const net of nets) {
     progress?.(`checking ${net.title} against the reference`);
     await checkAgainstReference(net, { device });
@@ -117,7 +123,7 @@ export async function benchModels(options: BenchModelsOptions): Promise<ModelsRe
   for (const group of groups) {
     const { dtype, batch, threads } = group;
     const say = (text: string) => progress?.(`${dtype}, batch ${batch}, ${threadsOf(threads)}: ${text}`);
-    const x = input(batch, size);
+    const x = plain.input(batch);
     const subjects: Subject[] = [];
     try {
       peak[threads] = Math.max(peak[threads] ?? 0, await measurePeak(threads)); // threads may share a core for a while
@@ -130,8 +136,8 @@ export async function benchModels(options: BenchModelsOptions): Promise<ModelsRe
         rounds,
         (round) => say(`round ${round} of ${rounds}`),
       );
-      const perImage = times.map((all) => timesOf(all.rounds.map((ms) => ms / batch)));
-      rows.push(...subjects.map((_, i) => rowOf(subjects, i, perImage, group)));
+      const perInput = times.map((all) => timesOf(all.rounds.map((ms) => ms / batch)));
+      rows.push(...subjects.map((_, i) => rowOf(subjects, i, perInput, group)));
     } finally {
       for (const { model, peer } of subjects) {
         model.dispose();
@@ -142,26 +148,38 @@ export async function benchModels(options: BenchModelsOptions): Promise<ModelsRe
   const complete = rows.map((row) => ({
     ...row,
     ofPeak: row.gflops / (peak[row.threads] ?? NaN),
-    ...goalOf(size, row),
+    ...goalOf(plain.shape, row),
   }));
-  return { bench: 'models', machine: machine(), peer, size, rounds, peak, rows: complete };
+  return { bench: 'models', machine: machine(), peer, size, frames, rounds, peak, rows: complete };
 }
-
-const input = (batch: number, size: number) => fill(Tensor.zeros('f32', [batch, size, size, 3]));
 
 /** A network with random weights, in f32 and, when they are asked for, in i8. */
 export class Net {
   readonly network;
   readonly weights: WeightSource;
+  /** One input, [1, size, size, 3] or [1, frames, size, size, 3]. */
+  readonly shape: Shape;
   #quantized: Promise<{ weights: WeightSource; ranges: Ranges }> | undefined;
 
   constructor(
     readonly name: string,
     readonly options: NetworkOptions,
     readonly size: number,
+    frames?: number,
   ) {
+    this.shape = inputShape({ name, options }, { height: size, width: size, frames });
     this.network = buildNetwork(name, options);
     this.weights = initialize(this.network);
+  }
+
+  /** Of a clip; undefined for images. */
+  get frames(): number | undefined {
+    return this.shape.length === 5 ? this.shape[1] : undefined;
+  }
+
+  /** Inputs without structure. */
+  input(batch: number): Tensor<'f32'> {
+    return fill(Tensor.zeros('f32', this.shape.with(0, batch)));
   }
 
   get title(): string {
@@ -172,7 +190,8 @@ export class Net {
   get described() {
     const options = resolveNetworkOptions(this.name, this.options);
     const usual = pictureInput(this.name, { input: defaultInputOf(this.name, options), options });
-    const input = { ...usual, height: this.size, width: this.size, resize: this.size };
+    const { size, frames } = this;
+    const input = { ...usual, ...(frames && { frames }), height: size, width: size, resize: size };
     const labels = Array.from({ length: options.classes }, (_, i) => `class ${i}`);
     return { config: { network: this.name, options, input }, labels };
   }
@@ -184,8 +203,8 @@ export class Net {
   }
 
   async #quantize() {
-    const x = input(1, this.size);
-    const weights = await quantizeOnNoise(this.network, this.weights, [1, this.size, this.size, 3]);
+    const x = this.input(1);
+    const weights = await quantizeOnNoise(this.network, this.weights, this.shape);
     return { weights, ranges: await probe(record(this.network, x.shape), readerOf(weights), [x]) };
   }
 }
@@ -224,8 +243,8 @@ function rowOf(subjects: readonly Subject[], i: number, times: Times[], group: G
 }
 
 /** At a size that the slow loops can do, odd so that all borders are met. */
-async function checkAgainstReference({ name, options, title }: Net, modelOptions: ModelOptions): Promise<void> {
-  const x = fill(Tensor.zeros('f32', [1, 61, 45, 3]));
+async function checkAgainstReference({ name, options, title, frames }: Net, modelOptions: ModelOptions): Promise<void> {
+  const x = fill(Tensor.zeros('f32', [1, ...(frames ? [5] : []), 61, 45, 3]));
   const narrow = { ...options, width: 16 };
   using model = createModel(name, narrow, modelOptions);
   using reference = createModel(name, narrow, { device: 'reference' });
@@ -255,11 +274,12 @@ function expectEqual(what: string, dtype: ComputeType, got: Tensor<'f32'>, wante
   if (!(error < limit)) throw new OctconvError(`bench: ${what} differ by ${error}, wanted less than ${limit}`);
 }
 
-export function modelsTable({ rows, peak, machine, peer, size, rounds }: ModelsResult): string {
+export function modelsTable({ rows, peak, machine, peer, size, frames, rounds }: ModelsResult): string {
   const goals = rows.some(({ goal }) => goal !== undefined);
+  const most = rows.some(({ ofOurPlain }) => ofOurPlain !== undefined);
   const head = ['network', 'alpha', 'batch', 'thr', 'dtype', 'GMAdd', 'ours min', 'ours median', 'GFLOP/s', 'of peak'];
   head.push('ort', 'ort min', 'ort median', '/ort', '/ort plain', ...(goals ? ['floor', 'goal'] : []));
-  head.push('/our plain', 'FLOP ratio');
+  head.push('/our plain', ...(most ? ['at most'] : []), 'FLOP ratio');
   const drop = [
     'ours median',
     'ort median',
@@ -268,11 +288,13 @@ export function modelsTable({ rows, peak, machine, peer, size, rounds }: ModelsR
     'of peak',
     'GMAdd',
     '/our plain',
+    'at most',
     'FLOP ratio',
     'floor',
     'goal',
   ];
   const ratio = (value: number | undefined) => value?.toFixed(2) ?? '';
+  const kind = kindOf(frames);
   const lines = rows.map((row) => [
     row.network,
     String(row.alpha ?? 'plain'),
@@ -288,13 +310,13 @@ export function modelsTable({ rows, peak, machine, peer, size, rounds }: ModelsR
     row.theirs.min.toFixed(2),
     row.theirs.median.toFixed(2),
     ...[row.ratio, row.ratioToPlain, ...(goals ? [row.floor, row.goal] : [])].map(ratio),
-    ...[row.ratioToOurPlain, row.flopRatio].map(ratio),
+    ...[row.ratioToOurPlain, ...(most ? [row.ofOurPlain] : []), row.flopRatio].map(ratio),
   ]);
   const peaks = Object.entries(peak).map(([count, gflops]) => `${threadsOf(count)} ${gflops.toFixed(0)}`);
   return [
     `${machine.cpu}, ${machine.isa}; measured peak of f32, GFLOP/s: ${peaks.join(', ')}; ort: onnxruntime-node ${peer}`,
-    `${size} x ${size}, ${rounds} interleaved rounds, random weights, ms per image, ratios (/ort: ours to it) are paired medians`,
-    ...(goals && machine.isa !== goalsIsa ? [`goals are for ${goalsMachine}; this machine is ${machine.isa}`] : []),
+    `${extentOf(size, frames)}, ${rounds} interleaved rounds, random weights, ms per ${kind}, ratios (/ort: ours to it) are paired medians`,
+    ...elsewhere(machine, rows),
     '',
     table(head, lines, { drop }),
   ].join('\n');

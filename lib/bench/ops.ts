@@ -5,7 +5,7 @@ import { countFlops } from '../flops.js';
 import { type ComputeType, Graph, type GraphNode, Parameter, type TensorType } from '../graph/graph.js';
 import { Model, type ModelOptions } from '../model.js';
 import { architectureOf } from '../kernels.js';
-import { buildNetwork, type NetworkOptions } from '../models/index.js';
+import { buildNetwork, inputShape, type NetworkOptions } from '../models/index.js';
 import { targetOf } from '../devices.js';
 import type { Device } from '../native.js';
 import { PackedWeights, Plan } from '../plan.js';
@@ -27,12 +27,14 @@ import {
 } from './measure.js';
 import { type Gpu, type GpuName, gpuCalled, gpus } from './gpus.js';
 import { openPeer, peerVersion } from './peer.js';
-import { share, table, threadsOf } from './table.js';
+import { extentOf, share, table, threadsOf } from './table.js';
 
 export interface BenchOpsOptions {
   readonly network: string;
   readonly options: NetworkOptions;
   readonly size: number;
+  /** Of a video network; default: as many as it is made for. */
+  readonly frames?: number | undefined;
   /** Default f32. */
   readonly dtype?: ComputeType | undefined;
   readonly batch: number;
@@ -79,6 +81,8 @@ export interface OpsResult {
   readonly network: string;
   readonly alpha?: number | undefined;
   readonly size: number;
+  /** Absent for images. */
+  readonly frames?: number | undefined;
   readonly dtype: ComputeType;
   readonly batch: number;
   readonly threads: number;
@@ -113,17 +117,19 @@ export async function benchOps(options: BenchOpsOptions): Promise<OpsResult> {
   const roof = sheet
     ? roofOf(sheet)
     : { peaks: peaksOf(await measurePeak(threads)), bandwidth: await measureBandwidth(threads) };
+  const shape = inputShape({ name, options: networkOptions }, { height: size, width: size, frames: options.frames });
+  const frames = shape.length === 5 ? shape[1] : undefined;
   const network = buildNetwork(name, networkOptions);
   const f32 = initialize(network);
-  const weights = dtype === 'i8' ? await quantizeOnNoise(network, f32, [1, size, size, 3]) : f32;
+  const weights = dtype === 'i8' ? await quantizeOnNoise(network, f32, shape) : f32;
   using model = new Model(network, weights, { threads, device, dtype });
-  const x = fill(Tensor.zeros('f32', [batch, size, size, 3]));
+  const x = fill(Tensor.zeros('f32', shape.with(0, batch)));
   progress?.('steps');
   const steps = await timeSteps(await model.plan(x.shape), x, rounds, roof);
   const single = dtype === 'i8' || onGpu ? [] : singleOps(model.record(x.shape));
   const ops = await timeOps(single, threads, rounds, model.device, { dtype, progress });
   const { alpha } = networkOptions;
-  const setting = { network: name, alpha, size, dtype, batch, threads, rounds };
+  const setting = { network: name, alpha, size, frames, dtype, batch, threads, rounds };
   return { bench: 'ops', machine: machine(), peer, gpu, ...setting, ...roof, steps, ops };
 }
 
@@ -208,8 +214,10 @@ function describe(graph: Graph, { attrs, inputs, outputs }: GraphNode): string {
       .map(({ shape }) => shape.slice(1).join('x'))
       .join(' + ');
   const { kernel, stride } = attrs as { kernel: readonly number[]; stride: number | readonly number[] };
-  const step = typeof stride === 'number' ? stride : stride[1];
-  return `${sizes(inputs)} -> ${sizes(outputs)}, ${kernel.slice(1).join('x')} s${step}`;
+  const [kt, ...window] = kernel;
+  const [st, step] = typeof stride === 'number' ? [1, stride] : stride;
+  const over = (t: number | undefined, rest: string | number | undefined) => (t === 1 ? rest : `${t}x${rest}`);
+  return `${sizes(inputs)} -> ${sizes(outputs)}, ${over(kt, window.join('x'))} s${over(st, step)}`;
 }
 
 export async function timeOps(
@@ -263,8 +271,23 @@ async function timeOp(
 // --- Output -------------------------------------------------------------------------------------------------------
 
 export function opsTable(result: OpsResult): string {
-  const { machine, peer, gpu, network, alpha, size, dtype, batch, threads, rounds, peaks, bandwidth, steps, ops } =
-    result;
+  const {
+    machine,
+    peer,
+    gpu,
+    network,
+    alpha,
+    size,
+    frames,
+    dtype,
+    batch,
+    threads,
+    rounds,
+    peaks,
+    bandwidth,
+    steps,
+    ops,
+  } = result;
   const name = alpha === undefined ? network : `${network} alpha ${alpha}`;
   const measured = `measured ${peaks.f32.toFixed(0)} GFLOP/s of f32 and ${bandwidth.toFixed(0)} GB/s`;
   const times = (peaks[dtype] / peaks.f32).toFixed(0);
@@ -279,7 +302,7 @@ export function opsTable(result: OpsResult): string {
   const onCpu = `${machine.cpu}, ${machine.isa}, ${threadsOf(threads)}; ${measured}${dtype === 'f32' ? '' : taken}`;
   return [
     gpu ? onGpu : onCpu,
-    `${name}, ${dtype}, ${size} x ${size}, batch ${batch}, random weights, ${rounds} rounds, ms`,
+    `${name}, ${dtype}, ${extentOf(size, frames)}, batch ${batch}, random weights, ${rounds} rounds, ms`,
     '',
     'Steps of the fused network; bound: their FLOPs at that peak (Winograd has fewer), or their bytes from memory',
     stepLines(steps),

@@ -7,7 +7,7 @@ import { toNCHW } from '../layout.js';
 import { Tensor } from '../tensor.js';
 
 export interface Peer {
-  /** Runs once; gives the first output, [N, C] or NCHW. */
+  /** Runs once; gives the first output, [N, C], NCHW or NCTHW. */
   run(): Promise<Tensor<'f32'>>;
   close(): Promise<void>;
 }

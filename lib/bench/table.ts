@@ -84,4 +84,10 @@ export function wrapped(pieces: readonly string[], width: number, comma = ' '): 
 
 export const share = (part: number): string => `${(100 * part).toFixed(0)} %`;
 
+/** `224 x 224`, of a clip `8 x 224 x 224`. */
+export const extentOf = (size: number, frames?: number): string =>
+  [...(frames ? [frames] : []), size, size].join(' x ');
+
+export const kindOf = (frames: number | undefined): string => (frames === undefined ? 'image' : 'clip');
+
 export const threadsOf = (count: number | string): string => `${count} thread${Number(count) === 1 ? '' : 's'}`;

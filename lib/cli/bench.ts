@@ -13,16 +13,18 @@ export function benchCommand(program: Command): void {
   const bench = program.command('bench').description('timed against onnxruntime-node, round by round, checked first');
   common(bench.command('models'), 20)
     .description('whole networks, plain and octave at several alphas')
+    .addOption(framesOption())
     .option('--network <name>', 'the plain network; its octave forms are added', 'resnet-50')
     .option('--alphas <list>', 'shares of the low branch', listOf(number), [0.125, 0.25, 0.5, 0.75])
     .option('--dtypes <list>', 'what the convolutions multiply: f32, bf16, f16, i8', listOf(dtype), ['f32'])
-    .option('--batch <list>', 'images per run', listOf(integer(1)), [1])
+    .option('--batch <list>', 'images or clips per run', listOf(integer(1)), [1])
     .option('--threads <list>', 'threads of a run (default: 1 and all cores)', listOf(integer(1)))
     .addOption(deviceOption())
     .option('--chart <file>', 'SVG of milliseconds over FLOPs')
     .action(models);
   common(bench.command('ops'), 20)
     .description('every step of a network beside its bound, its ops one by one beside onnxruntime')
+    .addOption(framesOption())
     .option('--network <name>', 'a registered network', 'oct-resnet-50')
     .option('--alpha <share>', 'share of the low branch', number)
     .addOption(dtypeOption('f32'))
@@ -51,6 +53,7 @@ export function benchCommand(program: Command): void {
     .action(cuda);
   common(bench.command('memory'), 5)
     .description('peak memory of a fresh process, and milliseconds from opening a model folder to its first result')
+    .addOption(framesOption())
     .option('--network <name>', 'a registered network', 'oct-resnet-50')
     .option('--alpha <share>', 'share of the low branch', number)
     .option('--dtypes <list>', 'what the convolutions multiply: f32, bf16, i8', listOf(dtype), ['f32', 'bf16', 'i8'])
@@ -63,6 +66,9 @@ export function benchCommand(program: Command): void {
     .option('--threads <n>', 'threads of a run (default: all cores)', integer(1))
     .action(loop);
 }
+
+const framesOption = () =>
+  new Option('--frames <n>', 'frames of a clip, of a video network (default: as it is made for)').argParser(integer(1));
 
 const gpuOption = (flags: string, text: string) => new Option(flags, text).choices(gpuNames);
 
@@ -82,6 +88,7 @@ interface Common {
 }
 
 interface ModelsOptions extends Common {
+  frames?: number;
   network: string;
   alphas: number[];
   dtypes: ComputeType[];
@@ -103,6 +110,7 @@ async function models(options: ModelsOptions): Promise<void> {
 }
 
 interface OpsOptions extends Common {
+  frames?: number;
   network: string;
   alpha?: number;
   dtype?: ComputeType;
@@ -158,6 +166,7 @@ async function cuda({ batch: batches, estimate: gpu, ...options }: CudaOptions):
 }
 
 interface MemoryOptions extends Common {
+  frames?: number;
   network: string;
   alpha?: number;
   dtypes: ComputeType[];
