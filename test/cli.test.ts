@@ -8,10 +8,11 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { expect } from 'chai';
 import sharp, { type Sharp } from 'sharp';
-import { angularError, quantizeOnNoise } from '../lib/bench/measure.js';
-import { Model } from '../lib/model.js';
+import { angularError, quantizeOnNoise, relativeError } from '../lib/bench/measure.js';
+import { loadModel, Model } from '../lib/model.js';
 import { buildNetwork } from '../lib/models/index.js';
 import { readNpy, writeNpy } from '../lib/npy.js';
+import { Tensor } from '../lib/tensor.js';
 import { readModelFolder, writeModelFolder } from '../lib/weights/folder.js';
 import { initialize } from '../lib/weights/random.js';
 import { levels } from './levels.js';
@@ -610,6 +611,60 @@ describe('command line', function () {
         1,
         'but the scale 1/255 makes pictures 0 .. 1',
       );
+    });
+
+    it('convert --inflate makes a video network of an image network: a still clip has the logits that PyTorch gave', async () => {
+      const odd = join(golden, 'oct-resnet-50-w8-a12-odd');
+      const labels = ['--labels', 'video.txt'];
+      const { shape: image, data } = await readNpy(`${odd}.x.npy`);
+      const { shape, data: wanted } = await readNpy(`${odd}.y.npy`);
+      writeFileSync(
+        inFolder('video.txt'),
+        Array.from({ length: shape[1] as number }, (_, i) => `move ${i}`).join('\n'),
+      );
+      const { code, stdout, stderr } = octconv('convert', `${odd}.pth`, 'clips', '--inflate', 'c2d', ...labels);
+      expect(code, stderr).to.equal(0);
+      expect(stdout).to.match(/^clips: oct-c2d-50, alpha 0\.125, width 8, .* tensors, inflated from oct-resnet-50$/m);
+      expect(stdout).to.contain(
+        'network: 8 frames, one of every 8; of each the short side to 256 (bilinear), a crop of',
+      );
+      using model = await loadModel(inFolder('clips'));
+      expect(model.labels?.[0]).to.equal('move 0');
+      const [n = 0, h = 0, w = 0, c = 0] = image;
+      const clip = Tensor.zeros('f32', [n, 3, h, w, c]);
+      const size = h * w * c;
+      for (let i = 0; i < n; i++)
+        for (let t = 0; t < 3; t++)
+          clip.data.set((data as Float32Array).subarray(i * size, (i + 1) * size), (3 * i + t) * size);
+      expect(relativeError((await model.run(clip)).data, wanted as Float32Array)).to.be.below(1e-5);
+
+      const made = (...flags: string[]) =>
+        octconv('convert', `${odd}.pth`, 'long', '--inflate', 'i3d', ...labels, ...flags);
+      const { network, input } = JSON.parse(made('--frames', '32', '--frame-stride', '2', '--json').stdout);
+      expect([network, input.frames, input.frameStride]).to.deep.equal(['oct-i3d-50', 32, 2]);
+      expect((await readModelFolder(inFolder('long'))).config.input).to.deep.equal(input);
+      expectError(
+        octconv('convert', 'long', 'again', '--inflate', 'i3d'),
+        1,
+        'cannot be inflated to i3d: oct-i3d-50, wanted',
+      );
+      expectError(
+        octconv('convert', `${checkpoint}.pth`, 'cifar', '--inflate', 'i3d'),
+        1,
+        'stem cifar, wanted imagenet',
+      );
+      expect(existsSync(inFolder('cifar'))).to.equal(false);
+      expectError(
+        octconv('convert', `${odd}.pth`, 'x', '--frames', '8'),
+        2,
+        '--frames: the network takes images, wanted',
+      );
+      expectError(
+        octconv('convert', `${odd}.pth`, 'x', '--frame-stride', '8'),
+        2,
+        '--frame-stride: the network takes images',
+      );
+      expectError(octconv('convert', `${odd}.pth`, 'x', '--inflate', 'i3d-50'), 2, /Allowed choices are c2d, i3d/);
     });
 
     it('convert derives what depends on what is given, says it, and replaces a model only by force', () => {

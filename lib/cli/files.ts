@@ -4,7 +4,8 @@ import { type Command, InvalidArgumentError, Option } from 'commander';
 import { OctconvError } from '../error.js';
 import { describeInput, type InputConfig, type PerChannel, pictureInput, resolveInput } from '../input/preprocess.js';
 import { Model, openNetwork } from '../model.js';
-import { inputShape } from '../models/index.js';
+import { defaultInputOf, inputShape } from '../models/index.js';
+import { inflate, type VideoKind, videoKinds } from '../models/inflate.js';
 import { checkLabels, checkModelOutput, readConfigBeside, readLabels, writeModelFolder } from '../weights/folder.js';
 import {
   areRandom,
@@ -25,6 +26,14 @@ export function convertCommand(program: Command): void {
     .description('makes a model folder of a PyTorch checkpoint (.pth), .safetensors or MXNet .params file')
     .option('--key <name>', 'which dictionary of a .pth holds the parameters, e.g. model_ema')
     .option('--labels <file>', 'names of the classes, one per line, or imagenet-1k (default: class 0, class 1, ...)')
+    .addOption(
+      new Option(
+        '--inflate <kind>',
+        'weights of a ResNet to those of a video network: each kernel repeated over time, divided by the taps',
+      ).choices(videoKinds),
+    )
+    .option('--frames <n>', 'frames of a clip, of a video network', integer(1))
+    .option('--frame-stride <n>', 'every how many-th frame a clip has, of a video network', integer(1))
     .option('--size <pixels>', 'height and width of the input, as trained: 224, or 256x128', sides)
     .option(
       '--resize <pixels>',
@@ -47,7 +56,8 @@ export function convertCommand(program: Command): void {
     .action(convert);
 }
 
-interface InputFlags extends Partial<Pick<InputConfig, 'interpolation' | 'scale' | 'mean' | 'std'>> {
+interface InputFlags
+  extends Partial<Pick<InputConfig, 'frames' | 'frameStride' | 'interpolation' | 'scale' | 'mean' | 'std'>> {
   readonly size?: readonly [number, number];
   readonly resize?: readonly [number, number];
   readonly cropPct?: number;
@@ -57,6 +67,7 @@ interface InputFlags extends Partial<Pick<InputConfig, 'interpolation' | 'scale'
 interface ConvertOptions extends InputFlags {
   readonly labels?: string;
   readonly key?: string;
+  readonly inflate?: VideoKind;
   readonly force?: boolean;
   readonly json?: boolean;
 }
@@ -64,7 +75,7 @@ interface ConvertOptions extends InputFlags {
 async function convert(
   file: string,
   folder: string,
-  { labels, key, force, json, ...flags }: ConvertOptions,
+  { labels, key, inflate: kind, force, json, ...flags }: ConvertOptions,
 ): Promise<void> {
   await checkModelOutput(folder, { force, inputs: [file] });
   const trained = await readConfigBeside(file);
@@ -72,9 +83,12 @@ async function convert(
   const opened = await openNetwork(file, given, { key }).catch((error: Error) => {
     throw trained ? new OctconvError(`${error.message} (the network is that of config.json in its folder)`) : error;
   });
-  const { name: network, options, source, labels: known } = withNotes(opened);
+  const { labels: known } = withNotes(opened);
   try {
-    const input = inputFrom(flags, trained?.input ?? pictureInput(file, opened));
+    const { name: network, options, source } = kind ? inflate(opened, kind) : opened;
+    const seen = trained?.input ?? pictureInput(file, opened);
+    const { frames, frameStride } = (kind && defaultInputOf(network, options)) ?? seen;
+    const input = inputFrom(flags, { ...seen, frames, frameStride });
     const names = await namesOf(labels, options.classes, trained?.names ?? known);
     await writeModelFolder(folder, { network, options, input }, names, source, { force });
     const tensors = source.tensors.size;
@@ -84,14 +98,14 @@ async function convert(
     }
     const { alpha, width, classes } = options;
     say(
-      `${printable(folder)}: ${network}, alpha ${alpha}, width ${width}, ${classes} classes, ${count(tensors)} tensors`,
+      `${printable(folder)}: ${network}, alpha ${alpha}, width ${width}, ${classes} classes, ${count(tensors)} tensors${kind ? `, inflated from ${opened.name}` : ''}`,
     );
     const config = trained ? join(dirname(file), 'config.json') : known && join(file, 'config.json'); // a model folder
     const said = config ? `, as ${printable(config)} says` : ', as is usual for such a network';
     const assumed = Object.keys(flags).length ? '' : said;
     say(`input${assumed}: ${describeInput(input)}`);
   } finally {
-    await source.close();
+    await opened.source.close();
   }
 }
 
@@ -100,6 +114,9 @@ async function convert(
  * of that of channels.
  */
 function inputFrom({ size, resize, cropPct, bgr, ...given }: InputFlags, usual: InputConfig): InputConfig {
+  const clip = given.frames === undefined ? 'frame-stride' : 'frames';
+  if (usual.frames === undefined && (given.frames ?? given.frameStride) !== undefined)
+    throw new UsageError(`--${clip}: the network takes images, wanted a video network`);
   const [height, width] = size ?? [usual.height, usual.width];
   const ratio = typeof usual.resize === 'number' ? usual.resize / Math.max(usual.height, usual.width) : 1;
   const derived = height === width ? Math.round(height * ratio) : ([height, width] as const);
