@@ -107,6 +107,15 @@ describe('bench', () => {
       .to.contain('>I3D-26 and octave I3D-26, 3 x 32 x 32, batch 1, 1 thread<')
       .and.contain('>ms per clip, median<')
       .and.contain('>G multiply-adds per clip<');
+    const near = result.rows.map((row) => (row.alpha ? row : { ...row, alpha: 0.125, gmadds: 0.99 * row.gmadds }));
+    const heights = [
+      ...chart({ ...result, rows: [...result.rows, ...near] }).matchAll(/ y="([\d.]+)"[^>]*>(α [\d.]+|plain)</g),
+    ];
+    expect(heights.slice(0, 3).map(([, y, label]) => `${label} ${y}`)).to.deep.equal([
+      'α 0.5 394',
+      'α 0.125 394',
+      'plain 376',
+    ]);
     const frames = await benchModels({ ...small, frames: 3 }).catch(String);
     expect(frames).to.contain('resnet-26: 3 frames, wanted none: its input is an image');
   });

@@ -67,9 +67,13 @@ export function chart(result: ModelsResult): string {
       ...(plain ? [square(x(plain.gmadds), y(plain.ms), style)] : []),
     ];
   });
-  const alphas = [...(curves[0]?.points ?? [])].map(([alpha, { gmadds }]) =>
-    text(x(gmadds), plot.bottom - 10, alpha === undefined ? 'plain' : `α ${alpha}`, 'middle'),
-  );
+  let [last, raised] = [Number.NEGATIVE_INFINITY, false];
+  const alphas = [...(curves[0]?.points ?? [])].map(([alpha, { gmadds }]) => {
+    const at = x(gmadds);
+    raised = !raised && at - last < 48; // else it would cover the one before
+    last = at;
+    return text(at, plot.bottom - (raised ? 28 : 10), alpha === undefined ? 'plain' : `α ${alpha}`, 'middle');
+  });
   const right = plot.right + 24;
   const legend = curves.flatMap((curve, i) => {
     const at = plot.top + 8 + 24 * i;
