@@ -365,7 +365,7 @@ export class Plan {
     const ends = [...steps.inputs, ...steps.outputs];
     if (new Set(ends).size !== ends.length)
       throw new OctconvError('plan: a network must compute each of its outputs, and give each once');
-    const memory = await inTurns(planMemory(steps, target.traits.align));
+    const memory = await inTurns(planMemory(steps, target.traits));
     const outside = ends.flatMap((id) => steps.values[id] ?? []).reduce((sum, type) => sum + bytesOf(type), 0);
     const packed = await weights.pack(steps.steps, graph.constants, memory.bytes + outside);
     try {
