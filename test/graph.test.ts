@@ -634,7 +634,7 @@ describe('graph: memory', () => {
       const first = r.relu(r.conv(r.input()));
       const sum = r.relu(r.add(r.conv(r.relu(r.conv(first))), first));
       const last = r.relu(r.add(r.conv(r.relu(r.conv(sum))), sum));
-      const steps = r.steps(r.conv(last), ...(more ? [r.conv(first)] : []));
+      const steps = r.steps(r.conv(more ? r.one('mul', [last, first]) : last));
       checkMemory(r.graph, fuse(steps));
       return planMemory(fuse(steps), { align: 64, inPlace }).bytes;
     };
