@@ -4,7 +4,7 @@ import { type Target, targetOf } from './devices.js';
 import { arrayFor, bytesPerElement, isFloat, type TypedArray } from './dtype.js';
 import { OctconvError, show } from './error.js';
 import { checkGraph, type ComputeType, type Graph, kindOf, type TensorType, toNTHWC } from './graph/graph.js';
-import { type Branch, type Packing, packingsOf, type Step, type Steps } from './graph/lower.js';
+import { type Branch, type Packing, packingsOf, type Step, type Steps, winogradGrowth } from './graph/lower.js';
 import { aligned, type MemoryPlan, planMemory } from './graph/memory.js';
 import { padOf, pitchOf } from './graph/pads.js';
 import { batchOf, segmentsByStep, wholeValues } from './graph/subbatch.js';
@@ -267,15 +267,16 @@ export class PackedWeights {
 
   /** About what it will be when it is packed, not more. */
   #packedBytesOf(packing: Packing): number {
-    const [branch] = (packing.attrs.branches ?? []) as readonly Pick<Branch, 'hints' | 'compute'>[];
-    const { winograd = 0 } = branch?.hints ?? {};
+    const [branch] = (packing.attrs.branches ?? []) as unknown as readonly Pick<
+      Branch,
+      'hints' | 'compute' | 'terms'
+    >[];
     const element = bytesPerElement[branch?.compute ?? 'f32'];
     const elements = Object.values(packing.params).reduce(
       (sum, name) => sum + elementCount(this.source.tensors.get(name)?.shape ?? [0]),
       0,
     );
-    // Winograd's algorithm has weights for each of (size + 2)^2 positions instead of 9.
-    return elements * element * (winograd ? (winograd + 2) ** 2 / 9 : 1);
+    return elements * element * (branch ? winogradGrowth(branch) : 1);
   }
 
   /** What plans still use goes with them. */

@@ -400,8 +400,7 @@ Napi::Array namesOf(Napi::Env env, const std::vector<DType>& list) {
 
 Napi::Object traitsOf(Napi::Env env, const Traits& traits) {
   auto result = Napi::Object::New(env), ops = Napi::Object::New(env), winograd = Napi::Object::New(env);
-  for (const auto& [outputs, channels] : traits.winograd)
-    winograd.Set(std::to_string(outputs), static_cast<double>(channels));
+  for (const auto& [hint, channels] : traits.winograd) winograd.Set(hint, static_cast<double>(channels));
   for (const auto& [op, kernel] : traits.ops) {
     auto each = Napi::Object::New(env);
     each.Set("dtypes", namesOf(env, kernel.dtypes));

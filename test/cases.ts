@@ -241,6 +241,13 @@ const convs: Case[] = [
   conv({ x: [2, 7, 4, 5, 6], to: 8, kernel: [3, 1, 3], options: { padding: [0, 0, 1], stride: [3, 1, 2], groups: 2 } }),
   conv({ x: [2, 3, 6, 5, 11], to: 11, kernel: [3, 3, 3], options: { padding: 1, groups: 11 }, bias: true }),
   conv({ x: [1, 3, 41, 37, 5], to: 12, kernel: [3, 3, 3], options: { padding: 1 } }),
+  // frames around Winograd's tile of 4
+  ...[2, 3, 4, 5, 7, 8, 9].flatMap((t) => [
+    conv({ x: [2, t, 5, 6, 17], to: 18, kernel: [3, 1, 1], options: { padding: [1, 0, 0] }, bias: true }),
+    conv({ x: [1, t, 9, 11, 3], to: 17, kernel: [5, 7, 7], options: { padding: [2, 3, 3], stride: [1, 2, 2] } }),
+  ]),
+  conv({ x: [1, 5, 7, 9, 20], to: 33, kernel: [5, 3, 1], options: { padding: [2, 2, 0], dilation: [1, 2, 1] } }),
+  conv({ x: [1, 4, 28, 28, 64], to: 48, kernel: [3, 1, 1], options: { padding: [1, 0, 0] } }), // several blocks
   conv({ x: [1, 16, 14, 128], to: 128, kernel: [3, 3], options: { padding: 1 } }), // CUDA's largest tile, shared
   // several blocks of rows, of images
   conv({ x: [1, 56, 56, 32], to: 24, kernel: [3, 3], options: { padding: 1 } }),
@@ -348,6 +355,8 @@ const octConvs: Case[] = [
   ]),
   octConv({ t: 1, h: 6, w: 5, from: [5, 9], to: [9, 4], kernel: [3, 3, 3], stride: 2 }), // a clip of one frame
   octConv({ t: 4, h: 5, w: 7, from: [8, 4], to: [12, 8], kernel: [3, 1, 1], groups: 4, bias: true }),
+  octConv({ n: 2, t: 9, h: 7, w: 5, from: [17, 9], to: [18, 16], kernel: [3, 1, 1], bias: true }),
+  octConv({ t: 4, h: 28, w: 26, from: [64, 64], to: [32, 32], kernel: [3, 1, 1], stride: 2 }),
   octConv({ h: 16, w: 14, from: [64, 64], to: [64, 64] }),
   // several blocks of rows, of images
   octConv({ h: 41, w: 37, from: [64, 64], to: [12, 7] }),

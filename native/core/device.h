@@ -30,9 +30,10 @@ struct Traits {
   size_t align = 64;        // of values in the arena, in bytes
   size_t channelAlign = 1;  // zeros behind the channels of a pixel fill them up to multiples, in bytes
   Fuses fuses = Fuses::nothing;
-  int mostPooled = 2;                   // how often P is applied to what a convolution stores, at most
-  bool subBatches = false;              // goes over a batch some images at a time
-  std::map<int64_t, int64_t> winograd;  // hints `winograd` that it knows, and the most channels of i8 that each sums up
+  int mostPooled = 2;       // how often P is applied to what a convolution stores, at most
+  bool subBatches = false;  // goes over a batch some images at a time
+  std::map<std::string, int64_t>
+      winograd;  // what it knows of 2, 4 and overTime, and how many channels of i8 each sums up
   std::vector<DType> computes{DType::f32};  // what convolutions may multiply
   std::vector<DType> dotProducts;           // what of it is faster than f32
   size_t idleBytes = size_t{32} << 20;      // that the plans of a model may keep between runs, unless told otherwise
