@@ -169,9 +169,9 @@ const forms: { readonly [op: string]: Form } = {
     const left = order.filter((axis) => !gone.includes(axis));
     const sorted = left.toSorted((a, b) => a - b);
     const perm = inOnnx(file.shape(to).length).map((axis) => left.indexOf(sorted[axis] ?? 0));
-    const moves = perm.some((axis, i) => axis !== i);
-    const mean = file.put('ReduceMean', x, reduce, moves ? undefined : y);
-    if (moves) transposed(file, mean, perm, y);
+    const inOrder = perm.every((axis, i) => axis === i);
+    const mean = file.put('ReduceMean', x, reduce, inOrder ? y : undefined);
+    if (!inOrder) transposed(file, mean, perm, y);
   },
   interpolate: (file, { outputs: [to = -1] }, [x = ''], y) => {
     const size = file.put('Concat', [file.put('Shape', [x], { start: 0, end: 2 }), file.vector(file.extent(to))], {
