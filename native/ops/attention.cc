@@ -1,7 +1,7 @@
 // attention: softmax(scale q k^T) v, as PyTorch's scaled_dot_product_attention with one head. q [N,T,H,W,D],
-// k [N,T',H',W',D], v [N,T',H',W',E] -> [N,T,H,W,E]: each position of q (a query) attends to all positions of k (keys) of
-// the same n. f32, f16, bf16 or u8, each input and the output of its own type. Computed in f32; NaN stays NaN, and scores
-// of +inf, or of -inf for every key, give NaN as in softmax.
+// k [N,T',H',W',D], v [N,T',H',W',E] -> [N,T,H,W,E]: each position of q (a query) attends to all positions of k (keys)
+// of the same n. f32, f16, bf16 or u8, each input and the output of its own type. Computed in f32; NaN stays NaN, and
+// scores of +inf, or of -inf for every key, give NaN as in softmax.
 //
 // The matrix of scores, queries x keys, is never in memory (FlashAttention, arXiv 2205.14135): a task has a block of
 // queries and goes over blocks of keys. The scores of two blocks are products of the register tiles; with the largest
