@@ -198,6 +198,7 @@ const attentions: Case[] = [
     attention([1, 2, 3, 5], [3, 3], size), // channels of v
   ]),
   attention([1, 2, 2, 4], [2, 3], 4, { scale: 0 }),
+  attention([1, 2, 3, 5], [3, 4], 300), // several slices of channels on GPUs
   attention([1, 7, 9, 8], [5, 6], 9, { scale: -0.5 }),
   attention([1, 2, 3, 9, 12], [4, 5, 3], 20),
   attention([2, 1, 7, 7, 33], [3, 2, 1], 70, { scale: 0.3 }),
