@@ -104,7 +104,7 @@ function byTurns(files: readonly string[]): string[] {
   return turns.sort((a, b) => a.turn - b.turn).map(({ file }) => file);
 }
 
-async function compare(f32: Model, i8: Model, batches: AsyncIterable<Batch>, labels: readonly string[]) {
+async function compare(f32: Model, i8: Model, batches: AsyncIterable<Batch<Tensor<'f32'>>>, labels: readonly string[]) {
   let [same, ab, aa, bb] = [0, 0, 0, 0];
   for await (const { x, files } of batches) {
     const a = await f32.run(x);

@@ -1,15 +1,19 @@
 import * as v from 'valibot';
 import { OctconvError, show } from '../error.js';
 import { integerIn, numberIn, object, oneOf, parse } from '../files/schema.js';
-import { Graph } from '../graph/graph.js';
+import { Graph, type Value } from '../graph/graph.js';
 import { normalize, resize } from '../ops.js';
 import { checkOptions } from '../options.js';
 import { type PlanOptions, planOptions, type RunOptions, runGraph, runOptions } from '../plan.js';
-import { type Tensor, tensor } from '../tensor.js';
+import { type Image, type Spatial, type Tensor, tensor } from '../tensor.js';
 import type { Picture } from './image.js';
 
-/** What becomes of a picture before the network sees it. */
+/** What becomes of a picture, or of each frame of a clip, before the network sees it. */
 export interface InputConfig {
+  /** Of video: frames of a clip. Absent: the network takes pictures. */
+  readonly frames?: number | undefined;
+  /** Of video: a clip has every so many-th frame of the source; default 1. */
+  readonly frameStride?: number | undefined;
   /** Size that the network sees: a crop from the middle. */
   readonly height: number;
   readonly width: number;
@@ -82,6 +86,8 @@ export const inputSchema = object({
   scale: v.optional(numberIn(1e-6, 1000, 'a positive number, from 1e-6 to 1000'), 1 / 255),
   mean: v.optional(perChannel(numberIn(-1e6, 1e6, 'a number'))),
   std: v.optional(perChannel(numberIn(1e-6, 1e6, 'a positive number'))),
+  frames: v.optional(size),
+  frameStride: v.optional(size),
 });
 
 /** Checks `input` of a config.json, which `file` names in errors, and fills in what was left out. */
@@ -113,6 +119,9 @@ export function resolveInput(given: GivenInput, where: string): InputConfig {
   const wrong = (what: string): never => {
     throw new OctconvError(`${where}${what}`);
   };
+  const { frames, frameStride = 1 } = given;
+  if (frames === undefined && given.frameStride !== undefined) wrong(': frameStride without frames, wanted both');
+  const clip = frames === undefined ? {} : { frames, frameStride };
   const side = Math.max(height, width);
   if (cropPct !== undefined && given.resize !== undefined)
     wrong(`: cropPct and resize say the same, wanted one of them`);
@@ -137,7 +146,7 @@ export function resolveInput(given: GivenInput, where: string): InputConfig {
     );
   }
   const unusual = { ...(!antialias && { antialias }), ...(channels !== 'rgb' && { channels }) };
-  return { height, width, resize, interpolation, ...unusual, scale, mean, std: each('std', 1) };
+  return { ...clip, height, width, resize, interpolation, ...unusual, scale, mean, std: each('std', 1) };
 }
 
 /** The same in words. */
@@ -207,6 +216,9 @@ interface Described {
 /** Input of a network, [N, height, width, 3]; the last is 1 for `gray`. */
 export type InputTensor = Tensor<'f32', readonly [number, number, number, 1 | 3]>;
 
+/** Input of a video network, [N, frames, height, width, channels]. */
+export type ClipTensor = Tensor<'f32', readonly [number, number, number, number, 1 | 3]>;
+
 /** Resizes, crops and normalises pictures of any size, and stacks them to one batch. */
 export async function preprocess(
   pictures: readonly Picture[],
@@ -215,30 +227,44 @@ export async function preprocess(
 ): Promise<InputTensor> {
   checkOptions('preprocess', options, { ...planOptions, ...runOptions });
   if (!Array.isArray(pictures)) throw new OctconvError(`preprocess: got ${show(pictures)}, wanted a list of pictures`);
-  const given = parseInput(input, 'preprocess');
+  const { frames: _, frameStride: __, ...given } = parseInput(input, 'preprocess');
   return stack(await Promise.all(pictures.map((picture) => preprocessOne(picture, given, options))), given);
 }
 
 /** One picture as [height, width, channels]. */
 export async function preprocessOne(
-  { data, height, width }: Picture,
+  picture: Picture,
   input: InputConfig,
   options: PlanOptions & RunOptions = {},
 ): Promise<Float32Array> {
+  const { height, width } = picture;
   const graph = new Graph();
-  const picture = graph.input('u8', [1, height, width, 3]);
-  const { interpolation, antialias, channels = 'rgb', scale } = input;
-  const resized = resize(picture, { ...resizeGeometry(height, width, input), interpolation, antialias });
+  const bytes = graph.input('u8', [1, height, width, 3]);
+  graph.outputs.push(normalized(resized(bytes, resizeGeometry(height, width, input), input), input).id);
+  const [y] = await runGraph(graph, [bytesOf(picture, input)], options);
+  return reorder(y?.data as Float32Array, input);
+}
+
+/** The bytes of a picture, [1, height, width, 3], as they are resized. */
+export function bytesOf({ data, height, width }: Picture, { channels }: InputConfig): Tensor<'u8', Image> {
+  return tensor('u8', [1, height, width, 3], channels === 'gray' ? toGray(data) : data);
+}
+
+/** The resize that every picture and frame goes through: Pillow's. */
+export function resized<X extends Value<'u8', Spatial>>(
+  x: X,
+  { height, width, crop }: Omit<Geometry, 'crop'> & Partial<Geometry>,
+  { interpolation, antialias }: InputConfig,
+) {
+  return resize(x, { height, width, ...(crop && { crop }), interpolation, antialias });
+}
+
+/** Bytes to what the network sees, but for the order of the channels. */
+export function normalized<X extends Value<'u8', Spatial>>(x: X, { channels = 'rgb', scale, mean, std }: InputConfig) {
   // Which of the network's channels red, green and blue are.
   const places = { rgb: [0, 1, 2], bgr: [2, 1, 0], gray: [0, 0, 0] }[channels];
-  const [mean, std] = [input.mean, input.std].map((values) => places.map((place) => values[place] as number)) as [
-    number[],
-    number[],
-  ];
-  graph.outputs.push(normalize(resized, { scale, mean, std }).id);
-  const bytes = channels === 'gray' ? toGray(data) : data;
-  const [y] = await runGraph(graph, [tensor('u8', [1, height, width, 3], bytes)], options);
-  return reorder(y?.data as Float32Array, channels);
+  const each = (values: PerChannel) => places.map((place) => values[place] as number);
+  return normalize(x, { scale, mean: each(mean), std: each(std) });
 }
 
 /** Pillow's `convert('L')`, in all three channels. */
@@ -250,18 +276,23 @@ function toGray(rgb: Uint8Array): Uint8Array {
   return gray;
 }
 
-function reorder(data: Float32Array, channels: ChannelOrder): Float32Array {
+/** Red, green and blue in the order of the network's channels. */
+export function reorder(data: Float32Array, { channels }: InputConfig): Float32Array {
   if (channels === 'gray') return data.filter((_, i) => i % 3 === 0);
   if (channels === 'bgr') for (let i = 0; i < data.length; i += 3) data.subarray(i, i + 3).reverse();
   return data;
 }
 
-/** Pictures [height, width, channels] to one batch. */
-export function stack(pictures: readonly Float32Array[], input: InputConfig): InputTensor {
-  const { height, width } = input;
-  const channels = channelCount(input);
-  const size = height * width * channels;
-  const batch = new Float32Array(pictures.length * size);
-  for (const [i, picture] of pictures.entries()) batch.set(picture, i * size);
-  return tensor('f32', [pictures.length, height, width, channels], batch);
+/** Pictures [height, width, channels], or clips of them, to one batch. */
+export function stack(all: readonly Float32Array[], input: InputConfig & { readonly frames?: undefined }): InputTensor;
+export function stack(all: readonly Float32Array[], input: InputConfig): InputTensor | ClipTensor;
+export function stack(all: readonly Float32Array[], input: InputConfig): InputTensor | ClipTensor {
+  const { height, width, frames } = input;
+  const image = [height, width, channelCount(input)] as const;
+  const size = (frames ?? 1) * height * width * image[2];
+  const batch = new Float32Array(all.length * size);
+  for (const [i, one] of all.entries()) batch.set(one, i * size);
+  return frames === undefined
+    ? tensor('f32', [all.length, ...image], batch)
+    : tensor('f32', [all.length, frames, ...image], batch);
 }
