@@ -9,7 +9,7 @@ import { type Target, targetOf } from './devices.js';
 import { OctconvError, show } from './error.js';
 import { type ComputeType, Graph, kindOf, type Parameter, type Value } from './graph/graph.js';
 import type { DType } from './dtype.js';
-import { type InputConfig, inputShape } from './input/preprocess.js';
+import type { InputConfig } from './input/preprocess.js';
 import type { VideoSource } from './input/video.js';
 import {
   DeepModule,
@@ -24,6 +24,7 @@ import {
   buildNetwork,
   type Classifier,
   defaultInputOf,
+  inputShape,
   type NetworkOptions,
   resolveNetworkOptions,
 } from './models/index.js';

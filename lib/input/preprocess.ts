@@ -197,22 +197,6 @@ function middle(spare: number): number {
 /** How many channels the network sees. */
 export const channelCount = ({ channels }: Pick<InputConfig, 'channels'>): 1 | 3 => (channels === 'gray' ? 1 : 3);
 
-/** An input of a network, [1, height, width, channels]: of the size that it was made for, unless another is given. */
-export function inputShape(
-  { input, options = {} }: Described,
-  size?: readonly [height: number, width: number],
-): readonly [number, number, number, number] {
-  const { height, width } = input ?? defaultInput(options.stem);
-  return [1, ...(size ?? ([height, width] as const)), options.channels ?? channelCount(input ?? {})];
-}
-
-interface Described {
-  readonly input?: InputConfig | undefined;
-  readonly options?:
-    | { readonly stem?: 'imagenet' | 'cifar' | undefined; readonly channels?: number | undefined }
-    | undefined;
-}
-
 /** Input of a network, [N, height, width, 3]; the last is 1 for `gray`. */
 export type InputTensor = Tensor<'f32', readonly [number, number, number, 1 | 3]>;
 
