@@ -326,10 +326,11 @@ export class Model<Y = Value<'f32', Shape>, X extends readonly Value[] = [x: Val
   }
 
   /**
-   * The network as it was recorded, unfused, as the bytes of an ONNX file for inputs of given shapes: [N,H,W,C] or
-   * [N,C]. Height and width are fixed in the file, the batch is not. There images are [N,C,H,W] (`toNCHW`, `toNHWC`);
-   * the inputs are `input`, `input1`, ..., the outputs `logits`, `logits1`, ...
-   * @throws OctconvError for a shape that does not fit, for video, and for ops on pictures' bytes.
+   * The network as it was recorded, unfused, as the bytes of an ONNX file for inputs of given shapes: [N,H,W,C],
+   * [N,T,H,W,C] or [N,C]. Frames, height and width are fixed in the file, the batch is not. There images are [N,C,H,W]
+   * and video is [N,C,T,H,W] (`toNCHW`, `toNHWC`); the inputs are `input`, `input1`, ..., the outputs `logits`,
+   * `logits1`, ...
+   * @throws OctconvError for a shape that does not fit, and for ops on pictures' bytes.
    */
   async toOnnx(...inputs: readonly InputSpec[]): Promise<Uint8Array> {
     return this.#use(async () => {

@@ -83,7 +83,9 @@ describe('models: cost of 8 frames of 224 px', () => {
   for (const [name, [counts, parameters]] of Object.entries(table)) {
     it(`${name} and oct-${name}`, () => {
       const octave = [0.1, 0.125, 0.25, 0.5].map((alpha) => buildNetwork(`oct-${name}`, { alpha }));
-      const flops = [buildNetwork(name), ...octave].map((network) => countFlops(recordAt(network, [1, 8, 224, 224, 3])));
+      const flops = [buildNetwork(name), ...octave].map((network) =>
+        countFlops(recordAt(network, [1, 8, 224, 224, 3])),
+      );
       expect(flops.map(({ multiplyAdds }) => giga(multiplyAdds))).to.deep.equal(counts);
       for (const flop of flops) expect(flop.parameters).to.equal(parameters);
     });

@@ -154,9 +154,12 @@ function shapesTable(steps: readonly (Shown & { algorithm?: string })[]): string
   return table(['step', 'op', 'shapes'], lines, { left: ['op', 'shapes'], named: false, width: terminalWidth() - 2 });
 }
 
-/** `tile 6x16 2 blocks x 1` as `6x16 2x1`, `winograd 4x4` as `w4`. */
+/** `tile 6x16 2 blocks x 1` as `6x16 2x1`, `winograd 4x4` as `w4`, over time as `wt`. */
 const shortened = (algorithm: string): string =>
-  algorithm.replaceAll(/winograd (\d)x\d, /g, 'w$1 ').replaceAll(/tile (\S+) (\d+) blocks x (\d+)/g, '$1 $2x$3');
+  algorithm
+    .replaceAll(/winograd (\d)x\d, /g, 'w$1 ')
+    .replaceAll(/winograd \d over time, /g, 'wt ')
+    .replaceAll(/tile (\S+) (\d+) blocks x (\d+)/g, '$1 $2x$3');
 
 const kibi = (bytes: number) => count(Math.ceil(bytes / 1024));
 
