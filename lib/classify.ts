@@ -4,6 +4,7 @@ import { OctconvError, show } from './error.js';
 import { kindOf } from './graph/graph.js';
 import {
   batchOptions,
+  checkBatch,
   type BatchOptions,
   clipOptions,
   type ClipOptions,
@@ -93,6 +94,7 @@ export async function* classify(
     if (ofVideo) {
       const views = checkViews({ clips, crops });
       const { batch = 1, failed, signal } = others;
+      checkBatch(batch);
       const load = videoLoader(input, others, views);
       for await (const [video] of loadEach(taken, { batch: 1, failed, signal }, { batch: 1, workers: 1 }, load)) {
         if (!video) continue;

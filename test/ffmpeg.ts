@@ -54,7 +54,10 @@ export const numbered = (count: number, height = 16, width = 16): Picture[] =>
 /** Frames that differ everywhere. */
 export function noise(count: number, height: number, width: number): Picture[] {
   let seed = 1;
-  const next = () => (seed = (Math.imul(seed, 1664525) + 1013904223) >>> 0) >>> 24;
+  const next = () => {
+    seed = (Math.imul(seed, 1664525) + 1013904223) >>> 0;
+    return seed >>> 24;
+  };
   const one = () => new Uint8Array(height * width * 3).map(next);
   return Array.from({ length: count }, () => ({ data: one(), height, width }));
 }

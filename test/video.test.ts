@@ -6,18 +6,13 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Readable } from 'node:stream';
 import { setTimeout } from 'node:timers/promises';
-import { fileURLToPath, pathToFileURL } from 'node:url';
+import { pathToFileURL } from 'node:url';
 import { expect } from 'chai';
-import sharp from 'sharp';
-import { cropsOf, loadViews, sampleClips, type WindowOptions, windowsOf } from '../lib/input/clips.js';
-import { decodeImage, type Frame, type Picture } from '../lib/input/image.js';
-import { preprocess, resizeGeometry } from '../lib/input/preprocess.js';
-import { checkVideoLimits, openVideo, readFrames, type VideoOptions, type VideoSource } from '../lib/input/video.js';
+import type { Frame, Picture } from '../lib/input/image.js';
+import { readFrames, type VideoOptions, type VideoSource } from '../lib/input/video.js';
 import { failure, rejects } from './expect.js';
 import { encode, ffmpeg, noise, numbered, plain, processes, run, version } from './ffmpeg.js';
 import { skip } from './skip.js';
-
-const cat = fileURLToPath(new URL('images/cat.jpg', import.meta.url));
 
 async function read(source: VideoSource, options?: VideoOptions): Promise<Frame[]> {
   const frames: Frame[] = [];
@@ -36,7 +31,7 @@ describe('video: frames by ffmpeg', () => {
   const folder = mkdtempSync(join(tmpdir(), 'octconv-video-'));
   const at = (name: string) => join(folder, name);
   before(function () {
-    if (!ffmpeg) skip(this);
+    if (!ffmpeg) skip(this, 'ffmpeg');
   });
   afterEach(() => expect(processes()).to.deep.equal([]));
   after(() => rmSync(folder, { recursive: true }));

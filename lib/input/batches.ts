@@ -133,6 +133,10 @@ export interface Loaded<T> {
   readonly index: number;
 }
 
+export function checkBatch(batch: number): void {
+  if (!Number.isInteger(batch) || batch < 1) throw new OctconvError(`batch: ${show(batch)}, wanted a positive integer`);
+}
+
 /** Loads sources in batches, several of a batch at a time. While the caller works on one batch the next is loaded. */
 export async function* loadEach<T>(
   { list, names }: Taken,
@@ -141,7 +145,7 @@ export async function* loadEach<T>(
   load: Load<T>,
 ): AsyncGenerator<Loaded<T>[], void, void> {
   const { batch = usual.batch, failed, signal } = options;
-  if (!Number.isInteger(batch) || batch < 1) throw new OctconvError(`batch: ${show(batch)}, wanted a positive integer`);
+  checkBatch(batch);
   if (failed !== undefined && typeof failed !== 'function')
     throw new OctconvError(`failed: ${show(failed)}, wanted a function`);
   checkSignal(signal);

@@ -179,7 +179,10 @@ async function clipOf(
 }
 
 function cut({ data, width: all, crops }: Resized, crop: number, { height, width }: ClipConfig, to: Uint8Array): void {
-  if (crops.length === 1) return to.set(data); // it is cut already
+  if (crops.length === 1) {
+    to.set(data); // it is cut already
+    return;
+  }
   const { top, left, mirrored } = crops[crop] as Crop;
   for (let row = 0; row < height; row++) {
     const begin = ((top + row) * all + left) * 3;
@@ -348,6 +351,7 @@ export async function* windowsOf(
   yield* show(shown, now, end);
   const last = open[0];
   if (!last || reached >= now - epsilon) return;
-  while (last.frames.length < input.frames) last.frames.push(last.frames.at(-1) as Resized);
+  const still = await resizer.resize(shown);
+  while (last.frames.length < input.frames) last.frames.push(still);
   yield await complete(last, end);
 }

@@ -182,10 +182,19 @@ async function rgbOf(picture: Sharp, timeout: number): Promise<Picture> {
 export async function decodeAnimation(
   bytes: Uint8Array,
   name: string,
-  { maxPixels, maxBytes, timeout, signal }: Omit<Limits, 'formats'> & Pick<DecodeOptions, 'signal'>,
+  {
+    maxPixels,
+    maxBytes,
+    timeout,
+    signal,
+    skipDamaged,
+  }: Omit<Limits, 'formats'> & Pick<DecodeOptions, 'signal'> & { readonly skipDamaged: boolean },
 ): Promise<Frame[]> {
   const { default: sharp } = await import('sharp');
-  const options = { failOn: 'error', limitInputPixels: false, animated: true } as const;
+  const options = { failOn: skipDamaged ? 'none' : 'error', limitInputPixels: false, animated: true } as const;
+  // The decoder takes the frames that are there for all; a GIF ends with a semicolon, behind which some write zeros.
+  const isCut = formatOf(bytes) === 'GIF' && bytes[bytes.findLastIndex((byte) => byte !== 0)] !== 0x3b;
+  if (isCut && !skipDamaged) throw new OctconvError(`${name}: is truncated`);
   try {
     const { width, height: all, pages = 1, pageHeight: height = all, delay } = await sharp(bytes, options).metadata();
     if (width * height > maxPixels)

@@ -151,6 +151,8 @@ export function resolveInput(given: GivenInput, where: string): InputConfig {
 
 /** The same in words. */
 export function describeInput({
+  frames,
+  frameStride = 1,
   height,
   width,
   resize,
@@ -163,7 +165,9 @@ export function describeInput({
 }: InputConfig): string {
   const resized = typeof resize === 'number' ? `the short side to ${resize}` : `to ${resize.join(' x ')}`;
   const bytes = scale === 1 / 255 ? '0 .. 1' : `0 .. 255 times ${scale}`;
-  return `${resized} (${interpolation}${antialias ? '' : ' without antialiasing'}), a crop of ${height} x ${width}, ${channels}, ${bytes}, mean ${mean.join(',')}, std ${std.join(',')}`;
+  const apart = frameStride === 1 ? '' : `, ${frameStride} apart`;
+  const clip = frames === undefined ? '' : `${frames} frames${apart}, each `;
+  return `${clip}${resized} (${interpolation}${antialias ? '' : ' without antialiasing'}), a crop of ${height} x ${width}, ${channels}, ${bytes}, mean ${mean.join(',')}, std ${std.join(',')}`;
 }
 
 /** Size of the whole resized picture, and the part of it that the network sees. */
