@@ -175,7 +175,7 @@ describe('command line', function () {
 
     it('ends with 1 for a missing model, with 2 without a picture', () => {
       expectError(octconv('classify', cat, '--model', 'nowhere'), 1, 'nowhere: no such file');
-      expectError(octconv('classify'), 2, "missing required argument 'picture'");
+      expectError(octconv('classify'), 2, "missing required argument 'source'");
       expectError(octconv('classify', cat, '--device', 'gpu'), 2, 'wanted auto, cpu, cuda, cudnn, reference');
       expectError(octconv('classify', cat, '--threads', '0'), 2, 'wanted an integer of at least 1');
       expectError(octconv('classify', cat, '--what'), 2, "unknown option '--what'");
@@ -625,9 +625,7 @@ describe('command line', function () {
       const { code, stdout, stderr } = octconv('convert', `${odd}.pth`, 'clips', '--inflate', 'c2d', ...labels);
       expect(code, stderr).to.equal(0);
       expect(stdout).to.match(/^clips: oct-c2d-50, alpha 0\.125, width 8, .* tensors, inflated from oct-resnet-50$/m);
-      expect(stdout).to.contain(
-        'network: 8 frames, one of every 8; of each the short side to 256 (bilinear), a crop of',
-      );
+      expect(stdout).to.contain('network: 8 frames, 8 apart, each the short side to 256 (bilinear), a crop of');
       using model = await loadModel(inFolder('clips'));
       expect(model.labels?.[0]).to.equal('move 0');
       const [n = 0, h = 0, w = 0, c = 0] = image;
@@ -657,12 +655,12 @@ describe('command line', function () {
       expectError(
         octconv('convert', `${odd}.pth`, 'x', '--frames', '8'),
         2,
-        '--frames: the network takes images, wanted',
+        '--frames and --frame-stride are of video networks',
       );
       expectError(
         octconv('convert', `${odd}.pth`, 'x', '--frame-stride', '8'),
         2,
-        '--frame-stride: the network takes images',
+        '--frames and --frame-stride are of video networks',
       );
       expectError(octconv('convert', `${odd}.pth`, 'x', '--inflate', 'i3d-50'), 2, /Allowed choices are c2d, i3d/);
     });

@@ -12,7 +12,7 @@ import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { interleave, machine, pairedRatio, relativeError } from '../../lib/bench/measure.js';
 import { Net } from '../../lib/bench/models.js';
-import { extentOf, kindOf, table } from '../../lib/bench/table.js';
+import { kindOf, sizeOf, table } from '../../lib/bench/table.js';
 import { toNCHW } from '../../lib/layout.js';
 import { Model } from '../../lib/model.js';
 import { octaveForm } from '../../lib/models/index.js';
@@ -104,7 +104,7 @@ try {
   const [head, extent] = [['network', 'threads', 'ours min', 'median', 'OpenVINO min', 'median'], nets[0]!.frames];
   console.log(`${cpu}, ${isa}; OpenVINO ${version}, f32, latency`);
   console.log(
-    `${extentOf(size, extent)}, ${rounds} interleaved rounds, random weights, ms per ${kindOf(extent)}, ratios (ours to it) are paired medians\n`,
+    `${sizeOf({ size, frames: extent })}, ${rounds} interleaved rounds, random weights, ms per ${kindOf(extent)}, ratios (ours to it) are paired medians\n`,
   );
   console.log(table([...head, '/OpenVINO', '/OpenVINO plain'], rows));
 } finally {

@@ -4,7 +4,7 @@
  */
 import type { ComputeType } from '../graph/graph.js';
 import type { ModelRow, ModelsResult } from './models.js';
-import { extentOf, kindOf, threadsOf } from './table.js';
+import { kindOf, sizeOf, threadsOf } from './table.js';
 
 const [width, height] = [800, 460];
 const plot = { left: 64, right: width - 190, top: 60, bottom: height - 56 };
@@ -87,7 +87,7 @@ export function chart(result: ModelsResult): string {
   const kind = kindOf(frames);
   const network = rows.find(({ alpha }) => alpha === undefined)?.network ?? '';
   const name = network.replace('resnet', 'ResNet').replace(/^(i3d|c2d)/, (video) => video.toUpperCase());
-  const extent = frames === undefined ? `${size} px` : extentOf(size, frames);
+  const extent = frames === undefined ? `${size} px` : sizeOf({ size, frames });
   const title = `${name} and octave ${name}, ${extent}, batch ${batch}, ${threadsOf(threads)}`;
   return [
     `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} ${height}" font-family="sans-serif" font-size="13">`,

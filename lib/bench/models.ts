@@ -32,7 +32,7 @@ import {
   timesOf,
 } from './measure.js';
 import { openPeer, type Peer, peerVersion, probe } from './peer.js';
-import { extentOf, kindOf, share, table, threadsOf } from './table.js';
+import { framesOf, kindOf, share, sizeOf, table, threadsOf } from './table.js';
 
 export interface BenchModelsOptions {
   /** The plain network; its `oct-` namesakes at these alphas are added. */
@@ -174,7 +174,7 @@ export class Net {
 
   /** Of a clip; undefined for images. */
   get frames(): number | undefined {
-    return this.shape.length === 5 ? this.shape[1] : undefined;
+    return framesOf(this.shape);
   }
 
   /** Inputs without structure. */
@@ -315,7 +315,7 @@ export function modelsTable({ rows, peak, machine, peer, size, frames, rounds }:
   const peaks = Object.entries(peak).map(([count, gflops]) => `${threadsOf(count)} ${gflops.toFixed(0)}`);
   return [
     `${machine.cpu}, ${machine.isa}; measured peak of f32, GFLOP/s: ${peaks.join(', ')}; ort: onnxruntime-node ${peer}`,
-    `${extentOf(size, frames)}, ${rounds} interleaved rounds, random weights, ms per ${kind}, ratios (/ort: ours to it) are paired medians`,
+    `${sizeOf({ size, frames })}, ${rounds} interleaved rounds, random weights, ms per ${kind}, ratios (/ort: ours to it) are paired medians`,
     ...elsewhere(machine, rows),
     '',
     table(head, lines, { drop }),

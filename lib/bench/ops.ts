@@ -27,7 +27,7 @@ import {
 } from './measure.js';
 import { type Gpu, type GpuName, gpuCalled, gpus } from './gpus.js';
 import { openPeer, peerVersion } from './peer.js';
-import { extentOf, share, table, threadsOf } from './table.js';
+import { framesOf, share, sizeOf, table, threadsOf } from './table.js';
 
 export interface BenchOpsOptions {
   readonly network: string;
@@ -118,7 +118,7 @@ export async function benchOps(options: BenchOpsOptions): Promise<OpsResult> {
     ? roofOf(sheet)
     : { peaks: peaksOf(await measurePeak(threads)), bandwidth: await measureBandwidth(threads) };
   const shape = inputShape({ name, options: networkOptions }, { height: size, width: size, frames: options.frames });
-  const frames = shape.length === 5 ? shape[1] : undefined;
+  const frames = framesOf(shape);
   const network = buildNetwork(name, networkOptions);
   const f32 = initialize(network);
   const weights = dtype === 'i8' ? await quantizeOnNoise(network, f32, shape) : f32;
@@ -302,7 +302,7 @@ export function opsTable(result: OpsResult): string {
   const onCpu = `${machine.cpu}, ${machine.isa}, ${threadsOf(threads)}; ${measured}${dtype === 'f32' ? '' : taken}`;
   return [
     gpu ? onGpu : onCpu,
-    `${name}, ${dtype}, ${extentOf(size, frames)}, batch ${batch}, random weights, ${rounds} rounds, ms`,
+    `${name}, ${dtype}, ${sizeOf({ size, frames })}, batch ${batch}, random weights, ${rounds} rounds, ms`,
     '',
     'Steps of the fused network; bound: their FLOPs at that peak (Winograd has fewer), or their bytes from memory',
     stepLines(steps),

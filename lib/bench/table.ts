@@ -1,4 +1,5 @@
 import { stripVTControlCharacters } from 'node:util';
+import type { Shape } from '../tensor.js';
 
 export interface TableOptions {
   /** Columns that are flush left beside the first one. */
@@ -82,12 +83,14 @@ export function wrapped(pieces: readonly string[], width: number, comma = ' '): 
   return lines;
 }
 
-export const share = (part: number): string => `${(100 * part).toFixed(0)} %`;
-
-/** `224 x 224`, of a clip `8 x 224 x 224`. */
-export const extentOf = (size: number, frames?: number): string =>
-  [...(frames ? [frames] : []), size, size].join(' x ');
-
 export const kindOf = (frames: number | undefined): string => (frames === undefined ? 'image' : 'clip');
 
+export const share = (part: number): string => `${(100 * part).toFixed(0)} %`;
+
 export const threadsOf = (count: number | string): string => `${count} thread${Number(count) === 1 ? '' : 's'}`;
+
+/** Of an input; undefined of images. */
+export const framesOf = ({ length, 1: frames }: Shape) => (length === 5 ? frames : undefined);
+/** What a table says of the inputs. */
+export const sizeOf = ({ size, frames }: { size: number; frames?: number | undefined }) =>
+  `${frames === undefined ? '' : `${frames} x `}${size} x ${size}`;

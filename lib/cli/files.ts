@@ -32,8 +32,6 @@ export function convertCommand(program: Command): void {
         'weights of a ResNet to those of a video network: each kernel repeated over time, divided by the taps',
       ).choices(videoKinds),
     )
-    .option('--frames <n>', 'frames of a clip, of a video network', integer(1))
-    .option('--frame-stride <n>', 'every how many-th frame a clip has, of a video network', integer(1))
     .option('--size <pixels>', 'height and width of the input, as trained: 224, or 256x128', sides)
     .option(
       '--resize <pixels>',
@@ -42,6 +40,8 @@ export function convertCommand(program: Command): void {
     )
     .option('--crop-pct <share>', '--size as a share of --resize', within(0.01, 1))
     .addOption(new Option('--interpolation <kind>', 'of the resize').choices(['bilinear', 'bicubic']))
+    .option('--frames <n>', 'of a clip, of a video network', integer(1))
+    .option('--frame-stride <n>', 'frames of a video from one frame of a clip to the next', integer(1))
     .option('--bgr', 'the network takes blue first')
     .option('--scale <factor>', 'of the bytes 0 .. 255 (default: 1/255)', within(1e-6, 1000))
     .option('--mean <a,b,c>', 'subtracted, in the order of the channels', perChannel())
@@ -114,9 +114,8 @@ async function convert(
  * of that of channels.
  */
 function inputFrom({ size, resize, cropPct, bgr, ...given }: InputFlags, usual: InputConfig): InputConfig {
-  const clip = given.frames === undefined ? 'frame-stride' : 'frames';
   if (usual.frames === undefined && (given.frames ?? given.frameStride) !== undefined)
-    throw new UsageError(`--${clip}: the network takes images, wanted a video network`);
+    throw new UsageError('--frames and --frame-stride are of video networks');
   const [height, width] = size ?? [usual.height, usual.width];
   const ratio = typeof usual.resize === 'number' ? usual.resize / Math.max(usual.height, usual.width) : 1;
   const derived = height === width ? Math.round(height * ratio) : ([height, width] as const);
