@@ -89,10 +89,11 @@ describe('bench', () => {
     ]);
   });
 
-  it('models of clips, plain and octave, in f32 and i8', async function () {
+  it('models of clips with non-local blocks, plain and octave, in f32 and i8', async function () {
     this.timeout(120_000);
-    const result = await benchModels({ ...small, network: 'i3d-26', frames: 3, dtypes: ['f32', 'i8'] });
-    expect(result).to.include({ size: 32, frames: 3 });
+    const options = { nonLocal: true };
+    const result = await benchModels({ ...small, network: 'i3d-26', options, frames: 3, dtypes: ['f32', 'i8'] });
+    expect(result).to.include({ size: 32, frames: 3, nonLocal: true });
     expect(result.rows.map(({ network, alpha, dtype, peerDType }) => [network, alpha, dtype, peerDType])).to.deep.equal(
       [
         ['i3d-26', undefined, 'f32', 'f32'],
@@ -101,13 +102,13 @@ describe('bench', () => {
         ['oct-i3d-26', 0.5, 'i8', 'i8'],
       ],
     );
-    const multiplyAdds = countFlops(record(buildNetwork('i3d-26'), [1, 3, 32, 32, 3])).multiplyAdds;
+    const multiplyAdds = countFlops(record(buildNetwork('i3d-26', options), [1, 3, 32, 32, 3])).multiplyAdds;
     expect(result.rows[0]?.gmadds).to.equal(multiplyAdds / 1e9);
     expect(lines(modelsTable(result))[1])
-      .to.contain('3 x 32 x 32, ')
+      .to.contain('3 x 32 x 32, non-local blocks, ')
       .and.contain('ms per clip');
     expect(chart(result))
-      .to.contain('>I3D-26 and octave I3D-26, 3 x 32 x 32, batch 1, 1 thread<')
+      .to.contain('>I3D-26 and octave I3D-26 with non-local blocks, 3 x 32 x 32, batch 1, 1 thread<')
       .and.contain('>ms per clip, median<')
       .and.contain('>G multiply-adds per clip<');
     const near = result.rows.map((row) => (row.alpha ? row : { ...row, alpha: 0.125, gmadds: 0.99 * row.gmadds }));

@@ -83,12 +83,12 @@ export function chart(result: ModelsResult): string {
   const black = { colour: '#333', dashed: false };
   legend.push(dot(right + 14, below, black), text(right + 38, below + 4, 'octave'));
   legend.push(square(right + 14, below + 24, black), text(right + 38, below + 28, 'plain'));
-  const { size, frames } = result;
+  const { size, frames, nonLocal } = result;
   const kind = kindOf(frames);
   const network = rows.find(({ alpha }) => alpha === undefined)?.network ?? '';
   const name = network.replace('resnet', 'ResNet').replace(/^(i3d|c2d)/, (video) => video.toUpperCase());
   const extent = frames === undefined ? `${size} px` : sizeOf({ size, frames });
-  const title = `${name} and octave ${name}, ${extent}, batch ${batch}, ${threadsOf(threads)}`;
+  const title = `${name} and octave ${name}${nonLocal ? ' with non-local blocks' : ''}, ${extent}, batch ${batch}, ${threadsOf(threads)}`;
   return [
     `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} ${height}" font-family="sans-serif" font-size="13">`,
     `<title>${title}</title>`,

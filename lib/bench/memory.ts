@@ -175,7 +175,7 @@ export function memoryTable({
   const head = ['in a fresh process', 'MiB before', 'peak min', 'median', ...goalOf, 'ms min', 'median', ...goalOf];
   return [
     `${machine.cpu}, ${machine.isa}, ${threadsOf(threads)}; onnxruntime-node ${peer}`,
-    `${network}, alpha ${options.alpha}, ${sizeOf({ size, frames })}, ${rounds} rounds, random weights; ms from opening the file, which is in the page`,
+    `${network}, alpha ${options.alpha}, ${options.nonLocal ? 'non-local blocks, ' : ''}${sizeOf({ size, frames })}, ${rounds} rounds, random weights; ms from opening the file, which is in the page`,
     'cache, to the first result; before: Node.js and the code of the engine, without a network',
     ...elsewhere(
       machine,

@@ -38,6 +38,8 @@ export interface BenchModelsOptions {
   /** The plain network; its `oct-` namesakes at these alphas are added. */
   readonly network: string;
   readonly alphas: readonly number[];
+  /** Of all of them, beside alpha. */
+  readonly options?: NetworkOptions | undefined;
   readonly size: number;
   /** Of a video network; default: as many as it is made for. */
   readonly frames?: number | undefined;
@@ -81,6 +83,8 @@ export interface ModelsResult {
   readonly machine: Machine;
   /** Version of onnxruntime-node. */
   readonly peer: string;
+  /** Whether video networks have their non-local blocks. */
+  readonly nonLocal?: true | undefined;
   readonly size: number;
   /** Absent for images. */
   readonly frames?: number | undefined;
@@ -102,15 +106,15 @@ const tolerances = { f32: 1e-4, bf16: 1e-4, f16: 1e-4, i8: 1e-3 } as const;
 
 /** @throws OctconvError if a network's results differ from the reference, from our f32, or from onnxruntime. */
 export async function benchModels(options: BenchModelsOptions): Promise<ModelsResult> {
-  const { network, alphas, size, dtypes, batches, threads, rounds, device, progress } = options;
-  const plain = new Net(network, {}, size, options.frames);
+  const { network, alphas, options: given = {}, size, dtypes, batches, threads, rounds, device, progress } = options;
+  const plain = new Net(network, given, size, options.frames);
   const { frames } = plain;
   const octave = octaveForm(network);
   if (octave === undefined) {
     throw new OctconvError(`bench: network '${network}', wanted the plain one, to which its octave forms are added`);
   }
   const peer = await peerVersion();
-  const nets = [plain, ...alphas.map((alpha) => new Net(octave, { alpha }, size, frames))];
+  const nets = [plain, ...alphas.map((alpha) => new Net(octave, { ...given, alpha }, size, frames))];
   for (const net of nets) {
     progress?.(`checking ${net.title} against the reference`);
     await checkAgainstReference(net, { device });
@@ -145,12 +149,13 @@ export async function benchModels(options: BenchModelsOptions): Promise<ModelsRe
       }
     }
   }
+  const nonLocal = given.nonLocal || undefined;
   const complete = rows.map((row) => ({
     ...row,
     ofPeak: row.gflops / (peak[row.threads] ?? NaN),
-    ...goalOf(plain.shape, row),
+    ...(nonLocal ? {} : goalOf(plain.shape, row)),
   }));
-  return { bench: 'models', machine: machine(), peer, size, frames, rounds, peak, rows: complete };
+  return { bench: 'models', machine: machine(), peer, nonLocal, size, frames, rounds, peak, rows: complete };
 }
 
 /** A network with random weights, in f32 and, when they are asked for, in i8. */
@@ -274,7 +279,7 @@ function expectEqual(what: string, dtype: ComputeType, got: Tensor<'f32'>, wante
   if (!(error < limit)) throw new OctconvError(`bench: ${what} differ by ${error}, wanted less than ${limit}`);
 }
 
-export function modelsTable({ rows, peak, machine, peer, size, frames, rounds }: ModelsResult): string {
+export function modelsTable({ rows, peak, machine, peer, nonLocal, size, frames, rounds }: ModelsResult): string {
   const goals = rows.some(({ goal }) => goal !== undefined);
   const most = rows.some(({ ofOurPlain }) => ofOurPlain !== undefined);
   const head = ['network', 'alpha', 'batch', 'thr', 'dtype', 'GMAdd', 'ours min', 'ours median', 'GFLOP/s', 'of peak'];
@@ -315,7 +320,7 @@ export function modelsTable({ rows, peak, machine, peer, size, frames, rounds }:
   const peaks = Object.entries(peak).map(([count, gflops]) => `${threadsOf(count)} ${gflops.toFixed(0)}`);
   return [
     `${machine.cpu}, ${machine.isa}; measured peak of f32, GFLOP/s: ${peaks.join(', ')}; ort: onnxruntime-node ${peer}`,
-    `${sizeOf({ size, frames })}, ${rounds} interleaved rounds, random weights, ms per ${kind}, ratios (/ort: ours to it) are paired medians`,
+    `${sizeOf({ size, frames })}, ${nonLocal ? 'non-local blocks, ' : ''}${rounds} interleaved rounds, random weights, ms per ${kind}, ratios (/ort: ours to it) are paired medians`,
     ...elsewhere(machine, rows),
     '',
     table(head, lines, { drop }),

@@ -80,6 +80,8 @@ export interface OpsResult {
   readonly gpu?: { readonly about: string; readonly sheet: string } | undefined;
   readonly network: string;
   readonly alpha?: number | undefined;
+  /** Whether a video network has its non-local blocks. */
+  readonly nonLocal?: true | undefined;
   readonly size: number;
   /** Absent for images. */
   readonly frames?: number | undefined;
@@ -129,7 +131,8 @@ export async function benchOps(options: BenchOpsOptions): Promise<OpsResult> {
   const single = dtype === 'i8' || onGpu ? [] : singleOps(model.record(x.shape));
   const ops = await timeOps(single, threads, rounds, model.device, { dtype, progress });
   const { alpha } = networkOptions;
-  const setting = { network: name, alpha, size, frames, dtype, batch, threads, rounds };
+  const nonLocal = networkOptions.nonLocal || undefined;
+  const setting = { network: name, alpha, nonLocal, size, frames, dtype, batch, threads, rounds };
   return { bench: 'ops', machine: machine(), peer, gpu, ...setting, ...roof, steps, ops };
 }
 
@@ -256,7 +259,8 @@ async function timeOp(
   reference.dispose();
   for (const [i, y] of got.entries()) {
     const error = relativeError(y.data as Float32Array, wanted[i]?.data as Float32Array);
-    if (!(error < 1e-5)) throw new OctconvError(`bench: ${op} ${title} differs from the reference by ${error}`);
+    // Winograd's algorithm of a 3x3 of hundreds of channels rounds to some 1e-5 of the largest value.
+    if (!(error < 1e-4)) throw new OctconvError(`bench: ${op} ${title} differs from the reference by ${error}`);
   }
   const readAll = async (name: string) => ({ dtype: 'f32' as const, shape: shapeOf(name), data: await read(name) });
   const peer = await openPeer(graph, readAll, inputs, threads);
@@ -277,6 +281,7 @@ export function opsTable(result: OpsResult): string {
     gpu,
     network,
     alpha,
+    nonLocal,
     size,
     frames,
     dtype,
@@ -289,6 +294,7 @@ export function opsTable(result: OpsResult): string {
     ops,
   } = result;
   const name = alpha === undefined ? network : `${network} alpha ${alpha}`;
+  const blocks = nonLocal ? ', non-local blocks' : '';
   const measured = `measured ${peaks.f32.toFixed(0)} GFLOP/s of f32 and ${bandwidth.toFixed(0)} GB/s`;
   const times = (peaks[dtype] / peaks.f32).toFixed(0);
   const taken = `; ${dtype} is taken for ${times} x f32, as many as an instruction of ${machine.isa} multiplies`;
@@ -302,7 +308,7 @@ export function opsTable(result: OpsResult): string {
   const onCpu = `${machine.cpu}, ${machine.isa}, ${threadsOf(threads)}; ${measured}${dtype === 'f32' ? '' : taken}`;
   return [
     gpu ? onGpu : onCpu,
-    `${name}, ${dtype}, ${sizeOf({ size, frames })}, batch ${batch}, random weights, ${rounds} rounds, ms`,
+    `${name}${blocks}, ${dtype}, ${sizeOf({ size, frames })}, batch ${batch}, random weights, ${rounds} rounds, ms`,
     '',
     'Steps of the fused network; bound: their FLOPs at that peak (Winograd has fewer), or their bytes from memory',
     stepLines(steps),

@@ -11,9 +11,8 @@ import { Progress } from './progress.js';
 
 export function benchCommand(program: Command): void {
   const bench = program.command('bench').description('timed against onnxruntime-node, round by round, checked first');
-  common(bench.command('models'), 20)
+  ofClips(common(bench.command('models'), 20))
     .description('whole networks, plain and octave at several alphas')
-    .addOption(framesOption())
     .option('--network <name>', 'the plain network; its octave forms are added', 'resnet-50')
     .option('--alphas <list>', 'shares of the low branch', listOf(number), [0.125, 0.25, 0.5, 0.75])
     .option('--dtypes <list>', 'what the convolutions multiply: f32, bf16, f16, i8', listOf(dtype), ['f32'])
@@ -22,9 +21,8 @@ export function benchCommand(program: Command): void {
     .addOption(deviceOption())
     .option('--chart <file>', 'SVG of milliseconds over FLOPs')
     .action(models);
-  common(bench.command('ops'), 20)
+  ofClips(common(bench.command('ops'), 20))
     .description('every step of a network beside its bound, its ops one by one beside onnxruntime')
-    .addOption(framesOption())
     .option('--network <name>', 'a registered network', 'oct-resnet-50')
     .option('--alpha <share>', 'share of the low branch', number)
     .addOption(dtypeOption('f32'))
@@ -51,9 +49,8 @@ export function benchCommand(program: Command): void {
       ).conflicts(['device', 'rounds']),
     )
     .action(cuda);
-  common(bench.command('memory'), 5)
+  ofClips(common(bench.command('memory'), 5))
     .description('peak memory of a fresh process, and milliseconds from opening a model folder to its first result')
-    .addOption(framesOption())
     .option('--network <name>', 'a registered network', 'oct-resnet-50')
     .option('--alpha <share>', 'share of the low branch', number)
     .option('--dtypes <list>', 'what the convolutions multiply: f32, bf16, i8', listOf(dtype), ['f32', 'bf16', 'i8'])
@@ -67,9 +64,6 @@ export function benchCommand(program: Command): void {
     .action(loop);
 }
 
-const framesOption = () =>
-  new Option('--frames <n>', 'frames of a clip, of a video network (default: as it is made for)').argParser(integer(1));
-
 const gpuOption = (flags: string, text: string) => new Option(flags, text).choices(gpuNames);
 
 function common(command: Command, rounds: number): Command {
@@ -78,6 +72,13 @@ function common(command: Command, rounds: number): Command {
     .option('--rounds <n>', 'interleaved rounds', integer(1), rounds)
     .option('--out <file>', 'keep the result as JSON')
     .option('--json', 'print one JSON object');
+}
+
+/** Of a bench that takes video networks. */
+function ofClips(command: Command): Command {
+  return command
+    .option('--frames <n>', 'frames of a clip, of a video network (default: as it is made for)', integer(1))
+    .option('--non-local', 'with non-local blocks, of a video network');
 }
 
 interface Common {
@@ -89,6 +90,7 @@ interface Common {
 
 interface ModelsOptions extends Common {
   frames?: number;
+  nonLocal?: true;
   network: string;
   alphas: number[];
   dtypes: ComputeType[];
@@ -98,12 +100,18 @@ interface ModelsOptions extends Common {
   chart?: string;
 }
 
-async function models(options: ModelsOptions): Promise<void> {
+async function models({ nonLocal, ...options }: ModelsOptions): Promise<void> {
   await prepare(options.out, options.chart);
   const { benchModels, modelsTable } = await import('../bench/models.js');
   const line = await progress();
   const { threads = [...new Set([1, devices().threads])] } = options;
-  const result = await benchModels({ ...options, batches: options.batch, threads, progress: line.show });
+  const result = await benchModels({
+    ...options,
+    options: optionsOf({ nonLocal }),
+    batches: options.batch,
+    threads,
+    progress: line.show,
+  });
   line.stop();
   if (options.chart) await writeWhole(options.chart, [(await import('../bench/chart.js')).chart(result)]);
   await report(options, result, modelsTable(result));
@@ -111,6 +119,7 @@ async function models(options: ModelsOptions): Promise<void> {
 
 interface OpsOptions extends Common {
   frames?: number;
+  nonLocal?: true;
   network: string;
   alpha?: number;
   dtype?: ComputeType;
@@ -120,13 +129,13 @@ interface OpsOptions extends Common {
   gpu?: GpuName;
 }
 
-async function ops({ alpha, ...options }: OpsOptions): Promise<void> {
+async function ops({ alpha, nonLocal, ...options }: OpsOptions): Promise<void> {
   if (options.gpu && !targetOf(options.device).traits.ownMemory)
     throw new OctconvError(`bench: --gpu ${options.gpu} wants a GPU as --device, as cuda`);
   await prepare(options.out);
   const { benchOps, opsTable } = await import('../bench/ops.js');
   const line = await progress();
-  const result = await benchOps({ ...options, options: alphaOf(alpha), progress: line.show });
+  const result = await benchOps({ ...options, options: optionsOf({ alpha, nonLocal }), progress: line.show });
   line.stop();
   await report(options, result, opsTable(result));
 }
@@ -167,17 +176,23 @@ async function cuda({ batch: batches, estimate: gpu, ...options }: CudaOptions):
 
 interface MemoryOptions extends Common {
   frames?: number;
+  nonLocal?: true;
   network: string;
   alpha?: number;
   dtypes: ComputeType[];
   threads?: number;
 }
 
-async function memory({ alpha, threads = devices().threads, ...options }: MemoryOptions): Promise<void> {
+async function memory({ alpha, nonLocal, threads = devices().threads, ...options }: MemoryOptions): Promise<void> {
   await prepare(options.out);
   const { benchMemory, memoryTable } = await import('../bench/memory.js');
   const line = await progress();
-  const result = await benchMemory({ ...options, threads, options: alphaOf(alpha), progress: line.show });
+  const result = await benchMemory({
+    ...options,
+    threads,
+    options: optionsOf({ alpha, nonLocal }),
+    progress: line.show,
+  });
   line.stop();
   await report(options, result, memoryTable(result));
 }
@@ -203,7 +218,9 @@ async function progress(): Promise<Progress> {
   return line;
 }
 
-const alphaOf = (alpha: number | undefined): NetworkOptions => (alpha === undefined ? {} : { alpha });
+/** Those that were given. */
+const optionsOf = (options: NetworkOptions): NetworkOptions =>
+  Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined));
 
 async function report({ out, json }: Common, result: object, table: string): Promise<void> {
   if (out) await writeWhole(out, [`${JSON.stringify(result, null, 1)}\n`]);
