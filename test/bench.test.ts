@@ -262,12 +262,12 @@ describe('bench', () => {
   });
 
   it('goals are of some networks at 224 px, for some settings', () => {
-    const [usual, isa] = [[1, 224, 224, 3], 'avx512bf16'];
+    const [usual, goalIsa] = [[1, 224, 224, 3], 'avx512bf16'];
     const row = { network: 'oct-resnet-50', alpha: 0.5, dtype: 'f32', batch: 8, threads: 2, flopRatio: 0.5 } as const;
     const none = { floor: undefined, ofOurPlain: undefined };
-    expect(goalOf(usual, row)).to.deep.equal({ ...none, floor: 0.5, goal: 0.43, isa });
+    expect(goalOf(usual, row)).to.deep.equal({ ...none, floor: 0.5, goal: 0.43, goalIsa });
     const plain = { ...row, network: 'resnet-50', alpha: undefined };
-    expect(goalOf(usual, plain)).to.deep.equal({ ...none, goal: 0.82, isa });
+    expect(goalOf(usual, plain)).to.deep.equal({ ...none, goal: 0.82, goalIsa });
     for (const other of [{ threads: 3 }, { alpha: 0.75 }, { network: 'oct-resnet-101' }]) {
       expect(goalOf(usual, { ...row, ...other }).goal).to.equal(undefined);
     }
@@ -278,15 +278,15 @@ describe('bench', () => {
   it('goals of clips are for a batch of one on any machine, and for our own plain network', () => {
     const clip = [1, 8, 224, 224, 3];
     const row = { network: 'oct-i3d-50', alpha: 0.5, dtype: 'f32', batch: 1, threads: 2, flopRatio: 0.614 } as const;
-    const isa = undefined;
+    const goalIsa = undefined;
     const goals = goalOf(clip, row);
-    expect(goals).to.deep.include({ floor: 0.42, goal: 0.35, isa });
+    expect(goals).to.deep.include({ floor: 0.42, goal: 0.35, goalIsa });
     expect(goals.ofOurPlain).to.be.closeTo(0.674, 1e-9);
     const plain = { ...row, network: 'i3d-50', alpha: undefined, flopRatio: 1 };
-    expect(goalOf(clip, plain)).to.deep.equal({ floor: 0.66, goal: 0.58, ofOurPlain: undefined, isa });
+    expect(goalOf(clip, plain)).to.deep.equal({ floor: 0.66, goal: 0.58, ofOurPlain: undefined, goalIsa });
     const i8 = goalOf(clip, { ...row, dtype: 'i8' });
-    expect(i8).to.deep.equal({ floor: undefined, goal: undefined, ofOurPlain: 0.52, isa });
-    expect(goalOf(clip, { ...row, dtype: 'bf16' })).to.deep.include({ goal: 0.26, isa: 'avx512bf16' });
+    expect(i8).to.deep.equal({ floor: undefined, goal: undefined, ofOurPlain: 0.52, goalIsa });
+    expect(goalOf(clip, { ...row, dtype: 'bf16' })).to.deep.include({ goal: 0.26, goalIsa: 'avx512bf16' });
     expect(goalOf(clip, { ...row, batch: 8 }).goal).to.equal(undefined);
     expect(goalOf([1, 16, 224, 224, 3], row)).to.deep.equal({});
     const table = (machine: string) =>

@@ -11,14 +11,14 @@ export interface Goal {
   /** The most that it may take of the time of our own plain network. */
   readonly ofOurPlain?: number | undefined;
   /** The level of lib/devices.ts that they are meant for; absent: any. */
-  readonly isa?: string | undefined;
+  readonly goalIsa?: string | undefined;
 }
 
-const goalsIsa = 'avx512bf16';
+const forImages = 'avx512bf16';
 
 /** A line that says so if goals are meant for another machine. */
-export function elsewhere({ isa }: Machine, goals: readonly (Pick<Goal, 'isa'> | undefined)[]): string[] {
-  const other = goals.some((goal) => goal?.isa !== undefined && goal.isa !== isa);
+export function elsewhere({ isa }: Machine, goals: readonly (Pick<Goal, 'goalIsa'> | undefined)[]): string[] {
+  const other = goals.some((goal) => goal?.goalIsa !== undefined && goal.goalIsa !== isa);
   return other ? [`goals are for AVX-512 with VNNI and BF16; this machine is ${isa}`] : [];
 }
 
@@ -71,11 +71,11 @@ export function goalOf(
   // What multiply-adds promise, and a little for what comes between them.
   const promised = isVideo(network) && alpha !== undefined ? flopRatio + 0.06 : undefined;
   const { ofOurPlain = promised } = found ?? {};
-  const isa = goal !== undefined && !(isVideo(network) && dtype === 'f32') ? goalsIsa : undefined;
-  return { floor, goal, ofOurPlain, isa };
+  const goalIsa = goal !== undefined && !(isVideo(network) && dtype === 'f32') ? forImages : undefined;
+  return { floor, goal, ofOurPlain, goalIsa };
 }
 
-export interface MemoryGoal extends Pick<Goal, 'isa'> {
+export interface MemoryGoal extends Pick<Goal, 'goalIsa'> {
   /** MiB */
   readonly peak: number;
   readonly milliseconds?: number;
@@ -91,5 +91,5 @@ export function memoryGoalOf(
   if (width !== 64 || !fits(network, shape)) return undefined;
   if (isVideo(network)) return dtype === 'f32' ? { peak: 350 } : undefined;
   const peak = network === 'oct-resnet-50' && alpha === 0.5 ? peaks[dtype] : undefined;
-  return peak === undefined ? undefined : { peak, milliseconds: 400, isa: goalsIsa };
+  return peak === undefined ? undefined : { peak, milliseconds: 400, goalIsa: forImages };
 }

@@ -89,7 +89,8 @@ export async function benchMemory(given: BenchMemoryOptions): Promise<MemoryResu
     }
     return dtypes.map((dtype, i): MemoryRow => {
       const [ours, theirs] = seen.slice(2 * i).map(processOf) as [Process, Process];
-      const goal = memoryGoalOf(shape, { network, dtype, alpha: options.alpha, width: options.width });
+      const { alpha, width, nonLocal } = options;
+      const goal = nonLocal ? undefined : memoryGoalOf(shape, { network, dtype, alpha, width });
       return { dtype, peerDType: peerDTypes[dtype], ours, theirs, goal };
     });
   });
