@@ -1,6 +1,6 @@
 /**
  * A network, plain and octave, by OpenVINO and by us, in turn, in f32 and at batch 1. OpenVINO runs in a Python process,
- * which has to have it (bench/README.md).
+ * which has to have it (bench/README.md). Its threads do not spin after a run, so `interleave` need not wait for them.
  */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
