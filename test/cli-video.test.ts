@@ -64,14 +64,19 @@ describe('command line: video', function () {
     expect([preprocessing.frames, preprocessing.frameStride]).to.deep.equal([8, 1]);
     expect(octconv('info', 'model').stdout).to.match(/\n {2}of a video +8 frames, each the short side to 64/);
     const refused = octconv('convert', join(root, 'models/cifar10-oct-resnet-26-a50'), 'other', '--frames', '8');
-    expect([refused.code, refused.stderr]).to.deep.equal([2, 'octconv: --frames and --frame-stride are of video networks\n']);
+    expect([refused.code, refused.stderr]).to.deep.equal([
+      2,
+      'octconv: --frames and --frame-stride are of video networks\n',
+    ]);
   });
 
   it('classify: files, a folder of pictures, views, standard input; what is no video is an error', () => {
     const files = ['right.mkv', 'left.mp4'];
     const { results, clips, crops } = json('classify', '--model', 'model', '--top', '1', '--views', '6', ...files);
     expect([clips, crops]).to.deep.equal([2, 3]);
-    expect(results.map(({ file, top }: { file: string; top: [{ label: string }] }) => [file, top[0].label])).to.deep.equal([
+    expect(
+      results.map(({ file, top }: { file: string; top: [{ label: string }] }) => [file, top[0].label]),
+    ).to.deep.equal([
       ['right.mkv', 'pan-right'],
       ['left.mp4', 'pan-left'],
     ]);
@@ -94,8 +99,15 @@ describe('command line: video', function () {
     expect(lines[5]).to.match(/ms per window in the network, \d+ frames\/s with decoding/);
     const input = readFileSync(at('left.mp4'));
     const flags = ['--stream', '--window', '1', '--hop', '.5', '--json', '--model', 'model', '-'];
-    const piped = spawnSync(process.execPath, [join(root, 'dist/cli.js'), 'classify', ...flags], { input, cwd: folder });
-    const windows = piped.stdout.toString().trimEnd().split('\n').map((line) => JSON.parse(line));
+    const piped = spawnSync(process.execPath, [join(root, 'dist/cli.js'), 'classify', ...flags], {
+      input,
+      cwd: folder,
+    });
+    const windows = piped.stdout
+      .toString()
+      .trimEnd()
+      .split('\n')
+      .map((line) => JSON.parse(line));
     expect(windows.map(({ start, end, top }) => [start, end, top[0].label])).to.deep.equal(
       [0, 0.5, 1, 1.5, 2, 2.5, 3].map((start) => [start, start + 1, 'pan-left']),
     );
@@ -112,7 +124,10 @@ describe('command line: video', function () {
       expect(stdout).to.equal('');
     }
     const pictures = octconv('classify', '--views', '3', join(root, 'test/images/cat.jpg'));
-    expect([pictures.code, pictures.stderr]).to.deep.equal([2, 'octconv: --views is of videos, and the network takes pictures\n']);
+    expect([pictures.code, pictures.stderr]).to.deep.equal([
+      2,
+      'octconv: --views is of videos, and the network takes pictures\n',
+    ]);
   });
 
   it('classify --stream: an interrupt ends it and ffmpeg', async () => {
@@ -128,17 +143,27 @@ describe('command line: video', function () {
     mkdirSync(at('data/pan-left/frames'), { recursive: true });
     mkdirSync(at('data/pan-right'));
     for (const [i, { data, height, width }] of (await pan(12, -1)).entries())
-      await sharp(data, { raw: { height, width, channels: 3 } }).png().toFile(at(`data/pan-left/frames/${i}.png`));
+      await sharp(data, { raw: { height, width, channels: 3 } })
+        .png()
+        .toFile(at(`data/pan-left/frames/${i}.png`));
     cpSync(at('left.mp4'), at('data/pan-left/a.mp4'));
     cpSync(at('right.mkv'), at('data/pan-right/b.mkv'));
     writeFileSync(at('data/pan-right/notes.txt'), '');
     const found = json('eval', '--model', 'model', '--data', 'data', '--views', '2x1');
     const { videos, failed, others, top1, frames, clips } = found;
-    expect({ videos, failed, others, top1, clips }).to.deep.equal({ videos: 3, failed: 0, others: 1, top1: 3, clips: 2 });
+    expect({ videos, failed, others, top1, clips }).to.deep.equal({
+      videos: 3,
+      failed: 0,
+      others: 1,
+      top1: 3,
+      clips: 2,
+    });
     expect(frames).to.be.within(30, 48);
     const { code, stdout } = octconv('eval', '--model', 'model', '--data', 'data');
     expect(code).to.equal(0);
-    expect(stdout).to.match(/^top-1 3 of 3, 100\.0 %\n.*\n.*no videos by their names: 1 file\n.*ms per video in the network/);
+    expect(stdout).to.match(
+      /^top-1 3 of 3, 100\.0 %\n.*\n.*no videos by their names: 1 file\n.*ms per video in the network/,
+    );
     expect(stdout).to.match(/\n24 frames seen, [\d.]+ a second with decoding\n$/);
     const quantized = json('quantize', 'model', '--data', 'data', '--out', 'int8');
     expect([quantized.videos, quantized.same]).to.deep.equal([3, 3]);

@@ -325,6 +325,25 @@ describe('clips: which frames, which part of them', () => {
     expect(await windows([])).to.deep.equal([]);
   });
 
+  it('a frame that windows share is resized once, one that none sees never', async () => {
+    const used = new Map<number, number>();
+    const frames = even(40, 10).map((frame, i) =>
+      Object.defineProperty({ ...frame }, 'data', {
+        get: () => {
+          used.set(i, (used.get(i) ?? 0) + 1);
+          return frame.data;
+        },
+      }),
+    );
+    const seen = (await windows(frames, { window: 1.6, hop: 0.8 })).map(([, , numbers]) => numbers);
+    expect(seen.slice(0, 3)).to.deep.equal([
+      [0, 4, 8, 12],
+      [8, 12, 16, 20],
+      [16, 20, 24, 28],
+    ]);
+    expect([...used]).to.deep.equal([...new Set(seen.flat())].map((i) => [i, 1]));
+  });
+
   it('windows by seconds: what is shown at the time, whatever the rate', async () => {
     expect(await windows(even(30, 10), { window: 1, hop: 0.5 })).to.deep.equal([
       [0, 1, [0, 2, 5, 7]],
