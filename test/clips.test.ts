@@ -5,12 +5,13 @@ import { Readable } from 'node:stream';
 import { fileURLToPath } from 'node:url';
 import { expect } from 'chai';
 import sharp from 'sharp';
+import { OctconvError } from '../lib/error.js';
 import { classify, classifyStream, type StreamOptions } from '../lib/classify.js';
 import type { Value } from '../lib/graph/graph.js';
 import { loadBatches } from '../lib/input/batches.js';
 import { type ClipConfig, cropsOf, loadViews, sampleClips, type WindowOptions, windowsOf } from '../lib/input/clips.js';
 import { decodeImage, type Frame, type Picture } from '../lib/input/image.js';
-import { type InputConfig, preprocess, resizeGeometry } from '../lib/input/preprocess.js';
+import { type InputConfig, parseInput, preprocess, resizeGeometry } from '../lib/input/preprocess.js';
 import { checkVideoLimits, openVideo, readFrames, type VideoOptions, type VideoSource } from '../lib/input/video.js';
 import { Linear, Module } from '../lib/layers/index.js';
 import { loadModel, Model } from '../lib/model.js';
@@ -184,6 +185,19 @@ describe('clips: frames that no ffmpeg decodes', () => {
 });
 
 describe('clips: which frames, which part of them', () => {
+  it('config.json says it', () => {
+    const size = { height: 8, width: 8 };
+    expect(parseInput({ ...size, frames: 8 }, 'file')).to.include({ frames: 8, frameStride: 1 });
+    expect(parseInput({ ...size, frames: 32, frameStride: 2 }, 'file')).to.include({ frames: 32, frameStride: 2 });
+    expect(parseInput(size, 'file')).to.not.have.any.keys('frames', 'frameStride');
+    const wrong: [object, RegExp][] = [
+      [{ frames: 0 }, /^file: input\.frames is 0, wanted an integer from 1 to 65536$/],
+      [{ frames: 8, frameStride: 1.5 }, /^file: input\.frameStride is 1\.5, wanted an integer/],
+      [{ frameStride: 2 }, /^file: input: frameStride without frames, wanted both$/],
+    ];
+    for (const [given, wanted] of wrong) expect(() => parseInput({ ...size, ...given }, 'file')).to.throw(OctconvError, wanted);
+  });
+
   it('samples as mmaction2 does in tests', () => {
     const starts = (total: number, clips: number, frames = 8, frameStride = 8) =>
       sampleClips(total, { frames, frameStride }, clips).map(([first]) => first);

@@ -215,8 +215,8 @@ export async function loadViews(
 ): Promise<VideoViews> {
   using resizer = new Resizer(input, crops, options);
   const kept = new Map<number, Resized>();
-  let total = video.count ?? 0;
-  if (!video.again) {
+  let total = (await video.count?.()) ?? 0;
+  if (!video.count) {
     let bytes = 0;
     for await (const frame of video.frames()) {
       const resized = await resizer.resize(frame);
@@ -227,11 +227,11 @@ export async function loadViews(
         );
       kept.set(total++, resized);
     }
-  } else if (video.count === undefined) for await (const _ of video.frames()) total++;
+  }
   if (total === 0) throw new OctconvError(`${name}: has no frames`);
   const indices = sampleClips(total, input, clips);
   const wanted = new Set(indices.flat().sort((a, b) => a - b));
-  if (video.again) {
+  if (video.count) {
     const order = [...wanted];
     let at = 0;
     for await (const frame of video.frames(wanted)) kept.set(order[at++] as number, await resizer.resize(frame));

@@ -80,11 +80,9 @@ export async function* readFrames(
 
 /** An open source of frames. */
 export interface Video {
-  /** How many there are, if that is known before they are decoded. */
-  readonly count?: number;
-  /** Whether they can be read again. */
-  readonly again: boolean;
-  /** All in order, or those of them that are wanted, by their index. */
+  /** How many there are; absent where they can be read once only. */
+  count?(): Promise<number>;
+  /** All in order; where they are counted also those that are wanted, by their index. */
   frames(wanted?: ReadonlySet<number>): AsyncGenerator<Frame, void, void>;
   close(): Promise<void>;
 }
@@ -174,12 +172,17 @@ async function openFile(file: RandomFile, limits: Limits): Promise<Video> {
         return { ...(await openPages(file, limits)), close };
       case 'picture': {
         const frames = () => picturesOf([file.path], () => file.read(0, checkSize(file, limits)), limits);
-        return { count: 1, again: true, frames, close };
+        return { count: async () => 1, frames, close };
       }
       default: {
         if (file.size === 0) throw new OctconvError(`${file.path}: is empty, wanted a video`);
         const frames = (wanted?: ReadonlySet<number>) => picked(decodeVideo(file.handle.fd, file.path, limits), wanted);
-        return { again: true, frames, close };
+        const count = async () => {
+          let n = 0;
+          for await (const _ of decodeVideo(file.handle.fd, file.path, { ...limits, tiny: true })) n++;
+          return n;
+        };
+        return { count, frames, close };
       }
     }
   } catch (error) {
@@ -222,7 +225,7 @@ async function keep(chunks: AsyncIterable<Uint8Array>, name: string, limits: Lim
     }
     return await RandomFile.open(path, name);
   } catch (error) {
-    throw fileError(path, error);
+    throw fileError(name, error);
   } finally {
     await rm(path, { force: true });
   }
@@ -230,7 +233,7 @@ async function keep(chunks: AsyncIterable<Uint8Array>, name: string, limits: Lim
 
 function openStream(bytes: AsyncGenerator<Uint8Array, void, void>, name: string, limits: Limits): Video {
   const frames = () => decodeVideo(Readable.from(bytes, { objectMode: false }), name, limits);
-  return { again: false, frames, close: async () => letGo(bytes) };
+  return { frames, close: async () => letGo(bytes) };
 }
 
 /** Not awaited: what is stalled never ends. */
@@ -249,7 +252,7 @@ async function openFolder(folder: string, limits: Limits): Promise<Video> {
     .map((file) => join(folder, file));
   if (files.length === 0) throw new OctconvError(`${folder}: no pictures (.jpg, .jpeg, .png, .webp), wanted frames`);
   const frames = (wanted?: ReadonlySet<number>) => picturesOf(files, (file) => file, limits, wanted);
-  return { count: files.length, again: true, frames, close: async () => undefined };
+  return { count: async () => files.length, frames, close: async () => undefined };
 }
 
 async function* picturesOf(
@@ -281,7 +284,7 @@ async function openNpy(file: RandomFile, { maxPixels, frameRate, signal }: Limit
       yield { data: await file.read(start + i * size, size), height, width, seconds: i / frameRate };
     }
   }
-  return { count, again: true, frames };
+  return { count: async () => count, frames };
 }
 
 async function openPages(file: RandomFile, limits: Limits): Promise<Omit<Video, 'close'>> {
@@ -289,12 +292,12 @@ async function openPages(file: RandomFile, limits: Limits): Promise<Omit<Video, 
   async function* frames(wanted?: ReadonlySet<number>): AsyncGenerator<Frame, void, void> {
     for (const [i, page] of pages.entries()) if (!wanted || wanted.has(i)) yield page;
   }
-  return { count: pages.length, again: true, frames };
+  return { count: async () => pages.length, frames };
 }
 
 /** Frames that somebody else decodes, checked. */
 function openFrames(given: AsyncGenerator<unknown, void, void>, name: string, limits: Limits): Video {
-  async function* all(): AsyncGenerator<Frame, void, void> {
+  async function* frames(): AsyncGenerator<Frame, void, void> {
     let i = 0;
     for await (const each of given) {
       const { data, height, width, seconds = i / limits.frameRate } = (each ?? {}) as Partial<Frame>;
@@ -310,8 +313,7 @@ function openFrames(given: AsyncGenerator<unknown, void, void>, name: string, li
       i++;
     }
   }
-  const frames = (wanted?: ReadonlySet<number>) => picked(all(), wanted);
-  return { again: false, frames, close: async () => letGo(given) };
+  return { frames, close: async () => letGo(given) };
 }
 
 function checkPixels(name: string, { height, width }: Omit<Picture, 'data'>, maxPixels: number): void {
