@@ -195,7 +195,8 @@ describe('clips: which frames, which part of them', () => {
       [{ frames: 8, frameStride: 1.5 }, /^file: input\.frameStride is 1\.5, wanted an integer/],
       [{ frameStride: 2 }, /^file: input: frameStride without frames, wanted both$/],
     ];
-    for (const [given, wanted] of wrong) expect(() => parseInput({ ...size, ...given }, 'file')).to.throw(OctconvError, wanted);
+    for (const [given, wanted] of wrong)
+      expect(() => parseInput({ ...size, ...given }, 'file')).to.throw(OctconvError, wanted);
   });
 
   it('samples as mmaction2 does in tests', () => {
