@@ -54,16 +54,14 @@ export interface Classified {
   readonly frames?: number;
 }
 
-interface TopOption {
-  /** Guesses per answer; default 5. */
-  readonly top?: number | undefined;
-}
-
 /**
  * How many pictures, or clips of a video, make a batch, what is left out, and what a source may cost. `clips`, `crops`,
  * `frameRate` and `skipDamaged` are for video networks, `formats` is for those of pictures.
  */
-export interface ClassifyOptions extends TopOption, Views, Omit<BatchOptions, 'device'>, Omit<ClipOptions, 'device'> {}
+export interface ClassifyOptions extends Views, Omit<BatchOptions, 'device'>, Omit<ClipOptions, 'device'> {
+  /** Guesses per picture or video; default 5. */
+  readonly top?: number | undefined;
+}
 
 const { device: _ofPictures, ...forPictures } = { top: true, ...batchOptions } as const;
 const { device: _ofVideos, ...forVideos } = { top: true, ...viewOptions, ...clipOptions } as const;
@@ -179,7 +177,10 @@ export interface ClassifiedWindow {
   readonly milliseconds: number;
 }
 
-export interface StreamOptions extends TopOption, WindowOptions, VideoOptions {}
+export interface StreamOptions extends WindowOptions, VideoOptions {
+  /** Guesses per window; default 5. */
+  readonly top?: number | undefined;
+}
 const streamOptions = { top: true, ...windowOptions, ...videoOptions } satisfies Known<StreamOptions>;
 
 /**

@@ -173,7 +173,7 @@ function feed(source: Readable, child: ChildProcess, name: string, stop: (error:
 
 /** Lines of ffmpeg that say no more than that it ended. */
 const useless =
-  /^(Task finished|Terminating thread|Error opening input files?\b|Error opening output|Conversion failed|Error while decoding stream|Nothing was written)/;
+  /^(Task finished|Terminating thread|Error opening input files?\b|Error opening output|Conversion failed|Error while decoding stream|Nothing was written|Could not open encoder)/;
 
 /** Lines that say something only where no other does. */
 const vague = /^(Invalid data found when processing input|Invalid argument|Last message repeated .*)$/;
