@@ -189,8 +189,8 @@ const streamOptions = { top: true, ...windowOptions, ...videoOptions } satisfies
  *     for await (const { start, end, top } of classifyStream(model, 'day.mp4', { window: 2, hop: 1 })) ...
  *
  * While the network runs, the next window is decoded, and no more than that; memory does not grow. A frame that is in
- * several windows is decoded and resized once. A file, or a stream of bytes, is decoded as it comes: an MP4 whose index
- * lies at its end is no stream, its path can be given.
+ * several windows is decoded and resized once. A stream of bytes is decoded as it comes, but for an MP4 whose index lies
+ * at its end: that is kept in a temporary file first.
  * @throws OctconvError that begins with the name of the source, if it cannot be read; the signal's reason if it is
  * aborted.
  */

@@ -1,9 +1,11 @@
 /** Where the frames of a video come from: all sources in one form. */
 import { randomUUID } from 'node:crypto';
-import { open, readdir, rm, stat } from 'node:fs/promises';
+import { createWriteStream } from 'node:fs';
+import { readdir, rm, stat } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Readable } from 'node:stream';
+import { pipeline } from 'node:stream/promises';
 import { types } from 'node:util';
 import { onAbort } from '../abort.js';
 import { OctconvError, show } from '../error.js';
@@ -87,7 +89,7 @@ export interface Video {
   close(): Promise<void>;
 }
 
-/** Opens a source; if it is read once only (`once`), a stream need not be kept. */
+/** Opens a source. A stream is kept in a file, unless it is read once only (`once`) and can be decoded as it comes. */
 export async function openVideo(source: VideoSource, name: string, limits: Limits, once = false): Promise<Video> {
   if (typeof source === 'string' || source instanceof URL) {
     const path = pathOf(source, name);
@@ -101,7 +103,7 @@ export async function openVideo(source: VideoSource, name: string, limits: Limit
   if (!once) return openFile(await keep(bytes, name, limits), limits);
   const head: Uint8Array[] = []; // enough to tell what it is
   let size = 0;
-  while (size < 12) {
+  while (size < 128) {
     const { done, value } = await bytes.next();
     if (done) break;
     head.push(value);
@@ -109,7 +111,7 @@ export async function openVideo(source: VideoSource, name: string, limits: Limit
   }
   const start = Buffer.concat(head);
   const whole = prepend<Uint8Array>(start, bytes);
-  if (start.length && kindOf(start) === undefined) return openStream(whole, name, limits);
+  if (start.length && kindOf(start) === undefined && !endsWithIndex(start)) return openStream(whole, name, limits);
   return openFile(await keep(whole, name, limits), limits);
 }
 
@@ -162,6 +164,16 @@ function kindOf(head: Uint8Array): 'npy' | 'animation' | 'picture' | undefined {
   return text.startsWith('\xff\xd8\xff') || text.startsWith('\x89PNG') ? 'picture' : undefined;
 }
 
+/** Whether this is an MP4 or MOV whose index lies behind its frames: it cannot be decoded as it comes. */
+function endsWithIndex(head: Buffer): boolean {
+  for (let at = 0; at + 8 <= head.length; at += Math.max(8, head.readUInt32BE(at))) {
+    const box = head.toString('latin1', at + 4, at + 8);
+    if (box === 'mdat') return true;
+    if (!['ftyp', 'free', 'skip', 'wide'].includes(box)) return false;
+  }
+  return false;
+}
+
 async function openFile(file: RandomFile, limits: Limits): Promise<Video> {
   const close = () => file.close();
   try {
@@ -211,18 +223,16 @@ async function* picked(all: AsyncGenerator<Frame>, wanted?: ReadonlySet<number>)
 async function keep(chunks: AsyncIterable<Uint8Array>, name: string, limits: Limits): Promise<RandomFile> {
   const path = join(tmpdir(), `octconv-${randomUUID()}`);
   try {
-    const file = await open(path, 'wx', 0o600);
-    try {
-      let size = 0;
+    let size = 0;
+    const checked = async function* () {
       for await (const chunk of chunks) {
         size += chunk.length;
         if (size > limits.maxBytes)
           throw new OctconvError(`${name}: is larger than ${limits.maxBytes} bytes (maxBytes)`);
-        await file.writeFile(chunk);
+        yield chunk;
       }
-    } finally {
-      await file.close();
-    }
+    };
+    await pipeline(checked, createWriteStream(path, { flags: 'wx', mode: 0o600 }));
     return await RandomFile.open(path, name);
   } catch (error) {
     throw fileError(name, error);
