@@ -34,6 +34,8 @@ export interface Traits {
   readonly mostPooled: number;
   /** Whether it goes over a batch some images at a time. */
   readonly subBatches: boolean;
+  /** Whether a convolution may store y where its residual lies. */
+  readonly inPlace: boolean;
   /** The forms of Winograd's algorithm that it knows, and the most input channels of i8 that each sums up. */
   readonly winograd: { readonly [form in Winograd]?: number };
   /** What convolutions may multiply. */

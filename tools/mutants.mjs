@@ -134,8 +134,8 @@ const mutants = {
   ],
   'softmax overflows': [
     'native/ops/softmax.cu',
-    'largest = most[row + i] > largest',
-    'largest = most[row + i] < largest',
+    'largest = most[first + i] > largest',
+    'largest = most[first + i] < largest',
   ],
   'interpolate takes the pixel before': ['native/ops/interpolate.cu', 'first + 1 < from ? first + 1 : first', 'first'],
   'pad shifts by a row': ['native/ops/pad.cu', 'to.y - a.before.h', 'to.y - a.before.h + 1'],
