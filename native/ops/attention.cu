@@ -1,7 +1,7 @@
-// attention on tensor cores: a block of four warps computes 64 queries x 128 or 256 channels, a warp 16 queries. It goes
-// over blocks of 64 keys: scores = q k^T, which become weights in registers, then sums += weights v. Where there are
-// more channels than those, blocks compute the scores anew. Steps are copied into shared memory two steps ahead: 128
-// bytes of the rows of q and k, or 64 bytes of keys of the columns of v.
+// attention on tensor cores: a block of four warps computes 64 queries x 128 or 256 channels, a warp 16 queries. It
+// goes over blocks of 64 keys: scores = q k^T, which become weights in registers, then sums += weights v. Where there
+// are more channels than those, blocks compute the scores anew. Steps are copied into shared memory two steps ahead:
+// 128 bytes of the rows of q and k, or 64 bytes of keys of the columns of v.
 //
 // The weights of a lane are its part of the left factor of the next product as they lie: for f16 and bf16 that of one
 // product are two fragments of scores. For tf32, keys 0 2 4 6 1 3 5 7 of eight have places 0 to 7 in that product; v is
@@ -13,8 +13,8 @@ namespace octconv::cuda {
 namespace {
 
 constexpr int attentionThreads = 128, attentionQueries = 64, attentionKeys = 64, attentionSlots = 3;
-constexpr int scoreBytes = 2 * chunkBytes;                           // of a row of q or k in a step
-constexpr int attentionSlot = 2 * attentionQueries * scoreBytes;     // q, then k; or up to 256 columns of v
+constexpr int scoreBytes = 2 * chunkBytes;                        // of a row of q or k in a step
+constexpr int attentionSlot = 2 * attentionQueries * scoreBytes;  // q, then k; or up to 256 columns of v
 constexpr int prepareThreads = 256, prepareTile = 32, preparePitch = prepareTile + 1;  // no two rows in one bank
 
 // Rows of f16, bf16 or tf32 in the arena: in pieces of 16 bytes where they begin, and how far apart they are.
@@ -274,17 +274,14 @@ OCTCONV_DEVICE void attend(const AttentionArgs& a, char* arena) {
 
 }  // namespace
 
-OCTCONV_KERNEL void __maxnreg__(224)
-    attentionF16(const __grid_constant__ AttentionArgs a, char* arena) {
+OCTCONV_KERNEL void __maxnreg__(224) attentionF16(const __grid_constant__ AttentionArgs a, char* arena) {
   attend<F16>(a, arena);
 }
 #if OCTCONV_SM80
-OCTCONV_KERNEL void __maxnreg__(224)
-    attentionBf16(const __grid_constant__ AttentionArgs a, char* arena) {
+OCTCONV_KERNEL void __maxnreg__(224) attentionBf16(const __grid_constant__ AttentionArgs a, char* arena) {
   attend<Bf16>(a, arena);
 }
-OCTCONV_KERNEL void __maxnreg__(224)
-    attentionTf32(const __grid_constant__ AttentionArgs a, char* arena) {
+OCTCONV_KERNEL void __maxnreg__(224) attentionTf32(const __grid_constant__ AttentionArgs a, char* arena) {
   attend<Tf32>(a, arena);
 }
 #endif
@@ -362,7 +359,8 @@ Made make(const PlacedNode& placed) {
     const int64_t width = turned ? roundUp(positions(s), attentionKeys) : roundUp(s.c, 16 / bytes);
     const int64_t rows = product(s.n, turned ? s.c : positions(s));
     const int64_t y = placed.scratch + static_cast<int64_t>(scratch.add(product(rows, width, bytes)));
-    PrepareRowsArgs args{placed.input(i), y, dtype, intOf(positions(s), "positions"), turned, intOf(width, "keys"), 0, 0};
+    PrepareRowsArgs args{placed.input(i),      y, dtype, intOf(positions(s), "positions"), turned,
+                         intOf(width, "keys"), 0, 0};
     const auto tiles = [](int64_t size) { return static_cast<int>((size + prepareTile - 1) / prepareTile); };
     args.rowTiles = tiles(turned ? width : positions(s)), args.columnTiles = tiles(turned ? s.c : width);
     const int blocks = intOf(product(s.n, args.rowTiles, args.columnTiles), "blocks");
@@ -383,7 +381,8 @@ Made make(const PlacedNode& placed) {
   const std::string kernel = dtype == DType::f32   ? "attentionTf32"
                              : dtype == DType::f16 ? "attentionF16"
                                                    : "attentionBf16";
-  Launch launch = launchOf(kernel, static_cast<unsigned>(blocks), attentionThreads, attentionSlots * attentionSlot, args);
+  Launch launch =
+      launchOf(kernel, static_cast<unsigned>(blocks), attentionThreads, attentionSlots * attentionSlot, args);
   launch.tile = std::to_string(attentionQueries) + "x" + std::to_string(args.columns);
   const int64_t steps = product(blocks, roundUp(args.keys, attentionKeys) / attentionKeys),
                 depth = roundUp(args.depth, scoreBytes);
