@@ -2,7 +2,7 @@
 import { bytesPerElement, type DType, isFloat } from './dtype.js';
 import { betweenValues } from './flops.js';
 import type { ComputeType } from './graph/graph.js';
-import { type Branch, type Source, sourcesOf, type Step } from './graph/lower.js';
+import { type Branch, type Source, sourcesOf, type Step, winogradGrowth } from './graph/lower.js';
 import type { Plan } from './plan.js';
 import { bytesOf, elementCount, type Shape } from './tensor.js';
 
@@ -42,9 +42,9 @@ export function costsOf({
   const weightsOf = ({ branches, params }: Step) => {
     if (!branches) return 4 * Object.values(params).reduce((sum, name) => sum + parameters(name), 0);
     return branches
-      .flatMap(({ compute = 'f32', hints: { winograd } = {}, ...branch }) => {
-        // Of 3 x 3 weights Winograd's algorithm makes as many as a tile has positions.
-        const each = winograd ? ((compute === 'i8' ? 2 : 4) * (winograd + 2) ** 2) / 9 : bytesPerWeight(compute);
+      .flatMap((branch) => {
+        const { compute = 'f32', hints } = branch;
+        const each = hints ? (compute === 'i8' ? 2 : 4) * winogradGrowth(branch) : bytesPerWeight(compute);
         return sourcesOf(branch).map(({ weight }) => each * parameters(weight));
       })
       .reduce((sum, bytes) => sum + bytes, 0);

@@ -1,20 +1,33 @@
-/** Where the channels of images are: ours are last, [N, H, W, C]; PyTorch's and ONNX's come second, [N, C, H, W]. */
+/**
+ * Where the channels are: ours are last, [N, H, W, C] and [N, T, H, W, C]; PyTorch's and ONNX's come second,
+ * [N, C, H, W] and [N, C, T, H, W].
+ */
 import { kindOf } from './graph/graph.js';
 import { check, of } from './graph/shape.js';
-import { type Image, Tensor } from './tensor.js';
+import { elementCount, type Image, type Shape, type Spatial, Tensor, type Video } from './tensor.js';
 
-/** [N, H, W, C] -> [N, C, H, W], a copy. @throws OctconvError for another rank. */
-export function toNCHW(x: Tensor<'f32'>): Tensor<'f32', Image> {
-  check('toNCHW', x?.shape?.length === 4, `got ${x?.shape ? of(x) : kindOf(x)}, wanted [N,H,W,C]`);
-  const [n, h, w, c] = x.shape as Image;
-  return new Tensor('f32', [n, c, h, w], transposed(x.data, n, h * w, c));
+/** [N, H, W, C] -> [N, C, H, W], or [N, T, H, W, C] -> [N, C, T, H, W], a copy. @throws OctconvError for another rank. */
+export function toNCHW<S extends Shape>(
+  x: Tensor<'f32', S>,
+): Tensor<'f32', S extends Image ? Image : S extends Video ? Video : Spatial> {
+  checkSpatial('toNCHW', x, 'wanted [N,H,W,C] or [N,T,H,W,C]');
+  const [n = 1, ...extent] = x.shape;
+  const c = extent.pop() ?? 1;
+  return new Tensor('f32', [n, c, ...extent] as never, transposed(x.data, n, elementCount(extent), c));
 }
 
-/** [N, C, H, W] -> [N, H, W, C], a copy. @throws OctconvError for another rank. */
-export function toNHWC(x: Tensor<'f32'>): Tensor<'f32', Image> {
-  check('toNHWC', x?.shape?.length === 4, `got ${x?.shape ? of(x) : kindOf(x)}, wanted [N,C,H,W]`);
-  const [n, c, h, w] = x.shape as Image;
-  return new Tensor('f32', [n, h, w, c], transposed(x.data, n, c, h * w));
+/** [N, C, H, W] -> [N, H, W, C], or [N, C, T, H, W] -> [N, T, H, W, C], a copy. @throws OctconvError for another rank. */
+export function toNHWC<S extends Shape>(
+  x: Tensor<'f32', S>,
+): Tensor<'f32', S extends Image ? Image : S extends Video ? Video : Spatial> {
+  checkSpatial('toNHWC', x, 'wanted [N,C,H,W] or [N,C,T,H,W]');
+  const [n = 1, c = 1, ...extent] = x.shape;
+  return new Tensor('f32', [n, ...extent, c] as never, transposed(x.data, n, c, elementCount(extent)));
+}
+
+function checkSpatial(name: string, x: Tensor, wanted: string): void {
+  const rank = x?.shape?.length;
+  check(name, rank === 4 || rank === 5, `got ${x?.shape ? of(x) : kindOf(x)}, ${wanted}`);
 }
 
 /** Each of `count` matrices [rows, columns] as [columns, rows]. */

@@ -9,7 +9,7 @@ import { type Target, targetOf } from './devices.js';
 import { OctconvError, show } from './error.js';
 import { type ComputeType, Graph, kindOf, type Parameter, type Value } from './graph/graph.js';
 import type { DType } from './dtype.js';
-import { type InputConfig, inputShape } from './input/preprocess.js';
+import type { InputConfig } from './input/preprocess.js';
 import type { PictureSource } from './input/source.js';
 import {
   DeepModule,
@@ -24,6 +24,7 @@ import {
   buildNetwork,
   type Classifier,
   defaultInputOf,
+  inputShape,
   type NetworkOptions,
   resolveNetworkOptions,
 } from './models/index.js';
@@ -325,10 +326,11 @@ export class Model<Y = Value<'f32', Shape>, X extends readonly Value[] = [x: Val
   }
 
   /**
-   * The network as it was recorded, unfused, as the bytes of an ONNX file for inputs of given shapes: [N,H,W,C] or
-   * [N,C]. Height and width are fixed in the file, the batch is not. There images are [N,C,H,W] (`toNCHW`, `toNHWC`);
-   * the inputs are `input`, `input1`, ..., the outputs `logits`, `logits1`, ...
-   * @throws OctconvError for a shape that does not fit, for video, and for ops on pictures' bytes.
+   * The network as it was recorded, unfused, as the bytes of an ONNX file for inputs of given shapes: [N,H,W,C],
+   * [N,T,H,W,C] or [N,C]. Frames, height and width are fixed in the file, the batch is not. There images are [N,C,H,W]
+   * and video is [N,C,T,H,W] (`toNCHW`, `toNHWC`); the inputs are `input`, `input1`, ..., the outputs `logits`,
+   * `logits1`, ...
+   * @throws OctconvError for a shape that does not fit, and for ops on pictures' bytes.
    */
   async toOnnx(...inputs: readonly InputSpec[]): Promise<Uint8Array> {
     return this.#use(async () => {

@@ -69,6 +69,21 @@ export interface NativePlanSpec {
   readonly steps: readonly NativeStep[];
   /** Steps that are gone through again and again; default: all of them once. */
   readonly segments?: readonly { readonly steps: number; readonly rounds: number }[];
+  /** Values that a run makes histograms of: inputs, and what a step writes. Default: none. */
+  readonly observed?: readonly number[] | undefined;
+}
+
+/** What a run saw of a value, as numbers in equal bins over [-limit, limit). See native/core/histogram.h. */
+export interface NativeHistogram {
+  /** 0 or less. */
+  readonly least: number;
+  /** 0 or more. */
+  readonly most: number;
+  /** A power of two. */
+  readonly limit: number;
+  readonly counts: Uint32Array;
+  /** Position of the first number that is not finite, or -1. */
+  readonly firstNotFinite: number;
 }
 
 /** See `LaunchInfo` in native/core/device.h. */
@@ -99,11 +114,12 @@ export interface StepInfo {
 }
 
 export interface NativeRun<Output> {
-  /** `stepMilliseconds`: as many as were asked for. */
+  /** `stepMilliseconds`: as many as were asked for; `histograms`: of what the plan observes. */
   readonly done: Promise<{
     completed: boolean;
     outputs: Output[];
     stepMilliseconds: Float32Array;
+    histograms: NativeHistogram[];
   }>;
   /** Stops it between two tasks; on a GPU only before it has begun. */
   cancel(): void;

@@ -328,7 +328,7 @@ export function conv(x: Operand, params: PlainParams<Kernel>, options?: ConvOpti
 }
 
 export interface OctConvOptions extends RunAt {
-  /** 1 (default) or 2; at 2 the operands are pooled, no convolution ever strides. */
+  /** 1 (default) or 2, of height and width; at 2 the operands are pooled, no convolution ever strides. */
   readonly stride?: number;
   /** Default 1; every width is divisible by it. The number of all channels, Ch + Cl, makes it depthwise. */
   readonly groups?: number;
@@ -519,7 +519,7 @@ export function upsampleNearest<X extends Operand<Spatial>>(
     const full = extent.map((size, i) => size * (scale[i] ?? 1));
     const size = options.size === undefined ? full : sizes(op, 'size', x, options.size, 1);
     const fine = size.every((s, i) => Math.ceil(s / (scale[i] ?? 1)) === extent[i]);
-    const wanted = `${list(full.slice(-2))} of x ${of(x)}, or less than one scale less`;
+    const wanted = `${list(full.slice(5 - x.shape.length))} of x ${of(x)}, or less than one scale less`;
     check(op, fine, `size ${show(options.size)}, wanted ${wanted}`);
     return { shape: withExtent(x, size, channels(x)), attrs: { scale, size } };
   });

@@ -4,7 +4,7 @@ import { type Target, targetOf } from './devices.js';
 import { arrayFor, bytesPerElement, isFloat, type TypedArray } from './dtype.js';
 import { OctconvError, show } from './error.js';
 import { checkGraph, type ComputeType, type Graph, kindOf, type TensorType, toNTHWC } from './graph/graph.js';
-import { type Branch, type Packing, packingsOf, type Step, type Steps } from './graph/lower.js';
+import { type Branch, type Packing, packingsOf, type Step, type Steps, winogradGrowth } from './graph/lower.js';
 import { aligned, type MemoryPlan, planMemory } from './graph/memory.js';
 import { padOf, pitchOf } from './graph/pads.js';
 import { batchOf, segmentsByStep, wholeValues } from './graph/subbatch.js';
@@ -13,6 +13,7 @@ import {
   calling,
   type Device,
   type NativeBuffer,
+  type NativeHistogram,
   type NativePacked,
   type NativePart,
   type NativeParam,
@@ -37,7 +38,11 @@ export interface RunOptions {
 }
 
 export const runOptions = { signal: true } satisfies Known<RunOptions>;
-const timedOptions = { ...runOptions, stepMilliseconds: true } as const;
+interface TimedOptions extends RunOptions {
+  readonly stepMilliseconds?: Float32Array | undefined;
+}
+
+const timedOptions = { ...runOptions, stepMilliseconds: true } satisfies Known<TimedOptions>;
 
 export interface PlanOptions {
   /** Default: the one that the inputs are on; for those in memory of the host `cpu`. */
@@ -266,15 +271,16 @@ export class PackedWeights {
 
   /** About what it will be when it is packed, not more. */
   #packedBytesOf(packing: Packing): number {
-    const [branch] = (packing.attrs.branches ?? []) as readonly Pick<Branch, 'hints' | 'compute'>[];
-    const { winograd = 0 } = branch?.hints ?? {};
+    const [branch] = (packing.attrs.branches ?? []) as unknown as readonly Pick<
+      Branch,
+      'hints' | 'compute' | 'terms'
+    >[];
     const element = bytesPerElement[branch?.compute ?? 'f32'];
     const elements = Object.values(packing.params).reduce(
       (sum, name) => sum + elementCount(this.source.tensors.get(name)?.shape ?? [0]),
       0,
     );
-    // Winograd's algorithm has weights for each of (size + 2)^2 positions instead of 9.
-    return elements * element * (winograd ? (winograd + 2) ** 2 / 9 : 1);
+    return elements * element * (branch ? winogradGrowth(branch) : 1);
   }
 
   /** What plans still use goes with them. */
@@ -404,10 +410,18 @@ export class Plan {
    * @throws OctconvError if an input has another type or shape, or, where i8 is multiplied, is not finite; the signal's
    * reason if it is aborted.
    */
-  async run(
+  async run(inputs: readonly Tensor[], options: TimedOptions = {}): Promise<Tensor[]> {
+    return (await this.observe(inputs, options)).outputs;
+  }
+
+  /**
+   * The same, and a histogram of each value that the graph observes, counted as soon as its step has written it.
+   * @internal
+   */
+  async observe(
     inputs: readonly Tensor[],
-    options: RunOptions & { readonly stepMilliseconds?: Float32Array | undefined } = {},
-  ): Promise<Tensor[]> {
+    options: TimedOptions = {},
+  ): Promise<{ outputs: Tensor[]; histograms: readonly NativeHistogram[] }> {
     checkOptions('plan: run', options, timedOptions);
     const { signal, stepMilliseconds } = options;
     checkSignal(signal);
@@ -416,15 +430,16 @@ export class Plan {
     const [plan, data] = [this.#plan, [...inputs.map((t) => t.native), ...this.#bound]];
     const { done, cancel } = calling(() => native.run(plan, data, stepMilliseconds?.length ?? 0));
     const ended = calling(() => done).finally(() => this.#ended());
-    const { completed, outputs, stepMilliseconds: times } = await orAborted(ended, cancel, signal);
+    const { completed, outputs, stepMilliseconds: times, histograms } = await orAborted(ended, cancel, signal);
     stepMilliseconds?.set(times);
     if (!completed) throw new OctconvError('plan: the run was stopped');
-    return outputs.map((given, i) => {
+    const tensors = outputs.map((given, i) => {
       const { dtype, shape } = this.values[this.#ends.outputs[i] ?? -1] ?? { dtype: 'f32' as const, shape: [] };
       return onDevice
         ? Tensor.onDevice(dtype, shape, this.target.name, given as NativeBuffer)
         : new Tensor(dtype, shape, new (arrayFor(dtype))(given as ArrayBuffer));
     });
+    return { outputs: tensors, histograms };
   }
 
   #check(inputs: readonly Tensor[]): void {
@@ -495,7 +510,7 @@ function* specOf(
   packed: readonly (readonly NativePacked[])[],
   { threads, cudaGraphs }: Running,
 ): Work<NativePart> {
-  const { steps, values, inputs, outputs } = given;
+  const { steps, values, inputs, outputs, observed = [] } = given;
   const ends = new Map<number, Pick<NativeValue, 'place' | 'at'>>();
   for (const [place, ids] of [['input', inputs] as const, ['output', outputs] as const])
     for (const [at, id] of ids.entries()) ends.set(id, { place, at });
@@ -529,8 +544,16 @@ function* specOf(
     rounds: batch / s.images,
   }));
   let told = 0;
-  const tell = (some: readonly NativeStep[], before?: NativePart): NativePart => {
-    const spec = { threads, cudaGraphs, arenaBytes, values: views.slice(told), steps: some, segments: rounds };
+  const tell = (some: readonly NativeStep[], before?: NativePart, observed?: readonly number[]): NativePart => {
+    const spec = {
+      threads,
+      cudaGraphs,
+      arenaBytes,
+      values: views.slice(told),
+      steps: some,
+      segments: rounds,
+      observed,
+    };
     told = views.length;
     return calling(() => native.part(spec, before));
   };
@@ -543,7 +566,9 @@ function* specOf(
     );
   }
   for (const id of inputs) view(id, batch); // one that no step reads
-  return tell([], part);
+  const writers = new Map(steps.flatMap(({ outputs }, at) => outputs.map((id) => [id, at])));
+  const written = observed.map((id) => view(id, segments[writers.get(id) ?? -1]?.images ?? batch));
+  return tell([], part, written);
 }
 
 /** @throws OctconvError unless it is a number of threads; by default the device's. */

@@ -1,6 +1,6 @@
 /**
  * Post-training quantization: weights become i8, and what convolutions and linear layers read becomes u8, over the
- * range that it has on some images.
+ * range that it has on some typical inputs.
  */
 import { targetOf } from './devices.js';
 import { OctconvError } from './error.js';
@@ -10,9 +10,10 @@ import { type Branch, lower, sourcesOf, type Steps, type Term } from './graph/lo
 import type { InputType } from './graph/types.js';
 import { parameterShapes } from './layers/module.js';
 import { type Network, record } from './model.js';
+import type { NativeHistogram } from './native.js';
 import { checkOptions, type Known } from './options.js';
 import { PackedWeights, Plan, type PlanOptions, type RunOptions, runOptions, threadsOf } from './plan.js';
-import type { Tensor } from './tensor.js';
+import { elementCount, type Tensor } from './tensor.js';
 import { checkSource, checkWeights } from './weights/check.js';
 import { toFloats } from './weights/floats.js';
 import { type MemoryTensor, memoryWeights } from './weights/memory.js';
@@ -26,11 +27,11 @@ export interface QuantizeOptions extends RunOptions, Pick<PlanOptions, 'threads'
 const quantizeOptions = { ...runOptions, threads: true } satisfies Known<QuantizeOptions>;
 
 /**
- * The weights for inference in i8. `batches` are some hundred images as the network takes them; all activations of one
- * batch are in memory at a time. Beside a weight `X.weight` of i8, w = q * X.weight_scale[o], lie `X.input_scale` and
+ * The weights for inference in i8. `batches` are some hundred images or clips as the network takes them, in batches of
+ * any size; a batch takes the memory of a run. Beside a weight `X.weight` of i8, w = q * X.weight_scale[o], lie `X.input_scale` and
  * `X.input_zero_point`: the layer reads u8, x = input_scale * (q - input_zero_point). All else stays as it is, and so
  * does a layer that is used more than once.
- * @throws OctconvError if the weights do not fit or are quantized, there is no image, or an activation is not finite.
+ * @throws OctconvError if the weights do not fit or are quantized, there is no input, or an activation is not finite.
  */
 export async function quantize(
   network: Network<unknown>,
@@ -67,7 +68,7 @@ export async function quantize(
   return memoryWeights(result, name);
 }
 
-/** What `quantize` makes of parameters, for images of a shape: the types and shapes, without the work. */
+/** What `quantize` makes of parameters, for inputs of a shape: the types and shapes, without the work. */
 export function quantizedTensors(
   network: Network<unknown>,
   tensors: WeightSource['tensors'],
@@ -126,86 +127,75 @@ async function observe(
   const plans = new Map<string, Plan>();
   const seen = new Map<number, Histogram>();
   let shape: readonly number[] | undefined;
-  let images = 0;
+  let inputs = 0;
   try {
     for await (const x of batches) {
       ({ shape } = x);
+      const [n = 1] = shape;
       const key = shape.join();
       const plan =
         plans.get(key) ??
-        (await Plan.compile(probe(network, weights, shape), packed, { threads: threadsOf(packed.target, threads) }));
+        (await Plan.compile(observed(network, weights, shape), packed, { threads: threadsOf(packed.target, threads) }));
       plans.set(key, plan);
       const { graph } = plan;
-      const outputs = await plan.run([x], { signal });
-      for (const [id, [reader]] of readersOf(graph, weights.tensors)) {
-        const value = outputs[graph.outputs.indexOf(id)] ?? x; // the input is no output
+      const { outputs, histograms } = await plan.observe([x], { signal });
+      const notFinite = (what: string, at: number, elements: number) =>
+        new OctconvError(`quantize: input ${inputs + Math.floor((at / elements) * n)}: ${what} is not finite`);
+      for (const [i, [id, [reader]]] of [...readersOf(graph, weights.tensors)].entries()) {
+        const { firstNotFinite, ...counted } = histograms[i] as NativeHistogram;
+        const elements = elementCount(graph.values[id]?.shape ?? []);
+        if (firstNotFinite >= 0) throw notFinite(`what '${reader}' is applied to`, firstNotFinite, elements);
         const histogram = seen.get(id) ?? new Histogram();
-        const data = value.data as Float32Array;
-        if (!histogram.add(data)) throw notFinite(`what '${reader}' is applied to`, data, images, x);
+        histogram.add(counted);
         seen.set(id, histogram);
       }
-      for (const y of outputs.slice(0, 1)) {
-        const data = y.data as Float32Array;
-        if (!data.every(Number.isFinite)) throw notFinite('the result', data, images, x);
+      for (const { data } of outputs.slice(0, 1) as Tensor<'f32'>[]) {
+        const bad = data.findIndex((y) => !Number.isFinite(y));
+        if (bad >= 0) throw notFinite('the result', bad, data.length);
       }
-      images += x.shape[0] ?? 1;
+      inputs += n;
     }
   } finally {
     for (const plan of plans.values()) plan.dispose();
     packed.dispose();
   }
-  if (!shape) throw new OctconvError('quantize: no images, wanted some that are typical');
+  if (!shape) throw new OctconvError('quantize: no inputs, wanted some that are typical');
   return { shape, seen };
 }
 
-function notFinite(what: string, data: Float32Array, before: number, { shape: [n = 1] }: Tensor<'f32'>): OctconvError {
-  const image = Math.floor(data.findIndex((x) => !Number.isFinite(x)) / (data.length / n));
-  return new OctconvError(`quantize: image ${before + image}: ${what} is not finite`);
-}
-
-/** The network with all values that layers read as outputs. */
-function probe(network: Network<unknown>, { tensors }: Weights, shape: readonly number[]): Graph {
+/** The network, which observes the values that layers read. */
+function observed(network: Network<unknown>, { tensors }: Weights, shape: readonly number[]): Graph {
   const graph = record(network, shape);
-  const known = [...graph.inputs, ...graph.outputs];
-  graph.outputs.push(...[...readersOf(graph, tensors).keys()].filter((id) => !known.includes(id)));
+  graph.observed.push(...readersOf(graph, tensors).keys());
   return graph;
 }
 
-/** A power of two. What was seen fills half of a side or more, so a level of u8 over all of it is 16 bins at least. */
+/** Those of native code. A level of u8 over all that was seen is 16 of them at least. */
 const bins = 2 ** 14;
 const middle = bins / 2;
 
-/** Numbers in equal bins over [-limit, limit); the limit doubles when it must. */
+/** What was seen in all runs. */
 class Histogram {
   #counts = new Float64Array(bins);
   #limit = 2 ** -32;
   #least = 0;
   #most = 0;
 
-  /** Whether all numbers are finite. */
-  add(data: Float32Array): boolean {
-    let [least, most, sum] = [this.#least, this.#most, 0];
-    // By index: `for of` over a typed array takes several times as long.
-    for (let i = 0; i < data.length; i++) {
-      const x = data[i]!;
-      if (x < least) least = x;
-      else if (x > most) most = x;
-      sum += x;
+  add({ least, most, limit, counts }: Omit<NativeHistogram, 'firstNotFinite'>): void {
+    this.#least = Math.min(this.#least, least);
+    this.#most = Math.max(this.#most, most);
+    if (limit > this.#limit) {
+      const [before, finer] = [this.#counts, this.#limit];
+      [this.#counts, this.#limit] = [new Float64Array(bins), limit];
+      this.#count(before, finer);
     }
-    if (!Number.isFinite(sum)) return false;
-    [this.#least, this.#most] = [least, most];
-    while (Math.max(most, -least) >= this.#limit) this.#widen();
-    const counts = this.#counts;
-    const perUnit = middle / this.#limit;
-    for (let i = 0; i < data.length; i++) counts[(data[i]! * perUnit + middle) | 0]!++;
-    return true;
+    this.#count(counts, limit);
   }
 
-  #widen(): void {
-    const counts = new Float64Array(bins);
-    for (const [i, count] of this.#counts.entries()) counts[(middle + i) >> 1]! += count;
-    this.#counts = counts;
-    this.#limit *= 2;
+  /** Numbers that were counted in bins over the same limit or a smaller one. */
+  #count(counts: Float64Array | Uint32Array, limit: number): void {
+    const shift = Math.min(31, Math.log2(this.#limit / limit));
+    for (let i = 0; i < bins; i++) this.#counts[((i - middle) >> shift) + middle]! += counts[i]!;
   }
 
   /**

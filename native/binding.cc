@@ -10,7 +10,8 @@
 //   pack(device, op, attrs, params)    -> Promise<packed parameters>
 //   part(plan, before?)                -> a plan as native data; lists of its values and steps go on from those before
 //   compile(device, plan | part)       -> Promise<{ plan, runBytes, steps }>: algorithm, launches, scratchBytes of each
-//   run(plan, inputs, times)           -> { done: Promise<{ completed, outputs, stepMilliseconds }>, cancel() };
+//   run(plan, inputs, times)           -> { done: Promise<{ completed, outputs, stepMilliseconds, histograms }>,
+//                                      cancel() };
 //                                      outputs stay on the device if an input is there; times: as many as the plan has
 //                                      steps, one for all of them, or 0
 //   toDevice(device, data)             -> Promise<buffer>, in memory of the device
@@ -376,6 +377,8 @@ void extend(PlanSpec& spec, const Napi::Object& object) {
   for (uint32_t i = 0; i < values.Length(); i++)
     spec.values.push_back(valueOf(objectOf(values.Get(i), "plan: a value")));
   for (uint32_t i = 0; i < steps.Length(); i++) spec.steps.push_back(stepOf(objectOf(steps.Get(i), "plan: a step")));
+  if (const Napi::Value observed = object.Get("observed"); !observed.IsUndefined())
+    spec.observed = indicesOf(observed, "plan: observed values");
   if (object.Get("segments").IsUndefined()) return;
   spec.segments.clear();
   const Napi::Array segments = arrayOf(object.Get("segments"), "plan: segments");
@@ -397,8 +400,7 @@ Napi::Array namesOf(Napi::Env env, const std::vector<DType>& list) {
 
 Napi::Object traitsOf(Napi::Env env, const Traits& traits) {
   auto result = Napi::Object::New(env), ops = Napi::Object::New(env), winograd = Napi::Object::New(env);
-  for (const auto& [outputs, channels] : traits.winograd)
-    winograd.Set(std::to_string(outputs), static_cast<double>(channels));
+  for (const auto& [hint, channels] : traits.winograd) winograd.Set(hint, static_cast<double>(channels));
   for (const auto& [op, kernel] : traits.ops) {
     auto each = Napi::Object::New(env);
     each.Set("dtypes", namesOf(env, kernel.dtypes));
@@ -574,6 +576,19 @@ Napi::ArrayBuffer bufferOf(Napi::Env env, size_t bytes, const std::string& what)
   fail(what, " takes ", bytes, " bytes, more than JavaScript gets for an ArrayBuffer");
 }
 
+Napi::Object histogramOf(Napi::Env env, const Histogram& histogram) {
+  auto result = Napi::Object::New(env);
+  const std::vector<uint32_t>& counted = histogram.counts;
+  auto counts = Napi::Uint32Array::New(env, counted.size(), bufferOf(env, counted.size() * 4, "plan: a histogram"), 0);
+  std::copy(counted.begin(), counted.end(), counts.Data());
+  result.Set("least", histogram.least);
+  result.Set("most", histogram.most);
+  result.Set("limit", histogram.limit);
+  result.Set("counts", counts);
+  result.Set("firstNotFinite", static_cast<double>(histogram.firstNotFinite));
+  return result;
+}
+
 Napi::Value run(const Napi::CallbackInfo& call) {
   struct Running : Job {
     std::shared_ptr<Program> program;
@@ -597,9 +612,13 @@ Napi::Value run(const Napi::CallbackInfo& call) {
       }
       auto times = Napi::Float32Array::New(env, request->stepMilliseconds.size());
       std::copy(request->stepMilliseconds.begin(), request->stepMilliseconds.end(), times.Data());
+      auto histograms = Napi::Array::New(env);
+      for (const Histogram& each : request->histograms)
+        if (request->completed) histograms.Set(histograms.Length(), histogramOf(env, each));
       result.Set("completed", request->completed);
       result.Set("outputs", outputs);
       result.Set("stepMilliseconds", times);
+      result.Set("histograms", histograms);
       return result;
     }
   };

@@ -43,8 +43,8 @@ describe('arguments that are none', () => {
   check('layers', [
     ["layers: Conv: option 'kernel' is missing", () => new layers.Conv(3, 8)],
     ['layers: Conv: from "4", wanted a positive integer', () => new layers.Conv('4', '8', { kernel: '3' })],
-    ['layers: Conv: kernel "3", wanted a number or 2 numbers', () => new layers.Conv(4, 8, { kernel: '3' })],
-    ['layers: Conv: stride "2", wanted', () => new layers.Conv(4, 8, { kernel: 3, stride: '2' })],
+    ['layers: Conv: kernel "3", wanted a number, [h,w] or [t,h,w]', () => new layers.Conv(4, 8, { kernel: '3' })],
+    ['layers: Conv: stride "2" for kernel 3, wanted', () => new layers.Conv(4, 8, { kernel: 3, stride: '2' })],
     [
       'layers: Conv: 4 to 8 channels, wanted multiples of 3 groups',
       () => new layers.Conv(4, 8, { kernel: 3, groups: 3 }),

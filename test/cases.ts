@@ -275,6 +275,13 @@ const convs: Case[] = [
   conv({ x: [2, 7, 4, 5, 6], to: 8, kernel: [3, 1, 3], options: { padding: [0, 0, 1], stride: [3, 1, 2], groups: 2 } }),
   conv({ x: [2, 3, 6, 5, 11], to: 11, kernel: [3, 3, 3], options: { padding: 1, groups: 11 }, bias: true }),
   conv({ x: [1, 3, 41, 37, 5], to: 12, kernel: [3, 3, 3], options: { padding: 1 } }),
+  // frames around Winograd's tile of 4
+  ...[2, 3, 4, 5, 7, 8, 9].flatMap((t) => [
+    conv({ x: [2, t, 5, 6, 17], to: 18, kernel: [3, 1, 1], options: { padding: [1, 0, 0] }, bias: true }),
+    conv({ x: [1, t, 9, 11, 3], to: 17, kernel: [5, 7, 7], options: { padding: [2, 3, 3], stride: [1, 2, 2] } }),
+  ]),
+  conv({ x: [1, 5, 7, 9, 20], to: 33, kernel: [5, 3, 1], options: { padding: [2, 2, 0], dilation: [1, 2, 1] } }),
+  conv({ x: [1, 4, 28, 28, 64], to: 48, kernel: [3, 1, 1], options: { padding: [1, 0, 0] } }), // several blocks
   conv({ x: [1, 16, 14, 128], to: 128, kernel: [3, 3], options: { padding: 1 } }), // CUDA's largest tile, shared
   // several blocks of rows, of images
   conv({ x: [1, 56, 56, 32], to: 24, kernel: [3, 3], options: { padding: 1 } }),
@@ -284,13 +291,14 @@ const convs: Case[] = [
 
 interface OctRow {
   n?: number;
-  /** Frames of a video; then kernels have as many taps in time as along a row. */
+  /** Frames of a video; then a number as kernel is for time too. */
   t?: number;
   h: number;
   w: number;
   from: readonly [high: number, low: number];
   to: readonly [high: number, low: number];
-  kernel?: number;
+  /** Default 3 x 3. */
+  kernel?: number | readonly [t: number, h: number, w: number];
   stride?: 1 | 2;
   groups?: number;
   bias?: boolean;
@@ -304,18 +312,17 @@ const octConv = ({
   w,
   from: [ih, il],
   to: [oh, ol],
-  kernel: k = 3,
+  kernel: size = 3,
   stride = 1,
   groups = 1,
   bias = false,
   depthwise = false,
 }: OctRow): Case => {
+  const kernel = typeof size === 'number' ? Array<number>(t === undefined ? 2 : 3).fill(size) : size;
   const path = (o: number, i: number, crosses: boolean) =>
-    o && i && !(depthwise && crosses)
-      ? weight(o, depthwise ? 1 : i / groups, ...(t === undefined ? [] : [k]), k, k)
-      : undefined;
+    o && i && !(depthwise && crosses) ? weight(o, depthwise ? 1 : i / groups, ...kernel) : undefined;
   const frames = t === undefined ? [] : [t];
-  const taps = k ** (t === undefined ? 2 : 3);
+  const taps = kernel.reduce((p, q) => p * q, 1);
   const params = {
     h2h: path(oh, ih, false) as never,
     l2h: path(oh, il, true),
@@ -326,7 +333,7 @@ const octConv = ({
   const options = { stride, groups: depthwise ? ih + il : groups };
   return {
     op: 'octConv',
-    title: `${[n, ...frames, h, w].join('x')}, ${ih}+${il} -> ${oh}+${ol}, ${k}x${k} ${JSON.stringify(options)}${bias ? ' bias' : ''}`,
+    title: `${[n, ...frames, h, w].join('x')}, ${ih}+${il} -> ${oh}+${ol}, ${kernel.join('x')} ${JSON.stringify(options)}${bias ? ' bias' : ''}`,
     inputs: [[n, ...frames, h, w, ih], ...(il ? [[n, ...frames, Math.ceil(h / 2), Math.ceil(w / 2), il]] : [])],
     terms: depthwise ? taps : (2 * (ih + il) * taps) / groups,
     record: ([high, low]) => {
@@ -368,6 +375,22 @@ const octConvs: Case[] = [
   octConv({ n: 3, t: 5, h: 4, w: 4, from: [7, 0], to: [6, 5], stride: 2 }),
   octConv({ t: 2, h: 33, w: 29, from: [24, 8], to: [24, 8], kernel: 1 }),
   octConv({ n: 2, t: 3, h: 5, w: 6, from: [6, 2], to: [6, 2], depthwise: true }),
+  ...(
+    [
+      [1, 3, 3],
+      [3, 1, 1],
+      [3, 3, 3],
+      [5, 7, 7],
+    ] as const
+  ).flatMap((kernel) => [
+    octConv({ t: 5, h: 9, w: 7, from: [12, 5], to: [9, 6], kernel }),
+    octConv({ n: 2, t: 3, h: 7, w: 11, from: [3, 0], to: [10, 6], kernel, stride: 2, bias: true }),
+    octConv({ t: 4, h: 6, w: 5, from: [5, 9], to: [17, 0], kernel }),
+  ]),
+  octConv({ t: 1, h: 6, w: 5, from: [5, 9], to: [9, 4], kernel: [3, 3, 3], stride: 2 }), // a clip of one frame
+  octConv({ t: 4, h: 5, w: 7, from: [8, 4], to: [12, 8], kernel: [3, 1, 1], groups: 4, bias: true }),
+  octConv({ n: 2, t: 9, h: 7, w: 5, from: [17, 9], to: [18, 16], kernel: [3, 1, 1], bias: true }),
+  octConv({ t: 4, h: 28, w: 26, from: [64, 64], to: [32, 32], kernel: [3, 1, 1], stride: 2 }),
   octConv({ h: 16, w: 14, from: [64, 64], to: [64, 64] }),
   // several blocks of rows, of images
   octConv({ h: 41, w: 37, from: [64, 64], to: [12, 7] }),
@@ -424,6 +447,9 @@ const pools = (op: 'maxPool' | 'avgPool', call: typeof ops.avgPool): Case[] => {
     row([1, 9, 9, 3], { kernel: [3, 1], stride: [1, 2], ...more }),
     row([1, 13, 14, 17], { kernel: 9, stride: 4, padding: 4, ...more }), // many inputs to a window
     row([1, 4, 5, 6, 3], { kernel: [2, 1, 1], ...more }),
+    row([2, 5, 7, 9, 5], { kernel: [3, 3, 2], stride: [2, 2, 1], padding: [1, 1, 0], ...more }),
+    row([1, 6, 7, 5, 9], { kernel: [1, 3, 3], stride: [1, 2, 2], padding: [0, 1, 1], ...more }),
+    row([1, 5, 6, 7, 3], { kernel: 2, padding: [1, 0, 1], ceilMode: true, ...more }),
     row([1, 1, 1, 3], { kernel: 2, padding: 1, ...more }),
     // larger than what is there, padding included
     row([2, 1, 5, 3], { kernel: 2, ceilMode: true, ...more }),
@@ -504,7 +530,7 @@ export const cases: readonly Case[] = [
   ...reductions,
   ...interpolations,
   ...widths.map((c) => concat([2, 3, 4], 5, c, 2)),
-  ...[concat([3], 4, 1), concat([1, 2, 2, 3], 7, 9), concat([2, 40, 51], 5, 30)],
+  ...[concat([3], 4, 1), concat([1, 2, 2, 3], 7, 9), concat([2, 40, 51], 5, 30), concat([2, 3, 2, 4], 7, 9)],
   ...convs,
   ...octConvs,
   ...widths.map((c) => linear(3, c, 17)),
@@ -547,6 +573,15 @@ export const cases: readonly Case[] = [
     terms: 1,
     record: ([x]) => ops.upsampleNearest(x, { scale: [1, 2, 2] } as never),
   },
+  {
+    op: 'upsampleNearest',
+    title: 'video, in time',
+    inputs: [small],
+    terms: 1,
+    record: ([x]) => ops.upsampleNearest(x, { scale: [3, 1, 2], size: [5, 5, 11] } as never),
+  },
+  one('pad', small, { before: [2, 0, 1], after: [0, 3, 1], value: 0.5 }),
+  one('pad', small, { before: 1 }),
   ...([{ before: 1, after: 2 }, { before: [0, 3], value: -1.5 }, { after: 1 }] as const).map(
     (options): Case => ({
       op: 'pad',

@@ -692,6 +692,10 @@ describe('command line', function () {
       expect(code, stderr).to.equal(0);
       expect(stdout).to.match(/net\.onnx: oct-resnet-26 of random weights, input \[N,3,64,64\]/);
       expect(existsSync(inFolder('net.onnx'))).to.equal(true);
+      const clip = octconv('export', ...flags, '--frames', '8');
+      expectError(clip, 1, 'oct-resnet-26: 8 frames, wanted none: its input is an image');
+      const video = words('--onnx clip.onnx --network oct-i3d-26 --width 8 --size 64 --frames 4 --json');
+      expect(JSON.parse(octconv('export', ...video).stdout).input).to.deep.equal([null, 3, 4, 64, 64]);
     });
 
     it('export and convert say the same as JSON; a network is not exported onto its own files', () => {

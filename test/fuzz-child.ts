@@ -225,6 +225,7 @@ function specOf(device: string, name: string) {
     values,
     steps,
     segments: [{ steps: steps.length, rounds: 1 }] as Fields[],
+    observed: [last],
   };
 }
 
@@ -238,6 +239,7 @@ function inSegments() {
     values: [all('input', 4), all('output', 4)],
     steps: [relu],
     segments: [{ steps: 1, rounds: 4 }],
+    observed: [1],
   };
 }
 

@@ -103,6 +103,73 @@ describe('layers: branches of their own widths', () => {
   });
 });
 
+describe('layers: of video', () => {
+  const [video, image] = [
+    [2, 5, 9, 7, 4],
+    [2, 9, 7, 4],
+  ] as const;
+  const shapeOf = (layer: Module, x: readonly number[]) => {
+    const graph = new Graph(namedParameters(layer));
+    return (layer.forward as (x: unknown) => { shape: readonly number[] }).call(layer, graph.input('f32', x)).shape;
+  };
+
+  it('a number is for every axis of the kernel, whose list says whether there is time', () => {
+    const conv = (options: layers.ConvLayerOptions) => new layers.Conv(4, 6, options);
+    for (const [options, x, weight, wanted] of [
+      [{ kernel: 3 }, image, [3, 3], [2, 9, 7, 6]],
+      [{ kernel: [3, 1], stride: 2 }, image, [3, 1], [2, 5, 4, 6]],
+      [{ kernel: [3, 3, 3] }, video, [3, 3, 3], [2, 5, 9, 7, 6]],
+      [{ kernel: [3, 1, 1], stride: 2 }, video, [3, 1, 1], [2, 3, 5, 4, 6]],
+      [{ kernel: [3, 3, 3], stride: [1, 2, 2] }, video, [3, 3, 3], [2, 5, 5, 4, 6]],
+      [{ kernel: [3, 3, 3], padding: 0 }, video, [3, 3, 3], [2, 3, 7, 5, 6]],
+      [{ kernel: [3, 3, 3], dilation: 2 }, video, [3, 3, 3], [2, 5, 9, 7, 6]],
+      [{ kernel: [3, 3, 3], dilation: 2, padding: [2, 0, 0] }, video, [3, 3, 3], [2, 5, 5, 3, 6]],
+    ] as const) {
+      expect(conv(options).weight.shape).to.deep.equal([6, 4, ...weight]);
+      expect(shapeOf(conv(options), x), JSON.stringify(options)).to.deep.equal(wanted);
+    }
+  });
+
+  it('an octave convolution strides over height and width', () => {
+    for (const kernel of [
+      [1, 3, 3],
+      [3, 1, 1],
+      [3, 3, 3],
+      [5, 7, 7],
+    ] as const) {
+      const layer = new layers.OctConv(4, 6, { kernel, stride: 2, alphaOut: 0.5 });
+      expect(layer.conv_h2l?.weight.shape).to.deep.equal([3, 4, ...kernel]);
+      const graph = new Graph(namedParameters(layer));
+      const { high, low } = layer.forward(new Octave(graph.input('f32', video)));
+      expect([high.shape, low?.shape]).to.deep.equal([
+        [2, 5, 5, 4, 3],
+        [2, 5, 3, 2, 3],
+      ]);
+    }
+  });
+
+  it('errors say what was found and what was wanted', () => {
+    const layer = (options: object) => new layers.Conv(4, 6, options as layers.ConvLayerOptions);
+    const throws = (f: () => unknown, text: string) => expect(f).to.throw(OctconvError, text);
+    throws(() => layer({ kernel: [3] }), 'layers: Conv: kernel [3], wanted a number, [h,w] or [t,h,w]');
+    throws(() => layer({ kernel: [1, 3, 3, 3] }), 'kernel [1,3,3,3], wanted a number, [h,w] or [t,h,w]');
+    const list = 'stride [2,2] for kernel [3,3,3], wanted a number or 3 numbers, integers of at least 1';
+    throws(() => layer({ kernel: [3, 3, 3], stride: [2, 2] }), `layers: Conv: ${list}`);
+    throws(
+      () => layer({ kernel: 3, padding: [1, 1, 1] }),
+      'padding [1,1,1] for kernel 3, wanted a number or 2 numbers',
+    );
+    const kernel = [3, 3, 3] as const;
+    throws(() => new layers.OctConv(4, 6, { kernel, stride: [1, 2, 2] as never }), 'stride [1,2,2], wanted 1 or 2');
+    throws(() => shapeOf(layer({ kernel: 3 }), video), 'weight [6,4,3,3], wanted [O,I,kt,kh,kw] for x [2,5,9,7,4]');
+    throws(() => shapeOf(layer({ kernel }), image), 'weight [6,4,3,3,3], wanted [O,I,kh,kw] for x [2,9,7,4]');
+    throws(
+      () => shapeOf(layer({ kernel: [7, 3, 3], padding: 0 }), video),
+      'the kernel [7,3,3] does not fit into x [2,5,9,7,4] with its padding',
+    );
+  });
+});
+
 describe('layers: recording', () => {
   it('a network of ten lines', async () => {
     class Net extends Module {

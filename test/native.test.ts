@@ -296,6 +296,37 @@ describe('ops: native code trusts no plan', () => {
     ).to.include('plan: no value is output 0');
   });
 
+  it('refuses to observe what is no f32 that a run has whole, and on devices of their own memory', async () => {
+    const type = { dtype: 'f32', shape: x, at: 0 } as const;
+    const values = [
+      { ...type, place: 'input' },
+      { ...type, place: 'arena' },
+      { ...type, place: 'output', pitch: undefined },
+      { ...type, place: 'arena', at: 1024, pitch: 5 },
+      { ...type, place: 'arena', dtype: 'bf16', at: 2048 },
+    ] as const;
+    const step = (op: string, from: number, to: number) => ({
+      ...{ op, name: 'a', attrs: {}, inputs: [from], outputs: [to], packed: [] },
+    });
+    const steps = [step('relu', 0, 2), step('concat', 0, 3), step('concat', 4, 4)];
+    const observing = (observed: readonly number[], device: Device = 'cpu') =>
+      native.compile(device, { threads: 1, arenaBytes: 4096, values, steps: steps.slice(0, 2), observed }).then(
+        ({ plan }) => native.release(plan),
+        (error: Error) => error.message,
+      );
+    for (const device of ['cpu', 'reference'] as const) expect(await observing([2, 0], device)).to.equal(undefined);
+    expect(await observing([5])).to.equal('plan: observed value 5 of 5');
+    expect(await observing([1])).to.equal('plan: observed value 1 is no whole input, and no step writes it');
+    expect(await observing([0, 2, 0])).to.equal('plan: value 0 is observed twice');
+    expect(await observing([3])).to.equal(
+      'plan: observed value 3 is f32 [1,1,5,6,4] of pitch 5, wanted f32 without gaps',
+    );
+    expect(await observing([2], 'cuda:sm_90')).to.equal(
+      'plan: values are observed in host memory, on cpu and reference only',
+    );
+    expect(() => observing([-1])).to.throw('plan: observed values must be an integer from 0');
+  });
+
   it('refuses sizes that overflow or that no machine has, before anything is allocated', async () => {
     const side = 2 ** 22;
     const wide = { kernel: [side, side, side], stride: [1, 1, 1], padding: [0, 0, 0], ceilMode: false };

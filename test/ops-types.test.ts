@@ -2,7 +2,7 @@
 import { expect } from 'chai';
 import { targetOf } from '../lib/devices.js';
 import type { TypedArray } from '../lib/dtype.js';
-import { chooseAlgorithms, fitsWinograd } from '../lib/graph/algorithm.js';
+import { chooseAlgorithms, fitsWinograd, hintsOf } from '../lib/graph/algorithm.js';
 import { fuse } from '../lib/graph/fuse.js';
 import { type ComputeType, Graph, type TensorType } from '../lib/graph/graph.js';
 import { convStep, lower, type Steps } from '../lib/graph/lower.js';
@@ -113,12 +113,12 @@ describe('ops: bf16 and i8', () => {
       const magnitude = await magnitudes(single, given, param);
       const wanted = await run(compileSteps(single, 'reference', 1, param), given);
       // F(4x4) of bf16 errs by more than an element; it is compared above.
-      const close = compute === 'i8' ? ([2, 4] as const) : ([2] as const);
-      const fitting = close.filter((winograd) =>
-        step.branches?.every((branch) => fitsWinograd(branch, steps, winograd, traits)),
+      const close = compute === 'i8' ? ([2, 4, 'overTime'] as const) : ([2] as const);
+      const fitting = close.filter((form) =>
+        step.branches?.every((branch) => fitsWinograd(branch, steps, form, traits)),
       );
-      for (const winograd of [undefined, ...fitting]) {
-        const branches = winograd && step.branches?.map((branch) => ({ ...branch, hints: { winograd } }));
+      for (const form of [undefined, ...fitting]) {
+        const branches = form && step.branches?.map((branch) => ({ ...branch, hints: hintsOf(form) }));
         const tried = { ...single, steps: [branches ? convStep(step.name, branches) : step] };
         const got = await run(compileSteps(tried, 'cpu', 1, param), given);
         const more = await run(compileSteps(tried, 'cpu', 3, param), given);

@@ -2,7 +2,7 @@
 import { expect } from 'chai';
 import { targetOf } from '../lib/devices.js';
 import type { TypedArray } from '../lib/dtype.js';
-import { fitsWinograd } from '../lib/graph/algorithm.js';
+import { fitsWinograd, hintsOf, type Winograd } from '../lib/graph/algorithm.js';
 import { fuse } from '../lib/graph/fuse.js';
 import type { Graph } from '../lib/graph/graph.js';
 import { convStep, lower, type Steps } from '../lib/graph/lower.js';
@@ -27,13 +27,13 @@ const { traits } = targetOf('cpu');
 
 describe("ops: Winograd's algorithm", () => {
   const bf16 = (steps: Steps) => assignTypes(steps, { compute: 'bf16', quantized: new Map(), traits });
-  const forced = (steps: Steps, winograd: 2 | 4): Steps => ({
+  const forced = (steps: Steps, form: Winograd): Steps => ({
     ...steps,
     steps: steps.steps.map((step) =>
-      step.branches?.every((branch) => fitsWinograd(branch, steps, winograd, traits))
+      step.branches?.every((branch) => fitsWinograd(branch, steps, form, traits))
         ? convStep(
             step.name,
-            step.branches.map((branch) => ({ ...branch, hints: { winograd } })),
+            step.branches.map((branch) => ({ ...branch, hints: hintsOf(form) })),
           )
         : step,
     ),
@@ -42,11 +42,11 @@ describe("ops: Winograd's algorithm", () => {
   /** Against the reference on the same steps; any thread count to the bit. */
   async function checkWinograd(
     graph: Graph,
-    winograd: 2 | 4,
+    form: Winograd,
     read: (name: string) => Tensor,
     types?: typeof bf16,
   ): Promise<boolean> {
-    const steps = forced(fuse(lower(graph), types), winograd);
+    const steps = forced(fuse(lower(graph), types), form);
     if (!steps.steps.some(({ branches }) => branches?.some((branch) => branch.hints?.winograd))) return false;
     const inputs = inputsOf({ inputs: graph.inputs.map((id) => graph.values[id]?.shape ?? []) });
     const param = (name: string) => graph.constants.get(name) ?? read(name);
@@ -58,8 +58,8 @@ describe("ops: Winograd's algorithm", () => {
     for (const [i, y] of got.entries()) {
       const channels = steps.values[steps.outputs[i] ?? -1]?.shape.at(-1) ?? 1;
       if (magnitude)
-        compareEach(y, wanted[i] as TypedArray, spread(magnitude[i] as TypedArray, channels), allowed[winograd]);
-      else compare(y, wanted[i] as TypedArray, winograd === 4 ? 400_000 : 10_000);
+        compareEach(y, wanted[i] as TypedArray, spread(magnitude[i] as TypedArray, channels), allowed[form]);
+      else compare(y, wanted[i] as TypedArray, form === 2 ? 10_000 : 400_000);
     }
     for (const threads of [2, 3]) {
       expect(
@@ -70,29 +70,34 @@ describe("ops: Winograd's algorithm", () => {
     return true;
   }
 
-  for (const winograd of [2, 4] as const) {
-    it(`F(${winograd}x${winograd}, 3x3): the table's 3x3 convolutions`, async () => {
+  const forms = [
+    [2, 'F(2x2, 3x3)'],
+    [4, 'F(4x4, 3x3)'],
+    ['overTime', 'F(4, 3) and F(4, 5) along T'],
+  ] as const;
+  for (const [form, title] of forms) {
+    it(`${title}: the table's convolutions`, async () => {
       let count = 0;
       for (const row of [...rowsOf('conv'), ...rowsOf('octConv')]) {
-        if (await naming(`${row.op} ${row.title}`, checkWinograd(graphOf(row), winograd, noParams))) count++;
+        if (await naming(`${row.op} ${row.title}`, checkWinograd(graphOf(row), form, noParams))) count++;
       }
-      expect(count).to.be.greaterThan(60 / Math.ceil(oneIn / 2));
+      expect(count).to.be.greaterThan((form === 'overTime' ? 25 : 60) / Math.ceil(oneIn / 2));
     });
 
-    it(`F(${winograd}x${winograd}, 3x3) of bf16: the table's 3x3 convolutions`, async () => {
+    it(`${title} of bf16: the table's convolutions`, async () => {
       for (const row of [...rowsOf('conv'), ...rowsOf('octConv')]) {
-        await naming(`${row.op} ${row.title}`, checkWinograd(graphOf(row), winograd, noParams, bf16));
+        await naming(`${row.op} ${row.title}`, checkWinograd(graphOf(row), form, noParams, bf16));
       }
     });
 
-    it(`F(${winograd}x${winograd}, 3x3): random octave blocks`, async function () {
+    it(`${title}: random octave blocks`, async function () {
       this.timeout(600_000);
       let count = 0;
       for (let seed = 1; seed <= 150; seed += 3 * oneIn) {
         const { graph } = block(seed);
-        if (await naming(`seed ${seed}`, checkWinograd(graph, winograd, parameters(graph)))) count++;
+        if (await naming(`seed ${seed}`, checkWinograd(graph, form, parameters(graph)))) count++;
       }
-      expect(count).to.be.greaterThan(15 / oneIn);
+      expect(count).to.be.greaterThan((form === 'overTime' ? 3 : 15) / oneIn);
     });
   }
 });
@@ -100,30 +105,36 @@ describe("ops: Winograd's algorithm", () => {
 describe("ops: Winograd's algorithm of i8", () => {
   const mostChannels = traits.winograd as Required<typeof traits.winograd>;
 
-  /** An octave branch of u8 with a residual and P(y); numbers between the ends, or the ends alone. */
+  /**
+   * An octave branch of u8 with a residual and P(y), of 3x3 convolutions, or of three taps over time; numbers between
+   * the ends, or the ends alone.
+   */
   function branch(
+    form: Winograd,
     size: readonly [n: number, h: number, w: number],
     [high, low, out]: readonly [number, number, number],
     ends: boolean,
   ) {
     const [n, h, w] = size;
+    const time = form === 'overTime';
+    const [begin, taps] = time ? [[n, h], 3] : [[n], 9]; // as many frames as rows
     const x = { dtype: 'u8', scale: 0.5, zero: 3 } as const;
     const y = {
       dtype: 'u8',
-      shape: [n, h, w, out],
+      shape: [...begin, h, w, out],
       scale: ends ? (high + low) * 1600 : Math.sqrt(high + low) * 500,
       zero: 128,
     } as const;
     const values = [
-      { ...x, shape: [n, h, w, high] },
-      { ...x, shape: [n, Math.ceil(h / 2), Math.ceil(w / 2), low] },
+      { ...x, shape: [...begin, h, w, high] },
+      { ...x, shape: [...begin, Math.ceil(h / 2), Math.ceil(w / 2), low] },
       y,
       y,
-      { ...y, shape: [n, Math.ceil(h / 2), Math.ceil(w / 2), out] },
+      { ...y, shape: [...begin, Math.ceil(h / 2), Math.ceil(w / 2), out] },
     ];
     const conv = {
-      kernel: [1, 3, 3] as const,
-      padding: [0, 1, 1] as const,
+      kernel: time ? [3, 1, 1] : [1, 3, 3],
+      padding: time ? [1, 0, 0] : [0, 1, 1],
       groups: 1,
       pool: 0,
       scale: x.scale,
@@ -131,7 +142,7 @@ describe("ops: Winograd's algorithm of i8", () => {
     };
     const sources = [{ ...conv, input: 0, weight: 'h', weightScale: 'scale', upsample: false }];
     if (low > 0) sources.push({ ...conv, input: 1, weight: 'l', weightScale: 'scale', upsample: true });
-    const steps = (winograd?: 2 | 4): Steps => {
+    const steps = (hinted = true): Steps => {
       const step = convStep('a', [
         {
           terms: [{ sources }],
@@ -142,7 +153,7 @@ describe("ops: Winograd's algorithm of i8", () => {
             { value: 4, pool: 1 },
           ],
           compute: 'i8',
-          ...(winograd && { hints: { winograd } }),
+          ...(hinted && { hints: hintsOf(form) }),
         },
       ]);
       return { values, steps: [step], inputs: step.inputs, outputs: step.outputs };
@@ -150,8 +161,8 @@ describe("ops: Winograd's algorithm of i8", () => {
     const weight = (channels: number) =>
       new Tensor(
         'i8',
-        [out, channels, 3, 3],
-        Int8Array.from(numbers(out * channels * 9, channels), (x) => (ends ? -128 : Math.round(127 * x))),
+        [out, channels, ...(time ? [3, 1, 1] : [3, 3])],
+        Int8Array.from(numbers(out * channels * taps, channels), (x) => (ends ? -128 : Math.round(127 * x))),
       );
     const params: Record<string, Tensor> = {
       h: weight(high),
@@ -191,31 +202,30 @@ describe("ops: Winograd's algorithm of i8", () => {
     ),
   );
 
-  for (const [winograd, ends] of [
-    [2, false],
-    [2, true],
-    [4, false],
-    [4, true],
-  ] as const) {
-    it(`F(${winograd}x${winograd}): the same bits as direct sums${ends ? ', of the largest numbers' : ''}`, async () => {
-      const fitting = rows.filter(([, channels]) => Math.max(channels[0], channels[1]) <= mostChannels[winograd]);
+  for (const [form, ends] of ([2, 4, 'overTime'] as const).flatMap((form) => [
+    [form, false] as const,
+    [form, true] as const,
+  ])) {
+    const title = form === 'overTime' ? 'F(4, 3) along T' : `F(${form}x${form})`;
+    it(`${title}: the same bits as direct sums${ends ? ', of the largest numbers' : ''}`, async () => {
+      const fitting = rows.filter(([, channels]) => Math.max(channels[0], channels[1]) <= mostChannels[form]);
       for (const [size, channels] of [
         ...fitting.filter((_, i) => i % Math.ceil(oneIn / 4) === 0),
         [
           [1, 4, 4],
-          [mostChannels[winograd], mostChannels[winograd], 5],
+          form === 'overTime' ? [mostChannels[form] - 700, 700, 5] : [mostChannels[form], mostChannels[form], 5],
         ] as const,
       ]) {
-        const { steps, inputs, param } = branch(size, channels, ends);
+        const { steps, inputs, param } = branch(form, size, channels, ends);
         await naming(
           `${size} ${channels}`,
           (async () => {
-            const direct = await run(compileSteps(steps(), 'cpu', 1, param), inputs);
+            const direct = await run(compileSteps(steps(false), 'cpu', 1, param), inputs);
             for (const threads of [1, 3]) {
-              const got = await run(compileSteps(steps(winograd), 'cpu', threads, param), inputs);
+              const got = await run(compileSteps(steps(), 'cpu', threads, param), inputs);
               expect(sameBits(got, direct), `${threads} threads`).to.equal(true);
             }
-            const wanted = await run(compileSteps(steps(), 'reference', 1, param), inputs);
+            const wanted = await run(compileSteps(steps(false), 'reference', 1, param), inputs);
             // What lies between two levels may be rounded either way.
             for (const [i, y] of direct.entries())
               expect(y.every((q, j) => Math.abs((q as number) - (wanted[i]?.[j] as number)) <= 1)).to.equal(true);
@@ -227,10 +237,11 @@ describe("ops: Winograd's algorithm of i8", () => {
   }
 
   it('refuses more channels than an i32 holds', async () => {
-    for (const winograd of [2, 4] as const) {
-      const { steps, param } = branch([1, 2, 2], [mostChannels[winograd] + 1, 4, 4], true);
-      const text = `octConv: winograd of 'a' sums up ${mostChannels[winograd] + 1} channels of i8, wanted at most ${mostChannels[winograd]}`;
-      const refused = await compileSteps(steps(winograd), 'cpu', 1, param).catch(String);
+    for (const form of [2, 4, 'overTime'] as const) {
+      const most = mostChannels[form] + 1;
+      const { steps, param } = branch(form, [1, 2, 2], [form === 'overTime' ? most - 4 : most, 4, 4], true);
+      const text = `octConv: winograd of 'a' sums up ${most} channels of i8, wanted at most ${mostChannels[form]}`;
+      const refused = await compileSteps(steps(), 'cpu', 1, param).catch(String);
       expect(refused).to.include(text);
     }
   });

@@ -31,6 +31,7 @@ import {
   tensor,
   type WeightSource,
 } from '../lib/index.js';
+import { inputShape } from '../lib/models/index.js';
 import { quantizedTensors } from '../lib/quantize.js';
 import { toFloats } from '../lib/weights/floats.js';
 import { readModelFolder, writeModelFolder } from '../lib/weights/folder.js';
@@ -318,6 +319,7 @@ describe('quantize', () => {
     ['resnet-26', { width: 16, classes: 10 }],
     ['oct-se-resnet-v2', { alpha: 0.5, width: 16, classes: 10, blocks: [1, 2, 1, 2] }],
     ['oct-densenet', { alpha: 0.25, width: 16, classes: 10, blocks: [2, 3, 2, 2] }],
+    ['oct-i3d-26', { alpha: 0.5, width: 16, classes: 10, nonLocal: true }],
   ] as const) {
     it(`${name}: the logits are those of f32 to a thousandth`, async () => {
       const network = buildNetwork(name, options);
@@ -327,12 +329,13 @@ describe('quantize', () => {
         state = (state * 48271) % 0x7fffffff;
         return (state / 0x7fffffff) * 4 - 2;
       });
-      const [seen, unseen] = [image([2, 64, 64, 3], noise), image([1, 64, 64, 3], noise.reverse())];
+      const [, ...extent] = inputShape({ name }, { height: 64, width: 64 });
+      const [seen, unseen] = [image([2, ...extent], noise), image([1, ...extent], noise.reverse())];
       const q = await quantize(network, weights, [seen]);
       expect(await cosine(network, weights, q, unseen)).to.be.above(0.999);
       const infos = ({ tensors }: Pick<WeightSource, 'tensors'>) =>
         new Map([...tensors].map(([name, { dtype, shape }]) => [name, { dtype, shape }]));
-      const tensors = quantizedTensors(network, weights.tensors, [1, 64, 64, 3]);
+      const tensors = quantizedTensors(network, weights.tensors, unseen.shape);
       expect(infos({ tensors })).to.deep.equal(infos(q));
     });
   }
@@ -351,21 +354,21 @@ describe('quantize', () => {
     const x = image([1, 2, 2, 2], [1, 2]);
     const q = await quantize(network, weights, [x]);
     await rejects(quantize(network, q, [x]), /^seed 0: quantized already$/);
-    await rejects(quantize(network, weights, []), /^quantize: no images/);
+    await rejects(quantize(network, weights, []), /^quantize: no inputs/);
     const nan = image([1, 2, 2, 2], [1, Number.NaN]);
     await rejects(quantize(network, weights, [nan]), /^quantize: .*'a\.0\.weight'.* finite$/);
     await rejects(quantize(network, weights, [image([1, 2, 2, 2], [1, Infinity])]), /finite$/);
     await rejects(
       quantize(network, weights, [x, image([2, 2, 2, 2], [1, 1, 1, 1, 1, 1, 1, 1, Infinity])]),
-      /^quantize: image 2: what/,
+      /^quantize: input 2: what/,
     );
     for (const [name, value, message] of [
       [
         'last.weight',
         Number.NaN,
-        /^quantize: (image 0: the result is not finite|parameter 'last\.weight' has NaN at 0, wanted finite numbers)$/,
+        /^quantize: (input 0: the result is not finite|parameter 'last\.weight' has NaN at 0, wanted finite numbers)$/,
       ],
-      ['last.bias', Infinity, /^quantize: (image 0: the result is not finite|parameter 'last\.bias' has Infinity)/],
+      ['last.bias', Infinity, /^quantize: (input 0: the result is not finite|parameter 'last\.bias' has Infinity)/],
     ] as const) {
       if (!weights.tensors.has(name)) continue;
       const read = async (key: string) =>

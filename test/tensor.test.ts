@@ -42,7 +42,7 @@ describe('tensor', () => {
     expect(() => kept.data).to.throw(OctconvError);
   });
 
-  it('moves the channels of images, and refuses all else', () => {
+  it('moves the channels of images and video, and refuses all else', () => {
     const x = tensor('f32', [1, 1, 2, 3], Float32Array.of(1, 2, 3, 4, 5, 6));
     const moved = toNCHW(x);
     expect([moved.shape, [...moved.data]]).to.deep.equal([
@@ -50,9 +50,16 @@ describe('tensor', () => {
       [1, 4, 2, 5, 3, 6],
     ]);
     expect([toNHWC(moved).shape, [...toNHWC(moved).data]]).to.deep.equal([x.shape, [...x.data]]);
-    const video = Tensor.zeros('f32', [1, 1, 1, 2, 3]);
-    expect(() => toNCHW(video)).to.throw(OctconvError, 'toNCHW: got [1,1,1,2,3], wanted [N,H,W,C]');
-    expect(() => toNHWC(video)).to.throw(OctconvError, 'toNHWC: got [1,1,1,2,3], wanted [N,C,H,W]');
+    const video = tensor('f32', [1, 2, 1, 2, 2], Float32Array.of(1, 2, 3, 4, 5, 6, 7, 8));
+    const planes = toNCHW(video);
+    expect([planes.shape, [...planes.data]]).to.deep.equal([
+      [1, 2, 2, 1, 2],
+      [1, 3, 5, 7, 2, 4, 6, 8],
+    ]);
+    expect([toNHWC(planes).shape, [...toNHWC(planes).data]]).to.deep.equal([video.shape, [...video.data]]);
+    const matrix = Tensor.zeros('f32', [2, 3]);
+    expect(() => toNCHW(matrix)).to.throw(OctconvError, 'toNCHW: got [2,3], wanted [N,H,W,C] or [N,T,H,W,C]');
+    expect(() => toNHWC(matrix)).to.throw(OctconvError, 'toNHWC: got [2,3], wanted [N,C,H,W] or [N,C,T,H,W]');
   });
 
   it('takes only data that fits', async () => {

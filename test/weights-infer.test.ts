@@ -3,7 +3,7 @@ import { existsSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { OctconvError } from '../lib/error.js';
 import { namedParameters } from '../lib/layers/index.js';
-import { buildNetwork, networkNames } from '../lib/models/index.js';
+import { buildNetwork, networkNames, resolveNetworkOptions } from '../lib/models/index.js';
 import { inferOptions, resolveOptions } from '../lib/models/infer.js';
 import { openWeights, type TensorInfo } from '../lib/weights/source.js';
 import { skip } from './skip.js';
@@ -22,12 +22,18 @@ describe('options read off the weights', () => {
   for (const network of networkNames) {
     it(`finds ${network} again`, () => {
       const alpha = network.startsWith('oct-') ? 0.25 : 0;
-      const blocks = /-\d+$/.test(network) ? {} : { blocks: [1, 2, 1, 3] }; // a name without a depth
-      for (const options of [
-        { alpha, width: 64, classes: 1000, stem: 'imagenet' as const, channels: 3, ...blocks },
-        { alpha, width: 8, classes: 1, stem: 'cifar' as const, channels: 1, ...blocks },
+      const known = resolveNetworkOptions(network, {});
+      const blocks = known.blocks && { blocks: [1, 2, 1, 3] }; // a name without a depth
+      const nonLocal = known.nonLocal !== undefined;
+      const odd = known.temporalKernels?.map((layer) => layer.map((_, i) => 1 + 2 * (i % 3)));
+      for (const given of [
+        { alpha, width: 64, classes: 1000, channels: 3, ...blocks },
+        { alpha, width: 8, classes: 1, channels: 1, ...blocks, ...(known.stem && { stem: 'cifar' as const }) },
+        ...(nonLocal ? [{ alpha, width: 16, nonLocal }] : []),
+        ...(odd ? [{ alpha, width: 16, temporalKernels: odd }] : []),
       ]) {
-        expect(inferOptions(weights(network, options))).to.deep.equal({ network, options });
+        const options = resolveNetworkOptions(network, given);
+        expect(inferOptions(weights(network, given))).to.deep.equal({ network, options });
       }
     });
   }
@@ -139,7 +145,7 @@ describe('options read off the weights', () => {
       [(t) => t.set('conv1.weight', info(8, 3, 5, 5)), /'conv1\.weight' is 5x5, wanted 7x7/],
       [
         (t) => t.set('conv1.weight', info(8, 3, 5, 7, 7)),
-        /: "conv1\.weight" \[8,3,5,7,7\] is of a video network, wanted/,
+        /: 'layer4\.0\.conv1\.conv\.conv_h2h\.weight' has shape \[\d+,\d+,1,1\], wanted 5 sizes/,
       ],
       [
         (t) => t.set('layer2.2.conv1.conv.conv_h2h.weight', info(1, 1, 1, 1)),
@@ -180,5 +186,32 @@ describe('options read off the weights', () => {
     ] as const) {
       expect(changed(network, change)).to.throw(OctconvError, `x.pth: ${name}: this network does not exist here yet`);
     }
+  });
+});
+
+describe('options of video networks read off the weights', () => {
+  const changed = (change: (tensors: Map<string, TensorInfo>) => void) => () => {
+    const { tensors } = weights('oct-i3d-26', { alpha: 0.5, width: 16, nonLocal: true });
+    change(tensors);
+    return inferOptions({ name: 'x.pth', tensors });
+  };
+  const shape = (name: string, sizes: readonly number[]) => (tensors: Map<string, TensorInfo>) =>
+    void tensors.set(name, { dtype: 'f32', shape: sizes });
+
+  it('names what contradicts itself', () => {
+    const stem = changed(shape('conv1.weight', [16, 3, 3, 7, 7]));
+    expect(stem).to.throw(OctconvError, "x.pth: 'conv1.weight' is 3x7x7, wanted 5x7x7 (i3d) or 1x7x7 (c2d)");
+    const flat = changed(shape('layer2.0.conv1.conv.conv_h2h.weight', [16, 32, 1, 1]));
+    expect(flat).to.throw("'layer2.0.conv1.conv.conv_h2h.weight' has shape [16,32,1,1], wanted 5 sizes");
+    const even = changed(shape('layer2.0.conv1.conv.conv_h2h.weight', [16, 32, 2, 1, 1]));
+    expect(even).to.throw(
+      'x.pth: oct-i3d-26: temporalKernels [[3,3],[2,1],[3,1],[1,3]], wanted lists of 2, 2, 2, 2 odd',
+    );
+    const blocks = changed(shape('layer1.2.conv1.conv.conv_h2h.weight', [16, 32, 1, 1, 1]));
+    expect(blocks).to.throw('layer1 to layer4 have [3,2,2,2] bottlenecks, wanted [2,2,2,2] or [3,4,6,3] or [3,4,23,3]');
+    const lacking = changed((tensors) => tensors.delete('layer2.1.nonlocal.conv_theta.weight'));
+    expect(lacking).to.throw('non-local blocks in ["layer3.1"], wanted them in ["layer2.1","layer3.1"], or in none');
+    const wide = changed(shape('layer4.0.conv2.conv.conv_h2h.weight', [128, 64, 1, 3, 3]));
+    expect(wide).to.throw('x.pth: ResNeXt-26 2x');
   });
 });

@@ -9,7 +9,7 @@ import type { Network } from '../model.js';
 import { calling, native } from '../native.js';
 import { threadsOf } from '../plan.js';
 import { quantize } from '../quantize.js';
-import { Tensor } from '../tensor.js';
+import { type Shape, Tensor } from '../tensor.js';
 import type { WeightSource } from '../weights/source.js';
 
 export interface Times {
@@ -142,11 +142,7 @@ export function fill<T extends Tensor<'f32'>>(x: T): T {
 }
 
 /** i8 weights for a bench: the ranges of activations are those of one picture of noise. */
-export function quantizeOnNoise(
-  network: Network,
-  weights: WeightSource,
-  shape: readonly [number, number, number, number],
-): Promise<WeightSource> {
+export function quantizeOnNoise(network: Network, weights: WeightSource, shape: Shape): Promise<WeightSource> {
   return quantize(network, weights, [fill(Tensor.zeros('f32', shape))]);
 }
 

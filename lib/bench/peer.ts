@@ -54,7 +54,7 @@ async function open(
   const feeds = Object.fromEntries(
     session.inputNames.map((name, i) => {
       const input = inputs[i] as Tensor<'f32'>;
-      const { shape, data } = input.shape.length === 4 ? toNCHW(input) : input;
+      const { shape, data } = input.shape.length > 2 ? toNCHW(input) : input;
       return [name, new ort.Tensor('float32', data, shape)];
     }),
   );

@@ -4,9 +4,15 @@ import { type Command, InvalidArgumentError, Option } from 'commander';
 import { deviceNames, mayBeDevice, targetOf } from '../devices.js';
 import { oneOf } from '../error.js';
 import { type ComputeType, computeTypes } from '../graph/graph.js';
-import { inputShape, type PerChannel } from '../input/preprocess.js';
+import type { PerChannel } from '../input/preprocess.js';
 import { loadModel, Model, type ModelOptions, type NetworkFile, openNetwork } from '../model.js';
-import { buildNetwork, defaultInputOf, type NetworkOptions, resolveNetworkOptions } from '../models/index.js';
+import {
+  buildNetwork,
+  defaultInputOf,
+  inputShape,
+  type NetworkOptions,
+  resolveNetworkOptions,
+} from '../models/index.js';
 import type { ResolvedOptions } from '../models/infer.js';
 import type { Device } from '../native.js';
 import { didYouMean } from '../options.js';
@@ -91,6 +97,7 @@ export interface NetworkFlags {
   stem?: 'imagenet' | 'cifar';
   channels?: number;
   blocks?: readonly number[];
+  nonLocal?: boolean;
   weights?: string;
   key?: string;
   model?: string;
@@ -104,7 +111,8 @@ export function withShape(command: Command): Command {
     .option('--classes <n>', 'number of classes', integer(1))
     .addOption(new Option('--stem <kind>', 'imagenet: 7x7 and max-pool; cifar: 3x3').choices(['imagenet', 'cifar']))
     .option('--channels <n>', 'channels of the input: any number; pictures want 3, or 1 to be grey', integer(1))
-    .option('--blocks <a,b,...>', 'blocks of each stage, of a network whose name has no depth', listOf(integer(1)));
+    .option('--blocks <a,b,...>', 'blocks of each stage, of a network whose name has no depth', listOf(integer(1)))
+    .option('--non-local', 'with non-local blocks, of a video network');
 }
 
 export function withNetwork(command: Command): Command {
@@ -115,13 +123,14 @@ export function withNetwork(command: Command): Command {
     .option('--seed <n>', 'of random weights, where there are no others (default: 0)', integer(0));
 }
 
-const shapeOf = ({ alpha, width, classes, stem, channels, blocks }: NetworkFlags): NetworkOptions => ({
+const shapeOf = ({ alpha, width, classes, stem, channels, blocks, nonLocal }: NetworkFlags): NetworkOptions => ({
   ...(alpha !== undefined && { alpha }),
   ...(width !== undefined && { width }),
   ...(classes !== undefined && { classes }),
   ...(stem !== undefined && { stem }),
   ...(channels !== undefined && { channels }),
   ...(blocks !== undefined && { blocks }),
+  ...(nonLocal !== undefined && { nonLocal }),
 });
 
 /** What must agree with a weight file. */
@@ -133,7 +142,7 @@ function checkFlags(flags: NetworkFlags): void {
   if (!network && !weights && !model) throw new UsageError('one of --network, --weights and --model is needed');
   if (model && (network || weights || Object.keys(shapeOf(flags)).length)) {
     throw new UsageError(
-      '--model says it all: no --network, --weights, --alpha, --width, --classes, --stem, --channels, --blocks beside it',
+      '--model says it all: no --network, --weights, --alpha, --width, --classes, --stem, --channels, --blocks, --non-local beside it',
     );
   }
 }

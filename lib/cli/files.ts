@@ -2,17 +2,20 @@
 import { dirname, join } from 'node:path';
 import { type Command, InvalidArgumentError, Option } from 'commander';
 import { OctconvError } from '../error.js';
-import {
-  describeInput,
-  type InputConfig,
-  inputShape,
-  type PerChannel,
-  pictureInput,
-  resolveInput,
-} from '../input/preprocess.js';
+import { describeInput, type InputConfig, type PerChannel, pictureInput, resolveInput } from '../input/preprocess.js';
 import { Model, openNetwork } from '../model.js';
+import { inputShape } from '../models/index.js';
 import { checkLabels, checkModelOutput, readConfigBeside, readLabels, writeModelFolder } from '../weights/folder.js';
-import { areRandom, inputsOf, type NetworkFlags, networkFrom, perChannel, withNetwork, withNotes } from './common.js';
+import {
+  areRandom,
+  inputsOf,
+  integer,
+  type NetworkFlags,
+  networkFrom,
+  perChannel,
+  withNetwork,
+  withNotes,
+} from './common.js';
 import { count, note, print, printable, printJson, UsageError, say } from './output.js';
 import { checkOut, writeOut } from './streams.js';
 
@@ -133,13 +136,14 @@ export function exportCommand(program: Command): void {
     .description('a network as it was recorded, unfused, in another format')
     .requiredOption(
       '--onnx <file>',
-      'ONNX: input [N,C,H,W], output logits [N,classes], N dynamic; - is standard output',
+      'ONNX: input [N,C,H,W] or [N,C,T,H,W], output logits [N,classes], N dynamic; - is standard output',
     )
     .option(
       '--size <pixels>',
       'height and width of the input, 224 or 256x128 (default: what the network was made for)',
       sides,
     )
+    .option('--frames <n>', 'frames of the input, of a video network', integer(1))
     .option('--json', 'print one JSON object')
     .action(toFile);
 }
@@ -147,24 +151,25 @@ export function exportCommand(program: Command): void {
 interface ExportOptions extends NetworkFlags {
   readonly onnx: string;
   readonly size?: readonly [number, number];
+  readonly frames?: number;
   readonly json?: boolean;
 }
 
-async function toFile({ onnx, size, json, ...flags }: ExportOptions): Promise<void> {
+async function toFile({ onnx, size, frames, json, ...flags }: ExportOptions): Promise<void> {
   await checkOut(onnx, await inputsOf(flags));
   const { name, options, network, source, input } = await networkFrom(flags);
   using model = new Model(network, source); // closes it
-  const shape = inputShape({ input, options }, size);
-  const [, height, width, channels] = shape;
+  const shape = inputShape({ name, input, options }, { height: size?.[0], width: size?.[1], frames });
+  const extent = [shape.at(-1), ...shape.slice(1, -1)];
   const bytes = await model.toOnnx(shape);
   await writeOut(onnx, [bytes]);
   const tell = onnx === '-' ? note : json ? print : say;
   const random = areRandom(flags);
   const about = { file: onnx, network: name, options, ...(random && { weights: 'random' }) };
-  if (json) tell(JSON.stringify({ ...about, input: [null, channels, height, width], bytes: bytes.length }));
+  if (json) tell(JSON.stringify({ ...about, input: [null, ...extent], bytes: bytes.length }));
   else
     tell(
-      `${printable(onnx)}: ${name}${random ? ' of random weights' : ''}, input [N,${channels},${height},${width}], ${count(bytes.length)} bytes`,
+      `${printable(onnx)}: ${name}${random ? ' of random weights' : ''}, input [N,${extent}], ${count(bytes.length)} bytes`,
     );
 }
 

@@ -6,10 +6,9 @@ import { arrayFor, type TypedArray } from '../dtype.js';
 import { OctconvError } from '../error.js';
 import { countFlops } from '../flops.js';
 import type { ComputeType, GraphNode, TensorType } from '../graph/graph.js';
-import { inputShape } from '../input/preprocess.js';
 import { registersOf } from '../kernels.js';
 import { Model, type ModelOptions } from '../model.js';
-import { networkNames } from '../models/index.js';
+import { inputShape, networkNames } from '../models/index.js';
 import type { Launch } from '../native.js';
 import { didYouMean } from '../options.js';
 import type { Plan } from '../plan.js';
@@ -34,7 +33,8 @@ export function infoCommand(program: Command): void {
     .description('layers, parameters, FLOPs, fused steps and memory of a network name, model folder or weight file')
     .option('--model <dir>', 'a model folder, as other commands name it')
     .option('--size <pixels>', 'height and width of the input (default: what the network was made for)', integer(1))
-    .option('--batch <n>', 'images per run', integer(1), 1)
+    .option('--frames <n>', 'frames of the input, of a video network', integer(1))
+    .option('--batch <n>', 'images or clips per run', integer(1), 1)
     .addOption(
       deviceOption('what the plan is for: auto, a device that octconv devices lists, or cuda:sm_90, without a GPU'),
     )
@@ -48,6 +48,7 @@ export function infoCommand(program: Command): void {
 
 interface Options extends NetworkFlags {
   size?: number;
+  frames?: number;
   batch: number;
   device: DeviceOptions['device'];
   dtype?: ComputeType;
@@ -58,10 +59,9 @@ interface Options extends NetworkFlags {
 }
 
 async function run(network: string | undefined, options: Options): Promise<void> {
-  const { size, batch, json } = options;
+  const { size, frames, batch, json } = options;
   using model = await open(network, options);
-  const [, ...image] = inputShape(model, size === undefined ? undefined : [size, size]);
-  const input = [batch, ...image];
+  const input = inputShape(model, { height: size, width: size, frames }).with(0, batch);
   const plan = await model.plan(input);
   const { graph, memory } = plan;
   const flops = countFlops(graph);
@@ -79,7 +79,9 @@ async function run(network: string | undefined, options: Options): Promise<void>
     printJson({ ...about, steps: plan.steps.length, memory, ...steps });
     return;
   }
-  const given = Object.entries(model.options ?? {}).map(([key, value]) => `${key} ${value}`);
+  const given = Object.entries(model.options ?? {}).map(
+    ([key, value]) => `${key} ${Array.isArray(value) ? JSON.stringify(value) : value}`,
+  );
   print(style('bold', hanging('', `${model.name} ${given.join(', ')}`.trim(), 2)));
   const facts = {
     input: `[${input.join(', ')}]`,
@@ -152,9 +154,12 @@ function shapesTable(steps: readonly (Shown & { algorithm?: string })[]): string
   return table(['step', 'op', 'shapes'], lines, { left: ['op', 'shapes'], named: false, width: terminalWidth() - 2 });
 }
 
-/** `tile 6x16 2 blocks x 1` as `6x16 2x1`, `winograd 4x4` as `w4`. */
+/** `tile 6x16 2 blocks x 1` as `6x16 2x1`, `winograd 4x4` as `w4`, over time as `wt`. */
 const shortened = (algorithm: string): string =>
-  algorithm.replaceAll(/winograd (\d)x\d, /g, 'w$1 ').replaceAll(/tile (\S+) (\d+) blocks x (\d+)/g, '$1 $2x$3');
+  algorithm
+    .replaceAll(/winograd (\d)x\d, /g, 'w$1 ')
+    .replaceAll(/winograd \d over time, /g, 'wt ')
+    .replaceAll(/tile (\S+) (\d+) blocks x (\d+)/g, '$1 $2x$3');
 
 const kibi = (bytes: number) => count(Math.ceil(bytes / 1024));
 

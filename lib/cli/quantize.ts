@@ -50,8 +50,7 @@ async function run(folder: string, { data, out, images, threads, force, json }: 
       progress.error(error.message);
       process.exitCode = 1;
     };
-    // All activations of a batch are in memory at a time: 64 small pictures, or one of 224 pixels. Of few a tenth: the
-    // bar moves.
+    // 64 small pictures at once, or one of 224 pixels. Of few a tenth: the bar moves.
     const most = Math.max(1, Math.floor(2 ** 16 / (input.height * input.width)));
     const batch = Math.min(most, Math.ceil(files.length / 10));
     async function* batches(pictures: readonly string[], what: string) {

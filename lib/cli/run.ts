@@ -1,9 +1,9 @@
 import { type Command, Option } from 'commander';
 import { OctconvError, show } from '../error.js';
-import { inputShape } from '../input/preprocess.js';
 import { toNHWC } from '../layout.js';
+import { inputShape } from '../models/index.js';
 import { decodeNpy, encodeNpy, type NpyArray, readNpy } from '../npy.js';
-import { Tensor } from '../tensor.js';
+import { type Shape, Tensor } from '../tensor.js';
 import {
   areRandom,
   deviceLine,
@@ -21,10 +21,16 @@ import { checkOut, readStdin, standardInput, writeOut } from './streams.js';
 
 export function runCommand(program: Command): void {
   withDevice(withNetwork(program.command('run')))
-    .description('a network on a .npy file of images: f32 [N,H,W,C] in, f32 logits [N,classes] out')
-    .requiredOption('--input <file>', '.npy of images; - is standard input')
+    .description(
+      'a network on a .npy file of images or clips: f32 [N,H,W,C] or [N,T,H,W,C] in, f32 logits [N,classes] out',
+    )
+    .requiredOption('--input <file>', '.npy of images or clips; - is standard input')
     .requiredOption('--output <file>', '.npy of logits; - is standard output')
-    .addOption(new Option('--layout <order>', 'of the input').choices(['nhwc', 'nchw']).default('nhwc'))
+    .addOption(
+      new Option('--layout <order>', 'of the input, of video nthwc and ncthw')
+        .choices(['nhwc', 'nchw'])
+        .default('nhwc'),
+    )
     .action(run);
 }
 
@@ -36,9 +42,9 @@ const most = 2 ** 31;
 async function run(options: Options): Promise<void> {
   const { input, output } = options;
   await checkOut(output, [input, ...(await inputsOf(options))]);
-  const images = input === '-' ? await decodeNpy(await readStdin(most), standardInput) : await readNpy(input);
+  const array = input === '-' ? await decodeNpy(await readStdin(most), standardInput) : await readNpy(input);
   using model = await modelFrom(options, modelOptions(options));
-  const x = imagesOf(input === '-' ? standardInput : input, images, options.layout, inputShape(model)[3]);
+  const x = inputFrom(input === '-' ? standardInput : input, array, options.layout, inputShape(model));
   const begin = performance.now();
   await model.plan(x.shape);
   const start = performance.now();
@@ -67,13 +73,14 @@ async function run(options: Options): Promise<void> {
   }
 }
 
-/** @throws OctconvError if the array is no batch of images, or seems to be in the other layout. */
-function imagesOf(name: string, { shape, data }: NpyArray, layout: Options['layout'], channels: number): Tensor<'f32'> {
-  const orders = { nhwc: '[N,H,W,C]', nchw: '[N,C,H,W]' };
+/** @throws OctconvError if the array is no batch of such inputs, or seems to be in the other layout. */
+function inputFrom(name: string, { shape, data }: NpyArray, layout: Options['layout'], wanted: Shape): Tensor<'f32'> {
+  const [rank, channels] = [wanted.length, wanted.at(-1)];
+  const orders = rank === 5 ? { nhwc: '[N,T,H,W,C]', nchw: '[N,C,T,H,W]' } : { nhwc: '[N,H,W,C]', nchw: '[N,C,H,W]' };
   const other = layout === 'nchw' ? 'nhwc' : 'nchw';
   const wrong = (why: string) => new OctconvError(`${name}: shape ${show(shape)}, wanted ${orders[layout]}${why}`);
-  if (shape.length !== 4) throw wrong('');
-  const found = { nhwc: shape[3] === channels, nchw: shape[1] === channels };
+  if (shape.length !== rank) throw wrong('');
+  const found = { nhwc: shape.at(-1) === channels, nchw: shape[1] === channels };
   if (!found[layout])
     throw wrong(
       ` with ${channels} channels${found[other] ? `; this looks like ${orders[other]}: --layout ${other}` : ''}`,

@@ -2,8 +2,8 @@
 import { type DType, isFloat } from '../dtype.js';
 import type { Traits } from '../targets.js';
 import type { Work } from '../turns.js';
-import { toNTHWC } from './graph.js';
-import { type Branch, convStep, type Store, sourcesOf, type Step, type Steps } from './lower.js';
+import { type ComputeType, toNTHWC } from './graph.js';
+import { type Branch, convStep, type Source, type Store, sourcesOf, type Step, type Steps } from './lower.js';
 
 /** What tiles write: the elements of the only store, or y as f32 (`groupStores` in native/ops/octconv/cpu.cc). */
 function writtenType(stores: readonly Store[], values: Steps['values']): DType {
@@ -19,34 +19,51 @@ function writtenType(stores: readonly Store[], values: Steps['values']): DType {
   return one && store ? typeOf(store).dtype : 'f32';
 }
 
+/** A form of Winograd's algorithm: F(2x2, 3x3), F(4x4, 3x3), or F(4, 3) and F(4, 5) along T. */
+export type Winograd = 2 | 4 | 'overTime';
+
+export const hintsOf = (form: Winograd): NonNullable<Branch['hints']> =>
+  form === 'overTime' ? { winograd: 4, overTime: true } : { winograd: form };
+
 /**
- * Whether Winograd's F(size x size) can do it: products are of f32, activations may be narrower; or all is integers,
- * exactly.
+ * Whether a form of Winograd's algorithm can do it: products are of f32, activations may be narrower; or all is
+ * integers, exactly.
  */
 export function fitsWinograd(
   { terms, residual, stores, compute = 'f32' }: Branch,
   { values }: Steps,
-  size: 2 | 4,
+  form: Winograd,
   { winograd }: Pick<Traits, 'winograd'>,
 ): boolean {
   const y = writtenType(stores, values);
   const types = [y, residual === undefined ? y : values[residual]?.dtype];
   const sources = sourcesOf({ terms });
   const plain =
-    sources.length > 0 &&
-    sources.every(
-      ({ kernel, stride = [1], padding, dilation = [1], groups }) =>
-        String(kernel) === '1,3,3' &&
-        String(padding) === '0,1,1' &&
-        groups === 1 &&
-        [...stride, ...dilation].every((n) => n === 1),
-    );
-  const most = winograd[size];
+    sources.length > 0 && sources.every((source) => (form === 'overTime' ? overTime(source, compute) : is3x3(source)));
+  const most = winograd[form];
   if (!plain || most === undefined || types[0] !== types[1]) return false;
+  if (new Set(sources.map(({ kernel }) => kernel[0])).size > 1) return false;
   if (compute !== 'i8') return isFloat(y);
-  const channels = (low: boolean) =>
-    sources.reduce((sum, { input, upsample }) => sum + (upsample === low ? (values[input]?.shape.at(-1) ?? 0) : 0), 0);
-  return types[0] === 'u8' && Math.max(channels(false), channels(true)) <= most;
+  const channels = (some: readonly Source[]) =>
+    some.reduce((sum, { input }) => sum + (values[input]?.shape.at(-1) ?? 0), 0);
+  const [high, low] = [sources.filter(({ upsample }) => !upsample), sources.filter(({ upsample }) => upsample)];
+  // Over time both are one sum before it is divided.
+  const sums = form === 'overTime' ? channels(sources) : Math.max(channels(high), channels(low));
+  return types[0] === 'u8' && sums <= most;
+}
+
+function is3x3({ kernel, stride = [1], padding, dilation = [1], groups }: Source): boolean {
+  const fine = String(kernel) === '1,3,3' && String(padding) === '0,1,1' && groups === 1;
+  return fine && [...stride, ...dilation].every((n) => n === 1);
+}
+
+/** 3 or 5 taps over time, of stride 1 and as many frames out as in. Height and width are free, except for i8. */
+function overTime(
+  { kernel: [t = 1, h, w], stride = [1], padding = [0], dilation = [1], groups }: Source,
+  compute: ComputeType,
+): boolean {
+  const fits = compute === 'i8' ? t === 3 && h === 1 && w === 1 : t === 3 || t === 5;
+  return fits && stride[0] === 1 && dilation[0] === 1 && padding[0] === (t - 1) / 2 && groups === 1;
 }
 
 /**
@@ -58,19 +75,28 @@ export function fitsWinograd(
  * channels: 1.24 / .98 / .63), 28 px .55 / .43 / .34, 14 px .53 / .44, 7 px 1.2 / 1.0; the whole alpha .5 27.5 / 26.5 /
  * 25.7.
  */
-function winogradOf(branch: Branch, steps: Steps, traits: Pick<Traits, 'dotProducts' | 'winograd'>): 2 | 4 | undefined {
+function winogradOf(
+  branch: Branch,
+  steps: Steps,
+  traits: Pick<Traits, 'dotProducts' | 'winograd'>,
+): Winograd | undefined {
   // Two products of bf16 at once are as good as Winograd's, which are of f32; four of bytes as its, which are of i16.
   if (traits.dotProducts.includes(branch.compute ?? 'f32')) return undefined;
   const shape = (id: number | undefined) => toNTHWC(steps.values[id ?? -1]?.shape ?? []);
   const sources = sourcesOf(branch);
   const [n, t, h, w, c] = shape(branch.y);
-  if (Math.min(c, Math.max(...sources.map(({ input }) => shape(input)[4]))) < 16) return undefined;
+  const fits = (form: Winograd) => fitsWinograd(branch, steps, form, traits);
+  const inputs = sources.map(({ input, kernel: [, kh = 1, kw = 1] }) => ({ c: shape(input)[4], taps: kh * kw }));
+  // Along T a tile has 4 frames: of 3 it takes as many products as direct convolution of 2.
+  if (Math.min(c, Math.max(...inputs.map(({ c, taps }) => c * taps))) >= 16 && t >= 3 && fits('overTime'))
+    return 'overTime';
+  if (Math.min(c, Math.max(...inputs.map(({ c }) => c))) < 16) return undefined;
   const coarse = sources.some(({ upsample }) => upsample) ? 2 : 1;
   // Sub-batches (subbatch.ts) depend on the threads, what is computed must not: only small maps count all images.
   const images = h * w <= 64 ? n : 1;
   const tiles = (size: number) => images * t * Math.ceil(h / coarse / size) * Math.ceil(w / coarse / size);
-  if (tiles(4) >= 8 && fitsWinograd(branch, steps, 4, traits)) return 4;
-  return tiles(2) >= 4 && fitsWinograd(branch, steps, 2, traits) ? 2 : undefined;
+  if (tiles(4) >= 8 && fits(4)) return 4;
+  return tiles(2) >= 4 && fits(2) ? 2 : undefined;
 }
 
 export function* chooseAlgorithms(given: Steps, traits: Pick<Traits, 'dotProducts' | 'winograd'>): Work<Steps> {
@@ -78,8 +104,8 @@ export function* chooseAlgorithms(given: Steps, traits: Pick<Traits, 'dotProduct
   for (const step of given.steps) {
     yield;
     const branches = step.branches?.map((branch) => {
-      const winograd = winogradOf(branch, given, traits);
-      return winograd ? { ...branch, hints: { winograd } } : branch;
+      const form = winogradOf(branch, given, traits);
+      return form ? { ...branch, hints: hintsOf(form) } : branch;
     });
     steps.push(branches?.some(({ hints }) => hints) ? convStep(step.name, branches) : step);
   }

@@ -9,6 +9,7 @@ import {
   type BatchNormParams,
   type Branch,
   convStep,
+  seenValues,
   type Source,
   type Store,
   sourcesOf,
@@ -23,10 +24,10 @@ class Uses {
   readonly steps = new Map<number, Step>();
   readonly #makers = new Map<number, number>();
   readonly #readers = new Map<number, Set<number>>();
-  readonly #outputs: ReadonlySet<number>;
-  constructor({ steps, outputs }: Steps) {
-    this.#outputs = new Set(outputs);
-    for (const [place, step] of steps.entries()) this.put(place, step);
+  readonly #seen: ReadonlySet<number>;
+  constructor(given: Steps) {
+    this.#seen = new Set(seenValues(given));
+    for (const [place, step] of given.steps.entries()) this.put(place, step);
   }
   /** Puts a step, or none, in the place of another one. */
   put(place: number, step?: Step): void {
@@ -49,10 +50,10 @@ class Uses {
   maker(id: number): Step | undefined {
     return this.steps.get(this.place(id));
   }
-  /** The one step that reads the value, if there is just one reader and the caller does not see the value. */
+  /** The one step that reads the value, if there is just one reader and nobody else sees the value. */
   onlyReader(id: number): Step | undefined {
     const readers = this.#readers.get(id);
-    if (readers?.size !== 1 || this.#outputs.has(id)) return undefined;
+    if (readers?.size !== 1 || this.#seen.has(id)) return undefined;
     const [reader = -1] = readers;
     return this.steps.get(reader);
   }
@@ -66,9 +67,9 @@ class Uses {
     const branch = this.branchOf(id);
     return branch && isOpen(branch) ? branch : undefined;
   }
-  /** Whether the caller sees the value. */
-  isOutput(id: number): boolean {
-    return this.#outputs.has(id);
+  /** Whether the caller or an observer sees the value. */
+  isSeen(id: number): boolean {
+    return this.#seen.has(id);
   }
   readersOf(id: number): readonly Step[] {
     return [...(this.#readers.get(id) ?? [])].flatMap((place) => this.steps.get(place) ?? []);
@@ -295,7 +296,7 @@ function* addStores(
     const maker = uses.steps.get(place);
     if (!branch || !found || !maker?.branches) continue;
     for (const gone of found.steps) uses.put(uses.place(gone.outputs[0] ?? -1));
-    const unread = uses.readersOf(input).length === 0 && !uses.isOutput(input);
+    const unread = uses.readersOf(input).length === 0 && !uses.isSeen(input);
     const stores = [...branch.stores.filter((store) => store !== read || !unread), found.store];
     const y = unread && branch.y === input && !found.store.mean ? found.store.value : branch.y;
     const branches = maker.branches.map((b) => (b === branch ? { ...b, y, stores } : b));
@@ -374,7 +375,7 @@ export function* joinPrologues(given: Steps): Work<Steps> {
     const onlySources = ({ residual, gated }: Branch) =>
       residual !== value && gated?.input !== value && gated?.gate !== value;
     const fine = readers.every(({ branches = [] }) => branches.length > 0 && branches.every(onlySources));
-    if (!found || !fine || readers.length === 0 || uses.isOutput(value)) continue;
+    if (!found || !fine || readers.length === 0 || uses.isSeen(value)) continue;
     const prologue = found.activation;
     const behind = (source: Source): Source => (source.input === value ? { ...source, input, prologue } : source);
     for (const reader of readers) {
@@ -457,7 +458,7 @@ export function* sinkPooling(given: Steps, most = 2): Work<Steps> {
     const next = pooled.get(id);
     return next === undefined ? [id] : [id, ...copies(next)];
   };
-  const read = new Set([...sunk.flatMap((step) => step.inputs), ...given.outputs]);
+  const read = new Set([...sunk.flatMap((step) => step.inputs), ...seenValues(given)]);
   const all = ({ stores }: Branch) =>
     stores.flatMap((store) => copies(store.value).map((value, i) => ({ ...store, value, pool: store.pool + i })));
   const wanted = (branch: Branch) => {

@@ -74,6 +74,8 @@ export class Graph {
   readonly nodes: GraphNode[] = [];
   readonly inputs: number[] = [];
   readonly outputs: number[] = [];
+  /** Values that a run makes histograms of (`Plan.observe`): no pass takes them away. */
+  readonly observed: number[] = [];
   /** Every parameter and constant that is read: its shape, of a layer's in PyTorch's layout. */
   readonly params = new Map<string, readonly number[]>();
   /** Those of them that are tensors; their names begin with `#`. */

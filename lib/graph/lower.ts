@@ -84,8 +84,19 @@ export interface Branch {
   readonly stores: readonly Store[];
   /** What its products are of; default f32. */
   readonly compute?: ComputeType;
-  /** What a target's own pass chose. `winograd`: 3x3 convolutions by F(2x2, 3x3) or F(4x4, 3x3). */
-  readonly hints?: { readonly winograd?: 2 | 4 };
+  /**
+   * What a target's own pass chose. `winograd`: 3x3 convolutions by F(2x2, 3x3) or F(4x4, 3x3); with `overTime` those of
+   * 3 or 5 taps over time by F(4, 3) or F(4, 5).
+   */
+  readonly hints?: { readonly winograd?: 2 | 4; readonly overTime?: true };
+}
+
+/** How many times as many weights as it is given Winograd's algorithm has: one for each position of a tile. */
+export function winogradGrowth({ hints, terms }: Pick<Branch, 'hints' | 'terms'>): number {
+  const { winograd, overTime } = hints ?? {};
+  const [taps = 3] = (overTime && sourcesOf({ terms })[0]?.kernel) || [];
+  if (winograd === undefined) return 1;
+  return overTime ? (winograd + taps - 1) / taps : (winograd + 2) ** 2 / 9;
 }
 
 export const sourcesOf = ({ terms }: Pick<Branch, 'terms'>): Source[] => terms.flatMap(({ sources }) => sources);
@@ -118,7 +129,12 @@ export interface Steps {
   readonly steps: readonly Step[];
   readonly inputs: readonly number[];
   readonly outputs: readonly number[];
+  /** Values that are there as the graph has them, f32 and dense; absent: none but inputs and outputs. */
+  readonly observed?: readonly number[];
 }
+
+/** The values that no pass may change. */
+export const seenValues = ({ inputs, outputs, observed = [] }: Steps): number[] => [...inputs, ...outputs, ...observed];
 
 /**
  * A convolution step; inputs, outputs and parameters are those of its branches, their order gives the positions. Passes
@@ -254,5 +270,6 @@ export function lower(graph: Graph): Steps {
     if (node.op === 'conv' || node.op === 'linear') return convStep(node.name, [convBranch(node)]);
     return node;
   });
-  return { values: graph.values, steps, inputs: [...graph.inputs, ...graph.bound.keys()], outputs: graph.outputs };
+  const { values, inputs, bound, outputs, observed } = graph;
+  return { values, steps, inputs: [...inputs, ...bound.keys()], outputs, observed };
 }

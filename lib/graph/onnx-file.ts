@@ -214,9 +214,11 @@ export class OnnxFile {
   }
 
   /** P(x), once for all that read it. Padding does not count, so the border is the mean of what exists. */
-  pool(x: string, size: Sizes, grid: Grid | undefined): string {
-    const pads = [0, 0, ...size.map((s) => s % 2)];
-    const attrs = { kernel_shape: [2, 2], strides: [2, 2], pads, count_include_pad: 0 };
+  pool(x: string, shape: Sizes, grid: Grid | undefined): string {
+    const extent = shape.slice(1, -1);
+    const window = extent.map((_, i) => (i < extent.length - 2 ? 1 : 2));
+    const pads = [...extent.map(() => 0), ...extent.map((size, i) => size % (window[i] ?? 1))];
+    const attrs = { kernel_shape: window, strides: window, pads, count_include_pad: 0 };
     const y = this.#pooled.get(x) ?? this.quantize(this.put('AveragePool', [x], attrs), grid);
     this.#pooled.set(x, y);
     return y;
@@ -267,7 +269,7 @@ export class OnnxFile {
   #operand(name: string): string {
     const { dtype, shape, data } = this.params.get(name) as Param;
     const x = new Tensor('f32', shape, toFloats(dtype, data));
-    const moved = shape.length === 4 ? toNCHW(x) : x;
+    const moved = shape.length > 2 ? toNCHW(x) : x;
     return this.#initializer(`/${name}`, float, moved.shape, moved.data);
   }
 
@@ -305,8 +307,6 @@ export class OnnxFile {
   }
 
   name(id: number): string {
-    const { shape = [] } = this.graph.values[id] ?? {};
-    if (shape.length === 5) throw new OctconvError(`onnx: got [${shape}], only images [N,H,W,C] can be exported`);
     const norm = this.#norms.get(id);
     if (norm) return this.name(norm.outputs[0] ?? -1);
     const name = this.#names.get(id) ?? `/${this.#layer}/value.${id}`;
@@ -319,8 +319,13 @@ export class OnnxFile {
     return this.#onGrid.get(id) ?? this.name(id);
   }
 
+  shape(id: number | undefined): Sizes {
+    return this.graph.values[id ?? -1]?.shape ?? [];
+  }
+
+  /** [h, w] or [t, h, w] */
   extent(id: number | undefined): Sizes {
-    return this.graph.values[id ?? -1]?.shape.slice(1, 3) ?? [];
+    return this.shape(id).slice(1, -1);
   }
 
   /** The batch normalisation that goes into the layer which makes a value. */
@@ -335,7 +340,7 @@ export class OnnxFile {
   /** The size of a batch is symbolic. */
   #valueInfo(id: number): Message<'ValueInfoProto'> {
     const { dtype, shape } = this.graph.values[id] ?? { dtype: 'f32' as const, shape: [] };
-    const rest = shape.length === 4 ? [shape[3], shape[1], shape[2]] : shape.slice(1);
+    const rest = [shape.at(-1), ...shape.slice(1, -1)];
     const [n = 1] = shape;
     const batch = n === this.graph.values[this.graph.inputs[0] ?? -1]?.shape[0];
     return valueInfo(this.name(id), dtype, [

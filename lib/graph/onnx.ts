@@ -1,6 +1,7 @@
 /**
  * ONNX export of a graph as it was recorded, before any fusion, so that any other runtime can check a network and be
- * compared with ours. NHWC becomes ONNX's NCHW: input `input` [N, C, H, W], output `logits`; N is dynamic.
+ * compared with ours. Channels come second: input `input` [N, C, H, W] or [N, C, T, H, W], output `logits`; N is
+ * dynamic.
  *
  * Quantised weights are written the way int8 runtimes recognise: DequantizeLinear behind the weight, QuantizeLinear and
  * DequantizeLinear behind each value that such a layer reads. Batch normalisation behind such a layer goes into its
@@ -12,7 +13,7 @@ import { OctconvError } from '../error.js';
 import { checkOptions, type Known } from '../options.js';
 import type { WeightSource } from '../weights/source.js';
 import type { Attrs, Graph, GraphNode } from './graph.js';
-import { nativeAxes } from './shape.js';
+import { halved, nativeAxes } from './shape.js';
 import {
   type Names,
   type OnnxAttrs,
@@ -34,7 +35,7 @@ export const readerOf =
     return { dtype, shape, data: await source.read(name) };
   };
 
-/** @throws OctconvError for video, and for ops on pictures' bytes. */
+/** @throws OctconvError for ops on pictures' bytes. */
 export async function toOnnx(
   graph: Graph,
   weights: ReadParam | Pick<WeightSource, 'tensors' | 'read'>,
@@ -75,28 +76,41 @@ const same =
   (file, _, x, y) =>
     file.put(type, x, attrs, y);
 
-/** Sizes that are equal or 1; [N, C] beside an image is [N, C, 1, 1]. */
+/** Sizes that are equal or 1; [N, C] beside an image is [N, C, 1, 1], beside video [N, C, 1, 1, 1]. */
 const broadcasting =
   (type: string): Form =>
   (file, { inputs }, x, y) => {
-    const ranks = inputs.map((id) => file.graph.values[id]?.shape.length ?? 0);
+    const ranks = inputs.map((id) => file.shape(id).length);
+    const most = Math.max(...ranks);
     const wide = (name: string, i: number) =>
-      (ranks[i] ?? 0) < Math.max(...ranks) ? file.put('Unsqueeze', [name, file.vector([2, 3])]) : name;
+      (ranks[i] ?? 0) < most
+        ? file.put('Unsqueeze', [name, file.vector(Array.from({ length: most - 2 }, (_, axis) => axis + 2))])
+        : name;
     file.put(type, x.map(wide), {}, y);
   };
 
-/** Which of our axes each axis in the file is. */
-const inOnnx = (rank: number): Sizes => (rank === 4 ? [0, 3, 1, 2] : [0, 1]);
+/** Which of our axes each axis in the file is: channels come second. */
+const inOnnx = (rank: number): Sizes => [0, rank - 1, ...Array.from({ length: rank - 2 }, (_, i) => i + 1)];
+
+/** The axes in another order. */
+function transposed(file: OnnxFile, x: string, perm: Sizes, y?: string): string {
+  if (perm.some((axis, i) => axis !== i)) return file.put('Transpose', [x], { perm }, y);
+  return y === undefined ? x : file.put('Identity', [x], {}, y);
+}
 
 /** A value with the axes in our order, for what looks at the last ones. */
-const ours = (file: OnnxFile, x: string, rank: number | undefined): string =>
-  rank === 4 ? file.put('Transpose', [x], { perm: [0, 2, 3, 1] }) : x;
+function ours(file: OnnxFile, x: string, rank: number): string {
+  const order = inOnnx(rank);
+  return transposed(
+    file,
+    x,
+    order.map((_, axis) => order.indexOf(axis)),
+  );
+}
 
 /** The output of a node, from one with the axes in our order. */
-function reordered(file: OnnxFile, { outputs: [id = -1] }: GraphNode, from: string, y: string): void {
-  const image = file.graph.values[id]?.shape.length === 4;
-  file.put(image ? 'Transpose' : 'Identity', [from], image ? { perm: [0, 3, 1, 2] } : {}, y);
-}
+const reordered = (file: OnnxFile, { outputs: [id] }: GraphNode, from: string, y: string): string =>
+  transposed(file, from, inOnnx(file.shape(id).length), y);
 
 const forms: { readonly [op: string]: Form } = {
   relu: same('Relu'),
@@ -115,16 +129,15 @@ const forms: { readonly [op: string]: Form } = {
     file.put('Mul', [twice, file.constant([0.5])], {}, y);
   },
   matmul: (file, node, [x = '', by = ''], y) => {
-    const [a, b] = node.inputs.map((id) => file.graph.values[id]?.shape.length);
-    reordered(file, node, file.put('MatMul', [ours(file, x, a), ours(file, by, b)]), y);
+    const rank = file.shape(node.inputs[0]).length;
+    reordered(file, node, file.put('MatMul', [ours(file, x, rank), ours(file, by, rank)]), y);
   },
-  slice: (file, { attrs, inputs: [from = -1], outputs: [to = -1] }, [x = ''], y) => {
-    const [shape, part] = [from, to].map((id) => file.graph.values[id] as { readonly shape: Sizes });
-    if (!shape || !part) return;
-    const order = inOnnx(shape.shape.length);
-    const cut = nativeAxes(shape).flatMap((native, i) => {
+  slice: (file, { attrs, inputs: [from], outputs: [to] }, [x = ''], y) => {
+    const [shape, part] = [file.shape(from), file.shape(to)];
+    const order = inOnnx(shape.length);
+    const cut = nativeAxes({ shape }).flatMap((native, i) => {
       const start = (attrs.starts as Sizes)[native] ?? 0;
-      return shape.shape[i] === part.shape[i] ? [] : { axis: order.indexOf(i), start, size: part.shape[i] ?? 0 };
+      return shape[i] === part[i] ? [] : { axis: order.indexOf(i), start, size: part[i] ?? 0 };
     });
     if (cut.length === 0) return void file.put('Identity', [x], {}, y);
     const [starts, ends, axes] = [
@@ -134,25 +147,31 @@ const forms: { readonly [op: string]: Form } = {
     ];
     file.put('Slice', [x, ...[starts, ends, axes].map((list) => file.vector(list))], {}, y);
   },
-  transpose: (file, { attrs, inputs: [from = -1] }, [x = ''], y) => {
-    const shaped = file.graph.values[from] ?? { shape: [] };
-    const order = inOnnx(shaped.shape.length);
-    const native = nativeAxes(shaped);
+  transpose: (file, { attrs, inputs: [from] }, [x = ''], y) => {
+    const shape = file.shape(from);
+    const order = inOnnx(shape.length);
+    const native = nativeAxes({ shape });
     const axes = native.map((axis) => native.indexOf((attrs.axes as Sizes)[axis] ?? 0));
     file.put('Transpose', [x], { perm: order.map((axis) => order.indexOf(axes[axis] ?? 0)) }, y);
   },
   reshape: (file, node, [x = ''], y) => {
-    const [from, to] = [node.inputs[0], node.outputs[0]].map((id) => file.graph.values[id ?? -1]?.shape ?? []);
-    if (!from || !to) return;
+    const [from, to] = [file.shape(node.inputs[0]), file.shape(node.outputs[0])];
     const sizes = from[0] === to[0] ? [0, ...to.slice(1)] : to; // 0 is N, whatever it is
     reordered(file, node, file.put('Reshape', [ours(file, x, from.length), file.vector(sizes)]), y);
   },
-  mean: (file, { attrs, inputs: [from = -1] }, x, y) => {
-    const shaped = file.graph.values[from] ?? { shape: [] };
-    const axes = (attrs.axes as Sizes).map((axis) =>
-      inOnnx(shaped.shape.length).indexOf(nativeAxes(shaped).indexOf(axis)),
-    );
-    file.put('ReduceMean', x, { axes, keepdims: Number(attrs.keepDims) }, y);
+  mean: (file, { attrs, inputs: [from], outputs: [to] }, x, y) => {
+    const shape = file.shape(from);
+    const order = inOnnx(shape.length);
+    const gone = (attrs.axes as Sizes).map((axis) => nativeAxes({ shape }).indexOf(axis));
+    const reduce = { axes: gone.map((axis) => order.indexOf(axis)), keepdims: Number(attrs.keepDims) };
+    if (attrs.keepDims) return void file.put('ReduceMean', x, reduce, y);
+    // Without C the last axis that is left is the channels.
+    const left = order.filter((axis) => !gone.includes(axis));
+    const sorted = left.toSorted((a, b) => a - b);
+    const perm = inOnnx(file.shape(to).length).map((axis) => left.indexOf(sorted[axis] ?? 0));
+    const moves = perm.some((axis, i) => axis !== i);
+    const mean = file.put('ReduceMean', x, reduce, moves ? undefined : y);
+    if (moves) transposed(file, mean, perm, y);
   },
   interpolate: (file, { outputs: [to = -1] }, [x = ''], y) => {
     const size = file.put('Concat', [file.put('Shape', [x], { start: 0, end: 2 }), file.vector(file.extent(to))], {
@@ -180,8 +199,8 @@ const forms: { readonly [op: string]: Form } = {
   },
   concat: same('Concat', { axis: 1 }),
   relu6: (file, _, [x = ''], y) => file.put('Clip', [x, file.constant([0]), file.constant([6])], {}, y),
-  conv: (file, { attrs, params, outputs }, [x = ''], y) =>
-    file.weighted('Conv', x, { ...params, norm: file.normBehind(outputs[0]) }, window(attrs), y),
+  conv: (file, { attrs, params, inputs, outputs }, [x = ''], y) =>
+    file.weighted('Conv', x, { ...params, norm: file.normBehind(outputs[0]) }, window(attrs, file.shape(inputs[0])), y),
   octConv,
   linear: (file, { params }, [x = ''], y) => file.weighted('Gemm', x, params, { transB: 1 }, y),
   batchNorm: (file, { attrs, params }, [x = ''], y) => {
@@ -192,21 +211,24 @@ const forms: { readonly [op: string]: Form } = {
   maxPool: (file, node, [x = ''], y) => file.put('MaxPool', [x], fitted(file, node), y),
   avgPool: (file, node, [x = ''], y) => {
     // Counted padding is data; what lies beyond it never counts.
-    const padding = node.attrs.countIncludePad ? image(node.attrs.padding) : [0, 0];
+    const [shape, none] = [file.shape(node.inputs[0]), [0, 0, 0]];
+    const padding = spatial(node.attrs.countIncludePad ? node.attrs.padding : none, shape);
     const counted = padding.some(Boolean) ? pad(file, x, padding, padding, 0) : x;
     file.put('AveragePool', [counted], { ...fitted(file, node, padding), count_include_pad: 0 }, y);
   },
   globalAvgPool: (file, _, x, y) => file.put('Flatten', [file.put('GlobalAveragePool', x)], {}, y),
   upsampleNearest: (file, { attrs, inputs, outputs }, [x = ''], y) =>
-    upsample(file, x, image(attrs.scale), file.extent(inputs[0]), file.extent(outputs[0]), y),
-  pad: (file, { attrs }, [x = ''], y) =>
-    pad(file, x, image(attrs.before), image(attrs.after), attrs.value as number, y),
+    upsample(file, x, spatial(attrs.scale, file.shape(inputs[0])), file.extent(inputs[0]), file.extent(outputs[0]), y),
+  pad: (file, { attrs, inputs }, [x = ''], y) => {
+    const [before, after] = [attrs.before, attrs.after].map((sizes) => spatial(sizes, file.shape(inputs[0])));
+    pad(file, x, before ?? [], after ?? [], attrs.value as number, y);
+  },
 };
 
 /** The definition, part by part: see `octConv` in lib/ops.ts. */
 function octConv(file: OnnxFile, { inputs: [xH, xL], outputs: [yH, yL], attrs, params, name: layer }: GraphNode): void {
   const { kernel, stride, groups } = attrs as { kernel: Sizes; stride: number; groups: number };
-  const channels = (id: number | undefined) => file.graph.values[id ?? -1]?.shape.at(-1) ?? 0;
+  const channels = (id: number | undefined) => file.shape(id).at(-1) ?? 0;
   const depthwise = groups > 1 && groups === channels(xH) + channels(xL);
   const padding = kernel.map((size) => (size - 1) / 2);
   type Path = readonly [role: string, from: number | undefined, pools: number];
@@ -219,13 +241,13 @@ function octConv(file: OnnxFile, { inputs: [xH, xL], outputs: [yH, yL], attrs, p
     });
     const parts = there.map(({ role, weight, from, pools }, i) => {
       let x = file.read(from);
-      let size = file.extent(from);
+      let shape = file.shape(from);
       for (let pool = 0; pool < pools; pool++) {
-        x = file.pool(x, size, file.gridOf(from));
-        size = size.map((s) => Math.ceil(s / 2));
+        x = file.pool(x, shape, file.gridOf(from));
+        shape = halved(shape);
       }
       const one = kernel.map(() => 1);
-      const attrs = window({ kernel, stride: one, padding, groups: depthwise ? channels(from) : groups });
+      const attrs = window({ kernel, stride: one, padding, groups: depthwise ? channels(from) : groups }, shape);
       const held = { weight, norm, ...(i === 0 ? { bias } : { bare: true }) };
       const name = there.length === 1 ? file.name(y) : `/${layer}/${role}.${y}`;
       const part = file.weighted('Conv', x, held, attrs, name);
@@ -233,7 +255,8 @@ function octConv(file: OnnxFile, { inputs: [xH, xL], outputs: [yH, yL], attrs, p
       const grid = file.sumGrid(part);
       const rounded = file.quantize(part, grid);
       const up = role === 'l2h' && stride === 1;
-      return up ? file.quantize(upsample(file, rounded, [2, 2], size, file.extent(y)), grid) : rounded;
+      const whole = () => upsample(file, rounded, spatial([1, 2, 2], shape), shape.slice(1, -1), file.extent(y));
+      return up ? file.quantize(whole(), grid) : rounded;
     });
     if (parts.length > 1) file.put('Add', parts, {}, file.name(y));
   };
@@ -246,12 +269,12 @@ function octConv(file: OnnxFile, { inputs: [xH, xL], outputs: [yH, yL], attrs, p
  * The window of a pooling, padded at the end for just as many positions as it has: runtimes differ in what
  * `ceil_mode` makes of windows that start in the padding. `done` is how much of the padding x has already.
  */
-function fitted(file: OnnxFile, { attrs, inputs, outputs }: GraphNode, done: Sizes = [0, 0]): OnnxAttrs {
-  const { kernel_shape, strides, pads } = window(attrs) as { [name: string]: Sizes };
+function fitted(file: OnnxFile, { attrs, inputs, outputs }: GraphNode, done: Sizes = []): OnnxAttrs {
+  const { kernel_shape, strides, pads } = window(attrs, file.shape(inputs[0])) as { [name: string]: Sizes };
   const [x, y] = [file.extent(inputs[0]), file.extent(outputs[0])];
   const at = (sizes: Sizes | undefined, i: number) => sizes?.[i] ?? 0;
-  const begin = [0, 1].map((i) => at(pads, i) - at(done, i));
-  const end = [0, 1].map((i) => {
+  const begin = x.map((_, i) => at(pads, i) - at(done, i));
+  const end = x.map((_, i) => {
     const reach = (at(y, i) - 1) * at(strides, i) + at(kernel_shape, i);
     return Math.max(0, reach - at(begin, i) - at(x, i) - 2 * at(done, i));
   });
@@ -269,20 +292,21 @@ function upsample(file: OnnxFile, x: string, scale: Sizes, from: Sizes, to: Size
   const attrs = { mode: 'nearest', nearest_mode: 'floor', coordinate_transformation_mode: 'asymmetric' };
   const up = file.put('Resize', [x, '', file.constant([1, 1, ...scale])], attrs, whole ? y : file.fresh());
   if (whole) return y;
-  const [starts, axes] = [file.vector([0, 0]), file.vector([2, 3])];
+  const [starts, axes] = [file.vector(to.map(() => 0)), file.vector(to.map((_, i) => i + 2))];
   return file.put('Slice', [up, starts, file.vector(to), axes], {}, y);
 }
 
-/** Our sizes are [t, h, w]. */
-const image = (sizes: unknown): Sizes => (sizes as Sizes).slice(1);
+/** Of sizes [t, h, w] those of the axes that a shape has. */
+const spatial = (sizes: unknown, shape: Sizes): Sizes => (sizes as Sizes).slice(5 - shape.length);
 
-/** Kernel, stride, padding, dilation and groups in ONNX's words. */
-function window({ kernel, stride, padding, dilation, groups }: Attrs): OnnxAttrs {
+/** Kernel, stride, padding, dilation and groups in ONNX's words, for an input of a shape. */
+function window({ kernel, stride, padding, dilation, groups }: Attrs, shape: Sizes): OnnxAttrs {
+  const pads = spatial(padding, shape);
   return {
-    kernel_shape: image(kernel),
-    strides: image(stride),
-    pads: [...image(padding), ...image(padding)],
-    ...(dilation !== undefined && { dilations: image(dilation) }),
+    kernel_shape: spatial(kernel, shape),
+    strides: spatial(stride, shape),
+    pads: [...pads, ...pads],
+    ...(dilation !== undefined && { dilations: spatial(dilation, shape) }),
     ...(groups !== undefined && { group: groups as number }),
   };
 }

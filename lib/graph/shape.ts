@@ -4,7 +4,7 @@ import type { Shape } from '../tensor.js';
 
 type Shaped = { readonly shape: Shape };
 
-/** One number for every axis, or one for each: height and width of images, time, height and width of video. */
+/** A number for every axis that x has, as in PyTorch, or a list: [h, w] of images, [t, h, w] of video. */
 export type Size = number | readonly [h: number, w: number] | readonly [t: number, h: number, w: number];
 
 export function wrong(op: string, what: string): never {
@@ -110,7 +110,10 @@ export function windowed(op: string, x: Shaped, window: Window, c: number, ceilM
     const beyond = ceilMode ? stride - 1 : 0; // how far a window may stick out
     const room = size + 2 * padding - (window.dilation?.[i] ?? 1) * (kernel - 1) - 1 + beyond;
     if (room < 0)
-      wrong(op, `the kernel ${list(window.kernel.slice(-2))} does not fit into x ${of(x)} with its padding`);
+      wrong(
+        op,
+        `the kernel ${list(window.kernel.slice(5 - x.shape.length))} does not fit into x ${of(x)} with its padding`,
+      );
     const count = Math.floor(room / stride) + 1;
     return ceilMode && (count - 1) * stride >= size + padding ? count - 1 : count;
   });

@@ -4,7 +4,7 @@
  * last width.
  */
 import type { Traits } from '../targets.js';
-import type { Step, Steps } from './lower.js';
+import { seenValues, type Step, type Steps } from './lower.js';
 
 /** Where a value lies in a wider one: from which channel on. */
 export interface Slice {
@@ -16,10 +16,10 @@ export interface Slice {
 export const sliceOf = ({ slices }: Pick<Steps, 'slices'>, id: number): Slice =>
   slices?.get(id) ?? { of: id, channel: 0 };
 
-/** The values that must lie as they are: what the caller sees, and what other kernels than pitched ones take. */
-export function fixedValues({ steps, inputs, outputs }: Steps, ops: Traits['ops']): Set<number> {
-  const fixed = new Set([...inputs, ...outputs]);
-  for (const { op, inputs, outputs } of steps) {
+/** The values that must lie as they are: what is seen, and what other kernels than pitched ones take. */
+export function fixedValues(given: Steps, ops: Traits['ops']): Set<number> {
+  const fixed = new Set(seenValues(given));
+  for (const { op, inputs, outputs } of given.steps) {
     if (!ops[op]?.pitched) for (const id of [...inputs, ...outputs]) fixed.add(id);
   }
   return fixed;

@@ -5,7 +5,7 @@
 import type { Traits } from '../targets.js';
 import { besideI8 } from '../weights/source.js';
 import type { ComputeType, TensorType } from './graph.js';
-import { type Branch, convStep, sourcesOf, type Step, type Steps } from './lower.js';
+import { type Branch, convStep, seenValues, sourcesOf, type Step, type Steps } from './lower.js';
 
 /** How a quantized layer sees its input, as u8: x = scale * (q - zero). */
 export interface InputType {
@@ -73,7 +73,7 @@ function narrowTypes(given: Steps, { compute, traits }: Typing): Map<number, Typ
       else readers.set(id, [step]);
     }
   }
-  const ends = new Set([...given.inputs, ...given.outputs]);
+  const ends = new Set(seenValues(given));
   const takes = ({ op }: Step, { dtype }: Type) => traits.ops[op]?.dtypes.includes(dtype) ?? false;
   const keeps = ({ op }: Step) => traits.ops[op]?.keepsType ?? false;
   const mixes = ({ op, branches }: Step) => branches !== undefined || (traits.ops[op]?.mixesTypes ?? false);

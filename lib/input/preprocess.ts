@@ -8,8 +8,12 @@ import { type PlanOptions, planOptions, type RunOptions, runGraph, runOptions } 
 import { type Tensor, tensor } from '../tensor.js';
 import type { Picture } from './image.js';
 
-/** What becomes of a picture before the network sees it. */
+/** What becomes of a picture, or of each frame of a clip, before the network sees it. */
 export interface InputConfig {
+  /** Of video: frames of a clip. Absent: the network takes pictures. */
+  readonly frames?: number | undefined;
+  /** Of video: a clip has every so many-th frame of the source; default 1. */
+  readonly frameStride?: number | undefined;
   /** Size that the network sees: a crop from the middle. */
   readonly height: number;
   readonly width: number;
@@ -82,6 +86,8 @@ export const inputSchema = object({
   scale: v.optional(numberIn(1e-6, 1000, 'a positive number, from 1e-6 to 1000'), 1 / 255),
   mean: v.optional(perChannel(numberIn(-1e6, 1e6, 'a number'))),
   std: v.optional(perChannel(numberIn(1e-6, 1e6, 'a positive number'))),
+  frames: v.optional(size),
+  frameStride: v.optional(size),
 });
 
 /** Checks `input` of a config.json, which `file` names in errors, and fills in what was left out. */
@@ -113,6 +119,9 @@ export function resolveInput(given: GivenInput, where: string): InputConfig {
   const wrong = (what: string): never => {
     throw new OctconvError(`${where}${what}`);
   };
+  const { frames, frameStride = 1 } = given;
+  if (frames === undefined && given.frameStride !== undefined) wrong(': frameStride without frames, wanted both');
+  const clip = frames === undefined ? {} : { frames, frameStride };
   const side = Math.max(height, width);
   if (cropPct !== undefined && given.resize !== undefined)
     wrong(`: cropPct and resize say the same, wanted one of them`);
@@ -137,7 +146,7 @@ export function resolveInput(given: GivenInput, where: string): InputConfig {
     );
   }
   const unusual = { ...(!antialias && { antialias }), ...(channels !== 'rgb' && { channels }) };
-  return { height, width, resize, interpolation, ...unusual, scale, mean, std: each('std', 1) };
+  return { ...clip, height, width, resize, interpolation, ...unusual, scale, mean, std: each('std', 1) };
 }
 
 /** The same in words. */
@@ -187,22 +196,6 @@ function middle(spare: number): number {
 
 /** How many channels the network sees. */
 export const channelCount = ({ channels }: Pick<InputConfig, 'channels'>): 1 | 3 => (channels === 'gray' ? 1 : 3);
-
-/** An input of a network, [1, height, width, channels]: of the size that it was made for, unless another is given. */
-export function inputShape(
-  { input, options = {} }: Described,
-  size?: readonly [height: number, width: number],
-): readonly [number, number, number, number] {
-  const { height, width } = input ?? defaultInput(options.stem);
-  return [1, ...(size ?? ([height, width] as const)), options.channels ?? channelCount(input ?? {})];
-}
-
-interface Described {
-  readonly input?: InputConfig | undefined;
-  readonly options?:
-    | { readonly stem?: 'imagenet' | 'cifar' | undefined; readonly channels?: number | undefined }
-    | undefined;
-}
 
 /** Input of a network, [N, height, width, 3]; the last is 1 for `gray`. */
 export type InputTensor = Tensor<'f32', readonly [number, number, number, 1 | 3]>;

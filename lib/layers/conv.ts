@@ -8,9 +8,9 @@ import type { Vector } from '../tensor.js';
 import { checkCounts, type Feature, Module } from './module.js';
 
 export interface ConvLayerOptions {
-  /** One number for height and width, or [h, w], or [t, h, w] for video. */
+  /** [t, h, w] makes a layer of video; [h, w], or a number for both, one of images. */
   readonly kernel: Size;
-  /** Default 1. */
+  /** A number is for every axis that the kernel has, here and below: for time too in a layer of video. Default 1. */
   readonly stride?: Size | undefined;
   /** Default: half of the (dilated) kernel, "same" at stride 1. */
   readonly padding?: Size | undefined;
@@ -31,7 +31,7 @@ const convOptions = {
   bias: true,
 } satisfies Known<ConvLayerOptions>;
 
-/** Convolution of `from` to `to` channels: [N, H, W, from] -> [N, H', W', to]. */
+/** Convolution of `from` to `to` channels: [N, H, W, from] -> [N, H', W', to], or [N, T, H, W, from] likewise. */
 export class Conv extends Module {
   readonly weight: Parameter<Kernel>;
   readonly bias: Parameter<Vector> | undefined;
@@ -49,11 +49,13 @@ export class Conv extends Module {
     checkCounts(where, { from, to, groups });
     const fine = from % groups === 0 && to % groups === 0;
     check(where, fine, `${from} to ${to} channels, wanted multiples of ${groups} groups`);
-    const axes = Array.isArray(kernel) && kernel.length === 3 ? 3 : 2;
+    const axes = typeof kernel === 'number' ? 2 : Array.isArray(kernel) ? kernel.length : 0;
+    check(where, axes === 2 || axes === 3, `kernel ${show(kernel)}, wanted a number, [h,w] or [t,h,w]`);
     const window = perAxis(where, 'kernel', kernel, axes, 1);
-    const steps = perAxis(where, 'dilation', dilation, axes, 1);
-    perAxis(where, 'stride', stride, axes, 1);
-    if (padding !== undefined) perAxis(where, 'padding', padding, axes, 0);
+    const beside = ` for kernel ${show(kernel)}`;
+    const steps = perAxis(where, 'dilation', dilation, axes, 1, beside);
+    perAxis(where, 'stride', stride, axes, 1, beside);
+    if (padding !== undefined) perAxis(where, 'padding', padding, axes, 0, beside);
     this.weight = new Parameter([to, from / groups, ...window] as unknown as Kernel);
     this.bias = bias ? new Parameter([to]) : undefined;
     this.#options = {
@@ -81,7 +83,7 @@ export interface OctConvLayerOptions extends Omit<ConvLayerOptions, 'stride' | '
   readonly alphaIn?: number | undefined;
   /** The same of the output channels. */
   readonly alphaOut?: number | undefined;
-  /** 1 (default) or 2. */
+  /** 1 (default) or 2, of height and width: time stays as it is. */
   readonly stride?: number | undefined;
 }
 

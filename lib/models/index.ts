@@ -1,16 +1,18 @@
 import { OctconvError, show } from '../error.js';
-import type { InputConfig } from '../input/preprocess.js';
+import { channelCount, defaultInput, type InputConfig } from '../input/preprocess.js';
 import { didYouMean } from '../options.js';
+import type { Shape } from '../tensor.js';
 import type { Classifier, Family } from './family.js';
 import { type NetworkOptions, type ResolvedNetworkOptions, withDefaults } from './options.js';
 import { denseNets } from './densenet.js';
+import { i3ds } from './i3d.js';
 import { resNets } from './resnet.js';
 import { resNetsV2 } from './resnet-v2.js';
 import { seResNetsV2 } from './se-resnet-v2.js';
 
 export type { Classifier, Family, NetworkOptions };
 
-const registered = [resNets, resNetsV2, seResNetsV2, denseNets] as const;
+const registered = [resNets, resNetsV2, seResNetsV2, denseNets, i3ds] as const;
 
 /** Every family of networks; one that is added to the list is known everywhere. */
 export const families: Family[] = [...registered];
@@ -47,9 +49,37 @@ export function resolveNetworkOptions(
   return withDefaults(where, options, familyOf(name).options(name), beside);
 }
 
-/** How a picture becomes the input of a network, unless a model folder says it; undefined where none can. */
+/** How a picture or a clip becomes the input of a network, unless a model folder says it; undefined where none can. */
 export function defaultInputOf(name: AnyNetworkName, options: NetworkOptions): InputConfig | undefined {
   return familyOf(name).defaultInput(name, resolveNetworkOptions(name, options));
+}
+
+/** Sizes of an input that differ from those that a network is made for. */
+export interface InputSize {
+  readonly height?: number | undefined;
+  readonly width?: number | undefined;
+  /** Of a clip. */
+  readonly frames?: number | undefined;
+}
+
+/**
+ * One input of a network, [1, H, W, C] or [1, T, H, W, C]: of the size that it was made for, unless another is given.
+ * @throws OctconvError for frames of a network of images.
+ */
+export function inputShape({ name, options = {}, input }: Described, given: InputSize = {}): Shape {
+  // Where there is no input of so many channels, of the size of one of 3.
+  const usual = input ?? (name === undefined ? undefined : defaultInputOf(name, { ...options, channels: 3 }));
+  const { height, width, frames } = usual ?? defaultInput(options.stem);
+  if (frames === undefined && given.frames !== undefined)
+    throw new OctconvError(`${name ?? 'network'}: ${given.frames} frames, wanted none: its input is an image`);
+  const time = frames === undefined ? [] : [given.frames ?? frames];
+  return [1, ...time, given.height ?? height, given.width ?? width, options.channels ?? channelCount(usual ?? {})];
+}
+
+interface Described {
+  readonly name?: string | undefined;
+  readonly options?: NetworkOptions | undefined;
+  readonly input?: InputConfig | undefined;
 }
 
 /** The octave form of a plain network, if there is one. */

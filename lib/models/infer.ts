@@ -22,9 +22,6 @@ type Source = Pick<WeightSource, 'name' | 'tensors' | 'unreadable'>;
 /** The network and its options, from the names and shapes of its parameters, or of the records of an MXNet file. */
 export function inferOptions(source: Source): Inferred {
   const { name: where = 'weights', tensors } = source;
-  const { shape: stem = [] } = tensors.get('conv1.weight') ?? {};
-  if (stem.length === 5)
-    throw new OctconvError(`${where}: "conv1.weight" ${show(stem)} is of a video network, wanted one for pictures`);
   try {
     for (const family of families) {
       const records = recordsOf(tensors, family.parameterOf);

@@ -14,16 +14,22 @@ export interface NetworkOptions {
   readonly channels?: number | undefined;
   /** Blocks of the four stages, for names without a depth (`resnet-v2`). */
   readonly blocks?: readonly number[] | undefined;
+  /** Of video networks: whether they have non-local blocks (arXiv 1711.07971); default false. */
+  readonly nonLocal?: boolean | undefined;
+  /** Of video networks: taps over time of conv1, a list of odd numbers for each layer; default: those of its name. */
+  readonly temporalKernels?: readonly (readonly number[])[] | undefined;
 }
 
 export interface ResolvedNetworkOptions {
   readonly alpha: number;
   readonly width: number;
   readonly classes: number;
-  readonly stem: 'imagenet' | 'cifar';
   readonly channels: number;
-  /** Absent where the name says it. */
+  /** The others are absent where a network has no such option. */
+  readonly stem?: 'imagenet' | 'cifar';
   readonly blocks?: readonly number[];
+  readonly nonLocal?: boolean;
+  readonly temporalKernels?: readonly (readonly number[])[];
 }
 
 /** What an option may be, in words too, and what it is when it is left out. */
@@ -49,6 +55,24 @@ export function commonOptions(octave: boolean) {
     fits: (x) => x === 'imagenet' || x === 'cifar',
   };
   return { alpha, width: size(64), classes: size(1000), stem, channels: size(3) } satisfies OptionSchema;
+}
+
+/** An option that is there or not. */
+export const flag: Option<boolean> = {
+  usual: false,
+  wanted: 'true or false',
+  fits: (x) => typeof x === 'boolean',
+};
+
+/** `temporalKernels`, as many as a network has by its name. */
+export function temporalKernelsOption(usual: readonly (readonly number[])[]): Option<typeof usual> {
+  const counts = usual.map(({ length }) => length);
+  const isKernel = (x: unknown) => isSize(x) && Number(x) % 2 === 1 && Number(x) < 64;
+  const fits = (x: unknown) =>
+    Array.isArray(x) &&
+    x.length === counts.length &&
+    x.every((layer, i) => Array.isArray(layer) && layer.length === counts[i] && layer.every(isKernel));
+  return { usual, wanted: `lists of ${counts.join(', ')} odd integers from 1 to 63`, fits };
 }
 
 /** `width`, for a network that cannot have every one. */

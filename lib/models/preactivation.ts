@@ -106,7 +106,7 @@ export const alphasOf = ({ alpha }: ResolvedNetworkOptions): readonly number[] =
  * What the authors trained these on: (v - (124, 117, 104)) * 0.0167 of a picture resized by OpenCV's bicubic, which,
  * unlike ours, does not antialias.
  */
-export function symbolInput(stem: 'imagenet' | 'cifar'): InputConfig {
+export function symbolInput(stem: 'imagenet' | 'cifar' = 'imagenet'): InputConfig {
   if (stem === 'cifar') return defaultInput(stem);
   return {
     ...defaultInput(stem),

@@ -1,14 +1,24 @@
 /**
  * Post-activation ResNets and octave ResNets: basic blocks, or bottlenecks with the stride in the 3x3 ("v1b"). The
  * plain ones have torchvision's parameter names, the octave ones d-li14's. (arXiv 1512.03385; arXiv 1904.05049, section
- * 4.)
+ * 4.) The video networks (i3d.ts) are these with kernels over time.
  */
 import { OctconvError, show } from '../error.js';
 import type { Value } from '../graph/graph.js';
 import { defaultInput, inputOf } from '../input/preprocess.js';
-import { BatchNorm, Conv, ConvNorm, DeepModule, type Feature, Linear, Module, OctConvNorm } from '../layers/index.js';
+import {
+  BatchNorm,
+  Conv,
+  type ConvLayerOptions,
+  ConvNorm,
+  DeepModule,
+  type Feature,
+  Linear,
+  Module,
+  OctConvNorm,
+} from '../layers/index.js';
 import { Octave, splitChannels } from '../octave.js';
-import { add, globalAvgPool, maxPool, relu } from '../ops.js';
+import { add, globalAvgPool, maxPool, type PoolOptions, relu, type Size } from '../ops.js';
 import type { Matrix } from '../tensor.js';
 import type { Work } from '../turns.js';
 import { type Family, splitName, withOctave } from './family.js';
@@ -16,7 +26,7 @@ import { commonOptions, type ResolvedNetworkOptions } from './options.js';
 import { checkWidth, countBlocks, inferAlpha, inferEnds, nameOf } from './shapes.js';
 
 /** What a block takes and gives. */
-interface Place {
+export interface Place {
   readonly from: number;
   readonly width: number;
   readonly to: number;
@@ -25,7 +35,12 @@ interface Place {
   readonly alphaOut: number;
   /** Whether the shortcut needs a convolution: the shape changes. */
   readonly projected: boolean;
+  /** Of video: taps over time of a bottleneck's conv1. All other kernels have one. */
+  readonly time?: number | undefined;
 }
+
+/** A size along height and width: of images a number, of video [t, h, w]. */
+const along = (size: number, { time }: Place): Size => (time === undefined ? size : [1, size, size]);
 
 /** relu(x + 3x3(3x3(x))), where x is projected if the shape changes. */
 class BasicBlock extends Module {
@@ -71,8 +86,8 @@ class OctBasicBlock extends Module {
   }
 }
 
-/** relu(x + 1x1(3x3(1x1(x)))), where x is projected if the shape changes. */
-class Bottleneck extends Module {
+/** relu(x + 1x1(3x3(1x1(x)))), where x is projected if the shape changes; of video (kt)x1x1, 1x3x3 and 1x1x1. */
+export class Bottleneck extends Module {
   readonly conv1: Conv;
   readonly bn1: BatchNorm;
   readonly conv2: Conv;
@@ -81,15 +96,17 @@ class Bottleneck extends Module {
   readonly bn3: BatchNorm;
   readonly downsample: ConvNorm | undefined;
 
-  constructor({ from, width, to, stride, projected }: Place) {
+  constructor(place: Place) {
     super();
-    this.conv1 = new Conv(from, width, { kernel: 1 });
+    const { from, width, to, projected, time } = place;
+    const [one, stride] = [along(1, place), along(place.stride, place)];
+    this.conv1 = new Conv(from, width, { kernel: time === undefined ? 1 : [time, 1, 1] });
     this.bn1 = new BatchNorm(width);
-    this.conv2 = new Conv(width, width, { kernel: 3, stride });
+    this.conv2 = new Conv(width, width, { kernel: along(3, place), stride });
     this.bn2 = new BatchNorm(width);
-    this.conv3 = new Conv(width, to, { kernel: 1 });
+    this.conv3 = new Conv(width, to, { kernel: one });
     this.bn3 = new BatchNorm(to);
-    this.downsample = projected ? new ConvNorm(from, to, { kernel: 1, stride }) : undefined;
+    this.downsample = projected ? new ConvNorm(from, to, { kernel: one, stride }) : undefined;
   }
 
   forward(x: Feature): Feature {
@@ -101,19 +118,20 @@ class Bottleneck extends Module {
 }
 
 /** The same of octave convolutions. */
-class OctBottleneck extends Module {
+export class OctBottleneck extends Module {
   readonly conv1: OctConvNorm;
   readonly conv2: OctConvNorm;
   readonly conv3: OctConvNorm;
   readonly downsample: readonly OctConvNorm[];
 
-  constructor({ from, width, to, stride, alphaIn, alphaOut, projected }: Place) {
+  constructor(place: Place) {
     super();
-    const inside = { alphaIn: alphaOut, alphaOut };
-    this.conv1 = new OctConvNorm(from, width, { kernel: 1, alphaIn, alphaOut });
-    this.conv2 = new OctConvNorm(width, width, { kernel: 3, stride, ...inside });
-    this.conv3 = new OctConvNorm(width, to, { kernel: 1, ...inside });
-    this.downsample = projected ? [new OctConvNorm(from, to, { kernel: 1, stride, alphaIn, alphaOut })] : [];
+    const { from, width, to, stride, alphaIn, alphaOut, projected, time } = place;
+    const [one, inside] = [along(1, place), { alphaIn: alphaOut, alphaOut }];
+    this.conv1 = new OctConvNorm(from, width, { kernel: time === undefined ? 1 : [time, 1, 1], alphaIn, alphaOut });
+    this.conv2 = new OctConvNorm(width, width, { kernel: along(3, place), stride, ...inside });
+    this.conv3 = new OctConvNorm(width, to, { kernel: one, ...inside });
+    this.downsample = projected ? [new OctConvNorm(from, to, { kernel: one, stride, alphaIn, alphaOut })] : [];
   }
 
   forward(x: Octave<Feature>): Octave<Feature> {
@@ -125,25 +143,34 @@ class OctBottleneck extends Module {
   }
 }
 
-/** What differs between the plain and the octave network: the blocks, and what they pass to each other. */
-interface Form<F> {
-  readonly basic: new (place: Place) => Module<F, F>;
-  readonly bottleneck: new (place: Place) => Module<F, F>;
+/** What differs between the plain and the octave network: what blocks pass to each other, and what is done with it. */
+export interface Form<F> {
   enter(x: Feature): F;
+  each(x: F, f: (branch: Feature) => Feature): F;
   leave(x: F): Feature;
 }
 
-const plainForm: Form<Feature> = { basic: BasicBlock, bottleneck: Bottleneck, enter: (x) => x, leave: (x) => x };
+export const plainForm: Form<Feature> = { enter: (x) => x, each: (x, f) => f(x), leave: (x) => x };
 
-const octaveForm: Form<Octave<Feature>> = {
-  basic: OctBasicBlock,
-  bottleneck: OctBottleneck,
+export const octaveForm: Form<Octave<Feature>> = {
   enter: (x) => new Octave(x),
+  each: (x, f) => x.map(f),
   leave: (x) => x.high,
 };
 
-/** [N, H, W, channels] -> logits [N, classes] */
-class ResNet<F> extends DeepModule<Feature, Value<'f32', Matrix>> {
+/** The layers of a network: how many blocks each has, how wide what they give is, and the blocks. */
+export interface Layout<F> {
+  readonly stem: ConvLayerOptions;
+  /** Max-pools, behind the stem and behind layer1. */
+  readonly pools: readonly (PoolOptions | undefined)[];
+  readonly blocks: readonly number[];
+  /** A block gives so many times as many channels as its 3x3 has. */
+  readonly expansion: number;
+  block(place: Place, layer: number, index: number): Module<F, F>;
+}
+
+/** [N, H, W, channels] or [N, T, H, W, channels] -> logits [N, classes] */
+export class ResNet<F> extends DeepModule<Feature, Value<'f32', Matrix>> {
   readonly conv1: Conv;
   readonly bn1: BatchNorm;
   readonly layer1: readonly Module<F, F>[];
@@ -152,15 +179,17 @@ class ResNet<F> extends DeepModule<Feature, Value<'f32', Matrix>> {
   readonly layer4: readonly Module<F, F>[];
   readonly fc: Linear;
   readonly #form: Form<F>;
-  readonly #pools: boolean;
+  readonly #pools: Layout<F>['pools'];
 
-  constructor(kind: 'basic' | 'bottleneck', blocks: readonly number[], options: ResolvedNetworkOptions, form: Form<F>) {
+  constructor(
+    { alpha, width, classes, channels }: ResolvedNetworkOptions,
+    form: Form<F>,
+    { stem, pools, blocks, expansion, block }: Layout<F>,
+  ) {
     super();
-    const { alpha, width, classes, stem, channels } = options;
-    const expansion = kind === 'basic' ? 1 : 4;
     this.#form = form;
-    this.#pools = stem === 'imagenet';
-    this.conv1 = new Conv(channels, width, stem === 'imagenet' ? { kernel: 7, stride: 2 } : { kernel: 3 });
+    this.#pools = pools;
+    this.conv1 = new Conv(channels, width, stem);
     this.bn1 = new BatchNorm(width);
     // Octave from the first block of layer1 on, which splits; the first block of layer4 merges.
     const alphas = [0, alpha, alpha, alpha, 0];
@@ -172,9 +201,9 @@ class ResNet<F> extends DeepModule<Feature, Value<'f32', Matrix>> {
         const stride = i === 0 && index > 1 ? 2 : 1;
         const resplit = splitChannels(from, alphaIn).low !== splitChannels(to, alphaOut).low;
         const projected = stride > 1 || from !== to || resplit;
-        const block = new form[kind]({ from, width: inner, to, stride, alphaIn, alphaOut, projected });
+        const made = block({ from, width: inner, to, stride, alphaIn, alphaOut, projected }, index, i);
         [from, alphaIn] = [to, alphaOut];
-        return block;
+        return made;
       });
     this.layer1 = layer(1);
     this.layer2 = layer(2);
@@ -184,18 +213,22 @@ class ResNet<F> extends DeepModule<Feature, Value<'f32', Matrix>> {
   }
 
   *work(x: Feature): Work<Value<'f32', Matrix>> {
-    const stem = relu(this.bn1.forward(this.conv1.forward(x)));
-    let y = this.#form.enter(this.#pools ? maxPool(stem, { kernel: 3, stride: 2, padding: 1 }) : stem);
-    for (const block of [this.layer1, this.layer2, this.layer3, this.layer4].flat()) {
-      yield;
-      y = block.forward(y);
+    const pooled = (y: F, pool: PoolOptions | undefined) =>
+      pool ? this.#form.each(y, (branch) => maxPool(branch, pool)) : y;
+    let y = this.#form.enter(relu(this.bn1.forward(this.conv1.forward(x))));
+    for (const [i, blocks] of [[], this.layer1, this.layer2, this.layer3, this.layer4].entries()) {
+      for (const block of blocks) {
+        yield;
+        y = block.forward(y);
+      }
+      y = pooled(y, this.#pools[i]);
     }
     return this.fc.forward(globalAvgPool(this.#form.leave(y)));
   }
 }
 
 const basic = { 'resnet-18': [2, 2, 2, 2], 'resnet-34': [3, 4, 6, 3] } as const;
-const bottleneck = {
+export const bottleneck = {
   'resnet-26': [2, 2, 2, 2],
   'resnet-50': [3, 4, 6, 3],
   'resnet-101': [3, 4, 23, 3],
@@ -212,10 +245,17 @@ export const resNets: Family<(typeof names)[number]> = {
 
   build(name, options) {
     const { plain, octave } = splitName(name);
-    const kind = plain in basic ? 'basic' : 'bottleneck';
+    const imagenet = options.stem === 'imagenet';
+    const layout = {
+      stem: imagenet ? { kernel: 7, stride: 2 } : { kernel: 3 },
+      pools: imagenet ? [{ kernel: 3, stride: 2, padding: 1 }] : [],
+      blocks: all[plain],
+      expansion: plain in basic ? 1 : 4,
+    };
+    const [Plain, Oct] = plain in basic ? [BasicBlock, OctBasicBlock] : [Bottleneck, OctBottleneck];
     return octave
-      ? new ResNet(kind, all[plain], options, octaveForm)
-      : new ResNet(kind, all[plain], options, plainForm);
+      ? new ResNet(options, octaveForm, { ...layout, block: (place) => new Oct(place) })
+      : new ResNet(options, plainForm, { ...layout, block: (place) => new Plain(place) });
   },
 
   defaultInput: (_, { stem, channels }) => inputOf(defaultInput(stem), channels),
@@ -224,6 +264,7 @@ export const resNets: Family<(typeof names)[number]> = {
     // Pre-activation networks have a last batch normalisation, the tail.
     const octave = parameters.has('layer1.0.conv1.conv.conv_h2h.weight');
     if ((!octave && !parameters.has('layer1.0.conv1.weight')) || parameters.has('tail.weight')) return undefined;
+    if (parameters.get('conv1.weight')?.length === 5) return undefined; // of video
     const ends = inferEnds(parameters);
     const weightOf = (layer: string) => `${layer}${octave ? '.conv.conv_h2h' : ''}.weight`;
     const blocks = countBlocks(parameters);

@@ -14,7 +14,9 @@ export function shapeOf(parameters: Shapes, name: string, rank: number): readonl
 }
 
 /** The stem, its width and the channels of the input, from `conv1.weight`; the classes, from `fc.weight`. */
-export function inferEnds(parameters: Shapes): Pick<ResolvedNetworkOptions, 'width' | 'classes' | 'stem' | 'channels'> {
+export function inferEnds(
+  parameters: Shapes,
+): Pick<Required<ResolvedNetworkOptions>, 'width' | 'classes' | 'stem' | 'channels'> {
   const [width = 0, channels = 0, height, kernel] = shapeOf(parameters, 'conv1.weight', 4);
   const [classes = 0] = shapeOf(parameters, 'fc.weight', 2);
   if (height === kernel && kernel === 7) return { width, classes, stem: 'imagenet', channels };
@@ -49,9 +51,10 @@ export function checkWidth(
   weightOf: (layer: string) => string,
   width: number,
   depth: number,
+  rank: 4 | 5 = 4,
 ): void {
-  const [out = 0] = shapeOf(parameters, weightOf('layer4.0.conv1'), 4);
-  const [, perGroup = 1] = shapeOf(parameters, weightOf('layer4.0.conv2'), 4);
+  const [out = 0] = shapeOf(parameters, weightOf('layer4.0.conv1'), rank);
+  const [, perGroup = 1] = shapeOf(parameters, weightOf('layer4.0.conv2'), rank);
   const inner = out / 8;
   const groups = out / perGroup;
   const name = groups > 1 ? `ResNeXt-${depth} ${groups}x${inner / groups}d` : `Wide ResNet-${depth}-${inner / width}`;

@@ -39,6 +39,7 @@ const file = (usual: string) =>
   v.optional(v.pipe(v.string(wantedFile), v.regex(/^(?!config\.json$)[^./\\][^/\\]*$/, wantedFile)), usual);
 const wantedName = 'a name as "oct-resnet-50"';
 const wantedBlocks = 'four integers';
+const wantedKernels = 'four lists of integers';
 const size = integerIn(1, 65536);
 
 /** What a network accepts of the options, its family says (lib/models). */
@@ -49,6 +50,8 @@ const optionsSchema = object({
   stem: v.optional(oneOf('imagenet', 'cifar')),
   channels: v.optional(size),
   blocks: v.optional(v.pipe(v.array(size, wantedBlocks), v.maxLength(4, wantedBlocks))),
+  nonLocal: v.optional(v.boolean('true or false')),
+  temporalKernels: v.optional(v.array(v.array(size, wantedKernels), wantedKernels)),
 });
 
 /** The whole config.json, as `schemas/config.schema.json` describes it to editors. */

@@ -6,6 +6,7 @@
 #include <memory>
 #include <span>
 
+#include "histogram.h"
 #include "plan.h"
 
 namespace octconv {
@@ -29,9 +30,10 @@ struct Traits {
   size_t align = 64;        // of values in the arena, in bytes
   size_t channelAlign = 1;  // zeros behind the channels of a pixel fill them up to multiples, in bytes
   Fuses fuses = Fuses::nothing;
-  int mostPooled = 2;                   // how often P is applied to what a convolution stores, at most
-  bool subBatches = false;              // goes over a batch some images at a time
-  std::map<int64_t, int64_t> winograd;  // hints `winograd` that it knows, and the most channels of i8 that each sums up
+  int mostPooled = 2;       // how often P is applied to what a convolution stores, at most
+  bool subBatches = false;  // goes over a batch some images at a time
+  std::map<std::string, int64_t>
+      winograd;  // what it knows of 2, 4 and overTime, and how many channels of i8 each sums up
   std::vector<DType> computes{DType::f32};  // what convolutions may multiply
   std::vector<DType> dotProducts;           // what of it is faster than f32
   size_t idleBytes = size_t{32} << 20;      // that the plans of a model may keep between runs, unless told otherwise
@@ -53,6 +55,7 @@ struct Request {
   std::vector<std::span<std::byte>> inputs, outputs;
   Buffers kept;                         // outputs that stay on the device
   std::vector<float> stepMilliseconds;  // of each step, or one for all of them together, or none if not wanted
+  std::vector<Histogram> histograms;    // of PlanSpec::observed
   std::atomic<bool> stop = false;       // may be set at any time
   bool completed = false;               // false if it was stopped or failed
   std::string error;                    // why it failed

@@ -63,6 +63,21 @@ static void checkSegments(PlanSpec& spec) {
   if (first != spec.steps.size()) fail("plan: segments must cover all steps");
 }
 
+static void checkObserved(const PlanSpec& spec) {
+  std::set<size_t> written, known;
+  for (const PlanSpec::Step& step : spec.steps) written.insert(step.outputs.begin(), step.outputs.end());
+  for (const size_t id : spec.observed) {
+    if (id >= spec.values.size()) fail("plan: observed value ", id, " of ", spec.values.size());
+    const PlanSpec::Value& value = spec.values[id];
+    const bool whole = value.place == PlanSpec::Place::input && value.rounds == 1;
+    if (!whole && !written.count(id)) fail("plan: observed value ", id, " is no whole input, and no step writes it");
+    if (value.type.dtype != DType::f32 || value.type.gap)
+      fail("plan: observed value ", id, " is ", nameOf(value.type.dtype), " ", value.type.shape, " of pitch ",
+           value.type.pitch(), ", wanted f32 without gaps");
+    if (!known.insert(id).second) fail("plan: value ", id, " is observed twice");
+  }
+}
+
 static void checkNode(const Node& node, const std::string& device, const Traits& traits) {
   const Contract* contract = Registered<Contract>::find(node.op);
   if (!contract) fail(node.op, ": there is no such op");
@@ -89,6 +104,7 @@ void complete(PlanSpec& spec, const std::string& device, const Traits& traits) {
   placeValues(spec);
   typeNodes(spec);
   checkSegments(spec);
+  checkObserved(spec);
   for (const PlanSpec::Step& step : spec.steps) checkNode(step.node, device, traits);
 }
 

@@ -28,6 +28,7 @@ struct PlanSpec {
   std::vector<Value> values;
   std::vector<Step> steps;
   std::vector<Segment> segments;  // none: all steps once
+  std::vector<size_t> observed;   // inputs, and values that a step writes, of which a run makes histograms
 
   std::vector<size_t> inputBytes, outputBytes;  // of the run's inputs and outputs, filled in from the values
 };

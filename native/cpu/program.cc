@@ -39,6 +39,8 @@ HostProgram::HostProgram(PlanSpec given, std::vector<Kernel> made) : spec(std::m
   runBytes_ = layout.size();
   for (const auto* sizes : {&spec.inputBytes, &spec.outputBytes})
     for (const size_t bytes : *sizes) boundary.add(bytes);
+  histogramOf.resize(spec.values.size(), spec.observed.size());
+  for (size_t i = 0; i < spec.observed.size(); i++) histogramOf[spec.observed[i]] = i;
   for (const size_t bytes : {runBytes_, boundary.size()})
     if (bytes > static_cast<size_t>(mostBytes)) fail("plan: a run takes ", bytes, " bytes, wanted at most ", mostBytes);
 }
@@ -57,6 +59,7 @@ struct HostProgram::HostRequest : Request {
     };
     place(program->spec.inputBytes, inputs);
     place(program->spec.outputBytes, outputs);
+    histograms.resize(program->spec.observed.size());
   }
   ~HostRequest() override { program->boundaries.give(std::move(memory)); }
 };
@@ -89,6 +92,13 @@ void HostProgram::go(Request& request, Crew& crew) {
                             : arena + value.at;
     return value.rounds == 1 ? first : first + static_cast<size_t>(round) * value.type.stride();
   };
+  const auto observe = [&](size_t id, const void* data) {
+    if (histogramOf[id] == spec.observed.size()) return;
+    const auto elements = static_cast<size_t>(spec.values[id].type.shape.elements());
+    request.histograms[histogramOf[id]].add({static_cast<const float*>(data), elements}, crew);
+  };
+  for (const size_t id : spec.observed)
+    if (spec.values[id].place == PlanSpec::Place::input) observe(id, address(id, 0));
   Run& run = room.run;
   run.crew = &crew;
   run.shared = arena + sharedAt;
@@ -104,6 +114,7 @@ void HostProgram::go(Request& request, Crew& crew) {
       clearPads(crew, spec.values[id].type, static_cast<char*>(run.outputs.back()));
     }
     kernels[i].run(run);
+    for (size_t k = 0; k < run.outputs.size(); k++) observe(spec.steps[i].outputs[k], run.outputs[k]);
     if (request.stepMilliseconds.empty()) return;
     const auto now = Clock::now();
     request.stepMilliseconds[request.stepMilliseconds.size() > 1 ? i : 0] +=

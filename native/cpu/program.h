@@ -63,6 +63,7 @@ class HostProgram : public Program {
   const PlanSpec spec;
   const std::vector<Kernel> kernels;
   std::vector<StepInfo> infos;
+  std::vector<size_t> histogramOf;  // of each value; behind the last one: none
   size_t sharedAt = 0, scratchAt = 0, scratchStride = 0, runBytes_ = 0;
   Layout boundary;  // of a request: inputs and outputs
   Idle<Room> rooms;

@@ -60,6 +60,46 @@ static void input(const WinogradInput& given) {
   }
 }
 
+// --- Inputs over time -------------------------------------------------------------------------------------------
+
+// B^T of F(4, 5).
+OCTCONV_INLINE void inputLine(const Vec (&d)[8], Vec (&to)[8]) {
+  to[0] = d[0] - d[6] + 5.25f * (d[4] - d[2]);
+  const Vec a = d[2] + d[6] - 4.25f * d[4], b = d[1] + d[5] - 4.25f * d[3];
+  to[1] = a + b;
+  to[2] = a - b;
+  const Vec c = d[6] + .25f * d[2] - 1.25f * d[4], e = .5f * d[1] - 2.5f * d[3] + 2.f * d[5];
+  to[3] = c + e;
+  to[4] = c - e;
+  const Vec f = d[6] + 4.f * d[2] - 5.f * d[4], g = 2.f * d[1] - 2.5f * d[3] + .5f * d[5];
+  to[5] = f + g;
+  to[6] = f - g;
+  to[7] = d[7] - d[1] + 5.25f * (d[3] - d[5]);
+}
+
+template <int positions, class T>
+static void inputOverTime(const OverTimeInput& given) {
+  const OverTimeInput t = given;
+  using V = decltype(widened(static_cast<const T*>(nullptr)));
+  constexpr int all = elements<T>;
+  constexpr ptrdiff_t each = sizeof(V) / all;
+  for (int64_t c = 0; c < t.count; c += all) {
+    const int count = t.count - c < all ? static_cast<int>(t.count - c) : all;
+    V d[positions], out[positions];
+#pragma GCC unroll 8
+    for (int p = 0; p < positions; p++) d[p] = widened(reinterpret_cast<const T*>(t.planes[p]) + c * t.steps[p], count);
+    inputLine(d, out);
+#pragma GCC unroll 8
+    for (int p = 0; p < positions; p++) {
+      char* to = t.to + p * t.positionStride + c * each;
+      if (count == all)
+        reinterpret_cast<Anywhere<V>*>(to)->value = out[p];
+      else
+        __builtin_memcpy(to, &out[p], count * each);
+    }
+  }
+}
+
 // --- Outputs ----------------------------------------------------------------------------------------------------
 
 OCTCONV_INLINE Vec last(Vec sum) { return sum; }
@@ -132,6 +172,43 @@ static void output(const WinogradOutput& given) {
   }
 }
 
+// --- Outputs over time ------------------------------------------------------------------------------------------
+
+// A^T of F(4, 5).
+OCTCONV_INLINE void outputLine(const Vec (&m)[8], Vec (&to)[4]) {
+  const Vec s = m[1] + m[2], d = m[1] - m[2], u = m[3] + m[4], v = m[3] - m[4], w = m[5] + m[6], x = m[5] - m[6];
+  to[0] = m[0] + s + u + w;
+  to[1] = d + 2.f * v + .5f * x;
+  to[2] = s + 4.f * u + .25f * w;
+  to[3] = d + 8.f * v + .125f * x + m[7];
+}
+
+OCTCONV_INLINE Vec unscaledOverTime(Vec sum) { return sum; }
+// Divides by 24 = 3 * 8.
+OCTCONV_INLINE IntVec unscaledOverTime(Bits sum) { return (IntVec)(sum * 0xaaaaaaabu) >> 3; }
+
+template <int positions, class Sum, class T>
+static void outputOverTime(const WinogradOutput& given, int64_t pixels, int64_t pixelStride) {
+  const WinogradOutput t = given;
+  for (int64_t c = 0; c < t.channels; c += lanes) {
+    const int count = t.channels - c < lanes ? static_cast<int>(t.channels - c) : lanes;
+    const Vec scale = t.scale ? load(t.scale + c) * t.steps : Vec{}, bias = load(t.bias + c) * t.steps + t.shift;
+    for (int64_t pixel = 0; pixel < pixels; pixel++) {
+      Sum line[positions], out[4];
+#pragma GCC unroll 8
+      for (int p = 0; p < positions; p++) line[p] = sumAt<Sum>(t.from, p * t.positionStride + pixel * pixelStride + c);
+      outputLine(line, out);
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; i++) {
+        if (i >= t.rows) break;
+        const Vec sum = asFloat(unscaledOverTime(out[i])), v = t.scale ? sum * scale + bias : sum + bias;
+        finishVector<T, T>(t, v, i * t.row + pixel * t.pitch + c, i * t.residualRow + pixel * t.residualPitch + c,
+                           count);
+      }
+    }
+  }
+}
+
 void winogradInput2(const WinogradInput& t) {
   if (t.dtype == DType::f32) input<2, float>(t);
   if (t.dtype == DType::bf16) input<2, BFloat16>(t);
@@ -149,6 +226,20 @@ void winogradOutput2(const WinogradOutput& t) {
 void winogradOutput4(const WinogradOutput& t) {
   if (t.integers) return output<4, Bits, uint8_t>(t);
   t.out.dtype == DType::bf16 ? output<4, Vec, BFloat16>(t) : output<4, Vec, float>(t);
+}
+
+void overTimeInput(const OverTimeInput& t) {
+  if (t.dtype == DType::f32) t.positions == 8 ? inputOverTime<8, float>(t) : inputOverTime<6, float>(t);
+  if (t.dtype == DType::bf16) t.positions == 8 ? inputOverTime<8, BFloat16>(t) : inputOverTime<6, BFloat16>(t);
+  if (t.dtype == DType::u8) inputOverTime<6, uint8_t>(t);
+}
+void overTimeOutput(const WinogradOutput& t, int positions, int64_t pixels, int64_t pixelStride) {
+  if (t.integers) return outputOverTime<6, Bits, uint8_t>(t, pixels, pixelStride);
+  if (t.out.dtype == DType::bf16)
+    return positions == 8 ? outputOverTime<8, Vec, BFloat16>(t, pixels, pixelStride)
+                          : outputOverTime<6, Vec, BFloat16>(t, pixels, pixelStride);
+  positions == 8 ? outputOverTime<8, Vec, float>(t, pixels, pixelStride)
+                 : outputOverTime<6, Vec, float>(t, pixels, pixelStride);
 }
 
 }  // namespace octconv::OCTCONV_LEVEL

@@ -30,6 +30,7 @@ int64_t Program::placeOf(size_t id, int64_t round) const {
 
 Program::Program(Gpu& gpu, const Kernels& (*find)(const std::string& op), PlanSpec given)
     : gpu(gpu), context(gpu.context()), spec(std::move(given)), infos(spec.steps.size()) {
+  if (!spec.observed.empty()) fail("plan: values are observed in host memory, on cpu and reference only");
   Layout arena, boundary;
   arena.add(spec.arenaBytes);
   for (const auto& [sizes, places] : {std::pair{&spec.inputBytes, &inputsAt}, std::pair{&spec.outputBytes, &outputsAt}})

@@ -36,7 +36,7 @@
 //
 // Inputs, residual and stores may be padded, or slices of wider tensors (TensorType::gap).
 //
-// hints: what a device's own pass chose; winograd: 2 or 4 (cpu, winograd.cc).
+// hints: what a device's own pass chose; winograd: 2 or 4 (cpu, winograd.cc), overTime: 4 along T (cpu, overtime.cc).
 #include "contract.h"
 
 #include <algorithm>
@@ -131,7 +131,9 @@ static Store storeOf(const Attr& s) {
 }
 
 static Branch branchOf(const Attr& b) {
-  Branch branch{{}, {}, {}, {}, computeOf(b), b.has("hints") ? b["hints"].integer("winograd", 0) : 0};
+  Branch branch{{}, {}, {}, {}, computeOf(b), 0, false};
+  if (b.has("hints"))
+    branch.winograd = b["hints"].integer("winograd", 0), branch.overTime = b["hints"].flag("overTime");
   if (b.has("gated")) {
     if (!b["terms"].list().empty() || branch.compute != Compute::f32 || branch.winograd)
       fail("octConv: a branch with a gate has no terms and computes in f32");
@@ -258,7 +260,8 @@ std::string formatOf(const Attr& attrs) {
   const auto norm = [&](const std::string& role, double eps) {
     if (!role.empty()) out << " norm " << role << ' ' << eps;
   };
-  out << static_cast<int>(branch.compute) << " winograd " << branch.winograd << " groups " << branch.groups();
+  out << static_cast<int>(branch.compute) << " winograd " << branch.winograd << (branch.overTime ? " over time" : "")
+      << " groups " << branch.groups();
   for (const Term& term : branch.terms) {
     out << " term " << term.bias;
     norm(term.batchNorm, term.eps);

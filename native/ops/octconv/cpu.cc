@@ -47,10 +47,12 @@ Sum sumOf(const Node& node, const BranchPlan& b, const Shape& y, bool low) {
   const Branch& branch = b.spec;
   const bool depthwise = b.packed->depthwise;
   Sum sum;
-  const int64_t bytes = sizeOf(branch.compute);
+  const int64_t bytes = branch.overTime ? packedInputBytes(branch) : sizeOf(branch.compute);
   sum.grid = sum.points = low ? halved(y) : y;
-  if (const int64_t o = branch.winograd; o > 0)
+  const bool tiles = branch.winograd && !branch.overTime;
+  if (const int64_t o = branch.winograd; tiles)
     sum.points.h = (sum.grid.h + o - 1) / o, sum.points.w = (sum.grid.w + o - 1) / o;
+  if (branch.overTime) sum.points.n = sum.points.t = 1;  // a position
   sum.tapRuns.resize(branch.groups());
   size_t next = 0;
   branch.eachSource([&](const Source& s) {
@@ -58,14 +60,15 @@ Sum sumOf(const Node& node, const BranchPlan& b, const Shape& y, bool low) {
     if (s.upsample != low) return;
     const TensorType& x = node.inputs[s.input];
     const int64_t inGroup = x.shape.c / s.groups;
-    const bool rowTaps = !branch.winograd && inGroup < fewChannels && s.kernel.w > 1 && s.groups == 1 &&
-                         s.dilation.w == 1 && s.pool == 0;
+    const bool rowTaps =
+        !tiles && inGroup < fewChannels && s.kernel.w > 1 && s.groups == 1 && s.dilation.w == 1 && s.pool == 0;
     Shape read = x.shape;  // what tiles read of it; beyond the channels are zeros
     if (!depthwise) read.c = s.groups * wordsOf(inGroup, branch.compute) * perWord(branch.compute);
     const bool whole = read.c == x.shape.c || (s.groups == 1 && read.c <= x.shape.c + x.pad);
     const bool asIs =
         x.dtype == operandType(branch.compute) && whole && s.pool == 0 && !rowTaps && s.prologue.isIdentity();
-    TileSource source{branch.winograd ? overTiles(s, branch.winograd) : s, {}, read, x.pitch(), {}, rowTaps};
+    TileSource source{
+        tiles ? overTiles(s, branch.winograd) : branch.overTime ? atPosition(s) : s, {}, read, x.pitch(), {}, rowTaps};
     if (!asIs) {
       // A depthwise convolution reads elements, not words: one group, as wide as it is.
       source.prepared =
@@ -75,6 +78,7 @@ Sum sumOf(const Node& node, const BranchPlan& b, const Shape& y, bool low) {
       source.shape = halved(source.prepared->padded, s.pool);
       source.pitch = source.shape.c;
     }
+    if (branch.overTime) source.shape.n = source.shape.t = 1, source.pitch = source.shape.c;
     const int64_t all = source.shape.c * bytes, channels = all / s.groups;
     for (int64_t g = 0; g < branch.groups(); g++)
       sum.tapRuns[g].push_back({source.taps(),
@@ -211,39 +215,35 @@ size_t layOutStores(BranchPlan& b, size_t from, Layout& shared) {
   for (StoreGroup& group : b.stores) {
     if (group.mean) group.rowSums = shared.add(product(y.rows(), y.c, sizeof(double)));
     for (int k = 0; k < group.levels; k++) {
-      const int64_t rows = b.planes > 1 ? b.planes * halved(y, k).h : (b.rows >> k) + 1;
       const Shape level = halved(y, k);
+      const int64_t rows = product(b.planes, std::min(level.h, (b.rows >> k) + 1));
       if (!group.outputs[k]) group.scratch[k] = layout.add(product(rows, level.w, level.c, bytesOf(group.type.dtype)));
     }
   }
   return layout.size();
 }
 
-// Where a block's part of a level begins.
-char* levelAt(const BranchPlan& b, const StoreGroup& group, int k, const Block& block, const Run& run, char* memory) {
-  if (!group.outputs[k]) return memory + group.scratch[k];
+// Where a block's part of a level is.
+Destination levelAt(const BranchPlan& b, const StoreGroup& group, int k, const Block& block, const Run& run,
+                    char* memory) {
+  const Window at = windowAt(b.main.grid, block, k);
   const Shape level = halved(b.main.grid, k);
-  const auto bytes = static_cast<int64_t>(bytesOf(group.type.dtype));
-  return run.out<char>(*group.outputs[k]) + rowAt(b.main.grid, block.row, k) * level.w * group.pitches[k] * bytes;
+  const int64_t row = level.w * group.pitches[k] * static_cast<int64_t>(bytesOf(group.type.dtype));
+  if (!group.outputs[k]) return {memory + group.scratch[k], (at.rowEnd - at.row) * row};
+  return {run.out<char>(*group.outputs[k]) + (at.plane * level.h + at.row) * row, level.h * row};
 }
 
 // P of a level, of all panels at once: lines of one panel, a power of two apart, share few sets of the cache (the first
 // stage's last convolutions took 10 % longer panel by panel).
 void halveLevel(const BranchPlan& b, const StoreGroup& group, int k, const Block& block, const Panel& panels,
-                const char* from, char* to) {
+                const Destination& from, const Destination& to) {
   const auto halve = OCTCONV_PICK(halveRows);
-  const Shape &y = b.main.grid, in = halved(y, k - 1), out = halved(y, k);
-  const int64_t pitch = group.pitches[k - 1], outPitch = group.pitches[k];
-  const auto bytes = static_cast<int64_t>(bytesOf(group.type.dtype));
-  for (int64_t row = block.row; row < block.rowEnd;) {  // plane by plane
-    const int64_t end = std::min(block.rowEnd, (row / y.h + 1) * y.h);
-    const int64_t first = rowAt(y, row, k - 1), last = rowAt(y, end - 1, k - 1) + 1;
-    const int64_t at = (first - rowAt(y, block.row, k - 1)) * in.w * pitch,
-                  toFirst = (rowAt(y, row, k) - rowAt(y, block.row, k)) * out.w * outPitch;
-    halve(group.type.dtype, from + (at + panels.begin) * bytes, pitch, last - first, in.w,
-          to + (toFirst + panels.begin) * bytes, outPitch, static_cast<int>(panels.channels));
-    row = end;
-  }
+  const Window in = windowAt(b.main.grid, block, k - 1);
+  const int64_t begin = panels.begin * static_cast<int64_t>(bytesOf(group.type.dtype));
+  for (int64_t p = 0; p < block.planes(); p++)
+    halve(group.type.dtype, from.first + p * from.planeStep + begin, group.pitches[k - 1], in.rowEnd - in.row,
+          halved(b.main.grid, k - 1).w, to.first + p * to.planeStep + begin, group.pitches[k],
+          static_cast<int>(panels.channels));
 }
 
 // Level 0 of a group, of the values that tiles have written.
@@ -275,21 +275,28 @@ void activateValues(const StoreGroup& group, const Elements& x, int64_t pitch, c
 void runStores(const BranchPlan& b, const Block& block, const Run& run, char* memory) {
   const Panel panels = channelsOf(b, block);
   const Shape& y = b.main.grid;
-  const int64_t rows = block.rowEnd - block.row;
   const auto at = [&](const StoreGroup& group, int k) { return levelAt(b, group, k, block, run, memory); };
-  const auto elements = [&](const StoreGroup& group, int64_t pixel) {
-    return from(elementsOf(at(group, 0), group.type), pixel * group.pitches[0] + panels.begin);
+  const auto elements = [&](const StoreGroup& group, int64_t plane, int64_t pixel) {
+    const Destination level = at(group, 0);
+    return from(elementsOf(level.first + plane * level.planeStep, group.type), pixel * group.pitches[0] + panels.begin);
   };
   const StoreGroup& written = b.stores[0];
+  const Stretch stretch = stretchesOf(y, block);
   for (const StoreGroup& group : b.stores) {
     if (&group != &written)
-      activateValues(group, elements(written, 0), written.pitches[0], elements(group, 0), panels, rows * y.w);
+      for (int64_t i = 0; i < stretch.count; i++)
+        activateValues(group, elements(written, i, 0), written.pitches[0], elements(group, i, 0), panels,
+                       stretch.pixels);
     for (int k = 1; k < group.levels; k++) halveLevel(b, group, k, block, panels, at(group, k - 1), at(group, k));
     if (!group.mean) continue;
-    auto* sums = reinterpret_cast<double*>(run.shared + group.rowSums) + block.row * y.c + panels.begin;
-    for (int64_t row = 0; row < rows; row++, sums += y.c) {
-      std::fill_n(sums, panels.channels, 0.);
-      addPixels(elements(group, row * y.w), group.pitches[0], y.w, panels.channels, sums);
+    for (int64_t plane = block.plane; plane < block.planeEnd; plane++) {
+      auto* sums =
+          reinterpret_cast<double*>(run.shared + group.rowSums) + (plane * y.h + block.row) * y.c + panels.begin;
+      for (int64_t row = block.row; row < block.rowEnd; row++, sums += y.c) {
+        std::fill_n(sums, panels.channels, 0.);
+        addPixels(elements(group, plane - block.plane, (row - block.row) * y.w), group.pitches[0], y.w, panels.channels,
+                  sums);
+      }
     }
   }
 }
@@ -317,7 +324,8 @@ void runMeans(const BranchPlan& b, int64_t image, const Run& run) {
 // --- Tasks ------------------------------------------------------------------------------------------------------
 
 // A block's values of y, of an input times a gate.
-void runGate(const Node& node, const BranchPlan& b, const Block& block, const Run& run, char* memory, char* out) {
+void runGate(const Node& node, const BranchPlan& b, const Block& block, const Run& run, char* memory,
+             const Destination& out) {
   const auto activate = OCTCONV_PICK(activatePixels);
   const auto convert = OCTCONV_PICK(convertElements);
   const auto [input, gates] = *b.spec.gated;
@@ -328,10 +336,11 @@ void runGate(const Node& node, const BranchPlan& b, const Block& block, const Ru
     return from(elementsOf(run.inputs[i], node.inputs[i]), pixel * node.inputs[i].pitch());
   };
   auto* gate = reinterpret_cast<float*>(memory);
-  for (int64_t row = block.row; row < block.rowEnd;) {  // image by image
-    const int64_t n = row / image, end = std::min(block.rowEnd, (n + 1) * image);
+  const int64_t firstRow = block.plane * y.h + block.row, rowEnd = firstRow + block.rows();
+  for (int64_t row = firstRow; row < rowEnd;) {  // image by image
+    const int64_t n = row / image, end = std::min(rowEnd, (n + 1) * image);
     convert(pixelOf(gates, n), {gate, DType::f32}, y.c);
-    const Elements to = from(elementsOf(out, store.type), (row - block.row) * y.w * toPitch);
+    const Elements to = from(elementsOf(out.first, store.type), (row - firstRow) * y.w * toPitch);
     ActivatedPixels by{pixelOf(input, row * y.w), node.inputs[input].pitch(), to, toPitch, gate};
     by.least = store.activation.least, by.most = store.activation.most;
     if (const auto& residual = b.spec.residual)
@@ -346,23 +355,34 @@ size_t gateScratch(const BranchPlan& b) { return static_cast<size_t>(b.main.grid
 // How a block's values of y are computed: scratch in bytes, and the work.
 struct Algorithm {
   size_t (*scratch)(const BranchPlan& b);
-  void (*run)(const Node& node, const BranchPlan& b, const Block& block, const Run& run, char* memory, char* out);
+  void (*run)(const Node& node, const BranchPlan& b, const Block& block, const Run& run, char* memory,
+              const Destination& out);
 };
 Algorithm algorithmOf(const Branch& branch) {
   if (branch.gated) return {gateScratch, runGate};
+  if (branch.overTime) return {overTimeScratch, runOverTime};
   return branch.winograd ? Algorithm{winogradScratch, runWinograd} : Algorithm{directScratch, runDirect};
 }
 
 Block blockAt(const BranchPlan& b, int64_t task) {
   const Shape& y = b.main.grid;
-  const int64_t at = task / b.panelGroups, plane = at / b.rowBlocks * b.planes;
-  const int64_t row = plane * y.h + at % b.rowBlocks * b.rows;
+  const int64_t at = task / b.panelGroups, row = at % b.rowBlocks * b.rows, cut = (b.span + b.planes - 1) / b.planes;
+  const int64_t span = at / b.rowBlocks / cut * b.span, plane = span + at / b.rowBlocks % cut * b.planes;
   const auto [begin, end] = piece(static_cast<int64_t>(b.packed->panels.size()), b.panelGroups, task % b.panelGroups);
-  return {row, std::min(row + b.planes * b.rows, std::min((plane + b.planes) * y.h, y.rows())), begin, end};
+  return {{plane, std::min(plane + b.planes, span + b.span), row, std::min(row + b.rows, y.h)}, begin, end};
+}
+
+// The rows of a source that a block's tiles read, which are prepared.
+Window preparedOf(const BranchPlan& b, const Node& node, const Sum& sum, const TileSource& source, const Block& block) {
+  Window rows = windowOf(source, sum.points, pointsOf(b, sum, block));
+  if (!b.spec.overTime) return rows;
+  const Window time = timeOf(b, node.in(source.conv.input), block);
+  rows.plane = time.plane, rows.planeEnd = time.planeEnd;
+  return rows;
 }
 
 // Lays out the rows that tasks prepare; gives the end.
-size_t layOutPrepared(BranchPlan& b, size_t from) {
+size_t layOutPrepared(BranchPlan& b, const Node& node, size_t from) {
   Layout layout;
   layout.add(from);
   for (Sum* sum : {&b.main, &b.low})
@@ -370,7 +390,7 @@ size_t layOutPrepared(BranchPlan& b, size_t from) {
       if (!source.prepared) continue;
       int64_t rows = 0;
       for (int64_t task = 0; task < b.tasks(); task += b.panelGroups)
-        rows = std::max(rows, windowOf(source, sum->points, pointRows(b, *sum, blockAt(b, task))).rows());
+        rows = std::max(rows, preparedOf(b, node, *sum, source, blockAt(b, task)).rows());
       Prepared& p = *source.prepared;
       p.copy = layout.add(product(rows, source.shape.w, source.shape.c, sizeOf(b.spec.compute)));
       Shape level = p.padded;
@@ -385,10 +405,8 @@ void runTask(const Node& node, const BranchPlan& b, int64_t task, const Run& run
   for (const Sum* sum : {&b.main, &b.low})
     for (const TileSource& source : sum->sources)
       if (source.prepared)
-        prepareRows(source, node, b.spec.compute, windowOf(source, sum->points, pointRows(b, *sum, block)), run,
-                    memory);
-  char* const out = levelAt(b, b.stores[0], 0, block, run, memory);
-  algorithmOf(b.spec).run(node, b, block, run, memory, out);
+        prepareRows(source, node, b.spec.compute, preparedOf(b, node, *sum, source, block), run, memory);
+  algorithmOf(b.spec).run(node, b, block, run, memory, levelAt(b, b.stores[0], 0, block, run, memory));
   runStores(b, block, run, memory);
 }
 
@@ -401,22 +419,32 @@ struct Cost {
 
 Cost costOf(const BranchPlan& b) {
   const Shape& y = b.main.grid;
-  const int64_t o = b.spec.winograd, bytes = sizeOf(b.spec.compute);
+  const int64_t bytes = sizeOf(b.spec.compute);
   Cost cost;
   if (b.spec.gated) return {y.c * 4, 0, gateFlops * static_cast<double>(y.elements()), false};
   for (const Sum* sum : {&b.main, &b.low})
     for (const TileSource& s : sum->sources) {
-      const int64_t products = y.c * (s.shape.c / s.conv.groups) * s.conv.taps();
+      // A product is that of a tile's point, of which one over time has as many as positions.
+      const int64_t products = y.c * (s.shape.c / s.conv.groups) * s.conv.taps(),
+                    again = b.spec.overTime ? positionsOf(b.spec) : 1,
+                    tilesOfTime = b.spec.overTime ? y.n * ((y.t + b.spec.winograd - 1) / b.spec.winograd) : 1;
+      int64_t inputBytes = s.shape.c * bytes * s.conv.stride.h * s.conv.stride.w;
       // Transformed inputs and sums of Winograd's tiles stay in the cache together.
-      const int64_t tile =
-          positionsOf(b.spec) * (s.shape.c * packedInputBytes(b.spec) + y.c * 4) / std::max<int64_t>(1, o * o);
-      cost.inputBytes += (o ? tile : s.shape.c * bytes * s.conv.stride.h * s.conv.stride.w) / (s.conv.upsample ? 4 : 1);
-      cost.weightBytes += products * packedInputBytes(b.spec);
-      cost.flops += 2. * static_cast<double>(sum->points.pixels() * products);
+      if (b.spec.winograd) {
+        const int64_t strides = b.spec.overTime ? s.conv.stride.h * s.conv.stride.w : 1,
+                      each = s.shape.c * strides * packedInputBytes(b.spec) + y.c * 4;
+        inputBytes = positionsOf(b.spec) * each / outputsOf(b.spec);
+      }
+      cost.inputBytes += inputBytes / (s.conv.upsample ? 4 : 1);
+      cost.weightBytes += again * products * packedInputBytes(b.spec);
+      cost.flops += 2. * static_cast<double>(again * tilesOfTime * sum->points.pixels() * products);
       cost.prepares = cost.prepares || s.prepared;
     }
   return cost;
 }
+
+// A block whose convolutions have taps over time has as many frames of the same rows: each input is read for all taps.
+constexpr int64_t mostFrames = 8;
 
 // Cuts a branch into blocks of about so many pixels. Row pairs that share a low row or a pooled row stay together, as
 // do rows of a tile, or of tiles that share one on the low grid. Blocks are of nearly equal size: one with the last few
@@ -427,12 +455,17 @@ void cut(BranchPlan& b, int64_t pixels) {
   int levels = 1;
   for (const StoreGroup& group : b.stores) levels = std::max(levels, group.levels);
   const int64_t shared = int64_t{1} << std::max(levels - 1, b.low.taps ? 1 : 0);
-  const int64_t align = o ? std::max(shared, b.low.taps ? 2 * o : o) : shared;
-  const int64_t plane = y.h * y.w, count = std::max<int64_t>(1, (plane + pixels / 2) / pixels);
-  b.planes = std::clamp<int64_t>(pixels / plane, 1, y.n * y.t);
+  const int64_t align = o && !b.spec.overTime ? std::max(shared, b.low.taps ? 2 * o : o) : shared;
+  bool mixesTime = false;
+  b.spec.eachSource([&](const Source& s) { mixesTime = mixesTime || s.kernel.t > 1; });
+  b.span = mixesTime ? y.t : y.n * y.t;
+  const int64_t plane = y.h * y.w, frames = std::min(y.t, b.spec.overTime ? o : mostFrames),
+                window = mixesTime ? frames * plane : plane,
+                count = std::max<int64_t>(1, (window + pixels / 2) / pixels);
+  b.planes = mixesTime ? frames : std::clamp<int64_t>(pixels / plane, 1, b.span);
   b.rows = std::min(y.h, ((y.h + count - 1) / count + align - 1) / align * align);
   b.rowBlocks = (y.h + b.rows - 1) / b.rows;
-  b.blocks = (y.n * y.t + b.planes - 1) / b.planes * b.rowBlocks;
+  b.blocks = y.n * y.t / b.span * ((b.span + b.planes - 1) / b.planes) * b.rowBlocks;
 }
 
 // How a branch is cut into tasks; by shape and thread count only.
@@ -441,7 +474,7 @@ void split(BranchPlan& b, int threads) {
   const Cost cost = costOf(b);
   int64_t wanted = std::max(fewestPixels, (o ? winogradBytes : blockBytes) / std::max<int64_t>(1, cost.inputBytes));
   // Weights that come from memory are read for enough tiles.
-  if (o && cost.weightBytes > winogradBytes) wanted = std::max(wanted, fewestTiles * o * o);
+  if (o && cost.weightBytes > winogradBytes) wanted = std::max(wanted, fewestTiles * outputsOf(b.spec));
   cut(b, wanted);
   if (threads == 1) return;
   // Every panel group prepares or transforms the inputs again: no more of them than threads.
@@ -465,14 +498,15 @@ void split(BranchPlan& b, int threads) {
 void checkWinogradTypes(const Node& node, const BranchPlan& b) {
   const bool integers = b.spec.compute == Compute::i8;
   int64_t channels[2] = {0, 0};
-  b.spec.eachSource([&](const Source& s) { channels[s.upsample] += node.in(s.input).c; });
+  // Over time both sums are one before they are divided.
+  b.spec.eachSource([&](const Source& s) { channels[s.upsample && !b.spec.overTime] += node.in(s.input).c; });
   const DType dtype = b.stores[0].type.dtype;
   if ((b.spec.residual && node.inputs.at(*b.spec.residual).dtype != dtype) || (dtype == DType::u8) != integers)
     fail("octConv: winograd of '", node.name, "' wants f32 or bf16, or of i8 u8, for residual and output the same");
-  const int64_t most = std::max(channels[0], channels[1]);
-  if (integers && most > winogradChannels(b.spec.winograd))
-    fail("octConv: winograd of '", node.name, "' sums up ", most, " channels of i8, wanted at most ",
-         winogradChannels(b.spec.winograd));
+  const int64_t sums = std::max(channels[0], channels[1]),
+                most = b.spec.overTime ? overTimeChannels : winogradChannels(b.spec.winograd);
+  if (integers && sums > most)
+    fail("octConv: winograd of '", node.name, "' sums up ", sums, " channels of i8, wanted at most ", most);
 }
 
 // Weights that were packed for another node are an error here, not a read out of bounds later.
@@ -481,8 +515,9 @@ void checkPacked(const Node& node, const Branch& branch, const PackedBranch& pac
   std::vector<PackedBranch::Reader> readers;
   branch.eachSource([&](const Source& s) { readers.push_back({node.in(s.input).c / s.groups, s.taps(), s.upsample}); });
   bool fits = packed.compute == branch.compute && packed.winograd == branch.winograd &&
-              packed.channels == (branch.gated ? 0 : y.c) && packed.groups == branch.groups() &&
-              packed.readers == readers && packed.stores.size() == branch.stores.size();
+              packed.overTime == branch.overTime && packed.channels == (branch.gated ? 0 : y.c) &&
+              packed.groups == branch.groups() && packed.readers == readers &&
+              packed.stores.size() == branch.stores.size();
   const auto check = [&](const Activation& a, const PackedBranch::ScaleShift& norm, int64_t channels) {
     fits = fits && norm.channels == (a.batchNorm.empty() ? 0 : channels);
   };
@@ -498,7 +533,7 @@ BranchPlan planOf(const Node& node, const Branch& branch, const PackedBranch& pa
   checkPacked(node, branch, packed, y);
   BranchPlan b{branch, &packed, {}, {}, {}};
   b.stores = groupStores(node, b, y);
-  if (branch.winograd) checkWinograd(branch), checkWinogradTypes(node, b);
+  if (branch.winograd) branch.overTime ? checkOverTime(branch) : checkWinograd(branch), checkWinogradTypes(node, b);
   b.main = sumOf(node, b, y, false);
   b.low = sumOf(node, b, y, true);
   split(b, threads);
@@ -509,7 +544,10 @@ std::string describe(const BranchPlan& b) {
   if (b.spec.gated) return "gate " + std::to_string(b.blocks) + " blocks";
   const int64_t vectors = b.packed->panels[0].vectors;
   std::ostringstream text;
-  if (b.spec.winograd) text << "winograd " << b.spec.winograd << 'x' << b.spec.winograd << ", ";
+  if (b.spec.overTime)
+    text << "winograd " << b.spec.winograd << " over time, ";
+  else if (b.spec.winograd)
+    text << "winograd " << b.spec.winograd << 'x' << b.spec.winograd << ", ";
   text << (b.packed->depthwise ? "depthwise " : "tile ")
        << (b.packed->depthwise ? 4 : b.packed->set->shape.maxPixels[vectors]) << 'x' << vectors * b.packed->set->lanes
        << ' ' << b.blocks << " blocks x " << b.panelGroups;
@@ -538,7 +576,8 @@ Kernel make(const Node& node, int threads) {
   std::string algorithm;
   for (size_t i = 0; i < specs.size(); i++) {
     BranchPlan b = planOf(node, specs[i], node.weights<PackedBranch>(i), threads);
-    threadBytes = std::max(threadBytes, layOutPrepared(b, layOutStores(b, algorithmOf(b.spec).scratch(b), shared)));
+    threadBytes =
+        std::max(threadBytes, layOutPrepared(b, node, layOutStores(b, algorithmOf(b.spec).scratch(b), shared)));
     algorithm += (i ? ", " : "") + describe(b);
     branches.push_back(std::move(b));
   }
@@ -557,7 +596,7 @@ Panel channelsOf(const BranchPlan& b, const Block& block) {
   return b.spec.gated ? all : b.packed->joined(block.panelBegin, block.panelEnd);
 }
 
-Epilogue epilogueOf(const Node& node, const BranchPlan& b, const Run& run, const Panel& panel, const Block& block,
+Epilogue epilogueOf(const Node& node, const BranchPlan& b, const Run& run, const Panel& panel, int64_t pixel,
                     char* out) {
   const auto at = [&](void* data, const TensorType& type, int64_t pixel) {
     return from(elementsOf(data, type), pixel * type.pitch() + panel.begin);
@@ -565,8 +604,7 @@ Epilogue epilogueOf(const Node& node, const BranchPlan& b, const Run& run, const
   const StoreGroup& store = b.stores[0];
   const Elements y = at(out, store.type, 0);
   const TensorType* type = b.spec.residual ? &node.inputs[*b.spec.residual] : nullptr;
-  const Elements residual =
-      type ? at(run.inputs[*b.spec.residual], *type, block.row * b.main.grid.w) : Elements{nullptr, y.dtype};
+  const Elements residual = type ? at(run.inputs[*b.spec.residual], *type, pixel) : Elements{nullptr, y.dtype};
   const bool bytes = y.dtype == DType::u8;
   const auto zero = static_cast<float>(y.zero);
   const float steps = 1 / y.scale, residualSteps = residual.scale * steps,

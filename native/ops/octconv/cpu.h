@@ -33,6 +33,7 @@ struct PackedBranch : Packed {
   const TileSet* set;
   Compute compute;
   int64_t winograd;
+  bool overTime;
   int64_t channels, groups;
   std::vector<Reader> readers;
   bool depthwise;
@@ -67,8 +68,16 @@ inline int64_t packedInputBytes(const Branch& b) { return 4 / perPackedWord(b); 
 
 inline bool splitsWords(Words words) { return words == Words::bf16AsF32 || words == Words::u8AsI16; }
 
-// Products of a tile per pair of channels.
-inline int64_t positionsOf(const Branch& b) { return (b.winograd + 2) * (b.winograd + 2); }
+// Products of a tile of outputs per pair of channels, and how many outputs it has.
+inline int64_t positionsOf(const Branch& b) {
+  return b.overTime ? b.winograd + b.terms[0].sources[0].kernel.t - 1 : (b.winograd + 2) * (b.winograd + 2);
+}
+inline int64_t outputsOf(const Branch& b) { return b.overTime ? b.winograd : b.winograd * b.winograd; }
+
+// Taps of a source's packed weights: over time a position has those over height and width.
+inline int64_t packedTaps(const Branch& b, const Source& s) {
+  return !b.winograd ? s.taps() : b.overTime ? s.kernel.h * s.kernel.w : 1;
+}
 
 // Bytes of the weights of one word and one output channel.
 inline int64_t packedBytes(Words words) { return splitsWords(words) ? 8 : 4; }
@@ -125,45 +134,105 @@ struct BranchPlan {
   const PackedBranch* packed;  // kept alive by the node
   Sum main, low;
   std::vector<StoreGroup> stores;  // the first is what tiles write, the others are made of it
-  // A block is `rows` rows of one plane (an image's frame), or `planes` whole planes; a task a block and a panel group.
+  // A block is `rows` rows of `planes` planes (a plane is an image's frame); of several planes it has whole ones, or
+  // the same rows of frames of one image. A task is a block and a panel group.
   int64_t rows = 0, planes = 1, rowBlocks = 1, blocks = 1, panelGroups = 1;
+  int64_t span = 1;  // planes from one that a block begins with: all, or the frames of an image
   int64_t tasks() const { return blocks * panelGroups; }
 };
 
-// What a task computes: rows [row, rowEnd) of the output (of one plane, or of whole ones), some panels.
-struct Block {
-  int64_t row, rowEnd, panelBegin, panelEnd;
-};
-
-// The row of P^k(y) that a row of y goes into; rows are counted through all planes.
-inline int64_t rowAt(const Shape& y, int64_t row, int k) { return row / y.h * halved(y, k).h + (row % y.h >> k); }
-
-// The rows of a sum's points that a block needs.
-Range pointRows(const BranchPlan& b, const Sum& sum, const Block& block);
-
-// Rows of some planes of what a source's tiles read.
+// Rows of some planes, the same of each.
 struct Window {
   int64_t plane, planeEnd, row, rowEnd;
-  int64_t rows() const { return (planeEnd - plane) * (rowEnd - row); }
+  int64_t planes() const { return planeEnd - plane; }
+  int64_t rows() const { return planes() * (rowEnd - row); }
 };
-Window windowOf(const TileSource& source, const Shape& points, const Range& rows);
 
-// The indirection buffer of the points in some rows of a sum's: to[tap * count + point]. `memory`: the task's scratch.
-void pointTo(const Sum& sum, int64_t bytes, const Run& run, const char* memory, const Range& rows, const char** to);
+// What a task computes: a window of the output, some panels.
+struct Block : Window {
+  int64_t panelBegin, panelEnd;
+};
+
+// Pixels of a block that lie one behind the other: those of a plane, or all if it has whole planes.
+struct Stretch {
+  int64_t count, pixels;  // how many stretches, and pixels of each
+  int64_t step;           // planes from one to the next
+};
+inline Stretch stretchesOf(const Shape& y, const Window& w) {
+  const int64_t pixels = w.rows() * y.w;
+  if (w.planes() == 1 || w.rowEnd - w.row == y.h) return {1, pixels, w.planes()};
+  return {w.planes(), pixels / w.planes(), 1};
+}
+
+// The part of P^k(y) that a window of y goes into.
+inline Window windowAt(const Shape& y, const Window& w, int k) {
+  const int64_t all = halved(y, k).h;
+  return {w.plane, w.planeEnd, w.row >> k, std::min(all, ((w.rowEnd - 1) >> k) + 1)};
+}
+
+// The points of a sum that a block needs.
+Window pointsOf(const BranchPlan& b, const Sum& sum, const Window& block);
+
+// What a source's tiles read for some points of a sum's.
+Window windowOf(const TileSource& source, const Shape& points, const Window& at);
+
+// What is read of a source: rows in memory.
+struct Held {
+  const char* memory;
+  Window window;
+};
+Held heldOf(const TileSource& source, const Shape& points, const Window& at, const Run& run, const char* memory);
+
+// The indirection buffer of some points of a source: to[tap * count + point].
+void pointTo(const TileSource& source, const Shape& points, const Held& held, int64_t bytes, const Window& at,
+             const char** to);
+// That of all sources of a sum, one behind the other.
+template <class HeldOf>
+void pointTo(const Sum& sum, int64_t bytes, const Window& at, const char** to, const HeldOf& held) {
+  for (const TileSource& source : sum.sources) {
+    pointTo(source, sum.points, held(source), bytes, at, to);
+    to += source.taps() * at.rows() * sum.points.w;
+  }
+}
 // Runs one panel's tiles over `count` pixels, in tiles of nearly equal size.
 void runTiles(const TileSet& set, Tile tile, const Panel& panel, bool depthwise, int64_t count);
+
+// Where a block's values of y in a plane go.
+struct Destination {
+  char* first;        // of the block's first plane
+  int64_t planeStep;  // bytes
+};
 
 // The channels that a block computes.
 Panel channelsOf(const BranchPlan& b, const Block& block);
 
-// What becomes of a panel's sums, from the block's first pixel on, whose values go to `out`.
-Epilogue epilogueOf(const Node& node, const BranchPlan& b, const Run& run, const Panel& panel, const Block& block,
+// What becomes of a panel's sums, from a pixel of y on, whose values go to `out`.
+Epilogue epilogueOf(const Node& node, const BranchPlan& b, const Run& run, const Panel& panel, int64_t pixel,
                     char* out);
 
 // --- Direct convolution (direct.cc) -----------------------------------------------------------------------------
 
+// What a block's tiles read: pointers to inputs, those of the low pixels under it, and for each pixel its sums in T.
+struct Pointers {
+  const char **main, **low, **start;
+  char* sums;  // T of a panel
+  int64_t count, lowCount, lowPitch;
+};
+struct PointerPlaces {  // offsets in a task's scratch
+  size_t main, low, start, sums;
+};
+PointerPlaces layOutPointers(const BranchPlan& b, Layout& layout);
+// All but those to inputs are filled.
+Pointers pointersAt(const BranchPlan& b, const Block& block, const PointerPlaces& places, char* memory);
+// T of a panel, from its packed weights.
+void runLow(const BranchPlan& b, const Panel& panel, const Pointers& pointers, const char* weights);
+// The tiles of a panel over `count` pixels from `first` on; `tile` says what becomes of the sums.
+void runMain(const BranchPlan& b, const Panel& panel, const Pointers& pointers, const char* weights, Tile tile,
+             int64_t first, int64_t count);
+
 size_t directScratch(const BranchPlan& b);
-void runDirect(const Node& node, const BranchPlan& b, const Block& block, const Run& run, char* memory, char* out);
+void runDirect(const Node& node, const BranchPlan& b, const Block& block, const Run& run, char* memory,
+               const Destination& out);
 
 // --- Winograd (winograd.cc) -----------------------------------------------------------------------------
 
@@ -172,8 +241,23 @@ void checkWinograd(const Branch& branch);
 // The sum of 3x3 convolutions as one over the grid of tiles, whose taps are a tile's (O + 2)^2 inputs.
 Source overTiles(const Source& source, int64_t winograd);
 size_t winogradScratch(const BranchPlan& b);
-void runWinograd(const Node& node, const BranchPlan& b, const Block& block, const Run& run, char* memory, char* out);
+void runWinograd(const Node& node, const BranchPlan& b, const Block& block, const Run& run, char* memory,
+                 const Destination& out);
 // Kernels of 3 x 3 as kernels of (O + 2) x (O + 2), one after the other.
 std::vector<float> winogradWeights(const std::vector<float>& kernels, const Branch& branch);
+
+// --- Winograd over time (overtime.cc) ---------------------------------------------------------------------------
+
+// Throws unless all convolutions of the branch have 3, or all have 5, taps over time.
+void checkOverTime(const Branch& branch);
+// A convolution as the one of a position, which has no time.
+Source atPosition(const Source& source);
+// The planes of an input x that a block reads.
+Window timeOf(const BranchPlan& b, const Shape& x, const Window& block);
+size_t overTimeScratch(const BranchPlan& b);
+void runOverTime(const Node& node, const BranchPlan& b, const Block& block, const Run& run, char* memory,
+                 const Destination& out);
+// Kernels of kt taps over time as kernels of 3 + kt, one after the other; `taps` of them over height and width.
+std::vector<float> overTimeWeights(const std::vector<float>& kernels, const Branch& branch, int64_t taps);
 
 }  // namespace octconv

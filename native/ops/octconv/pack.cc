@@ -168,19 +168,20 @@ void putSource(const Branch& branch, const PackedBranch& packed, const Panel& pa
                                                          : Words::f32;  // depthwise: one f32 per channel and tap
   const int64_t width = panel.vectors * packed.set->lanes, inputs = inputsOf(source, params);
   const int64_t wordBytes = width * (packed.depthwise ? 4 : packedBytes(packed.set->words));
-  const int64_t taps = branch.winograd ? positionsOf(branch) : source.taps(), each = perPackedWord(branch),
+  const int64_t taps = packedTaps(branch, source), each = perPackedWord(branch),
                 tapWords = packed.depthwise ? 1 : tapWordsOf(branch, source, params);
   if (branch.winograd && branch.compute == Compute::bf16)
     for (float& x : w) x = floatOf(bfloat16Of(x));
-  if (branch.winograd) w = winogradWeights(w, branch);
-  // A tap of Winograd's, a position, has the channels of all sources together, panel by panel.
-  const int64_t all = source.upsample ? packed.lowWords : packed.mainWords,
-                tapBytes = branch.winograd ? all / taps * packed.widths * 4 : tapWords * wordBytes;
+  if (branch.winograd) w = branch.overTime ? overTimeWeights(w, branch, taps) : winogradWeights(w, branch);
+  // A position of Winograd's has the taps and channels of all sources together, panel by panel.
+  const int64_t positions = branch.winograd ? positionsOf(branch) : 1,
+                all = source.upsample ? packed.lowWords : packed.mainWords,
+                positionBytes = all / positions * packed.widths * 4, row = positions * taps;
   for (int64_t i = 0; i < inputs; i++)
-    for (int64_t tap = 0; tap < taps; tap++)
-      putWeights(format, memory + at + tap * tapBytes + i / each * wordBytes, width, panel.channels, i % each,
-                 w.data() + i * taps + tap, inputs * taps);
-  at += (branch.winograd ? 1 : taps) * tapWords * wordBytes;
+    for (int64_t k = 0; k < row; k++)
+      putWeights(format, memory + at + k / taps * positionBytes + (k % taps * tapWords + i / each) * wordBytes, width,
+                 panel.channels, i % each, w.data() + i * row + k, inputs * row);
+  at += taps * tapWords * wordBytes;
 }
 
 // One panel: all terms and sources, one after the other.
@@ -211,7 +212,7 @@ std::shared_ptr<const Packed> packBranch(const Attr& attrs, const Params& params
   if (branch.compute == Compute::f16) fail("octConv: no kernel for f16 on cpu");
   const int64_t channels = outputChannels(branch, params), groups = branch.groups();
   branch.eachSource([&](const Source& s) { weightOf(s, params, channels); });
-  if (branch.winograd) checkWinograd(branch);
+  if (branch.winograd) branch.overTime ? checkOverTime(branch) : checkWinograd(branch);
   std::vector<Affine> affines, prologues, stores;
   for (const Term& term : branch.terms) affines.push_back(affineOf(term, params, channels));
   branch.eachSource([&](const Source& s) { prologues.push_back(affineOf(s.prologue, params)); });
@@ -220,7 +221,7 @@ std::shared_ptr<const Packed> packBranch(const Attr& attrs, const Params& params
   auto packed = std::make_shared<PackedBranch>();
   packed->set = &tileSetOf(branch, params, affines);
   packed->compute = branch.compute;
-  packed->winograd = branch.winograd;
+  packed->winograd = branch.winograd, packed->overTime = branch.overTime;
   packed->channels = channels, packed->groups = groups;
   packed->depthwise = groups > 1 && groups == channels;
   branch.eachSource([&](const Source& s) {
@@ -230,7 +231,7 @@ std::shared_ptr<const Packed> packBranch(const Attr& attrs, const Params& params
   packed->panels = panelsOf(*packed->set, channels, groups, packed->depthwise);
   branch.eachSource([&](const Source& s) {
     (s.upsample ? packed->lowWords : packed->mainWords) +=
-        (branch.winograd ? positionsOf(branch) : s.taps()) * tapWordsOf(branch, s, params);
+        (branch.winograd ? positionsOf(branch) : 1) * packedTaps(branch, s) * tapWordsOf(branch, s, params);
   });
   Layout layout;
   branch.winograd ? layOutWinograd(*packed, branch, layout) : layOutDirect(*packed, layout);

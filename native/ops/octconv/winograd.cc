@@ -62,10 +62,11 @@ struct Transform {
   void operator()(const Sum& sum, bool low, WinogradOutput outputs, Place&& place) const {
     const int64_t o = b.spec.winograd, positions = positionsOf(b.spec), each = packedInputBytes(b.spec),
                   bytes = inputsOf(sum) * each;  // of a tile's inputs at one position
-    const Range range = pointRows(b, sum, block);
-    const int64_t first = range.begin * sum.points.w, count = range.end * sum.points.w - first;
+    const Window at = pointsOf(b, sum, block);
+    const int64_t first = (at.plane * sum.points.h + at.row) * sum.points.w, count = at.rows() * sum.points.w;
 
-    pointTo(sum, sizeOf(b.spec.compute), run, memory, range, indirection);
+    pointTo(sum, sizeOf(b.spec.compute), at, indirection,
+            [&](const TileSource& source) { return heldOf(source, sum.points, at, run, memory); });
     const auto toInput = o == 4 ? OCTCONV_PICK(winogradInput4) : OCTCONV_PICK(winogradInput2);
     const char** pixels = indirection;
     int64_t begin = 0;
@@ -133,14 +134,15 @@ Source overTiles(const Source& source, int64_t winograd) {
 
 size_t winogradScratch(const BranchPlan& b) { return piecesOf(b).size; }
 
-void runWinograd(const Node& node, const BranchPlan& b, const Block& block, const Run& run, char* memory, char* out) {
+void runWinograd(const Node& node, const BranchPlan& b, const Block& block, const Run& run, char* memory,
+                 const Destination& out) {
   const Pieces at = piecesOf(b);
   const Shape &y = b.main.grid, &l = b.low.grid;
   auto** indirection = reinterpret_cast<const char**>(memory + at.indirection);
   const Transform transform{b, block, run, memory, indirection, memory + at.inputs, memory + at.sums};
   char* low = memory + at.low;
   const int64_t width = widthOf(b, block.panelEnd) - widthOf(b, block.panelBegin);
-  const int64_t lowFirst = rowAt(y, block.row, 1);
+  const int64_t firstRow = block.plane * y.h + block.row, lowFirst = block.plane * l.h + block.row / 2;
   if (b.low.taps) {
     WinogradOutput sums{};
     sums.raw = true;
@@ -152,7 +154,7 @@ void runWinograd(const Node& node, const BranchPlan& b, const Block& block, cons
   }
   const Panel panels = channelsOf(b, block);
   WinogradOutput outputs{};
-  static_cast<Epilogue&>(outputs) = epilogueOf(node, b, run, panels, block, out);
+  static_cast<Epilogue&>(outputs) = epilogueOf(node, b, run, panels, firstRow * y.w, out.first);
   outputs.startRow = l.w * width;
   outputs.startPitch = width;
   outputs.row = y.w * outputs.pitch;
@@ -160,10 +162,10 @@ void runWinograd(const Node& node, const BranchPlan& b, const Block& block, cons
   const auto elementBytes = static_cast<int64_t>(bytesOf(outputs.out.dtype));
   char *const first = static_cast<char*>(outputs.out.data), *const residual = static_cast<char*>(outputs.residual.data);
   transform(b.main, false, outputs, [&](WinogradOutput& tile, int64_t row, int64_t x) {
-    const int64_t pixel = (row - block.row) * y.w + x;
+    const int64_t pixel = (row - firstRow) * y.w + x, lowRow = row / y.h * l.h + row % y.h / 2;
     tile.out.data = first + pixel * outputs.pitch * elementBytes;
     if (residual) tile.residual.data = residual + pixel * outputs.residualPitch * elementBytes;
-    if (b.low.taps) tile.start = low + ((rowAt(y, row, 1) - lowFirst) * l.w + x / 2) * width * 4;
+    if (b.low.taps) tile.start = low + ((lowRow - lowFirst) * l.w + x / 2) * width * 4;
   });
 }
 
