@@ -52,7 +52,7 @@ export async function* decodeVideo(
     ...['-c:v', 'rawvideo', '-pix_fmt', 'rgb24', '-f', 'nut', 'pipe:1'],
   ];
   const stdio = isFile ? (['ignore', 'pipe', 'pipe', source] as const) : (['pipe', 'pipe', 'pipe'] as const);
-  const child = spawn(await program(), args, { stdio: [...stdio] });
+  const child = spawn(await ffmpegProgram(), args, { stdio: [...stdio] });
   const said = new LastLines(child.stderr as Readable);
   const ended = endOf(child);
 
@@ -121,7 +121,7 @@ export async function* decodeVideo(
 const decoderPixels = (maxPixels: number) => String(Math.min(2 * maxPixels + 2 ** 16, 2 ** 31 - 1));
 
 /** ffmpeg of OCTCONV_FFMPEG, its file or its folder, else of the PATH. */
-async function program(): Promise<string> {
+export async function ffmpegProgram(): Promise<string> {
   const given = process.env.OCTCONV_FFMPEG;
   if (!given) return 'ffmpeg';
   const isFolder = (await stat(given).catch(() => undefined))?.isDirectory();
