@@ -54,16 +54,14 @@ export interface Classified {
   readonly frames?: number;
 }
 
-interface TopOption {
-  /** Guesses per answer; default 5. */
-  readonly top?: number | undefined;
-}
-
 /**
  * How many pictures, or clips of a video, make a batch, what is left out, and what a source may cost. `clips`, `crops`,
  * `frameRate` and `skipDamaged` are for video networks, `formats` is for those of pictures.
  */
-export interface ClassifyOptions extends TopOption, Views, Omit<BatchOptions, 'device'>, Omit<ClipOptions, 'device'> {}
+export interface ClassifyOptions extends Views, Omit<BatchOptions, 'device'>, Omit<ClipOptions, 'device'> {
+  /** Guesses per picture or video; default 5. */
+  readonly top?: number | undefined;
+}
 
 const { device: _ofPictures, ...forPictures } = { top: true, ...batchOptions } as const;
 const { device: _ofVideos, ...forVideos } = { top: true, ...viewOptions, ...clipOptions } as const;
@@ -179,7 +177,10 @@ export interface ClassifiedWindow {
   readonly milliseconds: number;
 }
 
-export interface StreamOptions extends TopOption, WindowOptions, VideoOptions {}
+export interface StreamOptions extends WindowOptions, VideoOptions {
+  /** Guesses per window; default 5. */
+  readonly top?: number | undefined;
+}
 const streamOptions = { top: true, ...windowOptions, ...videoOptions } satisfies Known<StreamOptions>;
 
 /**
@@ -188,8 +189,8 @@ const streamOptions = { top: true, ...windowOptions, ...videoOptions } satisfies
  *     for await (const { start, end, top } of classifyStream(model, 'day.mp4', { window: 2, hop: 1 })) ...
  *
  * While the network runs, the next window is decoded, and no more than that; memory does not grow. A frame that is in
- * several windows is decoded and resized once. A file, or a stream of bytes, is decoded as it comes: an MP4 whose index
- * lies at its end is no stream, its path can be given.
+ * several windows is decoded and resized once. A stream of bytes is decoded as it comes, but for an MP4 whose index lies
+ * at its end: that is kept in a temporary file first.
  * @throws OctconvError that begins with the name of the source, if it cannot be read; the signal's reason if it is
  * aborted.
  */

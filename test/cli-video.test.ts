@@ -9,7 +9,7 @@ import { expect } from 'chai';
 import sharp from 'sharp';
 import { decodeImage, type Picture } from '../lib/input/image.js';
 import { loadModel } from '../lib/model.js';
-import { encode, ffmpeg } from './ffmpeg.js';
+import { encode, ffmpeg, processes } from './ffmpeg.js';
 import { skip } from './skip.js';
 
 const root = fileURLToPath(new URL('..', import.meta.url));
@@ -135,8 +135,11 @@ describe('command line: video', function () {
     const child = spawn(process.execPath, args, { cwd: folder, stdio: ['pipe', 'pipe', 'inherit'] });
     child.stdin.write(readFileSync(at('right.mkv')));
     await once(child.stdout, 'data');
+    const started = processes(child.pid);
+    expect(started.length).to.equal(1);
     child.kill('SIGINT');
     expect(await once(child, 'exit')).to.deep.equal([null, 'SIGINT']);
+    expect(started.filter((pid) => existsSync(`/proc/${pid}`))).to.deep.equal([]);
   });
 
   it('eval and quantize: a folder of videos, or of folders of frames, for each class', async () => {

@@ -5,12 +5,13 @@ import { Readable } from 'node:stream';
 import { fileURLToPath } from 'node:url';
 import { expect } from 'chai';
 import sharp from 'sharp';
+import { OctconvError } from '../lib/error.js';
 import { classify, classifyStream, type StreamOptions } from '../lib/classify.js';
 import type { Value } from '../lib/graph/graph.js';
 import { loadBatches } from '../lib/input/batches.js';
 import { type ClipConfig, cropsOf, loadViews, sampleClips, type WindowOptions, windowsOf } from '../lib/input/clips.js';
 import { decodeImage, type Frame, type Picture } from '../lib/input/image.js';
-import { type InputConfig, preprocess, resizeGeometry } from '../lib/input/preprocess.js';
+import { type InputConfig, parseInput, preprocess, resizeGeometry } from '../lib/input/preprocess.js';
 import { checkVideoLimits, openVideo, readFrames, type VideoOptions, type VideoSource } from '../lib/input/video.js';
 import { Linear, Module } from '../lib/layers/index.js';
 import { loadModel, Model } from '../lib/model.js';
@@ -184,6 +185,20 @@ describe('clips: frames that no ffmpeg decodes', () => {
 });
 
 describe('clips: which frames, which part of them', () => {
+  it('config.json says it', () => {
+    const size = { height: 8, width: 8 };
+    expect(parseInput({ ...size, frames: 8 }, 'file')).to.include({ frames: 8, frameStride: 1 });
+    expect(parseInput({ ...size, frames: 32, frameStride: 2 }, 'file')).to.include({ frames: 32, frameStride: 2 });
+    expect(parseInput(size, 'file')).to.not.have.any.keys('frames', 'frameStride');
+    const wrong: [object, RegExp][] = [
+      [{ frames: 0 }, /^file: input\.frames is 0, wanted an integer from 1 to 65536$/],
+      [{ frames: 8, frameStride: 1.5 }, /^file: input\.frameStride is 1\.5, wanted an integer/],
+      [{ frameStride: 2 }, /^file: input: frameStride without frames, wanted both$/],
+    ];
+    for (const [given, wanted] of wrong)
+      expect(() => parseInput({ ...size, ...given }, 'file')).to.throw(OctconvError, wanted);
+  });
+
   it('samples as mmaction2 does in tests', () => {
     const starts = (total: number, clips: number, frames = 8, frameStride = 8) =>
       sampleClips(total, { frames, frameStride }, clips).map(([first]) => first);
@@ -323,6 +338,25 @@ describe('clips: which frames, which part of them', () => {
     ]);
     expect(await windows(even(1, 10))).to.deep.equal([[0, 0.04, [0, 0, 0, 0]]]);
     expect(await windows([])).to.deep.equal([]);
+  });
+
+  it('a frame that windows share is resized once, one that none sees never', async () => {
+    const used = new Map<number, number>();
+    const frames = even(40, 10).map((frame, i) =>
+      Object.defineProperty({ ...frame }, 'data', {
+        get: () => {
+          used.set(i, (used.get(i) ?? 0) + 1);
+          return frame.data;
+        },
+      }),
+    );
+    const seen = (await windows(frames, { window: 1.6, hop: 0.8 })).map(([, , numbers]) => numbers);
+    expect(seen.slice(0, 3)).to.deep.equal([
+      [0, 4, 8, 12],
+      [8, 12, 16, 20],
+      [16, 20, 24, 28],
+    ]);
+    expect([...used]).to.deep.equal([...new Set(seen.flat())].map((i) => [i, 1]));
   });
 
   it('windows by seconds: what is shown at the time, whatever the rate', async () => {

@@ -62,12 +62,12 @@ export function noise(count: number, height: number, width: number): Picture[] {
   return Array.from({ length: count }, () => ({ data: one(), height, width }));
 }
 
-/** Processes of ffmpeg that this one has started and that are there, zombies included. */
-export function processes(): string[] {
+/** Processes of ffmpeg that another one has started, this one unless given, and that are there, zombies included. */
+export function processes(of = process.pid): string[] {
   const mine = (pid: string) => {
     try {
       const [, name, parent] = /^\d+ \((.*)\) \S (\d+) /.exec(readFileSync(`/proc/${pid}/stat`, 'latin1')) ?? [];
-      return name?.startsWith('ffmpeg') && Number(parent) === process.pid;
+      return name?.startsWith('ffmpeg') && Number(parent) === of;
     } catch {
       return false; // it has ended
     }

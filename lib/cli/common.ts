@@ -25,6 +25,9 @@ import { Progress } from './progress.js';
 /** The network that `classify` and `demo` use unless told otherwise. */
 export const shippedModel = fileURLToPath(new URL('../../models/cifar10-oct-resnet-26-a50', import.meta.url));
 
+/** The video network that `demo` uses. */
+export const videoModel = fileURLToPath(new URL('../../models/camera-motion-oct-i3d-26-a50', import.meta.url));
+
 export function integer(least: number) {
   return (text: string): number => {
     const value = Number(text);

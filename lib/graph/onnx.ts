@@ -179,21 +179,20 @@ const forms: { readonly [op: string]: Form } = {
     });
     file.put('Resize', [x, '', '', size], { mode: 'linear', coordinate_transformation_mode: 'half_pixel' }, y);
   },
-  softmax: (file, { attrs, inputs: [from = -1] }, x, y) => {
-    const shaped = file.graph.values[from] ?? { shape: [] };
-    const axis = inOnnx(shaped.shape.length).indexOf(nativeAxes(shaped).indexOf(attrs.axis as number));
+  softmax: (file, { attrs, inputs: [from] }, x, y) => {
+    const shape = file.shape(from);
+    const axis = inOnnx(shape.length).indexOf(nativeAxes({ shape }).indexOf(attrs.axis as number));
     file.put('Softmax', x, { axis }, y);
   },
-  attention: (file, { attrs, inputs, outputs: [to = -1] }, x, y) => {
-    const shapeOf = (id = -1): Sizes => file.graph.values[id]?.shape ?? [];
+  attention: (file, { attrs, inputs, outputs: [to] }, x, y) => {
     const [q = '', k = '', v = ''] = x.map((name, i) => {
-      const channels = shapeOf(inputs[i]).at(-1) ?? 0;
+      const channels = file.shape(inputs[i]).at(-1) ?? 0;
       return file.put('Reshape', [name, file.vector([0, channels, -1])]); // [N, channels, positions]; 0 is N
     });
     const turned = (name: string) => file.put('Transpose', [name], { perm: [0, 2, 1] });
     const scaled = file.put('Mul', [turned(q), file.constant([attrs.scale as number])]);
     const weights = file.put('Softmax', [file.put('MatMul', [scaled, k])], { axis: -1 });
-    const [, ...sizes] = shapeOf(to);
+    const [, ...sizes] = file.shape(to);
     const shape = [0, sizes.at(-1) ?? 0, ...sizes.slice(0, -1)];
     file.put('Reshape', [file.put('MatMul', [v, turned(weights)]), file.vector(shape)], {}, y);
   },

@@ -20,17 +20,15 @@ export interface Batch<X = InputTensor> {
 /** Told in order of each source that cannot be read; it is left out. */
 export type Failed = (error: OctconvError, file: string, index: number) => void;
 
-interface Common extends Pick<PlanOptions, 'device'>, RunOptions {
+export interface BatchOptions extends Pick<PlanOptions, 'device'>, RunOptions, DecodeOptions {
   /** Pictures per batch, default 32; clips of a video network, default 1. */
   readonly batch?: number | undefined;
   /** Without it a source that cannot be read ends the loop with its error. */
   readonly failed?: Failed | undefined;
 }
 
-export interface BatchOptions extends Common, DecodeOptions {}
-
 /** The same for a video network. */
-export interface ClipOptions extends Common, VideoOptions {}
+export interface ClipOptions extends Omit<BatchOptions, keyof DecodeOptions>, VideoOptions {}
 
 const common = { batch: true, failed: true, device: true } as const;
 export const batchOptions = { ...common, ...decodeOptions } satisfies Known<BatchOptions>;
@@ -140,7 +138,7 @@ export function checkBatch(batch: number): void {
 /** Loads sources in batches, several of a batch at a time. While the caller works on one batch the next is loaded. */
 export async function* loadEach<T>(
   { list, names }: Taken,
-  options: Pick<Common, 'batch' | 'failed' | 'signal'>,
+  options: Pick<BatchOptions, 'batch' | 'failed' | 'signal'>,
   usual: { readonly batch: number; readonly workers: number },
   load: Load<T>,
 ): AsyncGenerator<Loaded<T>[], void, void> {

@@ -215,8 +215,8 @@ export async function loadViews(
 ): Promise<VideoViews> {
   using resizer = new Resizer(input, crops, options);
   const kept = new Map<number, Resized>();
-  let total = video.count ?? 0;
-  if (!video.again) {
+  let total = (await video.count?.()) ?? 0;
+  if (!video.count) {
     let bytes = 0;
     for await (const frame of video.frames()) {
       const resized = await resizer.resize(frame);
@@ -227,11 +227,11 @@ export async function loadViews(
         );
       kept.set(total++, resized);
     }
-  } else if (video.count === undefined) for await (const _ of video.frames()) total++;
+  }
   if (total === 0) throw new OctconvError(`${name}: has no frames`);
   const indices = sampleClips(total, input, clips);
   const wanted = new Set(indices.flat().sort((a, b) => a - b));
-  if (video.again) {
+  if (video.count) {
     const order = [...wanted];
     let at = 0;
     for await (const frame of video.frames(wanted)) kept.set(order[at++] as number, await resizer.resize(frame));
@@ -315,12 +315,12 @@ export async function* windowsOf(
   };
 
   /** Puts a frame that is shown until `now` where it is seen, and gives the windows that end until then. */
-  async function* show(frame: Frame, now: number, seconds: number): AsyncGenerator<Window, void, void> {
+  async function* show(frame: Frame, now: number, since: number, until: number): AsyncGenerator<Window, void, void> {
     let resized: Resized | undefined;
     for (;;) {
       for (let begin = origin + opened * step; begin < now - epsilon; begin = origin + ++opened * step) {
         if (open[0] && begin >= open[0].begin + span) break; // of a long still there may be many
-        open.push({ begin, start: window === undefined ? frame.seconds : begin, frames: [] });
+        open.push({ begin, start: window === undefined ? since : begin, frames: [] });
       }
       for (const { begin, frames: seen } of open) {
         while (seen.length < input.frames && begin + (seen.length * span) / input.frames < now - epsilon) {
@@ -330,25 +330,25 @@ export async function* windowsOf(
       }
       if (!open[0] || open[0].begin + span > now + epsilon) return;
       const first = open.shift() as OpenWindow;
-      yield await complete(first, window === undefined ? seconds : first.begin + span);
+      yield await complete(first, window === undefined ? until : first.begin + span);
     }
   }
 
   let shown: Frame | undefined;
-  let interval = 0.04; // of the last two frames: how long the last one is shown
-  for await (const given of frames) {
-    const seconds = Math.max(given.seconds, shown?.seconds ?? given.seconds);
+  let [at, interval] = [0, 0.04]; // when it came; how long the last but one was shown, and so will the last one be
+  for await (const frame of frames) {
+    const seconds = shown ? Math.max(frame.seconds, at) : frame.seconds;
     if (shown) {
-      interval = seconds - shown.seconds || interval;
-      yield* show(shown, window === undefined ? count : seconds, seconds);
+      interval = seconds - at || interval;
+      yield* show(shown, window === undefined ? count : seconds, at, seconds);
     } else if (window !== undefined) origin = seconds;
-    shown = { ...given, seconds };
+    [shown, at] = [frame, seconds];
     count++;
   }
   if (!shown) return;
-  const end = shown.seconds + interval;
+  const end = at + interval;
   const now = window === undefined ? count : end;
-  yield* show(shown, now, end);
+  yield* show(shown, now, at, end);
   const last = open[0];
   if (!last || reached >= now - epsilon) return;
   const still = await resizer.resize(shown);

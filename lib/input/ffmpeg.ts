@@ -18,10 +18,12 @@ export interface VideoLimits {
   readonly timeout: number;
   /** Whether frames that are damaged are left out or shown as far as they go, and a file may end too early. */
   readonly skipDamaged: boolean;
+  /** Frames are made as small as can be, for who counts them. */
+  readonly tiny?: boolean;
   readonly signal?: AbortSignal | undefined;
 }
 
-/** What FFmpeg may read: files that hold their own streams. Playlists name other files, which would be opened too. */
+/** What ffmpeg may read: files that hold their own streams. Playlists name other files, which it would open too. */
 const formats =
   'mov,matroska,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,vvc,av1,obu,ivf,flv,ogg,asf,mxf,nut,dv,gif,apng,yuv4mpegpipe,rm,wtv,mjpeg,amv,vc1,h261,h263';
 
@@ -36,7 +38,7 @@ const formats =
 export async function* decodeVideo(
   source: number | Readable,
   name: string,
-  { maxPixels, timeout, skipDamaged, signal }: VideoLimits,
+  { maxPixels, timeout, skipDamaged, tiny = false, signal }: VideoLimits,
 ): AsyncGenerator<Frame, void, void> {
   checkSignal(signal);
   const isFile = typeof source === 'number';
@@ -46,10 +48,11 @@ export async function* decodeVideo(
     ...['-i', isFile ? 'file:/proc/self/fd/3' : 'pipe:0'],
     // V: no pictures of covers. So fine a time base that no two frames share a time: NUT would lack one.
     ...['-map', '0:V:0', '-enc_time_base', '1:90000', '-sws_flags', 'bicubic+accurate_rnd+full_chroma_int'],
+    ...(tiny ? ['-vf', 'scale=2:2:flags=neighbor'] : []),
     ...['-c:v', 'rawvideo', '-pix_fmt', 'rgb24', '-f', 'nut', 'pipe:1'],
   ];
   const stdio = isFile ? (['ignore', 'pipe', 'pipe', source] as const) : (['pipe', 'pipe', 'pipe'] as const);
-  const child = spawn(await program(), args, { stdio: [...stdio] });
+  const child = spawn(await ffmpegProgram(), args, { stdio: [...stdio] });
   const said = new LastLines(child.stderr as Readable);
   const ended = endOf(child);
 
@@ -118,7 +121,7 @@ export async function* decodeVideo(
 const decoderPixels = (maxPixels: number) => String(Math.min(2 * maxPixels + 2 ** 16, 2 ** 31 - 1));
 
 /** ffmpeg of OCTCONV_FFMPEG, its file or its folder, else of the PATH. */
-async function program(): Promise<string> {
+export async function ffmpegProgram(): Promise<string> {
   const given = process.env.OCTCONV_FFMPEG;
   if (!given) return 'ffmpeg';
   const isFolder = (await stat(given).catch(() => undefined))?.isDirectory();
@@ -170,7 +173,7 @@ function feed(source: Readable, child: ChildProcess, name: string, stop: (error:
 
 /** Lines of ffmpeg that say no more than that it ended. */
 const useless =
-  /^(Task finished|Terminating thread|Error opening input files?\b|Error opening output|Conversion failed|Error while decoding stream|Nothing was written)/;
+  /^(Task finished|Terminating thread|Error opening input files?\b|Error opening output|Conversion failed|Error while decoding stream|Nothing was written|Could not open encoder)/;
 
 /** Lines that say something only where no other does. */
 const vague = /^(Invalid data found when processing input|Invalid argument|Last message repeated .*)$/;
@@ -202,9 +205,9 @@ class LastLines {
     if (lines.some((line) => /not on whitelist|Not detecting m3u8/.test(line)))
       return 'is a playlist or of a format that is not read';
     const line =
-      lines.findLast((line) => line.trim() !== '' && !useless.test(line) && !vague.test(line)) ??
+      lines.findLast((line) => line !== '' && !useless.test(line) && !vague.test(line)) ??
       lines.findLast((line) => vague.test(line));
-    return line && `cannot be decoded: ${line.trim()}`;
+    return line && `cannot be decoded: ${line}`;
   }
 
   /** ffmpeg takes the end of a truncated Matroska file for the end of the video, and says so. */

@@ -196,7 +196,13 @@ export async function decodeAnimation(
   const isCut = formatOf(bytes) === 'GIF' && bytes[bytes.findLastIndex((byte) => byte !== 0)] !== 0x3b;
   if (isCut && !skipDamaged) throw new OctconvError(`${name}: is truncated`);
   try {
-    const { width, height: all, pages = 1, pageHeight: height = all, delay } = await sharp(bytes, options).metadata();
+    const {
+      width,
+      height: whole,
+      pages = 1,
+      pageHeight: height = whole,
+      delay,
+    } = await sharp(bytes, options).metadata();
     if (width * height > maxPixels)
       throw new OctconvError(
         `${name}: is too large, ${width} x ${height}, wanted at most ${maxPixels} pixels (maxPixels)`,
@@ -207,12 +213,15 @@ export async function decodeAnimation(
         `${name}: ${pages} frames of ${width} x ${height}, wanted at most ${maxBytes} bytes of them (maxBytes)`,
       );
     const late = () => new OctconvError(`${name}: is not decoded after ${timeout} s (timeout)`);
-    const { data } = await within(timeout, signal, late, () => decoders(() => rgbOf(sharp(bytes, options), timeout)));
+    // Of a still picture EXIF orientation is obeyed.
+    const picture = pages === 1 ? sharp(bytes, { ...options, animated: false }).autoOrient() : sharp(bytes, options);
+    const all = await within(timeout, signal, late, () => decoders(() => rgbOf(picture, timeout)));
+    if (pages === 1) return [{ ...all, seconds: 0 }];
     let milliseconds = 0;
     return Array.from({ length: pages }, (_, i) => {
       const seconds = milliseconds / 1000;
       milliseconds += delay?.[i] ?? 0;
-      return { data: data.subarray(i * size, (i + 1) * size), height, width, seconds };
+      return { data: all.data.subarray(i * size, (i + 1) * size), height, width, seconds };
     });
   } catch (error) {
     if (error instanceof OctconvError || signal?.aborted) throw error;

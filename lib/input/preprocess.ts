@@ -167,7 +167,7 @@ export function describeInput({
   const bytes = scale === 1 / 255 ? '0 .. 1' : `0 .. 255 times ${scale}`;
   const apart = frameStride === 1 ? '' : `, ${frameStride} apart`;
   const clip = frames === undefined ? '' : `${frames} frames${apart}, each `;
-  return `${clip}${resized} (${interpolation}${antialias ? '' : ' without antialiasing'}), a crop of ${height} x ${width}, ${channels}, ${bytes}, mean ${mean.join(',')}, std ${std.join(',')}`;
+  return `${clip}${resized} (${interpolation}${antialias ? '' : ' without antialiasing'}), a crop of ${height} x ${width}, ${channels}, ${bytes}, mean ${mean.join(' ')}, std ${std.join(' ')}`;
 }
 
 /** Size of the whole resized picture, and the part of it that the network sees. */

@@ -1,9 +1,11 @@
 /** Where the frames of a video come from: all sources in one form. */
 import { randomUUID } from 'node:crypto';
-import { open, readdir, rm, stat } from 'node:fs/promises';
+import { createWriteStream } from 'node:fs';
+import { readdir, rm, stat } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Readable } from 'node:stream';
+import { pipeline } from 'node:stream/promises';
 import { types } from 'node:util';
 import { onAbort } from '../abort.js';
 import { OctconvError, show } from '../error.js';
@@ -80,16 +82,14 @@ export async function* readFrames(
 
 /** An open source of frames. */
 export interface Video {
-  /** How many there are, if that is known before they are decoded. */
-  readonly count?: number;
-  /** Whether they can be read again. */
-  readonly again: boolean;
-  /** All in order, or those of them that are wanted, by their index. */
+  /** How many there are; absent where they can be read once only. */
+  count?(): Promise<number>;
+  /** All in order; where they are counted also those that are wanted, by their index. */
   frames(wanted?: ReadonlySet<number>): AsyncGenerator<Frame, void, void>;
   close(): Promise<void>;
 }
 
-/** Opens a source; if it is read once only (`once`), a stream need not be kept. */
+/** Opens a source. A stream is kept in a file, unless it is read once only (`once`) and can be decoded as it comes. */
 export async function openVideo(source: VideoSource, name: string, limits: Limits, once = false): Promise<Video> {
   if (typeof source === 'string' || source instanceof URL) {
     const path = pathOf(source, name);
@@ -103,7 +103,7 @@ export async function openVideo(source: VideoSource, name: string, limits: Limit
   if (!once) return openFile(await keep(bytes, name, limits), limits);
   const head: Uint8Array[] = []; // enough to tell what it is
   let size = 0;
-  while (size < 12) {
+  while (size < 128) {
     const { done, value } = await bytes.next();
     if (done) break;
     head.push(value);
@@ -111,7 +111,7 @@ export async function openVideo(source: VideoSource, name: string, limits: Limit
   }
   const start = Buffer.concat(head);
   const whole = prepend<Uint8Array>(start, bytes);
-  if (start.length && kindOf(start) === undefined) return openStream(whole, name, limits);
+  if (start.length && kindOf(start) === undefined && !endsWithIndex(start)) return openStream(whole, name, limits);
   return openFile(await keep(whole, name, limits), limits);
 }
 
@@ -164,6 +164,16 @@ function kindOf(head: Uint8Array): 'npy' | 'animation' | 'picture' | undefined {
   return text.startsWith('\xff\xd8\xff') || text.startsWith('\x89PNG') ? 'picture' : undefined;
 }
 
+/** Whether this is an MP4 or MOV whose index lies behind its frames: it cannot be decoded as it comes. */
+function endsWithIndex(head: Buffer): boolean {
+  for (let at = 0; at + 8 <= head.length; at += Math.max(8, head.readUInt32BE(at))) {
+    const box = head.toString('latin1', at + 4, at + 8);
+    if (box === 'mdat') return true;
+    if (!['ftyp', 'free', 'skip', 'wide'].includes(box)) return false;
+  }
+  return false;
+}
+
 async function openFile(file: RandomFile, limits: Limits): Promise<Video> {
   const close = () => file.close();
   try {
@@ -174,12 +184,17 @@ async function openFile(file: RandomFile, limits: Limits): Promise<Video> {
         return { ...(await openPages(file, limits)), close };
       case 'picture': {
         const frames = () => picturesOf([file.path], () => file.read(0, checkSize(file, limits)), limits);
-        return { count: 1, again: true, frames, close };
+        return { count: async () => 1, frames, close };
       }
       default: {
         if (file.size === 0) throw new OctconvError(`${file.path}: is empty, wanted a video`);
         const frames = (wanted?: ReadonlySet<number>) => picked(decodeVideo(file.handle.fd, file.path, limits), wanted);
-        return { again: true, frames, close };
+        const count = async () => {
+          let n = 0;
+          for await (const _ of decodeVideo(file.handle.fd, file.path, { ...limits, tiny: true })) n++;
+          return n;
+        };
+        return { count, frames, close };
       }
     }
   } catch (error) {
@@ -208,21 +223,19 @@ async function* picked(all: AsyncGenerator<Frame>, wanted?: ReadonlySet<number>)
 async function keep(chunks: AsyncIterable<Uint8Array>, name: string, limits: Limits): Promise<RandomFile> {
   const path = join(tmpdir(), `octconv-${randomUUID()}`);
   try {
-    const file = await open(path, 'wx', 0o600);
-    try {
-      let size = 0;
+    let size = 0;
+    const checked = async function* () {
       for await (const chunk of chunks) {
         size += chunk.length;
         if (size > limits.maxBytes)
           throw new OctconvError(`${name}: is larger than ${limits.maxBytes} bytes (maxBytes)`);
-        await file.writeFile(chunk);
+        yield chunk;
       }
-    } finally {
-      await file.close();
-    }
+    };
+    await pipeline(checked, createWriteStream(path, { flags: 'wx', mode: 0o600 }));
     return await RandomFile.open(path, name);
   } catch (error) {
-    throw fileError(path, error);
+    throw fileError(name, error);
   } finally {
     await rm(path, { force: true });
   }
@@ -230,7 +243,7 @@ async function keep(chunks: AsyncIterable<Uint8Array>, name: string, limits: Lim
 
 function openStream(bytes: AsyncGenerator<Uint8Array, void, void>, name: string, limits: Limits): Video {
   const frames = () => decodeVideo(Readable.from(bytes, { objectMode: false }), name, limits);
-  return { again: false, frames, close: async () => letGo(bytes) };
+  return { frames, close: async () => letGo(bytes) };
 }
 
 /** Not awaited: what is stalled never ends. */
@@ -249,7 +262,7 @@ async function openFolder(folder: string, limits: Limits): Promise<Video> {
     .map((file) => join(folder, file));
   if (files.length === 0) throw new OctconvError(`${folder}: no pictures (.jpg, .jpeg, .png, .webp), wanted frames`);
   const frames = (wanted?: ReadonlySet<number>) => picturesOf(files, (file) => file, limits, wanted);
-  return { count: files.length, again: true, frames, close: async () => undefined };
+  return { count: async () => files.length, frames, close: async () => undefined };
 }
 
 async function* picturesOf(
@@ -281,7 +294,7 @@ async function openNpy(file: RandomFile, { maxPixels, frameRate, signal }: Limit
       yield { data: await file.read(start + i * size, size), height, width, seconds: i / frameRate };
     }
   }
-  return { count, again: true, frames };
+  return { count: async () => count, frames };
 }
 
 async function openPages(file: RandomFile, limits: Limits): Promise<Omit<Video, 'close'>> {
@@ -289,12 +302,12 @@ async function openPages(file: RandomFile, limits: Limits): Promise<Omit<Video, 
   async function* frames(wanted?: ReadonlySet<number>): AsyncGenerator<Frame, void, void> {
     for (const [i, page] of pages.entries()) if (!wanted || wanted.has(i)) yield page;
   }
-  return { count: pages.length, again: true, frames };
+  return { count: async () => pages.length, frames };
 }
 
 /** Frames that somebody else decodes, checked. */
 function openFrames(given: AsyncGenerator<unknown, void, void>, name: string, limits: Limits): Video {
-  async function* all(): AsyncGenerator<Frame, void, void> {
+  async function* frames(): AsyncGenerator<Frame, void, void> {
     let i = 0;
     for await (const each of given) {
       const { data, height, width, seconds = i / limits.frameRate } = (each ?? {}) as Partial<Frame>;
@@ -310,8 +323,7 @@ function openFrames(given: AsyncGenerator<unknown, void, void>, name: string, li
       i++;
     }
   }
-  const frames = (wanted?: ReadonlySet<number>) => picked(all(), wanted);
-  return { again: false, frames, close: async () => letGo(given) };
+  return { frames, close: async () => letGo(given) };
 }
 
 function checkPixels(name: string, { height, width }: Omit<Picture, 'data'>, maxPixels: number): void {
