@@ -1,4 +1,5 @@
 import { stripVTControlCharacters } from 'node:util';
+import type { Shape } from '../tensor.js';
 
 export interface TableOptions {
   /** Columns that are flush left beside the first one. */
@@ -85,3 +86,9 @@ export function wrapped(pieces: readonly string[], width: number, comma = ' '): 
 export const share = (part: number): string => `${(100 * part).toFixed(0)} %`;
 
 export const threadsOf = (count: number | string): string => `${count} thread${Number(count) === 1 ? '' : 's'}`;
+
+/** Of an input; undefined of images. */
+export const framesOf = ({ length, 1: frames }: Shape) => (length === 5 ? frames : undefined);
+/** What a table says of the inputs. */
+export const sizeOf = ({ size, frames }: { size: number; frames?: number | undefined }) =>
+  `${frames === undefined ? '' : `${frames} x `}${size} x ${size}`;

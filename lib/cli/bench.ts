@@ -40,7 +40,8 @@ export function benchCommand(program: Command): void {
       'what the convolutions multiply (default: f32, as TF32, and bf16; f16 on GPUs that have only that)',
       listOf(dtype),
     )
-    .option('--batch <list>', 'images per run', listOf(integer(1)), [1, 8, 32, 128])
+    .option('--frames <n>', 'frames of a clip, of a video network', integer(1))
+    .option('--batch <list>', 'images or clips per run', listOf(integer(1)), [1, 8, 32, 128])
     .option('--device <name>', 'cuda, or one of several GPUs, as cuda:1', 'cuda')
     .addOption(
       gpuOption(
@@ -127,6 +128,7 @@ interface CudaOptions extends Common {
   network: string;
   alphas: number[];
   dtypes?: ComputeType[];
+  frames?: number;
   batch: number[];
   device: string;
   estimate?: GpuName;
