@@ -598,8 +598,11 @@ OCTCONV_KERNEL void __launch_bounds__(itemThreads, 4)
   const int64_t row = index / w, frame = row / h;
   if (frame >= a.frames) return;
   const int y = static_cast<int>(row - frame * h), x = static_cast<int>(index - row * w) - a.left;
+  const int tap = channel / a.x.channels, n = static_cast<int>(frame) / a.y.size.t;
+  const int t = (static_cast<int>(frame) - n * a.y.size.t) * a.stride - a.padding + tap * a.dilation;
   float value = 0;
-  if (channel < a.x.channels && x >= 0 && x < a.columns) {
+  if (tap < a.taps && t >= 0 && t < a.x.size.t && x >= 0 && x < a.columns) {
+    const int from = n * a.x.size.t + t, own = channel - tap * a.x.channels;
     const int outer = a.pool == 2 ? 2 : 1, inner = a.pool > 0 ? 2 : 1;
     const Extent& size = a.x.size;
     const int innerH = (size.h + inner - 1) / inner, innerW = (size.w + inner - 1) / inner;
@@ -613,8 +616,8 @@ OCTCONV_KERNEL void __launch_bounds__(itemThreads, 4)
         for (int yi = yo * inner; yi < yo * inner + inner && yi < size.h; yi++)
 #pragma unroll 1
           for (int xi = xo * inner; xi < xo * inner + inner && xi < size.w; xi++, innerCount++) {
-            const float element = elementOf(arena, a.x, elementAt(a.x, {static_cast<int>(frame), yi, xi}, channel));
-            innerSum += roundedTo(a.dtype, activated(a.prologue, element, channel));
+            const float element = elementOf(arena, a.x, elementAt(a.x, {from, yi, xi}, own));
+            innerSum += roundedTo(a.dtype, activated(a.prologue, element, own));
           }
         sum += roundedTo(a.dtype, innerSum / innerCount);
       }
