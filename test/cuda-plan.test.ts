@@ -81,7 +81,8 @@ describe('plans without a GPU', function () {
       const [prepare, product] = op.plan.infos.flatMap(({ launches }) => launches) as [Launch, Launch];
       const [rows = 0, columns = 0, splits = 1] = product.tile?.split(/[x/]/).map(Number) ?? [];
       const each = rows * columns * (dtype === 'f32' ? 16 : 32);
-      return [(product.multiplyAdds * splits) / product.blocks / each, prepare.blocks * prepare.threads];
+      const elements = prepare.blocks * prepare.threads * (dtype === 'f32' ? 4 : 8);
+      return [(product.multiplyAdds * splits) / product.blocks / each, elements];
     };
     // 7 rows of 7 pixels, 3 channels of each, filled up to 8, which take two steps.
     expect(await stem([1, 64, 32, 3], [7, 7], 'bf16')).to.deep.equal([7 * 2, 64 * 32 * 8]);

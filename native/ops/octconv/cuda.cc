@@ -286,6 +286,7 @@ TensorArgs prepare(Making& making, const Branch& branch, const Source& s, const 
   const int64_t piece = pieceChannels(branch.compute);
   PrepareArgs args{};
   args.x = making.placed.input(s.input);
+  args.n = intOf(type.shape.n, "images");
   args.pool = static_cast<int>(s.pool);
   args.dtype = operandType(branch.compute);
   args.prologue = activationOf(s.prologue, prologue, packed);
@@ -302,11 +303,9 @@ TensorArgs prepare(Making& making, const Branch& branch, const Source& s, const 
     args.stride = static_cast<int>(s.stride.t), args.padding = static_cast<int>(s.padding.t);
     args.dilation = static_cast<int>(s.dilation.t);
   }
-  args.frames = intOf(product(to.shape.n, to.shape.t), "frames");
   to.gap = to.pad = roundUp(to.shape.c, piece) - to.shape.c;
   args.y = tensorOf(to, making.take(product(to.shape.pixels(), to.pitch(), bytesOf(branch.compute))));
-  const int64_t elements = product(to.shape.pixels(), to.pitch());
-  making.made.launches.push_back(launchItems("octConvPrepare", elements, args));
+  making.made.launches.push_back(launchItems("octConvPrepare", product(to.shape.pixels(), to.pitch() / piece), args));
   return args.y;
 }
 

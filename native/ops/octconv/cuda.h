@@ -85,7 +85,7 @@ struct PlainArgs {
 // x, one after the other, or zeros for frames that are not there.
 struct PrepareArgs {
   TensorArgs x, y;
-  int frames;  // N * T of y
+  int n;
   int taps, stride, padding, dilation;
   int pool;           // at most 2
   int left, columns;  // of y: zeros, then those of P^pool(x), then zeros
