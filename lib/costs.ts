@@ -1,5 +1,6 @@
 /** What the steps of a plan cost: multiply-adds, and bytes that are read and written. */
 import { bytesPerElement, type DType, isFloat } from './dtype.js';
+import { betweenValues } from './flops.js';
 import type { ComputeType } from './graph/graph.js';
 import { type Branch, type Source, sourcesOf, type Step, winogradGrowth } from './graph/lower.js';
 import type { Plan } from './plan.js';
@@ -49,12 +50,18 @@ export function costsOf({
       .reduce((sum, bytes) => sum + bytes, 0);
   };
   return steps.map((step) => {
-    const { branches = [], inputs, outputs } = step;
+    const { op, branches = [], inputs, outputs } = step;
+    const beside = betweenValues(op, inputs.map(shapeOf), outputs.map(shapeOf));
     return {
       multiplyAdds: branches
         .flatMap((branch) => sourcesOf(branch).map((source) => products(branch, source)))
-        .reduce((sum, count) => sum + count, 0),
-      computes: [...new Set(branches.flatMap(({ gated, compute = 'f32' }) => (gated ? [] : compute)))],
+        .reduce((sum, count) => sum + count, beside),
+      computes: [
+        ...new Set([
+          ...branches.flatMap(({ gated, compute = 'f32' }) => (gated ? [] : compute)),
+          ...(beside > 0 ? (['f32'] as const) : []),
+        ]),
+      ],
       inputs: [...new Set(typesOf(inputs).map(({ dtype }) => dtype))],
       outputs: [...new Set(typesOf(outputs).map(({ dtype }) => dtype))],
       bytes: { inputs: sizeOf(inputs), outputs: sizeOf(outputs), weights: weightsOf(step) },

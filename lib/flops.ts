@@ -3,7 +3,7 @@ import { halved } from './graph/shape.js';
 import { elementCount, type Shape } from './tensor.js';
 
 export interface Flops {
-  /** Of convolutions and linear layers; padding counts as if it were there. */
+  /** Of convolutions, linear layers, matmul and attention; padding counts as if it were there. */
   readonly multiplyAdds: number;
   /** As the authors count: multiply-adds, each element that pooling reads, and one per element of a ReLU. */
   readonly authors: number;
@@ -25,6 +25,7 @@ export function countFlops(graph: Graph): Flops {
       const positions = convolved(node.op, role, inputs, outputs);
       if (positions) multiplyAdds += elementCount(graph.params.get(name) ?? []) * elementCount(positions.slice(0, -1));
     }
+    multiplyAdds += betweenValues(node.op, inputs, outputs);
     others += pooledOrClamped(node, inputs, outputs);
   }
   const parameters = [...learned].reduce((sum, name) => sum + elementCount(graph.params.get(name) ?? []), 0);
@@ -32,6 +33,14 @@ export function countFlops(graph: Graph): Flops {
 }
 
 type Shapes = readonly Shape[];
+
+/** Multiply-adds of an op whose operands are all values. */
+export function betweenValues(op: string, [x = [], y = []]: Shapes, [z = []]: Shapes): number {
+  if (op === 'matmul') return elementCount(z) * (x.at(-1) ?? 0);
+  if (op !== 'attention') return 0;
+  const [queries, keys] = [z, y].map((shape) => elementCount(shape.slice(1, -1))) as [number, number];
+  return (z[0] ?? 0) * queries * keys * ((x.at(-1) ?? 0) + (z.at(-1) ?? 0));
+}
 
 /** The shape at whose positions a weight is applied. */
 function convolved(op: string, role: string, [, xL]: Shapes, [yH, yL]: Shapes): Shape | undefined {

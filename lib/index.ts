@@ -5,7 +5,15 @@
  *     const model = await loadModel('models/cifar10-oct-resnet-26-a50');
  *     const logits = await model.run(tensor('f32', [1, 32, 32, 3], data));
  */
-export { type Classified, classify, type ClassifyOptions, type Guess } from './classify.js';
+export {
+  type Classified,
+  type ClassifiedWindow,
+  classify,
+  type ClassifyOptions,
+  classifyStream,
+  type Guess,
+  type StreamOptions,
+} from './classify.js';
 export { compile, Compiled, type CompileOptions, type RankedInputs } from './compile.js';
 export { type DeviceInfo, type Devices, devices, type Target } from './devices.js';
 export type { DType, TypedArray, TypedArrayOf } from './dtype.js';
@@ -34,10 +42,12 @@ export type {
   Term,
 } from './graph/lower.js';
 export { countFlops, type Flops } from './flops.js';
-export { type Batch, type BatchOptions, type Failed, loadBatches } from './input/batches.js';
-export { type DecodeOptions, decodeImage, type Picture, type PictureFormat } from './input/image.js';
+export { type Batch, type BatchOptions, type ClipOptions, type Failed, loadBatches } from './input/batches.js';
+export type { Views, WindowOptions } from './input/clips.js';
+export { type DecodeOptions, decodeImage, type Frame, type Picture, type PictureFormat } from './input/image.js';
 export {
   type ChannelOrder,
+  type ClipTensor,
   defaultInput,
   type InputConfig,
   type InputTensor,
@@ -45,6 +55,7 @@ export {
   preprocess,
 } from './input/preprocess.js';
 export type { PictureSource } from './input/source.js';
+export { readFrames, type VideoOptions, type VideoSource } from './input/video.js';
 export * as layers from './layers/index.js';
 export { DeepModule, type Feature, Module, namedParameters } from './layers/index.js';
 export { toNCHW, toNHWC } from './layout.js';

@@ -10,7 +10,7 @@ import { OctconvError, show } from './error.js';
 import { type ComputeType, Graph, kindOf, type Parameter, type Value } from './graph/graph.js';
 import type { DType } from './dtype.js';
 import type { InputConfig } from './input/preprocess.js';
-import type { PictureSource } from './input/source.js';
+import type { VideoSource } from './input/video.js';
 import {
   DeepModule,
   findParameters,
@@ -340,14 +340,15 @@ export class Model<Y = Value<'f32', Shape>, X extends readonly Value[] = [x: Val
   }
 
   /**
-   * What pictures show: one answer for one picture, many for many. A long list is better given to `classify()`.
-   * @throws OctconvError that names the first picture that cannot be read; the signal's reason if it is aborted.
+   * What pictures show, or videos to a video network: one answer for one source, many for many. A long list is better
+   * given to `classify()`, a long video to `classifyStream()`.
+   * @throws OctconvError that names the first source that cannot be read; the signal's reason if it is aborted.
    */
-  classify(this: Model, source: PictureSource, options?: ClassifyOptions): Promise<Classified>;
-  classify(this: Model, sources: readonly PictureSource[], options?: ClassifyOptions): Promise<Classified[]>;
+  classify(this: Model, source: VideoSource, options?: ClassifyOptions): Promise<Classified>;
+  classify(this: Model, sources: readonly VideoSource[], options?: ClassifyOptions): Promise<Classified[]>;
   classify(
     this: Model,
-    sources: PictureSource | readonly PictureSource[],
+    sources: VideoSource | readonly VideoSource[],
     options?: ClassifyOptions,
   ): Promise<Classified | Classified[]> {
     return classifyAll(this, sources, options);

@@ -49,7 +49,10 @@ export function decodeNpy(bytes: Uint8Array, name = '.npy'): Promise<NpyArray> {
   });
 }
 
-async function read(file: Pick<RandomFile, 'path' | 'size' | 'read'>): Promise<NpyArray> {
+type Source = Pick<RandomFile, 'path' | 'size' | 'read'>;
+
+/** What a file says of its elements, and where they begin. @throws OctconvError if they are not there, or no numbers. */
+export async function readNpyHeader(file: Source) {
   const { path } = file;
   const head = Buffer.from(await file.read(0, Math.min(file.size, 12)));
   if (head.length < 12 || head.toString('latin1', 0, 6) !== magic) throw new OctconvError(`${path}: not a .npy file`);
@@ -73,8 +76,12 @@ async function read(file: Pick<RandomFile, 'path' | 'size' | 'read'>): Promise<N
   }
   const got = file.size - start - length;
   if (got !== bytes) throw new OctconvError(`${path}: ${got} bytes of data, wanted ${bytes} for ${show(shape)}`);
+  return { descr, name, kind, shape, fortran, bytes, start: start + length };
+}
 
-  const raw = await file.read(start + length, bytes);
+async function read(file: Source): Promise<NpyArray> {
+  const { descr, name, kind, shape, fortran, bytes, start } = await readNpyHeader(file);
+  const raw = await file.read(start, bytes);
   if (descr[0] === '>') swapBytes(raw, kind.BYTES_PER_ELEMENT);
   const elements = new kind(raw.buffer);
   const data = name === 'f2' ? toFloats('f16', elements as Uint16Array) : toF32(elements);

@@ -163,9 +163,19 @@ export const hardSigmoid = unary('hardSigmoid');
 export const hardSwish = unary('hardSwish');
 /** x times the probability that a normal variable is below x: (1 + erf(x / sqrt(2))) / 2, exact, not its tanh form. */
 export const gelu = unary('gelu');
-/** Over the channels of each position. */
-export const softmax = unary('softmax');
 
+/** exp(x - max) / sum along `axis` (default -1, the channels), which is not that of N. */
+export function softmax<X extends Operand<Matrix | Spatial>>(
+  x: X,
+  options: RunAt & { readonly axis?: number } = {},
+): Result<X, X['shape']> {
+  return apply('softmax', [x], {}, options, () => {
+    const { axis = -1 } = options;
+    const [given = 0] = axesOf('softmax', x, [axis]);
+    check('softmax', given > 0, `axis ${axis}, wanted another one than that of N`);
+    return { shape: x.shape, attrs: { axis: nativeAxes(x)[given] } };
+  });
+}
 /** x where it is positive, otherwise `slope` (default 0.01) times x. */
 export function leakyRelu<X extends Operand<Matrix | Spatial>>(
   x: X,
@@ -213,6 +223,40 @@ export function matmul(x: Operand, y: Operand | Parameter, run?: RunAt): unknown
     const wanted = products === 2 ? '[N,H,M,K] and [N,H,K,P]' : '[N,T,H,M,K] and [N,T,H,K,P]';
     if (!outer) wrong('matmul', `got ${of(x)} and ${of(y)}, wanted ${wanted}`);
     return { shape: [...outer, x.shape[products] ?? 1, channels(y)] };
+  });
+}
+
+/**
+ * softmax(scale q k^T) v: each position of q [N, H, W, D] attends to all positions of k [N, H', W', D] of the same n,
+ * and gives the mean of their channels in v [N, H', W', E], weighted so: [N, H, W, E]. Video alike, over T, H and W.
+ * `scale` is 1 / sqrt(D) unless given. PyTorch's scaled_dot_product_attention with one head; the scores are not kept
+ * in memory.
+ */
+export function attention<Q extends Operand<Spatial>, K extends Other<Q>, V extends Other<Q>>(
+  q: Q,
+  k: Match<Channels<Q['shape']>, Channels<K['shape']>, K, 'wanted: as many channels as q has'>,
+  v: V,
+  options?: RunAt & { readonly scale?: number },
+): Result<Q, Windowed<Q['shape'], Channels<V['shape']>>>;
+export function attention(
+  q: Operand,
+  k: Operand | Parameter,
+  v: Operand | Parameter,
+  options: RunAt & { readonly scale?: number } = {},
+): unknown {
+  return apply('attention', [q, k, v], {}, options, () => {
+    const { scale = 1 / Math.sqrt(channels(q)) } = options;
+    check('attention', Number.isFinite(scale), `scale ${show(scale)}, wanted a finite number`);
+    checkRank('attention', q, 4, 5);
+    const positions = k.shape.slice(1, -1);
+    const fine =
+      k.shape.length === q.shape.length &&
+      same(k.shape, [q.shape[0] ?? 1, ...positions, channels(q)]) &&
+      same(v.shape, [q.shape[0] ?? 1, ...positions, channels(v)]);
+    const wanted = q.shape.length === 4 ? ["[N,H',W',D]", "[N,H',W',E]"] : ["[N,T',H',W',D]", "[N,T',H',W',E]"];
+    const got = `got q ${of(q)}, k ${of(k)} and v ${of(v)}`;
+    if (!fine) wrong('attention', `${got}, wanted k ${wanted[0]} and v ${wanted[1]} with N and D of q`);
+    return { shape: [...q.shape.slice(0, -1), channels(v)], attrs: { scale } };
   });
 }
 
@@ -679,6 +723,8 @@ const poolOptions = { kernel: true, stride: true, padding: true, ceilMode: true 
 /** The options of the ops that have other ones than where they run. */
 const ownOptions: { readonly [op: string]: Readonly<Record<string, true>> } = {
   leakyRelu: { slope: true },
+  softmax: { axis: true },
+  attention: { scale: true },
   conv: { stride: true, padding: true, dilation: true, groups: true } satisfies Own<ConvOptions>,
   octConv: { stride: true, groups: true } satisfies Own<OctConvOptions>,
   batchNorm: { eps: true },

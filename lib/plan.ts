@@ -38,11 +38,7 @@ export interface RunOptions {
 }
 
 export const runOptions = { signal: true } satisfies Known<RunOptions>;
-interface TimedOptions extends RunOptions {
-  readonly stepMilliseconds?: Float32Array | undefined;
-}
-
-const timedOptions = { ...runOptions, stepMilliseconds: true } satisfies Known<TimedOptions>;
+const timedOptions = { ...runOptions, stepMilliseconds: true } as const;
 
 export interface PlanOptions {
   /** Default: the one that the inputs are on; for those in memory of the host `cpu`. */
@@ -365,7 +361,7 @@ export class Plan {
     const ends = [...steps.inputs, ...steps.outputs];
     if (new Set(ends).size !== ends.length)
       throw new OctconvError('plan: a network must compute each of its outputs, and give each once');
-    const memory = await inTurns(planMemory(steps, target.traits.align));
+    const memory = await inTurns(planMemory(steps, target.traits));
     const outside = ends.flatMap((id) => steps.values[id] ?? []).reduce((sum, type) => sum + bytesOf(type), 0);
     const packed = await weights.pack(steps.steps, graph.constants, memory.bytes + outside);
     try {
@@ -410,7 +406,10 @@ export class Plan {
    * @throws OctconvError if an input has another type or shape, or, where i8 is multiplied, is not finite; the signal's
    * reason if it is aborted.
    */
-  async run(inputs: readonly Tensor[], options: TimedOptions = {}): Promise<Tensor[]> {
+  async run(
+    inputs: readonly Tensor[],
+    options: RunOptions & { readonly stepMilliseconds?: Float32Array | undefined } = {},
+  ): Promise<Tensor[]> {
     return (await this.observe(inputs, options)).outputs;
   }
 
@@ -420,7 +419,7 @@ export class Plan {
    */
   async observe(
     inputs: readonly Tensor[],
-    options: TimedOptions = {},
+    options: NonNullable<Parameters<Plan['run']>[1]> = {},
   ): Promise<{ outputs: Tensor[]; histograms: readonly NativeHistogram[] }> {
     checkOptions('plan: run', options, timedOptions);
     const { signal, stepMilliseconds } = options;

@@ -3,7 +3,7 @@
  * data that its native side tells; none reads a global, and none calls the addon.
  */
 import { bytesPerElement, type DType } from './dtype.js';
-import { chooseAlgorithms, type Winograd } from './graph/algorithm.js';
+import { chooseAlgorithms } from './graph/algorithm.js';
 import { fusing, joiningEpilogues, type Pass, passThrough, short } from './graph/fuse.js';
 import type { ComputeType, Graph } from './graph/graph.js';
 import { lower, sourcesOf, type Step, type Steps } from './graph/lower.js';
@@ -34,8 +34,10 @@ export interface Traits {
   readonly mostPooled: number;
   /** Whether it goes over a batch some images at a time. */
   readonly subBatches: boolean;
+  /** Whether a convolution may store y where its residual lies. */
+  readonly inPlace: boolean;
   /** The forms of Winograd's algorithm that it knows, and the most input channels of i8 that each sums up. */
-  readonly winograd: { readonly [form in Winograd]?: number };
+  readonly winograd: { readonly [form in 2 | 4 | 'overTime']?: number };
   /** What convolutions may multiply. */
   readonly computes: readonly ComputeType[];
   /** What of it is faster than f32. */

@@ -419,6 +419,7 @@ Napi::Object traitsOf(Napi::Env env, const Traits& traits) {
   result.Set("fuses", fuses[static_cast<int>(traits.fuses)]);
   result.Set("mostPooled", traits.mostPooled);
   result.Set("subBatches", traits.subBatches);
+  result.Set("inPlace", traits.inPlace);
   result.Set("idleBytes", static_cast<double>(traits.idleBytes));
   result.Set("ownMemory", traits.ownMemory);
   result.Set("winograd", winograd);

@@ -145,7 +145,7 @@ describe('arguments that are none', () => {
   it("a picture's bytes as a text are cut", async () => {
     for (const encoding of ['latin1', 'base64'] as const) {
       const message = await failure(model.classify(bytes.toString(encoding)));
-      expect(message).to.match(/: is no path; a picture's bytes are wanted as a Uint8Array$/);
+      expect(message).to.match(/: is no path; its bytes are wanted as a Uint8Array$/);
       expect(message.length).to.be.below(600);
     }
   });

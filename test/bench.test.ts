@@ -24,10 +24,13 @@ import { benchModels, type ModelRow, modelsTable } from '../lib/bench/models.js'
 import { benchOps, opsTable } from '../lib/bench/ops.js';
 import { costsOf } from '../lib/costs.js';
 import { countFlops } from '../lib/flops.js';
+import { Graph } from '../lib/graph/graph.js';
 import { record } from '../lib/model.js';
 import { buildNetwork } from '../lib/models/index.js';
 import { targetOf } from '../lib/devices.js';
+import * as ops from '../lib/ops.js';
 import { stepsFor } from '../lib/targets.js';
+import type { Video } from '../lib/tensor.js';
 
 const lines = (text: string) => text.split('\n');
 
@@ -179,6 +182,20 @@ describe('bench', () => {
         expect(costs[0]?.bytes.inputs).to.equal(4 * 2 * 45 * 61 * 3);
       }
     }
+  });
+
+  it('matmul and attention have multiply-adds too', () => {
+    const graph = new Graph();
+    const input = <const S extends Video>(shape: S) => graph.input('f32', shape);
+    const x = input([2, 3, 4, 5, 8]);
+    const y = ops.attention(x, input([2, 3, 2, 3, 8]), input([2, 3, 2, 3, 7]));
+    const product = ops.matmul(x, input([1, 3, 4, 8, 9]));
+    graph.outputs.push(y.id, product.id);
+    const expected = 2 * 60 * 18 * (8 + 7) + 2 * 60 * 8 * 9;
+    expect(countFlops(graph).multiplyAdds).to.equal(expected);
+    const costs = costsOf({ ...stepsFor(graph, targetOf('cpu')), graph, target: targetOf('cpu') });
+    expect(costs.reduce((sum, { multiplyAdds }) => sum + multiplyAdds, 0)).to.equal(expected);
+    expect(costs.map(({ computes }) => computes)).to.deep.equal([['f32'], ['f32']]);
   });
 
   it('goals are of some networks at 224 px, for some settings', () => {

@@ -173,6 +173,40 @@ const matmuls: Case[] = [
   matmul([1, 2, 75, 64], [1, 2, 64, 75]),
 ];
 
+const attention = (
+  q: readonly number[],
+  positions: readonly number[],
+  channels: number,
+  options?: { scale: number },
+): Case => {
+  const [n = 1, d = 1] = [q[0], q.at(-1)];
+  return {
+    op: 'attention',
+    title: `${q.join('x')} to ${positions.join('x')}, ${channels} channels${options ? ` ${JSON.stringify(options)}` : ''}`,
+    inputs: [q, [n, ...positions, d], [n, ...positions, channels]],
+    // A score is an exponent: its rounding error is as large as it is.
+    terms: ((options?.scale ?? d ** -0.5) * d) ** 2 + positions.reduce((a, b) => a * b, 1),
+    record: ([a, b, c]) => ops.attention(a, b, c, options),
+  };
+};
+
+const attentions: Case[] = [
+  ...widths.flatMap((size) => [
+    attention([2, 3, 2, size], [2, 5], 7), // channels of q and k
+    attention([1, 1, size, 5], [2, 2], 6), // queries
+    attention([1, 2, 2, 6], [1, size], 5), // keys
+    attention([1, 2, 3, 5], [3, 3], size), // channels of v
+  ]),
+  attention([1, 2, 2, 4], [2, 3], 4, { scale: 0 }),
+  attention([1, 2, 3, 5], [3, 4], 300), // several slices of channels on GPUs
+  attention([1, 7, 9, 8], [5, 6], 9, { scale: -0.5 }),
+  attention([1, 2, 3, 9, 12], [4, 5, 3], 20),
+  attention([2, 1, 7, 7, 33], [3, 2, 1], 70, { scale: 0.3 }),
+  // several blocks of queries and of keys
+  attention([1, 2, 25, 2], [2, 150], 70),
+  attention([2, 9, 11, 3], [3, 171], 2, { scale: 0.9 }),
+];
+
 const interpolations: Case[] = [
   ...widths.map((c) => one('interpolate', [2, 5, 4, c], { height: 10, width: 9 }, 4)),
   ...(
@@ -490,8 +524,14 @@ export const cases: readonly Case[] = [
   ...unary('leakyRelu', ops.leakyRelu),
   ...unary('leakyRelu', (x) => ops.leakyRelu(x, { slope: 0.2 })),
   ...unary('softmax', ops.softmax, [2, 20, 23, 9]),
+  ...[[2, 3, 5, 7], [3, 9], small].flatMap((x) =>
+    x.slice(1).map((_, i) => one('softmax', x, { axis: i + 1 }, x[i + 1])),
+  ),
+  ...widths.map((c) => one('softmax', [2, 3, 5, c], { axis: 2 }, 5)),
+  one('softmax', [1, 40, 51, 33], { axis: -3 }, 40),
   ...(['add', 'sub', 'mul', 'div'] as const).flatMap(binaries),
   ...matmuls,
+  ...attentions,
   ...views,
   ...reductions,
   ...interpolations,

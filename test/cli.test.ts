@@ -174,7 +174,7 @@ describe('command line', function () {
 
     it('ends with 1 for a missing model, with 2 without a picture', () => {
       expectError(octconv('classify', cat, '--model', 'nowhere'), 1, 'nowhere: no such file');
-      expectError(octconv('classify'), 2, "missing required argument 'picture'");
+      expectError(octconv('classify'), 2, "missing required argument 'source'");
       expectError(octconv('classify', cat, '--device', 'gpu'), 2, 'wanted auto, cpu, cuda, cudnn, reference');
       expectError(octconv('classify', cat, '--threads', '0'), 2, 'wanted an integer of at least 1');
       expectError(octconv('classify', cat, '--what'), 2, "unknown option '--what'");

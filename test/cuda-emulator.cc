@@ -140,6 +140,24 @@ void products() {
     }
 }
 
+void shuffles() {
+  for (uint64_t seed = 0; seed < seeds; seed++) {
+    float result[2][64];
+    run(
+        [&] {
+          const int thread = threadIndex();
+          float x = static_cast<float>(thread * thread);
+          for (const int mask : {1, 18}) result[mask / 18][thread] = x = shuffleXor(x, mask);
+        },
+        {1, 64, 0}, seed);
+    for (int i = 0; i < 64; i++) {
+      CHECK(result[0][i] == static_cast<float>((i ^ 1) * (i ^ 1)));
+      CHECK(result[1][i] == static_cast<float>((i ^ 19) * (i ^ 19)));
+    }
+  }
+  CHECK(errorOf([] { shuffleXor(0, 32); }, {1, 32, 0}).ends_with("shuffleXor: mask 32, wanted 1 to 31"));
+}
+
 void conversions() {
   CHECK(packBf16(1, -2) == 0xc0003f80);
   CHECK(packBf16(floatOfBits(0x3f808000), floatOfBits(0x3f818000)) == 0x3f823f80);  // ties to even
@@ -383,6 +401,7 @@ struct Test {
 const std::map<std::string, Test> tests = {
     {"fragments lie as the PTX ISA says", {fragments}},
     {"products of matrices in shared memory", {products}},
+    {"lanes of a warp exchange numbers", {shuffles}},
     {"conversions round as the hardware does", {conversions}},
     {"a right kernel is right under every seed", {rightPipeline}},
     {"every block and thread runs once, in an order of the seed", {order}},

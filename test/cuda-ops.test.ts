@@ -32,5 +32,5 @@ describe('CUDA ops, emulated', function () {
       all.filter((op) => !products.includes(op)),
     ));
   it('slices of wider values: neighbours stay and are not read', () =>
-    check('slices', [...products, 'batchNorm', 'concat', 'maxPool', 'avgPool', 'globalAvgPool', 'mean']));
+    check('slices', [...products, 'attention', 'batchNorm', 'concat', 'maxPool', 'avgPool', 'globalAvgPool', 'mean']));
 });

@@ -60,6 +60,9 @@ function erf(x: number): number {
   return (2 / Math.sqrt(Math.PI)) * sum;
 }
 
+const sum = (length: number, term: (i: number) => number) =>
+  Array.from({ length }, (_, i) => term(i)).reduce((a, b) => a + b);
+
 /** Where a size is 1, its element stands for all. */
 const repeated = (p: Position, x: Input) => x.at(zip(p, x.sizes, (i, size) => i % size));
 
@@ -70,9 +73,10 @@ const definitions: Readonly<Record<string, Definition>> = {
     return values.reduce((a, b) => a + b) / (attrs.countIncludePad ? padded : values.length);
   },
   sigmoid: (p, x) => 1 / (1 + Math.exp(-x.at(p))),
-  softmax: ([n, t, h, w, c], x) => {
-    const all = Array.from({ length: x.sizes[4] }, (_, k) => Math.exp(x.at([n, t, h, w, k])));
-    return (all[c] as number) / all.reduce((a, b) => a + b);
+  softmax: (p, x, _, attrs) => {
+    const axis = attrs.axis as number;
+    const at = (i: number) => Math.exp(x.at(p.with(axis, i) as unknown as Position));
+    return at(p[axis] as number) / sum(x.sizes[axis] as number, at);
   },
   relu: (p, x) => Math.max(x.at(p), 0),
   relu6: (p, x) => Math.min(Math.max(x.at(p), 0), 6),
@@ -90,6 +94,23 @@ const definitions: Readonly<Record<string, Definition>> = {
     for (let k = 0; k < x.sizes[4]; k++)
       sum += repeated([n, t, h, row, k], x) * repeated([n, t, h, k, column], y as Input);
     return sum;
+  },
+  attention: (p, q, others, { scale }) => {
+    const [k, v] = others as [Input, Input];
+    const [, t, h, w, d] = k.sizes;
+    const at = (key: number, c: number): Position => [
+      p[0],
+      Math.floor(key / (h * w)),
+      Math.floor(key / w) % h,
+      key % w,
+      c,
+    ];
+    const score = (key: number) => sum(d, (c) => q.at(p.with(4, c) as unknown as Position) * k.at(at(key, c)));
+    const weights = Array.from({ length: t * h * w }, (_, key) => Math.exp((scale as number) * score(key)));
+    return (
+      sum(weights.length, (key) => (weights[key] as number) * v.at(at(key, p[4]))) /
+      sum(weights.length, (key) => weights[key] as number)
+    );
   },
   slice: (p, x, _, { starts }) => x.at(zip(p, starts as number[], (i, start) => i + start)),
   transpose: (p, x, _, { axes }) =>

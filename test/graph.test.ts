@@ -610,7 +610,7 @@ describe('graph: memory', () => {
       [h, l] = [r.add(next[0] as Value, h), r.add(next[1] as Value, l)];
     }
     for (const steps of [r.steps(h, l), fuse(lower(r.graph))]) {
-      const { offsets, bytes } = planMemory(steps, 64);
+      const { offsets, bytes } = planMemory(steps, { align: 64 });
       const size = (id: number) => (steps.values[id]?.shape ?? []).reduce((a, b) => a * b, 4);
       const last = (id: number) => steps.steps.findLastIndex((s) => s.inputs.includes(id) || s.outputs.includes(id));
       const first = (id: number) => steps.steps.findIndex((s) => s.outputs.includes(id));
@@ -628,6 +628,22 @@ describe('graph: memory', () => {
     }
   });
 
+  it('lets a convolution store in the place of its residual, if nobody else reads it', () => {
+    const bytesOf = (more: boolean, inPlace: boolean) => {
+      const r = new Recorder();
+      const first = r.relu(r.conv(r.input()));
+      const sum = r.relu(r.add(r.conv(r.relu(r.conv(first))), first));
+      const last = r.relu(r.add(r.conv(r.relu(r.conv(sum))), sum));
+      const steps = r.steps(r.conv(more ? r.one('mul', [last, first]) : last));
+      checkMemory(r.graph, fuse(steps));
+      return planMemory(fuse(steps), { align: 64, inPlace }).bytes;
+    };
+    const value = 8 * 8 * 4 * 4;
+    expect(bytesOf(false, false)).to.equal(3 * value); // input, residual and what is stored
+    expect(bytesOf(false, true)).to.equal(2 * value);
+    expect(bytesOf(true, true)).to.equal(3 * value);
+  });
+
   it('gives a value that nobody reads its own place while it is written', () => {
     const step = convStep('a', [
       {
@@ -641,7 +657,7 @@ describe('graph: memory', () => {
     ]);
     const { offsets } = planMemory(
       { values: [f32(1, 4), f32(1, 4), f32(1, 4)], steps: [step], inputs: [0], outputs: [] },
-      64,
+      { align: 64 },
     );
     expect(offsets.get(1)).to.not.equal(offsets.get(2));
   });
@@ -827,7 +843,11 @@ function checkStructure(graph: Graph, given: Steps): void {
 
 /** Goes through the steps as native code does, and marks each two bytes with the value and the image that they hold. */
 function checkMemory(graph: Graph, given: Steps): void {
-  const { offsets, bytes } = planMemory(given, 64);
+  for (const inPlace of [false, true]) checkPlaces(graph, given, inPlace);
+}
+
+function checkPlaces(graph: Graph, given: Steps, inPlace: boolean): void {
+  const { offsets, bytes } = planMemory(given, { align: 64, inPlace });
   const { steps, values, segments } = given;
   const batch = segments ? batchOf(given) : 1;
   const whole = wholeValues(given);
@@ -868,10 +888,11 @@ function checkMemory(graph: Graph, given: Steps): void {
   for (let at = 0; at < steps.length; at = (bySteps[at]?.last ?? at) + 1) {
     const { last = at, images = batch } = bySteps[at] ?? {};
     for (let first = 0; first < batch; first += images) {
-      for (const { name, inputs, outputs } of steps.slice(at, last + 1)) {
+      for (const { name, inputs, outputs, branches = [] } of steps.slice(at, last + 1)) {
         check(name, inputs, first, images);
         for (const { from, to, mark } of outputs.flatMap((id) => ranges(id, first, images))) held.fill(mark, from, to);
-        check(name, [...inputs, ...outputs], first, images);
+        const left = inputs.filter((id) => !inPlace || branches.every(({ residual }) => residual !== id));
+        check(name, [...left, ...outputs], first, images);
       }
     }
   }

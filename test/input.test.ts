@@ -504,7 +504,7 @@ describe('input: sources', () => {
       [broken, /^picture: cannot be read: the client left$/],
       [locked, /^picture: cannot be read: .*locked/],
       [new URL('https://example.org/cat.jpg'), /^https:\/\/example\.org\/cat\.jpg: wanted a file: URL$/],
-      [`${path}\0`, /: is no path; a picture's bytes are wanted as a Uint8Array$/],
+      [`${path}\0`, /: is no path; its bytes are wanted as a Uint8Array$/],
     ];
     for (const [source, message] of wrong)
       expect(await failure(decodeImage(source as PictureSource))).to.match(message);

@@ -62,6 +62,17 @@ describe('ops: native code trusts no plan', () => {
       ['relu: no kernel for i8 on', refusal('relu', [x], [x], {}, { dtype: 'i8' })],
       ['relu6: input [1,1,5,6,4] and output [1,1,5,6,3]', refusal('relu6', [x], [[1, 1, 5, 6, 3]])],
       ['softmax: output [1,1,5,6,3] of input [1,1,5,6,4]', refusal('softmax', [x], [[1, 1, 5, 6, 3]])],
+      ['softmax: axis 0, wanted 1 to 4', refusal('softmax', [x], [x], { axis: 0 })],
+      [
+        'attention: q [1,1,5,6,4], k [1,1,5,6,3] and v [1,1,5,6,4], output [1,1,5,6,4], wanted',
+        refusal('attention', [x, [1, 1, 5, 6, 3], x], [x], { scale: 1 }),
+      ],
+      [
+        'attention: q [1,1,5,6,4], k [1,1,5,6,4] and v [1,1,6,5,4], output [1,1,5,6,4], wanted',
+        refusal('attention', [x, x, [1, 1, 6, 5, 4]], [x], { scale: 1 }),
+      ],
+      ["attribute 'scale' is missing", refusal('attention', [x, x, x], [x])],
+      ['attention: scale inf, wanted a finite number', refusal('attention', [x, x, x], [x], { scale: Infinity })],
       ['add: inputs [1,1,5,6,4] and [1,1,1,1,3]', refusal('add', [x, [1, 1, 1, 1, 3]], [x])],
       [
         'div: inputs [1,1,5,6,4] and [1,1,1,1,4], output [1,1,5,6,1]',

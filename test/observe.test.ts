@@ -74,12 +74,16 @@ const networks: readonly (readonly [string, Network<unknown>, readonly number[]]
 ];
 
 describe('observing', () => {
-  const input = (shape: readonly number[]) =>
-    new Tensor(
+  /** Each image has larger numbers than the one before. */
+  const input = (shape: readonly number[]) => {
+    const data = numbers(elementCount(shape), 1);
+    const each = data.length / (shape[0] ?? 1);
+    return new Tensor(
       'f32',
       shape,
-      numbers(elementCount(shape), 1).map((x) => 3 * x - 0.5),
+      data.map((x, i) => (3 * x - 0.5) * 4 ** Math.floor(i / each)),
     );
+  };
   const planOf = async (network: Network<unknown>, graph: Graph, device: Device, threads: number) => {
     const packed = new PackedWeights(initialize(network), targetOf(device));
     return Plan.compile(graph, packed, { threads });

@@ -280,6 +280,7 @@ describe('ops: other types than f32 at the ends of an op', () => {
   const moved = ['concat', 'maxPool', 'pad', 'reshape', 'slice', 'transpose', 'upsampleNearest'];
   const computed = [
     'add',
+    'attention',
     'avgPool',
     'batchNorm',
     'div',

@@ -213,7 +213,9 @@ describe("ops: Winograd's algorithm of i8", () => {
         ...fitting.filter((_, i) => i % Math.ceil(oneIn / 4) === 0),
         [
           [1, 4, 4],
-          form === 'overTime' ? [mostChannels[form] - 700, 700, 5] : [mostChannels[form], mostChannels[form], 5],
+          form === 'overTime'
+            ? ([mostChannels[form] - 700, 700, 5] as const)
+            : ([mostChannels[form], mostChannels[form], 5] as const),
         ] as const,
       ]) {
         const { steps, inputs, param } = branch(form, size, channels, ends);

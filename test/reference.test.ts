@@ -129,6 +129,22 @@ describe('ops: the reference itself', () => {
       }
     });
 
+    it(`attention to scores that are large or infinite on ${where}`, async () => {
+      const keys = 300; // more than the kernel takes at once
+      const attend = (score: (key: number) => number) => {
+        const k = of([1, 1, keys, 1], ...Array.from({ length: keys }, (_, key) => score(key)));
+        const v = of([1, 1, keys, 1], ...Array.from({ length: keys }, (_, key) => key));
+        return list(ops.attention(of([1, 1, 1, 1], 1), k, v, { device: where }));
+      };
+      expect(await attend((key) => (key === 5 || key === 299 ? 3e38 : -3e38))).to.deep.equal([152]);
+      expect(await attend((key) => (key < 298 ? -Infinity : 0))).to.deep.equal([298.5]);
+      expect(await attend((key) => (key > 1 ? -Infinity : 1000))).to.deep.equal([0.5]);
+      expect(await attend(() => -Infinity)).to.deep.equal([Number.NaN]);
+      for (const bad of [Infinity, Number.NaN])
+        for (const at of [0, 256, 299])
+          expect(await attend((key) => (key === at ? bad : 0)), `${bad} at ${at}`).to.deep.equal([Number.NaN]);
+    });
+
     it(`NaN passes through on ${where}`, async () => {
       const x = of([1, 2, 2, 1], Number.NaN, -1, 2, 7);
       const at = { device: where };

@@ -17,5 +17,6 @@ const reasons = {
   python: 'no Python with numpy, pillow and torch, OCTCONV_PYTHON may name one',
   shared: '../shared is not here',
   terminal: 'there is no script(1) for a terminal',
+  ffmpeg: 'no ffmpeg, npm run setup fetches one',
   build: 'the addon was not built here',
 } as const;

@@ -231,6 +231,13 @@ describe('ops: shapes', () => {
         'matmul: got [2,3], wanted [N,H,W,C] or [N,T,H,W,C]',
       ],
       [
+        () => ops.attention(x, input([2, 3, 4, 12]), input([2, 4, 3, 5])),
+        "attention: got q [2,8,6,12], k [2,3,4,12] and v [2,4,3,5], wanted k [N,H',W',D] and v [N,H',W',E] with N and D of q",
+      ],
+      [() => ops.attention(x, x, x, { scale: Number.NaN }), 'attention: scale NaN, wanted a finite number'],
+      [() => ops.softmax(x, { axis: 4 }), 'softmax: axes [4], wanted different ones of the 4 of x [2,8,6,12]'],
+      [() => ops.softmax(x, { axis: -4 }), 'softmax: axis -4, wanted another one than that of N'],
+      [
         () => ops.slice(x, { axes: [1], starts: [8] }),
         'slice: got [2,8,6,12], and nothing of axis 1 from 8 to Infinity',
       ],

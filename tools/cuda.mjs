@@ -8,9 +8,10 @@
 // The gates, for each kernel and architecture:
 // - it is there, unless its row says that it begins with a later architecture; registers at most; nothing on the stack,
 //   no spills, no access to local memory
-// - all tensor instructions are in the main loops, which are the innermost loops that have some: of each tile that is
-//   declared two, for pixels in order and in phases, and one for low products, which has a quarter of the rows. Each has
-//   as many tensor instructions and copies as the tile needs, one barrier, and copies in their fastest form.
+// - where a row has tiles, all tensor instructions are in the main loops, which are the innermost loops that have some:
+//   of each tile that is declared two, for pixels in order and in phases, and one for low products, which has a quarter
+//   of the rows. Each has as many tensor instructions and copies as the tile needs, one barrier, and copies in their
+//   fastest form.
 // - issue slots of a main loop per product of 16 rows, 32 bytes deep, with 8 columns, at most. That is one tensor
 //   instruction, or two before sm_80.
 // A row and a tile may have other limits for an architecture, as `"sm_75": { "registers": 200 }`; the table shows those
@@ -211,7 +212,8 @@ function gates() {
         fail(`${stack} bytes of stack, ${spills} of spills, ${local} accesses to local memory, wanted none`);
       const slow = count(/^LDGSTS(?!.*BYPASS.*\b128\b)/);
       if (slow) fail(`${slow} asynchronous copies that are not of 16 bytes past the L1 cache`);
-      const wanted = (row.tiles ?? []).flatMap((tile) => loopsOf(limitsOn(sm, tile)));
+      if (!row.tiles) continue;
+      const wanted = row.tiles.flatMap((tile) => loopsOf(limitsOn(sm, tile)));
       for (const [i, n] of slotsOf(sm, code, wanted, fail).entries()) slots.get(name)[i].push(n);
     }
   }

@@ -9,6 +9,7 @@ import { promisify } from 'node:util';
 import { main, root, ToolError } from './system.mjs';
 
 const octConv = 'native/ops/octconv/cuda.cu';
+const attention = 'native/ops/attention.cu';
 const tensor = 'native/cuda/tensor.h';
 /** A file, what it says exactly once, and what the mutant says instead. */
 const mutants = {
@@ -123,6 +124,32 @@ const mutants = {
     'static_cast<int64_t>(0)',
   ],
 
+  // Attention
+  'attention waits for one group of copies less': [
+    attention,
+    'waitForCopies<attentionSlots - 2>',
+    'waitForCopies<attentionSlots - 1>',
+  ],
+  'no barrier in attention': [attention, '    synchronize();\n    loader.copy', '    loader.copy'],
+  'attention copies into the slot in use': [
+    attention,
+    'synchronize();\n    loader.copy(sharedMemory() + fill);',
+    'synchronize();\n    loader.copy(sharedMemory() + read);',
+  ],
+  'keys that are not there have weights': [attention, 'j * 8 + first + i % 2 < keys ?', 'true ?'],
+  'the largest score of one lane': [attention, 'most = other > most ? other : most;', ''],
+  'sums are not scaled where the largest score grows': [attention, 'sums[j][i] *= factors[i / 2]', 'sums[j][i] *= 1'],
+  'totals are not scaled where the largest score grows': [attention, 'totals[r] *= factors[r]', 'totals[r] *= 1'],
+  'the total of one lane': [attention, 'total += shuffleXor(total, mask)', 'shuffleXor(total, mask)'],
+  'keys of tf32 in order': [attention, 'lane - lane % 8 + lane % 4 * 2 + lane / 4 % 2 : lane', 'lane : lane'],
+  'the first slice of v': [attention, 'n * channels + firstColumn + column + row', 'n * channels + column + row'],
+  'v ends with the first n': [
+    attention,
+    'firstKey < a.keys ? (n + 1) * channels : 0',
+    'firstKey < a.keys ? channels : 0',
+  ],
+  'scores of -inf alone are NaN before others come': [attention, 'most == minusInfinity ? 0 : most', 'most'],
+
   // Other ops
   'a mean leaves a part out': ['native/ops/mean.cu', 'int i = 1; i < together', 'int i = 2; i < together'],
   'no barrier in means': ['native/ops/mean.cu', '  synchronize();\n', ''],
@@ -140,8 +167,8 @@ const mutants = {
   ],
   'softmax overflows': [
     'native/ops/softmax.cu',
-    'largest = most[row + i] > largest',
-    'largest = most[row + i] < largest',
+    'largest = most[first + i] > largest',
+    'largest = most[first + i] < largest',
   ],
   'interpolate takes the pixel before': ['native/ops/interpolate.cu', 'first + 1 < from ? first + 1 : first', 'first'],
   'pad shifts by a row': ['native/ops/pad.cu', 'to.y - a.before.h', 'to.y - a.before.h + 1'],

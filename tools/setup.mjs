@@ -1,7 +1,8 @@
-// Makes a checkout ready to use: compiler and cmake, node_modules, the native addon, dist/. What is up to date is left
-// alone.
+// Makes a checkout ready to use: compiler and cmake, node_modules, the native addon, dist/, ffmpeg. What is up to date is
+// left alone.
 import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { fetchFfmpeg } from './ffmpeg.mjs';
 import { buildNative } from './native.mjs';
 import { main, root, run, ToolError } from './system.mjs';
 
@@ -35,5 +36,6 @@ main(() => {
   checkNode();
   installDependencies();
   buildNative();
+  fetchFfmpeg();
   run(process.execPath, ['node_modules/typescript/bin/tsc', '-p', 'tsconfig.build.json'], { what: 'setup: tsc' });
 });

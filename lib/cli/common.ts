@@ -4,6 +4,7 @@ import { type Command, InvalidArgumentError, Option } from 'commander';
 import { deviceNames, mayBeDevice, targetOf } from '../devices.js';
 import { oneOf } from '../error.js';
 import { type ComputeType, computeTypes } from '../graph/graph.js';
+import { checkViews, type Views } from '../input/clips.js';
 import type { PerChannel } from '../input/preprocess.js';
 import { loadModel, Model, type ModelOptions, type NetworkFile, openNetwork } from '../model.js';
 import {
@@ -23,6 +24,9 @@ import { Progress } from './progress.js';
 
 /** The network that `classify` and `demo` use unless told otherwise. */
 export const shippedModel = fileURLToPath(new URL('../../models/cifar10-oct-resnet-26-a50', import.meta.url));
+
+/** The video network that `demo` uses. */
+export const videoModel = fileURLToPath(new URL('../../models/camera-motion-oct-i3d-26-a50', import.meta.url));
 
 export function integer(least: number) {
   return (text: string): number => {
@@ -87,6 +91,33 @@ export function withDevice(command: Command): Command {
     .addOption(dtypeOption())
     .option('--threads <n>', 'threads of a run (default: all cores)', integer(1))
     .option('--json', 'print one JSON object');
+}
+
+/** `30` is 10 clips x 3 crops, `10` is 10 clips; `4x10` says both. */
+function views(text: string): Views {
+  const [, first, second] = /^(\d{1,4})(?:x(\d{1,2}))?$/.exec(text) ?? [];
+  const [count, crops] = [Number(first), Number(second)];
+  try {
+    if (second !== undefined) return checkViews({ clips: count, crops: crops as 3 });
+    return checkViews(count % 3 === 0 ? { clips: count / 3, crops: 3 } : { clips: count });
+  } catch {
+    throw new InvalidArgumentError(
+      'wanted a number of clips, 30 for 10 clips x 3 crops, or both as in 10x3 (1, 3, 10 crops).',
+    );
+  }
+}
+
+export const viewsOption = (): Option =>
+  new Option(
+    '--views <n>',
+    'of a video: 10 clips, 30 is 10 clips x 3 crops, or both as in 4x10 (default: 1, the middle)',
+  ).argParser(views);
+
+/** @throws UsageError for views of a picture. */
+export function viewsFor({ input }: Pick<Model, 'input'>, given: Views | undefined): Views {
+  if (given && input?.frames === undefined)
+    throw new UsageError('--views is of videos, and the network takes pictures');
+  return given ?? {};
 }
 
 export interface NetworkFlags {

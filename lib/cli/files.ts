@@ -33,6 +33,8 @@ export function convertCommand(program: Command): void {
     )
     .option('--crop-pct <share>', '--size as a share of --resize', within(0.01, 1))
     .addOption(new Option('--interpolation <kind>', 'of the resize').choices(['bilinear', 'bicubic']))
+    .option('--frames <n>', 'of a clip, of a video network', integer(1))
+    .option('--frame-stride <n>', 'frames of a video from one frame of a clip to the next', integer(1))
     .option('--bgr', 'the network takes blue first')
     .option('--scale <factor>', 'of the bytes 0 .. 255 (default: 1/255)', within(1e-6, 1000))
     .option('--mean <a,b,c>', 'subtracted, in the order of the channels', perChannel())
@@ -47,7 +49,8 @@ export function convertCommand(program: Command): void {
     .action(convert);
 }
 
-interface InputFlags extends Partial<Pick<InputConfig, 'interpolation' | 'scale' | 'mean' | 'std'>> {
+interface InputFlags
+  extends Partial<Pick<InputConfig, 'frames' | 'frameStride' | 'interpolation' | 'scale' | 'mean' | 'std'>> {
   readonly size?: readonly [number, number];
   readonly resize?: readonly [number, number];
   readonly cropPct?: number;
@@ -100,6 +103,8 @@ async function convert(
  * of that of channels.
  */
 function inputFrom({ size, resize, cropPct, bgr, ...given }: InputFlags, usual: InputConfig): InputConfig {
+  if (usual.frames === undefined && (given.frames ?? given.frameStride) !== undefined)
+    throw new UsageError('--frames and --frame-stride are of video networks');
   const [height, width] = size ?? [usual.height, usual.width];
   const ratio = typeof usual.resize === 'number' ? usual.resize / Math.max(usual.height, usual.width) : 1;
   const derived = height === width ? Math.round(height * ratio) : ([height, width] as const);

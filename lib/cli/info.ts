@@ -6,6 +6,7 @@ import { arrayFor, type TypedArray } from '../dtype.js';
 import { OctconvError } from '../error.js';
 import { countFlops } from '../flops.js';
 import type { ComputeType, GraphNode, TensorType } from '../graph/graph.js';
+import { describeInput } from '../input/preprocess.js';
 import { registersOf } from '../kernels.js';
 import { Model, type ModelOptions } from '../model.js';
 import { inputShape, networkNames } from '../models/index.js';
@@ -71,7 +72,15 @@ async function run(network: string | undefined, options: Options): Promise<void>
   const fused = stepsOf(plan);
   if (json) {
     const { name, options: networkOptions } = model;
-    const about = { network: name, options: networkOptions, input, ...placeOf(model), layers, ...flops };
+    const about = {
+      network: name,
+      options: networkOptions,
+      input,
+      preprocessing: model.input,
+      ...placeOf(model),
+      layers,
+      ...flops,
+    };
     const steps = {
       ...(options.graph && { graph: recorded }),
       ...((options.graph || options.plan) && { plan: fused }),
@@ -85,6 +94,9 @@ async function run(network: string | undefined, options: Options): Promise<void>
   print(style('bold', hanging('', `${model.name} ${given.join(', ')}`.trim(), 2)));
   const facts = {
     input: `[${input.join(', ')}]`,
+    ...(model.input && {
+      [model.input.frames === undefined ? 'of a picture' : 'of a video']: describeInput(model.input),
+    }),
     layers: Object.entries(layers)
       .map(([op, n]) => `${n} ${op}`)
       .join(', '),

@@ -12,16 +12,16 @@ import { checkModelOutput, writeModelFolder } from '../weights/folder.js';
 import { elementCount, type WeightSource } from '../weights/source.js';
 import { type DeviceOptions, integer } from './common.js';
 import { count, percent, printable, printJson, say } from './output.js';
-import { picturesBelow } from './pictures.js';
 import { Progress } from './progress.js';
+import { kindOf, sourcesBelow } from './sources.js';
 
 export function quantizeCommand(program: Command): void {
   program
     .command('quantize <dir>')
     .description('makes a model folder in int8 of one in f32')
-    .requiredOption('--data <folder>', 'typical pictures, in folders or not')
+    .requiredOption('--data <folder>', 'typical pictures (of a video network: videos), in folders or not')
     .requiredOption('--out <dir>', 'the new model folder')
-    .option('--images <n>', 'pictures to measure activations on, as many of each folder', integer(1), 512)
+    .option('--images <n>', 'pictures or videos to measure activations on, as many of each folder', integer(1), 512)
     .option('--threads <n>', 'threads of a run (default: all cores)', integer(1))
     .option('--force', 'replace a model that is there')
     .option('--json', 'print one JSON object')
@@ -43,7 +43,8 @@ async function run(folder: string, { data, out, images, threads, force, json }: 
   try {
     if (!labels) throw new OctconvError(`${folder}: no labels, wanted a model folder`);
     const input = pictureInput(folder, opened);
-    const files = byTurns(await picturesBelow(data)).slice(0, images);
+    const kind = kindOf(input);
+    const files = byTurns(await sourcesBelow(data, kind)).slice(0, images);
     const bad = new Set<string>();
     const failed = (error: Error, file: string) => {
       bad.add(file);
@@ -51,21 +52,21 @@ async function run(folder: string, { data, out, images, threads, force, json }: 
       process.exitCode = 1;
     };
     // 64 small pictures at once, or one of 224 pixels. Of few a tenth: the bar moves.
-    const most = Math.max(1, Math.floor(2 ** 16 / (input.height * input.width)));
+    const most = Math.max(1, Math.floor(2 ** 16 / (input.height * input.width * (input.frames ?? 1))));
     const batch = Math.min(most, Math.ceil(files.length / 10));
-    async function* batches(pictures: readonly string[], what: string) {
+    async function* batches(sources: readonly string[], what: string) {
       let read = 0;
-      if (!json) await progress.start(pictures.length, what);
-      for await (const part of loadBatches(pictures, input, { batch, failed })) {
+      if (!json) await progress.start(sources.length, what);
+      for await (const part of loadBatches(sources, input, { batch, failed })) {
         yield part;
         read += part.files.length;
         progress.update(read, what);
       }
       progress.stop();
-      if (read === 0) throw new OctconvError(`${data}: none of ${count(pictures.length)} pictures could be read`);
+      if (read === 0) throw new OctconvError(`${data}: none of ${count(sources.length)} ${kind.many} could be read`);
     }
     async function* measured() {
-      for await (const { x } of batches(files, 'pictures measured')) yield x;
+      for await (const { x } of batches(files, `${kind.many} measured`)) yield x;
     }
     const quantized = await quantize(network, source, measured(), { threads });
     await writeModelFolder(out, { network: name, options, input }, labels, quantized, { force });
@@ -73,17 +74,17 @@ async function run(folder: string, { data, out, images, threads, force, json }: 
     const good = files.filter((file) => !bad.has(file));
     using f32 = new Model(network, source, { threads });
     using i8 = new Model(network, quantized, { threads });
-    const { same, cosine } = await compare(f32, i8, batches(good, 'pictures compared'), labels);
+    const { same, cosine } = await compare(f32, i8, batches(good, `${kind.many} compared`), labels);
     const weights = [...quantized.tensors.values()].filter(({ dtype }) => dtype === 'i8').length;
     const bytes = { before: bytesOf(source), after: bytesOf(quantized) };
     if (json) {
-      printJson({ network: name, options, weights, bytes, pictures: good.length, failed: bad.size, same, cosine });
+      printJson({ network: name, options, weights, bytes, [kind.many]: good.length, failed: bad.size, same, cosine });
     } else {
-      const left = bad.size ? `; ${count(bad.size)} picture${bad.size === 1 ? '' : 's'} left out` : '';
+      const left = bad.size ? `; ${count(bad.size)} ${bad.size === 1 ? kind.one : kind.many} left out` : '';
       say(
         `${printable(out)}: written: ${name}, ${weights} weights in int8, ${count(bytes.before)} bytes are ${count(bytes.after)}${left}`,
       );
-      const share = `${count(same)} of ${count(good.length)} pictures, ${percent(same / good.length)}`;
+      const share = `${count(same)} of ${count(good.length)} ${kind.many}, ${percent(same / good.length)}`;
       say(`the same first guess as in f32 on ${share} (measured on these); cosine of the logits ${cosine.toFixed(5)}`);
     }
   } finally {
@@ -103,7 +104,7 @@ function byTurns(files: readonly string[]): string[] {
   return turns.sort((a, b) => a.turn - b.turn).map(({ file }) => file);
 }
 
-async function compare(f32: Model, i8: Model, batches: AsyncIterable<Batch>, labels: readonly string[]) {
+async function compare(f32: Model, i8: Model, batches: AsyncIterable<Batch<Tensor<'f32'>>>, labels: readonly string[]) {
   let [same, ab, aa, bb] = [0, 0, 0, 0];
   for await (const { x, files } of batches) {
     const a = await f32.run(x);

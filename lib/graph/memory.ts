@@ -2,7 +2,8 @@
 import { bytesPerElement } from '../dtype.js';
 import { bytesOf } from '../tensor.js';
 import type { Work } from '../turns.js';
-import type { Steps } from './lower.js';
+import type { Traits } from '../targets.js';
+import { sourcesOf, type Steps } from './lower.js';
 import { pitchOf } from './pads.js';
 import { sliceOf } from './slices.js';
 import { batchOf, segmentsByStep, wholeValues } from './subbatch.js';
@@ -15,15 +16,28 @@ export interface MemoryPlan {
 
 export const aligned = (bytes: number, align: number): number => Math.ceil(bytes / align) * align;
 
-/** Largest first, each at the lowest multiple of `align` where it overlaps nothing that lives at the same time. */
-export function* planMemory(given: Steps, align: number): Work<MemoryPlan> {
+interface Life {
+  readonly id: number;
+  readonly from: number;
+  to: number;
+  readonly bytes: number;
+}
+
+/**
+ * Largest first, each at the lowest multiple of `align` where it overlaps nothing that lives at the same time. What a
+ * convolution stores takes the place of its residual, if nobody else reads that any more.
+ */
+export function* planMemory(
+  given: Steps,
+  { align, inPlace = false }: Pick<Traits, 'align'> & { readonly inPlace?: boolean },
+): Work<MemoryPlan> {
   const { values, steps, inputs, outputs } = given;
   const outside = new Set([...inputs, ...outputs]);
   const batch = batchOf(given);
   const segments = segmentsByStep(given, batch);
   const whole = wholeValues(given);
   /** By value, slices those of the one that they lie in. */
-  const lives = new Map<number, { id: number; from: number; to: number; bytes: number }>();
+  const lives = new Map<number, Life>();
   for (const [at, step] of steps.entries()) {
     yield;
     // A value of the whole batch lives as long as its segments, which go round and round.
@@ -43,6 +57,7 @@ export function* planMemory(given: Steps, align: number): Work<MemoryPlan> {
       if (life) life.to = Math.max(life.to, whole.has(id) ? last : at);
     }
   }
+  const replaced = inPlace ? replaceResiduals(given, lives, whole) : new Map<number, number>();
   const placed: { from: number; to: number; begin: number; end: number }[] = [];
   const offsets = new Map<number, number>();
   let bytes = 0;
@@ -60,8 +75,36 @@ export function* planMemory(given: Steps, align: number): Work<MemoryPlan> {
     offsets.set(life.id, begin);
     bytes = Math.max(bytes, begin + life.bytes);
   }
+  for (const [id, residual] of replaced) offsets.set(id, offsets.get(residual) ?? 0);
   for (const [id, { of, channel }] of given.slices ?? []) {
     offsets.set(id, (offsets.get(of) ?? 0) + channel * bytesPerElement[values[id]?.dtype ?? 'f32']);
   }
   return { offsets, bytes };
+}
+
+/** Values that lie where a residual does, and which. Its life goes on with theirs. */
+function replaceResiduals(given: Steps, lives: Map<number, Life>, whole: ReadonlySet<number>): Map<number, number> {
+  const replaced = new Map<number, number>();
+  const wide = new Set([...(given.slices ?? [])].map(([, { of }]) => of));
+  const alone = (id: number) => !whole.has(id) && !wide.has(id) && !given.slices?.has(id);
+  for (const [at, { branches = [] }] of given.steps.entries()) {
+    const reads = branches.flatMap((branch) => [
+      ...sourcesOf(branch).map(({ input }) => input),
+      ...(branch.gated ? [branch.gated.input, branch.gated.gate] : []),
+      ...(branch.residual === undefined ? [] : [branch.residual]),
+    ]);
+    for (const { residual = -1, stores } of branches) {
+      const place = replaced.get(residual) ?? residual;
+      const old = lives.get(place);
+      const store = stores.find(({ pool, mean }) => pool === 0 && !mean)?.value ?? -1;
+      const made = lives.get(store);
+      const once = reads.filter((id) => id === residual).length === 1;
+      if (!old || !made || old.to !== at || old.bytes !== made.bytes || !once || !alone(residual) || !alone(store))
+        continue;
+      old.to = made.to;
+      lives.delete(store);
+      replaced.set(store, place);
+    }
+  }
+  return replaced;
 }

@@ -169,9 +169,9 @@ const forms: { readonly [op: string]: Form } = {
     const left = order.filter((axis) => !gone.includes(axis));
     const sorted = left.toSorted((a, b) => a - b);
     const perm = inOnnx(file.shape(to).length).map((axis) => left.indexOf(sorted[axis] ?? 0));
-    const moves = perm.some((axis, i) => axis !== i);
-    const mean = file.put('ReduceMean', x, reduce, moves ? undefined : y);
-    if (moves) transposed(file, mean, perm, y);
+    const inOrder = perm.every((axis, i) => axis === i);
+    const mean = file.put('ReduceMean', x, reduce, inOrder ? y : undefined);
+    if (!inOrder) transposed(file, mean, perm, y);
   },
   interpolate: (file, { outputs: [to = -1] }, [x = ''], y) => {
     const size = file.put('Concat', [file.put('Shape', [x], { start: 0, end: 2 }), file.vector(file.extent(to))], {
@@ -179,7 +179,23 @@ const forms: { readonly [op: string]: Form } = {
     });
     file.put('Resize', [x, '', '', size], { mode: 'linear', coordinate_transformation_mode: 'half_pixel' }, y);
   },
-  softmax: same('Softmax', { axis: 1 }),
+  softmax: (file, { attrs, inputs: [from] }, x, y) => {
+    const shape = file.shape(from);
+    const axis = inOnnx(shape.length).indexOf(nativeAxes({ shape }).indexOf(attrs.axis as number));
+    file.put('Softmax', x, { axis }, y);
+  },
+  attention: (file, { attrs, inputs, outputs: [to] }, x, y) => {
+    const [q = '', k = '', v = ''] = x.map((name, i) => {
+      const channels = file.shape(inputs[i]).at(-1) ?? 0;
+      return file.put('Reshape', [name, file.vector([0, channels, -1])]); // [N, channels, positions]; 0 is N
+    });
+    const turned = (name: string) => file.put('Transpose', [name], { perm: [0, 2, 1] });
+    const scaled = file.put('Mul', [turned(q), file.constant([attrs.scale as number])]);
+    const weights = file.put('Softmax', [file.put('MatMul', [scaled, k])], { axis: -1 });
+    const [, ...sizes] = file.shape(to);
+    const shape = [0, sizes.at(-1) ?? 0, ...sizes.slice(0, -1)];
+    file.put('Reshape', [file.put('MatMul', [v, turned(weights)]), file.vector(shape)], {}, y);
+  },
   concat: same('Concat', { axis: 1 }),
   relu6: (file, _, [x = ''], y) => file.put('Clip', [x, file.constant([0]), file.constant([6])], {}, y),
   conv: (file, { attrs, params, inputs, outputs }, [x = ''], y) =>

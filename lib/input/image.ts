@@ -1,4 +1,5 @@
 import pLimit from 'p-limit';
+import type { Sharp } from 'sharp';
 import { checkSignal, onAbort } from '../abort.js';
 import { OctconvError, show } from '../error.js';
 import { checkOptions, type Known } from '../options.js';
@@ -9,6 +10,12 @@ export interface Picture {
   readonly data: Uint8Array;
   readonly height: number;
   readonly width: number;
+}
+
+/** One of a video's. */
+export interface Frame extends Picture {
+  /** When it is shown, in seconds since the video's start. */
+  readonly seconds: number;
 }
 
 const formatNames = { jpeg: 'JPEG', png: 'PNG', webp: 'WebP', gif: 'GIF', tiff: 'TIFF', avif: 'AVIF', svg: 'SVG' };
@@ -145,15 +152,7 @@ async function decode(
     const space = hasDeepPixels(format, bytes) ? (await sharp(bytes, options).metadata()).space : undefined;
     // sharp leaves 16-bit colours in Display P3, and the profile of 16-bit grey out: it gets 8 bits.
     if (space === 'rgb16' || space === 'grey16') picture.pipelineColourspace(space === 'rgb16' ? 'srgb' : 'b-w');
-    const { data, info } = await picture
-      .timeout({ seconds: Math.ceil(timeout) })
-      .autoOrient()
-      .flatten({ background: 'white' })
-      .toColourspace('srgb')
-      .raw({ depth: 'uchar' })
-      .toBuffer({ resolveWithObject: true });
-    if (info.channels !== 3) throw new Error(`${info.channels} channels, wanted grey, RGB or CMYK`);
-    return { data, height: info.height, width: info.width };
+    return await rgbOf(picture.autoOrient(), timeout);
   } catch (error) {
     const { message } = error as Error;
     if (!message.includes('exceeds pixel limit'))
@@ -162,6 +161,71 @@ async function decode(
     throw new OctconvError(
       `${name}: is too large, ${width} x ${height}, wanted at most ${maxPixels} pixels (maxPixels)`,
     );
+  }
+}
+
+async function rgbOf(picture: Sharp, timeout: number): Promise<Picture> {
+  const { data, info } = await picture
+    .timeout({ seconds: Math.ceil(timeout) })
+    .flatten({ background: 'white' })
+    .toColourspace('srgb')
+    .raw({ depth: 'uchar' })
+    .toBuffer({ resolveWithObject: true });
+  if (info.channels !== 3) throw new Error(`${info.channels} channels, wanted grey, RGB or CMYK`);
+  return { data, height: info.height, width: info.width };
+}
+
+/**
+ * All frames of an animated GIF or WebP, each as it is shown; a still one is one frame.
+ * @throws OctconvError that begins with `name`, also for more than `maxBytes` of frames: a small file may hold many.
+ */
+export async function decodeAnimation(
+  bytes: Uint8Array,
+  name: string,
+  {
+    maxPixels,
+    maxBytes,
+    timeout,
+    signal,
+    skipDamaged,
+  }: Omit<Limits, 'formats'> & Pick<DecodeOptions, 'signal'> & { readonly skipDamaged: boolean },
+): Promise<Frame[]> {
+  const { default: sharp } = await import('sharp');
+  const options = { failOn: skipDamaged ? 'none' : 'error', limitInputPixels: false, animated: true } as const;
+  // The decoder takes the frames that are there for all; a GIF ends with a semicolon, behind which some write zeros.
+  const isCut = formatOf(bytes) === 'GIF' && bytes[bytes.findLastIndex((byte) => byte !== 0)] !== 0x3b;
+  if (isCut && !skipDamaged) throw new OctconvError(`${name}: is truncated`);
+  try {
+    const {
+      width,
+      height: whole,
+      pages = 1,
+      pageHeight: height = whole,
+      delay,
+    } = await sharp(bytes, options).metadata();
+    if (width * height > maxPixels)
+      throw new OctconvError(
+        `${name}: is too large, ${width} x ${height}, wanted at most ${maxPixels} pixels (maxPixels)`,
+      );
+    const size = width * height * 3;
+    if (pages * size > maxBytes)
+      throw new OctconvError(
+        `${name}: ${pages} frames of ${width} x ${height}, wanted at most ${maxBytes} bytes of them (maxBytes)`,
+      );
+    const late = () => new OctconvError(`${name}: is not decoded after ${timeout} s (timeout)`);
+    // Of a still picture EXIF orientation is obeyed.
+    const picture = pages === 1 ? sharp(bytes, { ...options, animated: false }).autoOrient() : sharp(bytes, options);
+    const all = await within(timeout, signal, late, () => decoders(() => rgbOf(picture, timeout)));
+    if (pages === 1) return [{ ...all, seconds: 0 }];
+    let milliseconds = 0;
+    return Array.from({ length: pages }, (_, i) => {
+      const seconds = milliseconds / 1000;
+      milliseconds += delay?.[i] ?? 0;
+      return { data: all.data.subarray(i * size, (i + 1) * size), height, width, seconds };
+    });
+  } catch (error) {
+    if (error instanceof OctconvError || signal?.aborted) throw error;
+    throw new OctconvError(`${name}: cannot be decoded: ${causeOf((error as Error).message)}`);
   }
 }
 

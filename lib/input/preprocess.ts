@@ -1,11 +1,11 @@
 import * as v from 'valibot';
 import { OctconvError, show } from '../error.js';
 import { integerIn, numberIn, object, oneOf, parse } from '../files/schema.js';
-import { Graph } from '../graph/graph.js';
+import { Graph, type Value } from '../graph/graph.js';
 import { normalize, resize } from '../ops.js';
 import { checkOptions } from '../options.js';
 import { type PlanOptions, planOptions, type RunOptions, runGraph, runOptions } from '../plan.js';
-import { type Tensor, tensor } from '../tensor.js';
+import { type Image, type Spatial, type Tensor, tensor } from '../tensor.js';
 import type { Picture } from './image.js';
 
 /** What becomes of a picture, or of each frame of a clip, before the network sees it. */
@@ -151,6 +151,8 @@ export function resolveInput(given: GivenInput, where: string): InputConfig {
 
 /** The same in words. */
 export function describeInput({
+  frames,
+  frameStride = 1,
   height,
   width,
   resize,
@@ -163,7 +165,9 @@ export function describeInput({
 }: InputConfig): string {
   const resized = typeof resize === 'number' ? `the short side to ${resize}` : `to ${resize.join(' x ')}`;
   const bytes = scale === 1 / 255 ? '0 .. 1' : `0 .. 255 times ${scale}`;
-  return `${resized} (${interpolation}${antialias ? '' : ' without antialiasing'}), a crop of ${height} x ${width}, ${channels}, ${bytes}, mean ${mean.join(',')}, std ${std.join(',')}`;
+  const apart = frameStride === 1 ? '' : `, ${frameStride} apart`;
+  const clip = frames === undefined ? '' : `${frames} frames${apart}, each `;
+  return `${clip}${resized} (${interpolation}${antialias ? '' : ' without antialiasing'}), a crop of ${height} x ${width}, ${channels}, ${bytes}, mean ${mean.join(' ')}, std ${std.join(' ')}`;
 }
 
 /** Size of the whole resized picture, and the part of it that the network sees. */
@@ -200,6 +204,9 @@ export const channelCount = ({ channels }: Pick<InputConfig, 'channels'>): 1 | 3
 /** Input of a network, [N, height, width, 3]; the last is 1 for `gray`. */
 export type InputTensor = Tensor<'f32', readonly [number, number, number, 1 | 3]>;
 
+/** Input of a video network, [N, frames, height, width, channels]. */
+export type ClipTensor = Tensor<'f32', readonly [number, number, number, number, 1 | 3]>;
+
 /** Resizes, crops and normalises pictures of any size, and stacks them to one batch. */
 export async function preprocess(
   pictures: readonly Picture[],
@@ -208,30 +215,44 @@ export async function preprocess(
 ): Promise<InputTensor> {
   checkOptions('preprocess', options, { ...planOptions, ...runOptions });
   if (!Array.isArray(pictures)) throw new OctconvError(`preprocess: got ${show(pictures)}, wanted a list of pictures`);
-  const given = parseInput(input, 'preprocess');
+  const { frames: _, frameStride: __, ...given } = parseInput(input, 'preprocess');
   return stack(await Promise.all(pictures.map((picture) => preprocessOne(picture, given, options))), given);
 }
 
 /** One picture as [height, width, channels]. */
 export async function preprocessOne(
-  { data, height, width }: Picture,
+  picture: Picture,
   input: InputConfig,
   options: PlanOptions & RunOptions = {},
 ): Promise<Float32Array> {
+  const { height, width } = picture;
   const graph = new Graph();
-  const picture = graph.input('u8', [1, height, width, 3]);
-  const { interpolation, antialias, channels = 'rgb', scale } = input;
-  const resized = resize(picture, { ...resizeGeometry(height, width, input), interpolation, antialias });
+  const bytes = graph.input('u8', [1, height, width, 3]);
+  graph.outputs.push(normalized(resized(bytes, resizeGeometry(height, width, input), input), input).id);
+  const [y] = await runGraph(graph, [bytesOf(picture, input)], options);
+  return reorder(y?.data as Float32Array, input);
+}
+
+/** The bytes of a picture, [1, height, width, 3], as they are resized. */
+export function bytesOf({ data, height, width }: Picture, { channels }: InputConfig): Tensor<'u8', Image> {
+  return tensor('u8', [1, height, width, 3], channels === 'gray' ? toGray(data) : data);
+}
+
+/** The resize that every picture and frame goes through: Pillow's. */
+export function resized<X extends Value<'u8', Spatial>>(
+  x: X,
+  { height, width, crop }: Omit<Geometry, 'crop'> & Partial<Geometry>,
+  { interpolation, antialias }: InputConfig,
+) {
+  return resize(x, { height, width, ...(crop && { crop }), interpolation, antialias });
+}
+
+/** Bytes to what the network sees, but for the order of the channels. */
+export function normalized<X extends Value<'u8', Spatial>>(x: X, { channels = 'rgb', scale, mean, std }: InputConfig) {
   // Which of the network's channels red, green and blue are.
   const places = { rgb: [0, 1, 2], bgr: [2, 1, 0], gray: [0, 0, 0] }[channels];
-  const [mean, std] = [input.mean, input.std].map((values) => places.map((place) => values[place] as number)) as [
-    number[],
-    number[],
-  ];
-  graph.outputs.push(normalize(resized, { scale, mean, std }).id);
-  const bytes = channels === 'gray' ? toGray(data) : data;
-  const [y] = await runGraph(graph, [tensor('u8', [1, height, width, 3], bytes)], options);
-  return reorder(y?.data as Float32Array, channels);
+  const each = (values: PerChannel) => places.map((place) => values[place] as number);
+  return normalize(x, { scale, mean: each(mean), std: each(std) });
 }
 
 /** Pillow's `convert('L')`, in all three channels. */
@@ -243,18 +264,23 @@ function toGray(rgb: Uint8Array): Uint8Array {
   return gray;
 }
 
-function reorder(data: Float32Array, channels: ChannelOrder): Float32Array {
+/** Red, green and blue in the order of the network's channels. */
+export function reorder(data: Float32Array, { channels }: InputConfig): Float32Array {
   if (channels === 'gray') return data.filter((_, i) => i % 3 === 0);
   if (channels === 'bgr') for (let i = 0; i < data.length; i += 3) data.subarray(i, i + 3).reverse();
   return data;
 }
 
-/** Pictures [height, width, channels] to one batch. */
-export function stack(pictures: readonly Float32Array[], input: InputConfig): InputTensor {
-  const { height, width } = input;
-  const channels = channelCount(input);
-  const size = height * width * channels;
-  const batch = new Float32Array(pictures.length * size);
-  for (const [i, picture] of pictures.entries()) batch.set(picture, i * size);
-  return tensor('f32', [pictures.length, height, width, channels], batch);
+/** Pictures [height, width, channels], or clips of them, to one batch. */
+export function stack(all: readonly Float32Array[], input: InputConfig & { readonly frames?: undefined }): InputTensor;
+export function stack(all: readonly Float32Array[], input: InputConfig): InputTensor | ClipTensor;
+export function stack(all: readonly Float32Array[], input: InputConfig): InputTensor | ClipTensor {
+  const { height, width, frames } = input;
+  const image = [height, width, channelCount(input)] as const;
+  const size = (frames ?? 1) * height * width * image[2];
+  const batch = new Float32Array(all.length * size);
+  for (const [i, one] of all.entries()) batch.set(one, i * size);
+  return frames === undefined
+    ? tensor('f32', [all.length, ...image], batch)
+    : tensor('f32', [all.length, frames, ...image], batch);
 }

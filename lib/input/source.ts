@@ -10,11 +10,11 @@ import { RandomFile } from '../weights/file.js';
 /** A path, a `file:` URL, a picture file's bytes, or a stream of them (Node's or the web's). */
 export type PictureSource = string | URL | Uint8Array | ArrayBuffer | Blob | AsyncIterable<Uint8Array>;
 
-/** What errors call a picture: its file, or its place in a list. */
-export function nameOf(source: PictureSource, at?: number): string {
+/** What errors call a source: its file, or `what` it is and its place in a list. */
+export function nameOf(source: unknown, at?: number, what = 'picture'): string {
   if (typeof source === 'string') return isPath(source) ? source : show(source);
-  if (source instanceof URL) return pathOf(source) ?? source.href;
-  return at === undefined ? 'picture' : `picture ${at}`;
+  if (source instanceof URL) return fileOf(source) ?? source.href;
+  return at === undefined ? what : `${what} ${at}`;
 }
 
 /** Whether a file can be called so: bytes that somebody made a text of are no path. */
@@ -35,10 +35,7 @@ export async function readSource(
     if (size > maxBytes) throw new OctconvError(`${name}: is larger than ${maxBytes} bytes (maxBytes)`);
   };
   if (typeof source === 'string' || source instanceof URL) {
-    const path = typeof source === 'string' ? source : pathOf(source);
-    if (path === undefined) throw new OctconvError(`${name}: wanted a file: URL`);
-    if (!isPath(path)) throw new OctconvError(`${name}: is no path; a picture's bytes are wanted as a Uint8Array`);
-    const file = await RandomFile.open(path);
+    const file = await RandomFile.open(pathOf(source, name));
     try {
       check(file.size);
       return await file.read(0, file.size);
@@ -58,8 +55,7 @@ export async function readSource(
   let size = 0;
   try {
     for await (const chunk of addAbortSignal(signal, streamOf(source, name))) {
-      if (!types.isUint8Array(chunk))
-        throw new OctconvError(`${name}: the stream gives ${typeof chunk}, wanted Uint8Array`);
+      checkChunk(chunk, name);
       check(size + chunk.length);
       if (size + chunk.length > bytes.length) {
         const larger = new Uint8Array(Math.max(size + chunk.length, 2 * bytes.length));
@@ -70,34 +66,66 @@ export async function readSource(
       size += chunk.length;
     }
   } catch (error) {
-    if (error instanceof OctconvError) throw error;
-    throw new OctconvError(`${name}: cannot be read: ${(error as Error | undefined)?.message ?? error}`, {
-      cause: error,
-    });
+    throw readError(error, name);
   }
   return bytes.subarray(0, size);
 }
 
+/** @throws OctconvError unless it is a part of a file. */
+export function checkChunk(chunk: unknown, name: string): asserts chunk is Uint8Array {
+  if (!types.isUint8Array(chunk))
+    throw new OctconvError(`${name}: the stream gives ${typeof chunk}, wanted Uint8Array`);
+}
+
+export function readError(error: unknown, name: string): OctconvError {
+  if (error instanceof OctconvError) return error;
+  return new OctconvError(`${name}: cannot be read: ${(error as Error | undefined)?.message ?? error}`, {
+    cause: error,
+  });
+}
+
+/** What a source that is no path gives, piece by piece: bytes, or whatever else is in an iterable. */
+export async function* partsOf(source: unknown, name: string): AsyncGenerator<unknown, void, void> {
+  try {
+    if (types.isUint8Array(source)) yield new Uint8Array(source);
+    else if (types.isAnyArrayBuffer(source)) yield new Uint8Array(source.slice(0));
+    else if (source instanceof Blob) yield* source.stream();
+    else if (source instanceof Readable || source instanceof ReadableStream) yield* streamOf(source, name);
+    // Not by a Readable, which reads 16 parts ahead.
+    else if (isIterable(source)) yield* source;
+    else throw noSource(source, name);
+  } catch (error) {
+    throw readError(error, name);
+  }
+}
+
 /** Takes over a source that may have to wait: a stream that fails until then must not end the process. */
-export function hold(source: PictureSource): void {
+export function hold(source: unknown): void {
   if (source instanceof Readable) source.on('error', () => undefined);
 }
 
 /** Lets go of a source that is not read. */
-export function discard(source: PictureSource): void {
+export function discard(source: unknown): void {
   if (source instanceof Readable) source.destroy();
   else if (source instanceof ReadableStream && !source.locked) source.cancel().catch(() => undefined);
 }
 
-export const isList = (sources: PictureSource | readonly PictureSource[]): sources is readonly PictureSource[] =>
-  Array.isArray(sources);
+export const isList = <S>(sources: S | readonly S[]): sources is readonly S[] => Array.isArray(sources);
 
 /** Lets go of all that are not read. */
-export function discardAll(sources: PictureSource | readonly PictureSource[]): void {
+export function discardAll(sources: unknown): void {
   for (const source of isList(sources) ? sources : [sources]) discard(source);
 }
 
-function pathOf(url: URL): string | undefined {
+/** @throws OctconvError if no file can be called so. */
+export function pathOf(source: string | URL, name: string): string {
+  const path = typeof source === 'string' ? source : fileOf(source);
+  if (path === undefined) throw new OctconvError(`${name}: wanted a file: URL`);
+  if (isPath(path)) return path;
+  throw new OctconvError(`${name}: is no path; its bytes are wanted as a Uint8Array`);
+}
+
+function fileOf(url: URL): string | undefined {
   try {
     return fileURLToPath(url);
   } catch {
@@ -108,7 +136,14 @@ function pathOf(url: URL): string | undefined {
 function streamOf(source: AsyncIterable<Uint8Array>, name: string): Readable {
   if (source instanceof Readable) return source;
   if (source instanceof ReadableStream) return Readable.fromWeb(source);
-  if (typeof source === 'object' && source !== null && Symbol.asyncIterator in source) return Readable.from(source);
+  if (isIterable(source)) return Readable.from(source);
+  throw noSource(source, name);
+}
+
+const isIterable = (source: unknown): source is AsyncIterable<unknown> =>
+  typeof source === 'object' && source !== null && Symbol.asyncIterator in source;
+
+function noSource(source: unknown, name: string): OctconvError {
   const kind = Object.prototype.toString.call(source).slice(8, -1);
-  throw new OctconvError(`${name}: got ${kind}, wanted a path, URL, Uint8Array, ArrayBuffer, Blob or stream of bytes`);
+  return new OctconvError(`${name}: got ${kind}, wanted a path, URL, Uint8Array, ArrayBuffer, Blob or stream of bytes`);
 }

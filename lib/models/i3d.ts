@@ -9,7 +9,7 @@ import { OctconvError, show } from '../error.js';
 import { defaultInput, inputOf } from '../input/preprocess.js';
 import { BatchNorm, Conv, type Feature, Module } from '../layers/index.js';
 import { Octave, splitChannels } from '../octave.js';
-import { add, matmul, maxPool, mul, reshape, softmax, transpose } from '../ops.js';
+import { add, attention, maxPool } from '../ops.js';
 import { type Family, splitName, withOctave } from './family.js';
 import { commonOptions, flag, type OptionSchema, temporalKernelsOption } from './options.js';
 import { Bottleneck, bottleneck, OctBottleneck, octaveForm, type Place, plainForm, ResNet } from './resnet.js';
@@ -40,9 +40,7 @@ class NonLocal extends Module<Feature, Feature> {
   forward(x: Feature): Feature {
     const pooled = maxPool(x, { kernel: [1, 2, 2], stride: [1, 2, 2], ceilMode: true });
     const [q, k, v] = [this.conv_theta.forward(x), this.conv_phi.forward(pooled), this.conv_g.forward(pooled)];
-    const flat = (y: Feature) => reshape(y, { shape: [x.shape[0], 1, -1, y.shape.at(-1) ?? 1] });
-    const scores = mul(matmul(flat(q), transpose(flat(k), { axes: [0, 1, 3, 2] })), (q.shape.at(-1) ?? 1) ** -0.5);
-    const y = reshape(matmul(softmax(scores), flat(v)), { shape: q.shape });
+    const y = attention(q, k, v);
     return add(x, this.bn.forward(this.conv_out.forward(y)));
   }
 }

@@ -42,12 +42,12 @@ export class RandomFile {
     readonly handle: FileHandle,
   ) {}
 
-  static async open(path: string): Promise<RandomFile> {
+  static async open(path: string, name = path): Promise<RandomFile> {
     try {
       // Without O_NONBLOCK a pipe waits for its writer.
       const handle = await open(path, constants.O_RDONLY | constants.O_NONBLOCK);
       const stat = await handle.stat({ bigint: true });
-      if (stat.isFile()) return new RandomFile(path, Number(stat.size), stat.mtimeNs, handle);
+      if (stat.isFile()) return new RandomFile(name, Number(stat.size), stat.mtimeNs, handle);
       await handle.close();
       throw new OctconvError(`${path}: ${stat.isDirectory() ? 'a folder' : 'not a regular file'}, wanted a file`);
     } catch (error) {

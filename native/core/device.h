@@ -32,6 +32,7 @@ struct Traits {
   Fuses fuses = Fuses::nothing;
   int mostPooled = 2;       // how often P is applied to what a convolution stores, at most
   bool subBatches = false;  // goes over a batch some images at a time
+  bool inPlace = false;     // a convolution may store y where its residual lies
   std::map<std::string, int64_t>
       winograd;  // what it knows of 2, 4 and overTime, and how many channels of i8 each sums up
   std::vector<DType> computes{DType::f32};  // what convolutions may multiply

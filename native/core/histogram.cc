@@ -35,11 +35,15 @@ struct Extent {
 
 }  // namespace
 
-void Histogram::widen() {
+// Makes room for what was seen: the limit is a power of two above it, and bins are joined.
+void Histogram::widen(bool counted) {
+  int halvings = 0;
+  for (; std::max(most, -least) >= limit; halvings++) limit *= 2;
+  if (halvings == 0 || !counted) return;
   std::vector<uint32_t> wider(bins);
-  for (int64_t i = 0; i < bins; i++) wider[static_cast<size_t>((middle + i) >> 1)] += counts[static_cast<size_t>(i)];
+  for (int64_t i = 0; i < bins; i++)
+    wider[static_cast<size_t>(middle + ((i - middle) >> std::min(halvings, 31)))] += counts[static_cast<size_t>(i)];
   counts = std::move(wider);
-  limit *= 2;
 }
 
 void Histogram::add(std::span<const float> data, Crew& crew) {
@@ -63,7 +67,7 @@ void Histogram::add(std::span<const float> data, Crew& crew) {
     }
     least = std::min(least, extent.least), most = std::max(most, extent.most);
   }
-  while (std::max(most, -least) >= limit) widen();
+  widen(before > 0);
   std::vector<std::vector<uint32_t>> shares(threads);  // of the threads
   const double perUnit = middle / limit;
   crew.parallel(tasks, [&](int64_t task, int slot) {

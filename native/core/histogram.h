@@ -22,7 +22,7 @@ struct Histogram {
   void add(std::span<const float> data, Crew& crew);
 
  private:
-  void widen();
+  void widen(bool counted);
 };
 
 }  // namespace octconv

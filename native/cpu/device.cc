@@ -15,6 +15,7 @@ static Device& open(int) {
     traits.fuses = Fuses::all;
     traits.computes = {DType::f32, DType::bf16, DType::i8};
     traits.subBatches = true;
+    traits.inPlace = true;
     for (const int64_t outputs : {2, 4}) traits.winograd[std::to_string(outputs)] = winogradChannels(outputs);
     traits.winograd["overTime"] = overTimeChannels;
     if (level() >= Level::avx512vnni) traits.dotProducts.push_back(DType::i8);

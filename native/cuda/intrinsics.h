@@ -43,6 +43,8 @@ OCTCONV_DEVICE char* sharedMemory() {
   return memory;
 }
 OCTCONV_DEVICE void synchronize() { __syncthreads(); }
+// x of the lane of the warp whose number differs in the bits of `mask`.
+OCTCONV_DEVICE float shuffleXor(float x, int mask) { return __shfl_xor_sync(0xffffffff, x, mask); }
 
 // --- Asynchronous copies into shared memory --------------------------------------------------------------------------
 

@@ -1,4 +1,5 @@
 // All kernels, for one octconv.fatbin.
+#include "../ops/attention.cu"
 #include "../ops/batchnorm.cu"
 #include "../ops/binary.cu"
 #include "../ops/interpolate.cu"

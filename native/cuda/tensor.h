@@ -87,6 +87,12 @@ inline Extent extentOf(const Size3& size) {
   return {intOf(size.t, "frames"), intOf(size.h, "rows"), intOf(size.w, "columns")};
 }
 
+// Whether the channels of a pixel can be copied in pieces of 16 bytes as they lie: all of these are its own or zeros.
+inline bool hasWholePieces(const TensorType& type, int64_t at) {
+  const auto bytes = static_cast<int64_t>(bytesOf(type.dtype));
+  return type.pitch() * bytes % 16 == 0 && (type.shape.c + type.pad) * bytes % 16 == 0 && at % 16 == 0;
+}
+
 inline TensorArgs tensorOf(const TensorType& type, int64_t at) {
   const Shape& s = type.shape;
   intOf(s.pixels(), "pixels");

@@ -166,6 +166,10 @@ const product = ops.matmul(v, graph.input('f32', [1, 8, 3, 5]));
 equal<Equal<typeof product, Value<'f32', readonly [1, number, number, 5]>>>();
 // @ts-expect-error 4 rows, v has 3 columns
 ops.matmul(v, graph.input('f32', [1, 8, 4, 5]));
+const attended = ops.attention(v, graph.input('f32', [1, 2, 2, 3]), graph.input('f32', [1, 2, 2, 7]));
+equal<Equal<typeof attended, Value<'f32', readonly [1, number, number, 7]>>>();
+// @ts-expect-error 4 channels, v has 3
+ops.attention(v, graph.input('f32', [1, 2, 2, 4]), graph.input('f32', [1, 2, 2, 7]));
 
 // --- Pictures ---
 const bytes = graph.input('u8', [1, 50, 40, 3]);

@@ -271,12 +271,6 @@ struct Making {
   int64_t take(int64_t bytes) { return placed.scratch + static_cast<int64_t>(scratch.add(static_cast<size_t>(bytes))); }
 };
 
-// Whether pieces of 16 bytes can be copied as they lie: all of them are x's own or zeros.
-bool isAligned(const TensorType& type, int64_t at) {
-  const auto bytes = static_cast<int64_t>(bytesOf(type.dtype));
-  return type.pitch() * bytes % 16 == 0 && (type.shape.c + type.pad) * bytes % 16 == 0 && at % 16 == 0;
-}
-
 // P^pool of the source's prologue in the type that is multiplied, which a launch writes to scratch for an output of
 // size `y`: the taps over time that lie together, zeros behind the channels, and with `rows` around the columns as far
 // as windows go.
@@ -323,7 +317,7 @@ SourceArgs sourceOf(Making& making, const Branch& branch, const Source& s, const
     return args;
   }
   const Taps taps = tapsOf(s, type.shape.c, branch.compute);
-  const bool direct = asIs && !taps.rows && type.dtype == operandType(branch.compute) && isAligned(type, at);
+  const bool direct = asIs && !taps.rows && type.dtype == operandType(branch.compute) && hasWholePieces(type, at);
   args.x = direct ? tensorOf(type, at) : prepare(making, branch, s, packed, prologue, taps, y);
   const Extent& size = args.x.size;
   const int64_t pixels = product(type.shape.n, size.t, size.h, size.w);

@@ -10,39 +10,11 @@
 // the steps of a tile: they write their sums, which a second launch adds up, always in the same order.
 #include "../../cuda/functions.h"
 #include "../../cuda/items.h"
+#include "../../cuda/products.h"
 #include "cuda.h"
 
 namespace octconv::cuda {
 namespace {
-
-// --- Types -----------------------------------------------------------------------------------------------------------
-
-// What is multiplied. A chunk is two products of 32 bytes a row.
-struct F16 {
-  static constexpr int bytes = 2;
-  static OCTCONV_DEVICE void round(uint32_t (&)[4]) {}
-  static OCTCONV_DEVICE void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-    multiplyF16(d, a, b);
-  }
-};
-#if OCTCONV_SM80
-struct Bf16 {
-  static constexpr int bytes = 2;
-  static OCTCONV_DEVICE void round(uint32_t (&)[4]) {}
-  static OCTCONV_DEVICE void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-    multiplyBf16(d, a, b);
-  }
-};
-struct Tf32 {
-  static constexpr int bytes = 4;
-  static OCTCONV_DEVICE void round(uint32_t (&a)[4]) {
-    for (uint32_t& x : a) x = roundToTf32(x);
-  }
-  static OCTCONV_DEVICE void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-    multiplyTf32(d, a, b);
-  }
-};
-#endif
 
 // How the eight warps of a block share a tile: each has 16 rows of every group, and some columns.
 template <int tile>

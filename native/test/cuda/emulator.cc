@@ -41,8 +41,8 @@ constexpr int mostThreads = 1024, lanes = 32;
 constexpr size_t stackBytes = 256 * 1024, guardBytes = 4096;
 
 // What a thread that does not run waits for.
-enum class State { turn, barrier, loadMatrices, multiplyF16, multiplyBf16, multiplyTf32, nothing };
-constexpr const char* nameOf[] = {"its turn",    "synchronize",  "loadMatrices",
+enum class State { turn, barrier, shuffleXor, loadMatrices, multiplyF16, multiplyBf16, multiplyTf32, nothing };
+constexpr const char* nameOf[] = {"its turn",    "synchronize",  "shuffleXor",  "loadMatrices",
                                   "multiplyF16", "multiplyBf16", "multiplyTf32"};
 
 struct Copy {
@@ -66,7 +66,8 @@ struct Fiber {
   int groups = 0;            // committed
 
   // Operands of a collective.
-  float* d;
+  float x, *d;
+  int mask;
   uint32_t* to;
   const uint32_t *a, *b;
   uint32_t row[4];
@@ -245,8 +246,8 @@ std::unique_ptr<Fiber> newFiber() {
 
 std::string deadlock() {
   std::string text = "block " + std::to_string(emulated.block) + ": deadlock:";
-  for (const State state : {State::barrier, State::loadMatrices, State::multiplyF16, State::multiplyBf16,
-                            State::multiplyTf32, State::nothing}) {
+  for (const State state : {State::barrier, State::shuffleXor, State::loadMatrices, State::multiplyF16,
+                            State::multiplyBf16, State::multiplyTf32, State::nothing}) {
     int count = 0, first = 0;
     for (int i = launch.block - 1; i >= 0; i--)
       if (threads[i]->state == state) count++, first = i;
@@ -300,6 +301,10 @@ struct Unseen {
 // --- Collectives -----------------------------------------------------------------------------------------------------
 
 // 32 lanes of a warp, which have all arrived.
+void shuffleXor(Fiber* const* lane) {
+  for (int l = 0; l < lanes; l++) *lane[l]->d = lane[l ^ lane[l]->mask]->x;
+}
+
 void loadMatrices(Fiber* const* lane) {
   for (int l = 0; l < lanes; l++)
     for (int i = 0; i < 4; i++) lane[l]->to[i] = lane[i * 8 + l / 4]->row[l % 4];
@@ -366,6 +371,7 @@ void collect(State state) {
   if (++warp.arrived < lanes) return wait(state);
   warp.arrived = 0;
   Fiber* const* const lane = threads + first;
+  if (state == State::shuffleXor) shuffleXor(lane);
   if (state == State::loadMatrices) loadMatrices(lane);
   if (state == State::multiplyF16) multiply<F16>(lane);
   if (state == State::multiplyBf16) multiply<Bf16>(lane);
@@ -455,6 +461,13 @@ void waitForCopies(int pending) {
   copies.erase(copies.begin(), copies.begin() + static_cast<ptrdiff_t>(count));
 }
 
+float shuffleXor(float x, int mask) {
+  if (mask < 1 || mask >= lanes) fail("shuffleXor: mask " + std::to_string(mask) + ", wanted 1 to 31");
+  float result = 0;
+  current->x = x, current->mask = mask, current->d = &result;
+  collect(State::shuffleXor);
+  return result;
+}
 void loadMatrices(uint32_t (&to)[4], const char* row) {
   checkShared("loadMatrices", row);
   if (__tsan_read16_pc) __tsan_read16_pc(const_cast<char*>(row), __builtin_return_address(0));

@@ -49,6 +49,7 @@ void waitForCopies() {
   waitForCopies(pending);
 }
 
+float shuffleXor(float x, int mask);
 void loadMatrices(uint32_t (&to)[4], const char* row);
 void multiplyF16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 void multiplyBf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);

@@ -20,6 +20,10 @@ void stick() {
 #define OCTCONV_NAMED(name, mostThreads) \
   { #name, kernelOf(name, mostThreads) }
 const std::map<std::string, Kernel>& kernels = *new std::map<std::string, Kernel>{
+    OCTCONV_NAMED(attentionBf16, attentionThreads),
+    OCTCONV_NAMED(attentionF16, attentionThreads),
+    OCTCONV_NAMED(attentionPrepare, prepareThreads),
+    OCTCONV_NAMED(attentionTf32, attentionThreads),
     OCTCONV_NAMED(batchNorm, itemThreads),
     OCTCONV_NAMED(binary, itemThreads),
     OCTCONV_NAMED(clearPads, itemThreads),

@@ -1,23 +1,51 @@
-/** Which pictures a command is about: files, folders, patterns; a folder for each class. */
+/** Which pictures or videos a command is about: files, folders, patterns; a folder for each class. */
 import { readdir, realpath, stat } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { OctconvError, show } from '../error.js';
+import type { InputConfig } from '../input/preprocess.js';
 import { fileError } from '../weights/file.js';
 import { count } from './output.js';
 
-const isPicture = (file: string) => /\.(jpe?g|png|webp)$/i.test(file);
-const pictureNames = '.jpg, .jpeg, .png, .webp';
+/** What a network takes. */
+export interface Kind {
+  readonly one: 'picture' | 'video';
+  readonly many: 'pictures' | 'videos';
+  readonly names: string;
+  isFile(name: string): boolean;
+  /** Whether a folder of such files is one source, not many. */
+  isFolder(files: readonly string[]): boolean;
+}
+
+const pictures: Kind = {
+  one: 'picture',
+  many: 'pictures',
+  names: '.jpg, .jpeg, .png, .webp',
+  isFile: (name) => /\.(jpe?g|png|webp)$/i.test(name),
+  isFolder: () => false,
+};
+
+const videos: Kind = {
+  one: 'video',
+  many: 'videos',
+  names: '.mp4, .mov, .mkv, .webm, .avi, .mpg, .ts, .gif, .webp, .npy or the like, or folders of .jpg or .png',
+  isFile: (name) =>
+    /\.(mp4|m4v|mov|mkv|webm|avi|mpe?g|m?ts|m2ts|flv|wmv|asf|ogv|3gp|mxf|nut|gif|webp|npy)$/i.test(name),
+  isFolder: (files) => files.some((name) => /\.(jpe?g|png)$/i.test(name)) && !files.some(videos.isFile),
+};
+
+/** By what the input of a network says. */
+export const kindOf = (input: InputConfig | undefined): Kind => (input?.frames === undefined ? pictures : videos);
 
 /**
- * Arguments as files: `-` and what exists stand for themselves, a folder for the pictures below it, the rest may be
+ * Arguments as sources: `-` and what exists stand for themselves, a folder for what is below it, the rest may be
  * patterns.
  */
-export async function expand(args: readonly string[]): Promise<string[]> {
+export async function expand(args: readonly string[], kind: Kind): Promise<string[]> {
   const files: string[] = [];
   for (const arg of args) {
     const there = arg === '-' ? undefined : await stat(arg).catch(() => undefined);
     if (there?.isDirectory()) {
-      for (const picture of await picturesBelow(arg)) files.push(picture);
+      for (const source of await sourcesBelow(arg, kind)) files.push(source);
     } else if (there || !/[*?[{]/.test(arg)) files.push(arg);
     else for (const match of await matches(arg)) files.push(match);
   }
@@ -25,10 +53,10 @@ export async function expand(args: readonly string[]): Promise<string[]> {
 }
 
 /** @throws OctconvError if there is none. */
-export async function picturesBelow(folder: string): Promise<string[]> {
-  const pictures = (await filesBelow(folder)).filter(isPicture);
-  if (pictures.length === 0) throw new OctconvError(`${folder}: no pictures (${pictureNames})`);
-  return pictures;
+export async function sourcesBelow(folder: string, kind: Kind): Promise<string[]> {
+  const { sources } = await allBelow(folder, kind);
+  if (sources.length === 0) throw new OctconvError(`${folder}: no ${kind.many} (${kind.names})`);
+  return sources;
 }
 
 async function matches(pattern: string): Promise<string[]> {
@@ -63,27 +91,40 @@ async function list(folder: string): Promise<Entries> {
   return { files, folders };
 }
 
-/** Every file below a folder; a link to a folder that it is in is not followed. */
-async function filesBelow(folder: string, above: readonly string[] = []): Promise<string[]> {
+interface Below {
+  readonly sources: string[];
+  /** How many files are none. */
+  readonly others: number;
+}
+
+/** Everything below a folder; a link to a folder that it is in is not followed. */
+async function allBelow(folder: string, kind: Kind, above: readonly string[] = []): Promise<Below> {
   const here = await realpath(folder).catch(() => folder);
-  if (above.includes(here)) return [];
+  if (above.includes(here)) return { sources: [], others: 0 };
   const { files, folders } = await list(folder);
-  for (const inner of folders) for (const file of await filesBelow(inner, [...above, here])) files.push(file);
-  return files;
+  if (kind.isFolder(files)) return { sources: [folder], others: 0 };
+  const sources = files.filter(kind.isFile);
+  let others = files.length - sources.length;
+  for (const inner of folders) {
+    const below = await allBelow(inner, kind, [...above, here]);
+    for (const source of below.sources) sources.push(source);
+    others += below.others;
+  }
+  return { sources, others };
 }
 
 export interface ClassFolders {
   readonly files: readonly string[];
   /** The class of each file. */
   readonly classes: readonly number[];
-  /** How many files are no pictures by their names. */
+  /** How many files are none by their names. */
   readonly others: number;
   /** How folders became classes: by their names, or by their order as torchvision's ImageFolder does. */
   readonly by: 'name' | 'order';
 }
 
 /**
- * The pictures of a folder that holds one for each class. Folders are classes by name; if none is the name of one
+ * The sources of a folder that holds a folder for each class. Folders are classes by name; if none is the name of one
  * class, or names repeat, by their order, where there are as many as classes.
  * @throws OctconvError that names the folder if neither fits.
  */
@@ -91,10 +132,11 @@ export async function classFolders(
   data: string,
   labels: readonly string[] | undefined,
   classes: number,
+  kind: Kind,
 ): Promise<ClassFolders> {
   const { files, folders } = await list(data);
   if (folders.length === 0) {
-    const found = files.length ? `${count(files.length)} files and no folders` : 'no pictures';
+    const found = files.length ? `${count(files.length)} files and no folders` : `no ${kind.many}`;
     throw new OctconvError(`${data}: ${found}, wanted one folder per class`);
   }
   const indices = folders.map((folder) => labels?.indexOf(basename(folder)) ?? -1);
@@ -107,17 +149,15 @@ export async function classFolders(
   const [all, wanted]: [string[], number[]] = [[], []];
   let others = 0;
   for (const [place, folder] of folders.entries()) {
-    for (const file of await filesBelow(folder)) {
-      if (!isPicture(file)) {
-        others++;
-        continue;
-      }
-      all.push(file);
+    const below = await allBelow(folder, kind);
+    others += below.others;
+    for (const source of below.sources) {
+      all.push(source);
       wanted.push(by === 'name' ? (indices[place] as number) : place);
     }
   }
   if (all.length === 0)
-    throw new OctconvError(`${data}: no pictures (${pictureNames}), wanted one folder of them per class`);
+    throw new OctconvError(`${data}: no ${kind.many} (${kind.names}), wanted one folder of them per class`);
   return { files: all, classes: wanted, others, by };
 }
 
