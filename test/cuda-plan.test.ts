@@ -351,12 +351,19 @@ describe('on the stand-in driver', function () {
   });
 
   it('the bench times clips', async () => {
-    const options = { ...tiny, network: 'i3d-26', options: { width: 8 }, alphas: [], batches: [1], rounds: 1 };
+    const options = {
+      ...tiny,
+      network: 'i3d-26',
+      options: { width: 8, nonLocal: true },
+      alphas: [],
+      batches: [1],
+      rounds: 1,
+    };
     const { result, table } = await child<{ result: CudaResult; table: string }>('bench', { ...options, frames: 3 });
     expect(result).to.include({ size: 17, frames: 3 });
     expect(result.rows).to.have.length(4);
     for (const { kernels, why } of result.rows) expect([why, kernels?.rounds.length]).to.deep.equal([undefined, 1]);
-    expect(table).to.match(/^3 x 17 x 17, random weights/m);
+    expect(table).to.match(/^3 x 17 x 17, non-local blocks, random weights/m);
     const images = child('bench', { ...tiny, frames: 3, rounds: 1 });
     expect(await images.catch(String)).to.include('resnet-26: 3 frames, wanted none: its input is an image');
   });

@@ -58,6 +58,8 @@ export interface CudaResult {
   readonly bench: 'cuda';
   readonly machine: Machine;
   readonly gpu: string;
+  /** Whether video networks have their non-local blocks. */
+  readonly nonLocal?: true | undefined;
   readonly size: number;
   /** Of a clip; absent of images. */
   readonly frames?: number | undefined;
@@ -108,7 +110,18 @@ export async function benchCuda(options: BenchCudaOptions): Promise<CudaResult> 
     }
   }
   const after = calling(() => native.sensors(device));
-  return { bench: 'cuda', machine: machine(), gpu, size, frames: framesOf(shape), rounds, before, after, rows };
+  return {
+    bench: 'cuda',
+    machine: machine(),
+    gpu,
+    nonLocal: networkOptions.nonLocal || undefined,
+    size,
+    frames: framesOf(shape),
+    rounds,
+    before,
+    after,
+    rows,
+  };
 }
 
 /** The others go on: a run without anybody who watches it measures what can be measured. */
@@ -245,7 +258,7 @@ async function burst(plan: Plan, x: Tensor<'f32'>): Promise<{ kernels: number; w
 // --- Output ---------------------------------------------------------------------------------------------------------
 
 export function cudaTable(result: CudaResult): string {
-  const { machine, gpu, rounds, before, after, rows } = result;
+  const { machine, gpu, nonLocal, rounds, before, after, rows } = result;
   const head = ['network', 'alpha', 'by', 'graph', 'dtype', 'batch', 'min', 'median', 'whole min', 'whole median'];
   head.push('/cuDNN plain', '/our plain');
   const lines = rows.map(({ network, alpha, by, cudaGraphs, dtype, batch, kernels, whole, toCudnn, toOurPlain }) => [
@@ -261,7 +274,7 @@ export function cudaTable(result: CudaResult): string {
   return [
     `${gpu}; ${machine.cpu}`,
     `before: ${told(before)}; after: ${told(after)}`,
-    `${sizeOf(result)}, random weights, ${rounds} interleaved rounds of at least ${leastMilliseconds} ms, L2 warm`,
+    `${sizeOf(result)}, ${nonLocal ? 'non-local blocks, ' : ''}random weights, ${rounds} interleaved rounds of at least ${leastMilliseconds} ms, L2 warm`,
     'ms of a run: kernels by events, and the whole from call to result with copies; ratios of kernels are paired medians',
     '',
     table(head, lines, { drop: ['whole median', 'median', '/our plain', 'whole min'] }),

@@ -16,6 +16,8 @@ export interface EstimateOptions {
   /** The plain network; its `oct-` namesakes at these alphas are added. */
   readonly network: string;
   readonly alphas: readonly number[];
+  /** Of all of them, beside alpha. */
+  readonly options?: NetworkOptions | undefined;
   readonly size: number;
   /** Of a clip, of a video network. */
   readonly frames?: number | undefined;
@@ -68,6 +70,8 @@ export interface EstimateRow extends Time {
 export interface EstimateResult {
   readonly bench: 'cuda estimate';
   readonly gpu: Gpu;
+  /** Whether video networks have their non-local blocks. */
+  readonly nonLocal?: true | undefined;
   readonly size: number;
   /** Of a clip; absent of images. */
   readonly frames?: number | undefined;
@@ -191,16 +195,19 @@ export function cudnnTimeOf(gpu: Gpu, plan: Plan, dtype: ComputeType): number {
 // --- Networks -------------------------------------------------------------------------------------------------------
 
 export async function estimate(options: EstimateOptions): Promise<EstimateResult> {
-  const { network, alphas, size, dtypes, batches, progress } = options;
+  const { network, alphas, options: networkOptions = {}, size, dtypes, batches, progress } = options;
   const gpu: Gpu = gpus[options.gpu];
   const octave = octaveForm(network);
   if (octave === undefined) {
     throw new OctconvError(`bench: network '${network}', wanted the plain one, to which its octave forms are added`);
   }
-  const shape = inputShape({ name: network }, { height: size, width: size, frames: options.frames });
+  const shape = inputShape(
+    { name: network, options: networkOptions },
+    { height: size, width: size, frames: options.frames },
+  );
   const nets: { name: string; options: NetworkOptions }[] = [
-    { name: network, options: {} },
-    ...alphas.map((alpha) => ({ name: octave, options: { alpha } })),
+    { name: network, options: networkOptions },
+    ...alphas.map((alpha) => ({ name: octave, options: { ...networkOptions, alpha } })),
   ];
   const rows: Omit<EstimateRow, 'cudnn' | 'speedup' | 'losslessSpeedup' | 'goal'>[] = [];
   const cudnn = new Map<string, number>();
@@ -224,11 +231,19 @@ export async function estimate(options: EstimateOptions): Promise<EstimateResult
     const speedups = { speedup: plain / row.total, losslessSpeedup: plain / row.lossless };
     return { ...row, cudnn: plain, ...speedups, goal: aimed ? goal : undefined };
   });
-  return { bench: 'cuda estimate', gpu, size, frames: framesOf(shape), assumptions, rows: complete };
+  return {
+    bench: 'cuda estimate',
+    gpu,
+    nonLocal: networkOptions.nonLocal || undefined,
+    size,
+    frames: framesOf(shape),
+    assumptions,
+    rows: complete,
+  };
 }
 
 export function estimateTable(result: EstimateResult): string {
-  const { gpu, assumptions, rows } = result;
+  const { gpu, nonLocal, assumptions, rows } = result;
   const { efficiency, launchMicroseconds, bytesPerClock, mmaShare } = assumptions;
   const mma = mmaShare[gpu.architecture] ?? 1;
   const { f16, bf16, f32 } = gpu.teraflops;
@@ -242,7 +257,7 @@ export function estimateTable(result: EstimateResult): string {
   ]);
   return [
     'ESTIMATE, nothing here was measured: the roofline of the kernels as they are planned, ms of a run',
-    `${gpu.name}, ${sizeOf(result)}; data sheet: ${gpu.multiprocessors} multiprocessors, ${gpu.bandwidth} TB/s, dense ` +
+    `${gpu.name}, ${sizeOf(result)}${nonLocal ? ', non-local blocks' : ''}; data sheet: ${gpu.multiprocessors} multiprocessors, ${gpu.bandwidth} TB/s, dense ` +
       `TFLOP/s ${[f16 && `f16 ${f16}`, bf16 && `bf16 ${bf16}`, f32 && `tf32 ${f32}`].filter(Boolean).join(', ')}`,
     'assumed:',
     `- ${share(efficiency)} of the bandwidth of memory and of the peak, by cuDNN and by these kernels`,
