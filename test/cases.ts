@@ -271,6 +271,12 @@ const convs: Case[] = [
   conv({ x: [1, 6, 5, 7], to: 21, kernel: [3, 3], options: { padding: 1, groups: 7 } }), // three outputs a channel
   conv({ x: [1, 4, 6, 5, 10], to: 19, kernel: [3, 1, 1], options: { padding: 1 } }),
   conv({ x: [2, 5, 6, 7, 3], to: 8, kernel: [5, 7, 7], options: { padding: 3, stride: 2 } }),
+  conv({
+    x: [2, 7, 5, 6, 2],
+    to: 9,
+    kernel: [3, 1, 4],
+    options: { padding: [2, 0, 1], stride: [2, 1, 1], dilation: [3, 1, 1] },
+  }),
   conv({ x: [3, 4, 5, 6, 9], to: 10, kernel: [3, 3, 3], options: { padding: [2, 1, 1], dilation: [2, 1, 1] } }),
   conv({ x: [2, 7, 4, 5, 6], to: 8, kernel: [3, 1, 3], options: { padding: [0, 0, 1], stride: [3, 1, 2], groups: 2 } }),
   conv({ x: [2, 3, 6, 5, 11], to: 11, kernel: [3, 3, 3], options: { padding: 1, groups: 11 }, bias: true }),

@@ -128,14 +128,16 @@ const tasks = {
     networks,
     dtype,
   }: {
-    networks: { name: string; shape: number[]; options: object }[];
+    networks: { name: string; shape: number[]; options?: object; file?: string }[];
     dtype: 'f32' | 'bf16' | 'f16';
   }) {
     const all = [];
-    for (const { name, shape, options } of networks) {
+    for (const { name, shape, options, file } of networks) {
       const x = picture(shape);
-      using reference = createModel(name as 'oct-resnet-26', options, { device: 'reference', dtype });
-      using model = createModel(name as 'oct-resnet-26', options, { device, dtype });
+      const open = async (device: string): Promise<Model> =>
+        file ? loadModel(file, { device, dtype }) : createModel(name as 'oct-resnet-26', options, { device, dtype });
+      using reference = await open('reference');
+      using model = await open(device);
       const wanted = await reference.run(x);
       const [first, ...others] = await Promise.all([model.run(x), model.run(x)]);
       const bits = new Set([first, ...others, await model.run(x)].map(({ data }) => digest(data)));

@@ -72,6 +72,27 @@ describe('plans without a GPU', function () {
     }
   });
 
+  it('of clips and images of few channels have the taps of a row, and those over time, in one', async () => {
+    /** Steps of a tile, and elements that are prepared for them. */
+    const stem = async (shape: readonly number[], kernel: readonly number[], dtype: 'f32' | 'bf16') => {
+      const weight = Tensor.zeros('f32', [64, shape.at(-1) ?? 0, ...kernel]);
+      const conv = (x: unknown) => ops.conv(x as never, { weight } as never);
+      using op = await compile(conv, [shape], { device: 'cuda:sm_90', dtype });
+      const [prepare, product] = op.plan.infos.flatMap(({ launches }) => launches) as [Launch, Launch];
+      const [rows = 0, columns = 0, splits = 1] = product.tile?.split(/[x/]/).map(Number) ?? [];
+      const each = rows * columns * (dtype === 'f32' ? 16 : 32);
+      const elements = prepare.blocks * prepare.threads * (dtype === 'f32' ? 4 : 8);
+      return [(product.multiplyAdds * splits) / product.blocks / each, elements];
+    };
+    // 7 rows of 7 pixels, 3 channels of each, filled up to 8, which take two steps.
+    expect(await stem([1, 64, 32, 3], [7, 7], 'bf16')).to.deep.equal([7 * 2, 64 * 32 * 8]);
+    // 15 channels of 5 frames, filled up to 16, for each of 5 frames of the result.
+    expect(await stem([1, 9, 64, 32, 3], [5, 7, 7], 'bf16')).to.deep.equal([7 * 4, 5 * 64 * 32 * 16]);
+    expect(await stem([1, 9, 64, 32, 3], [5, 7, 7], 'f32')).to.deep.equal([7 * 7, 5 * 64 * 32 * 16]);
+    // Frames apart take no more steps.
+    expect(await stem([1, 5, 64, 32, 8], [3, 3, 3], 'bf16')).to.deep.equal([9, 5 * 64 * 32 * 8]);
+  });
+
   it('are compiled for all architectures that have kernels, and no others', async () => {
     for (const sm of [75, 80, 86, 89, 90, 100, 120]) {
       using op = await pointwise(`cuda:sm_${sm}`, 'f16');
@@ -250,6 +271,9 @@ describe('the estimate', () => {
       expect(memory + l2 + products + waves + gaps).to.be.closeTo(total, 1e-9);
       expect(speedup).to.be.closeTo(cudnn / total, 1e-9);
     }
+    const clips = await said([...args, '--network', 'c2d-26', '--frames', '4', '--batch', '1'], settings);
+    expect(clips.stdout).to.match(/^A100 SXM 80 GB, 4 x 32 x 32; data sheet: /m);
+    expect(clips.stdout).to.match(/^oct-c2d-26 +0\.5 +bf16 +1 /m);
   });
 
   it('knows GPUs by their names', () => {
@@ -324,6 +348,24 @@ describe('on the stand-in driver', function () {
     }
     expect(table).to.match(/^before: memoryMHz 1215, smMHz 1410, watts 71; after: memoryMHz /m);
     expect(table.split('\n').filter((line) => line.length > 120)).to.deep.equal([]);
+  });
+
+  it('the bench times clips', async () => {
+    const options = {
+      ...tiny,
+      network: 'i3d-26',
+      options: { width: 8, nonLocal: true },
+      alphas: [],
+      batches: [1],
+      rounds: 1,
+    };
+    const { result, table } = await child<{ result: CudaResult; table: string }>('bench', { ...options, frames: 3 });
+    expect(result).to.include({ size: 17, frames: 3 });
+    expect(result.rows).to.have.length(4);
+    for (const { kernels, why } of result.rows) expect([why, kernels?.rounds.length]).to.deep.equal([undefined, 1]);
+    expect(table).to.match(/^3 x 17 x 17, non-local blocks, random weights/m);
+    const images = child('bench', { ...tiny, frames: 3, rounds: 1 });
+    expect(await images.catch(String)).to.include('resnet-26: 3 frames, wanted none: its input is an image');
   });
 
   it('the bench times what is there, and says of the rest why not', async () => {

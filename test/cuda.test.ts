@@ -3,9 +3,11 @@
  * emulator: what it computes, what it refuses, what it leaves behind. The addon and the driver are chosen when a
  * process starts, so that test/cuda-child.ts runs apart.
  */
+import { existsSync } from 'node:fs';
 import { copyFile, mkdir, rm, rmdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { expect } from 'chai';
+import { skip } from './skip.js';
 import { dist, type Env, folder, listed, node, path, standIns, taskOf, useStandIns } from './stand-in.js';
 
 const child = <T>(task: string, argument: unknown = null, settings: Env = {}): Promise<T> =>
@@ -81,24 +83,47 @@ describe('cuda on the stand-in driver', function () {
       ],
       f16: [{ name: 'oct-resnet-v2-26', shape: [1, 21, 18, 3], options: { ...options, alpha: 0.3 } }],
     };
+    const narrow = { ...options, width: 8 };
+    const clips = {
+      f32: [
+        { name: 'oct-i3d-26', shape: [1, 4, 19, 23, 3], options: { ...narrow, alpha: 0.5 } },
+        { name: 'i3d-26', shape: [1, 3, 21, 18, 3], options: { ...narrow, nonLocal: true } },
+      ],
+      bf16: [
+        { name: 'i3d-26', shape: [2, 3, 17, 13, 3], options: narrow },
+        { name: 'oct-i3d-26', shape: [1, 4, 33, 25, 3], options: { ...narrow, alpha: 0.25, nonLocal: true } },
+        { name: 'oct-c2d-26', shape: [1, 5, 21, 18, 3], options: { ...options, alpha: 0.3 } },
+      ],
+      f16: [{ name: 'oct-i3d-26', shape: [2, 5, 18, 19, 3], options: { ...narrow, alpha: 0.5, nonLocal: true } }],
+    };
+    /** A non-local block has three steps of convolutions, and layer2 and layer3 have one each. */
+    const depthOf = ({ options }: { options: object }) => ('nonLocal' in options ? 32 : 26);
     interface Compared {
       depth: number;
       error: number;
       bits: string[];
     }
     for (const dtype of ['f32', 'bf16', 'f16'] as const) {
-      const given = networks[dtype];
+      const given = [...networks[dtype], ...clips[dtype]];
       it(`${given.length} networks in ${dtype} as reference does, the same bits in each run`, async () => {
         const results = await child<Compared[]>('compared', { networks: given, dtype });
         expect(results).to.have.length(given.length);
         for (const [i, { depth, error, bits }] of results.entries()) {
           const what = JSON.stringify(given[i]);
-          expect(depth, what).to.equal(26);
+          expect(depth, what).to.equal(depthOf(given[i] as (typeof given)[number]));
           expect(error, what).to.be.below(bound(dtype, depth));
           expect(bits, what).to.have.length(1);
         }
       });
     }
+
+    it('a trained network of clips', async function () {
+      const file = path('../../shared/weights/camera-motion-oct-i3d-26-a50.pth');
+      if (!existsSync(file)) skip(this, 'shared');
+      const networks = [{ name: file, file, shape: [1, 4, 33, 30, 3] }];
+      const [only] = await child<Compared[]>('compared', { networks, dtype: 'bf16' });
+      expect(only?.error).to.be.below(bound('bf16', 26));
+    });
 
     it('f16 on a GPU of sm_75, which refuses f32 and bf16', async () => {
       const sm75 = { OCTCONV_STAND_IN_CAPABILITY: '7.5' };

@@ -1,5 +1,5 @@
 // What cuDNN plans on GPUs that are not there: `node tools/cudnn.mjs [BATCH...]` (1 and 32 unless given). Every
-// convolution of ResNet-50, of I3D-50 and of the parts of Oct-ResNet-50, in bf16, f16 and f32, goes through
+// convolution of ResNet-50 and I3D-50 and of the parts of their octave forms, in bf16, f16 and f32, goes through
 // native/cuda/cudnn.cc and the real cuDNN, which takes the properties of a GPU as JSON. Prints one table; a plan that is
 // refused is an error, but for bf16 on the T4, which has none. Needs no GPU and no driver: cuDNN comes from PyPI, 1 GB,
 // into build/cudnn-toolkit; `node tools/cudnn.mjs fetch` does that alone.
@@ -7,7 +7,6 @@ import { spawnSync } from 'node:child_process';
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { buildNetwork } from '../dist/models/index.js';
-import { layers, Module, ops } from '../dist/index.js';
 import { record } from '../dist/model.js';
 import { stepsFor } from '../dist/targets.js';
 import { installPackages, main, root, run, ToolError, which } from './system.mjs';
@@ -61,66 +60,11 @@ const isRefused = (gpu, dtype) => gpu === 'T4' && dtype === 'bf16';
 
 // --- Convolutions ----------------------------------------------------------------------------------------------------
 
-/** Of one input, with batch normalisation; `relu` unless it is the last one of a block. */
-class Unit extends Module {
-  constructor(from, to, kernel, stride = 1, relu = true) {
-    super();
-    this.conv = new layers.Conv(from, to, { kernel, stride });
-    this.bn = new layers.BatchNorm(to);
-    this.relu = relu;
-  }
-  forward(x) {
-    const y = this.bn.forward(this.conv.forward(x));
-    return this.relu ? ops.relu(y) : y;
-  }
-}
-
-class Block extends Module {
-  constructor(from, width, stride, time) {
-    super();
-    this.conv1 = new Unit(from, width, [time, 1, 1]);
-    this.conv2 = new Unit(width, width, [1, 3, 3], [1, stride, stride]);
-    this.conv3 = new Unit(width, 4 * width, [1, 1, 1], 1, false);
-    if (from !== 4 * width) this.shortcut = new Unit(from, 4 * width, [1, 1, 1], [1, stride, stride], false);
-  }
-  forward(x) {
-    const y = this.conv3.forward(this.conv2.forward(this.conv1.forward(x)));
-    return ops.relu(ops.add(y, this.shortcut ? this.shortcut.forward(x) : x));
-  }
-}
-
-/** I3D-50: ResNet-50 for video, where every other block looks at three frames. */
-class I3d extends Module {
-  stem = new Unit(3, 64, [5, 7, 7], [1, 2, 2]);
-  constructor() {
-    super();
-    let from = 64;
-    this.stages = [3, 4, 6, 3].map((count, stage) =>
-      Array.from({ length: count }, (_, i) => {
-        const width = 64 << stage;
-        const block = new Block(from, width, i === 0 && stage > 0 ? 2 : 1, i % 2 === 0 ? 3 : 1);
-        from = 4 * width;
-        return block;
-      }),
-    );
-  }
-  forward(x) {
-    const pools = [
-      { kernel: [1, 3, 3], stride: [1, 2, 2], padding: [0, 1, 1] },
-      { kernel: [2, 1, 1], stride: [2, 1, 1], padding: [0, 0, 0] },
-    ];
-    const pool = (y, stage) => (pools[stage] ? ops.maxPool(y, pools[stage]) : y);
-    return this.stages.reduce(
-      (y, blocks, stage) => blocks.reduce((z, block) => block.forward(z), pool(y, stage)),
-      this.stem.forward(x),
-    );
-  }
-}
-
 const networks = [
   ['ResNet-50', buildNetwork('resnet-50'), [224, 224, 3]],
   ['Oct-ResNet-50', buildNetwork('oct-resnet-50', { alpha: 0.5 }), [224, 224, 3]],
-  ['I3D-50', new I3d(), [8, 224, 224, 3]],
+  ['I3D-50', buildNetwork('i3d-50'), [8, 224, 224, 3]],
+  ['Oct-I3D-50', buildNetwork('oct-i3d-50', { alpha: 0.5 }), [8, 224, 224, 3]],
 ];
 
 /** The passes of the device `cudnn`. */

@@ -54,7 +54,13 @@ const mutants = {
   ],
   'weights of the first tile': [octConv, '(columnTile * tileUnits + threadIndex()', '(threadIndex()'],
   'a split begins with the first chunk of its tap': [octConv, 'findTap(first - tap * s.chunks);', 'findTap(0);'],
-  'columns of zeros hold the row before': [octConv, ' && x >= 0 && x < a.columns', ' && x < a.columns'],
+  'frames before the first are those of the clip before': [
+    octConv,
+    'if (t < 0 || t >= size.t ||',
+    'if (t >= size.t ||',
+  ],
+  'frames in a pixel lie next to each other': [octConv, 'tap * a.dilation;', 'tap;'],
+  'columns of zeros hold the row before': [octConv, '|| p.x < 0 || p.x >= a.columns', '|| p.x >= a.columns'],
   'no zeros behind the channels': [octConv, 'y.channels + y.pad - channel', 'y.channels - channel'],
 
   // What is computed

@@ -3,13 +3,13 @@ import { targetOf } from '../devices.js';
 import { OctconvError } from '../error.js';
 import type { ComputeType } from '../graph/graph.js';
 import { createModel, Model } from '../model.js';
-import { type NetworkOptions, octaveForm } from '../models/index.js';
+import { inputShape, type NetworkOptions, octaveForm } from '../models/index.js';
 import { calling, type Device, native } from '../native.js';
 import type { Plan } from '../plan.js';
-import { Tensor } from '../tensor.js';
+import { type Shape, Tensor } from '../tensor.js';
 import { fill, type Machine, machine, median, pairedRatio, relativeError, type Times, timesOf } from './measure.js';
 import { Net } from './models.js';
-import { table } from './table.js';
+import { framesOf, sizeOf, table } from './table.js';
 
 export interface BenchCudaOptions {
   /** `cuda`, or of several GPUs one by its number. */
@@ -20,6 +20,8 @@ export interface BenchCudaOptions {
   /** Of all of them, beside alpha. */
   readonly options?: NetworkOptions | undefined;
   readonly size: number;
+  /** Of a clip, of a video network. */
+  readonly frames?: number | undefined;
   readonly dtypes: readonly ComputeType[];
   readonly batches: readonly number[];
   readonly rounds: number;
@@ -56,7 +58,11 @@ export interface CudaResult {
   readonly bench: 'cuda';
   readonly machine: Machine;
   readonly gpu: string;
+  /** Whether video networks have their non-local blocks. */
+  readonly nonLocal?: true | undefined;
   readonly size: number;
+  /** Of a clip; absent of images. */
+  readonly frames?: number | undefined;
   readonly rounds: number;
   /** What the GPU said of its clocks, temperature and power. */
   readonly before: Readonly<Record<string, number>>;
@@ -85,6 +91,10 @@ export async function benchCuda(options: BenchCudaOptions): Promise<CudaResult> 
       { net, by: 'octconv', device, cudaGraphs },
     ]),
   );
+  const shape = inputShape(
+    { name: network, options: networkOptions },
+    { height: size, width: size, frames: options.frames },
+  );
   const before = calling(() => native.sensors(device));
   const rows: CudaRow[] = [];
   for (const dtype of dtypes) {
@@ -96,11 +106,22 @@ export async function benchCuda(options: BenchCudaOptions): Promise<CudaResult> 
     }
     for (const batch of batches) {
       const group = { dtype, batch };
-      rows.push(...(await timeGroup(forms, failed, group, options)));
+      rows.push(...(await timeGroup(forms, failed, group, shape.with(0, batch), options)));
     }
   }
   const after = calling(() => native.sensors(device));
-  return { bench: 'cuda', machine: machine(), gpu, size, rounds, before, after, rows };
+  return {
+    bench: 'cuda',
+    machine: machine(),
+    gpu,
+    nonLocal: networkOptions.nonLocal || undefined,
+    size,
+    frames: framesOf(shape),
+    rounds,
+    before,
+    after,
+    rows,
+  };
 }
 
 /** The others go on: a run without anybody who watches it measures what can be measured. */
@@ -132,7 +153,8 @@ const convolutions = (model: Model, shape: readonly number[]) =>
 
 /** At a size that the slow loops can do, odd so that all borders are met. */
 async function checkAgainstReference({ net: { name, options }, device }: Form, dtype: ComputeType): Promise<void> {
-  const x = fill(Tensor.zeros('f32', [1, 61, 45, 3]));
+  const [height, width, frames] = [61, 45, framesOf(inputShape({ name, options })) && 3];
+  const x = fill(Tensor.zeros('f32', inputShape({ name, options }, { height, width, frames })));
   const narrow = { ...options, width: 16 };
   using model = createModel(name, narrow, { device, dtype });
   using reference = createModel(name, narrow, { device: 'reference' });
@@ -159,10 +181,11 @@ async function timeGroup(
   forms: readonly Form[],
   known: ReadonlyMap<Form, string>,
   group: Group,
-  { size, rounds, progress }: BenchCudaOptions,
+  shape: Shape,
+  { rounds, progress }: BenchCudaOptions,
 ): Promise<CudaRow[]> {
   const { dtype, batch } = group;
-  const x = fill(Tensor.zeros('f32', [batch, size, size, 3]));
+  const x = fill(Tensor.zeros('f32', shape));
   const failed = new Map(known);
   const subjects = new Map<Form, Subject>();
   try {
@@ -234,7 +257,8 @@ async function burst(plan: Plan, x: Tensor<'f32'>): Promise<{ kernels: number; w
 
 // --- Output ---------------------------------------------------------------------------------------------------------
 
-export function cudaTable({ machine, gpu, size, rounds, before, after, rows }: CudaResult): string {
+export function cudaTable(result: CudaResult): string {
+  const { machine, gpu, nonLocal, rounds, before, after, rows } = result;
   const head = ['network', 'alpha', 'by', 'graph', 'dtype', 'batch', 'min', 'median', 'whole min', 'whole median'];
   head.push('/cuDNN plain', '/our plain');
   const lines = rows.map(({ network, alpha, by, cudaGraphs, dtype, batch, kernels, whole, toCudnn, toOurPlain }) => [
@@ -250,7 +274,7 @@ export function cudaTable({ machine, gpu, size, rounds, before, after, rows }: C
   return [
     `${gpu}; ${machine.cpu}`,
     `before: ${told(before)}; after: ${told(after)}`,
-    `${size} x ${size}, random weights, ${rounds} interleaved rounds of at least ${leastMilliseconds} ms, L2 warm`,
+    `${sizeOf(result)}, ${nonLocal ? 'non-local blocks, ' : ''}random weights, ${rounds} interleaved rounds of at least ${leastMilliseconds} ms, L2 warm`,
     'ms of a run: kernels by events, and the whole from call to result with copies; ratios of kernels are paired medians',
     '',
     table(head, lines, { drop: ['whole median', 'median', '/our plain', 'whole min'] }),

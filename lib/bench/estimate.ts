@@ -4,19 +4,23 @@ import { OctconvError } from '../error.js';
 import type { ComputeType } from '../graph/graph.js';
 import { registersOf } from '../kernels.js';
 import { Model } from '../model.js';
-import { buildNetwork, type NetworkOptions, octaveForm } from '../models/index.js';
+import { buildNetwork, inputShape, type NetworkOptions, octaveForm } from '../models/index.js';
 import type { Launch } from '../native.js';
 import type { Plan } from '../plan.js';
 import { initialize } from '../weights/random.js';
 import { type Gpu, type GpuName, gpus } from './gpus.js';
-import { share, table } from './table.js';
+import { framesOf, share, sizeOf, table } from './table.js';
 
 export interface EstimateOptions {
   readonly gpu: GpuName;
   /** The plain network; its `oct-` namesakes at these alphas are added. */
   readonly network: string;
   readonly alphas: readonly number[];
+  /** Of all of them, beside alpha. */
+  readonly options?: NetworkOptions | undefined;
   readonly size: number;
+  /** Of a clip, of a video network. */
+  readonly frames?: number | undefined;
   readonly dtypes: readonly ComputeType[];
   readonly batches: readonly number[];
   readonly progress?: ((text: string) => void) | undefined;
@@ -66,7 +70,11 @@ export interface EstimateRow extends Time {
 export interface EstimateResult {
   readonly bench: 'cuda estimate';
   readonly gpu: Gpu;
+  /** Whether video networks have their non-local blocks. */
+  readonly nonLocal?: true | undefined;
   readonly size: number;
+  /** Of a clip; absent of images. */
+  readonly frames?: number | undefined;
   readonly assumptions: typeof assumptions;
   readonly rows: readonly EstimateRow[];
 }
@@ -187,15 +195,19 @@ export function cudnnTimeOf(gpu: Gpu, plan: Plan, dtype: ComputeType): number {
 // --- Networks -------------------------------------------------------------------------------------------------------
 
 export async function estimate(options: EstimateOptions): Promise<EstimateResult> {
-  const { network, alphas, size, dtypes, batches, progress } = options;
+  const { network, alphas, options: networkOptions = {}, size, dtypes, batches, progress } = options;
   const gpu: Gpu = gpus[options.gpu];
   const octave = octaveForm(network);
   if (octave === undefined) {
     throw new OctconvError(`bench: network '${network}', wanted the plain one, to which its octave forms are added`);
   }
+  const shape = inputShape(
+    { name: network, options: networkOptions },
+    { height: size, width: size, frames: options.frames },
+  );
   const nets: { name: string; options: NetworkOptions }[] = [
-    { name: network, options: {} },
-    ...alphas.map((alpha) => ({ name: octave, options: { alpha } })),
+    { name: network, options: networkOptions },
+    ...alphas.map((alpha) => ({ name: octave, options: { ...networkOptions, alpha } })),
   ];
   const rows: Omit<EstimateRow, 'cudnn' | 'speedup' | 'losslessSpeedup' | 'goal'>[] = [];
   const cudnn = new Map<string, number>();
@@ -205,7 +217,7 @@ export async function estimate(options: EstimateOptions): Promise<EstimateResult
       const built = buildNetwork(name, options);
       using model = new Model(built, initialize(built), { device: `cuda:${gpu.architecture}`, dtype });
       for (const batch of batches) {
-        const plan = await model.plan([batch, size, size, 3]);
+        const plan = await model.plan(shape.with(0, batch));
         const key = `${dtype} ${batch}`;
         if (name === network) cudnn.set(key, cudnnTimeOf(gpu, plan, dtype));
         const kernels = sum(plan.infos.map(({ launches }) => launches.length));
@@ -219,10 +231,19 @@ export async function estimate(options: EstimateOptions): Promise<EstimateResult
     const speedups = { speedup: plain / row.total, losslessSpeedup: plain / row.lossless };
     return { ...row, cudnn: plain, ...speedups, goal: aimed ? goal : undefined };
   });
-  return { bench: 'cuda estimate', gpu, size, assumptions, rows: complete };
+  return {
+    bench: 'cuda estimate',
+    gpu,
+    nonLocal: networkOptions.nonLocal || undefined,
+    size,
+    frames: framesOf(shape),
+    assumptions,
+    rows: complete,
+  };
 }
 
-export function estimateTable({ gpu, size, assumptions, rows }: EstimateResult): string {
+export function estimateTable(result: EstimateResult): string {
+  const { gpu, nonLocal, assumptions, rows } = result;
   const { efficiency, launchMicroseconds, bytesPerClock, mmaShare } = assumptions;
   const mma = mmaShare[gpu.architecture] ?? 1;
   const { f16, bf16, f32 } = gpu.teraflops;
@@ -236,7 +257,7 @@ export function estimateTable({ gpu, size, assumptions, rows }: EstimateResult):
   ]);
   return [
     'ESTIMATE, nothing here was measured: the roofline of the kernels as they are planned, ms of a run',
-    `${gpu.name}, ${size} x ${size}; data sheet: ${gpu.multiprocessors} multiprocessors, ${gpu.bandwidth} TB/s, dense ` +
+    `${gpu.name}, ${sizeOf(result)}${nonLocal ? ', non-local blocks' : ''}; data sheet: ${gpu.multiprocessors} multiprocessors, ${gpu.bandwidth} TB/s, dense ` +
       `TFLOP/s ${[f16 && `f16 ${f16}`, bf16 && `bf16 ${bf16}`, f32 && `tf32 ${f32}`].filter(Boolean).join(', ')}`,
     'assumed:',
     `- ${share(efficiency)} of the bandwidth of memory and of the peak, by cuDNN and by these kernels`,

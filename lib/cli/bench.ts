@@ -40,7 +40,9 @@ export function benchCommand(program: Command): void {
       'what the convolutions multiply (default: f32, as TF32, and bf16; f16 on GPUs that have only that)',
       listOf(dtype),
     )
-    .option('--batch <list>', 'images per run', listOf(integer(1)), [1, 8, 32, 128])
+    .option('--frames <n>', 'frames of a clip, of a video network (default: as it is made for)', integer(1))
+    .option('--non-local', 'with non-local blocks, of a video network')
+    .option('--batch <list>', 'images or clips per run', listOf(integer(1)), [1, 8, 32, 128])
     .option('--device <name>', 'cuda, or one of several GPUs, as cuda:1', 'cuda')
     .addOption(
       gpuOption(
@@ -144,18 +146,20 @@ interface CudaOptions extends Common {
   network: string;
   alphas: number[];
   dtypes?: ComputeType[];
+  frames?: number;
+  nonLocal?: true;
   batch: number[];
   device: string;
   estimate?: GpuName;
 }
 
-async function cuda({ batch: batches, estimate: gpu, ...options }: CudaOptions): Promise<void> {
+async function cuda({ batch: batches, estimate: gpu, nonLocal, ...options }: CudaOptions): Promise<void> {
   await prepare(options.out);
   const line = await progress();
   try {
     const { computes } = targetOf(gpu ? `cuda:${gpus[gpu].architecture}` : options.device).traits;
     const { dtypes = computes.includes('bf16') ? (['f32', 'bf16'] as const) : computes } = options;
-    const given = { ...options, dtypes, batches, progress: line.show };
+    const given = { ...options, options: nonLocal ? { nonLocal } : {}, dtypes, batches, progress: line.show };
     if (gpu) {
       const { estimate, estimateTable } = await import('../bench/estimate.js');
       const result = await estimate({ ...given, gpu });

@@ -522,6 +522,33 @@ OCTCONV_DEVICE float gatedAt(const PlainArgs& a, const char* arena, const Pixel&
   return elementOf(arena, a.x, elementAt(a.x, p, channel)) * elementOf(arena, a.gate, gate);
 }
 
+// --- What cannot be read as it lies ----------------------------------------------------------------------------------
+
+// P at most twice; a value is rounded as what is multiplied after each.
+OCTCONV_DEVICE float preparedAt(const PrepareArgs& a, const char* arena, const Pixel& p, int tap, int channel) {
+  const Extent& size = a.x.size;
+  const int n = p.frame / a.y.size.t, t = (p.frame - n * a.y.size.t) * a.stride - a.padding + tap * a.dilation;
+  if (t < 0 || t >= size.t || p.x < 0 || p.x >= a.columns) return 0;
+  const int outer = a.pool == 2 ? 2 : 1, inner = a.pool > 0 ? 2 : 1;
+  const int innerH = (size.h + inner - 1) / inner, innerW = (size.w + inner - 1) / inner;
+  float sum = 0, count = 0;
+#pragma unroll 1
+  for (int yo = p.y * outer; yo < p.y * outer + outer && yo < innerH; yo++)
+#pragma unroll 1
+    for (int xo = p.x * outer; xo < p.x * outer + outer && xo < innerW; xo++, count++) {
+      float innerSum = 0, innerCount = 0;
+#pragma unroll 1
+      for (int yi = yo * inner; yi < yo * inner + inner && yi < size.h; yi++)
+#pragma unroll 1
+        for (int xi = xo * inner; xi < xo * inner + inner && xi < size.w; xi++, innerCount++) {
+          const float element = elementOf(arena, a.x, elementAt(a.x, {n * size.t + t, yi, xi}, channel));
+          innerSum += roundedTo(a.dtype, activated(a.prologue, element, channel));
+        }
+      sum += roundedTo(a.dtype, innerSum / innerCount);
+    }
+  return sum / count;
+}
+
 }  // namespace
 
 // One channel of an output pixel, or of the four of a low pixel: a plain loop, for branches that have next to nothing
@@ -560,39 +587,29 @@ OCTCONV_KERNEL void __launch_bounds__(itemThreads, 4) octConvPlain(const __grid_
       setElement(arena, branch.store[k].y, elementAt(branch.store[k].y, low, channel), means[k] / count);
 }
 
-// What is left of a pixel's channels, and columns of zeros, hold zeros. P at most twice; a value is rounded as what is
-// multiplied after each.
+// 16 bytes of a pixel. What is left of its channels, and columns of zeros, hold zeros.
 OCTCONV_KERNEL void __launch_bounds__(itemThreads, 4)
     octConvPrepare(const __grid_constant__ PrepareArgs a, char* arena) {
-  const int64_t item = itemIndex(), index = item / a.y.pitch;
-  const int channel = static_cast<int>(item - index * a.y.pitch);
-  const int h = a.y.size.h, w = a.y.size.w;
-  const int64_t row = index / w, frame = row / h;
-  if (frame >= a.frames) return;
-  const int y = static_cast<int>(row - frame * h), x = static_cast<int>(index - row * w) - a.left;
-  float value = 0;
-  if (channel < a.x.channels && x >= 0 && x < a.columns) {
-    const int outer = a.pool == 2 ? 2 : 1, inner = a.pool > 0 ? 2 : 1;
-    const Extent& size = a.x.size;
-    const int innerH = (size.h + inner - 1) / inner, innerW = (size.w + inner - 1) / inner;
-    float sum = 0, count = 0;
+  const int64_t item = itemIndex();
+  const int each = a.dtype == DType::f32 ? 4 : 8, pieces = a.y.pitch / each;
+  const auto pixel = static_cast<unsigned>(item / pieces);
+  Pixel p = pixelAt(pixel, a.n, a.y.size);
+  if (p.frame < 0) return;
+  p.x -= a.left;
+  int channel = static_cast<int>(item - static_cast<int64_t>(pixel) * pieces) * each, tap = channel / a.x.channels;
+  channel -= tap * a.x.channels;
+  const auto next = [&] {
+    const float value = tap < a.taps ? preparedAt(a, arena, p, tap, channel) : 0;
+    if (++channel == a.x.channels) channel = 0, tap++;
+    return value;
+  };
+  Words<4> y{};
 #pragma unroll 1
-    for (int yo = y * outer; yo < y * outer + outer && yo < innerH; yo++)
-#pragma unroll 1
-      for (int xo = x * outer; xo < x * outer + outer && xo < innerW; xo++, count++) {
-        float innerSum = 0, innerCount = 0;
-#pragma unroll 1
-        for (int yi = yo * inner; yi < yo * inner + inner && yi < size.h; yi++)
-#pragma unroll 1
-          for (int xi = xo * inner; xi < xo * inner + inner && xi < size.w; xi++, innerCount++) {
-            const float element = elementOf(arena, a.x, elementAt(a.x, {static_cast<int>(frame), yi, xi}, channel));
-            innerSum += roundedTo(a.dtype, activated(a.prologue, element, channel));
-          }
-        sum += roundedTo(a.dtype, innerSum / innerCount);
-      }
-    value = sum / count;
+  for (int i = 0; i < 4; i++) {
+    const float value = next();
+    y = {y.word[1], y.word[2], y.word[3], a.dtype == DType::f32 ? bitsOfFloat(value) : packed(a.dtype, value, next())};
   }
-  setElement(arena, a.y, item, value);
+  reinterpret_cast<Words<4>*>(arena + a.y.at)[item] = y;
 }
 
 // With tiles of 128 pixels x 128 channels and smaller ones: two blocks fit on a multiprocessor, one before sm_80.

@@ -81,10 +81,12 @@ struct PlainArgs {
 };
 
 // What the kernels read where they cannot read a value as it lies: y = P^pool(clamp(batchNorm(x))) in the type that is
-// multiplied, with zeros around its columns and behind its channels.
+// multiplied, with zeros around its columns and behind its channels. A pixel of y has the channels of `taps` frames of
+// x, one after the other, or zeros for frames that are not there.
 struct PrepareArgs {
   TensorArgs x, y;
-  int frames;         // N * T
+  int n;
+  int taps, stride, padding, dilation;
   int pool;           // at most 2
   int left, columns;  // of y: zeros, then those of P^pool(x), then zeros
   DType dtype;        // that is multiplied
