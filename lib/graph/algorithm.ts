@@ -66,6 +66,8 @@ function overTime(
   return fits && stride[0] === 1 && dilation[0] === 1 && padding[0] === (t - 1) / 2 && groups === 1;
 }
 
+const largeWeights = 32 * 2 ** 20;
+
 /**
  * F(4x4) takes 36 products for 16 outputs instead of 144, F(2x2) 16 for 4 instead of 36, but both have weights of their
  * own for each position, 4 and 1.8 times as many, which are read for one output per tile. So the coarsest grid of a
@@ -95,7 +97,10 @@ function winogradOf(
   // Sub-batches (subbatch.ts) depend on the threads, what is computed must not: only small maps count all images.
   const images = h * w <= 64 ? n : 1;
   const tiles = (size: number) => images * t * Math.ceil(h / coarse / size) * Math.ceil(w / coarse / size);
-  if (tiles(4) >= 8 && fits(4)) return 4;
+  // Weights of tens of megabytes want more tiles: of 512 to 512 channels, 36 or 16 MiB, on 4 frames of 7 px 3.8 / 6.2
+  // ms, but so Oct-I3D-50 takes 315 MiB for a clip instead of 376.
+  const products = c * inputs.reduce((sum, { c }) => sum + c, 0);
+  if (tiles(4) >= (products * 36 * 4 > largeWeights ? 17 : 8) && fits(4)) return 4;
   return tiles(2) >= 4 && fits(2) ? 2 : undefined;
 }
 
