@@ -36,7 +36,7 @@ export interface Traits {
   readonly subBatches: boolean;
   /** Whether a convolution may store y where its residual lies. */
   readonly inPlace: boolean;
-  /** The forms of Winograd's algorithm that it knows, and the most input channels of i8 that each sums up. */
+  /** The forms of Winograd's algorithm that it knows, and the most input channels, or products, of i8 that each sums up. */
   readonly winograd: { readonly [form in 2 | 4 | 'overTime']?: number };
   /** What convolutions may multiply. */
   readonly computes: readonly ComputeType[];

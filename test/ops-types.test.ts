@@ -118,7 +118,7 @@ describe('ops: bf16 and i8', () => {
         step.branches?.every((branch) => fitsWinograd(branch, steps, form, traits)),
       );
       for (const form of [undefined, ...fitting]) {
-        const branches = form && step.branches?.map((branch) => ({ ...branch, hints: hintsOf(form) }));
+        const branches = form && step.branches?.map((branch) => ({ ...branch, hints: hintsOf(form, branch) }));
         const tried = { ...single, steps: [branches ? convStep(step.name, branches) : step] };
         const got = await run(compileSteps(tried, 'cpu', 1, param), given);
         const more = await run(compileSteps(tried, 'cpu', 3, param), given);

@@ -33,7 +33,7 @@ describe("ops: Winograd's algorithm", () => {
       step.branches?.every((branch) => fitsWinograd(branch, steps, form, traits))
         ? convStep(
             step.name,
-            step.branches.map((branch) => ({ ...branch, hints: hintsOf(form) })),
+            step.branches.map((branch) => ({ ...branch, hints: hintsOf(form, branch) })),
           )
         : step,
     ),
@@ -106,23 +106,25 @@ describe("ops: Winograd's algorithm of i8", () => {
   const mostChannels = traits.winograd as Required<typeof traits.winograd>;
 
   /**
-   * An octave branch of u8 with a residual and P(y), of 3x3 convolutions, or of three taps over time; numbers between
-   * the ends, or the ends alone.
+   * An octave branch of u8 with a residual and P(y), of kernels [h, w], or of clips [t, h, w] of as many frames as
+   * rows; numbers between the ends, or the ends alone.
    */
   function branch(
     form: Winograd,
+    kernel: readonly number[],
     size: readonly [n: number, h: number, w: number],
     [high, low, out]: readonly [number, number, number],
     ends: boolean,
   ) {
     const [n, h, w] = size;
-    const time = form === 'overTime';
-    const [begin, taps] = time ? [[n, h], 3] : [[n], 9]; // as many frames as rows
+    const begin = kernel.length === 3 ? [n, h] : [n];
+    const window = kernel.length === 3 ? kernel : [1, ...kernel];
+    const taps = kernel.reduce((a, b) => a * b, 1);
     const x = { dtype: 'u8', scale: 0.5, zero: 3 } as const;
     const y = {
       dtype: 'u8',
       shape: [...begin, h, w, out],
-      scale: ends ? (high + low) * 1600 : Math.sqrt(high + low) * 500,
+      scale: ends ? (high + low) * taps * 180 : Math.sqrt((high + low) * taps) * 170,
       zero: 128,
     } as const;
     const values = [
@@ -133,8 +135,8 @@ describe("ops: Winograd's algorithm of i8", () => {
       { ...y, shape: [...begin, Math.ceil(h / 2), Math.ceil(w / 2), out] },
     ];
     const conv = {
-      kernel: time ? [3, 1, 1] : [1, 3, 3],
-      padding: time ? [1, 0, 0] : [0, 1, 1],
+      kernel: window,
+      padding: window.map((size) => (size - 1) / 2),
       groups: 1,
       pool: 0,
       scale: x.scale,
@@ -153,7 +155,7 @@ describe("ops: Winograd's algorithm of i8", () => {
             { value: 4, pool: 1 },
           ],
           compute: 'i8',
-          ...(hinted && { hints: hintsOf(form) }),
+          ...(hinted && { hints: hintsOf(form, { compute: 'i8', terms: [{ sources }] }) }),
         },
       ]);
       return { values, steps: [step], inputs: step.inputs, outputs: step.outputs };
@@ -161,7 +163,7 @@ describe("ops: Winograd's algorithm of i8", () => {
     const weight = (channels: number) =>
       new Tensor(
         'i8',
-        [out, channels, ...(time ? [3, 1, 1] : [3, 3])],
+        [out, channels, ...kernel],
         Int8Array.from(numbers(out * channels * taps, channels), (x) => (ends ? -128 : Math.round(127 * x))),
       );
     const params: Record<string, Tensor> = {
@@ -202,49 +204,58 @@ describe("ops: Winograd's algorithm of i8", () => {
     ),
   );
 
-  for (const [form, ends] of ([2, 4, 'overTime'] as const).flatMap((form) => [
-    [form, false] as const,
-    [form, true] as const,
-  ])) {
-    const title = form === 'overTime' ? 'F(4, 3) along T' : `F(${form}x${form})`;
-    it(`${title}: the same bits as direct sums${ends ? ', of the largest numbers' : ''}`, async () => {
-      const fitting = rows.filter(([, channels]) => Math.max(channels[0], channels[1]) <= mostChannels[form]);
-      for (const [size, channels] of [
-        ...fitting.filter((_, i) => i % Math.ceil(oneIn / 4) === 0),
-        [
-          [1, 4, 4],
-          form === 'overTime'
-            ? ([mostChannels[form] - 700, 700, 5] as const)
-            : ([mostChannels[form], mostChannels[form], 5] as const),
-        ] as const,
-      ]) {
-        const { steps, inputs, param } = branch(form, size, channels, ends);
-        await naming(
-          `${size} ${channels}`,
-          (async () => {
-            const direct = await run(compileSteps(steps(false), 'cpu', 1, param), inputs);
-            for (const threads of [1, 3]) {
-              const got = await run(compileSteps(steps(), 'cpu', threads, param), inputs);
-              expect(sameBits(got, direct), `${threads} threads`).to.equal(true);
-            }
-            const wanted = await run(compileSteps(steps(false), 'reference', 1, param), inputs);
-            // What lies between two levels may be rounded either way.
-            for (const [i, y] of direct.entries())
-              expect(y.every((q, j) => Math.abs((q as number) - (wanted[i]?.[j] as number)) <= 1)).to.equal(true);
-            expect(direct[0]?.some((q) => (q as number) > 0 && (q as number) < 255)).to.equal(true);
-          })(),
+  const forms = [
+    [2, 'F(2x2)', [3, 3]],
+    [4, 'F(4x4)', [3, 3]],
+    ['overTime', 'F(4, 3) along T', [3, 1, 1]],
+    ['overTime', 'F(4, 3) along T, 3x1', [3, 3, 1]],
+    ['overTime', 'F(2, 5) along T, 1x3', [5, 1, 3]],
+  ] as const;
+  /** How many channels may be summed up, of both branches together over time. */
+  const mostOf = (form: Winograd, kernel: readonly number[]) =>
+    Math.floor(mostChannels[form] / (form === 'overTime' ? kernel.reduce((a, b) => a * b, 1) : 1));
+
+  for (const [form, title, kernel] of forms)
+    for (const ends of [false, true]) {
+      it(`${title}: the same bits as direct sums${ends ? ', of the largest numbers' : ''}`, async () => {
+        const most = mostOf(form, kernel);
+        const fitting = rows.filter(
+          ([, [high, low]]) => (form === 'overTime' ? high + low : Math.max(high, low)) <= most,
         );
-      }
-    });
-  }
+        const largest = form === 'overTime' ? ([most - 30, 30, 5] as const) : ([most, most, 5] as const);
+        for (const [size, channels] of [
+          ...fitting.filter((_, i) => i % Math.ceil(oneIn / 4) === 0),
+          [[1, 4, 4], largest] as const,
+        ]) {
+          const { steps, inputs, param } = branch(form, kernel, size, channels, ends);
+          await naming(
+            `${size} ${channels}`,
+            (async () => {
+              const direct = await run(compileSteps(steps(false), 'cpu', 1, param), inputs);
+              for (const threads of [1, 3]) {
+                const got = await run(compileSteps(steps(), 'cpu', threads, param), inputs);
+                expect(sameBits(got, direct), `${threads} threads`).to.equal(true);
+              }
+              const wanted = await run(compileSteps(steps(false), 'reference', 1, param), inputs);
+              // What lies between two levels may be rounded either way.
+              for (const [i, y] of direct.entries())
+                expect(y.every((q, j) => Math.abs((q as number) - (wanted[i]?.[j] as number)) <= 1)).to.equal(true);
+              expect(direct[0]?.some((q) => (q as number) > 0 && (q as number) < 255)).to.equal(true);
+            })(),
+          );
+        }
+      });
+    }
 
   it('refuses more channels than an i32 holds', async () => {
-    for (const form of [2, 4, 'overTime'] as const) {
-      const most = mostChannels[form] + 1;
-      const { steps, param } = branch(form, [1, 2, 2], [form === 'overTime' ? most - 4 : most, 4, 4], true);
-      const text = `octConv: winograd of 'a' sums up ${most} channels of i8, wanted at most ${mostChannels[form]}`;
+    for (const [form, , kernel] of forms) {
+      const most = mostOf(form, kernel) + 1;
+      const widths = [form === 'overTime' ? most - 4 : most, 4, 4] as const;
+      const { steps, param } = branch(form, kernel, [1, 2, 2], widths, true);
+      const all =
+        form === 'overTime' ? `${most * kernel.reduce((a, b) => a * b, 1 as number)} products` : `${most} channels`;
       const refused = await compileSteps(steps(), 'cpu', 1, param).catch(String);
-      expect(refused).to.include(text);
+      expect(refused).to.include(`winograd of 'a' sums up ${all} of i8, wanted at most ${mostChannels[form]}`);
     }
   });
 });

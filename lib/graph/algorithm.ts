@@ -2,7 +2,7 @@
 import { type DType, isFloat } from '../dtype.js';
 import type { Traits } from '../targets.js';
 import type { Work } from '../turns.js';
-import { type ComputeType, toNTHWC } from './graph.js';
+import { toNTHWC } from './graph.js';
 import { type Branch, convStep, type Source, type Store, sourcesOf, type Step, type Steps } from './lower.js';
 
 /** What tiles write: the elements of the only store, or y as f32 (`groupStores` in native/ops/octconv/cpu.cc). */
@@ -19,11 +19,18 @@ function writtenType(stores: readonly Store[], values: Steps['values']): DType {
   return one && store ? typeOf(store).dtype : 'f32';
 }
 
-/** A form of Winograd's algorithm: F(2x2, 3x3), F(4x4, 3x3), or F(4, 3) and F(4, 5) along T. */
+/** A form of Winograd's algorithm: F(2x2, 3x3), F(4x4, 3x3), or F(4, 3) and F(4, 5) (of i8 F(2, 5)) along T. */
 export type Winograd = 2 | 4 | 'overTime';
 
-export const hintsOf = (form: Winograd): NonNullable<Branch['hints']> =>
-  form === 'overTime' ? { winograd: 4, overTime: true } : { winograd: form };
+/** How native code is told of it. */
+export function hintsOf(
+  form: Winograd,
+  { compute, terms }: Pick<Branch, 'compute' | 'terms'>,
+): NonNullable<Branch['hints']> {
+  if (form !== 'overTime') return { winograd: form };
+  const [taps] = sourcesOf({ terms })[0]?.kernel ?? [];
+  return { winograd: compute === 'i8' && taps === 5 ? 2 : 4, overTime: true };
+}
 
 /**
  * Whether a form of Winograd's algorithm can do it: products are of f32, activations may be narrower; or all is
@@ -39,16 +46,23 @@ export function fitsWinograd(
   const types = [y, residual === undefined ? y : values[residual]?.dtype];
   const sources = sourcesOf({ terms });
   const plain =
-    sources.length > 0 && sources.every((source) => (form === 'overTime' ? overTime(source, compute) : is3x3(source)));
+    sources.length > 0 && sources.every((source) => (form === 'overTime' ? isOverTime(source) : is3x3(source)));
   const most = winograd[form];
   if (!plain || most === undefined || types[0] !== types[1]) return false;
   if (new Set(sources.map(({ kernel }) => kernel[0])).size > 1) return false;
   if (compute !== 'i8') return isFloat(y);
-  const channels = (some: readonly Source[]) =>
-    some.reduce((sum, { input }) => sum + (values[input]?.shape.at(-1) ?? 0), 0);
-  const [high, low] = [sources.filter(({ upsample }) => !upsample), sources.filter(({ upsample }) => upsample)];
-  // Over time both are one sum before it is divided.
-  const sums = form === 'overTime' ? channels(sources) : Math.max(channels(high), channels(low));
+  const sum = (some: readonly Source[], of: (source: Source) => number) =>
+    some.reduce((all, source) => all + of(source) * (values[source.input]?.shape.at(-1) ?? 0), 0);
+  const high = sources.filter(({ upsample }) => !upsample);
+  const low = sources.filter(({ upsample }) => upsample);
+  // Over time all products are one sum before it is divided.
+  const sums =
+    form === 'overTime'
+      ? sum(sources, ({ kernel }) => kernel.reduce((a, b) => a * b, 1))
+      : Math.max(
+          sum(high, () => 1),
+          sum(low, () => 1),
+        );
   return types[0] === 'u8' && sums <= most;
 }
 
@@ -57,12 +71,9 @@ function is3x3({ kernel, stride = [1], padding, dilation = [1], groups }: Source
   return fine && [...stride, ...dilation].every((n) => n === 1);
 }
 
-/** 3 or 5 taps over time, of stride 1 and as many frames out as in. Height and width are free, except for i8. */
-function overTime(
-  { kernel: [t = 1, h, w], stride = [1], padding = [0], dilation = [1], groups }: Source,
-  compute: ComputeType,
-): boolean {
-  const fits = compute === 'i8' ? t === 3 && h === 1 && w === 1 : t === 3 || t === 5;
+/** 3 or 5 taps over time, of stride 1 and as many frames out as in; height and width are free. */
+function isOverTime({ kernel: [t = 1], stride = [1], padding = [0], dilation = [1], groups }: Source): boolean {
+  const fits = t === 3 || t === 5;
   return fits && stride[0] === 1 && dilation[0] === 1 && padding[0] === (t - 1) / 2 && groups === 1;
 }
 
@@ -110,7 +121,7 @@ export function* chooseAlgorithms(given: Steps, traits: Pick<Traits, 'dotProduct
     yield;
     const branches = step.branches?.map((branch) => {
       const form = winogradOf(branch, given, traits);
-      return form ? { ...branch, hints: hintsOf(form) } : branch;
+      return form ? { ...branch, hints: hintsOf(form, branch) } : branch;
     });
     steps.push(branches?.some(({ hints }) => hints) ? convStep(step.name, branches) : step);
   }

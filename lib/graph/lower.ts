@@ -86,7 +86,7 @@ export interface Branch {
   readonly compute?: ComputeType;
   /**
    * What a target's own pass chose. `winograd`: 3x3 convolutions by F(2x2, 3x3) or F(4x4, 3x3); with `overTime` those of
-   * 3 or 5 taps over time by F(4, 3) or F(4, 5).
+   * 3 or 5 taps over time by F(4, 3), F(4, 5) or F(2, 5).
    */
   readonly hints?: { readonly winograd?: 2 | 4; readonly overTime?: true };
 }

@@ -17,7 +17,7 @@ static Device& open(int) {
     traits.subBatches = true;
     traits.inPlace = true;
     for (const int64_t outputs : {2, 4}) traits.winograd[std::to_string(outputs)] = winogradChannels(outputs);
-    traits.winograd["overTime"] = overTimeChannels;
+    traits.winograd["overTime"] = overTimeProducts;
     if (level() >= Level::avx512vnni) traits.dotProducts.push_back(DType::i8);
     if (level() >= Level::avx512bf16) traits.dotProducts.push_back(DType::bf16);
     return traits;

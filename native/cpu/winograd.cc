@@ -183,23 +183,30 @@ OCTCONV_INLINE void outputLine(const Vec (&m)[8], Vec (&to)[4]) {
   to[3] = d + 8.f * v + .125f * x + m[7];
 }
 
+// A^T of F(2, 5).
+template <class Sum>
+OCTCONV_INLINE void outputLine(const Sum (&m)[6], Sum (&to)[2]) {
+  to[0] = m[0] + (m[1] + m[2]) + (m[3] + m[4]);
+  to[1] = (m[1] - m[2]) + 2 * (m[3] - m[4]) + last(m[5]);
+}
+
 OCTCONV_INLINE Vec unscaledOverTime(Vec sum) { return sum; }
 // Divides by 24 = 3 * 8.
 OCTCONV_INLINE IntVec unscaledOverTime(Bits sum) { return (IntVec)(sum * 0xaaaaaaabu) >> 3; }
 
-template <int positions, class Sum, class T>
+template <int positions, int outputs, class Sum, class T>
 static void outputOverTime(const WinogradOutput& given, int64_t pixels, int64_t pixelStride) {
   const WinogradOutput t = given;
   for (int64_t c = 0; c < t.channels; c += lanes) {
     const int count = t.channels - c < lanes ? static_cast<int>(t.channels - c) : lanes;
     const Vec scale = t.scale ? load(t.scale + c) * t.steps : Vec{}, bias = load(t.bias + c) * t.steps + t.shift;
     for (int64_t pixel = 0; pixel < pixels; pixel++) {
-      Sum line[positions], out[4];
+      Sum line[positions], out[outputs];
 #pragma GCC unroll 8
       for (int p = 0; p < positions; p++) line[p] = sumAt<Sum>(t.from, p * t.positionStride + pixel * pixelStride + c);
       outputLine(line, out);
 #pragma GCC unroll 4
-      for (int i = 0; i < 4; i++) {
+      for (int i = 0; i < outputs; i++) {
         if (i >= t.rows) break;
         const Vec sum = asFloat(unscaledOverTime(out[i])), v = t.scale ? sum * scale + bias : sum + bias;
         finishVector<T, T>(t, v, i * t.row + pixel * t.pitch + c, i * t.residualRow + pixel * t.residualPitch + c,
@@ -233,13 +240,17 @@ void overTimeInput(const OverTimeInput& t) {
   if (t.dtype == DType::bf16) t.positions == 8 ? inputOverTime<8, BFloat16>(t) : inputOverTime<6, BFloat16>(t);
   if (t.dtype == DType::u8) inputOverTime<6, uint8_t>(t);
 }
-void overTimeOutput(const WinogradOutput& t, int positions, int64_t pixels, int64_t pixelStride) {
-  if (t.integers) return outputOverTime<6, Bits, uint8_t>(t, pixels, pixelStride);
-  if (t.out.dtype == DType::bf16)
-    return positions == 8 ? outputOverTime<8, Vec, BFloat16>(t, pixels, pixelStride)
-                          : outputOverTime<6, Vec, BFloat16>(t, pixels, pixelStride);
-  positions == 8 ? outputOverTime<8, Vec, float>(t, pixels, pixelStride)
-                 : outputOverTime<6, Vec, float>(t, pixels, pixelStride);
+template <class Sum, class T>
+static void outputOverTime(const WinogradOutput& t, int positions, int outputs, int64_t pixels, int64_t pixelStride) {
+  if (outputs == 2) return outputOverTime<6, 2, Sum, T>(t, pixels, pixelStride);
+  if constexpr (sizeof(T) > 1)
+    if (positions == 8) return outputOverTime<8, 4, Sum, T>(t, pixels, pixelStride);
+  outputOverTime<6, 4, Sum, T>(t, pixels, pixelStride);
+}
+void overTimeOutput(const WinogradOutput& t, int positions, int outputs, int64_t pixels, int64_t pixelStride) {
+  if (t.integers) return outputOverTime<Bits, uint8_t>(t, positions, outputs, pixels, pixelStride);
+  if (t.out.dtype == DType::bf16) return outputOverTime<Vec, BFloat16>(t, positions, outputs, pixels, pixelStride);
+  outputOverTime<Vec, float>(t, positions, outputs, pixels, pixelStride);
 }
 
 }  // namespace octconv::OCTCONV_LEVEL

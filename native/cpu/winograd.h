@@ -20,10 +20,11 @@ inline constexpr int64_t winogradChannels(int64_t outputs) {
   return (int64_t{1} << (outputs == 2 ? 29 : 25)) / (9 * 255 * 128);
 }
 
-// The same along T alone, F(4, 3) and F(4, 5): a tile of 4 outputs takes 6 or 8 products instead of 12 or 20. F(4, 3)
-// has the points above, F(4, 5) 1/2 and -1/2 too, and errs 2.3 times as much as direct convolution (measured in f32).
-// Of integers F(4, 3) is exact: sums are 24 times what they should be.
-inline constexpr int64_t overTimeChannels = (int64_t{1} << 28) / (3 * 255 * 128);
+// The same along T alone, F(4, 3), F(2, 5) and F(4, 5): a tile takes 6 products instead of 12 or 10, or 8 instead
+// of 20. F(4, 5) has the points 1/2 and -1/2 too, and errs 2.3 times as much as direct convolution (measured in f32).
+// Of integers the others are exact: sums are 24 times what they should be. So many products of u8 and i8 may be summed
+// up.
+inline constexpr int64_t overTimeProducts = (int64_t{1} << 28) / (255 * 128);
 
 struct OverTimeInput {
   DType dtype;            // f32, bf16 or u8
@@ -63,6 +64,7 @@ OCTCONV_DECLARE(void winogradInput4(const WinogradInput& tile))
 OCTCONV_DECLARE(void winogradOutput2(const WinogradOutput& tile))
 OCTCONV_DECLARE(void winogradOutput4(const WinogradOutput& tile))
 OCTCONV_DECLARE(void overTimeInput(const OverTimeInput& tile))
-// Of `pixels` pixels, whose sums lie `pixelStride` apart; `rows` of the tile's 4 outputs, `row` elements apart, are
+// Of `pixels` pixels, whose sums lie `pixelStride` apart; `rows` of the tile's `outputs`, `row` elements apart, are
 // there.
-OCTCONV_DECLARE(void overTimeOutput(const WinogradOutput& tile, int positions, int64_t pixels, int64_t pixelStride))
+OCTCONV_DECLARE(void overTimeOutput(const WinogradOutput& tile, int positions, int outputs, int64_t pixels,
+                                    int64_t pixelStride))

@@ -36,7 +36,8 @@
 //
 // Inputs, residual and stores may be padded, or slices of wider tensors (TensorType::gap).
 //
-// hints: what a device's own pass chose; winograd: 2 or 4 (cpu, winograd.cc), overTime: 4 along T (cpu, overtime.cc).
+// hints: what a device's own pass chose; winograd: 2 or 4 (cpu, winograd.cc), overTime: 4, or 2 of 5 taps, along T
+// (cpu, overtime.cc).
 #include "contract.h"
 
 #include <algorithm>

@@ -73,7 +73,7 @@ struct Branch {
   std::vector<Store> stores;
   Compute compute;
   int64_t winograd;  // a hint: 2 or 4 for Winograd's F(2 x 2, 3 x 3) or F(4 x 4, 3 x 3); 0: direct convolution
-  bool overTime;     // with winograd 4: F(4, 3) or F(4, 5) along T in place of that
+  bool overTime;     // F(4, 3), F(2, 5) or F(4, 5) along T in place of that
 
   template <class F>
   void eachSource(F&& visit) const {

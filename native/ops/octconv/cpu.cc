@@ -498,15 +498,18 @@ void split(BranchPlan& b, int threads) {
 void checkWinogradTypes(const Node& node, const BranchPlan& b) {
   const bool integers = b.spec.compute == Compute::i8;
   int64_t channels[2] = {0, 0};
-  // Over time both sums are one before they are divided.
-  b.spec.eachSource([&](const Source& s) { channels[s.upsample && !b.spec.overTime] += node.in(s.input).c; });
+  // Over time all products are one sum before it is divided.
+  b.spec.eachSource([&](const Source& s) {
+    channels[s.upsample && !b.spec.overTime] += node.in(s.input).c * (b.spec.overTime ? s.taps() : 1);
+  });
   const DType dtype = b.stores[0].type.dtype;
   if ((b.spec.residual && node.inputs.at(*b.spec.residual).dtype != dtype) || (dtype == DType::u8) != integers)
     fail("octConv: winograd of '", node.name, "' wants f32 or bf16, or of i8 u8, for residual and output the same");
   const int64_t sums = std::max(channels[0], channels[1]),
-                most = b.spec.overTime ? overTimeChannels : winogradChannels(b.spec.winograd);
+                most = b.spec.overTime ? overTimeProducts : winogradChannels(b.spec.winograd);
   if (integers && sums > most)
-    fail("octConv: winograd of '", node.name, "' sums up ", sums, " channels of i8, wanted at most ", most);
+    fail("octConv: winograd of '", node.name, "' sums up ", sums, b.spec.overTime ? " products" : " channels",
+         " of i8, wanted at most ", most);
 }
 
 // Weights that were packed for another node are an error here, not a read out of bounds later.

@@ -180,6 +180,7 @@ Window windowOf(const TileSource& source, const Shape& points, const Window& at)
 struct Held {
   const char* memory;
   Window window;
+  const char* zeros;  // what a tap outside reads
 };
 Held heldOf(const TileSource& source, const Shape& points, const Window& at, const Run& run, const char* memory);
 
@@ -257,7 +258,7 @@ Window timeOf(const BranchPlan& b, const Shape& x, const Window& block);
 size_t overTimeScratch(const BranchPlan& b);
 void runOverTime(const Node& node, const BranchPlan& b, const Block& block, const Run& run, char* memory,
                  const Destination& out);
-// Kernels of kt taps over time as kernels of 3 + kt, one after the other; `taps` of them over height and width.
+// Kernels of kt taps over time as kernels of all positions, one after the other; `taps` of them over height and width.
 std::vector<float> overTimeWeights(const std::vector<float>& kernels, const Branch& branch, int64_t taps);
 
 }  // namespace octconv

@@ -27,15 +27,16 @@ Window windowOf(const TileSource& source, const Shape& points, const Window& at)
 }
 
 Held heldOf(const TileSource& source, const Shape& points, const Window& at, const Run& run, const char* memory) {
-  if (source.prepared) return {memory + source.prepared->copy, windowOf(source, points, at)};
-  return {run.in<char>(source.conv.input), {0, source.shape.n * source.shape.t, 0, source.shape.h}};
+  const char* zeros = source.zeros.data();
+  if (source.prepared) return {memory + source.prepared->copy, windowOf(source, points, at), zeros};
+  return {run.in<char>(source.conv.input), {0, source.shape.n * source.shape.t, 0, source.shape.h}, zeros};
 }
 
 void pointTo(const TileSource& source, const Shape& grid, const Held& held, int64_t bytes, const Window& at,
              const char** to) {
   const Source& s = source.conv;
   const Shape& x = source.shape;
-  const char* zeros = source.zeros.data();
+  const char* zeros = held.zeros;
   const int64_t rows = at.rowEnd - at.row, count = at.rows() * grid.w, pitch = source.pitch * bytes,
                 step = s.stride.w * pitch;
   const int64_t columns = source.rowTaps ? 1 : s.kernel.w, padH = source.rowTaps ? 0 : s.padding.h,

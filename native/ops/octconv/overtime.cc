@@ -1,9 +1,10 @@
 // Convolutions of 3 or 5 taps over time by Winograd's algorithm along T (cpu/winograd.h), whatever they are over height
 // and width: kt x 1 x 1 of I3D's blocks, the 5 x 7 x 7 of its stem.
 //
-// A task computes the same rows of 4 frames. It transforms the 3 + kt frames that it reads of each input, row after
-// row. What is left at each of the positions is a convolution without time, direct.cc's: T, then the tiles, which start
-// from it. Its sums become those of the 4 frames in the end, with bias, residual and clamp.
+// A task computes the same rows of 4 frames (of 2 where integers have 5 taps). It transforms the frames that it reads
+// of each input, row after row, and a pixel outside. What is left at each of the positions is a convolution without
+// time, direct.cc's: T, then the tiles, which start from it. Its sums become those of the frames in the end, with bias,
+// residual and clamp.
 #include "../../cpu/winograd.h"
 #include "cpu.h"
 
@@ -28,7 +29,7 @@ int64_t paddingOf(const BranchPlan& b) { return (positionsOf(b.spec) - b.spec.wi
 
 struct Pieces {  // offsets in a thread's scratch
   PointerPlaces pointers;
-  std::vector<size_t> inputs;  // of each source: [position][row][column][channel]
+  std::vector<size_t> inputs;  // of each source: [position][row][column][channel], a pixel outside behind each position
   size_t sums, size;           // [position][pixel][channel]
 };
 
@@ -40,62 +41,68 @@ Pieces piecesOf(const BranchPlan& b) {
   for (const Sum* sum : {&b.main, &b.low})
     for (const TileSource& source : sum->sources)
       p.inputs.push_back(layout.add(
-          product(positions, rowsOf(b, *sum, source), source.shape.w, source.shape.c, packedInputBytes(b.spec))));
+          product(positions, rowsOf(b, *sum, source) * source.shape.w + 1, source.shape.c, packedInputBytes(b.spec))));
   p.sums = layout.add(
       product(positions, b.rows, b.main.grid.w, widthOf(b, 0, static_cast<int64_t>(b.packed->panels.size())), 4));
   p.size = layout.size();
   return p;
 }
 
-// Transforms some rows of a source; gives the bytes from position to position.
-int64_t transformInput(const BranchPlan& b, const Node& node, const TileSource& source, const Window& rows,
-                       const Block& block, const Run& run, const char* memory, char* to) {
+// What is read of a source at each position: `held` is that of position 0.
+struct Transformed {
+  Held held;
+  int64_t stride;  // bytes from position to position
+};
+
+Transformed transformInput(const BranchPlan& b, const Node& node, const TileSource& source, const Window& rows,
+                           const Block& block, const Run& run, const char* memory, char* to) {
   const Source& s = source.conv;
   const TensorType& x = node.inputs[s.input];
   const DType dtype = operandType(b.spec.compute);
   const Window time = timeOf(b, x.shape, block);
   const auto bytes = static_cast<int64_t>(bytesOf(dtype));
-  const int64_t count = rows.rows() * source.shape.w * source.shape.c, each = packedInputBytes(b.spec);
+  const int64_t pixels = rows.rows() * source.shape.w, channels = source.shape.c, each = packedInputBytes(b.spec);
   // Where the rows of a frame of the image lie.
   const auto frame = [&](int64_t plane) {
-    if (source.prepared) return memory + source.prepared->copy + (plane - time.plane) * count * bytes;
+    if (source.prepared) return memory + source.prepared->copy + (plane - time.plane) * pixels * channels * bytes;
     return run.in<char>(s.input) + (plane * x.shape.h + rows.row) * x.shape.w * x.pitch() * bytes;
   };
   alignas(64) char outside[128];
   std::fill_n(outside, sizeof(outside), static_cast<char>(dtype == DType::u8 ? s.zero : 0));
-  OverTimeInput input{dtype, static_cast<int>(positionsOf(b.spec)), {}, {}, count, to, count * each};
+  const int64_t stride = (pixels + 1) * channels * each;
+  OverTimeInput input{dtype, static_cast<int>(positionsOf(b.spec)), {}, {}, 0, to, stride};
   const int64_t first = block.plane % x.shape.t - paddingOf(b), image = block.plane / x.shape.t * x.shape.t;
   for (int64_t p = 0; p < input.positions; p++) {
     input.steps[p] = first + p >= 0 && first + p < x.shape.t;
     input.planes[p] = input.steps[p] ? frame(image + first + p) : outside;
   }
   const auto transform = OCTCONV_PICK(overTimeInput);
-  const bool dense = source.prepared || x.pitch() == source.shape.c;
-  if (dense) {
-    transform(input);
-    return input.positionStride;
-  }
-  input.count = source.shape.c;
-  for (int64_t pixel = 0; pixel < count / input.count; pixel++) {
+  // Pixels that lie one behind the other are taken at once.
+  const int64_t pieces = source.prepared || x.pitch() == channels ? 1 : pixels;
+  input.count = pixels / pieces * channels;
+  for (int64_t i = 0; i < pieces; i++) {
     transform(input);
     for (int64_t p = 0; p < input.positions; p++) input.planes[p] += input.steps[p] * x.pitch() * bytes;
     input.to += input.count * each;
   }
-  return input.positionStride;
+  std::fill_n(input.planes, input.positions, outside);
+  std::fill_n(input.steps, input.positions, 0);
+  input.count = channels;
+  transform(input);
+  return {{to, rows, input.to}, stride};
 }
 
 }  // namespace
 
 void checkOverTime(const Branch& branch) {
-  const int64_t taps = branch.terms[0].sources[0].kernel.t;
-  if (branch.winograd != 4 || (taps != 3 && taps != 5))
-    fail("octConv: winograd ", branch.winograd, " over ", taps, " taps of time, wanted 4 over 3 or 5");
+  const int64_t taps = branch.terms[0].sources[0].kernel.t,
+                outputs = taps == 5 && branch.compute == Compute::i8 ? 2 : 4;
+  if (branch.winograd != outputs || (taps != 3 && taps != 5))
+    fail("octConv: winograd ", branch.winograd, " over ", taps, " taps of time, wanted 4 over 3 or 5, of i8 2 over 5");
   branch.eachSource([&](const Source& s) {
-    const bool integers = branch.compute == Compute::i8, alone = s.kernel.h == 1 && s.kernel.w == 1;
-    if (s.kernel.t != taps || s.stride.t != 1 || s.dilation.t != 1 || s.padding.t != taps / 2 || s.groups != 1 ||
-        (integers && (taps != 3 || !alone)))
+    if (s.kernel.t != taps || s.stride.t != 1 || s.dilation.t != 1 || s.padding.t != taps / 2 || s.groups != 1)
       fail("octConv: winograd over time wants sources of as many taps, of stride 1 and padding to the same time, ",
-           "without groups; of i8 3 x 1 x 1");
+           "without groups");
   });
 }
 
@@ -120,17 +127,12 @@ void runOverTime(const Node& node, const BranchPlan& b, const Block& block, cons
   const int64_t positions = positionsOf(b.spec), width = widthOf(b, block.panelBegin, block.panelEnd);
   char* const sums = memory + pieces.sums;
 
-  struct Transformed {
-    Held held;
-    int64_t stride;
-  };
   std::map<const TileSource*, Transformed> inputs;
   size_t next = 0;
   for (const Sum* sum : {&b.main, &b.low})
     for (const TileSource& source : sum->sources) {
       const Window rows = windowOf(source, sum->points, pointsOf(b, *sum, block));
-      char* to = memory + pieces.inputs[next++];
-      inputs[&source] = {{to, rows}, transformInput(b, node, source, rows, block, run, memory, to)};
+      inputs[&source] = transformInput(b, node, source, rows, block, run, memory, memory + pieces.inputs[next++]);
     }
 
   const char* packed = b.packed->memory.data();
@@ -140,7 +142,7 @@ void runOverTime(const Node& node, const BranchPlan& b, const Block& block, cons
     for (const auto& [sum, to] : {std::pair{&b.main, pointers.main}, std::pair{&b.low, pointers.low}})
       pointTo(*sum, packedInputBytes(b.spec), pointsOf(b, *sum, block), to, [&](const TileSource& source) {
         const auto& [held, stride] = inputs.at(&source);
-        return Held{held.memory + p * stride, held.window};
+        return Held{held.memory + p * stride, held.window, held.zeros + p * stride};
       });
     Tile tile{};
     tile.raw = true;
@@ -165,36 +167,28 @@ void runOverTime(const Node& node, const BranchPlan& b, const Block& block, cons
   outputs.rows = static_cast<int>(block.planes());
   outputs.row = out.planeStep / static_cast<int64_t>(bytesOf(outputs.out.dtype));
   outputs.residualRow = y.h * y.w * outputs.residualPitch;
-  OCTCONV_PICK(overTimeOutput)(outputs, static_cast<int>(positions), pointers.count, width);
+  OCTCONV_PICK(overTimeOutput)
+  (outputs, static_cast<int>(positions), static_cast<int>(b.spec.winograd), pointers.count, width);
 }
 
 std::vector<float> overTimeWeights(const std::vector<float>& kernels, const Branch& branch, int64_t taps) {
-  static constexpr double g3[6][5] = {{1. / 4, 0, 0},
-                                      {-1. / 6, -1. / 6, -1. / 6},
-                                      {-1. / 6, 1. / 6, -1. / 6},
-                                      {1. / 24, 1. / 12, 1. / 6},
-                                      {1. / 24, -1. / 12, 1. / 6},
-                                      {0, 0, 1}};
-  // Whole numbers: times 24, but the last times 6, so that they are i16.
-  static constexpr double g3Integers[6][5] = {{6, 0, 0}, {-4, -4, -4}, {-4, 4, -4}, {1, 2, 4}, {1, -2, 4}, {0, 0, 6}};
-  static constexpr double g5[8][5] = {{1, 0, 0, 0, 0},
-                                      {-2. / 9, -2. / 9, -2. / 9, -2. / 9, -2. / 9},
-                                      {-2. / 9, 2. / 9, -2. / 9, 2. / 9, -2. / 9},
-                                      {1. / 90, 2. / 90, 4. / 90, 8. / 90, 16. / 90},
-                                      {1. / 90, -2. / 90, 4. / 90, -8. / 90, 16. / 90},
-                                      {32. / 45, 16. / 45, 8. / 45, 4. / 45, 2. / 45},
-                                      {32. / 45, -16. / 45, 8. / 45, -4. / 45, 2. / 45},
-                                      {0, 0, 0, 0, 1}};
-  const auto positions = static_cast<size_t>(positionsOf(branch)), times = positions - 3,
-             count = kernels.size() / times / static_cast<size_t>(taps), all = static_cast<size_t>(taps);
-  const double(*g)[5] = times == 5 ? g5 : branch.compute == Compute::i8 ? g3Integers : g3;
+  // A position is a point, whose powers the taps over time are multiplied by, and a factor; the last is infinity.
+  static constexpr double points[] = {0, 1, -1, 2, -2, .5, -.5};
+  static constexpr double six[] = {1. / 4, -1. / 6, -1. / 6, 1. / 24, 1. / 24, 1},
+                          integers[] = {6, -4, -4, 1, 1, 6},  // 24 times as much, the last 6 times: they are i16
+      eight[] = {1, -2. / 9, -2. / 9, 1. / 90, 1. / 90, 32. / 45, 32. / 45, 1};
+  const auto positions = static_cast<size_t>(positionsOf(branch)), all = static_cast<size_t>(taps),
+             times = positions + 1 - static_cast<size_t>(branch.winograd), count = kernels.size() / times / all;
+  const double* factors = positions == 8 ? eight : branch.compute == Compute::i8 ? integers : six;
   std::vector<float> result(count * positions * all);
   for (size_t k = 0; k < count; k++)
     for (size_t p = 0; p < positions; p++)
       for (size_t tap = 0; tap < all; tap++) {
-        double sum = 0;
-        for (size_t t = 0; t < times; t++) sum += g[p][t] * kernels[(k * times + t) * all + tap];
-        result[(k * positions + p) * all + tap] = static_cast<float>(sum);
+        const float* const w = kernels.data() + k * times * all + tap;
+        double sum = w[(times - 1) * all];
+        if (p + 1 < positions)
+          for (size_t t = times - 1; t-- > 0;) sum = sum * points[p] + w[t * all];
+        result[(k * positions + p) * all + tap] = static_cast<float>(factors[p] * sum);
       }
   return result;
 }
