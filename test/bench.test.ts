@@ -89,17 +89,15 @@ describe('bench', () => {
     ]);
   });
 
-  it('models of clips with non-local blocks, plain and octave, in f32 and i8', async function () {
+  it('models of clips with non-local blocks, plain and octave', async function () {
     this.timeout(120_000);
     const options = { nonLocal: true };
-    const result = await benchModels({ ...small, network: 'i3d-26', options, frames: 3, dtypes: ['f32', 'i8'] });
+    const result = await benchModels({ ...small, network: 'i3d-26', options, frames: 3, dtypes: ['f32'] });
     expect(result).to.include({ size: 32, frames: 3, nonLocal: true });
     expect(result.rows.map(({ network, alpha, dtype, peerDType }) => [network, alpha, dtype, peerDType])).to.deep.equal(
       [
         ['i3d-26', undefined, 'f32', 'f32'],
         ['oct-i3d-26', 0.5, 'f32', 'f32'],
-        ['i3d-26', undefined, 'i8', 'i8'],
-        ['oct-i3d-26', 0.5, 'i8', 'i8'],
       ],
     );
     const multiplyAdds = countFlops(record(buildNetwork('i3d-26', options), [1, 3, 32, 32, 3])).multiplyAdds;

@@ -84,7 +84,7 @@ describe('onnx: networks', () => {
   };
   for (const name of networkNames) {
     // The deepest are the others with more of the same blocks: at one alpha and one size.
-    const deep = /-(101|152|200)$/.test(name);
+    const deep = /-(101|152|200)$|(c2d|i3d)-50$/.test(name);
     // At alpha .1 the first layers have no low branch: .1 x 8 channels are none.
     for (const alpha of name.startsWith('oct-') ? [0.5, 0.1].slice(0, deep ? 1 : 2) : [undefined]) {
       // How sizes are halved does not depend on how wide a branch is.

@@ -99,7 +99,7 @@ describe('ops: every other instruction set', function () {
       const others = ['fused', 'slices', 'types', 'winograd'].map((part) => path(`ops-${part}.test.ts`));
       for (const [files, more] of [
         [[path('ops.test.ts')], {}],
-        [others, { OCTCONV_TEST_ONE_IN: '4' }],
+        [others, { OCTCONV_TEST_ONE_IN: '16' }],
       ] as const) {
         const ran = spawnSync(process.execPath, [...mocha, ...files], { env: { ...env, ...more }, encoding: 'utf8' });
         expect(ran.status, ran.stdout + ran.stderr).to.equal(0);

@@ -127,7 +127,8 @@ describe('names that are nearly right', () => {
       `device 'referense' (did you mean "reference"?): wanted auto, cpu, cuda, cudnn, reference`,
     );
     expect(await failure(loadModel('cifar10-oct-resnet-26-a5'))).to.equal(
-      'cifar10-oct-resnet-26-a5: no such file, and no model of the package: those are cifar10-oct-resnet-26-a0, ' +
+      'cifar10-oct-resnet-26-a5: no such file, and no model of the package: those are camera-motion-oct-i3d-26-a50, ' +
+        'cifar10-oct-resnet-26-a0, ' +
         'cifar10-oct-resnet-26-a50',
     );
     const weights = memoryWeights(new Map([['fc.weight', { dtype: 'f32', shape: [1], data: new Float32Array(1) }]]));
