@@ -83,7 +83,7 @@ export async function* classify(
   options: ClassifyOptions = {},
 ): AsyncGenerator<Classified, void, void> {
   const { input } = model;
-  const ofVideo = input !== undefined && isClip(input);
+  const ofVideo = isClip(input);
   const taken = take(sources, ofVideo ? 'video' : 'picture');
   try {
     checkOptions('classify', options, ofVideo ? forVideos : forPictures);
@@ -102,7 +102,7 @@ export async function* classify(
       }
       return;
     }
-    if (!input) throw new OctconvError('classify: the model does not say how a picture becomes its input');
+    if (!input) throw new OctconvError('classify: the model has no preprocessing (`input`)');
     const { signal } = others;
     const pictures = input as InputConfig & { readonly frames?: undefined };
     for await (const { x, files, indices } of loadBatches(sources as PictureSource, pictures, others)) {
@@ -125,16 +125,17 @@ async function classifyViews(
   file: string,
   { batch, signal }: { readonly batch: number; readonly signal: AbortSignal | undefined },
 ): Promise<{ readonly mean: Float32Array; readonly milliseconds: number }> {
-  let [mean, milliseconds]: [Float32Array | undefined, number] = [undefined, 0];
+  const rows: Float32Array[] = [];
+  let milliseconds = 0;
   for (let begin = 0; begin < count; begin += batch) {
     const indices = Array.from({ length: Math.min(batch, count - begin) }, (_, i) => begin + i);
     const x = stack(await Promise.all(indices.map(view)), input);
     const run = await probabilities(model, x, Array(indices.length).fill(file), signal);
     milliseconds += run.milliseconds;
-    mean ??= new Float32Array(run.rows[0]?.length ?? 0);
-    for (const row of run.rows) for (const [i, p] of row.entries()) mean[i] = (mean[i] as number) + p / count;
+    rows.push(...run.rows);
   }
-  return { mean: mean ?? new Float32Array(), milliseconds };
+  const mean = (rows[0] as Float32Array).map((_, i) => rows.reduce((sum, row) => sum + (row[i] as number), 0) / count);
+  return { mean, milliseconds };
 }
 
 /** A row for each input: the softmax of its logits. */
@@ -208,8 +209,7 @@ export async function* classifyStream(
     checkSignal(signal);
     checkTop(top);
     checkWindows({ window, hop });
-    if (!input || !isClip(input))
-      throw new OctconvError('classifyStream: wanted a video network, whose input has frames');
+    if (!isClip(input)) throw new OctconvError('classifyStream: wanted a video network, whose input has frames');
     const stop = new AbortController(); // also ends what is being decoded when the caller leaves the loop
     const forget = onAbort(signal, () => stop.abort(signal?.reason));
     const frames = readFrames(source, { ...reading, signal: stop.signal }, name);

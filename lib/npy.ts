@@ -1,4 +1,4 @@
-import { OctconvError, show } from './error.js';
+import { show, SourceError } from './error.js';
 import { writeWhole } from './files/write.js';
 import { RandomFile } from './weights/file.js';
 import { toFloats } from './weights/floats.js';
@@ -44,7 +44,7 @@ export function decodeNpy(bytes: Uint8Array, name = '.npy'): Promise<NpyArray> {
     size: bytes.length,
     async read(position, length) {
       if (position + length <= bytes.length) return new Uint8Array(bytes.subarray(position, position + length));
-      throw new OctconvError(`${name}: truncated at ${bytes.length} bytes, wanted ${length} bytes at ${position}`);
+      throw new SourceError(`${name}: truncated at ${bytes.length} bytes, wanted ${length} bytes at ${position}`);
     },
   });
 }
@@ -55,27 +55,27 @@ type Source = Pick<RandomFile, 'path' | 'size' | 'read'>;
 export async function readNpyHeader(file: Source) {
   const { path } = file;
   const head = Buffer.from(await file.read(0, Math.min(file.size, 12)));
-  if (head.length < 12 || head.toString('latin1', 0, 6) !== magic) throw new OctconvError(`${path}: not a .npy file`);
+  if (head.length < 12 || head.toString('latin1', 0, 6) !== magic) throw new SourceError(`${path}: not a .npy file`);
   const version = head[6]!;
-  if (version < 1 || version > 3) throw new OctconvError(`${path}: .npy version ${version}, wanted 1 to 3`);
+  if (version < 1 || version > 3) throw new SourceError(`${path}: .npy version ${version}, wanted 1 to 3`);
   const start = version === 1 ? 10 : 12;
   const length = version === 1 ? head.readUInt16LE(8) : head.readUInt32LE(8);
   if (length > headerLimit) {
-    throw new OctconvError(`${path}: a header of ${length} bytes, wanted at most ${headerLimit}`);
+    throw new SourceError(`${path}: a header of ${length} bytes, wanted at most ${headerLimit}`);
   }
   const header = parseHeader(Buffer.from(await file.read(start, length)).toString('latin1'));
-  if (!header) throw new OctconvError(`${path}: damaged .npy header`);
+  if (!header) throw new SourceError(`${path}: damaged .npy header`);
   const { descr, fortran, shape } = header;
 
   const name = descr.slice(1);
   const kind = /^[<>|=]/.test(descr) && Object.hasOwn(kinds, name) ? kinds[name as Kind] : undefined;
-  if (!kind) throw new OctconvError(`${path}: elements are ${show(descr)}, wanted numbers`);
+  if (!kind) throw new SourceError(`${path}: elements are ${show(descr)}, wanted numbers`);
   const bytes = shape.reduce((a, b) => a * b, kind.BYTES_PER_ELEMENT);
   if (!shape.every(Number.isSafeInteger) || !Number.isSafeInteger(bytes)) {
-    throw new OctconvError(`${path}: shape ${show(shape)} is impossible`);
+    throw new SourceError(`${path}: shape ${show(shape)} is impossible`);
   }
   const got = file.size - start - length;
-  if (got !== bytes) throw new OctconvError(`${path}: ${got} bytes of data, wanted ${bytes} for ${show(shape)}`);
+  if (got !== bytes) throw new SourceError(`${path}: ${got} bytes of data, wanted ${bytes} for ${show(shape)}`);
   return { descr, name, kind, shape, fortran, bytes, start: start + length };
 }
 
@@ -158,7 +158,7 @@ export async function writeNpy(path: string, shape: readonly number[], data: Flo
 /** The content of a .npy file of float32, which errors call `name`: its header and a view of `data`. */
 export function encodeNpy(name: string, shape: readonly number[], data: Float32Array): Buffer[] {
   if (data.length !== elementCount(shape)) {
-    throw new OctconvError(`${name}: ${data.length} elements, wanted shape ${show(shape)}`);
+    throw new SourceError(`${name}: ${data.length} elements, wanted shape ${show(shape)}`);
   }
   const tuple = shape.length === 1 ? `${shape[0]},` : shape.join(', ');
   const dict = `{'descr': '<f4', 'fortran_order': False, 'shape': (${tuple}), }`;

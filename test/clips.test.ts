@@ -1,12 +1,14 @@
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, readdirSync, readlinkSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Readable } from 'node:stream';
+import { setTimeout } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { expect } from 'chai';
 import sharp from 'sharp';
+import { kindOf, sourcesBelow } from '../lib/cli/sources.js';
 import { OctconvError } from '../lib/error.js';
-import { classify, classifyStream, type StreamOptions } from '../lib/classify.js';
+import { classify, classifyStream, type Guess, type StreamOptions } from '../lib/classify.js';
 import type { Value } from '../lib/graph/graph.js';
 import { loadBatches } from '../lib/input/batches.js';
 import { type ClipConfig, cropsOf, loadViews, sampleClips, type WindowOptions, windowsOf } from '../lib/input/clips.js';
@@ -170,6 +172,91 @@ describe('clips: frames that no ffmpeg decodes', () => {
     );
     await rejects(read(7 as never), /^video: got Number, wanted a path/);
     await rejects(read(from([]), {}), /^video: is empty, wanted a video$/);
+  });
+
+  it('of a stream that is kept: in a file that has no name from the first byte on', async () => {
+    const { TMPDIR } = process.env;
+    process.env.TMPDIR = mkdtempSync(join(folder, 'kept-'));
+    try {
+      const stream = new Readable({ read() {} });
+      stream.push(npy('|u1', [1, 2, 2, 3], new Uint8Array(6)));
+      const opening = openVideo(stream, 'kept', checkVideoLimits({}));
+      const isOpen = () =>
+        readdirSync('/proc/self/fd').some((fd) => {
+          try {
+            return readlinkSync(`/proc/self/fd/${fd}`).startsWith(`${process.env.TMPDIR}/octconv-`);
+          } catch {
+            return false; // it was closed meanwhile
+          }
+        });
+      while (!isOpen()) await setTimeout(2);
+      await setTimeout(20);
+      expect(readdirSync(process.env.TMPDIR)).to.deep.equal([]);
+      stream.push(new Uint8Array(6).fill(7));
+      stream.push(null);
+      const video = await opening;
+      const [frame] = await all(video.frames());
+      expect([...(frame?.data ?? [])]).to.deep.equal([...new Uint8Array(6), ...new Uint8Array(6).fill(7)]);
+      await video.close();
+      expect(isOpen()).to.equal(false);
+    } finally {
+      if (TMPDIR === undefined) delete process.env.TMPDIR;
+      else process.env.TMPDIR = TMPDIR;
+    }
+  });
+
+  it('of an MP4 as a stream: kept unless its index comes before its frames', async () => {
+    const box = (type: string, content: number, size = content + 8) => {
+      const bytes = Buffer.alloc(8 + content);
+      bytes.writeUInt32BE(size, 0);
+      bytes.write(type, 4, 'latin1');
+      return bytes;
+    };
+    const long = (type: string, content: number) => {
+      const bytes = box(type, content + 8, 1);
+      bytes.writeBigUInt64BE(BigInt(content + 16), 8);
+      return bytes;
+    };
+    const [ftyp, index, frames] = [box('ftyp', 24), box('moov', 400), box('mdat', 400)];
+    const isKept: [string, Buffer[], boolean][] = [
+      ['the index first', [ftyp, index, frames], false],
+      ['the frames first', [ftyp, frames, index], true],
+      ['a long free box', [ftyp, box('free', 5000), frames, index], true],
+      ['a long free box, then the index', [ftyp, box('free', 5000), index, frames], false],
+      ['boxes of other types', [ftyp, box('uuid', 90), box('abcd', 0), frames, index], true],
+      ['64-bit sizes', [ftyp, long('uuid', 300), long('mdat', 300), index], true],
+      ['fragments', [box('styp', 8), box('sidx', 40), box('moof', 100), frames], false],
+      ['a box to the end of the file', [ftyp, box('free', 400, 0)], true],
+      ['an index far from the begin', [ftyp, box('free', 2 ** 21), index, frames], true],
+      ['no whole box', [ftyp, box('free', 2)], true],
+      ['a damaged size', [ftyp, box('free', 400, 3)], false],
+      ['no MP4', [box('abcd', 0), frames], false],
+    ];
+    for (const [what, boxes, wanted] of isKept) {
+      const bytes = Buffer.concat(boxes);
+      const pieces = Array.from({ length: bytes.length / 1000 + 1 }, (_, i) =>
+        bytes.subarray(i * 1000, i * 1000 + 1000),
+      );
+      const video = await openVideo(from(pieces), 'mp4', checkVideoLimits({}), true);
+      expect(video.count !== undefined, what).to.equal(wanted);
+      await video.close();
+    }
+  });
+
+  it('on the command line: pictures are the same files, and a folder of them is one video', async () => {
+    const data = mkdtempSync(join(folder, 'data-'));
+    for (const [inner, files] of Object.entries({
+      stills: ['1.webp', '2.webp', '.3.png'],
+      videos: ['a.mp4', 'b.gif', 'c.webp'],
+      hidden: ['.1.png'],
+    })) {
+      mkdirSync(join(data, inner));
+      for (const file of files) writeFileSync(join(data, inner, file), '');
+    }
+    const found = await sourcesBelow(data, kindOf(raw));
+    expect(found).to.deep.equal([join(data, 'stills'), join(data, 'videos/a.mp4'), join(data, 'videos/b.gif')]);
+    const pictures = await sourcesBelow(data, kindOf(undefined));
+    expect(pictures).to.deep.equal(['stills/1.webp', 'stills/2.webp', 'videos/c.webp'].map((file) => join(data, file)));
   });
 
   it('options that make no sense are errors', async () => {
@@ -377,12 +464,20 @@ describe('clips: which frames, which part of them', () => {
       [100, 100.4, [0, 1, 2, 3]],
       [102, 102.4, [20, 21, 22, 23]],
     ]);
-    // A long still, and times that go back.
+    // A long still, in which no other frame begins, and times that go back.
     expect(await windows(at([0, 0.1, 0.2, 3, 2.9, 3.5]), { window: 1 })).to.deep.equal([
       [0, 1, [0, 2, 2, 2]],
-      [1, 2, [2, 2, 2, 2]],
-      [2, 3, [2, 2, 2, 2]],
       [3, 4, [4, 4, 5, 5]],
+    ]);
+    // A time stamp that is wrong by years, also of the last frame.
+    expect(await windows(at([0, 0.5, 1e9, 1e9 + 0.5, 3e9]), { window: 1, hop: 0.5 })).to.deep.equal([
+      [0, 1, [0, 0, 1, 1]],
+      [0.5, 1.5, [1, 1, 1, 1]],
+      [1e9 - 0.5, 1e9 + 0.5, [1, 1, 2, 2]],
+      [1e9, 1e9 + 1, [2, 2, 3, 3]],
+      [1e9 + 0.5, 1e9 + 1.5, [3, 3, 3, 3]],
+      [3e9 - 0.5, 3e9 + 0.5, [3, 3, 4, 4]],
+      [3e9, 3e9 + 1, [4, 4, 4, 4]],
     ]);
     expect(await windows(even(25, 25), { window: 0.8 })).to.deep.equal([
       [0, 0.8, [0, 5, 10, 15]],
@@ -438,8 +533,50 @@ describe('clips: classified', () => {
     await rejects(model.classify([new Uint8Array()]), /^video 0: is empty, wanted a video$/);
     await rejects(
       model.classify(from([...times(3, red), red]), { maxBytes: 2 * 8 * 8 * 3 }),
-      /^video: more than 384 bytes of frames \(maxBytes\); classifyStream/,
+      /^video: more than 384 bytes of frames \(maxBytes\); classifyStream keeps/,
     );
+  });
+
+  it('a bad frame of a folder is told too, and so are more frames than maxBytes; a lack of ffmpeg ends all', async () => {
+    const folder = mkdtempSync(join(tmpdir(), 'octconv-clips-'));
+    const { OCTCONV_FFMPEG } = process.env;
+    const before = process.cwd();
+    process.chdir(folder);
+    try {
+      const { data, ...info } = green;
+      for (const name of ['frames', 'bad']) {
+        mkdirSync(name);
+        for (const i of [1, 2, 3, 4])
+          await sharp(data, { raw: { ...info, channels: 3 } })
+            .png()
+            .toFile(`${name}/${i}.png`);
+      }
+      writeFileSync('bad/3.png', 'text');
+      const told: string[] = [];
+      const failed = ({ message }: Error, file: string) => told.push(`${file}: ${message}`);
+      const found = await all(classify(model, ['./bad', './frames'], { failed }));
+      expect(found.map(({ file, top }) => [file, top[0]?.label])).to.deep.equal([['./frames', 'green']]);
+      expect(told).to.have.length(1);
+      expect(told[0]).to.match(/^\.\/bad: bad\/3\.png: is not a picture/);
+      const fits = { clips: 1, maxBytes: 3 * 8 * 8 * 3 };
+      expect((await all(classify(model, 'frames', fits))).length).to.equal(1);
+      await rejects(
+        all(classify(model, 'frames', { clips: 1, maxBytes: fits.maxBytes - 1 })),
+        /^frames: more than 575 bytes of frames \(maxBytes\); classifyStream keeps/,
+      );
+      process.env.OCTCONV_FFMPEG = '/nowhere/ffmpeg';
+      writeFileSync('OCTCONV_FFMPEG', 'some video');
+      await rejects(
+        all(classify(model, ['OCTCONV_FFMPEG'], { failed })),
+        /^OCTCONV_FFMPEG: \/nowhere\/ffmpeg: cannot be run/,
+      );
+      expect(told).to.have.length(1);
+    } finally {
+      if (OCTCONV_FFMPEG === undefined) delete process.env.OCTCONV_FFMPEG;
+      else process.env.OCTCONV_FFMPEG = OCTCONV_FFMPEG;
+      process.chdir(before);
+      rmSync(folder, { recursive: true });
+    }
   });
 
   it('many views: the mean of their probabilities, run in batches of any size', async () => {
@@ -471,7 +608,7 @@ describe('clips: classified', () => {
     const streams: [StreamOptions, RegExp][] = [
       [{ window: 0 }, /^window: 0, wanted seconds, from 0\.001 to 86400$/],
       [{ window: 1, hop: 0.001 }, /^hop: 0\.001, wanted at least a 100th of the window, 1$/],
-      [{ hop: 1 }, /^hop: wanted beside a window$/],
+      [{ hop: 1 }, /^hop: needs a window$/],
       [{ top: 1.5 }, /^top: 1\.5/],
       [{ clips: 3 } as never, /^classifyStream: unknown option "clips"/],
     ];
@@ -490,14 +627,20 @@ describe('clips: classified', () => {
 
   it('a stream: window by window, with its times', async () => {
     const frames = [...times(40, red), ...times(20, green), ...times(40, blue)];
-    const found = await all(classifyStream(model, from(frames), { window: 0.8, hop: 0.4, frameRate: 25, top: 1 }));
-    expect(found.map(({ start, end, top }) => [start.toFixed(1), end.toFixed(1), top[0]?.label])).to.deep.equal([
+    const found = await all(classifyStream(model, from(frames), { window: 0.8, hop: 0.4, frameRate: 25 }));
+    const seen = (top: readonly Guess[]) =>
+      top
+        .filter(({ probability }) => probability > 0.4)
+        .map(({ label }) => label)
+        .sort()
+        .join(', ');
+    expect(found.map(({ start, end, top }) => [start.toFixed(1), end.toFixed(1), seen(top)])).to.deep.equal([
       ['0.0', '0.8', 'red'],
       ['0.4', '1.2', 'red'],
       ['0.8', '1.6', 'red'],
-      ['1.2', '2.0', found[3]?.top[0]?.label], // half and half
+      ['1.2', '2.0', 'green, red'],
       ['1.6', '2.4', 'green'],
-      ['2.0', '2.8', found[5]?.top[0]?.label],
+      ['2.0', '2.8', 'blue, green'],
       ['2.4', '3.2', 'blue'],
       ['2.8', '3.6', 'blue'],
       ['3.2', '4.0', 'blue'],
@@ -520,7 +663,7 @@ describe('clips: classified', () => {
     for await (const { frames, top } of classifyStream(model, endless())) {
       expect(top[0]?.label).to.equal('green');
       expect(frames).to.equal(8 * (windows + 1));
-      await new Promise((resolve) => setTimeout(resolve, 5));
+      await setTimeout(5);
       expect(taken).to.be.at.most(8 * (windows + 2) + 2);
       if (++windows === 20) break;
     }
@@ -537,7 +680,7 @@ describe('clips: classified', () => {
     let windows = 0;
     const running = (async () => {
       for await (const _ of classifyStream(model, stalling(), { signal: stop.signal }))
-        if (++windows === 2) setTimeout(() => stop.abort('enough'), 20);
+        if (++windows === 2) setTimeout(20).then(() => stop.abort('enough'));
     })();
     expect(await running.catch((reason: unknown) => reason)).to.equal('enough');
     expect(performance.now() - start).to.be.below(2000);

@@ -2,7 +2,9 @@
 import { readdir, realpath, stat } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { OctconvError, show } from '../error.js';
+import { isClip } from '../input/clips.js';
 import type { InputConfig } from '../input/preprocess.js';
+import { isPictureFile, pictureNames } from '../input/source.js';
 import { fileError } from '../weights/file.js';
 import { count } from './output.js';
 
@@ -19,22 +21,21 @@ export interface Kind {
 const pictures: Kind = {
   one: 'picture',
   many: 'pictures',
-  names: '.jpg, .jpeg, .png, .webp',
-  isFile: (name) => /\.(jpe?g|png|webp)$/i.test(name),
+  names: pictureNames,
+  isFile: isPictureFile,
   isFolder: () => false,
 };
 
 const videos: Kind = {
   one: 'video',
   many: 'videos',
-  names: '.mp4, .mov, .mkv, .webm, .avi, .mpg, .ts, .gif, .webp, .npy or the like, or folders of .jpg or .png',
-  isFile: (name) =>
-    /\.(mp4|m4v|mov|mkv|webm|avi|mpe?g|m?ts|m2ts|flv|wmv|asf|ogv|3gp|mxf|nut|gif|webp|npy)$/i.test(name),
-  isFolder: (files) => files.some((name) => /\.(jpe?g|png)$/i.test(name)) && !files.some(videos.isFile),
+  names: `.mp4, .mov, .mkv, .webm, .avi, .mpg, .ts, .gif, .npy or the like, or folders of pictures: ${pictureNames}`,
+  isFile: (name) => /\.(mp4|m4v|mov|mkv|webm|avi|mpe?g|m?ts|m2ts|flv|wmv|asf|ogv|3gp|mxf|nut|gif|npy)$/i.test(name),
+  isFolder: (files) => files.some(isPictureFile) && !files.some(videos.isFile),
 };
 
 /** By what the input of a network says. */
-export const kindOf = (input: InputConfig | undefined): Kind => (input?.frames === undefined ? pictures : videos);
+export const kindOf = (input: InputConfig | undefined): Kind => (isClip(input) ? videos : pictures);
 
 /**
  * Arguments as sources: `-` and what exists stand for themselves, a folder for what is below it, the rest may be

@@ -1,5 +1,5 @@
 import { checkSignal, onAbort } from '../abort.js';
-import { OctconvError, show } from '../error.js';
+import { OctconvError, show, SourceError } from '../error.js';
 import { checkOptions, type Known } from '../options.js';
 import type { PlanOptions, RunOptions } from '../plan.js';
 import { type ClipConfig, isClip, loadViews, type SomeViews, type VideoViews } from './clips.js';
@@ -57,7 +57,7 @@ export async function* loadBatches(
   input: InputConfig,
   options: BatchOptions | ClipOptions = {},
 ): AsyncGenerator<Batch<InputTensor | ClipTensor>, void, void> {
-  const ofVideo = input?.frames !== undefined;
+  const ofVideo = isClip(input);
   const taken = take(sources, ofVideo ? 'video' : 'picture');
   try {
     checkOptions('loadBatches', options, ofVideo ? clipOptions : batchOptions);
@@ -157,9 +157,7 @@ export async function* loadEach<T>(
     try {
       return { value: await load(list[index] as VideoSource, file, stop.signal), file, index };
     } catch (error) {
-      // Others are no fault of the source.
-      if (error instanceof OctconvError && error.message.startsWith(file) && !stop.signal.aborted)
-        return { error, index };
+      if (error instanceof SourceError && !stop.signal.aborted) return { error, index };
       throw error;
     }
   };

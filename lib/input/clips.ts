@@ -1,6 +1,6 @@
 /** From the frames of a video to what a video network sees: which frames, which part of them, normalised. */
 import { compile } from '../compile.js';
-import { OctconvError, show } from '../error.js';
+import { OctconvError, show, SourceError } from '../error.js';
 import { Graph } from '../graph/graph.js';
 import type { Known } from '../options.js';
 import { type PlanOptions, runGraph } from '../plan.js';
@@ -37,7 +37,7 @@ export interface SomeViews {
   readonly crops: 1 | 3 | 10;
 }
 
-/** @throws OctconvError for views that there are not. */
+/** @throws OctconvError for invalid views. */
 export function checkViews({ clips = 1, crops = 1 }: Views): SomeViews {
   if (!(Number.isInteger(clips) && clips >= 1 && clips <= 1000))
     throw new OctconvError(`clips: ${show(clips)}, wanted an integer from 1 to 1000`);
@@ -50,7 +50,8 @@ export interface ClipConfig extends InputConfig {
   readonly frames: number;
 }
 
-export const isClip = (input: InputConfig): input is ClipConfig => input.frames !== undefined;
+/** Whether a network takes video. */
+export const isClip = (input: InputConfig | undefined): input is ClipConfig => input?.frames !== undefined;
 
 /**
  * Indices of the frames of each clip, of `total` frames: `frames` of them, `frameStride` apart. One clip is from the
@@ -215,27 +216,26 @@ export async function loadViews(
 ): Promise<VideoViews> {
   using resizer = new Resizer(input, crops, options);
   const kept = new Map<number, Resized>();
+  let bytes = 0;
+  const keep = async (index: number, frame: Picture) => {
+    const resized = await resizer.resize(frame);
+    bytes += resized.data.length;
+    if (bytes > maxBytes)
+      throw new SourceError(
+        `${name}: more than ${maxBytes} bytes of frames (maxBytes); classifyStream keeps no more than those of a window`,
+      );
+    kept.set(index, resized);
+  };
   let total = (await video.count?.()) ?? 0;
-  if (!video.count) {
-    let bytes = 0;
-    for await (const frame of video.frames()) {
-      const resized = await resizer.resize(frame);
-      bytes += resized.data.length;
-      if (bytes > maxBytes)
-        throw new OctconvError(
-          `${name}: more than ${maxBytes} bytes of frames (maxBytes); classifyStream takes videos of any length`,
-        );
-      kept.set(total++, resized);
-    }
-  }
-  if (total === 0) throw new OctconvError(`${name}: has no frames`);
+  if (!video.count) for await (const frame of video.frames()) await keep(total++, frame);
+  if (total === 0) throw new SourceError(`${name}: has no frames`);
   const indices = sampleClips(total, input, clips);
   const wanted = new Set(indices.flat().sort((a, b) => a - b));
   if (video.count) {
     const order = [...wanted];
     let at = 0;
-    for await (const frame of video.frames(wanted)) kept.set(order[at++] as number, await resizer.resize(frame));
-    if (at < order.length) throw new OctconvError(`${name}: changed while it was read`);
+    for await (const frame of video.frames(wanted)) await keep(order[at++] as number, frame);
+    if (at < order.length) throw new SourceError(`${name}: changed while it was read`);
   }
   const view = (index: number) => {
     const frames = indices[Math.floor(index / crops)]?.map((i) => kept.get(i) as Resized) ?? [];
@@ -269,7 +269,7 @@ export const windowOptions = { window: true, hop: true } satisfies Known<WindowO
 /** Windows that one frame may be in. */
 const mostOverlap = 100;
 
-/** @throws OctconvError for windows that there are not. */
+/** @throws OctconvError for invalid windows. */
 export function checkWindows({ window, hop = window }: WindowOptions): void {
   for (const [key, value] of Object.entries({ window, hop })) {
     if (value !== undefined && !(typeof value === 'number' && value >= 0.001 && value <= 86400))
@@ -277,7 +277,7 @@ export function checkWindows({ window, hop = window }: WindowOptions): void {
   }
   if (window !== undefined && hop !== undefined && window / hop > mostOverlap)
     throw new OctconvError(`hop: ${hop}, wanted at least a ${mostOverlap}th of the window, ${window}`);
-  if (window === undefined && hop !== undefined) throw new OctconvError('hop: wanted beside a window');
+  if (window === undefined && hop !== undefined) throw new OctconvError('hop: needs a window');
 }
 
 interface OpenWindow {
@@ -293,8 +293,9 @@ const epsilon = 1e-5;
 
 /**
  * The windows of a video, in order; the first begins with it. What a window sees at a time is the frame that is shown
- * then; each frame is resized once. The last window ends with the video, whose last frame is repeated where it is too
- * short. Memory holds the frames of the windows that are open, whatever the length of the video.
+ * then; each frame is resized once. A window in which no frame begins is left out: of a long still, or where the times
+ * jump, there may be any number. The last window ends with the video, whose last frame is repeated where it is too short.
+ * Memory holds the frames of the windows that are open, whatever the length of the video.
  */
 export async function* windowsOf(
   frames: AsyncIterable<Frame>,
@@ -314,43 +315,48 @@ export async function* windowsOf(
     return { start, end, frames: count, x: stack([await clipOf(seen, 0, input, options)], input) as ClipTensor };
   };
 
-  /** Puts a frame that is shown until `now` where it is seen, and gives the windows that end until then. */
-  async function* show(frame: Frame, now: number, since: number, until: number): AsyncGenerator<Window, void, void> {
+  /** Puts a frame that is shown from `since` until `until` where it is seen, and gives the windows that end until then. */
+  async function* show(frame: Frame, since: number, until: number, isLast = false): AsyncGenerator<Window, void, void> {
+    const [from, now] = window === undefined ? [count - 1, count] : [since, until];
+    const nextFrame = isLast ? Number.POSITIVE_INFINITY : now;
+    for (let begin = origin + opened * step; begin < now - epsilon; begin = origin + opened * step) {
+      if (begin > from + epsilon && begin + span <= nextFrame + epsilon) {
+        // No frame begins in this window, nor in the others that end until the next frame.
+        opened = Math.max(opened, Math.floor((nextFrame + epsilon - span - origin) / step)) + 1;
+        continue;
+      }
+      open.push({ begin, start: window === undefined ? since : begin, frames: [] });
+      opened++;
+    }
     let resized: Resized | undefined;
-    for (;;) {
-      for (let begin = origin + opened * step; begin < now - epsilon; begin = origin + ++opened * step) {
-        if (open[0] && begin >= open[0].begin + span) break; // of a long still there may be many
-        open.push({ begin, start: window === undefined ? since : begin, frames: [] });
+    for (const { begin, frames: seen } of open) {
+      while (seen.length < input.frames && begin + (seen.length * span) / input.frames < now - epsilon) {
+        resized ??= await resizer.resize(frame);
+        seen.push(resized);
       }
-      for (const { begin, frames: seen } of open) {
-        while (seen.length < input.frames && begin + (seen.length * span) / input.frames < now - epsilon) {
-          resized ??= await resizer.resize(frame);
-          seen.push(resized);
-        }
-      }
-      if (!open[0] || open[0].begin + span > now + epsilon) return;
-      const first = open.shift() as OpenWindow;
+    }
+    for (let first = open[0]; first && first.begin + span <= now + epsilon; first = open[0]) {
+      open.shift();
       yield await complete(first, window === undefined ? until : first.begin + span);
     }
   }
 
   let shown: Frame | undefined;
-  let [at, interval] = [0, 0.04]; // when it came; how long the last but one was shown, and so will the last one be
+  let [at, interval] = [0, 0.04]; // its time; the duration of the previous frame, taken for the last one too
   for await (const frame of frames) {
     const seconds = shown ? Math.max(frame.seconds, at) : frame.seconds;
     if (shown) {
       interval = seconds - at || interval;
-      yield* show(shown, window === undefined ? count : seconds, at, seconds);
+      yield* show(shown, at, seconds);
     } else if (window !== undefined) origin = seconds;
     [shown, at] = [frame, seconds];
     count++;
   }
   if (!shown) return;
   const end = at + interval;
-  const now = window === undefined ? count : end;
-  yield* show(shown, now, at, end);
+  yield* show(shown, at, end, true);
   const last = open[0];
-  if (!last || reached >= now - epsilon) return;
+  if (!last || reached >= (window === undefined ? count : end) - epsilon) return;
   const still = await resizer.resize(shown);
   while (last.frames.length < input.frames) last.frames.push(still);
   yield await complete(last, end);

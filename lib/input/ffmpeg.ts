@@ -6,7 +6,7 @@ import { join, resolve } from 'node:path';
 import type { Readable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
 import { checkSignal, onAbort } from '../abort.js';
-import { OctconvError } from '../error.js';
+import { OctconvError, SourceError } from '../error.js';
 import type { Frame } from './image.js';
 import { readNut } from './nut.js';
 
@@ -18,7 +18,7 @@ export interface VideoLimits {
   readonly timeout: number;
   /** Whether frames that are damaged are left out or shown as far as they go, and a file may end too early. */
   readonly skipDamaged: boolean;
-  /** Frames are made as small as can be, for who counts them. */
+  /** Scales frames to 2 x 2, to count them. */
   readonly tiny?: boolean;
   readonly signal?: AbortSignal | undefined;
 }
@@ -66,13 +66,13 @@ export async function* decodeVideo(
   if (!isFile) feed(source, child, name, stop);
 
   const tooLarge = (height: number, width: number) =>
-    new OctconvError(
+    new SourceError(
       `${name}: is too large, frames of ${width} x ${height}, wanted at most ${maxPixels} pixels (maxPixels)`,
     );
   const checkSize = (height: number, width: number) => {
     if (height * width > maxPixels) throw tooLarge(height, width);
   };
-  const late = () => stop(new OctconvError(`${name}: gives no frame for ${timeout} s (timeout)`));
+  const late = () => stop(new SourceError(`${name}: gives no frame for ${timeout} s (timeout)`));
 
   let count = 0;
   const frames = readNut(child.stdout as Readable, checkSize);
@@ -91,7 +91,7 @@ export async function* decodeVideo(
     const big = /Picture size (\d+)x(\d+) exceeds/.exec(said.text);
     if (big) return tooLarge(Number(big[2]), Number(big[1]));
     if (result.code === 0) return error;
-    return new OctconvError(`${name}: ${said.cause ?? `ffmpeg ended with ${result.signal ?? result.code}`}`);
+    return new SourceError(`${name}: ${said.cause ?? `ffmpeg ended with ${result.signal ?? result.code}`}`);
   };
   try {
     for (;;) {
@@ -103,10 +103,10 @@ export async function* decodeVideo(
     }
     const result = await ended;
     if (why || result instanceof Error || result.code !== 0) throw await failed(undefined);
-    if (!skipDamaged && said.endsEarly) throw new OctconvError(`${name}: is truncated`);
-    if (count === 0) throw new OctconvError(`${name}: has no frames`);
+    if (!skipDamaged && said.endsEarly) throw new SourceError(`${name}: is truncated`);
+    if (count === 0) throw new SourceError(`${name}: has no frames`);
   } catch (error) {
-    if (error instanceof OctconvError && !error.message.startsWith('ffmpeg: its NUT')) throw error;
+    if (error instanceof SourceError) throw error;
     if (why) throw why.error;
     throw await failed(error);
   } finally {
@@ -167,7 +167,7 @@ function feed(source: Readable, child: ChildProcess, name: string, stop: (error:
   pipeline(source, child.stdin as NodeJS.WritableStream).catch(() => {
     if (broken instanceof OctconvError) stop(broken);
     else if (broken)
-      stop(new OctconvError(`${name}: cannot be read: ${(broken as Error).message ?? broken}`, { cause: broken }));
+      stop(new SourceError(`${name}: cannot be read: ${(broken as Error).message ?? broken}`, { cause: broken }));
   });
 }
 

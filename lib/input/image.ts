@@ -1,7 +1,7 @@
 import pLimit from 'p-limit';
 import type { Sharp } from 'sharp';
 import { checkSignal, onAbort } from '../abort.js';
-import { OctconvError, show } from '../error.js';
+import { OctconvError, show, SourceError } from '../error.js';
 import { checkOptions, type Known } from '../options.js';
 import { discard, nameOf, type PictureSource, readSource } from './source.js';
 
@@ -59,7 +59,7 @@ export async function decodeImage(
   try {
     checkOptions('decodeImage', options, decodeOptions);
     const { signal, timeout, maxBytes, ...limits } = checkLimits(options);
-    const late = () => new OctconvError(`${name}: is not decoded after ${timeout} s (timeout)`);
+    const late = () => new SourceError(`${name}: is not decoded after ${timeout} s (timeout)`);
     return await within(timeout, signal, late, async (stopped) => {
       const bytes = await readSource(source, name, maxBytes, stopped);
       return decoders(() => {
@@ -130,7 +130,7 @@ async function decode(
   name: string,
   { maxPixels, formats, timeout }: Omit<Limits, 'maxBytes'>,
 ): Promise<Picture> {
-  if (bytes.length === 0) throw new OctconvError(`${name}: is empty, wanted a picture`);
+  if (bytes.length === 0) throw new SourceError(`${name}: is empty, wanted a picture`);
   const wanted = new Intl.ListFormat('en-GB', { type: 'disjunction' }).format(
     formats.map((format) => formatNames[format]),
   );
@@ -138,8 +138,8 @@ async function decode(
   const format = formats.find((format) => formatNames[format] === found);
   if (!format) {
     const known = Object.values(formatNames).some((known) => known === found);
-    if (known) throw new OctconvError(`${name}: is ${found}, wanted ${wanted} (others: the option formats)`);
-    throw new OctconvError(
+    if (known) throw new SourceError(`${name}: is ${found}, wanted ${wanted} (others: the option formats)`);
+    throw new SourceError(
       `${name}: is ${found ? `${found}, which cannot be decoded` : 'not a picture'}, wanted ${wanted}`,
     );
   }
@@ -156,9 +156,9 @@ async function decode(
   } catch (error) {
     const { message } = error as Error;
     if (!message.includes('exceeds pixel limit'))
-      throw new OctconvError(`${name}: cannot be decoded: ${causeOf(message)}`);
+      throw new SourceError(`${name}: cannot be decoded: ${causeOf(message)}`);
     const { width, height } = await sharp(bytes, { limitInputPixels: false }).metadata();
-    throw new OctconvError(
+    throw new SourceError(
       `${name}: is too large, ${width} x ${height}, wanted at most ${maxPixels} pixels (maxPixels)`,
     );
   }
@@ -194,7 +194,7 @@ export async function decodeAnimation(
   const options = { failOn: skipDamaged ? 'none' : 'error', limitInputPixels: false, animated: true } as const;
   // The decoder takes the frames that are there for all; a GIF ends with a semicolon, behind which some write zeros.
   const isCut = formatOf(bytes) === 'GIF' && bytes[bytes.findLastIndex((byte) => byte !== 0)] !== 0x3b;
-  if (isCut && !skipDamaged) throw new OctconvError(`${name}: is truncated`);
+  if (isCut && !skipDamaged) throw new SourceError(`${name}: is truncated`);
   try {
     const {
       width,
@@ -204,15 +204,15 @@ export async function decodeAnimation(
       delay,
     } = await sharp(bytes, options).metadata();
     if (width * height > maxPixels)
-      throw new OctconvError(
+      throw new SourceError(
         `${name}: is too large, ${width} x ${height}, wanted at most ${maxPixels} pixels (maxPixels)`,
       );
     const size = width * height * 3;
     if (pages * size > maxBytes)
-      throw new OctconvError(
+      throw new SourceError(
         `${name}: ${pages} frames of ${width} x ${height}, wanted at most ${maxBytes} bytes of them (maxBytes)`,
       );
-    const late = () => new OctconvError(`${name}: is not decoded after ${timeout} s (timeout)`);
+    const late = () => new SourceError(`${name}: is not decoded after ${timeout} s (timeout)`);
     // Of a still picture EXIF orientation is obeyed.
     const picture = pages === 1 ? sharp(bytes, { ...options, animated: false }).autoOrient() : sharp(bytes, options);
     const all = await within(timeout, signal, late, () => decoders(() => rgbOf(picture, timeout)));
@@ -225,7 +225,7 @@ export async function decodeAnimation(
     });
   } catch (error) {
     if (error instanceof OctconvError || signal?.aborted) throw error;
-    throw new OctconvError(`${name}: cannot be decoded: ${causeOf((error as Error).message)}`);
+    throw new SourceError(`${name}: cannot be decoded: ${causeOf((error as Error).message)}`);
   }
 }
 

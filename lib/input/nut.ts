@@ -146,7 +146,7 @@ function readStream(packet: Packet, units: readonly number[]): Stream {
   return { width, height, unit, ptsBits };
 }
 
-/** Numbers of 7 bits a byte, high ones first; all but the last byte have the top bit. */
+/** Reads NUT's `v`: 7 bits per byte, most significant first; the top bit says that more follow. */
 class Packet {
   #at = 0;
   constructor(readonly data: Uint8Array<ArrayBuffer>) {}

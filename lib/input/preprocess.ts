@@ -12,7 +12,7 @@ import type { Picture } from './image.js';
 export interface InputConfig {
   /** Of video: frames of a clip. Absent: the network takes pictures. */
   readonly frames?: number | undefined;
-  /** Of video: a clip has every so many-th frame of the source; default 1. */
+  /** Of video: source frames from one frame of a clip to the next; default 1. */
   readonly frameStride?: number | undefined;
   /** Size that the network sees: a crop from the middle. */
   readonly height: number;

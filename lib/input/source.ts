@@ -4,11 +4,15 @@ import { addAbortSignal, Readable } from 'node:stream';
 import { ReadableStream } from 'node:stream/web';
 import { fileURLToPath } from 'node:url';
 import { types } from 'node:util';
-import { OctconvError, show } from '../error.js';
+import { OctconvError, show, SourceError } from '../error.js';
 import { RandomFile } from '../weights/file.js';
 
 /** A path, a `file:` URL, a picture file's bytes, or a stream of them (Node's or the web's). */
 export type PictureSource = string | URL | Uint8Array | ArrayBuffer | Blob | AsyncIterable<Uint8Array>;
+
+/** Picture files by their names; hidden files are none. */
+export const isPictureFile = (path: string): boolean => /(^|\/)[^./][^/]*\.(jpe?g|png|webp)$/i.test(path);
+export const pictureNames = '.jpg, .jpeg, .png, .webp';
 
 /** What errors call a source: its file, or `what` it is and its place in a list. */
 export function nameOf(source: unknown, at?: number, what = 'picture'): string {
@@ -32,7 +36,7 @@ export async function readSource(
   signal: AbortSignal,
 ): Promise<Uint8Array> {
   const check = (size: number) => {
-    if (size > maxBytes) throw new OctconvError(`${name}: is larger than ${maxBytes} bytes (maxBytes)`);
+    if (size > maxBytes) throw new SourceError(`${name}: is larger than ${maxBytes} bytes (maxBytes)`);
   };
   if (typeof source === 'string' || source instanceof URL) {
     const file = await RandomFile.open(pathOf(source, name));
@@ -51,35 +55,48 @@ export async function readSource(
     check(source.size);
     return new Uint8Array(await source.arrayBuffer());
   }
-  let bytes = new Uint8Array(2 ** 16); // doubled when full: a list of chunks of one byte each would take hundreds of times as much
-  let size = 0;
+  const bytes = new Joined();
   try {
     for await (const chunk of addAbortSignal(signal, streamOf(source, name))) {
       checkChunk(chunk, name);
-      check(size + chunk.length);
-      if (size + chunk.length > bytes.length) {
-        const larger = new Uint8Array(Math.max(size + chunk.length, 2 * bytes.length));
-        larger.set(bytes.subarray(0, size));
-        bytes = larger;
-      }
-      bytes.set(chunk, size);
-      size += chunk.length;
+      check(bytes.length + chunk.length);
+      bytes.push(chunk);
     }
   } catch (error) {
     throw readError(error, name);
   }
-  return bytes.subarray(0, size);
+  return bytes.bytes;
+}
+
+/** Chunks in one piece of memory: a list of chunks of one byte each would take hundreds of times as much. */
+export class Joined {
+  #memory = new Uint8Array(2 ** 16);
+  length = 0;
+
+  push(chunk: Uint8Array): void {
+    const length = this.length + chunk.length;
+    if (length > this.#memory.length) {
+      const larger = new Uint8Array(Math.max(length, 2 * this.#memory.length));
+      larger.set(this.bytes);
+      this.#memory = larger;
+    }
+    this.#memory.set(chunk, this.length);
+    this.length = length;
+  }
+
+  get bytes(): Uint8Array {
+    return this.#memory.subarray(0, this.length);
+  }
 }
 
 /** @throws OctconvError unless it is a part of a file. */
 export function checkChunk(chunk: unknown, name: string): asserts chunk is Uint8Array {
-  if (!types.isUint8Array(chunk))
-    throw new OctconvError(`${name}: the stream gives ${typeof chunk}, wanted Uint8Array`);
+  if (!types.isUint8Array(chunk)) throw new SourceError(`${name}: the stream gives ${typeof chunk}, wanted Uint8Array`);
 }
 
 export function readError(error: unknown, name: string): OctconvError {
   if (error instanceof OctconvError) return error;
-  return new OctconvError(`${name}: cannot be read: ${(error as Error | undefined)?.message ?? error}`, {
+  return new SourceError(`${name}: cannot be read: ${(error as Error | undefined)?.message ?? error}`, {
     cause: error,
   });
 }
@@ -120,9 +137,9 @@ export function discardAll(sources: unknown): void {
 /** @throws OctconvError if no file can be called so. */
 export function pathOf(source: string | URL, name: string): string {
   const path = typeof source === 'string' ? source : fileOf(source);
-  if (path === undefined) throw new OctconvError(`${name}: wanted a file: URL`);
+  if (path === undefined) throw new SourceError(`${name}: wanted a file: URL`);
   if (isPath(path)) return path;
-  throw new OctconvError(`${name}: is no path; its bytes are wanted as a Uint8Array`);
+  throw new SourceError(`${name}: is no path; its bytes are wanted as a Uint8Array`);
 }
 
 function fileOf(url: URL): string | undefined {
@@ -145,5 +162,5 @@ const isIterable = (source: unknown): source is AsyncIterable<unknown> =>
 
 function noSource(source: unknown, name: string): OctconvError {
   const kind = Object.prototype.toString.call(source).slice(8, -1);
-  return new OctconvError(`${name}: got ${kind}, wanted a path, URL, Uint8Array, ArrayBuffer, Blob or stream of bytes`);
+  return new SourceError(`${name}: got ${kind}, wanted a path, URL, Uint8Array, ArrayBuffer, Blob or stream of bytes`);
 }

@@ -1,14 +1,13 @@
 /** Where the frames of a video come from: all sources in one form. */
 import { randomUUID } from 'node:crypto';
-import { createWriteStream } from 'node:fs';
-import { readdir, rm, stat } from 'node:fs/promises';
+import { type FileHandle, open, readdir, rm, stat } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Readable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
 import { types } from 'node:util';
 import { onAbort } from '../abort.js';
-import { OctconvError, show } from '../error.js';
+import { OctconvError, show, SourceError } from '../error.js';
 import { readNpyHeader } from '../npy.js';
 import { checkOptions, type Known } from '../options.js';
 import { fileError, RandomFile } from '../weights/file.js';
@@ -22,12 +21,22 @@ import {
   type Frame,
   type Picture,
 } from './image.js';
-import { checkChunk, discard, nameOf, partsOf, pathOf, type PictureSource } from './source.js';
+import {
+  checkChunk,
+  discard,
+  isPictureFile,
+  Joined,
+  nameOf,
+  partsOf,
+  pathOf,
+  pictureNames,
+  type PictureSource,
+} from './source.js';
 
 /**
  * A video file, its bytes or a stream of them; a folder of pictures, which are frames in the order of their names as
  * people count (2.jpg before 10.jpg); an animated GIF or WebP; a `.npy` file, u8 [T,H,W,3]; a picture, which is one
- * frame; or frames that somebody else decodes.
+ * frame; or frames decoded by the caller.
  */
 export type VideoSource = PictureSource | AsyncIterable<Picture>;
 
@@ -101,18 +110,19 @@ export async function openVideo(source: VideoSource, name: string, limits: Limit
   if (!types.isUint8Array(first)) return openFrames(prepend(first, parts), name, limits);
   const bytes = bytesOf(prepend(first, parts), name);
   if (!once) return openFile(await keep(bytes, name, limits), limits);
-  const head: Uint8Array[] = []; // enough to tell what it is
-  let size = 0;
-  while (size < 128) {
-    const { done, value } = await bytes.next();
-    if (done) break;
-    head.push(value);
-    size += value.length;
-  }
-  const start = Buffer.concat(head);
-  const whole = prepend<Uint8Array>(start, bytes);
-  if (start.length && kindOf(start) === undefined && !endsWithIndex(start)) return openStream(whole, name, limits);
-  return openFile(await keep(whole, name, limits), limits);
+  const head = new Joined(); // enough to tell what it is
+  const upTo = async (size: number): Promise<Uint8Array | undefined> => {
+    while (head.length < size) {
+      const { done, value } = await bytes.next();
+      if (done) return undefined;
+      head.push(value);
+    }
+    return head.bytes;
+  };
+  const start = await upTo(16);
+  const asItComes = start && kindOf(start) === undefined && !(await endsWithIndex(upTo));
+  const whole = prepend<Uint8Array>(head.bytes, bytes);
+  return asItComes ? openStream(whole, name, limits) : openFile(await keep(whole, name, limits), limits);
 }
 
 async function* prepend<T>(first: T, rest: AsyncGenerator<T, void, void>): AsyncGenerator<T, void, void> {
@@ -127,7 +137,7 @@ async function* bytesOf(parts: AsyncIterable<unknown>, name: string): AsyncGener
   }
 }
 
-/** What somebody else gives, unless the clock or the signal is first: then it is left to itself. */
+/** What the caller gives, unless the timeout or the signal is first: then it is not awaited. */
 async function* inTime<T>(
   given: AsyncGenerator<T, void, void>,
   name: string,
@@ -139,7 +149,7 @@ async function* inTime<T>(
       let [timer, forget]: [NodeJS.Timeout | undefined, () => void] = [undefined, () => undefined];
       try {
         const { done, value } = await new Promise<IteratorResult<T, void>>((resolve, reject) => {
-          const late = () => reject(new OctconvError(`${name}: gives nothing for ${timeout} s (timeout)`));
+          const late = () => reject(new SourceError(`${name}: gives nothing for ${timeout} s (timeout)`));
           timer = setTimeout(late, timeout * 1000);
           forget = onAbort(signal, () => reject(signal?.reason));
           given.next().then(resolve, reject);
@@ -156,7 +166,7 @@ async function* inTime<T>(
   }
 }
 
-/** What is no matter of ffmpeg, by how a file begins. */
+/** Formats that are not read by ffmpeg, by signature. */
 function kindOf(head: Uint8Array): 'npy' | 'animation' | 'picture' | undefined {
   const text = Buffer.from(head.buffer, head.byteOffset, Math.min(head.length, 12)).toString('latin1');
   if (text.startsWith('\x93NUMPY')) return 'npy';
@@ -164,14 +174,31 @@ function kindOf(head: Uint8Array): 'npy' | 'animation' | 'picture' | undefined {
   return text.startsWith('\xff\xd8\xff') || text.startsWith('\x89PNG') ? 'picture' : undefined;
 }
 
-/** Whether this is an MP4 or MOV whose index lies behind its frames: it cannot be decoded as it comes. */
-function endsWithIndex(head: Buffer): boolean {
-  for (let at = 0; at + 8 <= head.length; at += Math.max(8, head.readUInt32BE(at))) {
-    const box = head.toString('latin1', at + 4, at + 8);
-    if (box === 'mdat') return true;
-    if (!['ftyp', 'free', 'skip', 'wide'].includes(box)) return false;
+/** Types of the boxes that an MP4 or MOV begins with. */
+const firstBoxes = ['ftyp', 'styp', 'free', 'skip', 'wide', 'pnot', 'uuid', 'moov', 'moof', 'mdat'];
+
+/** Bytes before the index of an MP4 that are kept in memory. */
+const longestHead = 2 ** 20;
+
+/**
+ * Whether this is an MP4 or MOV whose index (`moov`) lies behind its frames (`mdat`), or so far behind its begin that it
+ * is not looked for: it cannot be decoded as it comes. `upTo` gives so many bytes of it, or nothing if it is shorter.
+ */
+async function endsWithIndex(upTo: (size: number) => Promise<Uint8Array | undefined>): Promise<boolean> {
+  for (let at = 0; at < longestHead; ) {
+    const bytes = await upTo(at + 16);
+    if (!bytes) return true;
+    const header = Buffer.from(bytes.buffer, bytes.byteOffset + at, 16);
+    const box = header.toString('latin1', 4, 8);
+    if (at === 0 && !firstBoxes.includes(box)) return false; // another format
+    if (box === 'moov' || box === 'moof') return false;
+    const size = header.readUInt32BE(0);
+    if (box === 'mdat' || size === 0) return true; // 0: the box reaches to the end of the file
+    const length = size === 1 ? Number(header.readBigUInt64BE(8)) : size;
+    if (length < 8) return false; // damaged
+    at += length;
   }
-  return false;
+  return true;
 }
 
 async function openFile(file: RandomFile, limits: Limits): Promise<Video> {
@@ -187,7 +214,7 @@ async function openFile(file: RandomFile, limits: Limits): Promise<Video> {
         return { count: async () => 1, frames, close };
       }
       default: {
-        if (file.size === 0) throw new OctconvError(`${file.path}: is empty, wanted a video`);
+        if (file.size === 0) throw new SourceError(`${file.path}: is empty, wanted a video`);
         const frames = (wanted?: ReadonlySet<number>) => picked(decodeVideo(file.handle.fd, file.path, limits), wanted);
         const count = async () => {
           let n = 0;
@@ -205,7 +232,7 @@ async function openFile(file: RandomFile, limits: Limits): Promise<Video> {
 
 function checkSize({ path, size }: RandomFile, { maxBytes }: Limits): number {
   if (size <= maxBytes) return size;
-  throw new OctconvError(`${path}: is larger than ${maxBytes} bytes (maxBytes)`);
+  throw new SourceError(`${path}: is larger than ${maxBytes} bytes (maxBytes)`);
 }
 
 /** Those that are wanted; what follows the last of them is not decoded. */
@@ -222,22 +249,26 @@ async function* picked(all: AsyncGenerator<Frame>, wanted?: ReadonlySet<number>)
 /** Bytes in a temporary file without a name, so that nothing is left of it, whatever ends the process. */
 async function keep(chunks: AsyncIterable<Uint8Array>, name: string, limits: Limits): Promise<RandomFile> {
   const path = join(tmpdir(), `octconv-${randomUUID()}`);
+  let [writer, reader]: (FileHandle | undefined)[] = [];
   try {
+    writer = await open(path, 'wx', 0o600);
+    reader = await open(path).finally(() => rm(path));
     let size = 0;
     const checked = async function* () {
       for await (const chunk of chunks) {
         size += chunk.length;
         if (size > limits.maxBytes)
-          throw new OctconvError(`${name}: is larger than ${limits.maxBytes} bytes (maxBytes)`);
+          throw new SourceError(`${name}: is larger than ${limits.maxBytes} bytes (maxBytes)`);
         yield chunk;
       }
     };
-    await pipeline(checked, createWriteStream(path, { flags: 'wx', mode: 0o600 }));
-    return await RandomFile.open(path, name);
+    await pipeline(checked, writer.createWriteStream());
+    return await RandomFile.of(reader, name);
   } catch (error) {
+    await reader?.close();
     throw fileError(name, error);
   } finally {
-    await rm(path, { force: true });
+    await writer?.close();
   }
 }
 
@@ -246,10 +277,9 @@ function openStream(bytes: AsyncGenerator<Uint8Array, void, void>, name: string,
   return { frames, close: async () => letGo(bytes) };
 }
 
-/** Not awaited: what is stalled never ends. */
+/** The end is not awaited: what is stalled never ends. */
 const letGo = (parts: AsyncGenerator<unknown>): void => void parts.return(undefined).catch(() => undefined);
 
-const isPicture = (file: string) => /^[^.].*\.(jpe?g|png|webp)$/i.test(file);
 const { compare } = new Intl.Collator('en', { numeric: true });
 
 async function openFolder(folder: string, limits: Limits): Promise<Video> {
@@ -257,10 +287,10 @@ async function openFolder(folder: string, limits: Limits): Promise<Video> {
     throw fileError(folder, error);
   });
   const files = names
-    .filter(isPicture)
+    .filter(isPictureFile)
     .sort((a, b) => compare(a, b) || (a < b ? -1 : 1))
     .map((file) => join(folder, file));
-  if (files.length === 0) throw new OctconvError(`${folder}: no pictures (.jpg, .jpeg, .png, .webp), wanted frames`);
+  if (files.length === 0) throw new SourceError(`${folder}: no pictures (${pictureNames}), wanted frames`);
   const frames = (wanted?: ReadonlySet<number>) => picturesOf(files, (file) => file, limits, wanted);
   return { count: async () => files.length, frames, close: async () => undefined };
 }
@@ -283,8 +313,8 @@ async function openNpy(file: RandomFile, { maxPixels, frameRate, signal }: Limit
   const [count = 0, height = 0, width = 0, channels] = shape;
   const found = `${descr} [${shape}]${fortran ? ' in Fortran order' : ''}`;
   if (shape.length !== 4 || channels !== 3 || descr.slice(1) !== 'u1' || fortran)
-    throw new OctconvError(`${file.path}: ${found}, wanted frames, u8 [T,H,W,3]`);
-  if (count * height * width === 0) throw new OctconvError(`${file.path}: ${found} has no frames`);
+    throw new SourceError(`${file.path}: ${found}, wanted frames, u8 [T,H,W,3]`);
+  if (count * height * width === 0) throw new SourceError(`${file.path}: ${found} has no frames`);
   checkPixels(file.path, { height, width }, maxPixels);
   const size = height * width * 3;
   async function* frames(wanted?: ReadonlySet<number>): AsyncGenerator<Frame, void, void> {
@@ -305,7 +335,7 @@ async function openPages(file: RandomFile, limits: Limits): Promise<Omit<Video, 
   return { count: async () => pages.length, frames };
 }
 
-/** Frames that somebody else decodes, checked. */
+/** Frames decoded by the caller, checked. */
 function openFrames(given: AsyncGenerator<unknown, void, void>, name: string, limits: Limits): Video {
   async function* frames(): AsyncGenerator<Frame, void, void> {
     let i = 0;
@@ -314,7 +344,7 @@ function openFrames(given: AsyncGenerator<unknown, void, void>, name: string, li
       const fine =
         types.isUint8Array(data) && [height, width].every((side) => Number.isInteger(side) && Number(side) > 0);
       if (!fine || data.length !== Number(height) * Number(width) * 3 || !Number.isFinite(seconds))
-        throw new OctconvError(
+        throw new SourceError(
           `${name}: frame ${i} is no { data: Uint8Array [height, width, 3], height, width, seconds? }`,
         );
       const frame = { data, height: Number(height), width: Number(width), seconds };
@@ -328,7 +358,7 @@ function openFrames(given: AsyncGenerator<unknown, void, void>, name: string, li
 
 function checkPixels(name: string, { height, width }: Omit<Picture, 'data'>, maxPixels: number): void {
   if (height * width > maxPixels)
-    throw new OctconvError(
+    throw new SourceError(
       `${name}: is too large, frames of ${width} x ${height}, wanted at most ${maxPixels} pixels (maxPixels)`,
     );
 }

@@ -1,6 +1,6 @@
 import { constants, fstatSync, readSync } from 'node:fs';
 import { type FileHandle, open } from 'node:fs/promises';
-import { OctconvError } from '../error.js';
+import { OctconvError, SourceError } from '../error.js';
 
 const reasons: Readonly<Record<string, string>> = {
   ENOENT: 'no such file',
@@ -18,7 +18,7 @@ const reasons: Readonly<Record<string, string>> = {
 export function fileError(path: string, error: unknown): unknown {
   const code = (error as NodeJS.ErrnoException).code;
   if (error instanceof OctconvError || typeof code !== 'string') return error;
-  return new OctconvError(`${path}: ${reasons[code] ?? `cannot be used (${code})`}`);
+  return new SourceError(`${path}: ${reasons[code] ?? `cannot be used (${code})`}`);
 }
 
 /** Where that many bytes can be put, aligned for any typed array. */
@@ -42,17 +42,21 @@ export class RandomFile {
     readonly handle: FileHandle,
   ) {}
 
-  static async open(path: string, name = path): Promise<RandomFile> {
+  static async open(path: string): Promise<RandomFile> {
     try {
       // Without O_NONBLOCK a pipe waits for its writer.
-      const handle = await open(path, constants.O_RDONLY | constants.O_NONBLOCK);
-      const stat = await handle.stat({ bigint: true });
-      if (stat.isFile()) return new RandomFile(name, Number(stat.size), stat.mtimeNs, handle);
-      await handle.close();
-      throw new OctconvError(`${path}: ${stat.isDirectory() ? 'a folder' : 'not a regular file'}, wanted a file`);
+      return await RandomFile.of(await open(path, constants.O_RDONLY | constants.O_NONBLOCK), path);
     } catch (error) {
       throw fileError(path, error);
     }
+  }
+
+  /** A file that is open; it is closed if it is not regular. */
+  static async of(handle: FileHandle, path: string): Promise<RandomFile> {
+    const stat = await handle.stat({ bigint: true });
+    if (stat.isFile()) return new RandomFile(path, Number(stat.size), stat.mtimeNs, handle);
+    await handle.close();
+    throw new SourceError(`${path}: ${stat.isDirectory() ? 'a folder' : 'not a regular file'}, wanted a file`);
   }
 
   /**
@@ -60,7 +64,7 @@ export class RandomFile {
    */
   async read(position: number, length: number, memory: Memory = ownMemory): Promise<Uint8Array<ArrayBuffer>> {
     if (!(position >= 0 && length >= 0 && position + length <= this.size)) {
-      throw new OctconvError(`${this.path}: truncated at ${this.size} bytes, wanted ${length} bytes at ${position}`);
+      throw new SourceError(`${this.path}: truncated at ${this.size} bytes, wanted ${length} bytes at ${position}`);
     }
     try {
       this.#open();
@@ -77,7 +81,7 @@ export class RandomFile {
       }
       const { size, mtimeNs } = fstatSync(this.#open(), { bigint: true });
       if (Number(size) !== this.size || mtimeNs !== this.time) {
-        throw new OctconvError(`${this.path}: was written to since it was opened`);
+        throw new SourceError(`${this.path}: was written to since it was opened`);
       }
       return bytes;
     } catch (error) {
@@ -86,7 +90,7 @@ export class RandomFile {
   }
 
   #open(): number {
-    if (this.handle.fd < 0) throw new OctconvError(`${this.path}: was closed`);
+    if (this.handle.fd < 0) throw new SourceError(`${this.path}: was closed`);
     return this.handle.fd;
   }
 
@@ -99,7 +103,7 @@ export class RandomFile {
 export async function readWhole(path: string, most: number): Promise<Uint8Array<ArrayBuffer>> {
   const file = await RandomFile.open(path);
   try {
-    if (file.size > most) throw new OctconvError(`${path}: ${file.size} bytes, wanted at most ${most}`);
+    if (file.size > most) throw new SourceError(`${path}: ${file.size} bytes, wanted at most ${most}`);
     return await file.read(0, file.size);
   } finally {
     await file.close();
