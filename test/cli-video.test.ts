@@ -13,8 +13,7 @@ import { encode, ffmpeg, processes } from './ffmpeg.js';
 import { skip } from './skip.js';
 
 const root = fileURLToPath(new URL('..', import.meta.url));
-const weights = join(root, '../../shared/weights/camera-motion-oct-i3d-26-a50.pth');
-const labels = 'static pan-left pan-right tilt-up tilt-down zoom-in zoom-out roll-left roll-right'.split(' ');
+const shipped = 'camera-motion-oct-i3d-26-a50';
 
 describe('command line: video', function () {
   this.timeout(60_000);
@@ -46,10 +45,7 @@ describe('command line: video', function () {
 
   before(async function () {
     if (!ffmpeg) skip(this, 'ffmpeg');
-    if (!existsSync(weights)) skip(this, 'shared');
-    writeFileSync(at('labels.txt'), labels.join('\n'));
-    const flags = ['--size', '64', '--resize', '64', '--frame-stride', '1', '--labels', 'labels.txt'];
-    const made = octconv('convert', weights, 'model', ...flags);
+    const made = octconv('convert', join(root, 'models', shipped), 'model', '--frame-stride', '1');
     expect(made.stderr).to.equal('');
     expect(made.stdout).to.contain('8 frames, each the short side to 64');
     encode(at('right.mkv'), await pan(40, 1), { rate: 10 });
@@ -66,28 +62,30 @@ describe('command line: video', function () {
     const refused = octconv('convert', join(root, 'models/cifar10-oct-resnet-26-a50'), 'other', '--frames', '8');
     expect([refused.code, refused.stderr]).to.deep.equal([
       2,
-      'octconv: --frames and --frame-stride are of video networks\n',
+      'octconv: --frames and --frame-stride are for video networks\n',
     ]);
   });
 
   it('classify: files, a folder of pictures, views, standard input; what is no video is an error', () => {
     const files = ['right.mkv', 'left.mp4'];
-    const { results, clips, crops } = json('classify', '--model', 'model', '--top', '1', '--views', '6', ...files);
+    const { results, clips, crops } = json('classify', '--model', 'model', '--top', '1', '--views', '2x3', ...files);
     expect([clips, crops]).to.deep.equal([2, 3]);
+    const usual = json('classify', '--model', shipped, '--top', '1', '--views', '30', 'right.mkv');
+    expect([usual.clips, usual.crops, usual.results[0].top[0].label]).to.deep.equal([10, 3, 'pan right']);
     expect(
       results.map(({ file, top }: { file: string; top: [{ label: string }] }) => [file, top[0].label]),
     ).to.deep.equal([
-      ['right.mkv', 'pan-right'],
-      ['left.mp4', 'pan-left'],
+      ['right.mkv', 'pan right'],
+      ['left.mp4', 'pan left'],
     ]);
     const input = readFileSync(at('left.mp4'));
     const args = [join(root, 'dist/cli.js'), 'classify', '--model', 'model', '-'];
     const piped = spawnSync(process.execPath, args, { input, cwd: folder, encoding: 'utf8' });
-    expect(piped.stdout).to.match(/^standard input .*\n {2}pan-left /);
+    expect(piped.stdout).to.match(/^standard input .*\n {2}pan left /);
     const mixed = octconv('classify', '--model', 'model', 'broken.mp4', 'right.mkv');
     expect(mixed.code).to.equal(1);
     expect(mixed.stderr).to.match(/^octconv: broken\.mp4: [^\n]+\n$/);
-    expect(mixed.stdout).to.match(/^right\.mkv .*\n {2}pan-right /);
+    expect(mixed.stdout).to.match(/^right\.mkv .*\n {2}pan right /);
   });
 
   it('classify --stream: a line for each window, JSON too, also of standard input', () => {
@@ -95,7 +93,7 @@ describe('command line: video', function () {
     expect([code, stderr]).to.deep.equal([0, '']);
     const lines = stdout.trimEnd().split('\n');
     expect(lines.length).to.equal(6);
-    expect(lines[1]).to.match(/^0:00:00\.8 - 0:00:01\.6 {2}pan-right \d+\.\d %$/);
+    expect(lines[1]).to.match(/^0:00:00\.8 - 0:00:01\.6 {2}pan right \d+\.\d %$/);
     expect(lines[5]).to.match(/ms per window in the network, \d+ frames\/s with decoding/);
     const input = readFileSync(at('left.mp4'));
     const flags = ['--stream', '--window', '1', '--hop', '.5', '--json', '--model', 'model', '-'];
@@ -109,13 +107,14 @@ describe('command line: video', function () {
       .split('\n')
       .map((line) => JSON.parse(line));
     expect(windows.map(({ start, end, top }) => [start, end, top[0].label])).to.deep.equal(
-      [0, 0.5, 1, 1.5, 2, 2.5, 3].map((start) => [start, start + 1, 'pan-left']),
+      [0, 0.5, 1, 1.5, 2, 2.5, 3].map((start) => [start, start + 1, 'pan left']),
     );
     const refused: string[][] = [
       ['--window', '1', 'right.mkv'],
       ['--stream', 'right.mkv', 'left.mp4'],
-      ['--stream', '--views', '3', 'right.mkv'],
+      ['--stream', '--views', '3x1', 'right.mkv'],
       ['--views', '7x7', 'right.mkv'],
+      ['--views', '12', 'right.mkv'],
     ];
     for (const args of refused) {
       const { code, stderr, stdout } = octconv('classify', '--model', 'model', ...args);
@@ -123,11 +122,8 @@ describe('command line: video', function () {
       expect(stderr).to.match(/^octconv: [^\n]+\n$/);
       expect(stdout).to.equal('');
     }
-    const pictures = octconv('classify', '--views', '3', join(root, 'test/images/cat.jpg'));
-    expect([pictures.code, pictures.stderr]).to.deep.equal([
-      2,
-      'octconv: --views is of videos, and the network takes pictures\n',
-    ]);
+    const pictures = octconv('classify', '--views', '3x1', join(root, 'test/images/cat.jpg'));
+    expect([pictures.code, pictures.stderr]).to.deep.equal([2, 'octconv: --views is for video networks\n']);
   });
 
   it('classify --stream: an interrupt ends it and ffmpeg', async () => {
@@ -143,15 +139,15 @@ describe('command line: video', function () {
   });
 
   it('eval and quantize: a folder of videos, or of folders of frames, for each class', async () => {
-    mkdirSync(at('data/pan-left/frames'), { recursive: true });
-    mkdirSync(at('data/pan-right'));
+    mkdirSync(at('data/pan left/frames'), { recursive: true });
+    mkdirSync(at('data/pan right'));
     for (const [i, { data, height, width }] of (await pan(12, -1)).entries())
       await sharp(data, { raw: { height, width, channels: 3 } })
         .png()
-        .toFile(at(`data/pan-left/frames/${i}.png`));
-    cpSync(at('left.mp4'), at('data/pan-left/a.mp4'));
-    cpSync(at('right.mkv'), at('data/pan-right/b.mkv'));
-    writeFileSync(at('data/pan-right/notes.txt'), '');
+        .toFile(at(`data/pan left/frames/${i}.png`));
+    cpSync(at('left.mp4'), at('data/pan left/a.mp4'));
+    cpSync(at('right.mkv'), at('data/pan right/b.mkv'));
+    writeFileSync(at('data/pan right/notes.txt'), '');
     const found = json('eval', '--model', 'model', '--data', 'data', '--views', '2x1');
     const { videos, failed, others, top1, frames, clips } = found;
     expect({ videos, failed, others, top1, clips }).to.deep.equal({
@@ -171,6 +167,6 @@ describe('command line: video', function () {
     const quantized = json('quantize', 'model', '--data', 'data', '--out', 'int8');
     expect([quantized.videos, quantized.same]).to.deep.equal([3, 3]);
     using model = await loadModel(at('int8'));
-    expect((await model.classify(at('left.mp4'))).top[0]?.label).to.equal('pan-left');
+    expect((await model.classify(at('left.mp4'))).top[0]?.label).to.equal('pan left');
   });
 });

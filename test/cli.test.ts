@@ -655,12 +655,12 @@ describe('command line', function () {
       expectError(
         octconv('convert', `${odd}.pth`, 'x', '--frames', '8'),
         2,
-        '--frames and --frame-stride are of video networks',
+        '--frames and --frame-stride are for video networks',
       );
       expectError(
         octconv('convert', `${odd}.pth`, 'x', '--frame-stride', '8'),
         2,
-        '--frames and --frame-stride are of video networks',
+        '--frames and --frame-stride are for video networks',
       );
       expectError(octconv('convert', `${odd}.pth`, 'x', '--inflate', 'i3d-50'), 2, /Allowed choices are c2d, i3d/);
     });

@@ -31,7 +31,7 @@ export function benchCommand(program: Command): void {
     .addOption(deviceOption())
     .addOption(gpuOption('--gpu <name>', 'whose data sheet the bounds on a GPU are from (default: by its name)'))
     .action(ops);
-  common(bench.command('cuda'), 20)
+  ofClips(common(bench.command('cuda'), 20))
     .description('networks on an NVIDIA GPU: by cuDNN, and by our kernels')
     .option('--network <name>', 'the plain network; its octave forms are added', 'resnet-50')
     .option('--alphas <list>', 'shares of the low branch', listOf(number), [0.125, 0.25, 0.5])
@@ -40,8 +40,6 @@ export function benchCommand(program: Command): void {
       'what the convolutions multiply (default: f32, as TF32, and bf16; f16 on GPUs that have only that)',
       listOf(dtype),
     )
-    .option('--frames <n>', 'frames of a clip, of a video network (default: as it is made for)', integer(1))
-    .option('--non-local', 'with non-local blocks, of a video network')
     .option('--batch <list>', 'images or clips per run', listOf(integer(1)), [1, 8, 32, 128])
     .option('--device <name>', 'cuda, or one of several GPUs, as cuda:1', 'cuda')
     .addOption(

@@ -45,7 +45,7 @@ interface Options extends DeviceOptions {
 
 async function run(args: string[], options: Options): Promise<void> {
   const { json, top, stream, window, hop } = options;
-  if (!stream && (window ?? hop) !== undefined) throw new UsageError('--window and --hop want --stream');
+  if (!stream && (window ?? hop) !== undefined) throw new UsageError('--window and --hop need --stream');
   using model = await loadModel(options.model ?? shippedModel, modelOptions(options));
   const kind = kindOf(model.input);
   const views = viewsFor(model, options.views);
@@ -58,7 +58,7 @@ async function run(args: string[], options: Options): Promise<void> {
   const failures: { file: string; error: string }[] = [];
   const failed = ({ message }: Error, name: string, index: number) => {
     const file = shown(name, index);
-    const error = file + message.slice(name.length);
+    const error = files[index] === '-' ? standardInput + message.slice(name.length) : message;
     failures.push({ file, error });
     printError(error);
     process.exitCode = 1;

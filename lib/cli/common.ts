@@ -4,7 +4,7 @@ import { type Command, InvalidArgumentError, Option } from 'commander';
 import { deviceNames, mayBeDevice, targetOf } from '../devices.js';
 import { oneOf } from '../error.js';
 import { type ComputeType, computeTypes } from '../graph/graph.js';
-import { checkViews, type Views } from '../input/clips.js';
+import { checkViews, isClip, type Views } from '../input/clips.js';
 import type { PerChannel } from '../input/preprocess.js';
 import { loadModel, Model, type ModelOptions, type NetworkFile, openNetwork } from '../model.js';
 import {
@@ -93,30 +93,25 @@ export function withDevice(command: Command): Command {
     .option('--json', 'print one JSON object');
 }
 
-/** `30` is 10 clips x 3 crops, `10` is 10 clips; `4x10` says both. */
+/** `4x3` is 4 clips x 3 crops; `30`, as papers call it, is `10x3`. */
 function views(text: string): Views {
-  const [, first, second] = /^(\d{1,4})(?:x(\d{1,2}))?$/.exec(text) ?? [];
-  const [count, crops] = [Number(first), Number(second)];
+  const [, clips, crops] = /^(\d{1,4})x(\d{1,2})$/.exec(text === '30' ? '10x3' : text) ?? [];
   try {
-    if (second !== undefined) return checkViews({ clips: count, crops: crops as 3 });
-    return checkViews(count % 3 === 0 ? { clips: count / 3, crops: 3 } : { clips: count });
+    return checkViews({ clips: Number(clips), crops: Number(crops) as 3 });
   } catch {
-    throw new InvalidArgumentError(
-      'wanted a number of clips, 30 for 10 clips x 3 crops, or both as in 10x3 (1, 3, 10 crops).',
-    );
+    throw new InvalidArgumentError('wanted CLIPSxCROPS as 4x3, of 1, 3 or 10 crops, or 30, which is 10x3.');
   }
 }
 
 export const viewsOption = (): Option =>
   new Option(
-    '--views <n>',
-    'of a video: 10 clips, 30 is 10 clips x 3 crops, or both as in 4x10 (default: 1, the middle)',
+    '--views <clipsxcrops>',
+    'of a video: 4x3 is 4 clips x 3 crops (1, 3 or 10), and 30 is 10x3 (default: 1x1, the middle)',
   ).argParser(views);
 
 /** @throws UsageError for views of a picture. */
 export function viewsFor({ input }: Pick<Model, 'input'>, given: Views | undefined): Views {
-  if (given && input?.frames === undefined)
-    throw new UsageError('--views is of videos, and the network takes pictures');
+  if (given && !isClip(input)) throw new UsageError('--views is for video networks');
   return given ?? {};
 }
 
@@ -202,7 +197,7 @@ export async function modelFrom(flags: NetworkFlags, options: ModelOptions): Pro
   const { quantizeOnNoise } = await import('../bench/measure.js');
   const progress = new Progress();
   await progress.start();
-  progress.show('quantizing random weights, with a picture of noise');
+  progress.show('quantizing random weights, with one input of noise');
   const weights = await quantizeOnNoise(network, source, inputShape(described)).finally(() => progress.stop());
   return Object.assign(new Model(network, weights, options), described);
 }

@@ -2,6 +2,7 @@
 import { dirname, join } from 'node:path';
 import { type Command, InvalidArgumentError, Option } from 'commander';
 import { OctconvError } from '../error.js';
+import { isClip } from '../input/clips.js';
 import { describeInput, type InputConfig, type PerChannel, pictureInput, resolveInput } from '../input/preprocess.js';
 import { Model, openNetwork } from '../model.js';
 import { defaultInputOf, inputShape } from '../models/index.js';
@@ -114,8 +115,8 @@ async function convert(
  * of that of channels.
  */
 function inputFrom({ size, resize, cropPct, bgr, ...given }: InputFlags, usual: InputConfig): InputConfig {
-  if (usual.frames === undefined && (given.frames ?? given.frameStride) !== undefined)
-    throw new UsageError('--frames and --frame-stride are of video networks');
+  if (!isClip(usual) && (given.frames ?? given.frameStride) !== undefined)
+    throw new UsageError('--frames and --frame-stride are for video networks');
   const [height, width] = size ?? [usual.height, usual.width];
   const ratio = typeof usual.resize === 'number' ? usual.resize / Math.max(usual.height, usual.width) : 1;
   const derived = height === width ? Math.round(height * ratio) : ([height, width] as const);

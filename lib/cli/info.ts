@@ -6,6 +6,7 @@ import { arrayFor, type TypedArray } from '../dtype.js';
 import { OctconvError } from '../error.js';
 import { countFlops } from '../flops.js';
 import type { ComputeType, GraphNode, TensorType } from '../graph/graph.js';
+import { isClip } from '../input/clips.js';
 import { describeInput } from '../input/preprocess.js';
 import { registersOf } from '../kernels.js';
 import { Model, type ModelOptions } from '../model.js';
@@ -95,7 +96,7 @@ async function run(network: string | undefined, options: Options): Promise<void>
   const facts = {
     input: `[${input.join(', ')}]`,
     ...(model.input && {
-      [model.input.frames === undefined ? 'of a picture' : 'of a video']: describeInput(model.input),
+      [isClip(model.input) ? 'of a video' : 'of a picture']: describeInput(model.input),
     }),
     layers: Object.entries(layers)
       .map(([op, n]) => `${n} ${op}`)
