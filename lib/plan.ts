@@ -38,7 +38,13 @@ export interface RunOptions {
 }
 
 export const runOptions = { signal: true } satisfies Known<RunOptions>;
-const timedOptions = { ...runOptions, stepMilliseconds: true } as const;
+
+interface TimedRunOptions extends RunOptions {
+  /** Takes the time of each step, or if it has one element, of all of them together. */
+  readonly stepMilliseconds?: Float32Array | undefined;
+}
+
+const timedRunOptions = { ...runOptions, stepMilliseconds: true } satisfies Known<TimedRunOptions>;
 
 export interface PlanOptions {
   /** Default: the one that the inputs are on; for those in memory of the host `cpu`. */
@@ -406,10 +412,7 @@ export class Plan {
    * @throws OctconvError if an input has another type or shape, or, where i8 is multiplied, is not finite; the signal's
    * reason if it is aborted.
    */
-  async run(
-    inputs: readonly Tensor[],
-    options: RunOptions & { readonly stepMilliseconds?: Float32Array | undefined } = {},
-  ): Promise<Tensor[]> {
+  async run(inputs: readonly Tensor[], options: TimedRunOptions = {}): Promise<Tensor[]> {
     return (await this.observe(inputs, options)).outputs;
   }
 
@@ -419,9 +422,9 @@ export class Plan {
    */
   async observe(
     inputs: readonly Tensor[],
-    options: NonNullable<Parameters<Plan['run']>[1]> = {},
+    options: TimedRunOptions = {},
   ): Promise<{ outputs: Tensor[]; histograms: readonly NativeHistogram[] }> {
-    checkOptions('plan: run', options, timedOptions);
+    checkOptions('plan: run', options, timedRunOptions);
     const { signal, stepMilliseconds } = options;
     checkSignal(signal);
     this.#check(inputs);

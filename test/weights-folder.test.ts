@@ -214,6 +214,14 @@ describe('model folders', () => {
     );
   });
 
+  it('have a list of `temporalKernels` for each of the four layers', () => {
+    const options = { temporalKernels: [[3], [3], [3]] };
+    const text = JSON.stringify({ network: 'oct-i3d-26', options, input: { height: 32, width: 32, frames: 8 } });
+    expect(() => parseConfig(text, 'config.json')).to.throw(
+      /^config\.json: options\.temporalKernels is \[\[3\],\[3\],\[3\]\], wanted four lists of integers$/,
+    );
+  });
+
   it('have no dictionaries: `key` is an error', async () => {
     const path = join(models, 'cifar10-oct-resnet-26-a50');
     expect(await failure(loadModel(path, { key: 'ema' }))).to.equal(

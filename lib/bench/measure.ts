@@ -141,7 +141,7 @@ export function fill<T extends Tensor<'f32'>>(x: T): T {
   return x;
 }
 
-/** i8 weights for a bench: the ranges of activations are those of one picture of noise. */
+/** i8 weights for a bench: the ranges of activations are those of one input of noise. */
 export function quantizeOnNoise(network: Network, weights: WeightSource, shape: Shape): Promise<WeightSource> {
   return quantize(network, weights, [fill(Tensor.zeros('f32', shape))]);
 }

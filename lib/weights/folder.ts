@@ -51,7 +51,7 @@ const optionsSchema = object({
   channels: v.optional(size),
   blocks: v.optional(v.pipe(v.array(size, wantedBlocks), v.maxLength(4, wantedBlocks))),
   nonLocal: v.optional(v.boolean('true or false')),
-  temporalKernels: v.optional(v.array(v.array(size, wantedKernels), wantedKernels)),
+  temporalKernels: v.optional(v.pipe(v.array(v.array(size, wantedKernels), wantedKernels), v.length(4, wantedKernels))),
 });
 
 /** The whole config.json, as `schemas/config.schema.json` describes it to editors. */
