@@ -94,9 +94,11 @@ async function run(network: string | undefined, options: Options): Promise<void>
   print(style('bold', hanging('', `${model.name} ${given.join(', ')}`.trim(), 2)));
   const facts = {
     input: `[${input.join(', ')}]`,
-    ...(model.input && {
-      [model.input.frames === undefined ? 'of a picture' : 'of a video']: describeInput(model.input),
-    }),
+    ...(model.input &&
+      size === undefined &&
+      frames === undefined && {
+        [model.input.frames === undefined ? 'of a picture' : 'of a video']: describeInput(model.input),
+      }),
     layers: Object.entries(layers)
       .map(([op, n]) => `${n} ${op}`)
       .join(', '),
