@@ -22,6 +22,7 @@ import {
 import {
   type AnyNetworkName,
   buildNetwork,
+  checkInput,
   type Classifier,
   defaultInputOf,
   inputShape,
@@ -238,6 +239,7 @@ export class Model<Y = Value<'f32', Shape>, X extends readonly Value[] = [x: Val
   /** The plan for such inputs, in use until `#done`. */
   #take(inputs: readonly InputSpec[]): KeptPlan<X, Y> {
     const types = typesOf('model: forward', inputs);
+    if (types[0]) checkInput(this, types[0].shape);
     const key = types.map(({ dtype, shape }) => `${dtype}[${shape}]`).join();
     const known = this.#plans.get(key);
     const kept = known && !known.compiled?.plan.disposed ? known : this.#compile(key, types);

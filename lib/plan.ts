@@ -5,7 +5,7 @@ import { arrayFor, bytesPerElement, isFloat, type TypedArray } from './dtype.js'
 import { OctconvError, show } from './error.js';
 import { checkGraph, type ComputeType, type Graph, kindOf, type TensorType, toNTHWC } from './graph/graph.js';
 import { type Branch, type Packing, packingsOf, type Step, type Steps, winogradGrowth } from './graph/lower.js';
-import { aligned, type MemoryPlan, planMemory } from './graph/memory.js';
+import { type MemoryPlan, planMemory } from './graph/memory.js';
 import { padOf, pitchOf } from './graph/pads.js';
 import { batchOf, segmentsByStep, wholeValues } from './graph/subbatch.js';
 import type { Quantized } from './graph/types.js';
@@ -25,7 +25,7 @@ import {
 } from './native.js';
 import { checkOptions, type Known } from './options.js';
 import { stepsInTurns } from './targets.js';
-import { bytesOf, deviceOf, Tensor } from './tensor.js';
+import { aligned, bytesOf, deviceOf, Tensor } from './tensor.js';
 import { inTurns, turn, type Work } from './turns.js';
 import type { Memory } from './weights/file.js';
 import { allFinite } from './weights/elements.js';

@@ -140,7 +140,7 @@ async function observe(
       const { graph } = plan;
       const { outputs, histograms } = await plan.observe([x], { signal });
       const notFinite = (what: string, at: number, elements: number) =>
-        new OctconvError(`quantize: input ${inputs + Math.floor((at / elements) * n)}: ${what} is not finite`);
+        new OctconvError(`quantize: input ${inputs + Math.floor(at / (elements / n))}: ${what} is not finite`);
       for (const [i, [id, [reader]]] of [...readersOf(graph, weights.tensors)].entries()) {
         const { firstNotFinite, ...counted } = histograms[i] as NativeHistogram;
         const elements = elementCount(graph.values[id]?.shape ?? []);
@@ -170,7 +170,7 @@ function observed(network: Network<unknown>, { tensors }: Weights, shape: readon
   return graph;
 }
 
-/** Those of native code. A level of u8 over all that was seen is 16 of them at least. */
+/** `Histogram::bins` in native/core/histogram.h. A level of u8 over all that was seen is 16 of them at least. */
 const bins = 2 ** 14;
 const middle = bins / 2;
 

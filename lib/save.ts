@@ -17,8 +17,12 @@ export async function saveModel(folder: string, model: Model, options: WriteOpti
   checkOptions('saveModel', options, { force: true } satisfies Known<WriteOptions>);
   if (!(model instanceof Model)) throw new OctconvError(`saveModel: got ${kindOf(model)}, wanted a Model`);
   const { name, input } = model;
-  if (name === undefined || !input)
-    throw new OctconvError(`${folder}: the model has no name and input, wanted a registered network for pictures`);
+  if (name === undefined || !input) {
+    const missing = name === undefined ? 'name' : 'input';
+    throw new OctconvError(
+      `${folder}: the model has no ${missing}, wanted a registered network with its name, options and input`,
+    );
+  }
   const { weights } = model;
   const networkOptions = resolveNetworkOptions(name, model.options ?? {});
   checkWeights(parameterShapes(buildNetwork(name, networkOptions)), weights);

@@ -24,6 +24,8 @@ export interface Traits {
   readonly align: number;
   /** Zeros behind the channels of a pixel fill them up to multiples of so many bytes. */
   readonly channelAlign: number;
+  /** The same where these zeros are at most a 32nd of the channels. */
+  readonly pitchAlign: number;
   /**
    * What of the steps around it becomes part of a convolution. `nothing`: the graph is taken as recorded. `epilogues`:
    * of a convolution with one input its bias, batch normalisation, residual and ReLU; P, U and sums stay steps of their

@@ -217,6 +217,9 @@ export function elementCount(shape: Shape): number {
   return count;
 }
 
+/** The next multiple of `align`. */
+export const aligned = (bytes: number, align: number): number => Math.ceil(bytes / align) * align;
+
 /** Of a value of this type and shape, without padding. */
 export const bytesOf = ({ dtype, shape }: { readonly dtype: DType; readonly shape: Shape }): number =>
   elementCount(shape) * bytesPerElement[dtype];

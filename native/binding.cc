@@ -415,6 +415,7 @@ Napi::Object traitsOf(Napi::Env env, const Traits& traits) {
   result.Set("threads", traits.threads);
   result.Set("align", static_cast<double>(traits.align));
   result.Set("channelAlign", static_cast<double>(traits.channelAlign));
+  result.Set("pitchAlign", static_cast<double>(traits.pitchAlign));
   static constexpr const char* fuses[] = {"nothing", "epilogues", "all"};
   result.Set("fuses", fuses[static_cast<int>(traits.fuses)]);
   result.Set("mostPooled", traits.mostPooled);

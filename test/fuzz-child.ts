@@ -66,6 +66,10 @@ const layers: Record<string, () => Layer> = {
     attrs: convolution([source(), source({ input: 1, weight: 'l', upsample: true })], { hints: { winograd: 2 } }),
     params: { w: param(4, 4, 3, 3), l: param(4, 3, 3, 3) },
   }),
+  overTime: () => ({
+    attrs: convolution([source({ kernel: [3, 1, 1], padding: [1, 0, 0] })], { hints: { winograd: 4, overTime: true } }),
+    params: { w: param(4, 4, 3, 1, 1) },
+  }),
   pooled: () => ({
     attrs: convolution([source({ pool: 1, prologue: { batchNorm: 'n', least: 0 } })], {
       compute: 'bf16',

@@ -552,7 +552,23 @@ describe('graph: pads', () => {
   const padding = (pitched: boolean, channelAlign: number) => ({
     ops: { octConv: { ...every, pitched }, concat: kept },
     channelAlign,
+    pitchAlign: 1,
   });
+  it('fill up whole vectors where they are few', () => {
+    const padsOf = (channels: number) => {
+      const graph = new Graph();
+      const sizes = { kernel: [1, 1, 1], stride: [1, 1, 1], padding: [0, 0, 0], dilation: [1, 1, 1], groups: 1 };
+      const conv = (x: Value, to: number, name: string) => {
+        const weight = graph.parameter(name, [to, x.shape.at(-1) as number, 1, 1]);
+        return graph.add('conv', [x], sizes, { weight }, [f32(1, 8, 8, to)])[0] as Value;
+      };
+      const inner = conv(graph.input('f32', [1, 8, 8, 4]), channels, 'a');
+      graph.outputs.push(conv(inner, 4, 'b').id);
+      return padChannels(lower(graph), { ...padding(true, 4), pitchAlign: 32 }).pads?.get(inner.id);
+    };
+    expect([231, 232, 58, 248, 249].map(padsOf)).to.deep.equal([1, undefined, undefined, undefined, 7]);
+  });
+
   const bf16 = ({ values, ...rest }: Steps): Steps => ({
     ...rest,
     values: values.map((value) => ({ ...value, dtype: 'bf16' })),
@@ -642,6 +658,28 @@ describe('graph: memory', () => {
     expect(bytesOf(false, false)).to.equal(3 * value); // input, residual and what is stored
     expect(bytesOf(false, true)).to.equal(2 * value);
     expect(bytesOf(true, true)).to.equal(3 * value);
+  });
+
+  it('never stores over a residual of another type or pitch', () => {
+    const placesOf = (residual: Steps['values'][number], pad = 0) => {
+      const branch = (input: number, value: number) => ({
+        terms: [{ sources: [{ input, weight: 'w', kernel: [1, 1, 1], groups: 1, pool: 0, upsample: false }] }],
+        y: value,
+        stores: [{ value, pool: 0 }],
+      });
+      const steps = [
+        convStep('a', [branch(0, 1)]),
+        convStep('b', [{ ...branch(0, 2), residual: 1 }]),
+        convStep('c', [branch(2, 3)]),
+      ];
+      const values = [f32(1, 1, 1, 16), residual, f32(1, 1, 1, 16), f32(1, 1, 1, 16)];
+      const pads = new Map(pad ? [[1, pad]] : []);
+      const { offsets } = planMemory({ values, steps, inputs: [0], outputs: [3], pads }, { align: 128, inPlace: true });
+      return offsets.get(1) === offsets.get(2);
+    };
+    expect(placesOf(f32(1, 1, 1, 16))).to.equal(true);
+    expect(placesOf({ dtype: 'bf16', shape: [1, 1, 1, 16] })).to.equal(false);
+    expect(placesOf(f32(1, 1, 1, 16), 16)).to.equal(false);
   });
 
   it('gives a value that nobody reads its own place while it is written', () => {
@@ -773,7 +811,7 @@ function* stagesOf(graph: Graph, seed: number): Generator<[title: string, steps:
     const choose = (given: Steps) => chooseAlgorithms(given, traits);
     const sub = (given: Steps) => subBatch(given, threads, () => bytes);
     const slice = (given: Steps) => sliceConcats(given, traits);
-    const pad = (given: Steps) => padChannels(given, { ...traits, channelAlign: pick(1, 4, 16) });
+    const pad = (given: Steps) => padChannels(given, { ...traits, channelAlign: pick(1, 4, 16), pitchAlign: 1 });
     for (const [name, pass] of Object.entries({ ...passes, types, sinkPooling, slice, pad, sub, choose })) {
       steps = pass(steps);
       yield [`${compute} after ${name}`, steps];

@@ -191,6 +191,25 @@ describe('models: structure', () => {
     }
   });
 
+  it('inputs of another rank or order are errors that name the network', async () => {
+    using video = createModel('oct-i3d-26', { width: 4, classes: 2 });
+    using images = createModel('oct-resnet-26', { width: 4, classes: 2 });
+    const message = (model: typeof video, shape: readonly number[]) =>
+      model.run(Tensor.zeros('f32', shape as never)).then(
+        () => 'none',
+        ({ message }: Error) => message,
+      );
+    const clip = 'oct-i3d-26: got [1,64,64,3], wanted clips [N,T,H,W,3]';
+    expect(await message(video, [1, 64, 64, 3])).to.equal(clip);
+    expect(await message(video, [1, 3, 8, 64, 64])).to.equal(
+      'oct-i3d-26: got [1,3,8,64,64], wanted clips [N,T,H,W,3]; this looks like [N,C,T,H,W], which toNHWC turns',
+    );
+    expect(await message(images, [1, 8, 64, 64, 3])).to.equal(
+      'oct-resnet-26: got [1,8,64,64,3], wanted images [N,H,W,3]',
+    );
+    expect(await message(images, [1, 3, 64, 64])).to.include('this looks like [N,C,H,W], which toNHWC turns');
+  });
+
   it('the cifar stem keeps the size', () => {
     const graph = record(buildNetwork('oct-resnet-26', { width: 16, stem: 'cifar' }), 32);
     expect(graph.nodes.some(({ op }) => op === 'maxPool')).to.equal(false);

@@ -230,6 +230,19 @@ describe('ops: native code trusts no plan', () => {
     expect(await pack(branches({ kernel: [1, 1, 1] }))).to.include(
       'octConv: w does not have 4 output channels and 1 taps',
     );
+    const overTime = (winograd: number) => ({ hints: { winograd, overTime: true } });
+    const w = { dtype: 'f32', shape: [4, 4, 3, 3, 1], data: new Float32Array(144) } as const;
+    const time = { kernel: [3, 3, 1], padding: [1, 1, 0] };
+    expect(await pack(branches(time, overTime(4)), w)).to.equal('nothing was refused');
+    expect(await pack(branches(time, { hints: { overTime: true } }), w)).to.include('hint overTime without winograd');
+    expect(await pack(branches({}, overTime(4)))).to.include(
+      'octConv: winograd 4 over 1 taps of time, wanted 4 over 3',
+    );
+    expect(await pack(branches(time, overTime(2)), w)).to.include('octConv: winograd 2 over 3 taps of time, wanted 4');
+    for (const wrong of [{ stride: [2, 1, 1] }, { dilation: [2, 1, 1] }, { padding: [0, 1, 0] }, { groups: 2 }])
+      expect(await pack(branches({ ...time, ...wrong }, overTime(4)), w)).to.match(
+        /winograd over time wants sources of as many taps|input channels/,
+      );
     expect(await pack(branches({ groups: 3 }))).to.include('octConv: 3 groups do not divide 4');
     expect(await pack(branches({}, { compute: 'i8' }), i8)).to.include("octConv: parameter 'w.scale' is missing");
     expect(await pack(branches({}, { compute: 'i8' }), i8, scale(new Float32Array(3)))).to.include(

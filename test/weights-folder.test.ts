@@ -254,7 +254,7 @@ describe('model folders', () => {
     using again = await loadModel(path);
     expect([again.labels, (await again.run(x)).data]).to.deep.equal([['a', 'b', 'c'], (await made.run(x)).data]);
     made.name = undefined;
-    expect(await failure(saveModel(`${path}-2`, made))).to.match(/the model has no name and input/);
+    expect(await failure(saveModel(`${path}-2`, made))).to.match(/the model has no name, wanted a registered network/);
   });
 
   it('are not written where something is wrong', async () => {

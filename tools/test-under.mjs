@@ -28,7 +28,7 @@ const worlds = {
       UBSAN_OPTIONS: 'print_stacktrace=1',
     },
     fast: ['golden', 'input', 'lifecycle', 'fuzz', 'cuda-driver', 'cuda-emulator', 'cuda-ops', ...ops],
-    oneIn: 4,
+    oneIn: 8,
   },
   ubsan: {
     sanitize: 'undefined',
@@ -42,9 +42,9 @@ const worlds = {
     runtime: 'tsan',
     env: { TSAN_OPTIONS: `${options}:exitcode=0:report_signal_unsafe=0` },
     fast: ['golden', 'lifecycle', 'cuda-driver', 'cuda-emulator', 'cuda-ops'],
-    oneIn: 4,
+    oneIn: 8,
   },
-  avx512: { emulated: true, env: { OCTCONV_ISA: 'avx512' }, fast: ['golden', 'mxnet', ...ops], oneIn: 4 },
+  avx512: { emulated: true, env: { OCTCONV_ISA: 'avx512' }, fast: ['golden', 'mxnet', ...ops], oneIn: 8 },
   // But for dot products its kernels are those of avx512.
   avx512bf16: {
     emulated: true,

@@ -95,9 +95,11 @@ async function run(network: string | undefined, options: Options): Promise<void>
   print(style('bold', hanging('', `${model.name} ${given.join(', ')}`.trim(), 2)));
   const facts = {
     input: `[${input.join(', ')}]`,
-    ...(model.input && {
-      [isClip(model.input) ? 'of a video' : 'of a picture']: describeInput(model.input),
-    }),
+    ...(model.input &&
+      size === undefined &&
+      frames === undefined && {
+        [isClip(model.input) ? 'of a video' : 'of a picture']: describeInput(model.input),
+      }),
     layers: Object.entries(layers)
       .map(([op, n]) => `${n} ${op}`)
       .join(', '),

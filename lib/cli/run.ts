@@ -27,7 +27,7 @@ export function runCommand(program: Command): void {
     .requiredOption('--input <file>', '.npy of images or clips; - is standard input')
     .requiredOption('--output <file>', '.npy of logits; - is standard output')
     .addOption(
-      new Option('--layout <order>', 'of the input, of video nthwc and ncthw')
+      new Option('--layout <order>', 'of the input; of video these are N,T,H,W,C and N,C,T,H,W')
         .choices(['nhwc', 'nchw'])
         .default('nhwc'),
     )

@@ -100,7 +100,7 @@ function winogradOf(
   const [n, t, h, w, c] = shape(branch.y);
   const fits = (form: Winograd) => fitsWinograd(branch, steps, form, traits);
   const inputs = sources.map(({ input, kernel: [, kh = 1, kw = 1] }) => ({ c: shape(input)[4], taps: kh * kw }));
-  // Along T a tile has 4 frames: of 3 it takes as many products as direct convolution of 2.
+  // A tile along T has 4 frames (of i8 with 5 taps 2): fewer than 3 are no faster.
   if (Math.min(c, Math.max(...inputs.map(({ c, taps }) => c * taps))) >= 16 && t >= 3 && fits('overTime'))
     return 'overTime';
   if (Math.min(c, Math.max(...inputs.map(({ c }) => c))) < 16) return undefined;
@@ -108,8 +108,8 @@ function winogradOf(
   // Sub-batches (subbatch.ts) depend on the threads, what is computed must not: only small maps count all images.
   const images = h * w <= 64 ? n : 1;
   const tiles = (size: number) => images * t * Math.ceil(h / coarse / size) * Math.ceil(w / coarse / size);
-  // Weights of tens of megabytes want more tiles: of 512 to 512 channels, 36 or 16 MiB, on 4 frames of 7 px 3.8 / 6.2
-  // ms, but so Oct-I3D-50 takes 315 MiB for a clip instead of 376.
+  // Large weights want more than 16 tiles: those of 512 to 512 channels are 36 MiB, or 16. On 4 frames of 7 px F(4x4)
+  // takes 3.8 ms and F(2x2) 6.2, but so a clip of Oct-I3D-50 takes 311 MiB instead of 373.
   const products = c * inputs.reduce((sum, { c }) => sum + c, 0);
   if (tiles(4) >= (products * 36 * 4 > largeWeights ? 17 : 8) && fits(4)) return 4;
   return tiles(2) >= 4 && fits(2) ? 2 : undefined;

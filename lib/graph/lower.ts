@@ -133,7 +133,7 @@ export interface Steps {
   readonly observed?: readonly number[];
 }
 
-/** The values that no pass may change. */
+/** Inputs, outputs and observed values: no pass removes them or gives them another type. */
 export const seenValues = ({ inputs, outputs, observed = [] }: Steps): number[] => [...inputs, ...outputs, ...observed];
 
 /**

@@ -1,6 +1,6 @@
 /** Where each value lies: one arena whose pieces are used again as soon as their last reader is done. */
 import { bytesPerElement } from '../dtype.js';
-import { bytesOf } from '../tensor.js';
+import { aligned, bytesOf } from '../tensor.js';
 import type { Work } from '../turns.js';
 import type { Traits } from '../targets.js';
 import { sourcesOf, type Steps } from './lower.js';
@@ -13,8 +13,6 @@ export interface MemoryPlan {
   readonly offsets: ReadonlyMap<number, number>;
   readonly bytes: number;
 }
-
-export const aligned = (bytes: number, align: number): number => Math.ceil(bytes / align) * align;
 
 interface Life {
   readonly id: number;
@@ -87,6 +85,9 @@ function replaceResiduals(given: Steps, lives: Map<number, Life>, whole: Readonl
   const replaced = new Map<number, number>();
   const wide = new Set([...(given.slices ?? [])].map(([, { of }]) => of));
   const alone = (id: number) => !whole.has(id) && !wide.has(id) && !given.slices?.has(id);
+  // What is stored takes the bytes of what is added, element by element.
+  const alike = (a: number, b: number) =>
+    given.values[a]?.dtype === given.values[b]?.dtype && pitchOf(given, a) === pitchOf(given, b);
   for (const [at, { branches = [] }] of given.steps.entries()) {
     const reads = branches.flatMap((branch) => [
       ...sourcesOf(branch).map(({ input }) => input),
@@ -99,7 +100,7 @@ function replaceResiduals(given: Steps, lives: Map<number, Life>, whole: Readonl
       const store = stores.find(({ pool, mean }) => pool === 0 && !mean)?.value ?? -1;
       const made = lives.get(store);
       const once = reads.filter((id) => id === residual).length === 1;
-      if (!old || !made || old.to !== at || old.bytes !== made.bytes || !once || !alone(residual) || !alone(store))
+      if (!old || !made || old.to !== at || !once || !alone(residual) || !alone(store) || !alike(residual, store))
         continue;
       old.to = made.to;
       lives.delete(store);

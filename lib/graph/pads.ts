@@ -4,18 +4,24 @@
  */
 import { bytesPerElement } from '../dtype.js';
 import type { Traits } from '../targets.js';
+import { aligned } from '../tensor.js';
 import type { Steps } from './lower.js';
 import { fixedValues, sliceOf } from './slices.js';
 
 /** Pads what pitched kernels alone write and read. What the caller sees has no pads. */
-export function padChannels(given: Steps, { ops, channelAlign }: Pick<Traits, 'ops' | 'channelAlign'>): Steps {
+export function padChannels(
+  given: Steps,
+  { ops, channelAlign, pitchAlign }: Pick<Traits, 'ops' | 'channelAlign' | 'pitchAlign'>,
+): Steps {
   const fixed = fixedValues(given, ops);
   const pads = new Map<number, number>();
   for (const id of given.steps.flatMap(({ outputs }) => outputs).filter((id) => !fixed.has(id))) {
     const { of } = sliceOf(given, id);
     const size = bytesPerElement[given.values[of]?.dtype ?? 'f32'];
-    const rest = (channelsOf(given, of) * size) % channelAlign;
-    if (rest) pads.set(of, (channelAlign - rest) / size);
+    const bytes = channelsOf(given, of) * size;
+    const wide = aligned(bytes, Math.max(channelAlign, pitchAlign)) - bytes;
+    const pad = wide * 32 <= bytes ? wide : aligned(bytes, channelAlign) - bytes;
+    if (pad) pads.set(of, pad / size);
   }
   return { ...given, pads };
 }

@@ -73,10 +73,11 @@ class OctNonLocalBottleneck extends OctBottleneck {
   }
 }
 
-/** Whether a non-local block is behind a block: behind every second one of layer2 and layer3, of 101 every seventh. */
-const isNonLocal = (blocks: readonly number[], layer: number, index: number): boolean =>
-  (layer === 2 || layer === 3) &&
-  index % ((blocks[layer - 1] ?? 0) > 6 ? 7 : 2) === ((blocks[layer - 1] ?? 0) > 6 ? 6 : 1);
+/** Whether a non-local block is behind a block: in layer2 and layer3 behind every second one, of 23 every seventh. */
+function isNonLocal(blocks: readonly number[], layer: number, index: number): boolean {
+  const every = blocks[layer - 1] === 23 ? 7 : 2;
+  return (layer === 2 || layer === 3) && index % every === every - 1;
+}
 
 const depths = {
   '26': bottleneck['resnet-26'],
@@ -93,12 +94,14 @@ const plainNames = (['c2d', 'i3d'] as const).flatMap((kind) =>
 );
 const names = withOctave(plainNames);
 
-/** Taps over time of each conv1: of I3D 3 in all of layer1, in every second block of the others. */
+/** Taps over time of the conv1 of I3D, again and again in the blocks of layer1 to layer4. */
+const taps = [[3], [3, 1], [3, 1], [1, 3]];
+
 function usualKernels(name: Name): number[][] {
-  const time = (layer: number, index: number) => layer === 0 || (index % 2 === 0) === layer < 3;
-  return blocksOf(name).map((count, layer) =>
-    Array.from({ length: count }, (_, i) => (isI3d(name) && time(layer, i) ? 3 : 1)),
-  );
+  return blocksOf(name).map((count, layer) => {
+    const some = isI3d(name) ? (taps[layer] ?? []) : [1];
+    return Array.from({ length: count }, (_, i) => some[i % some.length] ?? 1);
+  });
 }
 
 export const i3ds: Family<(typeof names)[number]> = {
@@ -106,11 +109,11 @@ export const i3ds: Family<(typeof names)[number]> = {
 
   options(name) {
     const { plain, octave } = splitName<Name>(name);
-    const { alpha, width, channels } = commonOptions(octave);
+    const { alpha, width, classes, channels } = commonOptions(octave);
     return {
       alpha,
       width,
-      classes: { ...commonOptions(octave).classes, usual: 400 },
+      classes: { ...classes, usual: 400 },
       channels,
       nonLocal: flag,
       temporalKernels: temporalKernelsOption(usualKernels(plain)),

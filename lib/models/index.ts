@@ -68,12 +68,29 @@ export interface InputSize {
  */
 export function inputShape({ name, options = {}, input }: Described, given: InputSize = {}): Shape {
   // Where there is no input of so many channels, of the size of one of 3.
-  const usual = input ?? (name === undefined ? undefined : defaultInputOf(name, { ...options, channels: 3 }));
+  const usualOf = (known: string) =>
+    familyOf(known).defaultInput(known, { ...resolveNetworkOptions(known, options), channels: 3 });
+  const usual = input ?? (name === undefined ? undefined : usualOf(name));
   const { height, width, frames } = usual ?? defaultInput(options.stem);
   if (frames === undefined && given.frames !== undefined)
     throw new OctconvError(`${name ?? 'network'}: ${given.frames} frames, wanted none: its input is an image`);
   const time = frames === undefined ? [] : [given.frames ?? frames];
   return [1, ...time, given.height ?? height, given.width ?? width, options.channels ?? channelCount(usual ?? {})];
+}
+
+/** @throws OctconvError for an input of another rank, or with its channels in another place, than a registered network has. */
+export function checkInput({ name, options = {} }: Described, shape: Shape): void {
+  if (name === undefined || !families.some(({ names }) => names.includes(name))) return;
+  const wanted = inputShape({ name, options });
+  const channels = wanted.at(-1);
+  const [ours, theirs] =
+    wanted.length === 5 ? [`clips [N,T,H,W,${channels}]`, '[N,C,T,H,W]'] : [`images [N,H,W,${channels}]`, '[N,C,H,W]'];
+  const fits = shape.length === wanted.length;
+  const turned = fits && shape.at(-1) !== channels && shape[1] === channels;
+  if (!fits || turned)
+    throw new OctconvError(
+      `${name}: got [${shape}], wanted ${ours}${turned ? `; this looks like ${theirs}, which toNHWC turns` : ''}`,
+    );
 }
 
 interface Described {

@@ -6,7 +6,7 @@ export interface NetworkOptions {
   readonly alpha?: number | undefined;
   /** Channels of the stem; default 64. */
   readonly width?: number | undefined;
-  /** Default 1000. */
+  /** Default 1000, of video networks 400. */
   readonly classes?: number | undefined;
   /** `imagenet` (default): 7x7 stride 2 and 3x3 max-pool stride 2. `cifar`: 3x3 stride 1, no max-pool. */
   readonly stem?: 'imagenet' | 'cifar' | undefined;

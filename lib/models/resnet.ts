@@ -164,7 +164,7 @@ export interface Layout<F> {
   /** Max-pools, behind the stem and behind layer1. */
   readonly pools: readonly (PoolOptions | undefined)[];
   readonly blocks: readonly number[];
-  /** A block gives so many times as many channels as its 3x3 has. */
+  /** Output channels of a block, divided by the channels of its 3x3. */
   readonly expansion: number;
   block(place: Place, layer: number, index: number): Module<F, F>;
 }

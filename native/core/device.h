@@ -29,6 +29,7 @@ struct Traits {
   int threads = 0;          // that a run has unless told otherwise
   size_t align = 64;        // of values in the arena, in bytes
   size_t channelAlign = 1;  // zeros behind the channels of a pixel fill them up to multiples, in bytes
+  size_t pitchAlign = 1;    // the same where these zeros are at most a 32nd of them
   Fuses fuses = Fuses::nothing;
   int mostPooled = 2;       // how often P is applied to what a convolution stores, at most
   bool subBatches = false;  // goes over a batch some images at a time

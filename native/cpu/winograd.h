@@ -22,17 +22,18 @@ inline constexpr int64_t winogradChannels(int64_t outputs) {
 
 // The same along T alone, F(4, 3), F(2, 5) and F(4, 5): a tile takes 6 products instead of 12 or 10, or 8 instead
 // of 20. F(4, 5) has the points 1/2 and -1/2 too, and errs 2.3 times as much as direct convolution (measured in f32).
-// Of integers the others are exact: sums are 24 times what they should be. So many products of u8 and i8 may be summed
-// up.
+// F(4, 3) and F(2, 5) are exact in integers: sums are 24 times as large, and 8 times what is left must fit into 32
+// bits, which bounds how many products of u8 and i8 are summed up.
 inline constexpr int64_t overTimeProducts = (int64_t{1} << 28) / (255 * 128);
 
 struct OverTimeInput {
-  DType dtype;            // f32, bf16 or u8
-  int positions;          // 6 or 8
-  const char* planes[8];  // by position: an input's elements, or of one outside some elements of zero
-  ptrdiff_t steps[8];     // 1, or 0 outside
-  int64_t count;          // of elements
-  char* to;               // f32, of u8 i16: elements of position 0; `positionStride` bytes to those of the next one
+  DType dtype;    // f32, bf16 or u8
+  int positions;  // 6 or 8
+  const char*
+      planes[8];       // by position: an input's elements; outside of the clip some elements that hold the zero point
+  ptrdiff_t steps[8];  // 1, or 0 outside
+  int64_t count;       // of elements
+  char* to;            // f32, of u8 i16: elements of position 0; `positionStride` bytes to those of the next one
   ptrdiff_t positionStride;
 };
 

@@ -374,7 +374,7 @@ Made make(const PlacedNode& placed) {
   args.queries = intOf(positions(q), "queries"), args.keys = intOf(positions(k), "keys");
   args.depth = intOf(roundUp(q.c * bytes, 16), "bytes of channels");
   args.columns = placed.gpu.capability < 80 || v.c <= 128 ? 128 : 256;  // wide ones leave sm_75 too few registers
-  args.queryTiles = static_cast<int>((args.queries + attentionQueries - 1) / attentionQueries);
+  args.queryTiles = intOf((positions(q) + attentionQueries - 1) / attentionQueries, "blocks of queries");
   args.slices = static_cast<int>((v.c + args.columns - 1) / args.columns);
   args.scale = static_cast<float>(placed.node.attrs["scale"].number() * 1.4426950408889634);
   const int blocks = intOf(product(q.n, args.queryTiles, args.slices), "blocks");

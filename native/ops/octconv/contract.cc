@@ -135,6 +135,7 @@ static Branch branchOf(const Attr& b) {
   Branch branch{{}, {}, {}, {}, computeOf(b), 0, false};
   if (b.has("hints"))
     branch.winograd = b["hints"].integer("winograd", 0), branch.overTime = b["hints"].flag("overTime");
+  if (branch.overTime && !branch.winograd) fail("octConv: the hint overTime without winograd");
   if (b.has("gated")) {
     if (!b["terms"].list().empty() || branch.compute != Compute::f32 || branch.winograd)
       fail("octConv: a branch with a gate has no terms and computes in f32");

@@ -376,8 +376,8 @@ Block blockAt(const BranchPlan& b, int64_t task) {
 Window preparedOf(const BranchPlan& b, const Node& node, const Sum& sum, const TileSource& source, const Block& block) {
   Window rows = windowOf(source, sum.points, pointsOf(b, sum, block));
   if (!b.spec.overTime) return rows;
-  const Window time = timeOf(b, node.in(source.conv.input), block);
-  rows.plane = time.plane, rows.planeEnd = time.planeEnd;
+  const Range time = timeOf(b, node.in(source.conv.input), block);
+  rows.plane = time.begin, rows.planeEnd = time.end;
   return rows;
 }
 
@@ -424,10 +424,10 @@ Cost costOf(const BranchPlan& b) {
   if (b.spec.gated) return {y.c * 4, 0, gateFlops * static_cast<double>(y.elements()), false};
   for (const Sum* sum : {&b.main, &b.low})
     for (const TileSource& s : sum->sources) {
-      // A product is that of a tile's point, of which one over time has as many as positions.
+      // Along T each point of the grid is multiplied once per position of its tile.
       const int64_t products = y.c * (s.shape.c / s.conv.groups) * s.conv.taps(),
-                    again = b.spec.overTime ? positionsOf(b.spec) : 1,
-                    tilesOfTime = b.spec.overTime ? y.n * ((y.t + b.spec.winograd - 1) / b.spec.winograd) : 1;
+                    positions = b.spec.overTime ? positionsOf(b.spec) : 1,
+                    timeTiles = b.spec.overTime ? y.n * ((y.t + b.spec.winograd - 1) / b.spec.winograd) : 1;
       int64_t inputBytes = s.shape.c * bytes * s.conv.stride.h * s.conv.stride.w;
       // Transformed inputs and sums of Winograd's tiles stay in the cache together.
       if (b.spec.winograd) {
@@ -436,14 +436,15 @@ Cost costOf(const BranchPlan& b) {
         inputBytes = positionsOf(b.spec) * each / outputsOf(b.spec);
       }
       cost.inputBytes += inputBytes / (s.conv.upsample ? 4 : 1);
-      cost.weightBytes += again * products * packedInputBytes(b.spec);
-      cost.flops += 2. * static_cast<double>(again * tilesOfTime * sum->points.pixels() * products);
+      cost.weightBytes += positions * products * packedInputBytes(b.spec);
+      cost.flops += 2. * static_cast<double>(positions * timeTiles * sum->points.pixels() * products);
       cost.prepares = cost.prepares || s.prepared;
     }
   return cost;
 }
 
-// A block whose convolutions have taps over time has as many frames of the same rows: each input is read for all taps.
+// A block whose convolutions have taps over time covers the same rows of up to so many frames: an input is read once
+// for all taps.
 constexpr int64_t mostFrames = 8;
 
 // Cuts a branch into blocks of about so many pixels. Row pairs that share a low row or a pooled row stay together, as

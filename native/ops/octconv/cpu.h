@@ -156,12 +156,11 @@ struct Block : Window {
 // Pixels of a block that lie one behind the other: those of a plane, or all if it has whole planes.
 struct Stretch {
   int64_t count, pixels;  // how many stretches, and pixels of each
-  int64_t step;           // planes from one to the next
 };
 inline Stretch stretchesOf(const Shape& y, const Window& w) {
-  const int64_t pixels = w.rows() * y.w;
-  if (w.planes() == 1 || w.rowEnd - w.row == y.h) return {1, pixels, w.planes()};
-  return {w.planes(), pixels / w.planes(), 1};
+  const bool whole = w.planes() == 1 || w.rowEnd - w.row == y.h;
+  const int64_t count = whole ? 1 : w.planes();
+  return {count, w.rows() * y.w / count};
 }
 
 // The part of P^k(y) that a window of y goes into.
@@ -254,7 +253,7 @@ void checkOverTime(const Branch& branch);
 // A convolution as the one of a position, which has no time.
 Source atPosition(const Source& source);
 // The planes of an input x that a block reads.
-Window timeOf(const BranchPlan& b, const Shape& x, const Window& block);
+Range timeOf(const BranchPlan& b, const Shape& x, const Window& block);
 size_t overTimeScratch(const BranchPlan& b);
 void runOverTime(const Node& node, const BranchPlan& b, const Block& block, const Run& run, char* memory,
                  const Destination& out);

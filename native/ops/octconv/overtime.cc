@@ -59,22 +59,22 @@ Transformed transformInput(const BranchPlan& b, const Node& node, const TileSour
   const Source& s = source.conv;
   const TensorType& x = node.inputs[s.input];
   const DType dtype = operandType(b.spec.compute);
-  const Window time = timeOf(b, x.shape, block);
+  const Range time = timeOf(b, x.shape, block);
   const auto bytes = static_cast<int64_t>(bytesOf(dtype));
   const int64_t pixels = rows.rows() * source.shape.w, channels = source.shape.c, each = packedInputBytes(b.spec);
-  // Where the rows of a frame of the image lie.
+  // Where the rows of a frame of the clip lie.
   const auto frame = [&](int64_t plane) {
-    if (source.prepared) return memory + source.prepared->copy + (plane - time.plane) * pixels * channels * bytes;
+    if (source.prepared) return memory + source.prepared->copy + (plane - time.begin) * pixels * channels * bytes;
     return run.in<char>(s.input) + (plane * x.shape.h + rows.row) * x.shape.w * x.pitch() * bytes;
   };
   alignas(64) char outside[128];
   std::fill_n(outside, sizeof(outside), static_cast<char>(dtype == DType::u8 ? s.zero : 0));
   const int64_t stride = (pixels + 1) * channels * each;
   OverTimeInput input{dtype, static_cast<int>(positionsOf(b.spec)), {}, {}, 0, to, stride};
-  const int64_t first = block.plane % x.shape.t - paddingOf(b), image = block.plane / x.shape.t * x.shape.t;
+  const int64_t first = block.plane % x.shape.t - paddingOf(b), clip = block.plane / x.shape.t * x.shape.t;
   for (int64_t p = 0; p < input.positions; p++) {
     input.steps[p] = first + p >= 0 && first + p < x.shape.t;
-    input.planes[p] = input.steps[p] ? frame(image + first + p) : outside;
+    input.planes[p] = input.steps[p] ? frame(clip + first + p) : outside;
   }
   const auto transform = OCTCONV_PICK(overTimeInput);
   // Pixels that lie one behind the other are taken at once.
@@ -112,10 +112,10 @@ Source atPosition(const Source& source) {
   return position;
 }
 
-Window timeOf(const BranchPlan& b, const Shape& x, const Window& block) {
-  const int64_t image = block.plane / x.t * x.t, first = block.plane % x.t - paddingOf(b);
-  const auto inside = [&](int64_t t) { return image + std::clamp<int64_t>(t, 0, x.t); };
-  return {inside(first), inside(first + positionsOf(b.spec)), 0, 0};
+Range timeOf(const BranchPlan& b, const Shape& x, const Window& block) {
+  const int64_t clip = block.plane / x.t * x.t, first = block.plane % x.t - paddingOf(b);
+  const auto inside = [&](int64_t t) { return clip + std::clamp<int64_t>(t, 0, x.t); };
+  return {inside(first), inside(first + positionsOf(b.spec))};
 }
 
 size_t overTimeScratch(const BranchPlan& b) { return piecesOf(b).size; }
@@ -127,21 +127,22 @@ void runOverTime(const Node& node, const BranchPlan& b, const Block& block, cons
   const int64_t positions = positionsOf(b.spec), width = widthOf(b, block.panelBegin, block.panelEnd);
   char* const sums = memory + pieces.sums;
 
-  std::map<const TileSource*, Transformed> inputs;
-  size_t next = 0;
+  std::vector<Transformed> inputs;  // main sources, then low ones
   for (const Sum* sum : {&b.main, &b.low})
     for (const TileSource& source : sum->sources) {
       const Window rows = windowOf(source, sum->points, pointsOf(b, *sum, block));
-      inputs[&source] = transformInput(b, node, source, rows, block, run, memory, memory + pieces.inputs[next++]);
+      char* const to = memory + pieces.inputs[inputs.size()];
+      inputs.push_back(transformInput(b, node, source, rows, block, run, memory, to));
     }
 
   const char* packed = b.packed->memory.data();
   const int64_t mainBytes = b.packed->mainWords / positions * b.packed->widths * 4,
                 lowBytes = b.packed->lowWords / positions * b.packed->widths * 4;
   for (int64_t p = 0; p < positions; p++) {
+    const Transformed* next = inputs.data();
     for (const auto& [sum, to] : {std::pair{&b.main, pointers.main}, std::pair{&b.low, pointers.low}})
-      pointTo(*sum, packedInputBytes(b.spec), pointsOf(b, *sum, block), to, [&](const TileSource& source) {
-        const auto& [held, stride] = inputs.at(&source);
+      pointTo(*sum, packedInputBytes(b.spec), pointsOf(b, *sum, block), to, [&](const TileSource&) {
+        const auto& [held, stride] = *next++;
         return Held{held.memory + p * stride, held.window, held.zeros + p * stride};
       });
     Tile tile{};
