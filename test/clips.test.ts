@@ -479,9 +479,11 @@ describe('clips: which frames, which part of them', () => {
       [3e9 - 0.5, 3e9 + 0.5, [3, 3, 4, 4]],
       [3e9, 3e9 + 1, [4, 4, 4, 4]],
     ]);
-    expect(await windows(even(25, 25), { window: 0.8 })).to.deep.equal([
+    // Half a window that is left is one more, less is none.
+    expect(await windows(even(25, 25), { window: 0.8 })).to.deep.equal([[0, 0.8, [0, 5, 10, 15]]]);
+    expect(await windows(even(30, 25), { window: 0.8 })).to.deep.equal([
       [0, 0.8, [0, 5, 10, 15]],
-      [0.8, 1, [20, 24, 24, 24]],
+      [0.8, 1.2, [20, 25, 29, 29]],
     ]);
   });
 });
