@@ -358,7 +358,7 @@ export async function* windowsOf(
   yield* show(shown, at, end, true);
   const last = open[0];
   const rest = (window === undefined ? count : end) - Math.max(reached, last?.begin ?? 0);
-  if (!last || rest < epsilon || (last.begin > origin && rest < span / 2)) return;
+  if (!last || rest < epsilon || (last.begin > origin && rest < span / 2 - epsilon)) return;
   const still = await resizer.resize(shown);
   while (last.frames.length < input.frames) last.frames.push(still);
   yield await complete(last, end);
