@@ -83,7 +83,7 @@ export type { Device, Launch, StepInfo } from './native.js';
 export type { OpTraits, Traits } from './targets.js';
 export { Octave, type Paths, type Settled, splitChannels } from './octave.js';
 export * as ops from './ops.js';
-export { type Plan, type PlanOptions, runGraph, type RunOptions } from './plan.js';
+export { type Plan, type PlanOptions, runGraph, type RunOptions, type TimedRunOptions } from './plan.js';
 export { type Batches, quantize, type QuantizeOptions, type Weights } from './quantize.js';
 export { Replicas, replicate } from './replicas.js';
 export { saveModel } from './save.js';

@@ -39,7 +39,7 @@ export interface RunOptions {
 
 export const runOptions = { signal: true } satisfies Known<RunOptions>;
 
-interface TimedRunOptions extends RunOptions {
+export interface TimedRunOptions extends RunOptions {
   /** Takes the time of each step, or if it has one element, of all of them together. */
   readonly stepMilliseconds?: Float32Array | undefined;
 }

@@ -118,7 +118,9 @@ describe('input channels', function () {
   it('that no picture has: everything but pictures', async () => {
     using made = createModel('resnet-18', { ...small, channels: 4 });
     expect(made.input).to.equal(undefined);
-    expect(await failure(made.classify(inFolder('data/odd/grey.png')))).to.match(/^classify: the model does not say/);
+    expect(await failure(made.classify(inFolder('data/odd/grey.png')))).to.match(
+      /^classify: the model has no preprocessing/,
+    );
     expect(await failure(saveModel(inFolder('four'), made))).to.match(
       /the model has no input, wanted a registered network/,
     );
