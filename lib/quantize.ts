@@ -13,7 +13,7 @@ import { type Network, record } from './model.js';
 import type { NativeHistogram } from './native.js';
 import { checkOptions, type Known } from './options.js';
 import { PackedWeights, Plan, type PlanOptions, type RunOptions, runOptions, threadsOf } from './plan.js';
-import { elementCount, type Tensor } from './tensor.js';
+import { elementCount, Tensor } from './tensor.js';
 import { checkSource, checkWeights } from './weights/check.js';
 import { toFloats } from './weights/floats.js';
 import { type MemoryTensor, memoryWeights } from './weights/memory.js';
@@ -130,6 +130,8 @@ async function observe(
   let inputs = 0;
   try {
     for await (const x of batches) {
+      if (!(x instanceof Tensor))
+        throw new OctconvError(`quantize: input ${inputs}: got ${kindOf(x)}, wanted a Tensor`);
       ({ shape } = x);
       const [n = 1] = shape;
       const key = shape.join();

@@ -355,6 +355,7 @@ describe('quantize', () => {
     const q = await quantize(network, weights, [x]);
     await rejects(quantize(network, q, [x]), /^seed 0: quantized already$/);
     await rejects(quantize(network, weights, []), /^quantize: no inputs/);
+    await rejects(quantize(network, weights, [1] as never), /^quantize: input 0: got a number, wanted a Tensor/);
     const nan = image([1, 2, 2, 2], [1, Number.NaN]);
     await rejects(quantize(network, weights, [nan]), /^quantize: .*'a\.0\.weight'.* finite$/);
     await rejects(quantize(network, weights, [image([1, 2, 2, 2], [1, Infinity])]), /finite$/);

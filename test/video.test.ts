@@ -264,6 +264,20 @@ describe('video: frames by ffmpeg', () => {
     expect(left).to.equal(119);
   });
 
+  it('by a program that writes something else without end: an error', async () => {
+    const { OCTCONV_FFMPEG } = process.env;
+    const program = at('endless');
+    writeFileSync(program, "#!/bin/sh\nprintf 'nut/multimedia container\\0'\nexec cat /dev/zero\n", { mode: 0o755 });
+    encode(at('a.mkv'), numbered(1));
+    try {
+      process.env.OCTCONV_FFMPEG = program;
+      expect(await failure(read(at('a.mkv')))).to.match(/a\.mkv: /);
+    } finally {
+      if (OCTCONV_FFMPEG === undefined) delete process.env.OCTCONV_FFMPEG;
+      else process.env.OCTCONV_FFMPEG = OCTCONV_FFMPEG;
+    }
+  });
+
   it('without ffmpeg: how to install it', async () => {
     const { OCTCONV_FFMPEG, PATH } = process.env;
     encode(at('a.mkv'), numbered(1));

@@ -108,7 +108,13 @@ export async function* decodeVideo(
   } catch (error) {
     if (error instanceof SourceError) throw error;
     if (why) throw why.error;
-    throw await failed(error);
+    (child.stdout as Readable).destroy(); // what nobody reads any more would hold it up
+    const timer = setTimeout(() => end(child), 1000);
+    try {
+      throw await failed(error);
+    } finally {
+      clearTimeout(timer);
+    }
   } finally {
     forget();
     end(child);
