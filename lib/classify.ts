@@ -97,8 +97,9 @@ export async function* classify(
       for await (const [video] of loadEach(taken, { batch: 1, failed, signal }, { batch: 1, workers: 1 }, load)) {
         if (!video) continue;
         const { value, ...source } = video;
-        const { mean, milliseconds } = await classifyViews(model, input, value, source.file, { batch, signal });
-        yield { ...source, top: likeliest(mean, top, model.labels), milliseconds, frames: value.frames };
+        using views = value;
+        const { mean, milliseconds } = await classifyViews(model, input, views, source.file, { batch, signal });
+        yield { ...source, top: likeliest(mean, top, model.labels), milliseconds, frames: views.frames };
       }
       return;
     }

@@ -7,7 +7,7 @@ import { type Classified, classifyAll, type ClassifyOptions } from './classify.j
 import { checkCompute, Compiled, compileOptions, type CompileOptions } from './compile.js';
 import { type Target, targetOf } from './devices.js';
 import { OctconvError, show } from './error.js';
-import { type ComputeType, Graph, kindOf, type Parameter, type Value } from './graph/graph.js';
+import { type ComputeType, Graph, kindOf, type Parameter, type TensorType, type Value } from './graph/graph.js';
 import type { DType } from './dtype.js';
 import type { InputConfig } from './input/preprocess.js';
 import type { VideoSource } from './input/video.js';
@@ -239,7 +239,6 @@ export class Model<Y = Value<'f32', Shape>, X extends readonly Value[] = [x: Val
   /** The plan for such inputs, in use until `#done`. */
   #take(inputs: readonly InputSpec[]): KeptPlan<X, Y> {
     const types = typesOf('model: forward', inputs);
-    if (types[0]) checkInput(this, types[0].shape);
     const key = types.map(({ dtype, shape }) => `${dtype}[${shape}]`).join();
     const known = this.#plans.get(key);
     const kept = known && !known.compiled?.plan.disposed ? known : this.#compile(key, types);
@@ -276,7 +275,8 @@ export class Model<Y = Value<'f32', Shape>, X extends readonly Value[] = [x: Val
     }
   }
 
-  #compile(key: string, inputs: readonly InputSpec[]): KeptPlan<X, Y> {
+  #compile(key: string, inputs: readonly TensorType[]): KeptPlan<X, Y> {
+    if (inputs[0]) checkInput(this, inputs[0].shape);
     const compile = async () => {
       const { graph, arrange } = await inTurns(this.#record(inputs));
       return new Compiled<X, Y>(await Plan.compile(graph, this.#weights, this.#running), arrange);

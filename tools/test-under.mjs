@@ -44,7 +44,7 @@ const worlds = {
     fast: ['golden', 'lifecycle', 'cuda-driver', 'cuda-emulator', 'cuda-ops'],
     oneIn: 8,
   },
-  avx512: { emulated: true, env: { OCTCONV_ISA: 'avx512' }, fast: ['golden', 'mxnet', ...ops], oneIn: 8 },
+  avx512: { emulated: true, env: { OCTCONV_ISA: 'avx512' }, fast: ['golden', 'mxnet', ...ops], oneIn: 4 },
   // But for dot products its kernels are those of avx512.
   avx512bf16: {
     emulated: true,

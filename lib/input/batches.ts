@@ -91,7 +91,10 @@ function pictureLoader(input: InputConfig, { device, ...options }: BatchOptions)
 
 function clipLoader(input: ClipConfig, options: ClipOptions): Load<Float32Array> {
   const load = videoLoader(input, options, { clips: 1, crops: 1 });
-  return async (...source) => (await load(...source)).view(0);
+  return async (...source) => {
+    using views = await load(...source);
+    return await views.view(0);
+  };
 }
 
 /** Loads the views of a video. */

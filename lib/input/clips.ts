@@ -1,10 +1,11 @@
 /** From the frames of a video to what a video network sees: which frames, which part of them, normalised. */
 import { compile } from '../compile.js';
 import { OctconvError, show, SourceError } from '../error.js';
-import { Graph } from '../graph/graph.js';
+import type { DType } from '../dtype.js';
+import type { Value } from '../graph/graph.js';
 import type { Known } from '../options.js';
-import { type PlanOptions, runGraph } from '../plan.js';
-import { tensor } from '../tensor.js';
+import type { PlanOptions } from '../plan.js';
+import { type Shape, type Spatial, tensor } from '../tensor.js';
 import type { Frame, Picture } from './image.js';
 import {
   bytesOf,
@@ -15,6 +16,7 @@ import {
   reorder,
   resized,
   resizeGeometry,
+  roundToEven,
   stack,
 } from './preprocess.js';
 import type { Video } from './video.js';
@@ -71,11 +73,6 @@ export function sampleClips(
   );
 }
 
-function roundToEven(x: number): number {
-  const low = Math.floor(x);
-  return x - low === 0.5 ? low + (low % 2) : Math.round(x);
-}
-
 interface Crop {
   readonly top: number;
   readonly left: number;
@@ -112,45 +109,57 @@ export function cropsOf({ height, width, crop }: Geometry, crops: 1 | 3 | 10): C
   return crops === 10 ? [...once, ...once.map((place) => ({ ...place, mirrored: true }))] : once;
 }
 
-const compileResize = (
-  [height, width]: readonly [number, number],
-  to: Parameters<typeof resized>[1],
-  input: InputConfig,
+/** Bytes [N, ...] through a function, compiled once. */
+const compileBytes = (
+  shape: Spatial,
+  f: (x: Value<'u8', Spatial>) => Value<DType, Shape>,
   { device, threads }: PlanOptions,
-) =>
-  compile((x) => resized(x, to, input), [{ dtype: 'u8', shape: [1, height, width, 3] }] as const, { device, threads });
+) => compile(f, [{ dtype: 'u8', shape }] as const, { device, threads });
+type BytesPlan = Awaited<ReturnType<typeof compileBytes>>;
 
-/** Resizes frames of one size by one plan, to what all crops of them have together. */
-class Resizer implements Disposable {
+/** Makes clips of frames: frames of one size are resized by one plan, clips normalised by another. */
+class Preprocessor implements Disposable {
   #size: readonly [number, number] = [0, 0];
-  #plan: Awaited<ReturnType<typeof compileResize>> | undefined;
+  #resize: BytesPlan | undefined;
+  #normalize: BytesPlan | undefined;
 
   constructor(
-    readonly input: InputConfig,
+    readonly input: ClipConfig,
     readonly crops: 1 | 3 | 10,
     readonly options: PlanOptions,
   ) {}
 
+  /** A frame, as much of it as all crops have together. */
   async resize(frame: Picture): Promise<Resized> {
     const { height, width } = frame;
     const geometry = resizeGeometry(height, width, this.input);
-    if (!this.#plan || this.#size[0] !== height || this.#size[1] !== width) {
+    if (!this.#resize || this.#size[0] !== height || this.#size[1] !== width) {
       const whole = { height: geometry.height, width: geometry.width };
-      this.dispose();
+      const to = this.crops === 1 ? geometry : whole;
+      this.#resize?.dispose();
       this.#size = [height, width];
-      this.#plan = await compileResize(this.#size, this.crops === 1 ? geometry : whole, this.input, this.options);
+      this.#resize = await compileBytes([1, height, width, 3], (x) => resized(x, to, this.input), this.options);
     }
-    const { data } = await this.#plan.run(bytesOf(frame, this.input));
-    return { data, width: geometry.width, crops: cropsOf(geometry, this.crops) };
+    const { data } = await this.#resize.run(bytesOf(frame, this.input));
+    return { data: data as Uint8Array, width: geometry.width, crops: cropsOf(geometry, this.crops) };
   }
 
-  dispose(): void {
-    this.#plan?.dispose();
-    this.#plan = undefined;
+  /** One crop of the frames of a clip, [frames, height, width, channels], normalised. */
+  async clip(frames: readonly Resized[], crop: number): Promise<Float32Array> {
+    const { input } = this;
+    const { height, width } = input;
+    const size = height * width * 3;
+    const bytes = new Uint8Array(frames.length * size);
+    for (const [i, frame] of frames.entries()) cut(frame, crop, input, bytes.subarray(i * size, (i + 1) * size));
+    const shape = [1, frames.length, height, width, 3] as const;
+    this.#normalize ??= await compileBytes(shape, (x) => normalized(x, input), this.options);
+    const { data } = await this.#normalize.run(tensor('u8', shape, bytes));
+    return reorder(data as Float32Array, input);
   }
 
   [Symbol.dispose](): void {
-    this.dispose();
+    this.#resize?.dispose();
+    this.#normalize?.dispose();
   }
 }
 
@@ -159,24 +168,6 @@ interface Resized {
   readonly data: Uint8Array;
   readonly width: number;
   readonly crops: readonly Crop[];
-}
-
-/** One crop of the frames of a clip, [frames, height, width, channels], normalised. */
-async function clipOf(
-  frames: readonly Resized[],
-  crop: number,
-  input: ClipConfig,
-  options: PlanOptions,
-): Promise<Float32Array> {
-  const { height, width } = input;
-  const size = height * width * 3;
-  const bytes = new Uint8Array(frames.length * size);
-  for (const [i, frame] of frames.entries()) cut(frame, crop, input, bytes.subarray(i * size, (i + 1) * size));
-  const graph = new Graph();
-  const x = graph.input('u8', [1, frames.length, height, width, 3]);
-  graph.outputs.push(normalized(x, input).id);
-  const [y] = await runGraph(graph, [tensor('u8', [1, frames.length, height, width, 3], bytes)], options);
-  return reorder(y?.data as Float32Array, input);
 }
 
 function cut({ data, width: all, crops }: Resized, crop: number, { height, width }: ClipConfig, to: Uint8Array): void {
@@ -194,8 +185,8 @@ function cut({ data, width: all, crops }: Resized, crop: number, { height, width
   }
 }
 
-/** The views of a video, each made when it is asked for. */
-export interface VideoViews {
+/** The views of a video, each made when it is asked for. Dispose of them. */
+export interface VideoViews extends Disposable {
   readonly count: number;
   /** Frames of the video that are in some of them. */
   readonly frames: number;
@@ -214,34 +205,39 @@ export async function loadViews(
   input: ClipConfig,
   { clips, crops, maxBytes, ...options }: SomeViews & PlanOptions & { readonly maxBytes: number },
 ): Promise<VideoViews> {
-  using resizer = new Resizer(input, crops, options);
-  const kept = new Map<number, Resized>();
-  let bytes = 0;
-  const keep = async (index: number, frame: Picture) => {
-    const resized = await resizer.resize(frame);
-    bytes += resized.data.length;
-    if (bytes > maxBytes)
-      throw new SourceError(
-        `${name}: more than ${maxBytes} bytes of frames (maxBytes); classifyStream keeps no more than those of a window`,
-      );
-    kept.set(index, resized);
-  };
-  let total = (await video.count?.()) ?? 0;
-  if (!video.count) for await (const frame of video.frames()) await keep(total++, frame);
-  if (total === 0) throw new SourceError(`${name}: has no frames`);
-  const indices = sampleClips(total, input, clips);
-  const wanted = new Set(indices.flat().sort((a, b) => a - b));
-  if (video.count) {
-    const order = [...wanted];
-    let at = 0;
-    for await (const frame of video.frames(wanted)) await keep(order[at++] as number, frame);
-    if (at < order.length) throw new SourceError(`${name}: changed while it was read`);
+  const preprocessor = new Preprocessor(input, crops, options);
+  try {
+    const kept = new Map<number, Resized>();
+    let bytes = 0;
+    const keep = async (index: number, frame: Picture) => {
+      const resized = await preprocessor.resize(frame);
+      bytes += resized.data.length;
+      if (bytes > maxBytes)
+        throw new SourceError(
+          `${name}: more than ${maxBytes} bytes of frames (maxBytes); classifyStream keeps no more than those of a window`,
+        );
+      kept.set(index, resized);
+    };
+    let total = (await video.count?.()) ?? 0;
+    if (!video.count) for await (const frame of video.frames()) await keep(total++, frame);
+    if (total === 0) throw new SourceError(`${name}: has no frames`);
+    const indices = sampleClips(total, input, clips);
+    const wanted = new Set(indices.flat().sort((a, b) => a - b));
+    if (video.count) {
+      const order = [...wanted];
+      let at = 0;
+      for await (const frame of video.frames(wanted)) await keep(order[at++] as number, frame);
+      if (at < order.length) throw new SourceError(`${name}: changed while it was read`);
+    }
+    const view = (index: number) => {
+      const frames = indices[Math.floor(index / crops)]?.map((i) => kept.get(i) as Resized) ?? [];
+      return preprocessor.clip(frames, index % crops);
+    };
+    return { count: clips * crops, frames: wanted.size, view, [Symbol.dispose]: () => preprocessor[Symbol.dispose]() };
+  } catch (error) {
+    preprocessor[Symbol.dispose]();
+    throw error;
   }
-  const view = (index: number) => {
-    const frames = indices[Math.floor(index / crops)]?.map((i) => kept.get(i) as Resized) ?? [];
-    return clipOf(frames, index % crops, input, options);
-  };
-  return { count: clips * crops, frames: wanted.size, view };
 }
 
 /** A part of a video, in seconds, and what the network sees of it. */
@@ -294,9 +290,8 @@ const epsilon = 1e-5;
 /**
  * The windows of a video, in order; the first begins with it. What a window sees at a time is the frame that is shown
  * then; each frame is resized once. A window in which no frame begins is left out: of a long still, or where the times
- * jump, there may be any number. The last window ends with the video, whose last frame is repeated where it is too short; less than half a
- * window that no other has seen is left out.
- * Memory holds the frames of the windows that are open, whatever the length of the video.
+ * jump, there may be any number. The last window ends with the video, whose last frame is repeated where it is too
+ * short; less than half a window that no other has seen is left out. Memory holds the frames of the windows that are open, whatever the length of the video.
  */
 export async function* windowsOf(
   frames: AsyncIterable<Frame>,
@@ -304,7 +299,7 @@ export async function* windowsOf(
   { window, hop = window }: WindowOptions,
   options: PlanOptions,
 ): AsyncGenerator<Window, void, void> {
-  using resizer = new Resizer(input, 1, options);
+  using preprocessor = new Preprocessor(input, 1, options);
   // Without a window in seconds the clock counts frames.
   const span = window ?? input.frames * (input.frameStride ?? 1);
   const step = hop ?? span;
@@ -313,7 +308,7 @@ export async function* windowsOf(
 
   const complete = async ({ begin, start, frames: seen }: OpenWindow, end: number): Promise<Window> => {
     reached = begin + span;
-    return { start, end, frames: count, x: stack([await clipOf(seen, 0, input, options)], input) as ClipTensor };
+    return { start, end, frames: count, x: stack([await preprocessor.clip(seen, 0)], input) as ClipTensor };
   };
 
   /** Puts a frame that is shown from `since` until `until` where it is seen, and gives the windows that end until then. */
@@ -332,7 +327,7 @@ export async function* windowsOf(
     let resized: Resized | undefined;
     for (const { begin, frames: seen } of open) {
       while (seen.length < input.frames && begin + (seen.length * span) / input.frames < now - epsilon) {
-        resized ??= await resizer.resize(frame);
+        resized ??= await preprocessor.resize(frame);
         seen.push(resized);
       }
     }
@@ -359,7 +354,7 @@ export async function* windowsOf(
   const last = open[0];
   const rest = (window === undefined ? count : end) - Math.max(reached, last?.begin ?? 0);
   if (!last || rest < epsilon || (last.begin > origin && rest < span / 2 - epsilon)) return;
-  const still = await resizer.resize(shown);
+  const still = await preprocessor.resize(shown);
   while (last.frames.length < input.frames) last.frames.push(still);
   yield await complete(last, end);
 }

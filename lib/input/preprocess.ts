@@ -187,15 +187,15 @@ export function resizeGeometry(
   const scaled = (side: number, i: 0 | 1): number =>
     typeof resize === 'number' ? Math.trunc((resize * side) / Math.min(height, width)) : resize[i];
   const whole = { height: scaled(height, 0), width: scaled(width, 1) };
-  const top = middle(whole.height - input.height);
-  const left = middle(whole.width - input.width);
+  const top = roundToEven((whole.height - input.height) / 2);
+  const left = roundToEven((whole.width - input.width) / 2);
   return { ...whole, crop: { top, left, height: input.height, width: input.width } };
 }
 
-/** Half of an integer; as in Python, a tie goes to the even neighbour. */
-function middle(spare: number): number {
-  const low = Math.floor(spare / 2);
-  return spare % 2 === 1 && low % 2 === 1 ? low + 1 : low;
+/** As Python's `round`: a half goes to the even neighbour. */
+export function roundToEven(x: number): number {
+  const low = Math.floor(x);
+  return x - low === 0.5 ? low + (low % 2) : Math.round(x);
 }
 
 /** How many channels the network sees. */

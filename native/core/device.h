@@ -34,8 +34,8 @@ struct Traits {
   int mostPooled = 2;       // how often P is applied to what a convolution stores, at most
   bool subBatches = false;  // goes over a batch some images at a time
   bool inPlace = false;     // a convolution may store y where its residual lies
-  std::map<std::string, int64_t>
-      winograd;  // what it knows of 2, 4 and overTime, and how many channels of i8 each sums up
+  // Hints that it knows, and of i8 the most that each sums up: 2 and 4 input channels, overTime products.
+  std::map<std::string, int64_t> winograd;
   std::vector<DType> computes{DType::f32};  // what convolutions may multiply
   std::vector<DType> dotProducts;           // what of it is faster than f32
   size_t idleBytes = size_t{32} << 20;      // that the plans of a model may keep between runs, unless told otherwise

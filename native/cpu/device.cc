@@ -12,7 +12,7 @@ static Device& open(int) {
     traits.isa = levelNames[static_cast<int>(level())];
     traits.threads = threads::hardware();
     traits.channelAlign = 4;  // words, which products of bf16 and i8 read
-    traits.pitchAlign = 32;   // vectors that lie in two cache lines cost half as much again
+    traits.pitchAlign = 32;   // layer1's conv3 of Oct-I3D-50, alpha .1: 15.5 -> 10.6 ms, 231 channels as 232
     traits.fuses = Fuses::all;
     traits.computes = {DType::f32, DType::bf16, DType::i8};
     traits.subBatches = true;
