@@ -444,6 +444,11 @@ describe('lifecycle: environments', () => {
       const loaded = [...sharedObjects, ...Object.keys(createRequire(import.meta.url).cache)];
       console.log(JSON.stringify(loaded.filter((file) => file.includes('/node_modules/'))));`);
     expect(JSON.parse(out).filter((file: string) => !file.includes('/node-gyp-build/'))).to.deep.equal([]);
+    const commands = JSON.stringify(new URL('cli/program.js', dist));
+    const cli = await child(`
+      await import(${commands});
+      console.log(process.report.getReport().sharedObjects.filter((file) => file.includes('sharp')).length);`);
+    expect(cli).to.equal('0');
   });
 
   it('a process exits in order with runs in flight', async () => {

@@ -157,7 +157,7 @@ async function cuda({ batch: batches, estimate: gpu, nonLocal, ...options }: Cud
   try {
     const { computes } = targetOf(gpu ? `cuda:${gpus[gpu].architecture}` : options.device).traits;
     const { dtypes = computes.includes('bf16') ? (['f32', 'bf16'] as const) : computes } = options;
-    const given = { ...options, options: nonLocal ? { nonLocal } : {}, dtypes, batches, progress: line.show };
+    const given = { ...options, options: optionsOf({ nonLocal }), dtypes, batches, progress: line.show };
     if (gpu) {
       const { estimate, estimateTable } = await import('../bench/estimate.js');
       const result = await estimate({ ...given, gpu });

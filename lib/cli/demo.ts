@@ -16,7 +16,6 @@ import { createModel, loadModel, type Model } from '../model.js';
 import { Tensor } from '../tensor.js';
 import { describe } from './classify.js';
 import { deviceLine, integer, shippedModel, videoModel } from './common.js';
-import { film, motions } from './motion.js';
 import { percent, print, style } from './output.js';
 import { Progress } from './progress.js';
 
@@ -87,6 +86,7 @@ const frameRate = 30;
 
 /** Clips of a known camera motion, encoded where there is ffmpeg, and what a video network makes of them. */
 async function watch(): Promise<void> {
+  const { film, motions } = await import('./motion.js'); // with sharp, which no other command needs at once
   using model = await loadModel(videoModel);
   print(
     style(
