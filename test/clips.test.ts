@@ -79,6 +79,13 @@ describe('clips: frames that no ffmpeg decodes', () => {
     expect(frames.map(({ seconds }) => seconds)).to.deep.equal([0, 0.1, 0.2, 0.3]);
     writeFileSync(at('frame 3.png'), 'text');
     await rejects(read(folder), /frame 3\.png: is not a picture/);
+    const { data, ...info } = plain(6, 4, [0, 0, 0]);
+    await sharp(data, { raw: { ...info, channels: 3 } })
+      .png()
+      .toFile(at('frame 3.png'));
+    expect(await failure(read(folder))).to.match(
+      /frame 3\.png: \d x \d, and .*frame 1\.png \d x \d: frames of one video are of one size$/,
+    );
     rmSync(at('frame 3.png'));
     const none = mkdtempSync(join(folder, 'none-'));
     expect(await failure(read(none))).to.equal(`${none}: no pictures (.jpg, .jpeg, .png, .webp), wanted frames`);

@@ -18,7 +18,7 @@ describe('README', function () {
     /\[ 8, 1000 \]/,
     /\[ 4, 10 \] 3/,
     /\[ 1, 56, 56, 32 \] \[ 1, 28, 28, 32 \] 1/,
-    /^test\/images \w+.*\n0 to 0\.12 s \w+/,
+    /^test\/clips\/pan-left\.webp pan left\n0 to 0\.5 s pan left\n/,
     'examples/server/server.ts', // test/server.test.ts runs it
     /^cpu cuda \[ 2, 10 \]$/m,
   ];

@@ -301,9 +301,14 @@ async function* picturesOf(
   { maxPixels, maxBytes, timeout, signal, frameRate }: Limits,
   wanted?: ReadonlySet<number>,
 ): AsyncGenerator<Frame, void, void> {
+  let first: { readonly file: string; readonly size: string } | undefined;
   for (const [i, file] of files.entries()) {
     if (wanted && !wanted.has(i)) continue;
     const picture = await decodeImage(await sourceOf(file), { maxPixels, maxBytes, timeout, signal }, file);
+    const size = `${picture.width} x ${picture.height}`;
+    first ??= { file, size };
+    if (size !== first.size)
+      throw new SourceError(`${file}: ${size}, and ${first.file} ${first.size}: frames of one video are of one size`);
     yield { ...picture, seconds: i / frameRate };
   }
 }
