@@ -1,5 +1,5 @@
 import { mkdirSync, mkdtempSync, readdirSync, readlinkSync, rmSync, writeFileSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { availableParallelism, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Readable } from 'node:stream';
 import { setTimeout } from 'node:timers/promises';
@@ -20,7 +20,7 @@ import { loadModel, Model } from '../lib/model.js';
 import * as ops from '../lib/ops.js';
 import { tensor } from '../lib/tensor.js';
 import { failure, rejects } from './expect.js';
-import { encode, ffmpeg, noise, numbered, plain } from './ffmpeg.js';
+import { encode, ffmpeg, noise, numbered, plain, processes } from './ffmpeg.js';
 import { skip } from './skip.js';
 
 const cat = fileURLToPath(new URL('images/cat.jpg', import.meta.url));
@@ -584,6 +584,31 @@ describe('clips: classified', () => {
       if (OCTCONV_FFMPEG === undefined) delete process.env.OCTCONV_FFMPEG;
       else process.env.OCTCONV_FFMPEG = OCTCONV_FFMPEG;
       process.chdir(before);
+      rmSync(folder, { recursive: true });
+    }
+  });
+
+  it('many calls decode no more videos at a time than there are cores; waiting ends with the signal', async function () {
+    if (!ffmpeg) skip(this, 'ffmpeg');
+    const folder = mkdtempSync(join(tmpdir(), 'octconv-clips-'));
+    let most = 0;
+    const watch = setInterval(() => (most = Math.max(most, processes().length)), 20);
+    try {
+      const file = join(folder, 'red.mkv');
+      encode(file, times(600, plain(64, 64, [250, 0, 0])));
+      const cores = availableParallelism();
+      const stop = new AbortController();
+      const started = Array.from({ length: 3 * cores }, () => model.classify(file));
+      const waiting = model.classify(file, { signal: stop.signal });
+      await setTimeout(20);
+      stop.abort(new Error('enough'));
+      const first = await Promise.race([waiting, ...started]).catch((error: unknown) => error);
+      expect(first).to.have.property('message', 'enough');
+      for (const { top } of await Promise.all(started)) expect(top[0]?.label).to.equal('red');
+      expect(most).to.be.within(1, cores);
+      expect(processes()).to.deep.equal([]);
+    } finally {
+      clearInterval(watch);
       rmSync(folder, { recursive: true });
     }
   });

@@ -1,3 +1,5 @@
+import { availableParallelism } from 'node:os';
+import pLimit from 'p-limit';
 import { checkSignal, onAbort } from '../abort.js';
 import { OctconvError, show, SourceError } from '../error.js';
 import { checkOptions, type Known } from '../options.js';
@@ -34,7 +36,7 @@ const common = { batch: true, failed: true, device: true } as const;
 export const batchOptions = { ...common, ...decodeOptions } satisfies Known<BatchOptions>;
 export const clipOptions = { ...common, ...videoOptions } satisfies Known<ClipOptions>;
 
-/** Pictures that are decoded at a time: sharp decodes on libuv's pool, which has four threads. */
+/** Pictures of a batch that are decoded at a time: sharp decodes on libuv's pool, which has four threads. */
 const decoders = 4;
 
 /**
@@ -106,12 +108,30 @@ export function videoLoader(
   const limits = checkVideoLimits(options);
   return async (source, name, signal) => {
     const video = await openVideo(source, name, { ...limits, signal });
+    const load = () => loadViews(video, name, input, { ...views, maxBytes: limits.maxBytes, device });
     try {
-      return await loadViews(video, name, input, { ...views, maxBytes: limits.maxBytes, device });
+      // Frames that come once only come at their own pace, and no decoder is started for them.
+      return await (video.count ? whenFree(load, signal) : load());
     } finally {
       await video.close();
     }
   };
+}
+
+/** Videos that are decoded at a time, by all callers: each has an ffmpeg of its own. */
+const videoDecoders = pLimit(availableParallelism());
+
+/** Starts `load` when a decoder is free; the signal ends the waiting at once. */
+function whenFree<T>(load: () => Promise<T>, signal: AbortSignal): Promise<T> {
+  return new Promise((resolve, reject) => {
+    const forget = onAbort(signal, () => reject(signal.reason));
+    const start = () => {
+      forget();
+      signal.throwIfAborted();
+      return load();
+    };
+    videoDecoders(start).then(resolve, reject);
+  });
 }
 
 /** Sources of which each is read or discarded. */
