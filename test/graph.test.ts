@@ -548,6 +548,26 @@ describe('graph: types', () => {
   }
 });
 
+describe('graph: algorithms', () => {
+  it('with dot products of bf16 only five taps over time are by Winograd', () => {
+    const given = fuse(lower(record(buildNetwork('oct-i3d-50', { alpha: 0.5 }), [1, 8, 64, 64, 3])));
+    const formsOf = (compute: 'f32' | 'bf16', dotProducts: 'bf16'[]) => {
+      const steps = given.steps.map((step) => {
+        const branches = step.branches?.map((each) => ({ ...each, compute }));
+        return branches ? { ...step, branches } : step;
+      });
+      const most = { 2: 9, 4: 9, overTime: 9 };
+      const chosen = chooseAlgorithms({ ...given, steps }, { dotProducts, winograd: most }).steps;
+      const names = ['conv1', 'layer1.1.conv1.conv', 'layer1.1.conv2.conv'];
+      return names.map((name) => chosen.find((step) => step.name === name)?.branches?.[0]?.hints);
+    };
+    const overTime = { winograd: 4, overTime: true };
+    expect(formsOf('f32', ['bf16'])).to.deep.equal([overTime, overTime, { winograd: 4 }]);
+    expect(formsOf('bf16', [])).to.deep.equal([overTime, overTime, { winograd: 4 }]);
+    expect(formsOf('bf16', ['bf16'])).to.deep.equal([overTime, undefined, undefined]);
+  });
+});
+
 describe('graph: pads', () => {
   const padding = (pitched: boolean, channelAlign: number) => ({
     ops: { octConv: { ...every, pitched }, concat: kept },

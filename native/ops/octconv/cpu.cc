@@ -35,10 +35,10 @@ Elements elementsOf(void* data, const TensorType& type) { return {data, type.dty
 
 // --- Inputs -----------------------------------------------------------------------------------------------------
 
-Prepared prepare(const Shape& x, int64_t groups, const Size3& padding, Compute compute) {
+Prepared prepare(const Shape& x, int64_t groups, const Size3& padding, const Branch& branch) {
   Shape padded = x;
   padded.h += 2 * padding.h, padded.w += 2 * padding.w;
-  padded.c = groups * wordsOf(x.c / groups, compute) * perWord(compute);
+  padded.c = groups * filled(x.c / groups, branch);
   return {groups, padding, padded};
 }
 
@@ -63,7 +63,7 @@ Sum sumOf(const Node& node, const BranchPlan& b, const Shape& y, bool low) {
     const bool rowTaps =
         !tiles && inGroup < fewChannels && s.kernel.w > 1 && s.groups == 1 && s.dilation.w == 1 && s.pool == 0;
     Shape read = x.shape;  // what tiles read of it; beyond the channels are zeros
-    if (!depthwise) read.c = s.groups * wordsOf(inGroup, branch.compute) * perWord(branch.compute);
+    if (!depthwise) read.c = s.groups * filled(inGroup, branch);
     const bool whole = read.c == x.shape.c || (s.groups == 1 && read.c <= x.shape.c + x.pad);
     const bool asIs =
         x.dtype == operandType(branch.compute) && whole && s.pool == 0 && !rowTaps && s.prologue.isIdentity();
@@ -72,7 +72,7 @@ Sum sumOf(const Node& node, const BranchPlan& b, const Shape& y, bool low) {
     if (!asIs) {
       // A depthwise convolution reads elements, not words: one group, as wide as it is.
       source.prepared =
-          prepare(x.shape, depthwise ? 1 : s.groups, rowTaps ? s.padding : Size3(0, 0, 0), branch.compute);
+          prepare(x.shape, depthwise ? 1 : s.groups, rowTaps ? s.padding : Size3(0, 0, 0), branch);
       if (norm.channels)
         source.prepared->scale = b.packed->floats(norm.scale), source.prepared->shift = b.packed->floats(norm.shift);
       source.shape = halved(source.prepared->padded, s.pool);
@@ -122,11 +122,18 @@ void prepareRow(const TileSource& source, const TensorType& type, Compute comput
   if (gaps == 0) {
     to += width * c * bytes;
   } else {
-    // Byte by byte: there are few, too few for a call.
-    for (int64_t i = 0; i < width * p.groups; i++) {
-      for (int64_t k = 0; k < inGroup * bytes; k++) *to++ = *packed++;
-      fill((group - inGroup) * bytes);
-    }
+    // Of bytes: there are few, too few for a call.
+    const int64_t count = width * p.groups, some = inGroup * bytes, gap = (group - inGroup) * bytes;
+    const auto spread = [&](auto some, auto gap) {
+      for (int64_t i = 0; i < count; i++) {
+        for (int64_t k = 0; k < some; k++) *to++ = *packed++;
+        for (int64_t k = 0; k < gap; k++) *to++ = outside;
+      }
+    };
+    if (some == 3 && gap == 1)
+      spread(std::integral_constant<int64_t, 3>{}, std::integral_constant<int64_t, 1>{});
+    else
+      spread(some, gap);
   }
   fill(margin);
 }

@@ -56,15 +56,17 @@ struct PackedBranch : Packed {
 // Elements in a word of 32 bits.
 inline int64_t perWord(Compute compute) { return compute == Compute::i8 ? 4 : compute == Compute::bf16 ? 2 : 1; }
 inline int64_t sizeOf(Compute compute) { return 4 / perWord(compute); }
-inline int64_t wordsOf(int64_t channels, Compute compute) {
-  return (channels + perWord(compute) - 1) / perWord(compute);
-}
 
 // Inputs in a word of packed weights. Winograd's weights are f32, of integers i16.
 inline int64_t perPackedWord(const Branch& b) {
   return !b.winograd ? perWord(b.compute) : b.compute == Compute::i8 ? 2 : 1;
 }
 inline int64_t packedInputBytes(const Branch& b) { return 4 / perPackedWord(b); }
+// Channels, filled up to whole words of packed weights.
+inline int64_t filled(int64_t channels, const Branch& b) {
+  const int64_t each = perPackedWord(b);
+  return (channels + each - 1) / each * each;
+}
 
 inline bool splitsWords(Words words) { return words == Words::bf16AsF32 || words == Words::u8AsI16; }
 

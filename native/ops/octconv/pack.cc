@@ -66,7 +66,7 @@ bool needsShorts(const Branch& branch, const Params& params, const std::vector<A
 
 // Words of weights of a tap and an output channel.
 int64_t tapWordsOf(const Branch& branch, const Source& source, const Params& params) {
-  return wordsOf(inputsOf(source, params), branch.compute) * perWord(branch.compute) / perPackedWord(branch);
+  return filled(inputsOf(source, params), branch) / perPackedWord(branch);
 }
 
 const TileSet& tileSetOf(const Branch& branch, const Params& params, const std::vector<Affine>& affines) {
@@ -118,7 +118,7 @@ void putAffine(const Affine& affine, const PackedBranch::ScaleShift& at, char* m
 bool hasGaps(const Branch& branch, const PackedBranch& per, const Params& params) {
   bool gaps = false;
   for (const Panel& panel : per.panels) gaps = gaps || panel.channels < panel.vectors * per.set->lanes;
-  branch.eachSource([&](const Source& s) { gaps = gaps || inputsOf(s, params) % perWord(branch.compute) != 0; });
+  branch.eachSource([&](const Source& s) { gaps = gaps || inputsOf(s, params) % perPackedWord(branch) != 0; });
   return gaps;
 }
 
