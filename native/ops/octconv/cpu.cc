@@ -71,8 +71,7 @@ Sum sumOf(const Node& node, const BranchPlan& b, const Shape& y, bool low) {
         tiles ? overTiles(s, branch.winograd) : branch.overTime ? atPosition(s) : s, {}, read, x.pitch(), {}, rowTaps};
     if (!asIs) {
       // A depthwise convolution reads elements, not words: one group, as wide as it is.
-      source.prepared =
-          prepare(x.shape, depthwise ? 1 : s.groups, rowTaps ? s.padding : Size3(0, 0, 0), branch);
+      source.prepared = prepare(x.shape, depthwise ? 1 : s.groups, rowTaps ? s.padding : Size3(0, 0, 0), branch);
       if (norm.channels)
         source.prepared->scale = b.packed->floats(norm.scale), source.prepared->shift = b.packed->floats(norm.shift);
       source.shape = halved(source.prepared->padded, s.pool);
