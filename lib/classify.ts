@@ -135,8 +135,11 @@ async function classifyViews(
     milliseconds += run.milliseconds;
     rows.push(...run.rows);
   }
-  const mean = (rows[0] as Float32Array).map((_, i) => rows.reduce((sum, row) => sum + (row[i] as number), 0) / count);
-  return { mean, milliseconds };
+  return { mean: meanOf(rows), milliseconds };
+}
+
+export function meanOf(rows: readonly Float32Array[]): Float32Array {
+  return (rows[0] as Float32Array).map((_, i) => rows.reduce((sum, row) => sum + (row[i] as number), 0) / rows.length);
 }
 
 /** A row for each input: the softmax of its logits. */
@@ -146,8 +149,13 @@ async function probabilities(model: Model, x: Tensor<'f32'>, files: readonly str
   const logits = await model.run(x, { signal });
   const milliseconds = performance.now() - start;
   checkLogits(logits, files, model.labels);
-  const { data, shape } = await softmax(logits as Tensor<'f32', Matrix>);
-  return { rows: files.map((_, i) => data.subarray(i * shape[1], (i + 1) * shape[1])), milliseconds };
+  return { rows: await softmaxRows(logits as Tensor<'f32', Matrix>), milliseconds };
+}
+
+/** The probabilities of each row of logits. */
+export async function softmaxRows(logits: Tensor<'f32', Matrix>): Promise<Float32Array[]> {
+  const { data, shape } = await softmax(logits);
+  return Array.from({ length: shape[0] }, (_, i) => data.subarray(i * shape[1], (i + 1) * shape[1]));
 }
 
 function checkTop(top: number): void {
@@ -258,7 +266,8 @@ export function checkLogits(logits: Tensor<'f32'>, files: readonly string[], lab
   );
 }
 
-function likeliest(row: Float32Array, top: number, labels: readonly string[] | undefined): Guess[] {
+/** The classes of the largest probabilities. */
+export function likeliest(row: Float32Array, top: number, labels: readonly string[] | undefined): Guess[] {
   const order = [...row.keys()].sort((a, b) => (row[b] as number) - (row[a] as number) || a - b).slice(0, top);
   return order.map((index) => ({
     label: labels?.[index] ?? `class ${index}`,

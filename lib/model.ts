@@ -9,7 +9,7 @@ import { type Target, targetOf } from './devices.js';
 import { OctconvError, show } from './error.js';
 import { type ComputeType, Graph, kindOf, type Parameter, type TensorType, type Value } from './graph/graph.js';
 import type { DType } from './dtype.js';
-import type { InputConfig } from './input/preprocess.js';
+import { type InputConfig, seen } from './input/preprocess.js';
 import type { VideoSource } from './input/video.js';
 import {
   DeepModule,
@@ -43,7 +43,7 @@ import {
   type Tensors,
   typesOf,
 } from './structure.js';
-import type { Matrix, Shape, Tensor } from './tensor.js';
+import type { Matrix, Shape, Spatial, Tensor } from './tensor.js';
 import { atOnce, inTurns, turn, type Work } from './turns.js';
 import { checkSource, checkWeights } from './weights/check.js';
 import { withUsualNames } from './weights/names.js';
@@ -84,9 +84,11 @@ export type Network<Y = Value<'f32', Shape>, X extends readonly Value[] = [x: Va
   forward(...inputs: X): Y;
 };
 
-/** What a run takes for values of any shape. */
+/** What a run takes for values of any shape; for one of f32 also the bytes of pictures (`Model.run`). */
 export type Inputs<X extends readonly Value[]> = {
-  readonly [K in keyof X]: X[K] extends Value<infer D extends DType> ? Input<D> : never;
+  readonly [K in keyof X]: X[K] extends Value<infer D extends DType>
+    ? Input<D> | ('f32' extends D ? Input<'u8'> : never)
+    : never;
 };
 
 /** A network as a graph, for inputs of given shapes: [N,H,W,C], [N,T,H,W,C] or [N,C]. */
@@ -98,8 +100,13 @@ function recordNetwork<Y>(
   network: Module<never, Y>,
   parameters: ReadonlyMap<string, Parameter>,
   inputs: readonly InputSpec[],
+  input?: InputConfig,
 ): Work<Recorded<Y>> {
-  const forward = function* (...values: [never]): Work<Y> {
+  const forward = function* (...given: Value[]): Work<Y> {
+    // A network that computes with bytes itself has no preprocessing.
+    const values = (
+      input ? given.map((x) => (x.dtype === 'u8' ? seen(x as Value<'u8', Spatial>, input) : x)) : given
+    ) as [never];
     const deep = network instanceof DeepModule && network.forward === DeepModule.prototype.forward;
     return deep ? yield* network.work(...values) : network.forward(...values);
   };
@@ -211,7 +218,7 @@ export class Model<Y = Value<'f32', Shape>, X extends readonly Value[] = [x: Val
   }
 
   #record(inputs: readonly InputSpec[]): Work<Recorded<Y>> {
-    return recordNetwork(this.#network as Module<never, Y>, this.#parameters, inputs);
+    return recordNetwork(this.#network as Module<never, Y>, this.#parameters, inputs, this.input);
   }
 
   /** The compiled plan for inputs of given shapes; it is disposed of when it is no longer kept, or with the model. */
@@ -300,7 +307,9 @@ export class Model<Y = Value<'f32', Shape>, X extends readonly Value[] = [x: Val
    * Runs the network on a batch: images [N,H,W,C] to logits [N, classes], or whatever else it takes, an argument for
    * each input, and gives. Runs may overlap; each uses the library's own threads and leaves the event loop free. Inputs
    * are copied before this returns (60 us for an image of 224 x 224; in i8 another 100 us to see that they are finite):
-   * do with them what you like afterwards. Inputs that are on the model's GPU are not copied to the host, and then what
+   * do with them what you like afterwards. Of a model with preprocessing (`input`) an input may also be pictures of u8 at
+   * the size that the network sees: red, green and blue, of a grey one the luma. They are a quarter of the bytes to copy,
+   * and are normalised natively. Inputs that are on the model's GPU are not copied to the host, and then what
    * the network gives is on that GPU too.
    * @throws OctconvError if a shape does not fit, or an input of a model in i8 is not finite; the signal's reason if it
    * is aborted.

@@ -12,8 +12,9 @@ import { OctconvError } from '../lib/error.js';
 import { Graph } from '../lib/graph/graph.js';
 import { loadBatches } from '../lib/input/batches.js';
 import { type DecodeOptions, decodeImage, type PictureFormat } from '../lib/input/image.js';
-import { defaultInput, parseInput, preprocess, resizeGeometry } from '../lib/input/preprocess.js';
+import { defaultInput, parseInput, preprocess, preprocessBytes, resizeGeometry } from '../lib/input/preprocess.js';
 import type { PictureSource } from '../lib/input/source.js';
+import { createModel } from '../lib/model.js';
 import type { Device } from '../lib/native.js';
 import { normalize, resize } from '../lib/ops.js';
 import { runGraph } from '../lib/plan.js';
@@ -987,5 +988,40 @@ describe('input: batches', () => {
     }
     expect(reason).to.equal('enough');
     expect(batches).to.be.at.most(2);
+  });
+});
+
+describe('input: bytes of pictures to a model', () => {
+  const network = { alpha: 0.5, width: 8, classes: 10, stem: 'cifar' } as const;
+  const bytes = Uint8Array.from({ length: 2 * 8 * 8 * 3 }, (_, i) => (i * 97) % 256);
+  const config = { height: 8, width: 8, resize: 8, interpolation: 'bilinear', scale: 1 / 255 } as const;
+
+  for (const [channels, mean, std] of [
+    ['rgb', [0.4, 0.5, 0.6], [0.2, 0.3, 0.4]],
+    ['bgr', [0.4, 0.5, 0.6], [0.2, 0.3, 0.4]],
+    ['gray', [0.5], [0.25]],
+  ] as const) {
+    it(`${channels}: the same logits as of what preprocess makes of them`, async () => {
+      const input = { ...config, channels, mean, std };
+      const pictures = [0, 1].map((i) => ({ data: bytes.slice(i * 192, (i + 1) * 192), height: 8, width: 8 }));
+      const rows = await Promise.all(pictures.map((picture) => preprocessBytes(picture, input)));
+      const count = channels === 'gray' ? 1 : 3;
+      const x = tensor('u8', [2, 8, 8, count], Uint8Array.from(rows.flatMap((row) => [...row])));
+      for (const device of ['cpu', 'reference']) {
+        using model = createModel('oct-resnet-26', { ...network, channels: count }, { device });
+        model.input = input;
+        const wanted = await model.run(await preprocess(pictures, input));
+        expect((await model.run(x)).data).to.deep.equal(wanted.data);
+      }
+    });
+  }
+
+  it('are no input of a model without preprocessing, nor of another channel count', async () => {
+    using model = createModel('oct-resnet-26', network);
+    const x = tensor('u8', [2, 8, 8, 3], bytes);
+    model.input = undefined;
+    expect(await failure(model.run(x))).to.match(/u8/);
+    using gray = createModel('oct-resnet-26', { ...network, channels: 1 });
+    expect(await failure(gray.run(x))).to.match(/\[2,8,8,3\]/);
   });
 });

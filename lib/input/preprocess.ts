@@ -2,7 +2,7 @@ import * as v from 'valibot';
 import { OctconvError, show } from '../error.js';
 import { integerIn, numberIn, object, oneOf, parse } from '../files/schema.js';
 import { Graph, type Value } from '../graph/graph.js';
-import { normalize, resize } from '../ops.js';
+import { concat, normalize, resize, slice } from '../ops.js';
 import { checkOptions } from '../options.js';
 import { type PlanOptions, planOptions, type RunOptions, runGraph, runOptions } from '../plan.js';
 import { type Image, type Spatial, type Tensor, tensor } from '../tensor.js';
@@ -233,6 +233,21 @@ export async function preprocessOne(
   return reorder(y?.data as Float32Array, input);
 }
 
+/** One picture as the bytes that `seen` takes, [height, width, channels]. */
+export async function preprocessBytes(
+  picture: Picture,
+  input: InputConfig,
+  options: PlanOptions & RunOptions = {},
+): Promise<Uint8Array> {
+  const { height, width } = picture;
+  const graph = new Graph();
+  const bytes = graph.input('u8', [1, height, width, 3]);
+  graph.outputs.push(resized(bytes, resizeGeometry(height, width, input), input).id);
+  const [y] = await runGraph(graph, [bytesOf(picture, input)], options);
+  const data = y?.data as Uint8Array;
+  return input.channels === 'gray' ? data.filter((_, i) => i % 3 === 0) : data;
+}
+
 /** The bytes of a picture, [1, height, width, 3], as they are resized. */
 export function bytesOf({ data, height, width }: Picture, { channels }: InputConfig): Tensor<'u8', Image> {
   return tensor('u8', [1, height, width, 3], channels === 'gray' ? toGray(data) : data);
@@ -253,6 +268,20 @@ export function normalized<X extends Value<'u8', Spatial>>(x: X, { channels = 'r
   const places = { rgb: [0, 1, 2], bgr: [2, 1, 0], gray: [0, 0, 0] }[channels];
   const each = (values: PerChannel) => places.map((place) => values[place] as number);
   return normalize(x, { scale, mean: each(mean), std: each(std) });
+}
+
+/** Bytes at the size that the network sees (red, green and blue; of `gray` the luma alone) to what it sees. */
+export function seen<X extends Value<'u8', Spatial>>(x: X, input: InputConfig): Value<'f32', Spatial> {
+  const { channels, scale, mean, std } = input;
+  if (channels === 'gray') return normalize(x, { scale, mean, std });
+  const y: Value<'f32', Spatial> = normalized(x, input);
+  if (channels !== 'bgr') return y;
+  const [r, g, b] = [0, 1, 2].map((c) => slice(y, { axes: [-1], starts: [c], ends: [c + 1] })) as [
+    typeof y,
+    typeof y,
+    typeof y,
+  ];
+  return concat([b, g, r]);
 }
 
 /** Pillow's `convert('L')`, in all three channels. */
