@@ -268,7 +268,8 @@ describe('clips: frames that no ffmpeg decodes', () => {
 
   it('options that make no sense are errors', async () => {
     const wrong: [object, RegExp][] = [
-      [{ frameRate: 0 }, /^frameRate: 0, wanted frames per second$/],
+      [{ frameRate: 0 }, /^frameRate: 0, wanted frames per second, from 0.001 to 1000000$/],
+      [{ frameRate: 1e-300 }, /^frameRate: 1e-300, wanted frames per second/],
       [{ skipDamaged: 1 }, /^skipDamaged: 1, wanted true or false$/],
       [{ timeout: 0 }, /^timeout: 0/],
       [{ maxPixels: -1 }, /^maxPixels: -1/],

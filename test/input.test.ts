@@ -317,6 +317,7 @@ describe('input: files that are no pictures', () => {
     svg(`<filter id="f"><feTurbulence baseFrequency=".9" numOctaves="9"/><feGaussianBlur stdDeviation="3"/></filter>
     <rect width="700" height="700" filter="url(#f)"/>`);
   const head = (text: string): Buffer => Buffer.from(text, 'latin1');
+  const aVideo = 'is a video, which video networks take, wanted JPEG, PNG or WebP';
   const others: [string, () => Promise<Uint8Array> | Uint8Array, string][] = [
     ['GIF', () => plain(8, 8, 'red').gif().toBuffer(), 'is GIF, wanted JPEG, PNG or WebP (others: the option formats)'],
     [
@@ -341,7 +342,9 @@ describe('input: files that are no pictures', () => {
     ],
     ['BMP', () => head('BM\x46\0\0\0'), 'is BMP, which cannot be decoded, wanted JPEG, PNG or WebP'],
     ['JPEG XL', () => head('\xff\x0a\0'), 'is JPEG XL, which cannot be decoded, wanted JPEG, PNG or WebP'],
-    ['a film', () => head('\0\0\0\x18ftypisom\0\0\0\0isommp41'), 'is not a picture, wanted JPEG, PNG or WebP'],
+    ['a video, MP4', () => head('\0\0\0\x18ftypisom\0\0\0\0isommp41'), aVideo],
+    ['a video, Matroska', () => head('\x1a\x45\xdf\xa3'), aVideo],
+    ['a video, AVI', () => head('RIFF\0\0\0\0AVI LIST'), aVideo],
     ['HTML with SVG', () => head('<!DOCTYPE html><svg>'), 'is not a picture, wanted JPEG, PNG or WebP'],
   ];
   for (const [name, make, message] of others) {

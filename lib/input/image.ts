@@ -137,6 +137,7 @@ async function decode(
   const found = formatOf(bytes);
   const format = formats.find((format) => formatNames[format] === found);
   if (!format) {
+    if (found === video) throw new SourceError(`${name}: is a video, which video networks take, wanted ${wanted}`);
     const known = Object.values(formatNames).some((known) => known === found);
     if (known) throw new SourceError(`${name}: is ${found}, wanted ${wanted} (others: the option formats)`);
     throw new SourceError(
@@ -234,6 +235,9 @@ function hasDeepPixels(format: PictureFormat, bytes: Uint8Array): boolean {
   return format === 'png' ? bytes[24] === 16 : format === 'tiff' || format === 'avif';
 }
 
+/** What `formatOf` calls MP4, Matroska and AVI. */
+const video = 'video';
+
 /** How files of each format begin: at which byte, and how. */
 const signatures: readonly (readonly [name: string, at: number, text: string])[] = [
   ['JPEG', 0, '\xff\xd8\xff'],
@@ -248,6 +252,8 @@ const signatures: readonly (readonly [name: string, at: number, text: string])[]
   ['JPEG XL', 4, 'JXL \r\n'],
   ['BMP', 0, 'BM'],
   ['PDF', 0, '%PDF'],
+  [video, 0, '\x1a\x45\xdf\xa3'],
+  [video, 8, 'AVI '],
 ];
 
 /** The name of a file's format, as far as it is known. */
@@ -258,7 +264,7 @@ function formatOf(bytes: Uint8Array): string | undefined {
   if (head.startsWith('ftyp', 4)) {
     const brands = head.slice(8, bytes[3]);
     if (/avi[fs]/.test(brands)) return 'AVIF';
-    return /he[iv]|mif1|msf1/.test(brands) ? 'HEIC' : undefined;
+    return /he[iv]|mif1|msf1/.test(brands) ? 'HEIC' : video;
   }
   return /^[^<]{0,100}<(svg|\?xml|!--|!DOCTYPE svg)/.test(head) && head.includes('<svg') ? 'SVG' : undefined;
 }

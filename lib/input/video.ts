@@ -59,8 +59,8 @@ type Limits = ReturnType<typeof checkVideoLimits>;
 
 /** Fills in the defaults. @throws OctconvError for a limit that makes no sense. */
 export function checkVideoLimits({ frameRate = 25, skipDamaged = false, maxBytes = 2 ** 30, ...limits }: VideoOptions) {
-  if (!(typeof frameRate === 'number' && frameRate > 0 && Number.isFinite(frameRate)))
-    throw new OctconvError(`frameRate: ${show(frameRate)}, wanted frames per second`);
+  if (!(typeof frameRate === 'number' && frameRate >= 1e-3 && frameRate <= 1e6))
+    throw new OctconvError(`frameRate: ${show(frameRate)}, wanted frames per second, from 0.001 to 1000000`);
   if (typeof skipDamaged !== 'boolean')
     throw new OctconvError(`skipDamaged: ${show(skipDamaged)}, wanted true or false`);
   return { ...checkLimits({ ...limits, maxBytes }), frameRate, skipDamaged };
