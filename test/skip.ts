@@ -15,8 +15,11 @@ export function skip(context: Mocha.Context, why: keyof typeof reasons): never {
 const reasons = {
   cpu: 'this CPU lacks it, npm run test:avx512 emulates it',
   python: 'no Python with numpy, pillow and torch, OCTCONV_PYTHON may name one',
+  triton: 'no Python with tritonclient, OCTCONV_PYTHON may name one',
+  openssl: 'there is no openssl(1) to make certificates',
   shared: '../shared is not here',
   terminal: 'there is no script(1) for a terminal',
   ffmpeg: 'no ffmpeg, npm run setup fetches one',
+  chromium: 'no Chromium on the PATH',
   build: 'the addon was not built here',
 } as const;

@@ -98,7 +98,7 @@ export async function benchMemory(given: BenchMemoryOptions): Promise<MemoryResu
 }
 
 /** A temporary folder that an interrupt removes too. */
-async function inFolder<T>(work: (folder: string) => Promise<T>): Promise<T> {
+export async function inFolder<T>(work: (folder: string) => Promise<T>): Promise<T> {
   const folder = await mkdtemp(join(tmpdir(), 'octconv-'));
   const remove = () => rmSync(folder, { recursive: true, force: true });
   const interrupted = () => {

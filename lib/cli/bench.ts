@@ -1,4 +1,4 @@
-import { type Command, Option } from 'commander';
+import { type Command, InvalidArgumentError, Option } from 'commander';
 import { type GpuName, gpuNames, gpus } from '../bench/gpus.js';
 import { devices, targetOf } from '../devices.js';
 import { OctconvError } from '../error.js';
@@ -62,6 +62,29 @@ export function benchCommand(program: Command): void {
     .option('--alpha <share>', 'share of the low branch', number, 0.5)
     .option('--threads <n>', 'threads of a run (default: all cores)', integer(1))
     .action(loop);
+  bench
+    .command('serve')
+    .description(
+      'the service over HTTP under rising load, beside the library alone and Express around onnxruntime-node',
+    )
+    .addOption(new Option('--model <dir>', 'a model folder').conflicts(['network', 'alpha', 'size']))
+    .option('--network <name>', 'a registered network, with random weights', 'oct-resnet-50')
+    .option('--alpha <share>', 'share of the low branch', number)
+    .option('--size <pixels>', 'height and width of the input', integer(1), 224)
+    .option('--seconds <n>', 'of a stage of constant rate', positive, 10)
+    .option('--rates <list>', 'pictures per second (default: rising until saturation)', listOf(positive))
+    .option('--jpeg [file]', 'JPEGs instead of tensors (default: a made one of 500 x 375)')
+    .option('--queue <rows>', 'rows that may wait in the service', integer(1), 64)
+    .option('--no-peers', 'without Express')
+    .option('--out <file>', 'keep the result as JSON')
+    .option('--json', 'print one JSON object')
+    .action(serve);
+}
+
+function positive(text: string): number {
+  const value = number(text);
+  if (value > 0) return value;
+  throw new InvalidArgumentError('wanted a positive number.');
 }
 
 const gpuOption = (flags: string, text: string) => new Option(flags, text).choices(gpuNames);
@@ -214,6 +237,30 @@ async function loop({ alpha, threads = devices().threads, ...options }: LoopOpti
   await report(options, result, loopTable(result));
 }
 
+interface ServeOptions extends Pick<Common, 'size' | 'out' | 'json'> {
+  model?: string;
+  network: string;
+  alpha?: number;
+  seconds: number;
+  rates?: number[];
+  jpeg?: string | true;
+  queue: number;
+  peers: boolean;
+}
+
+async function serve({ alpha, ...options }: ServeOptions): Promise<void> {
+  await prepare(options.out);
+  const { benchServe, serveTable } = await import('../bench/serve.js');
+  const line = await progress();
+  try {
+    const result = await benchServe({ ...options, options: optionsOf({ alpha }), progress: line.show });
+    line.stop();
+    await report(options, result, serveTable(result));
+  } finally {
+    line.stop();
+  }
+}
+
 async function progress(): Promise<Progress> {
   const line = new Progress();
   await line.start();
@@ -224,7 +271,7 @@ async function progress(): Promise<Progress> {
 const optionsOf = (options: NetworkOptions): NetworkOptions =>
   Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined));
 
-async function report({ out, json }: Common, result: object, table: string): Promise<void> {
+async function report({ out, json }: Pick<Common, 'out' | 'json'>, result: object, table: string): Promise<void> {
   if (out) await writeWhole(out, [`${JSON.stringify(result, null, 1)}\n`]);
   if (json) printJson(result);
   else print(table);

@@ -11,6 +11,7 @@ import { infoCommand } from './info.js';
 import { printError } from './output.js';
 import { quantizeCommand } from './quantize.js';
 import { runCommand } from './run.js';
+import { serveCommand } from './serve.js';
 
 const { version, description } = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8'));
 
@@ -39,4 +40,5 @@ exportCommand(program);
 quantizeCommand(program);
 devicesCommand(program);
 benchCommand(program);
+serveCommand(program);
 demoCommand(program);

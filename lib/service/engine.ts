@@ -1,0 +1,154 @@
+/** What computes the batches of one version of a model: the model in this process, or in one of its own. */
+import { checkOptions, type Known } from '../options.js';
+import { countFlops } from '../flops.js';
+import { OctconvError, show } from '../error.js';
+import type { ComputeType, Value } from '../graph/graph.js';
+import type { InputConfig } from '../input/preprocess.js';
+import { loadModel, type Model } from '../model.js';
+import { inputShape } from '../models/index.js';
+import type { Device } from '../native.js';
+import type { RunOptions } from '../plan.js';
+import { targetOf } from '../devices.js';
+import { resolvePolicy } from './batcher.js';
+import { type Matrix, type Shape, Tensor } from '../tensor.js';
+
+/** How a model is loaded. */
+export interface EngineOptions {
+  readonly device?: Device | 'auto' | undefined;
+  readonly dtype?: ComputeType | undefined;
+  /** Threads of a run; default: all cores. */
+  readonly threads?: number | undefined;
+  /** Rows of the largest batch that is tried at warm-up; default 8, on a GPU 64. */
+  readonly maxBatch?: number | undefined;
+  /** Rows of the batches that are run, whatever they are worth. */
+  readonly sizes?: readonly number[] | undefined;
+}
+
+export const engineOptions = {
+  device: true,
+  dtype: true,
+  threads: true,
+  maxBatch: true,
+  sizes: true,
+} satisfies Known<EngineOptions>;
+
+/** What a loaded model is. */
+export interface About {
+  readonly network: string | undefined;
+  readonly alpha: number | undefined;
+  /** How a picture becomes an input. */
+  readonly input: InputConfig | undefined;
+  readonly labels: readonly string[] | undefined;
+  readonly classes: number;
+  /** One row of its input: [H,W,C], or [T,H,W,C] of video. */
+  readonly row: Shape;
+  /** What its convolutions multiply, where, and with how many threads. */
+  readonly dtype: ComputeType;
+  readonly device: Device;
+  readonly isa: string;
+  readonly threads: number;
+  /** Of one row. */
+  readonly multiplyAdds: number;
+  readonly parameters: number;
+  /** What was measured at warm-up. */
+  readonly batching: Measured;
+}
+
+/** Batches worth running, and how long each takes. */
+export interface Measured {
+  /** Ascending, from 1. */
+  readonly sizes: readonly number[];
+  readonly milliseconds: readonly number[];
+  /** Runs in flight that keep the device busy. */
+  readonly instances: number;
+}
+
+export interface Engine {
+  readonly about: About;
+  /** Logits of a batch, which may be changed as soon as this returns. */
+  run(x: Tensor<'f32' | 'u8'>, options?: RunOptions): Promise<Tensor<'f32', Matrix>>;
+  /** When runs in flight have ended. */
+  close(): Promise<void>;
+}
+
+/**
+ * Loads a model and measures how it is batched.
+ * @throws OctconvError that names the file and what does not fit.
+ */
+export async function openEngine(folder: string, options: EngineOptions = {}): Promise<Engine> {
+  checkOptions('service', options, engineOptions);
+  const { device, dtype, threads, maxBatch = targetOf(device).traits.ownMemory ? 64 : 8 } = options;
+  if (!Number.isInteger(maxBatch) || maxBatch < 1)
+    throw new OctconvError(`service: maxBatch: ${show(maxBatch)}, wanted a positive integer`);
+  const powers = Array.from({ length: Math.floor(Math.log2(maxBatch)) + 1 }, (_, i) => 2 ** i);
+  const { sizes } = resolvePolicy({ sizes: options.sizes ?? powers });
+  // Of each size one for f32 and one for bytes of pictures.
+  const model = await loadModel(folder, { device, dtype, threads, plans: 2 * sizes.length });
+  try {
+    const row = inputShape(model).slice(1);
+    const { multiplyAdds, parameters } = countFlops(model.record([1, ...row]));
+    const { batching, classes } = await measure(model, row, sizes, options.sizes === undefined);
+    const { name, options: { alpha } = {}, input, labels } = model;
+    if (input) await import('sharp'); // the first picture need not wait for it
+    const { isa } = targetOf(model.device).traits;
+    const place = { dtype: model.dtype, device: model.device, isa, threads: model.threads };
+    return {
+      about: { network: name, alpha, input, labels, classes, row, ...place, multiplyAdds, parameters, batching },
+      run: (x, options) => model.run(x as Tensor<'f32'>, options),
+      close: async () => model.dispose(),
+    };
+  } catch (error) {
+    model.dispose();
+    throw error;
+  }
+}
+
+/** A batch of twice the size, or a run more in flight, must do so much more at least. */
+const gain = 1.05;
+const rounds = 3;
+
+/**
+ * How long batches take, those that are not worth it left out where it `chooses`, and whether a second run in flight is. On a CPU eight images in one
+ * run often take as long as eight runs, and then one image is quicker to answer.
+ */
+async function measure(
+  model: Model<Value<'f32', Matrix>>,
+  row: Shape,
+  candidates: readonly number[],
+  chooses: boolean,
+): Promise<{ readonly batching: Measured; readonly classes: number }> {
+  const dtype = model.input ? 'u8' : 'f32';
+  const batchOf = (size: number) => Tensor.zeros(dtype as 'f32', [size, ...row]);
+  let classes = 0;
+  /** Milliseconds of one of some runs side by side, the least of some rounds. */
+  const time = async (size: number, together: number): Promise<number> => {
+    const x = batchOf(size);
+    await model.plan(x);
+    let least = Number.POSITIVE_INFINITY;
+    for (let round = 0; round < rounds; round++) {
+      const start = performance.now();
+      const [y] = await Promise.all(Array.from({ length: together }, () => model.run(x)));
+      least = Math.min(least, (performance.now() - start) / together);
+      classes = y?.shape[1] ?? 0;
+    }
+    return least;
+  };
+  const sizes: number[] = [];
+  const milliseconds: number[] = [];
+  let worth = 0; // so many of them
+  let best = Number.POSITIVE_INFINITY; // milliseconds of a row
+  for (const size of candidates) {
+    // One that seems to be no better may have been disturbed.
+    if (chooses && sizes.length > worth + 1) break;
+    const taken = await time(size, 1);
+    sizes.push(size);
+    milliseconds.push(taken);
+    if (chooses && best < (gain * taken) / size) continue;
+    best = Math.min(best, taken / size);
+    worth = sizes.length;
+  }
+  for (const all of [sizes, milliseconds]) all.splice(worth);
+  const [largest = 1, alone = 0] = [sizes.at(-1), milliseconds.at(-1)];
+  const instances = (await time(largest, 2)) * gain < alone ? 2 : 1;
+  return { batching: { sizes, milliseconds, instances }, classes };
+}

@@ -1,0 +1,47 @@
+/** What can go wrong with a request: one table of codes for all doors of the service. */
+import { OctconvError } from '../error.js';
+
+/** HTTP status and gRPC status of each code. */
+export const codes = {
+  /** The request is at fault. */
+  invalid: { http: 400, grpc: 3 },
+  unauthorized: { http: 401, grpc: 16 },
+  /** No such model, version or path. */
+  notFound: { http: 404, grpc: 5 },
+  /** More bytes than the service takes. */
+  tooLarge: { http: 413, grpc: 8 },
+  /** The queue is full: the request was not started, and may be sent again after `retryAfter` seconds. */
+  overloaded: { http: 429, grpc: 8 },
+  /** The caller left. */
+  cancelled: { http: 499, grpc: 1 },
+  /** A fault of the service. */
+  internal: { http: 500, grpc: 13 },
+  /** The model is loading or broken, or the service is closing. */
+  unavailable: { http: 503, grpc: 14 },
+  /** The request waited for longer than its timeout. */
+  late: { http: 503, grpc: 4 },
+} as const;
+
+export type Code = keyof typeof codes;
+
+export class ServiceError extends OctconvError {
+  /** Seconds after which it may be tried again. */
+  readonly retryAfter: number | undefined;
+
+  constructor(
+    readonly code: Code,
+    message: string,
+    { retryAfter, ...options }: ErrorOptions & { readonly retryAfter?: number } = {},
+  ) {
+    super(message, options);
+    this.retryAfter = retryAfter;
+  }
+}
+
+/** The code of whatever was thrown while a request was read: errors that the library explains are the request's. */
+export function codeOf(error: unknown): Code {
+  if (error instanceof ServiceError) return error.code;
+  if (error instanceof OctconvError) return 'invalid';
+  const { name } = (error ?? {}) as Partial<Error>;
+  return name === 'AbortError' ? 'cancelled' : name === 'TimeoutError' ? 'late' : 'internal';
+}
