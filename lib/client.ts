@@ -382,10 +382,13 @@ function secondsOf(text: string | null): number | undefined {
 function pause(milliseconds: number, signal: AbortSignal | undefined): Promise<void> {
   signal?.throwIfAborted();
   return new Promise((resolve, reject) => {
-    const timer = setTimeout(() => {
-      forget();
-      resolve();
-    }, milliseconds);
+    const timer = setTimeout(
+      () => {
+        forget();
+        resolve();
+      },
+      Math.min(milliseconds, 2 ** 31 - 1), // a timer takes no more
+    );
     const forget = onAbort(signal, () => {
       clearTimeout(timer);
       reject(signal?.reason);

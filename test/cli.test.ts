@@ -534,6 +534,16 @@ describe('command line', function () {
       }
     });
 
+    it('tells which batches a service would run', () => {
+      const { batching } = JSON.parse(octconv('info', shipped, '--batching', '--json').stdout);
+      expect(batching.sizes[0]).to.equal(1);
+      expect(batching.milliseconds).to.have.lengthOf(batching.sizes.length);
+      expect(batching.milliseconds.every((ms: number) => ms > 0)).to.equal(true);
+      expect(octconv('info', shipped, '--batching').stdout).to.match(
+        /batch +ms +rows\/s\n +1 .*\n(.*\n)* +\d in flight at a time\n/,
+      );
+    });
+
     it('says the same of a plan as JSON', () => {
       const flags = words('resnet-26 --width 8 --size 32 --dtype i8 --json');
       const info = (flag: string) => JSON.parse(octconv('info', ...flags, flag).stdout);

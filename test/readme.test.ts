@@ -19,7 +19,7 @@ describe('README', function () {
     /\[ 4, 10 \] 3/,
     /\[ 1, 56, 56, 32 \] \[ 1, 28, 28, 32 \] 1/,
     /^test\/clips\/pan-left\.webp pan left\n0 to 0\.5 s pan left\n/,
-    'examples/server/server.ts', // test/server.test.ts runs it
+    'examples/fastify/server.ts', // test/examples-service.test.ts runs it
     /^cpu cuda \[ 2, 10 \]$/m,
   ];
 

@@ -255,6 +255,46 @@ describe('service: repository', () => {
     expect(await codeFor(service.infer('cifar', noise(1)))).to.equal('notFound');
   });
 
+  it('a newer version that is broken leaves the older one serving', async () => {
+    mkdirSync(join(folder, 'cifar', '2'), { recursive: true });
+    symlinkSync(octave, join(folder, 'cifar', '1'));
+    renameSync(join(folder, 'cifar', '2'), join(folder, 'two'));
+    await using service = await Service.open({ cifar: join(folder, 'cifar') }, small);
+    renameSync(join(folder, 'two'), join(folder, 'cifar', '2'));
+    await service.refresh();
+    expect(service.versions().map(({ version, state }) => [version, state])).to.deep.equal([
+      ['1', 'ready'],
+      ['2', 'unavailable'],
+    ]);
+    expect((await service.infer('cifar', noise(1))).version).to.equal('1');
+    expect(await failure(service.load('cifar'))).to.match(/^cifar, version 2: .*config\.json/);
+    rmSync(join(folder, 'cifar', '2'), { recursive: true });
+    symlinkSync(plain, join(folder, 'cifar', '2'));
+    await service.refresh();
+    expect(service.versions().map(({ version, state }) => [version, state])).to.deep.equal([['2', 'ready']]);
+  });
+
+  it('one that cannot be read does not keep the others from being served', async () => {
+    symlinkSync(octave, join(folder, 'cifar'));
+    symlinkSync(join(folder, 'nowhere'), join(folder, 'dangling'));
+    await using service = new Service(folder, small);
+    await service.loaded;
+    expect(service.versions().map(({ name, state }) => [name, state])).to.deep.equal([
+      ['cifar', 'ready'],
+      ['dangling', 'unavailable'],
+    ]);
+    expect((await service.infer('cifar', noise(1))).model).to.equal('cifar');
+  });
+
+  it('closing while models load loads no more of them, and may be asked for twice', async () => {
+    for (const name of ['a', 'b', 'c']) symlinkSync(octave, join(folder, name));
+    const service = new Service(folder, small);
+    await Promise.all([service.close(), service.close(10)]);
+    await service.close();
+    expect(service.versions()).to.deep.equal([]);
+    expect(await codeFor(service.loaded)).to.be.oneOf([undefined, 'unavailable']);
+  });
+
   it('unloads and loads, and looks by itself', async () => {
     symlinkSync(octave, join(folder, 'cifar'));
     await using service = await Service.open(folder, { ...small, watch: 0.05 });
@@ -306,6 +346,29 @@ describe('service: a process of its own', function () {
     expect(new Set(codes)).to.deep.equal(new Set([undefined, 'unavailable']));
     expect(codes.filter((code) => code === 'unavailable').length).to.be.within(1, 4);
     expect(children()).to.have.lengthOf(1).and.not.include(pid);
+  });
+
+  it('one that cannot be started again fails what waits, and runs when it can', async () => {
+    const folder = mkdtempSync(join(tmpdir(), 'octconv-service-'));
+    try {
+      cpSync(octave, join(folder, 'cifar'), { recursive: true });
+      await using service = await Service.open(folder, { ...small, isolated: true });
+      const [config, hidden] = [join(folder, 'cifar', 'config.json'), join(folder, 'hidden.json')];
+      renameSync(config, hidden);
+      process.kill(children()[0] as number, 'SIGKILL');
+      await sleep(50);
+      expect(await failure(service.infer('cifar', noise(1)))).to.match(/files have changed/);
+      renameSync(hidden, config);
+      let answered = false;
+      for (let i = 0; i < 20 && !answered; i++)
+        answered = await service.infer('cifar', noise(1)).then(
+          () => true,
+          () => false,
+        );
+      expect(answered).to.equal(true);
+    } finally {
+      rmSync(folder, { recursive: true });
+    }
   });
 
   it('is not there any more when the service is closed, or could not open', async () => {

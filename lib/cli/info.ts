@@ -15,6 +15,7 @@ import type { Launch } from '../native.js';
 import { didYouMean } from '../options.js';
 import type { Plan } from '../plan.js';
 import { quantizedTensors } from '../quantize.js';
+import { type Measured, measureBatching, powersOfTwo, usualMaxBatch } from '../service/engine.js';
 import { elementCount, type TensorInfo } from '../weights/source.js';
 import {
   deviceLine,
@@ -44,6 +45,7 @@ export function infoCommand(program: Command): void {
     .option('--threads <n>', 'threads of a run (default: all cores)', integer(1))
     .option('--graph', 'every step, before and after fusion, and its shapes')
     .option('--plan', 'every step after fusion, and what it costs')
+    .option('--batching', 'how long batches take, and which of them octconv serve runs')
     .option('--json', 'print one JSON object')
     .action(run);
 }
@@ -57,6 +59,7 @@ interface Options extends NetworkFlags {
   threads?: number;
   graph?: boolean;
   plan?: boolean;
+  batching?: boolean;
   json?: boolean;
 }
 
@@ -71,6 +74,8 @@ async function run(network: string | undefined, options: Options): Promise<void>
   for (const { op } of graph.nodes) layers[op] = (layers[op] ?? 0) + 1;
   const recorded = graph.nodes.map((node) => describe(node, graph.values));
   const fused = stepsOf(plan);
+  const sizes = powersOfTwo(usualMaxBatch(model.device));
+  const measured = options.batching && (await measureBatching(model, input.slice(1), sizes, true)).batching;
   if (json) {
     const { name, options: networkOptions } = model;
     const about = {
@@ -86,7 +91,7 @@ async function run(network: string | undefined, options: Options): Promise<void>
       ...(options.graph && { graph: recorded }),
       ...((options.graph || options.plan) && { plan: fused }),
     };
-    printJson({ ...about, steps: plan.steps.length, memory, ...steps });
+    printJson({ ...about, steps: plan.steps.length, memory, ...steps, ...(measured && { batching: measured }) });
     return;
   }
   const given = Object.entries(model.options ?? {}).map(
@@ -117,11 +122,21 @@ async function run(network: string | undefined, options: Options): Promise<void>
     show('recorded', shapesTable(recorded));
     show('after fusion', shapesTable(fused));
   }
+  if (measured) show('batches that octconv serve runs', batchTable(measured));
   if (options.plan) {
     show('plan', fused.some(({ launches }) => launches.length > 0) ? launchTable(fused) : planTable(fused));
     const weights = fused.reduce((sum, { bytes }) => sum + bytes.weights, 0);
     print(hanging('  ', `${mebi(weights)} of weights; a run has ${facts['memory of a run']}`, 2));
   }
+}
+
+/** The batches that are worth it, on this machine and now. */
+function batchTable({ sizes, milliseconds, instances }: Measured): string {
+  const rows = sizes.map((size, i) => {
+    const taken = milliseconds[i] as number;
+    return [`${size}`, taken.toFixed(2), ((1000 * size) / taken).toFixed(1)];
+  });
+  return `${table(['batch', 'ms', 'rows/s'], rows)}\n${instances} in flight at a time`;
 }
 
 const mebi = (bytes: number) => `${(bytes / 2 ** 20).toFixed(1)} MiB`;

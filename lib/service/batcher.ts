@@ -20,7 +20,10 @@ export interface BatchPolicy {
   readonly maxDelay?: number | undefined;
   /** Batches in flight at a time; default 1. */
   readonly instances?: number | undefined;
-  /** Rows that may wait; a request that would be more is refused, also where nothing waits. Default 256. */
+  /**
+   * Rows that may wait; a request that would be more is refused, also where nothing waits. Default 256; in a service as
+   * many as are 1 GiB, if those are fewer.
+   */
   readonly queue?: number | undefined;
   /** Priorities are 1 (first) .. n; default 1. */
   readonly priorities?: number | undefined;

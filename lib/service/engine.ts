@@ -2,7 +2,7 @@
 import { checkOptions, type Known } from '../options.js';
 import { countFlops } from '../flops.js';
 import { OctconvError, show } from '../error.js';
-import type { ComputeType, Value } from '../graph/graph.js';
+import type { ComputeType } from '../graph/graph.js';
 import type { InputConfig } from '../input/preprocess.js';
 import { loadModel, type Model } from '../model.js';
 import { inputShape } from '../models/index.js';
@@ -77,17 +77,16 @@ export interface Engine {
  */
 export async function openEngine(folder: string, options: EngineOptions = {}): Promise<Engine> {
   checkOptions('service', options, engineOptions);
-  const { device, dtype, threads, maxBatch = targetOf(device).traits.ownMemory ? 64 : 8 } = options;
+  const { device, dtype, threads, maxBatch = usualMaxBatch(device) } = options;
   if (!Number.isInteger(maxBatch) || maxBatch < 1)
     throw new OctconvError(`service: maxBatch: ${show(maxBatch)}, wanted a positive integer`);
-  const powers = Array.from({ length: Math.floor(Math.log2(maxBatch)) + 1 }, (_, i) => 2 ** i);
-  const { sizes } = resolvePolicy({ sizes: options.sizes ?? powers });
+  const { sizes } = resolvePolicy({ sizes: options.sizes ?? powersOfTwo(maxBatch) });
   // Of each size one for f32 and one for bytes of pictures.
   const model = await loadModel(folder, { device, dtype, threads, plans: 2 * sizes.length });
   try {
     const row = inputShape(model).slice(1);
     const { multiplyAdds, parameters } = countFlops(model.record([1, ...row]));
-    const { batching, classes } = await measure(model, row, sizes, options.sizes === undefined);
+    const { batching, classes } = await measureBatching(model as Model, row, sizes, options.sizes === undefined);
     const { name, options: { alpha } = {}, input, labels } = model;
     if (input) await import('sharp'); // the first picture need not wait for it
     const { isa } = targetOf(model.device).traits;
@@ -103,6 +102,13 @@ export async function openEngine(folder: string, options: EngineOptions = {}): P
   }
 }
 
+/** More pay on a GPU alone. */
+export const usualMaxBatch = (device?: Device | 'auto'): number => (targetOf(device).traits.ownMemory ? 64 : 8);
+
+/** Up to a limit. */
+export const powersOfTwo = (most: number): number[] =>
+  Array.from({ length: Math.floor(Math.log2(most)) + 1 }, (_, i) => 2 ** i);
+
 /** A batch of twice the size, or a run more in flight, must do so much more at least. */
 const gain = 1.05;
 const rounds = 3;
@@ -111,8 +117,8 @@ const rounds = 3;
  * How long batches take, those that are not worth it left out where it `chooses`, and whether a second run in flight is. On a CPU eight images in one
  * run often take as long as eight runs, and then one image is quicker to answer.
  */
-async function measure(
-  model: Model<Value<'f32', Matrix>>,
+export async function measureBatching(
+  model: Model,
   row: Shape,
   candidates: readonly number[],
   chooses: boolean,

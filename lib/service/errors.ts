@@ -6,6 +6,8 @@ export const codes = {
   /** The request is at fault. */
   invalid: { http: 400, grpc: 3 },
   unauthorized: { http: 401, grpc: 16 },
+  /** Callers may not do it. */
+  forbidden: { http: 403, grpc: 7 },
   /** No such model, version or path. */
   notFound: { http: 404, grpc: 5 },
   /** More bytes than the service takes. */

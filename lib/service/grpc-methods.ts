@@ -104,7 +104,7 @@ export type Methods = ReturnType<typeof methodsOf>;
 export function methodsOf(service: Service, repository: boolean) {
   const find = ({ name, version }: Message) => readyVersion(service, name, version || undefined);
   const change = async (what: 'load' | 'unload', { model_name, parameters }: Message) => {
-    if (!repository) throw new ServiceError('invalid', `${what}: this server lets no caller load or unload models`);
+    if (!repository) throw new ServiceError('forbidden', `${what}: this server lets no caller load or unload models`);
     const unknown = Object.keys(parameters).find((name) => name !== 'unload_dependents');
     if (unknown !== undefined)
       throw new OctconvError(`${what}: unknown parameter ${show(unknown)}, wanted unload_dependents`);

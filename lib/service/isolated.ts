@@ -3,15 +3,16 @@
  * their own; the process is started again, later each time until it has run for a while.
  */
 import { type ChildProcess, fork } from 'node:child_process';
+import { once } from 'node:events';
 import { extname } from 'node:path';
 import { setTimeout } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { arrayFor, type DType, type TypedArrayOf } from '../dtype.js';
 import { OctconvError } from '../error.js';
-import { orAborted, type RunOptions } from '../plan.js';
 import { type Matrix, type Shape, Tensor } from '../tensor.js';
 import type { About, Engine, EngineOptions } from './engine.js';
 import { type Code, ServiceError } from './errors.js';
+import { stampOf } from './repository.js';
 
 /** A tensor as it goes from process to process. */
 export interface Sent {
@@ -45,16 +46,18 @@ export function received<D extends DType>({ dtype, shape, data }: Sent): Tensor<
   return new Tensor(dtype as D, shape, elements as TypedArrayOf<D>);
 }
 
-/** Milliseconds until a process that ended is started again, doubled each time; after so long it has run well. */
-const [soonest, latest, well] = [100, 10_000, 60_000];
+/** Milliseconds until a process that ended is started again: the first time, and at most, doubled each time. */
+const [firstPause, longestPause] = [100, 10_000];
+/** A process that was there for so many milliseconds ran well. */
+const wellAfter = 60_000;
 
 /** @throws OctconvError as `openEngine` does, and if the process ends meanwhile. */
 export async function isolate(folder: string, options: EngineOptions): Promise<Engine> {
-  const supervisor = new Supervisor(folder, options);
+  const supervisor = new Supervisor(folder, options, await stampOf(folder));
   const about = await supervisor.start();
   return {
     about,
-    run: (x, options) => supervisor.run(x, options),
+    run: (x) => supervisor.run(x),
     close: () => supervisor.close(),
   };
 }
@@ -66,24 +69,25 @@ interface Waiting {
 
 /** A process, and what waits for its answers. */
 class Supervisor {
-  readonly #folder: string;
-  readonly #options: EngineOptions;
   #child: ChildProcess | undefined;
   readonly #waiting = new Map<number, Waiting>();
   #next = 0;
-  /** When the process can take batches. */
-  #ready: Promise<unknown> = Promise.resolve();
+  /** When the next start has ended, well or not. */
+  #ready: Promise<void> = Promise.resolve();
   /** Starts since it last ran well. */
   #starts = 0;
   #started = 0;
   /** Whether the model is loaded. */
   #running = false;
-  #closed = false;
+  readonly #stop = new AbortController();
+  #closed: Promise<void> | undefined;
 
-  constructor(folder: string, options: EngineOptions) {
-    this.#folder = folder;
-    this.#options = options;
-  }
+  constructor(
+    readonly folder: string,
+    readonly options: EngineOptions,
+    /** Of the files that it was made of: another start must not make another model of it. */
+    readonly stamp: string,
+  ) {}
 
   async start(): Promise<About> {
     const child = fork(fileURLToPath(new URL(`./engine-child${extname(import.meta.url)}`, import.meta.url)), [], {
@@ -93,10 +97,11 @@ class Supervisor {
     this.#child = child;
     this.#started = performance.now();
     child.on('message', (answer: Answer) => this.#answered(answer));
-    child.on('error', (error) => this.#ended(child, error.message)); // it could not be started
+    child.on('error', (error) => this.#ended(child, error.message)); // it could not be started, or be told
+    child.once('disconnect', () => this.#ended(child, 'it lets go'));
     child.once('exit', (code, signal) => this.#ended(child, signal ?? `exit code ${code}`));
     try {
-      const answer = await this.#ask({ open: this.#folder, options: this.#options });
+      const answer = await this.#ask({ open: this.folder, options: this.options });
       this.#running = true;
       return (answer as Extract<Answer, { about: About }>).about;
     } catch (error) {
@@ -105,15 +110,15 @@ class Supervisor {
     }
   }
 
-  /** `x` may be changed as soon as this returns. */
-  async run(x: Tensor<'f32' | 'u8'>, { signal }: RunOptions = {}): Promise<Tensor<'f32', Matrix>> {
-    const later = async () => {
-      const kept = x.keep();
-      await this.#ready;
-      return this.#ask({ x: send(kept) });
-    };
-    const answer = await orAborted(this.#running ? this.#ask({ x: send(x) }) : later(), () => undefined, signal);
+  /** `x` may be changed as soon as this returns. A batch that was begun is awaited: the process does not stop it. */
+  async run(x: Tensor<'f32' | 'u8'>): Promise<Tensor<'f32', Matrix>> {
+    const answer = await (this.#running ? this.#ask({ x: send(x) }) : this.#later(x.keep()));
     return received((answer as Extract<Answer, { y: Sent }>).y) as Tensor<'f32', Matrix>;
+  }
+
+  async #later(x: Tensor<'f32' | 'u8'>): Promise<Answer> {
+    await this.#ready;
+    return this.#ask({ x: send(x) });
   }
 
   #ask(what: { open: string; options: EngineOptions } | { x: Sent }): Promise<Answer> {
@@ -123,8 +128,7 @@ class Supervisor {
       if (!child?.connected) return reject(new ServiceError('unavailable', 'the process of the model has ended'));
       this.#waiting.set(id, { resolve, reject });
       child.send({ ...what, id } satisfies Ask, (error) => {
-        if (error)
-          this.#waiting.get(id)?.reject(new ServiceError('unavailable', `the process of the model: ${error.message}`));
+        if (error) this.#ended(child, error.message);
       });
     });
   }
@@ -133,41 +137,61 @@ class Supervisor {
     const waiting = this.#waiting.get(answer.id);
     this.#waiting.delete(answer.id);
     if (!('code' in answer)) waiting?.resolve(answer);
-    else
-      waiting?.reject(
-        answer.code === 'invalid' ? new OctconvError(answer.message) : new ServiceError(answer.code, answer.message),
-      );
+    else if (answer.code === 'invalid') waiting?.reject(new OctconvError(answer.message));
+    else waiting?.reject(new ServiceError(answer.code, answer.message));
   }
 
   #ended(child: ChildProcess, how: string): void {
     if (child !== this.#child) return;
     this.#child = undefined;
+    if (!this.#closed) child.kill('SIGKILL');
+    const wasRunning = this.#running;
+    this.#running = false;
+    // Whoever starts it is told; one that ran is started again before anybody asks it.
+    if (wasRunning && !this.#closed) {
+      if (performance.now() - this.#started > wellAfter) this.#starts = 0;
+      this.#restart();
+    }
     const lost = [...this.#waiting.values()];
     this.#waiting.clear();
     for (const { reject } of lost) reject(new ServiceError('unavailable', `the process of the model ended: ${how}`));
-    if (!this.#running) return; // it could not be started: whoever starts it is told
-    this.#running = false;
-    if (performance.now() - this.#started > well) this.#starts = 0;
-    this.#ready = this.#restart();
   }
 
-  /** Goes on until it runs, or nobody wants it any more. */
-  async #restart(): Promise<void> {
-    while (!this.#closed && !this.#running) {
-      await setTimeout(Math.min(latest, soonest * 2 ** this.#starts++));
-      if (!this.#closed) await this.start().catch(() => undefined);
-    }
+  /** Goes on until it runs, or nobody wants it any more. Batches wait for the next start, and fail if it does. */
+  #restart(): void {
+    this.#ready = this.#startAgain();
+    this.#ready.catch(() => {
+      if (!this.#closed) this.#restart();
+    });
   }
 
-  async close(): Promise<void> {
-    this.#closed = true;
+  async #startAgain(): Promise<void> {
+    const pause = Math.min(longestPause, firstPause * 2 ** this.#starts++);
+    await setTimeout(pause, undefined, { signal: this.#stop.signal });
+    const unavailable = (why: string) => new ServiceError('unavailable', `the process of the model: ${why}`);
+    if ((await stampOf(this.folder)) !== this.stamp)
+      throw unavailable('its files have changed, it must be loaded again');
+    await this.start().catch((error: Error) => {
+      throw unavailable(error.message);
+    });
+  }
+
+  close(): Promise<void> {
+    this.#closed ??= this.#close();
+    return this.#closed;
+  }
+
+  async #close(): Promise<void> {
+    this.#stop.abort();
     const child = this.#child;
     if (!child) return;
-    const ended = new Promise((resolve) => child.once('exit', resolve));
+    const ended = once(child, 'exit');
     child.disconnect(); // then it ends by itself
     const given = new AbortController();
-    const late = setTimeout(5000, undefined, { signal: given.signal }).then(() => child.kill('SIGKILL'));
-    late.catch(() => undefined);
+    setTimeout(5000, undefined, { signal: given.signal }).then(
+      () => child.kill('SIGKILL'),
+      () => undefined,
+    );
     await ended;
     given.abort();
   }

@@ -42,6 +42,11 @@ export function logStates(service: Service, log: Logger): void {
   });
 }
 
+/** A line when `watch` cannot read the repository. */
+export function logUnreadable(service: Service, log: Logger): void {
+  service.on('unreadable', (error) => log.error(error.message));
+}
+
 /** A line for each request that fails, and for every so many-th other. The hook is for routes that are added later. */
 export function addAccessLog(app: FastifyInstance, log: Logger, every: number): void {
   let successes = 0;

@@ -14,6 +14,7 @@ const ofModel = ['model', 'version'] as const;
 const reasons: { readonly [C in Code]: 'REJECTED' | 'CANCELED' | 'BACKEND' | 'OTHER' } = {
   invalid: 'OTHER',
   unauthorized: 'OTHER',
+  forbidden: 'OTHER',
   notFound: 'OTHER',
   tooLarge: 'OTHER',
   overloaded: 'REJECTED',

@@ -46,7 +46,9 @@ async function readRepository(root: string): Promise<Folders> {
   const found = new Map<string, ReadonlyMap<string, string>>();
   for (const entry of await entriesOf(root)) {
     const folder = join(root, entry);
-    if (name.test(entry) && !(await isFile(folder))) found.set(entry, await versionsIn(folder));
+    if (!name.test(entry) || (await isFile(folder))) continue;
+    // One that cannot be read is found again, with the reason, when it is loaded.
+    found.set(entry, await versionsIn(folder).catch(() => new Map([['1', folder]])));
   }
   return found;
 }

@@ -17,7 +17,7 @@ import {
   serverMetadata,
   statistics,
 } from './protocol.js';
-import type { Service } from './service.js';
+import type { Service, ServiceClassified } from './service.js';
 
 export interface RouteOptions {
   readonly maxBytes: number;
@@ -68,7 +68,7 @@ export async function addRoutes(app: FastifyInstance, service: Service, options:
   await app.register(async (pictures) => addClassify(pictures, service, options));
 }
 
-/** Aborts when the client has gone: `request.signal` does as soon as the body is read. */
+/** Aborts when the client has gone. `request.signal` aborts as soon as the body is read, so the answer is watched. */
 function goneOf(reply: FastifyReply): AbortSignal {
   const gone = new AbortController();
   reply.raw.once('close', () => {
@@ -103,7 +103,7 @@ const jsonOf = (request: FastifyRequest): unknown => (bytesOf(request).length ? 
 
 function addRepository(app: FastifyInstance, service: Service, { repository }: RouteOptions): void {
   const change = (what: 'load' | 'unload') => async (request: FastifyRequest<Named>) => {
-    if (!repository) throw new ServiceError('invalid', `${what}: this server lets no caller load or unload models`);
+    if (!repository) throw new ServiceError('forbidden', `${what}: this server lets no caller load or unload models`);
     parse(loadBody, jsonOf(request), what, 'request');
     await service[what](request.params.model);
     return {};
@@ -118,6 +118,8 @@ function addRepository(app: FastifyInstance, service: Service, { repository }: R
 // --- Classify ---------------------------------------------------------------------------------------------------
 
 const mostFiles = 256;
+/** A form may have some, which nobody reads. */
+const mostFields = 16;
 const query = { top: true, clips: true, crops: true, priority: true, timeout: true };
 
 /** `POST /v2/models/M/classify`: a picture or video as the body, or files of a form. */
@@ -126,7 +128,7 @@ async function addClassify(app: FastifyInstance, service: Service, options: Rout
   app.addContentTypeParser(/^(image|video)\/|^application\/octet-stream(;|$)/, { parseAs: 'buffer' }, asItIs);
   await app.register(multipart, {
     throwFileSizeLimit: true,
-    limits: { fileSize: options.maxBytes, files: mostFiles, parts: mostFiles },
+    limits: { fileSize: options.maxBytes, files: mostFiles, parts: mostFiles, fields: mostFields, fieldSize: 1024 },
   });
   for (const path of ofModel('/classify'))
     app.post<Named>(path, async (request, reply) => {
@@ -134,11 +136,11 @@ async function addClassify(app: FastifyInstance, service: Service, options: Rout
       const signal = goneOf(reply);
       checkOptions('classify', request.query as object, query);
       const { top, clips, crops, ...policy } = numbersOf(request.query as Record<string, unknown>);
-      const ready = readyVersion(service, model, version);
+      readyVersion(service, model, version); // or it is refused before its form is read
       const files: Upload[] = request.isMultipart() ? await uploads(request, options) : [{ bytes: bytesOf(request) }];
       if (files.every(({ bytes }) => bytes.length === 0))
         throw new OctconvError('classify: no picture or video, as the body or as files of a form');
-      const asked = { ...askedOf(policy), signal, version: ready.version };
+      const asked = { ...askedOf(policy), signal, version };
       const views = { top, clips, crops: crops as 1 };
       const answer = await service.classify(
         model,
@@ -149,10 +151,14 @@ async function addClassify(app: FastifyInstance, service: Service, options: Rout
         model_name: answer.model,
         model_version: answer.version,
         results: answer.top.map((top, i) => ({ file: files[i]?.file, top })),
-        milliseconds: answer.milliseconds,
+        milliseconds: rounded(answer.milliseconds),
       };
     });
 }
+
+/** To microseconds: what lies behind them is noise. */
+const rounded = (milliseconds: ServiceClassified['milliseconds']) =>
+  Object.fromEntries(Object.entries(milliseconds).map(([name, value]) => [name, Number(value.toFixed(3))]));
 
 /** `timeout` is in microseconds, as that of `infer`. */
 function numbersOf(query: Record<string, unknown>): { [Name in keyof typeof query]?: number } {

@@ -1,6 +1,6 @@
 /** One version of a model that serves: its queue, its batches, its engines. */
 import { onAbort } from '../abort.js';
-import { type Matrix, type Shape, Tensor } from '../tensor.js';
+import { bytesOf, type Matrix, type Shape, Tensor } from '../tensor.js';
 import { type Batch, Batcher, type BatchPolicy, type Part, type ResolvedPolicy, resolvePolicy } from './batcher.js';
 import type { About, Engine } from './engine.js';
 import { type Code, codeOf, ServiceError } from './errors.js';
@@ -72,6 +72,12 @@ interface Queued {
   reject(error: unknown): void;
 }
 
+/** The longest time that a timer takes, in milliseconds. */
+const longest = 2 ** 31 - 1;
+
+/** Rows that may wait unless told otherwise, and how many bytes they may be: clips are large. */
+const [usualQueue, queueBytes] = [256, 2 ** 30];
+
 /** An engine and how many more batches it may run now. */
 interface Slot {
   readonly engine: Engine;
@@ -96,13 +102,14 @@ export class Served {
   #preparing = 0;
   /** Requests that are not answered. */
   #open = new Set<(error: Error) => void>();
-  /** Of each key and size one batch, filled again and again: `run` of engines copies it. */
+  /** Batches of keys and sizes, the latest last, filled again and again: `run` of engines copies them. */
   readonly #batches = new Map<string, Input>();
   /** Batches in flight, and what stops them. */
   readonly #running = new Map<Batch<Queued>, AbortController>();
   #timer: NodeJS.Timeout | undefined;
   #idle: (() => void) | undefined;
-  #closing = false;
+  /** When all is given back, if it is closing. */
+  #closed: Promise<void> | undefined;
 
   /** The engines compute the same. `policy` overrides what was measured. */
   constructor(
@@ -115,8 +122,10 @@ export class Served {
     const perEngine = engines.map(({ about }) => policy.instances ?? about.batching.instances);
     this.#slots = engines.map((engine, i) => ({ engine, free: perEngine[i] as number }));
     const instances = perEngine.reduce((sum, one) => sum + one, 0);
-    this.policy = resolvePolicy({ milliseconds, ...policy, sizes, instances });
-    this.#batcher = new Batcher(this.policy);
+    const rowBytes = bytesOf({ dtype: 'f32', shape: engines[0].about.row });
+    const queue = Math.min(usualQueue, Math.max(sizes.at(-1) as number, Math.floor(queueBytes / rowBytes)));
+    this.policy = resolvePolicy({ milliseconds, queue, ...policy, sizes, instances });
+    this.#batcher = new Batcher({ ...this.policy, allowTimeoutOverride: true }); // `#queue` asks whether it is
     this.#events = events;
   }
 
@@ -147,7 +156,7 @@ export class Served {
     let queued: Queued | undefined;
     try {
       asked.signal?.throwIfAborted();
-      if (this.#closing) throw new ServiceError('unavailable', `${this.name}: is no longer served`);
+      if (this.#closed) throw new ServiceError('unavailable', `${this.name}: is no longer served`);
       this.#checkRoom(rows);
       this.#preparing += rows;
       let x: Input;
@@ -156,9 +165,9 @@ export class Served {
         x = made instanceof Tensor ? made : await made;
       } finally {
         this.#preparing -= rows;
+        prepared = performance.now();
       }
       stop.signal.throwIfAborted();
-      prepared = performance.now();
       await new Promise<void>((resolve, reject) => {
         queued = this.#queue(x, rows, asked, prepared - arrived, resolve, reject);
         stop.signal.addEventListener('abort', () => this.#leave(queued as Queued, stop.signal.reason), { once: true });
@@ -173,7 +182,8 @@ export class Served {
     } catch (error) {
       const now = performance.now();
       const failed = asked.signal?.aborted ? 'cancelled' : codeOf(error);
-      this.#count(failed, rows, { prepare: prepared - arrived, queue: now - prepared, compute: 0 });
+      const started = (queued as Queued | undefined)?.started ?? now;
+      this.#count(failed, rows, { prepare: prepared - arrived, queue: started - prepared, compute: now - started });
       throw error;
     } finally {
       forget();
@@ -188,9 +198,8 @@ export class Served {
     if (this.waiting + rows <= queue) return;
     const perRow = (milliseconds.at(-1) ?? 0) / (sizes.at(-1) ?? 1) / instances;
     const retryAfter = Math.max(1, Math.ceil((this.waiting * perRow) / 1000));
-    throw new ServiceError('overloaded', `${this.name}: ${this.waiting} rows wait, wanted at most ${queue}`, {
-      retryAfter,
-    });
+    const what = `${rows} more row${rows === 1 ? '' : 's'} than the ${this.waiting} that wait`;
+    throw new ServiceError('overloaded', `${this.name}: ${what}, wanted at most ${queue}`, { retryAfter });
   }
 
   #queue(
@@ -248,7 +257,7 @@ export class Served {
         queued.reject(this.#late());
       }
       if (!batch) {
-        if (at !== undefined) this.#timer = setTimeout(() => this.#pump(), Math.max(0, at - now));
+        if (at !== undefined) this.#timer = setTimeout(() => this.#pump(), Math.min(longest, Math.max(0, at - now)));
         return;
       }
       void this.#run(batch);
@@ -291,7 +300,10 @@ export class Served {
     if (parts.length === 1 && x.shape[0] === size) return x;
     const name = `${size} ${key}`;
     const batch = this.#batches.get(name) ?? Tensor.zeros(x.dtype, [size, ...x.shape.slice(1)] as Shape);
+    this.#batches.delete(name);
     this.#batches.set(name, batch);
+    if (this.#batches.size > 2 * this.policy.sizes.length)
+      this.#batches.delete(this.#batches.keys().next().value as string);
     const each = batch.length / size;
     let at = 0;
     for (const { request, from, rows } of parts) {
@@ -323,16 +335,17 @@ export class Served {
     this.#events.request({ rows, code, milliseconds });
   }
 
-  /** Answers what has come, for so long; what is left then fails. */
-  async close(milliseconds: number): Promise<void> {
-    this.#closing = true;
-    if (this.#open.size > 0) {
-      const late = setTimeout(() => {
-        for (const end of [...this.#open]) end(new ServiceError('unavailable', `${this.name}: is no longer served`));
-      }, milliseconds);
-      await new Promise<void>((resolve) => (this.#idle = resolve));
-      clearTimeout(late);
-    }
+  /** Answers what has come, for so long; what is left then fails. Called again it can only shorten that time. */
+  close(milliseconds: number): Promise<void> {
+    const late = setTimeout(() => {
+      for (const end of [...this.#open]) end(new ServiceError('unavailable', `${this.name}: is no longer served`));
+    }, milliseconds);
+    this.#closed ??= this.#close();
+    return this.#closed.finally(() => clearTimeout(late));
+  }
+
+  async #close(): Promise<void> {
+    if (this.#open.size > 0) await new Promise<void>((resolve) => (this.#idle = resolve));
     clearTimeout(this.#timer);
     await Promise.all(this.engines.map((engine) => engine.close()));
   }

@@ -197,7 +197,7 @@ function addToken(app: FastifyInstance, token: string): void {
 
 /**
  * Which pages of browsers may call. A page of another site could otherwise not read answers, but unload a model: such
- * requests are refused, as a browser tells where they come from.
+ * requests are refused. Browsers tell where they come from: by `Origin`, and on HTTPS and localhost by `Sec-Fetch-Site`.
  */
 function addOrigins(app: FastifyInstance, allowed: readonly string[]): void {
   app.addHook('onRequest', async ({ headers, method }, reply) => {
@@ -213,7 +213,9 @@ function addOrigins(app: FastifyInstance, allowed: readonly string[]): void {
       );
       return reply.code(204).send();
     }
-    if (method !== 'GET' && method !== 'HEAD' && ['cross-site', 'same-site'].includes(`${headers['sec-fetch-site']}`))
-      throw new ServiceError('unauthorized', `a page of ${origin ?? 'another site'}, wanted an origin that is allowed`);
+    if (['GET', 'HEAD', 'OPTIONS'].includes(method)) return;
+    const isOwn = origin === undefined || (URL.canParse(origin) && new URL(origin).host === headers.host);
+    if (isOwn && !['cross-site', 'same-site'].includes(`${headers['sec-fetch-site']}`)) return;
+    throw new ServiceError('forbidden', `a page of ${origin ?? 'another site'}, wanted an origin that is allowed`);
   });
 }

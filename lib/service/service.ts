@@ -24,7 +24,7 @@ import { checkOptions, type Known } from '../options.js';
 import { type Shape, Tensor, tensor } from '../tensor.js';
 import { allFinite } from '../weights/elements.js';
 import type { BatchPolicy } from './batcher.js';
-import { type About, type EngineOptions, openEngine } from './engine.js';
+import { type About, type Engine, type EngineOptions, openEngine } from './engine.js';
 import { ServiceError } from './errors.js';
 import { isolate } from './isolated.js';
 import { chosen, type Folders, foldersOf, type Models, stampOf, type Versions } from './repository.js';
@@ -120,6 +120,8 @@ export interface ServiceEvents {
   batch: [name: string, version: string, event: BatchEnded];
   /** A version has another state, or another reason for it. */
   state: [version: Version];
+  /** `watch` cannot read the repository. */
+  unreadable: [error: Error];
 }
 
 interface Entry {
@@ -144,11 +146,13 @@ export class Service extends EventEmitter<ServiceEvents> implements AsyncDisposa
   readonly #entries = new Map<string, Map<string, Entry>>();
   /** Models that were unloaded by `unload`. */
   readonly #unloaded = new Set<string>();
-  readonly #draining = new Set<Promise<void>>();
+  readonly #draining = new Set<Served>();
   #syncing: Promise<void> = Promise.resolve();
   #timer: NodeJS.Timeout | undefined;
   #loaded = false;
-  #closing = false;
+  #looking = false;
+  /** When all is given back, if it is closing. */
+  #closed: Promise<void> | undefined;
 
   /**
    * Begins to load models; `loaded` tells when all have been.
@@ -166,12 +170,9 @@ export class Service extends EventEmitter<ServiceEvents> implements AsyncDisposa
     this.#options = options;
     this.#limits = checkLimits(limits);
     this.loaded = this.refresh();
-    this.loaded.then(
-      () => (this.#loaded = true),
-      () => undefined, // whoever waits for it is told
-    );
+    this.loaded.catch(() => undefined); // whoever waits for it is told
     if (watch) {
-      this.#timer = setInterval(() => void this.refresh().catch(() => undefined), watch * 1000);
+      this.#timer = setInterval(() => void this.#look(), watch * 1000);
       this.#timer.unref();
     }
   }
@@ -190,7 +191,7 @@ export class Service extends EventEmitter<ServiceEvents> implements AsyncDisposa
       const broken = service.versions().find(({ state }) => state === 'unavailable');
       if (broken) throw new OctconvError(`service: ${broken.name}, version ${broken.version}: ${broken.reason}`);
       if (service.versions().length === 0)
-        throw new OctconvError(`service: ${show(String(models))} holds no model folders`);
+        throw new OctconvError(`service: ${show(models instanceof URL ? models.href : models)} holds no model folders`);
       return service;
     } catch (error) {
       await service.close();
@@ -284,7 +285,7 @@ export class Service extends EventEmitter<ServiceEvents> implements AsyncDisposa
   }
 
   #find(name: string, version: string | undefined): { version: string; served: Served } {
-    if (this.#closing) throw new ServiceError('unavailable', 'the service is closing');
+    if (this.#isClosing) throw new ServiceError('unavailable', 'the service is closing');
     const versions = this.#entries.get(name);
     if (!versions) throw new ServiceError('notFound', `no model ${show(name)}`);
     const entry = version === undefined ? newest(versions) : versions.get(version);
@@ -295,6 +296,10 @@ export class Service extends EventEmitter<ServiceEvents> implements AsyncDisposa
   }
 
   // --- Models ---------------------------------------------------------------------------------------------------
+
+  get #isClosing(): boolean {
+    return this.#closed !== undefined;
+  }
 
   /** All versions of all models, or of one. @throws ServiceError if there is no such model. */
   versions(name?: string): Version[] {
@@ -319,9 +324,9 @@ export class Service extends EventEmitter<ServiceEvents> implements AsyncDisposa
 
   /** Whether all models have been loaded, and each has a version that is ready. */
   get ready(): boolean {
-    const all = [...this.#entries.values()];
-    const serves = this.#loaded && !this.leaving && !this.#closing;
-    return serves && all.length > 0 && all.every((versions) => newest(versions)?.state === 'ready');
+    const wanted = [...this.#entries].filter(([name]) => !this.#unloaded.has(name));
+    const serves = this.#loaded && !this.leaving && !this.#isClosing;
+    return serves && wanted.length > 0 && wanted.every(([, versions]) => newest(versions)?.state === 'ready');
   }
 
   /**
@@ -333,13 +338,27 @@ export class Service extends EventEmitter<ServiceEvents> implements AsyncDisposa
     return this.#inTurn(async () => {
       const folders = await foldersOf(this.#models);
       for (const name of new Set([...folders.keys(), ...this.#entries.keys()]))
-        if (!this.#unloaded.has(name)) await this.#sync(name, folders);
+        if (!this.#unloaded.has(name) || !folders.has(name)) await this.#sync(name, folders);
+      this.#loaded = true;
     });
+  }
+
+  /** What `watch` does, unless the last look still loads. */
+  async #look(): Promise<void> {
+    if (this.#looking) return;
+    this.#looking = true;
+    try {
+      await this.refresh();
+    } catch (error) {
+      if (!this.#isClosing) this.#tell('unreadable', error as Error);
+    } finally {
+      this.#looking = false;
+    }
   }
 
   /**
    * Loads a model that was unloaded, is new or has changed.
-   * @throws ServiceError if there is no such model, or none of its versions can be loaded.
+   * @throws ServiceError if there is no such model, or one of its versions cannot be loaded.
    */
   load(name: string): Promise<void> {
     return this.#inTurn(async () => {
@@ -347,7 +366,7 @@ export class Service extends EventEmitter<ServiceEvents> implements AsyncDisposa
       if (!folders.has(name)) throw new ServiceError('notFound', `no model ${show(name)}`);
       this.#unloaded.delete(name);
       for (const entry of this.#entries.get(name)?.values() ?? [])
-        if (entry.state === 'unavailable') entry.stamp = undefined;
+        if (entry.reason !== undefined) entry.stamp = undefined;
       await this.#sync(name, folders);
       const failed = this.versions(name).find(({ reason }) => reason !== undefined);
       if (failed) throw new ServiceError('invalid', `${name}, version ${failed.version}: ${failed.reason}`);
@@ -366,7 +385,7 @@ export class Service extends EventEmitter<ServiceEvents> implements AsyncDisposa
 
   #inTurn(work: () => Promise<void>): Promise<void> {
     const done = this.#syncing.then(() => {
-      if (this.#closing) throw new ServiceError('unavailable', 'the service is closing');
+      if (this.#isClosing) throw new ServiceError('unavailable', 'the service is closing');
       return work();
     });
     this.#syncing = done.catch(() => undefined);
@@ -376,60 +395,81 @@ export class Service extends EventEmitter<ServiceEvents> implements AsyncDisposa
   async #sync(name: string, folders: Folders): Promise<void> {
     const { versions: wanted = 'latest' } = this.settingsOf(name);
     const found = chosen(folders.get(name) ?? new Map(), wanted);
-    const entries = this.#entries.get(name) ?? new Map<string, Entry>();
-    if (found.size) this.#entries.set(name, entries);
-    for (const [version, folder] of found) await this.#loadChanged(entries, name, version, folder);
+    const known = this.#entries.get(name) ?? new Map<string, Entry>();
+    const made = [...found].map(([version, folder]): [string, Entry] => [
+      version,
+      known.get(version) ?? { name, version, folder, state: 'loading' },
+    ]);
+    const entries = new Map([...known, ...made].sort(([a], [b]) => Number(a) - Number(b)));
+    this.#entries.set(name, entries);
+    for (const [version, folder] of found) {
+      if (this.#isClosing) return;
+      await this.#loadChanged(entries.get(version) as Entry, folder);
+    }
+    // An old version serves until a new one does.
+    const newer = [...found.keys()].at(-1);
+    if (newer !== undefined && entries.get(newer)?.state !== 'ready') return;
     for (const [version, entry] of entries) {
       if (found.has(version)) continue;
       this.#retire(entry, undefined);
       entries.delete(version);
     }
-    if (entries.size === 0) this.#entries.delete(name);
-    this.#entries.set(name, new Map([...entries].sort(([a], [b]) => Number(a) - Number(b))));
-    if (entries.size === 0) this.#entries.delete(name);
+    if (entries.size === 0) {
+      this.#entries.delete(name);
+      this.#unloaded.delete(name);
+    }
   }
 
-  async #loadChanged(entries: Map<string, Entry>, name: string, version: string, folder: string): Promise<void> {
+  async #loadChanged(entry: Entry, folder: string): Promise<void> {
     const stamp = await stampOf(folder);
-    const entry: Entry = entries.get(version) ?? { name, version, folder, state: 'loading' };
-    entries.set(version, entry);
     if (entry.stamp === stamp && entry.state !== 'unloading') return;
     entry.folder = folder;
     entry.stamp = stamp;
     const old = entry.state === 'ready' ? entry.served : undefined;
     if (!old) this.#change(entry, 'loading');
     try {
-      const served = await this.#open(name, version, folder);
-      if (this.#closing) return void (await served.close(0));
+      const served = await this.#open(entry.name, entry.version, folder);
+      if (this.#isClosing) return void (await served.close(0));
       entry.served = served;
-      this.#change(entry, 'ready');
-      if (old) void this.#drain(old);
     } catch (error) {
       this.#change(entry, old ? 'ready' : 'unavailable', (error as Error).message);
+      return;
     }
+    this.#change(entry, 'ready');
+    if (old) void this.#drain(old);
   }
 
   async #open(name: string, version: string, folder: string): Promise<Served> {
     const { device, batching = {}, isolated, dtype, threads, maxBatch } = this.settingsOf(name);
     const open = isolated ? isolate : openEngine;
     const devices: readonly (Device | 'auto' | undefined)[] = Array.isArray(device) ? device : [device as Device];
-    const opened = await Promise.allSettled(
-      devices.map((device) => open(folder, { device, dtype, threads, maxBatch, sizes: batching.sizes })),
-    );
-    const engines = opened.flatMap((one) => (one.status === 'fulfilled' ? one.value : []));
-    const failed = opened.find((one) => one.status === 'rejected');
+    const engines: Engine[] = [];
     try {
-      if (failed) throw failed.reason;
+      // One after the other, since each is measured; batches are as the first one wants them.
+      for (const device of devices) {
+        const sizes = batching.sizes ?? engines[0]?.about.batching.sizes;
+        engines.push(await open(folder, { device, dtype, threads, maxBatch, sizes }));
+      }
       const [first, ...others] = engines;
       if (!first) throw new OctconvError('device: [], wanted one or more');
-      const tell = {
-        request: (event: RequestEnded) => void this.emit('request', name, version, event),
-        batch: (event: BatchEnded) => void this.emit('batch', name, version, event),
-      };
-      return new Served(name, [first, ...others], batching, tell);
+      return new Served(name, [first, ...others], batching, {
+        request: (event) => this.#tell('request', name, version, event),
+        batch: (event) => this.#tell('batch', name, version, event),
+      });
     } catch (error) {
       await Promise.all(engines.map((engine) => engine.close()));
       throw error;
+    }
+  }
+
+  /** A listener that throws is a fault of its own, not of a request. */
+  #tell<Name extends keyof ServiceEvents>(name: Name, ...event: ServiceEvents[Name]): void {
+    try {
+      this.emit(name, ...(event as never));
+    } catch (error) {
+      queueMicrotask(() => {
+        throw error;
+      });
     }
   }
 
@@ -442,12 +482,13 @@ export class Service extends EventEmitter<ServiceEvents> implements AsyncDisposa
   #change(entry: Entry, state: State, reason?: string): void {
     entry.state = state;
     entry.reason = reason;
-    this.emit('state', versionOf(entry));
+    this.#tell('state', versionOf(entry));
   }
 
   /** Takes no more requests for it. */
   #retire(entry: Entry, reason: string | undefined): void {
     const { served } = entry;
+    if (entry.state === 'unloading') return;
     if (!served) {
       this.#change(entry, 'unavailable', reason);
       return;
@@ -461,20 +502,25 @@ export class Service extends EventEmitter<ServiceEvents> implements AsyncDisposa
   }
 
   #drain(served: Served, milliseconds = drain): Promise<void> {
-    const drained = served.close(milliseconds).catch(() => undefined);
-    this.#draining.add(drained);
-    return drained.finally(() => this.#draining.delete(drained));
+    this.#draining.add(served);
+    return served
+      .close(milliseconds)
+      .catch(() => undefined)
+      .finally(() => this.#draining.delete(served));
   }
 
-  /** Takes no more requests, answers what has come for so many milliseconds, and gives everything back. */
-  async close(milliseconds = drain): Promise<void> {
-    this.#closing = true;
-    clearInterval(this.#timer);
+  /**
+   * Takes no more requests, answers what has come for so many milliseconds, and gives everything back. Called again it
+   * can only shorten that time.
+   */
+  close(milliseconds = drain): Promise<void> {
+    const first = this.#closed === undefined;
     const all = [...this.#entries.values()].flatMap((versions) => [...versions.values()]);
-    for (const { served } of all) if (served) void this.#drain(served, milliseconds);
-    await this.#syncing;
-    await Promise.all(this.#draining);
-    this.#entries.clear();
+    const draining = [...this.#draining, ...(first ? all.flatMap(({ served }) => served ?? []) : [])];
+    const drained = draining.map((served) => this.#drain(served, milliseconds));
+    this.#closed ??= Promise.all([...drained, this.#syncing]).then(() => this.#entries.clear());
+    clearInterval(this.#timer);
+    return this.#closed;
   }
 
   [Symbol.asyncDispose](): Promise<void> {

@@ -8,7 +8,7 @@ import { readText } from '../files/read.js';
 import { readToken, type ServeConfig, usualGrpc } from './config.js';
 import { type GrpcOptions, type GrpcServer, serveGrpc } from './grpc.js';
 import { Live } from './live.js';
-import { addAccessLog, logStates, openLog } from './log.js';
+import { addAccessLog, logStates, logUnreadable, openLog } from './log.js';
 import { Metrics } from './metrics.js';
 import { addPage } from './page.js';
 import { foldersOf } from './repository.js';
@@ -49,20 +49,27 @@ export async function start(config: ServeConfig, stream: DestinationStream): Pro
   const doors: { close(milliseconds: number): Promise<void> }[] = [];
   const closers: (() => unknown)[] = [
     async () => {
-      const end = performance.now() + drain * 1000;
-      await Promise.all(doors.map((one) => one.close(drain * 1000)));
-      await service.close(Math.max(0, end - performance.now()));
+      // What is not answered in time is told so, before its connection is closed.
+      const late = setTimeout(() => void service.close(0), drain * 1000);
+      await Promise.all(doors.map((one) => one.close((drain + 1) * 1000)));
+      clearTimeout(late);
+      await service.close(0);
     },
   ];
   const close = async () => {
-    for (const closer of closers.splice(0)) await closer();
+    const ended = [];
+    for (const closer of closers.splice(0)) ended.push(...(await Promise.allSettled([closer()])));
+    for (const one of ended) if (one.status === 'rejected') throw one.reason;
   };
   try {
     logStates(service, log);
+    logUnreadable(service, log);
     const live = new Live(service);
     closers.push(() => live[Symbol.dispose]());
     const traces = await openTraces(service);
+    if (traces) closers.push(() => traces[Symbol.dispose]());
     const metrics = new Metrics(service);
+    closers.push(() => metrics[Symbol.dispose]());
     // Milliseconds, which the delays that are told include. 1 costs 2 % of a core where nothing happens, 2 a quarter of it.
     collectDefaultMetrics({ register: metrics.registry, eventLoopMonitoringPrecision: 2 });
     // Two that the system chooses are never the same.

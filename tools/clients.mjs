@@ -1,0 +1,31 @@
+// Other people's clients of the service, for the tests that want them and are skipped otherwise: tritonclient from PyPI
+// in build/clients, which PYTHONPATH has to name, and Debian's Chromium.
+import { existsSync } from 'node:fs';
+import { join } from 'node:path';
+import { installPackages, main, root, run, ToolError, which } from './system.mjs';
+
+main(() => {
+  const failed = [];
+  for (const fetch of [fetchTriton, fetchChromium]) {
+    try {
+      fetch();
+    } catch (error) {
+      if (!(error instanceof ToolError)) throw error;
+      failed.push(error.message);
+    }
+  }
+  if (failed.length) throw new ToolError(failed.join('\n'));
+});
+
+function fetchTriton() {
+  const folder = join(root, 'build', 'clients');
+  if (existsSync(join(folder, 'tritonclient'))) return;
+  if (!which('pip3')) installPackages(['python3-pip'], 'pip is needed to fetch tritonclient from PyPI');
+  console.log('clients: fetching tritonclient from PyPI into build/clients');
+  const install = ['install', '--quiet', '--root-user-action', 'ignore', '--upgrade', '--target', folder];
+  run('pip3', [...install, 'tritonclient[http,grpc]==2.*'], { what: 'clients: pip3' });
+}
+
+function fetchChromium() {
+  if (!which('chromium')) installPackages(['chromium'], 'Chromium is needed to test the page of the server');
+}
