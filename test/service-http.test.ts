@@ -9,6 +9,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
+import { request as httpRequest } from 'node:http';
 import { expect } from 'chai';
 import type { FastifyInstance } from 'fastify';
 import { serveHttp, type HttpOptions, type HttpServer } from '../lib/service/server.js';
@@ -519,6 +520,29 @@ describe('service: HTTP', function () {
       expect(await status('/live', { 'x-api-key': token })).to.equal(200);
       const { headers, json } = await ask('/v2', {}, guarded.url);
       expect([headers.get('www-authenticate'), json.error]).to.match(/^Bearer,wanted the token/);
+    });
+
+    it('names that others have for this machine, where models are loaded', async () => {
+      const { port } = new URL(server.url);
+      const status = await new Promise((resolve, reject) => {
+        const headers = { host: 'evil.example', 'content-length': 0 };
+        const path = '/v2/repository/models/nothing/unload';
+        httpRequest({ host: '127.0.0.1', port, path, method: 'POST', headers }, (answer) => {
+          answer.resume();
+          resolve(answer.statusCode);
+        })
+          .on('error', reject)
+          .end();
+      });
+      expect(status).to.equal(403);
+    });
+
+    it('base64 that is padding alone, at once', async () => {
+      const started = performance.now();
+      const input = { name: 'input', datatype: 'BYTES', shape: [1], parameters: { content_type: 'base64' } };
+      const body = JSON.stringify({ inputs: [{ ...input, data: [`${'='.repeat(500_000)}a`] }] });
+      expect((await post(inferPath, body)).status).to.equal(400);
+      expect(performance.now() - started).to.be.lessThan(2000);
     });
 
     it('pages of other origins, unless they are allowed', async () => {

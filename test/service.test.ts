@@ -1,9 +1,11 @@
 import {
   cpSync,
+  createReadStream,
   mkdirSync,
   mkdtempSync,
   readdirSync,
   readFileSync,
+  type ReadStream,
   renameSync,
   rmSync,
   symlinkSync,
@@ -122,6 +124,16 @@ describe('service: requests', () => {
     const signal = AbortSignal.abort(new Error('gone'));
     expect(await service.infer('octave', x, { signal }).catch((e: Error) => e.message)).to.equal('gone');
     expect((await service.infer('octave', x)).logits.shape).to.deep.equal([1, 10]);
+  });
+
+  it('streams of refused requests are closed', async () => {
+    const streams = Array.from({ length: 4 }, () => createReadStream(cat));
+    const [first, second, third, fourth] = streams as [ReadStream, ReadStream, ReadStream, ReadStream];
+    expect(await codeFor(service.classify('nobody', first))).to.equal('notFound');
+    expect(await codeFor(service.infer('octave', [second], { version: '7' }))).to.equal('notFound');
+    expect(await codeFor(service.classify('octave', third, { top: 0 }))).to.equal('invalid');
+    expect(await codeFor(service.classify('octave', fourth, { clips: 2 }))).to.equal('invalid');
+    expect(streams.map(({ destroyed }) => destroyed)).to.deep.equal([true, true, true, true]);
   });
 
   it('who leaves costs nothing more; the others are answered', async () => {
@@ -325,6 +337,8 @@ describe('service: repository', () => {
     expect(await failure(Service.open(folder))).to.match(/^service: empty, version 1: .*config\.json/);
     expect(await failure(Service.open({ '../up': octave }))).to.include('model "../up", wanted a name of letters');
     expect(await failure(Service.open({ octave }, { batching: { sizes: [3] } }))).to.match(/sizes/);
+    const misspelt = Service.open({ octave }, { ...small, models: { oktave: {} } });
+    expect(await failure(misspelt)).to.equal('service: models.oktave: there is no such model');
     expect(() => new Service({}, { watch: 0 })).to.throw('watch: 0, wanted seconds');
     expect(() => new Service({}, { models: { a: { colour: 1 } as never } })).to.throw('unknown option "colour"');
   });

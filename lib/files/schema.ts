@@ -34,8 +34,10 @@ export function parse<Schema extends v.GenericSchema>(
   value: unknown,
   where: string,
   at = '',
+  /** Whether the first fault ends it: strangers may send millions. */
+  abortEarly = false,
 ): v.InferOutput<Schema> {
-  const { success, output, issues } = v.safeParse(schema, value);
+  const { success, output, issues } = v.safeParse(schema, value, { abortEarly });
   if (success) return output;
   const unknown = issues.find(({ type, expected }) => type === 'strict_object' && expected === 'never');
   const issue = unknown ?? issues[0];

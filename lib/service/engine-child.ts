@@ -24,4 +24,4 @@ process.on('message', async (ask: Ask) => {
   if (process.connected) process.send?.(answer, () => undefined);
 });
 process.once('disconnect', () => process.exit(0));
-for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, () => undefined); // the other process says when
+for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, () => undefined); // the other process says when

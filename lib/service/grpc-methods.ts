@@ -94,7 +94,7 @@ function checkSize(method: string, bytes: Buffer): void {
 
 /** Parameters as JSON has them. */
 const plain = (parameters: Parameters): Record<string, unknown> =>
-  Object.fromEntries(Object.entries(parameters).map(([name, one]) => [name, one[one.parameter_choice ?? '']]));
+  Object.fromEntries(Object.entries(parameters).map(([name, one]) => [name, one?.[one.parameter_choice ?? '']]));
 
 // --- Methods ----------------------------------------------------------------------------------------------------
 
@@ -146,6 +146,7 @@ async function infer(service: Service, message: Message, signal: AbortSignal) {
     { parameters: plain(message.parameters), inputs: named(message.inputs), outputs: named(message.outputs) },
     'infer',
     'request',
+    true,
   );
   const input = inputOf(inputs[0], message, ready);
   const asked = { ...askedOf(parameters), signal, version: ready.version };

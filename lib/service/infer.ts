@@ -9,6 +9,7 @@ import { ServiceError } from './errors.js';
 import {
   askedOf,
   classification,
+  fileCount,
   type Input,
   inputName,
   inputOfBytes,
@@ -115,7 +116,7 @@ export function parseJson(bytes: Buffer): unknown {
 export function readQuestion(body: Buffer, header: string | undefined, version: Ready): Question {
   if (header === '0') return { id: undefined, input: rawInput(body, version), asked: {}, binary: true, classes: 0 };
   const length = header === undefined ? body.length : lengthOf(header, body);
-  const read = parse(request, parseJson(body.subarray(0, length)), 'infer', 'request');
+  const read = parse(request, parseJson(body.subarray(0, length)), 'infer', 'request', true);
   const [input] = read.inputs;
   const [output] = read.outputs;
   const { binary_data_output, priority, timeout } = read.parameters;
@@ -147,7 +148,9 @@ function inputOf(input: v.InferOutput<typeof inputs>[0], binary: Buffer, version
     throw new OctconvError(`infer: ${binary.length} bytes behind the JSON, wanted ${binary_data_size}`);
   if (!data) return inputOfBytes(input, binary, version);
   if (input.datatype !== 'BYTES') return inputOfValues(input, data, version);
-  const decoded = data.flat().map((text) => (typeof text === 'string' ? decode(text, content_type) : text));
+  const texts = data.flat();
+  fileCount(input, texts.length, version); // before they are decoded
+  const decoded = texts.map((text) => (typeof text === 'string' ? decode(text, content_type) : text));
   return inputOfValues(input, decoded, version);
 }
 
@@ -155,7 +158,8 @@ function inputOf(input: v.InferOutput<typeof inputs>[0], binary: Buffer, version
 function decode(text: string, encoding: 'base64' | undefined): Buffer {
   const bytes = Buffer.from(text, encoding ?? 'utf8');
   // Node's decoder leaves out what it does not know.
-  if (encoding && bytes.length !== Math.floor((text.replace(/=+$/, '').length * 3) / 4))
+  const padding = text.endsWith('==') ? 2 : text.endsWith('=') ? 1 : 0;
+  if (encoding && bytes.length !== Math.floor(((text.length - padding) * 3) / 4))
     throw new OctconvError(`infer: ${show(text)}, wanted base64`);
   return bytes;
 }

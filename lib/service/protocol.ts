@@ -197,7 +197,7 @@ function check({ datatype, shape }: Described): number {
 }
 
 /** How many files; they are counted before there is an object for each. */
-function fileCount({ shape }: Described, count: number, { name, batching }: Ready): number {
+export function fileCount({ shape }: Pick<Described, 'shape'>, count: number, { name, batching }: Ready): number {
   if (shape.length === 0 || count !== shape[0])
     throw new OctconvError(`input: BYTES [${shape}], wanted [N] or [N,1], a picture or video each`);
   if (count > batching.queue) throw new OctconvError(`${name}: ${count} rows, wanted at most ${batching.queue}`);

@@ -6,6 +6,7 @@ import * as v from 'valibot';
 import { OctconvError, show } from '../error.js';
 import { object, parse } from '../files/schema.js';
 import { checkOptions } from '../options.js';
+import { isLocal } from './door.js';
 import { ServiceError } from './errors.js';
 import { parseJson, readQuestion, writeAnswer } from './infer.js';
 import {
@@ -23,8 +24,8 @@ export interface RouteOptions {
   readonly maxBytes: number;
   /** Milliseconds that a form may take. */
   readonly uploadTimeout: number;
-  /** Whether callers may load and unload models. */
-  readonly repository: boolean;
+  /** Whether callers may load and unload models; `local`: those that call this machine by a name of its own. */
+  readonly repository: boolean | 'local';
 }
 
 type Named = { Params: { model: string; version?: string } };
@@ -104,6 +105,10 @@ const jsonOf = (request: FastifyRequest): unknown => (bytesOf(request).length ? 
 function addRepository(app: FastifyInstance, service: Service, { repository }: RouteOptions): void {
   const change = (what: 'load' | 'unload') => async (request: FastifyRequest<Named>) => {
     if (!repository) throw new ServiceError('forbidden', `${what}: this server lets no caller load or unload models`);
+    // A page may have another name made that leads to this machine (DNS rebinding).
+    const { host = '' } = request.headers;
+    if (repository === 'local' && !isLocal(host.replace(/:\d+$/, '').replace(/^\[(.*)\]$/, '$1')))
+      throw new ServiceError('forbidden', `${what}: host ${show(host)}, wanted localhost, or repository: true`);
     parse(loadBody, jsonOf(request), what, 'request');
     await service[what](request.params.model);
     return {};

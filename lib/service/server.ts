@@ -50,7 +50,9 @@ export interface HttpOptions {
   readonly cors?: readonly string[] | undefined;
   /** Options of pino; default false. Faults of the server are logged, requests are not. */
   readonly logger?: FastifyServerOptions['logger'];
-  /** Whether callers may load and unload models; default: where `host` is this machine alone. */
+  /**
+   * Whether callers may load and unload models; default: where `host` is this machine alone, and callers name it so.
+   */
   readonly repository?: boolean | undefined;
   /** Adds routes and hooks. */
   readonly extend?: ((app: FastifyInstance) => void | Promise<void>) | undefined;
@@ -77,6 +79,9 @@ export const httpOptions = object({
   extend: v.optional(v.function('a function')),
 });
 
+/** Milliseconds in which nothing moves on a connection, longer than any answer should take. */
+const stalled = 300_000;
+
 /** Milliseconds between looks for connections that are too slow. */
 const looks = 1000;
 
@@ -87,7 +92,7 @@ const looks = 1000;
 export async function serveHttp(service: Service, options: HttpOptions = {}): Promise<HttpServer> {
   const settings = parse(httpOptions, options, 'http');
   const { host, port, maxBytes, tls, token, cors, logger, maxConnections } = settings;
-  const { repository = isLocal(host) } = settings;
+  const { repository = isLocal(host) && 'local' } = settings;
   const [headersTimeout, requestTimeout, keepAliveTimeout] = [
     settings.headersTimeout,
     settings.requestTimeout,
@@ -105,6 +110,8 @@ export async function serveHttp(service: Service, options: HttpOptions = {}): Pr
     genReqId: () => randomUUID(),
     // What comes on an open connection while the server closes is answered too; that connection ends then.
     return503OnClosing: false,
+    // A client that reads no answers does not keep its connection for good.
+    connectionTimeout: stalled,
     routerOptions: { maxParamLength: 256 },
     frameworkErrors: tell,
   } as object);

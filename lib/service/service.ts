@@ -10,6 +10,7 @@
  * old one ends when its requests have. Errors have codes of one table (errors.ts).
  */
 import { EventEmitter } from 'node:events';
+import pLimit from 'p-limit';
 import { checkSignal } from '../abort.js';
 import { type Guess, likeliest, meanOf, softmaxRows } from '../classify.js';
 import { OctconvError, show } from '../error.js';
@@ -17,7 +18,7 @@ import { videoLoader } from '../input/batches.js';
 import { checkViews, isClip, type Views } from '../input/clips.js';
 import { checkLimits, type DecodeOptions, decodeImage } from '../input/image.js';
 import { preprocessBytes, stack } from '../input/preprocess.js';
-import { isList, nameOf, type PictureSource } from '../input/source.js';
+import { discardAll, hold, isList, nameOf, type PictureSource } from '../input/source.js';
 import type { VideoSource } from '../input/video.js';
 import type { Device } from '../native.js';
 import { checkOptions, type Known } from '../options.js';
@@ -142,6 +143,8 @@ export class Service extends EventEmitter<ServiceEvents> implements AsyncDisposa
   readonly #models: Models;
   readonly #options: ServiceOptions;
   readonly #limits: ReturnType<typeof checkLimits>;
+  /** Pictures that are decoded and resized at a time: decoded ones are large. sharp has libuv's four threads. */
+  readonly #decoders = pLimit(4);
   /** By name, then by version, the newest last. */
   readonly #entries = new Map<string, Map<string, Entry>>();
   /** Models that were unloaded by `unload`. */
@@ -190,6 +193,8 @@ export class Service extends EventEmitter<ServiceEvents> implements AsyncDisposa
       await service.loaded;
       const broken = service.versions().find(({ state }) => state === 'unavailable');
       if (broken) throw new OctconvError(`service: ${broken.name}, version ${broken.version}: ${broken.reason}`);
+      const missing = Object.keys(options.models ?? {}).find((name) => !service.#entries.has(name));
+      if (missing !== undefined) throw new OctconvError(`service: models.${missing}: there is no such model`);
       if (service.versions().length === 0)
         throw new OctconvError(`service: ${show(models instanceof URL ? models.href : models)} holds no model folders`);
       return service;
@@ -203,7 +208,7 @@ export class Service extends EventEmitter<ServiceEvents> implements AsyncDisposa
 
   /**
    * Logits of rows: f32 [N,H,W,C] as the network sees them, u8 [N,H,W,3] of pictures at its size; [N,T,H,W,C] of video.
-   * Or pictures and videos in files, their bytes or streams, a row each.
+   * Or pictures and videos in files, their bytes or streams, a row each. A tensor must not change until it is answered.
    * @throws ServiceError with a code; OctconvError for an input that does not fit; the signal's reason.
    */
   async infer(
@@ -211,13 +216,18 @@ export class Service extends EventEmitter<ServiceEvents> implements AsyncDisposa
     input: Tensor<'f32' | 'u8'> | VideoSource | readonly VideoSource[],
     options: InferOptions = {},
   ): Promise<Inferred> {
-    checkOptions('service: infer', options, inferOptions);
-    checkAsked(options);
-    const { version, served } = this.#find(name, options.version);
-    const answered = await (input instanceof Tensor
-      ? served.infer(input.shape[0] ?? 1, () => fitting(served, input, this.settingsOf(name).anySize), options)
-      : this.#inferSources(served, isList(input) ? input : [input], {}, options));
-    return { ...answered, model: name, version };
+    const sources = input instanceof Tensor ? [] : taken(input);
+    try {
+      checkOptions('service: infer', options, inferOptions);
+      checkAsked(options);
+      const { version, served } = this.#find(name, options.version);
+      const answered = await (input instanceof Tensor
+        ? served.infer(input.shape[0] ?? 1, () => fitting(served, input, this.settingsOf(name).anySize), options)
+        : this.#inferSources(served, sources, {}, options));
+      return { ...answered, model: name, version };
+    } finally {
+      discardAll(sources);
+    }
   }
 
   /**
@@ -229,21 +239,26 @@ export class Service extends EventEmitter<ServiceEvents> implements AsyncDisposa
     sources: VideoSource | readonly VideoSource[],
     options: ServiceClassifyOptions = {},
   ): Promise<ServiceClassified> {
-    checkOptions('service: classify', options, classifyOptions);
-    const { top = 5, clips, crops, version: wanted, ...asked } = options;
-    checkAsked(asked);
-    if (!Number.isInteger(top) || top < 1) throw new OctconvError(`top: ${show(top)}, wanted a positive integer`);
-    const { version, served } = this.#find(name, wanted);
-    const list = isList(sources) ? sources : [sources];
-    const { logits, milliseconds } = await this.#inferSources(served, list, { clips, crops }, asked);
-    const bad = logits.data.findIndex((logit) => !Number.isFinite(logit));
-    if (bad >= 0) throw new ServiceError('internal', `${name}: the network gives ${logits.data[bad]}, wanted numbers`);
-    const rows = await softmaxRows(logits);
-    const views = rows.length / list.length;
-    const guesses = list.map((_, i) =>
-      likeliest(meanOf(rows.slice(i * views, (i + 1) * views)), top, served.about.labels),
-    );
-    return { top: guesses, milliseconds, model: name, version };
+    const list = taken(sources);
+    try {
+      checkOptions('service: classify', options, classifyOptions);
+      const { top = 5, clips, crops, version: wanted, ...asked } = options;
+      checkAsked(asked);
+      if (!Number.isInteger(top) || top < 1) throw new OctconvError(`top: ${show(top)}, wanted a positive integer`);
+      const { version, served } = this.#find(name, wanted);
+      const { logits, milliseconds } = await this.#inferSources(served, list, { clips, crops }, asked);
+      const bad = logits.data.findIndex((logit) => !Number.isFinite(logit));
+      if (bad >= 0)
+        throw new ServiceError('internal', `${name}: the network gives ${logits.data[bad]}, wanted numbers`);
+      const rows = await softmaxRows(logits);
+      const views = rows.length / list.length;
+      const guesses = list.map((_, i) =>
+        likeliest(meanOf(rows.slice(i * views, (i + 1) * views)), top, served.about.labels),
+      );
+      return { top: guesses, milliseconds, model: name, version };
+    } finally {
+      discardAll(list);
+    }
   }
 
   /** A row of each picture, `clips` x `crops` of each video. */
@@ -258,13 +273,12 @@ export class Service extends EventEmitter<ServiceEvents> implements AsyncDisposa
       if (views.clips !== undefined || views.crops !== undefined)
         throw new OctconvError(`${served.name}: clips and crops are for video networks`);
       const load = async (signal: AbortSignal) => {
-        const rows = sources.map(async (source, i) =>
-          preprocessBytes(
-            await decodeImage(source as PictureSource, { ...this.#limits, signal }, names[i]),
-            input,
-            // One thread: pictures are side by side already.
-            { threads: 1, signal },
-          ),
+        const rows = sources.map((source, i) =>
+          this.#decoders(async () => {
+            signal.throwIfAborted();
+            const picture = await decodeImage(source as PictureSource, { ...this.#limits, signal }, names[i]);
+            return preprocessBytes(picture, input, { threads: 1, signal }); // they are side by side already
+          }),
         );
         return bytesOf(await allOf(rows), served.about.row);
       };
@@ -497,7 +511,8 @@ export class Service extends EventEmitter<ServiceEvents> implements AsyncDisposa
     entry.stamp = undefined;
     this.#change(entry, 'unloading');
     void this.#drain(served).then(() => {
-      if (entry.state === 'unloading') this.#change(entry, 'unavailable', reason);
+      const known = this.#entries.get(entry.name)?.get(entry.version) ?? entry; // there may be another one by now
+      if (entry.state === 'unloading' && known === entry) this.#change(entry, 'unavailable', reason);
     });
   }
 
@@ -559,6 +574,13 @@ function fitting({ name, about }: Served, x: Tensor<'f32' | 'u8'>, anySize = fal
   if (dtype === 'i8' && !allFinite(x.dtype, x.data))
     throw new OctconvError(`${name}: input is not finite, wanted finite numbers in i8`);
   return x;
+}
+
+/** Sources, each of which is read or discarded. */
+function taken(sources: VideoSource | readonly VideoSource[]): readonly VideoSource[] {
+  const list = isList(sources) ? sources : [sources];
+  list.forEach(hold);
+  return list;
 }
 
 function checkAsked({ signal, timeout }: Asked): void {
