@@ -537,6 +537,11 @@ describe('service: HTTP', function () {
       expect(status).to.equal(403);
     });
 
+    it("no JSON that curl's -d sends", async () => {
+      const headers = { 'content-type': 'application/x-www-form-urlencoded' };
+      expect((await post(inferPath, inJson(1), headers)).status).to.equal(200);
+    });
+
     it('base64 that is padding alone, at once', async () => {
       const started = performance.now();
       const input = { name: 'input', datatype: 'BYTES', shape: [1], parameters: { content_type: 'base64' } };

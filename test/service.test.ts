@@ -354,12 +354,15 @@ describe('service: a process of its own', function () {
     const wanted = await model.run(x as never);
     expect(error((await service.infer('octave', x)).logits.data, wanted.data)).to.be.lessThan(1e-5);
     const [pid] = children();
+    const ends: string[] = [];
+    service.on('ended', (name, version, why) => ends.push(`${name} ${version} ${why}`));
     const all = Array.from({ length: 100 }, () => codeFor(service.infer('octave', noise(1))));
     process.kill(pid as number, 'SIGKILL');
     const codes = await Promise.all(all);
     expect(new Set(codes)).to.deep.equal(new Set([undefined, 'unavailable']));
     expect(codes.filter((code) => code === 'unavailable').length).to.be.within(1, 4);
     expect(children()).to.have.lengthOf(1).and.not.include(pid);
+    expect(ends).to.deep.equal(['octave 1 ended: SIGKILL']);
   });
 
   it('one that cannot be started again fails what waits, and runs when it can', async () => {

@@ -52,8 +52,13 @@ const [firstPause, longestPause] = [100, 10_000];
 const wellAfter = 60_000;
 
 /** @throws OctconvError as `openEngine` does, and if the process ends meanwhile. */
-export async function isolate(folder: string, options: EngineOptions): Promise<Engine> {
-  const supervisor = new Supervisor(folder, options, await stampOf(folder));
+export async function isolate(
+  folder: string,
+  options: EngineOptions,
+  /** Is told why the process has ended, and why it could not be started again. */
+  ended: (why: string) => void,
+): Promise<Engine> {
+  const supervisor = new Supervisor(folder, options, await stampOf(folder), ended);
   const about = await supervisor.start();
   return {
     about,
@@ -87,6 +92,7 @@ class Supervisor {
     readonly options: EngineOptions,
     /** Of the files that it was made of: another start must not make another model of it. */
     readonly stamp: string,
+    readonly ended: (why: string) => void,
   ) {}
 
   async start(): Promise<About> {
@@ -98,7 +104,7 @@ class Supervisor {
     this.#started = performance.now();
     child.on('message', (answer: Answer) => this.#answered(answer));
     child.on('error', (error) => this.#ended(child, error.message)); // it could not be started, or be told
-    child.once('disconnect', () => this.#ended(child, 'it lets go'));
+    child.once('disconnect', () => this.#ended(child, 'its connection has ended'));
     child.once('exit', (code, signal) => this.#ended(child, signal ?? `exit code ${code}`));
     try {
       const answer = await this.#ask({ open: this.folder, options: this.options });
@@ -149,6 +155,11 @@ class Supervisor {
     this.#running = false;
     // Whoever starts it is told; one that ran is started again before anybody asks it.
     if (wasRunning && !this.#closed) {
+      const tell = (code: number | null, signal: string | null) =>
+        this.ended(`ended: ${signal ?? `exit code ${code}`}`);
+      const { exitCode, signalCode } = child;
+      if (exitCode === null && signalCode === null) child.once('exit', tell);
+      else tell(exitCode, signalCode);
       if (performance.now() - this.#started > wellAfter) this.#starts = 0;
       this.#restart();
     }
@@ -160,8 +171,10 @@ class Supervisor {
   /** Goes on until it runs, or nobody wants it any more. Batches wait for the next start, and fail if it does. */
   #restart(): void {
     this.#ready = this.#startAgain();
-    this.#ready.catch(() => {
-      if (!this.#closed) this.#restart();
+    this.#ready.catch((error: Error) => {
+      if (this.#closed) return;
+      this.ended(error.message);
+      this.#restart();
     });
   }
 

@@ -42,8 +42,11 @@ export function logStates(service: Service, log: Logger): void {
   });
 }
 
-/** A line when `watch` cannot read the repository. */
-export function logUnreadable(service: Service, log: Logger): void {
+/** A line when the process of an isolated model ends, and when `watch` cannot read the repository. */
+export function logFaults(service: Service, log: Logger): void {
+  service.on('ended', (name, version, why) =>
+    log.error({ model: name, version }, `${name}, version ${version}: ${why}`),
+  );
   service.on('unreadable', (error) => log.error(error.message));
 }
 

@@ -38,7 +38,11 @@ const ofModel = (rest = ''): string[] => [`/v2/models/:model${rest}`, `/v2/model
 export async function addRoutes(app: FastifyInstance, service: Service, options: RouteOptions): Promise<void> {
   // A text would be taken for the path of a picture on this machine: bodies are bytes.
   app.removeAllContentTypeParsers();
-  app.addContentTypeParser(/^application\/(json|octet-stream)(;|$)/, { parseAs: 'buffer' }, asItIs);
+  app.addContentTypeParser(
+    /^application\/(json|octet-stream|x-www-form-urlencoded)(;|$)/,
+    { parseAs: 'buffer' },
+    asItIs,
+  ); // the last is curl's
   // Clients of the protocol send no type.
   app.addHook('onRequest', async ({ raw: { headers } }, reply) => {
     headers['content-type'] ??= 'application/octet-stream';

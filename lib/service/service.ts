@@ -121,6 +121,8 @@ export interface ServiceEvents {
   batch: [name: string, version: string, event: BatchEnded];
   /** A version has another state, or another reason for it. */
   state: [version: Version];
+  /** The process of an isolated version has ended, or could not be started again. */
+  ended: [name: string, version: string, why: string];
   /** `watch` cannot read the repository. */
   unreadable: [error: Error];
 }
@@ -455,14 +457,15 @@ export class Service extends EventEmitter<ServiceEvents> implements AsyncDisposa
 
   async #open(name: string, version: string, folder: string): Promise<Served> {
     const { device, batching = {}, isolated, dtype, threads, maxBatch } = this.settingsOf(name);
-    const open = isolated ? isolate : openEngine;
+    const ended = (why: string) => this.#tell('ended', name, version, why);
+    const open = (options: EngineOptions) => (isolated ? isolate(folder, options, ended) : openEngine(folder, options));
     const devices: readonly (Device | 'auto' | undefined)[] = Array.isArray(device) ? device : [device as Device];
     const engines: Engine[] = [];
     try {
       // One after the other, since each is measured; batches are as the first one wants them.
       for (const device of devices) {
         const sizes = batching.sizes ?? engines[0]?.about.batching.sizes;
-        engines.push(await open(folder, { device, dtype, threads, maxBatch, sizes }));
+        engines.push(await open({ device, dtype, threads, maxBatch, sizes }));
       }
       const [first, ...others] = engines;
       if (!first) throw new OctconvError('device: [], wanted one or more');

@@ -3,12 +3,13 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import Fastify, { type FastifyInstance } from 'fastify';
 import type { DestinationStream, Logger } from 'pino';
 import { collectDefaultMetrics } from 'prom-client';
+import { didYouMean } from '../options.js';
 import { OctconvError, show } from '../error.js';
 import { readText } from '../files/read.js';
 import { readToken, type ServeConfig, usualGrpc } from './config.js';
 import { type GrpcOptions, type GrpcServer, serveGrpc } from './grpc.js';
 import { Live } from './live.js';
-import { addAccessLog, logStates, logUnreadable, openLog } from './log.js';
+import { addAccessLog, logStates, logFaults, openLog } from './log.js';
 import { Metrics } from './metrics.js';
 import { addPage } from './page.js';
 import { foldersOf } from './repository.js';
@@ -32,7 +33,13 @@ export interface Started {
 export async function start(config: ServeConfig, stream: DestinationStream): Promise<Started> {
   const { models, host, tokenFile, tls, repository, grace, drain } = config;
   if (models === undefined) throw new OctconvError('serve: no models, wanted a folder');
-  if ((await foldersOf(models)).size === 0) throw new OctconvError(`serve: ${show(models)} holds no model folders`);
+  const folders = await foldersOf(models);
+  if (folders.size === 0) throw new OctconvError(`serve: ${show(models)} holds no model folders`);
+  const missing = Object.keys(config.service.models ?? {}).find((name) => !folders.has(name));
+  if (missing !== undefined)
+    throw new OctconvError(
+      `serve: service.models.${missing}: there is no such model${didYouMean(missing, folders.keys())}`,
+    );
   const { log, logger } = openLog(config.log, stream);
   const door = {
     host,
@@ -63,7 +70,7 @@ export async function start(config: ServeConfig, stream: DestinationStream): Pro
   };
   try {
     logStates(service, log);
-    logUnreadable(service, log);
+    logFaults(service, log);
     const live = new Live(service);
     closers.push(() => live[Symbol.dispose]());
     const traces = await openTraces(service);
