@@ -1,12 +1,12 @@
 // Other people's clients of the service, for the tests that want them and are skipped otherwise: tritonclient from PyPI
-// in build/clients, which PYTHONPATH has to name, and Debian's Chromium.
+// in build/clients, which PYTHONPATH has to name, and Debian's Chromium and openssl.
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { installPackages, main, root, run, ToolError, which } from './system.mjs';
 
 main(() => {
   const failed = [];
-  for (const fetch of [fetchTriton, fetchChromium]) {
+  for (const fetch of [fetchTriton, fetchPrograms]) {
     try {
       fetch();
     } catch (error) {
@@ -26,6 +26,7 @@ function fetchTriton() {
   run('pip3', [...install, 'tritonclient[http,grpc]==2.*'], { what: 'clients: pip3' });
 }
 
-function fetchChromium() {
-  if (!which('chromium')) installPackages(['chromium'], 'Chromium is needed to test the page of the server');
+function fetchPrograms() {
+  const missing = ['chromium', 'openssl'].filter((name) => !which(name));
+  if (missing.length) installPackages(missing, `${missing.join(' and ')} are wanted for tests of the server`);
 }
