@@ -169,6 +169,15 @@ export class Tensor<D extends DType = DType, S extends Shape = Shape> implements
   }
 }
 
+/** A tensor of raw elements, little-endian: a view where they are aligned, else of a copy. */
+export function tensorOfBytes<D extends DType>(dtype: D, shape: Shape, bytes: Uint8Array<ArrayBuffer>): Tensor<D> {
+  const Elements = arrayFor(dtype);
+  const { buffer, byteOffset, byteLength } =
+    bytes.byteOffset % Elements.BYTES_PER_ELEMENT === 0 ? bytes : bytes.slice();
+  const data = new Elements(buffer, byteOffset, byteLength / Elements.BYTES_PER_ELEMENT);
+  return new Tensor(dtype, shape, data as TypedArrayOf<D>);
+}
+
 /** `tensor('f32', [1, 2, 2, 3], data)`: a view of `data`, without a copy. */
 export function tensor<D extends DType, const S extends Shape>(
   dtype: D,

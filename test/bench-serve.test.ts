@@ -9,6 +9,7 @@ import { fileURLToPath } from 'node:url';
 import { expect } from 'chai';
 import { offer, type Percentiles, percentiles, type Stage, saturate, Target } from '../lib/bench/load.js';
 import { benchServe, serveTable } from '../lib/bench/serve.js';
+import { childrenThat } from './processes.js';
 
 const pathOf = (name: string) => fileURLToPath(new URL(name, import.meta.url));
 
@@ -190,5 +191,6 @@ describe('bench serve', () => {
     expect(await wrong({ model, jpeg: pathOf('bench-serve.test.ts') })).to.match(/is not a picture/);
     expect(await wrong({ model: pathOf('nowhere') })).to.match(/nowhere/);
     expect(await wrong({ model, seconds: 0.1, rates: [1] })).to.match(/octconv: no answer in stages of 0.1 s/);
+    expect(childrenThat((_, commandLine) => commandLine.includes('serve-child'))).to.deep.equal([]);
   });
 });

@@ -1,9 +1,10 @@
 /** What the tests of video share: an ffmpeg, and clips that it encodes. */
 import { spawnSync } from 'node:child_process';
-import { accessSync, constants, readdirSync, readFileSync } from 'node:fs';
+import { accessSync, constants } from 'node:fs';
 import { delimiter, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import type { Picture } from '../lib/input/image.js';
+import { childrenThat } from './processes.js';
 
 /** The library's own choice, else what `npm run setup` fetched. */
 export const ffmpeg = [
@@ -63,16 +64,6 @@ export function noise(count: number, height: number, width: number): Picture[] {
 }
 
 /** Processes of ffmpeg that another one has started, this one unless given, and that are there, zombies included. */
-export function processes(of = process.pid): string[] {
-  const mine = (pid: string) => {
-    try {
-      const [, name, parent] = /^\d+ \((.*)\) \S (\d+) /.exec(readFileSync(`/proc/${pid}/stat`, 'latin1')) ?? [];
-      return name?.startsWith('ffmpeg') && Number(parent) === of;
-    } catch {
-      return false; // it has ended
-    }
-  };
-  return readdirSync('/proc').filter((name) => /^\d+$/.test(name) && mine(name));
-}
+export const processes = (of = process.pid): number[] => childrenThat((name) => name.startsWith('ffmpeg'), of);
 
 export const version = (): string => spawnSync(ffmpeg as string, ['-version'], { encoding: 'utf8' }).stdout;

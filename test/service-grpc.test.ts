@@ -1,11 +1,9 @@
 /** The gRPC door over real connections: lib/service/grpc.ts. */
-import { execFileSync, spawn } from 'node:child_process';
+import { execFileSync } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { readFileSync } from 'node:fs';
 import { type ClientHttp2Session, connect as connectHttp2 } from 'node:http2';
 import { connect } from 'node:net';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { gzipSync } from 'node:zlib';
@@ -15,12 +13,11 @@ import { expect } from 'chai';
 import { type GrpcOptions, type GrpcServer, serveGrpc } from '../lib/service/grpc.js';
 import { Service } from '../lib/service/service.js';
 import { Tensor } from '../lib/tensor.js';
+import { certificatesFor, expectFine } from './doors.js';
 import { error, failure } from './expect.js';
-import { skip } from './skip.js';
 
 const pathOf = (path: string) => fileURLToPath(new URL(path, import.meta.url));
 const folder = pathOf('../models/cifar10-oct-resnet-26-a50');
-const interpreter = process.env.OCTCONV_PYTHON ?? 'python3';
 
 /** Milliseconds that a request to `slow` waits for others: long enough to do something meanwhile. */
 const wait = 300;
@@ -774,25 +771,7 @@ describe('service: gRPC', function () {
   });
 
   describe('TLS', () => {
-    let certificates: string;
-    const pem = (name: string) => readFileSync(join(certificates, name));
-
-    before(function () {
-      certificates = mkdtempSync(join(tmpdir(), 'octconv-'));
-      const openssl = (...args: string[]) => execFileSync('openssl', args, { cwd: certificates, stdio: 'pipe' });
-      try {
-        openssl('version');
-      } catch {
-        skip(this, 'openssl');
-      }
-      const key = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes', '-days', '2'];
-      openssl('req', '-x509', ...key, '-keyout', 'ca.key', '-out', 'ca.pem', '-subj', '/CN=test');
-      for (const name of ['server', 'client']) {
-        const of = ['-addext', 'subjectAltName=DNS:octconv.test', '-CA', 'ca.pem', '-CAkey', 'ca.key'];
-        openssl('req', '-x509', ...key, ...of, '-keyout', `${name}.key`, '-out', `${name}.pem`, '-subj', `/CN=${name}`);
-      }
-    });
-    after(() => rmSync(certificates, { recursive: true, force: true }));
+    const pem = certificatesFor('DNS:octconv.test');
 
     it('serves with a certificate, and asks clients for theirs where there is a CA', async () => {
       const tls = { key: pem('server.key'), cert: pem('server.pem') };
@@ -813,18 +792,6 @@ describe('service: gRPC', function () {
   });
 
   it("answers Triton's Python client", async function () {
-    const python = async (...args: string[]) => {
-      const child = spawn(interpreter, args, { stdio: 'pipe' });
-      const [out, err, [code]] = await Promise.all([
-        child.stdout.toArray(),
-        child.stderr.toArray(),
-        once(child, 'close').catch(() => [127]),
-      ]);
-      return { code, out: Buffer.concat(out).toString(), err: Buffer.concat(err).toString() };
-    };
-    if ((await python('-c', 'import tritonclient.grpc')).code !== 0) skip(this, 'triton');
-    const address = `127.0.0.1:${server.port}`;
-    const { code, out, err } = await python(pathOf('triton-grpc.py'), address, pathOf('images/cat.jpg'));
-    expect([code, out], err).to.deep.equal([0, 'fine\n']);
+    await expectFine(this, 'triton-grpc.py', 'tritonclient.grpc', `127.0.0.1:${server.port}`);
   });
 });

@@ -3,7 +3,6 @@ import {
   createReadStream,
   mkdirSync,
   mkdtempSync,
-  readdirSync,
   readFileSync,
   type ReadStream,
   renameSync,
@@ -17,10 +16,13 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { expect } from 'chai';
 import { loadModel } from '../lib/model.js';
+import type { Engine } from '../lib/service/engine.js';
 import { type Code, codeOf } from '../lib/service/errors.js';
+import { Served } from '../lib/service/served.js';
 import { Service } from '../lib/service/service.js';
 import { Tensor } from '../lib/tensor.js';
 import { error, failure } from './expect.js';
+import { childrenThat } from './processes.js';
 
 const shipped = (name: string) => fileURLToPath(new URL(`../models/${name}`, import.meta.url));
 const picture = (name: string) => fileURLToPath(new URL(`images/${name}`, import.meta.url));
@@ -47,20 +49,8 @@ async function codeFor(promise: Promise<unknown>): Promise<Code | undefined> {
   );
 }
 
-/** Processes that this one has started and that are there. */
-function children(): number[] {
-  const mine = (pid: string) => {
-    try {
-      const [, parent] = /^\d+ \(.*\) \S (\d+) /.exec(readFileSync(`/proc/${pid}/stat`, 'latin1')) ?? [];
-      return Number(parent) === process.pid && readFileSync(`/proc/${pid}/cmdline`, 'latin1').includes('engine-child');
-    } catch {
-      return false; // it has ended
-    }
-  };
-  return readdirSync('/proc')
-    .filter((name) => /^\d+$/.test(name) && mine(name))
-    .map(Number);
-}
+/** Processes of isolated models. */
+const children = () => childrenThat((_, commandLine) => commandLine.includes('engine-child'));
 
 describe('service: requests', () => {
   let service: Service;
@@ -202,6 +192,25 @@ describe('service: load', () => {
   });
 });
 
+describe('service: a version that serves', () => {
+  it('counts the time of what fails in the network', async () => {
+    const row = [2, 2, 3];
+    const batching = { sizes: [1], milliseconds: [1], instances: 1 };
+    const engine: Engine = {
+      about: { row, batching, dtype: 'f32' } as never,
+      run: () => sleep(50).then(() => Promise.reject(new Error('broken'))),
+      close: async () => undefined,
+    };
+    const codes: string[] = [];
+    const served = new Served('x', [engine], {}, { request: ({ code }) => codes.push(code), batch: () => undefined });
+    const x = Tensor.zeros('f32', [1, ...row]);
+    expect(await failure(served.infer(1, () => x, {}))).to.equal('x: broken');
+    expect(codes).to.deep.equal(['internal']);
+    expect(served.counts.milliseconds.failed).to.be.at.least(45);
+    await served.close(0);
+  });
+});
+
 describe('service: repository', () => {
   let folder: string;
   beforeEach(() => {
@@ -338,7 +347,7 @@ describe('service: repository', () => {
     expect(await failure(Service.open({ '../up': octave }))).to.include('model "../up", wanted a name of letters');
     expect(await failure(Service.open({ octave }, { batching: { sizes: [3] } }))).to.match(/sizes/);
     const misspelt = Service.open({ octave }, { ...small, models: { oktave: {} } });
-    expect(await failure(misspelt)).to.equal('service: models.oktave: there is no such model');
+    expect(await failure(misspelt)).to.equal('service: models.oktave: there is no such model (did you mean "octave"?)');
     expect(() => new Service({}, { watch: 0 })).to.throw('watch: 0, wanted seconds');
     expect(() => new Service({}, { models: { a: { colour: 1 } as never } })).to.throw('unknown option "colour"');
   });

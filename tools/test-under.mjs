@@ -28,7 +28,7 @@ const worlds = {
       UBSAN_OPTIONS: 'print_stacktrace=1',
     },
     fast: ['golden', 'input', 'lifecycle', 'fuzz', 'cuda-driver', 'cuda-emulator', 'cuda-ops', ...ops],
-    oneIn: 12,
+    oneIn: 8,
   },
   ubsan: {
     sanitize: 'undefined',

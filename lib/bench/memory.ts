@@ -1,8 +1,6 @@
 /** How much memory a network takes and how soon it answers, in a fresh process: ours and onnxruntime's. */
 import { execFile } from 'node:child_process';
-import { rmSync } from 'node:fs';
-import { mkdtemp, writeFile } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
+import { writeFile } from 'node:fs/promises';
 import { extname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
@@ -13,6 +11,7 @@ import { record } from '../model.js';
 import { type NetworkOptions, resolveNetworkOptions } from '../models/index.js';
 import { writeModelFolder } from '../weights/folder.js';
 import type { First, Seen } from './first.js';
+import { inFolder } from './folder.js';
 import { elsewhere, type MemoryGoal, memoryGoalOf } from './goals.js';
 import { type Machine, machine, type Times, timesOf } from './measure.js';
 import { Net, peerDTypes } from './models.js';
@@ -95,23 +94,6 @@ export async function benchMemory(given: BenchMemoryOptions): Promise<MemoryResu
     });
   });
   return { bench: 'memory', machine: machine(), peer, network, options, size, frames, threads, rounds, rows };
-}
-
-/** A temporary folder that an interrupt removes too. */
-export async function inFolder<T>(work: (folder: string) => Promise<T>): Promise<T> {
-  const folder = await mkdtemp(join(tmpdir(), 'octconv-'));
-  const remove = () => rmSync(folder, { recursive: true, force: true });
-  const interrupted = () => {
-    remove();
-    process.exit(130);
-  };
-  process.once('SIGINT', interrupted);
-  try {
-    return await work(folder);
-  } finally {
-    process.off('SIGINT', interrupted);
-    remove();
-  }
 }
 
 const filesOf = (folder: string, dtype: string) => ({

@@ -20,7 +20,7 @@ import { tensor } from '../tensor.js';
 import { writeModelFolder } from '../weights/folder.js';
 import { offer, saturate, type Stage, Target } from './load.js';
 import { type Machine, machine, relativeError } from './measure.js';
-import { inFolder } from './memory.js';
+import { inFolder } from './folder.js';
 import { Net } from './models.js';
 import { peerVersion } from './peer.js';
 import type { Ask, Delay, Job, Raw, Said, Started } from './serve-child.js';
@@ -115,19 +115,17 @@ export async function benchServe(given: BenchServeOptions): Promise<ServeResult>
     const alpha = network.startsWith('oct-') ? options.alpha : undefined;
 
     const request = requestOf(picture, input, !!jpeg);
-    let [before, after]: (Raw | undefined)[] = [];
-    const { row, batching } = await inProcess({ ...common, folder: subject.folder, queue }, async (server) => {
+    const { row, batching, raws } = await inProcess({ ...common, folder: subject.folder, queue }, async (server) => {
       progress?.('the library alone');
-      before = await server.raw(picture, seconds);
+      const before = await server.raw(picture, seconds);
       if (before.logits) await checkLogits(server.started.url, request, 'the service and the library', before.logits);
       const row = { by: 'octconv', network, alpha, ...(await loadServer(server, request, given, 'octconv')) } as const;
       progress?.('the library alone');
-      after = await server.raw(picture, seconds);
+      const after = await server.raw(picture, seconds);
       const { url: _, ...batching } = server.started;
-      return { row, batching };
+      return { row, batching, raws: [before, after] as const };
     });
     const servers: ServerRow[] = [row];
-    const raws = [before, after] as unknown as [Raw, Raw];
     const raw = {
       single: Math.min(...raws.map(({ single }) => single)),
       rate: Math.max(...raws.map(({ rate }) => rate)),

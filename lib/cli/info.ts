@@ -16,6 +16,7 @@ import { didYouMean } from '../options.js';
 import type { Plan } from '../plan.js';
 import { quantizedTensors } from '../quantize.js';
 import { type Measured, measureBatching, powersOfTwo, usualMaxBatch } from '../service/engine.js';
+import type { Shape } from '../tensor.js';
 import { elementCount, type TensorInfo } from '../weights/source.js';
 import {
   deviceLine,
@@ -74,8 +75,7 @@ async function run(network: string | undefined, options: Options): Promise<void>
   for (const { op } of graph.nodes) layers[op] = (layers[op] ?? 0) + 1;
   const recorded = graph.nodes.map((node) => describe(node, graph.values));
   const fused = stepsOf(plan);
-  const sizes = powersOfTwo(usualMaxBatch(model.device));
-  const measured = options.batching && (await measureBatching(model, input.slice(1), sizes, true)).batching;
+  const measured = options.batching ? await batchingOf(model, input.slice(1)) : undefined;
   if (json) {
     const { name, options: networkOptions } = model;
     const about = {
@@ -131,6 +131,11 @@ async function run(network: string | undefined, options: Options): Promise<void>
 }
 
 /** The batches that are worth it, on this machine and now. */
+async function batchingOf(model: Model, row: Shape): Promise<Measured> {
+  const sizes = powersOfTwo(usualMaxBatch(model.device));
+  return (await measureBatching(model, row, sizes, true)).batching;
+}
+
 function batchTable({ sizes, milliseconds, instances }: Measured): string {
   const rows = sizes.map((size, i) => {
     const taken = milliseconds[i] as number;

@@ -34,10 +34,10 @@ export function parse<Schema extends v.GenericSchema>(
   value: unknown,
   where: string,
   at = '',
-  /** Whether the first fault ends it: strangers may send millions. */
-  abortEarly = false,
+  /** `abortEarly`: the first fault ends it. Strangers may send millions. */
+  config: { readonly abortEarly?: boolean } = {},
 ): v.InferOutput<Schema> {
-  const { success, output, issues } = v.safeParse(schema, value, { abortEarly });
+  const { success, output, issues } = v.safeParse(schema, value, config);
   if (success) return output;
   const unknown = issues.find(({ type, expected }) => type === 'strict_object' && expected === 'never');
   const issue = unknown ?? issues[0];

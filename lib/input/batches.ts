@@ -5,7 +5,7 @@ import { OctconvError, show, SourceError } from '../error.js';
 import { checkOptions, type Known } from '../options.js';
 import type { PlanOptions, RunOptions } from '../plan.js';
 import { type ClipConfig, isClip, loadViews, type SomeViews, type VideoViews } from './clips.js';
-import { checkLimits, decodeImage, type DecodeOptions, decodeOptions } from './image.js';
+import { checkLimits, decodeImage, type DecodeOptions, decodeOptions, decoderThreads } from './image.js';
 import { type ClipTensor, type InputConfig, type InputTensor, parseInput, preprocessOne, stack } from './preprocess.js';
 import { discardAll, hold, isList, nameOf, type PictureSource } from './source.js';
 import { checkVideoLimits, openVideo, type VideoOptions, videoOptions, type VideoSource } from './video.js';
@@ -36,12 +36,9 @@ const common = { batch: true, failed: true, device: true } as const;
 export const batchOptions = { ...common, ...decodeOptions } satisfies Known<BatchOptions>;
 export const clipOptions = { ...common, ...videoOptions } satisfies Known<ClipOptions>;
 
-/** Pictures of a batch that are decoded at a time: sharp decodes on libuv's pool, which has four threads. */
-const decoders = 4;
-
 /**
  * Reads pictures as batches for a network; for a video network, whose input has `frames`, the middle clip of each video.
- * While the caller works on one batch the next is read, so memory holds two batches and four decoded pictures. Streams
+ * While the caller works on one batch the next is read, so memory holds two batches and as many decoded pictures as sharp has threads. Streams
  * are read or, if the loop ends before, destroyed.
  */
 export function loadBatches(
@@ -66,7 +63,12 @@ export async function* loadBatches(
     const config = parseInput(input, 'preprocess');
     const loads = isClip(config)
       ? loadEach(taken, options, { batch: 1, workers: 1 }, clipLoader(config, options as ClipOptions))
-      : loadEach(taken, options, { batch: 32, workers: decoders }, pictureLoader(config, options as BatchOptions));
+      : loadEach(
+          taken,
+          options,
+          { batch: 32, workers: decoderThreads },
+          pictureLoader(config, options as BatchOptions),
+        );
     for await (const loaded of loads) {
       const x = stack(
         loaded.map(({ value }) => value),

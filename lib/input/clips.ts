@@ -291,7 +291,8 @@ const epsilon = 1e-5;
  * The windows of a video, in order; the first begins with it. What a window sees at a time is the frame that is shown
  * then; each frame is resized once. A window in which no frame begins is left out: of a long still, or where the times
  * jump, there may be any number. The last window ends with the video, whose last frame is repeated where it is too
- * short; less than half a window that no other has seen is left out. Memory holds the frames of the windows that are open, whatever the length of the video.
+ * short; less than half a window that no other has seen is left out. Memory holds the frames of the windows that are
+ * open, whatever the length of the video.
  */
 export async function* windowsOf(
   frames: AsyncIterable<Frame>,

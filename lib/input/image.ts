@@ -72,8 +72,11 @@ export async function decodeImage(
   }
 }
 
-/** sharp works on libuv's threads; what it has been given it cannot be told to leave. */
-const decoders = pLimit(Number(process.env.UV_THREADPOOL_SIZE) || 4);
+/** Pictures that sharp decodes at a time: it works on libuv's threads. */
+export const decoderThreads = Number(process.env.UV_THREADPOOL_SIZE) || 4;
+
+/** What sharp has been given it cannot be told to leave. */
+const decoders = pLimit(decoderThreads);
 
 type Limits = { [Name in Exclude<keyof DecodeOptions, 'signal'>]-?: NonNullable<DecodeOptions[Name]> };
 

@@ -1,11 +1,12 @@
 import * as v from 'valibot';
+import type { TypedArrayOf } from '../dtype.js';
 import { OctconvError, show } from '../error.js';
 import { integerIn, numberIn, object, oneOf, parse } from '../files/schema.js';
 import { Graph, type Value } from '../graph/graph.js';
 import { concat, normalize, resize, slice } from '../ops.js';
 import { checkOptions } from '../options.js';
 import { type PlanOptions, planOptions, type RunOptions, runGraph, runOptions } from '../plan.js';
-import { type Image, type Spatial, type Tensor, tensor } from '../tensor.js';
+import { type Image, type Spatial, Tensor, tensor } from '../tensor.js';
 import type { Picture } from './image.js';
 
 /** What becomes of a picture, or of each frame of a clip, before the network sees it. */
@@ -225,12 +226,7 @@ export async function preprocessOne(
   input: InputConfig,
   options: PlanOptions & RunOptions = {},
 ): Promise<Float32Array> {
-  const { height, width } = picture;
-  const graph = new Graph();
-  const bytes = graph.input('u8', [1, height, width, 3]);
-  graph.outputs.push(normalized(resized(bytes, resizeGeometry(height, width, input), input), input).id);
-  const [y] = await runGraph(graph, [bytesOf(picture, input)], options);
-  return reorder(y?.data as Float32Array, input);
+  return reorder(await resizedTo((x) => normalized(x, input), picture, input, options), input);
 }
 
 /** One picture as the bytes that `seen` takes, [height, width, channels]. */
@@ -239,14 +235,27 @@ export async function preprocessBytes(
   input: InputConfig,
   options: PlanOptions & RunOptions = {},
 ): Promise<Uint8Array> {
+  const bytes = await resizedTo((x) => x, picture, input, options);
+  return input.channels === 'gray' ? lumaOf(bytes) : bytes;
+}
+
+/** What `f` makes of the resized picture, which has red, green and blue, or the luma in all three. */
+async function resizedTo<D extends 'f32' | 'u8'>(
+  f: (x: Value<'u8', Spatial>) => Value<D, Spatial>,
+  picture: Picture,
+  input: InputConfig,
+  options: PlanOptions & RunOptions,
+): Promise<TypedArrayOf<D>> {
   const { height, width } = picture;
   const graph = new Graph();
   const bytes = graph.input('u8', [1, height, width, 3]);
-  graph.outputs.push(resized(bytes, resizeGeometry(height, width, input), input).id);
+  graph.outputs.push(f(resized(bytes, resizeGeometry(height, width, input), input)).id);
   const [y] = await runGraph(graph, [bytesOf(picture, input)], options);
-  const data = y?.data as Uint8Array;
-  return input.channels === 'gray' ? data.filter((_, i) => i % 3 === 0) : data;
+  return y?.data as TypedArrayOf<D>;
 }
+
+/** One of three equal channels. */
+const lumaOf = <A extends Uint8Array | Float32Array>(data: A): A => data.filter((_, i) => i % 3 === 0) as A;
 
 /** The bytes of a picture, [1, height, width, 3], as they are resized. */
 export function bytesOf({ data, height, width }: Picture, { channels }: InputConfig): Tensor<'u8', Image> {
@@ -295,21 +304,20 @@ function toGray(rgb: Uint8Array): Uint8Array {
 
 /** Red, green and blue in the order of the network's channels. */
 export function reorder(data: Float32Array, { channels }: InputConfig): Float32Array {
-  if (channels === 'gray') return data.filter((_, i) => i % 3 === 0);
+  if (channels === 'gray') return lumaOf(data);
   if (channels === 'bgr') for (let i = 0; i < data.length; i += 3) data.subarray(i, i + 3).reverse();
   return data;
 }
 
-/** Pictures [height, width, channels], or clips of them, to one batch. */
+/** Pictures [height, width, channels], or clips of them, to one batch; bytes to one of bytes. */
+export function stack(all: readonly Uint8Array[], input: InputConfig): Tensor<'u8'>;
 export function stack(all: readonly Float32Array[], input: InputConfig & { readonly frames?: undefined }): InputTensor;
 export function stack(all: readonly Float32Array[], input: InputConfig): InputTensor | ClipTensor;
-export function stack(all: readonly Float32Array[], input: InputConfig): InputTensor | ClipTensor {
+export function stack(all: readonly (Float32Array | Uint8Array)[], input: InputConfig): Tensor<'f32' | 'u8'> {
   const { height, width, frames } = input;
-  const image = [height, width, channelCount(input)] as const;
-  const size = (frames ?? 1) * height * width * image[2];
-  const batch = new Float32Array(all.length * size);
-  for (const [i, one] of all.entries()) batch.set(one, i * size);
-  return frames === undefined
-    ? tensor('f32', [all.length, ...image], batch)
-    : tensor('f32', [all.length, frames, ...image], batch);
+  const clip = frames === undefined ? [] : [frames];
+  const dtype = all[0] instanceof Uint8Array ? 'u8' : 'f32';
+  const batch = Tensor.zeros(dtype, [all.length, ...clip, height, width, channelCount(input)]);
+  for (const [i, one] of all.entries()) batch.data.set(one, i * one.length);
+  return batch;
 }

@@ -153,7 +153,7 @@ function parseFile(text: string, path: string): ServeInput {
   };
 }
 
-/** The first line of a file. @throws OctconvError if it is empty. */
+/** The token in a file. @throws OctconvError if it is none. */
 export async function readToken(file: string): Promise<string> {
   const token = (await readText(file)).trim();
   if (token === '' || /\s/.test(token)) throw new OctconvError(`${file}: wanted a token, without spaces, on one line`);

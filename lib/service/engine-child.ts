@@ -1,5 +1,6 @@
 /** The process of an isolated engine (isolated.ts). It ends when the other one lets go of it. */
-import { openEngine, type Engine } from './engine.js';
+import { type Engine, openEngine } from './engine.js';
+import type { Tensor } from '../tensor.js';
 import { codeOf } from './errors.js';
 import { type Answer, type Ask, received, send } from './isolated.js';
 
@@ -13,7 +14,7 @@ async function answerTo(ask: Ask): Promise<Answer> {
       return { id, about: engine.about };
     }
     if (!engine) throw new Error('no model is open');
-    return { id, y: send(await engine.run(received(ask.x))) };
+    return { id, y: send(await engine.run(received(ask.x) as Tensor<'f32' | 'u8'>)) };
   } catch (error) {
     return { id, code: codeOf(error), message: (error as Error).message };
   }
@@ -24,4 +25,5 @@ process.on('message', async (ask: Ask) => {
   if (process.connected) process.send?.(answer, () => undefined);
 });
 process.once('disconnect', () => process.exit(0));
-for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, () => undefined); // the other process says when
+// The other process says when.
+for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, () => undefined);

@@ -1,16 +1,16 @@
 /** What computes the batches of one version of a model: the model in this process, or in one of its own. */
-import { checkOptions, type Known } from '../options.js';
-import { countFlops } from '../flops.js';
+import { targetOf } from '../devices.js';
 import { OctconvError, show } from '../error.js';
+import { countFlops } from '../flops.js';
 import type { ComputeType } from '../graph/graph.js';
 import type { InputConfig } from '../input/preprocess.js';
 import { loadModel, type Model } from '../model.js';
 import { inputShape } from '../models/index.js';
 import type { Device } from '../native.js';
+import { checkOptions, type Known } from '../options.js';
 import type { RunOptions } from '../plan.js';
-import { targetOf } from '../devices.js';
-import { resolvePolicy } from './batcher.js';
 import { type Matrix, type Shape, Tensor } from '../tensor.js';
+import { resolvePolicy } from './batcher.js';
 
 /** How a model is loaded. */
 export interface EngineOptions {
@@ -102,20 +102,20 @@ export async function openEngine(folder: string, options: EngineOptions = {}): P
   }
 }
 
-/** More pay on a GPU alone. */
+/** On a CPU larger ones do not pay. */
 export const usualMaxBatch = (device?: Device | 'auto'): number => (targetOf(device).traits.ownMemory ? 64 : 8);
 
-/** Up to a limit. */
+/** 1, 2, 4, ... up to `most`. */
 export const powersOfTwo = (most: number): number[] =>
   Array.from({ length: Math.floor(Math.log2(most)) + 1 }, (_, i) => 2 ** i);
 
-/** A batch of twice the size, or a run more in flight, must do so much more at least. */
+/** A larger batch, or a second run in flight, must do so many times as much at least. */
 const gain = 1.05;
 const rounds = 3;
 
 /**
- * How long batches take, those that are not worth it left out where it `chooses`, and whether a second run in flight is. On a CPU eight images in one
- * run often take as long as eight runs, and then one image is quicker to answer.
+ * How long batches take, and whether a second run in flight is worth it; with `chooses` sizes that are not are left out.
+ * On a CPU eight images in one run often take as long as eight runs, and then one image is quicker to answer.
  */
 export async function measureBatching(
   model: Model,
@@ -124,11 +124,10 @@ export async function measureBatching(
   chooses: boolean,
 ): Promise<{ readonly batching: Measured; readonly classes: number }> {
   const dtype = model.input ? 'u8' : 'f32';
-  const batchOf = (size: number) => Tensor.zeros(dtype as 'f32', [size, ...row]);
   let classes = 0;
   /** Milliseconds of one of some runs side by side, the least of some rounds. */
   const time = async (size: number, together: number): Promise<number> => {
-    const x = batchOf(size);
+    const x = Tensor.zeros(dtype as 'f32', [size, ...row]);
     await model.plan(x);
     let least = Number.POSITIVE_INFINITY;
     for (let round = 0; round < rounds; round++) {
@@ -139,22 +138,20 @@ export async function measureBatching(
     }
     return least;
   };
-  const sizes: number[] = [];
-  const milliseconds: number[] = [];
+  const taken: { readonly size: number; readonly milliseconds: number }[] = [];
   let worth = 0; // so many of them
   let best = Number.POSITIVE_INFINITY; // milliseconds of a row
   for (const size of candidates) {
-    // One that seems to be no better may have been disturbed.
-    if (chooses && sizes.length > worth + 1) break;
-    const taken = await time(size, 1);
-    sizes.push(size);
-    milliseconds.push(taken);
-    if (chooses && best < (gain * taken) / size) continue;
-    best = Math.min(best, taken / size);
-    worth = sizes.length;
+    const milliseconds = await time(size, 1);
+    taken.push({ size, milliseconds });
+    if (!chooses || best >= (gain * milliseconds) / size) {
+      worth = taken.length;
+      best = Math.min(best, milliseconds / size);
+    } else if (taken.length > worth + 1) break; // one that seems to be no better may have been disturbed
   }
-  for (const all of [sizes, milliseconds]) all.splice(worth);
-  const [largest = 1, alone = 0] = [sizes.at(-1), milliseconds.at(-1)];
+  const kept = taken.slice(0, worth);
+  const { size: largest = 1, milliseconds: alone = 0 } = kept.at(-1) ?? {};
   const instances = (await time(largest, 2)) * gain < alone ? 2 : 1;
-  return { batching: { sizes, milliseconds, instances }, classes };
+  const sizes = kept.map(({ size }) => size);
+  return { batching: { sizes, milliseconds: kept.map(({ milliseconds }) => milliseconds), instances }, classes };
 }

@@ -15,13 +15,11 @@ import {
   modelMetadata,
   outputName,
   packed,
-  type Ready,
-  readyVersion,
   repositoryIndex,
   serverMetadata,
   statistics,
 } from './protocol.js';
-import type { Service } from './service.js';
+import type { Ready, Service } from './service.js';
 
 /**
  * Bytes of a message beside raw tensors, and its fields. A byte of them may become an object of 100 bytes: a MiB takes up
@@ -102,7 +100,7 @@ export type Methods = ReturnType<typeof methodsOf>;
 
 /** The methods of one request and one answer. `repository`: whether callers may load and unload models. */
 export function methodsOf(service: Service, repository: boolean) {
-  const find = ({ name, version }: Message) => readyVersion(service, name, version || undefined);
+  const find = ({ name, version }: Message) => service.readyVersion(name, version || undefined);
   const change = async (what: 'load' | 'unload', { model_name, parameters }: Message) => {
     if (!repository) throw new ServiceError('forbidden', `${what}: this server lets no caller load or unload models`);
     const unknown = Object.keys(parameters).find((name) => name !== 'unload_dependents');
@@ -138,7 +136,7 @@ function isReady(find: () => Ready): boolean {
 
 async function infer(service: Service, message: Message, signal: AbortSignal) {
   const { id, model_name, model_version } = message;
-  const ready = readyVersion(service, model_name, model_version || undefined);
+  const ready = service.readyVersion(model_name, model_version || undefined);
   const named = <T extends { readonly parameters: Parameters }>(tensors: readonly T[]) =>
     tensors.map((tensor) => ({ ...tensor, parameters: plain(tensor.parameters) }));
   const { inputs, outputs, parameters } = parse(
@@ -146,7 +144,7 @@ async function infer(service: Service, message: Message, signal: AbortSignal) {
     { parameters: plain(message.parameters), inputs: named(message.inputs), outputs: named(message.outputs) },
     'infer',
     'request',
-    true,
+    { abortEarly: true },
   );
   const input = inputOf(inputs[0], message, ready);
   const asked = { ...askedOf(parameters), signal, version: ready.version };

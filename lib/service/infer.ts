@@ -16,10 +16,9 @@ import {
   inputOfValues,
   outputName,
   packed,
-  type Ready,
 } from './protocol.js';
 import type { Asked } from './served.js';
-import type { Inferred } from './service.js';
+import type { Inferred, Ready } from './service.js';
 
 /** Bytes of JSON: it is parsed on the event loop, 8 MiB of numbers in some 100 ms. Binary tensors are not parsed. */
 export const maxJson = 8 * 2 ** 20;
@@ -102,7 +101,7 @@ export interface Question {
  * Fields are then picked by their names (valibot), so that `__proto__` is a field like others that nobody reads.
  * @throws OctconvError for what is no JSON; ServiceError for too much of it.
  */
-export function parseJson(bytes: Buffer): unknown {
+export function parseBody(bytes: Buffer): unknown {
   if (bytes.length > maxJson)
     throw new ServiceError('tooLarge', `${bytes.length} bytes of JSON, wanted at most ${maxJson}: send binary tensors`);
   try {
@@ -116,7 +115,7 @@ export function parseJson(bytes: Buffer): unknown {
 export function readQuestion(body: Buffer, header: string | undefined, version: Ready): Question {
   if (header === '0') return { id: undefined, input: rawInput(body, version), asked: {}, binary: true, classes: 0 };
   const length = header === undefined ? body.length : lengthOf(header, body);
-  const read = parse(request, parseJson(body.subarray(0, length)), 'infer', 'request', true);
+  const read = parse(request, parseBody(body.subarray(0, length)), 'infer', 'request', { abortEarly: true });
   const [input] = read.inputs;
   const [output] = read.outputs;
   const { binary_data_output, priority, timeout } = read.parameters;

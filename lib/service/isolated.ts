@@ -7,9 +7,9 @@ import { once } from 'node:events';
 import { extname } from 'node:path';
 import { setTimeout } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
-import { arrayFor, type DType, type TypedArrayOf } from '../dtype.js';
+import type { DType } from '../dtype.js';
 import { OctconvError } from '../error.js';
-import { type Matrix, type Shape, Tensor } from '../tensor.js';
+import { type Matrix, type Shape, type Tensor, tensorOfBytes } from '../tensor.js';
 import type { About, Engine, EngineOptions } from './engine.js';
 import { type Code, ServiceError } from './errors.js';
 import { stampOf } from './repository.js';
@@ -18,7 +18,7 @@ import { stampOf } from './repository.js';
 export interface Sent {
   readonly dtype: DType;
   readonly shape: Shape;
-  readonly data: Uint8Array;
+  readonly data: Uint8Array<ArrayBuffer>;
 }
 
 /** What is asked of the process, in the order of `id`. */
@@ -32,19 +32,10 @@ export type Answer =
   | { readonly id: number; readonly code: Code; readonly message: string };
 
 export function send({ dtype, shape, data }: Tensor): Sent {
-  return { dtype, shape, data: new Uint8Array(data.buffer, data.byteOffset, data.byteLength) };
+  return { dtype, shape, data: new Uint8Array(data.buffer as ArrayBuffer, data.byteOffset, data.byteLength) };
 }
 
-export function received<D extends DType>({ dtype, shape, data }: Sent): Tensor<D> {
-  const ArrayType = arrayFor(dtype);
-  const whole = data.byteOffset % ArrayType.BYTES_PER_ELEMENT === 0 ? data : data.slice();
-  const elements = new ArrayType(
-    whole.buffer as ArrayBuffer,
-    whole.byteOffset,
-    whole.byteLength / ArrayType.BYTES_PER_ELEMENT,
-  );
-  return new Tensor(dtype as D, shape, elements as TypedArrayOf<D>);
-}
+export const received = ({ dtype, shape, data }: Sent): Tensor => tensorOfBytes(dtype, shape, data);
 
 /** Milliseconds until a process that ended is started again: the first time, and at most, doubled each time. */
 const [firstPause, longestPause] = [100, 10_000];

@@ -9,13 +9,10 @@
 import { readFileSync } from 'node:fs';
 import { likeliest } from '../classify.js';
 import { OctconvError, show } from '../error.js';
-import { type Matrix, type Shape, elementCount, type Tensor, tensor } from '../tensor.js';
-import { resolvePolicy } from './batcher.js';
+import { elementCount, type Matrix, type Shape, type Tensor, tensor, tensorOfBytes } from '../tensor.js';
 import type { About } from './engine.js';
-import { ServiceError } from './errors.js';
-import { received } from './isolated.js';
 import type { Asked } from './served.js';
-import type { Service, Version } from './service.js';
+import type { Ready, Service } from './service.js';
 
 export const inputName = 'input';
 export const outputName = 'logits';
@@ -25,21 +22,6 @@ const { version } = JSON.parse(readFileSync(new URL('../../package.json', import
 const ofTensors = ['binary_tensor_data', 'classification', 'schedule_policy'];
 const ofModels = ['model_repository', 'model_configuration', 'statistics'];
 export const serverMetadata = { name: platform, version: version as string, extensions: [...ofTensors, ...ofModels] };
-
-/** A version that is ready. */
-export interface Ready extends Version {
-  readonly about: About;
-  readonly batching: NonNullable<Version['batching']>;
-  readonly counts: NonNullable<Version['counts']>;
-}
-
-/** @throws ServiceError if there is no such model or version, or it is not ready. */
-export function readyVersion(service: Service, name: string, version?: string): Ready {
-  const found = service.version(name, version);
-  if (found.state === 'ready' && found.about) return found as Ready;
-  const why = found.reason ? `: ${found.reason}` : '';
-  throw new ServiceError('unavailable', `${name}, version ${found.version}: is ${found.state}${why}`);
-}
 
 // --- What a model is and does -----------------------------------------------------------------------------------
 
@@ -78,8 +60,7 @@ export function modelMetadata(service: Service, { name, about }: Ready): ModelMe
 }
 
 /** Triton's model configuration. `max_batch_size` is the largest batch that is run: larger requests are split. */
-export function modelConfig(service: Service, { name, about, batching }: Ready) {
-  const policy = resolvePolicy(batching);
+export function modelConfig(service: Service, { name, about, batching: policy }: Ready) {
   const dims = rowOf(about, service.settingsOf(name).anySize);
   const [, gpu] = /^cuda:(\d+)$/.exec(about.device) ?? [];
   const facts = { network: about.network, alpha: about.alpha, dtype: about.dtype, isa: about.isa };
@@ -160,7 +141,7 @@ export function modelStatistics({ name, version, counts }: Ready) {
 /** Statistics of all versions that are ready, of one model or of all. @throws ServiceError if there is none such. */
 export function statistics(service: Service, name?: string, version?: string) {
   if (name !== undefined && version !== undefined)
-    return { model_stats: [modelStatistics(readyVersion(service, name, version))] };
+    return { model_stats: [modelStatistics(service.readyVersion(name, version))] };
   const ready = service.versions(name).filter(({ state, about }) => state === 'ready' && about);
   return { model_stats: (ready as Ready[]).map(modelStatistics) };
 }
@@ -218,7 +199,7 @@ export function inputOfBytes(described: Described, bytes: Uint8Array, version: R
   if (bytes.length !== wanted)
     throw new OctconvError(`input: ${datatype} [${shape}] is ${bytes.length} bytes, wanted ${wanted}`);
   // No Buffer: its slices are no copies.
-  return received<'f32' | 'u8'>({ dtype, shape, data: new Uint8Array(bytes.buffer, bytes.byteOffset, bytes.length) });
+  return tensorOfBytes(dtype, shape, new Uint8Array(bytes.buffer as ArrayBuffer, bytes.byteOffset, bytes.length));
 }
 
 function filesIn(bytes: Uint8Array, count: number): Uint8Array[] {

@@ -7,6 +7,7 @@ import { basename, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { OctconvError, show } from '../error.js';
 import { kindOf } from '../graph/graph.js';
+import { didYouMean } from '../options.js';
 import { fileError } from '../weights/file.js';
 
 /** Model folders by model and version. */
@@ -80,6 +81,13 @@ const isThere = (path: string): Promise<boolean> =>
     () => true,
     () => false,
   );
+
+/** @throws OctconvError if there are settings of a model that is not there: a misspelt name would have none. */
+export function checkNames(settings: object | undefined, models: ReadonlyMap<string, unknown>): void {
+  const missing = Object.keys(settings ?? {}).find((name) => !models.has(name));
+  if (missing === undefined) return;
+  throw new OctconvError(`service: models.${missing}: there is no such model${didYouMean(missing, models.keys())}`);
+}
 
 /** The versions that are served, the newest last. */
 export function chosen(versions: ReadonlyMap<string, string>, wanted: Versions): ReadonlyMap<string, string> {

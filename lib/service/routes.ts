@@ -8,16 +8,8 @@ import { object, parse } from '../files/schema.js';
 import { checkOptions } from '../options.js';
 import { isLocal } from './door.js';
 import { ServiceError } from './errors.js';
-import { parseJson, readQuestion, writeAnswer } from './infer.js';
-import {
-  askedOf,
-  modelConfig,
-  modelMetadata,
-  readyVersion,
-  repositoryIndex,
-  serverMetadata,
-  statistics,
-} from './protocol.js';
+import { parseBody, readQuestion, writeAnswer } from './infer.js';
+import { askedOf, modelConfig, modelMetadata, repositoryIndex, serverMetadata, statistics } from './protocol.js';
 import type { Service, ServiceClassified } from './service.js';
 
 export interface RouteOptions {
@@ -52,7 +44,7 @@ export async function addRoutes(app: FastifyInstance, service: Service, options:
         .code(415)
         .send({ error: `content-encoding ${show(encoding)}, wanted a body that is not compressed` });
   });
-  const find = ({ params: { model, version } }: FastifyRequest<Named>) => readyVersion(service, model, version);
+  const find = ({ params: { model, version } }: FastifyRequest<Named>) => service.readyVersion(model, version);
 
   app.get('/v2/health/live', { config: { open: true } }, () => ({ live: true }));
   app.get('/v2/health/ready', { config: { open: true } }, (_, reply) => {
@@ -84,7 +76,7 @@ function goneOf(reply: FastifyReply): AbortSignal {
 
 async function infer(service: Service, request: FastifyRequest<Named>, reply: FastifyReply): Promise<FastifyReply> {
   const { model, version } = request.params;
-  const ready = readyVersion(service, model, version);
+  const ready = service.readyVersion(model, version);
   const header = request.headers['inference-header-content-length'] as string | undefined;
   const question = readQuestion(bytesOf(request), header, ready);
   const asked = { ...question.asked, signal: goneOf(reply), version: ready.version };
@@ -104,7 +96,7 @@ const loadBody = object({
 });
 
 /** A body of JSON that may be left out. */
-const jsonOf = (request: FastifyRequest): unknown => (bytesOf(request).length ? parseJson(bytesOf(request)) : {});
+const jsonOf = (request: FastifyRequest): unknown => (bytesOf(request).length ? parseBody(bytesOf(request)) : {});
 
 function addRepository(app: FastifyInstance, service: Service, { repository }: RouteOptions): void {
   const change = (what: 'load' | 'unload') => async (request: FastifyRequest<Named>) => {
@@ -145,7 +137,7 @@ async function addClassify(app: FastifyInstance, service: Service, options: Rout
       const signal = goneOf(reply);
       checkOptions('classify', request.query as object, query);
       const { top, clips, crops, ...policy } = numbersOf(request.query as Record<string, unknown>);
-      readyVersion(service, model, version); // or it is refused before its form is read
+      service.readyVersion(model, version); // or it is refused before its form is read
       const files: Upload[] = request.isMultipart() ? await uploads(request, options) : [{ bytes: bytesOf(request) }];
       if (files.every(({ bytes }) => bytes.length === 0))
         throw new OctconvError('classify: no picture or video, as the body or as files of a form');

@@ -125,7 +125,8 @@ export class Served {
     const rowBytes = bytesOf({ dtype: 'f32', shape: engines[0].about.row });
     const queue = Math.min(usualQueue, Math.max(sizes.at(-1) as number, Math.floor(queueBytes / rowBytes)));
     this.policy = resolvePolicy({ milliseconds, queue, ...policy, sizes, instances });
-    this.#batcher = new Batcher({ ...this.policy, allowTimeoutOverride: true }); // `#queue` asks whether it is
+    // `#checkRoom` has said what comes in, and `#queue` which timeout it has.
+    this.#batcher = new Batcher({ ...this.policy, queue: Number.MAX_SAFE_INTEGER, allowTimeoutOverride: true });
     this.#events = events;
   }
 
@@ -162,7 +163,7 @@ export class Served {
       let x: Input;
       try {
         const made = input(stop.signal);
-        x = made instanceof Tensor ? made : await made;
+        x = made instanceof Tensor ? made : await made; // what is there is queued in this turn, in the order of calls
       } finally {
         this.#preparing -= rows;
         prepared = performance.now();
@@ -228,8 +229,7 @@ export class Served {
       resolve,
       reject,
     };
-    if (!this.#batcher.add(queued, performance.now()))
-      throw new ServiceError('overloaded', `${this.name}: the queue is full`, { retryAfter: 1 });
+    this.#batcher.add(queued, performance.now());
     return queued;
   }
 
@@ -330,7 +330,7 @@ export class Served {
       for (const key of ['prepare', 'queue', 'compute'] as const) counts.milliseconds[key] += milliseconds[key];
     } else {
       counts.failures.set(code, (counts.failures.get(code) ?? 0) + 1);
-      counts.milliseconds.failed += milliseconds.prepare + milliseconds.queue;
+      counts.milliseconds.failed += milliseconds.prepare + milliseconds.queue + milliseconds.compute;
     }
     this.#events.request({ rows, code, milliseconds });
   }

@@ -93,11 +93,10 @@ export async function serveHttp(service: Service, options: HttpOptions = {}): Pr
   const settings = parse(httpOptions, options, 'http');
   const { host, port, maxBytes, tls, token, cors, logger, maxConnections } = settings;
   const { repository = isLocal(host) && 'local' } = settings;
-  const [headersTimeout, requestTimeout, keepAliveTimeout] = [
-    settings.headersTimeout,
-    settings.requestTimeout,
-    settings.keepAliveTimeout,
-  ].map((time) => Math.ceil(time * 1000)) as [number, number, number];
+  const millisecondsOf = (seconds: number) => Math.ceil(seconds * 1000);
+  const headersTimeout = millisecondsOf(settings.headersTimeout);
+  const requestTimeout = millisecondsOf(settings.requestTimeout);
+  const keepAliveTimeout = millisecondsOf(settings.keepAliveTimeout);
   const timing = { headersTimeout, connectionsCheckingInterval: looks };
   const clients = { requestCert: !!tls?.ca, rejectUnauthorized: !!tls?.ca, handshakeTimeout: headersTimeout };
   const app: FastifyInstance = Fastify({

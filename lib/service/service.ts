@@ -16,19 +16,19 @@ import { type Guess, likeliest, meanOf, softmaxRows } from '../classify.js';
 import { OctconvError, show } from '../error.js';
 import { videoLoader } from '../input/batches.js';
 import { checkViews, isClip, type Views } from '../input/clips.js';
-import { checkLimits, type DecodeOptions, decodeImage } from '../input/image.js';
+import { checkLimits, type DecodeOptions, decodeImage, decoderThreads } from '../input/image.js';
 import { preprocessBytes, stack } from '../input/preprocess.js';
 import { discardAll, hold, isList, nameOf, type PictureSource } from '../input/source.js';
 import type { VideoSource } from '../input/video.js';
 import type { Device } from '../native.js';
 import { checkOptions, type Known } from '../options.js';
-import { type Shape, Tensor, tensor } from '../tensor.js';
+import { Tensor } from '../tensor.js';
 import { allFinite } from '../weights/elements.js';
 import type { BatchPolicy } from './batcher.js';
 import { type About, type Engine, type EngineOptions, openEngine } from './engine.js';
 import { ServiceError } from './errors.js';
 import { isolate } from './isolated.js';
-import { chosen, type Folders, foldersOf, type Models, stampOf, type Versions } from './repository.js';
+import { checkNames, chosen, type Folders, foldersOf, type Models, stampOf, type Versions } from './repository.js';
 import { type Answered, type Asked, type BatchEnded, type Counts, type RequestEnded, Served } from './served.js';
 
 /** How a model is served. */
@@ -116,6 +116,13 @@ export interface Version {
   readonly inFlight: number;
 }
 
+/** A version that is ready. */
+export interface Ready extends Version {
+  readonly about: About;
+  readonly batching: Served['policy'];
+  readonly counts: Counts;
+}
+
 export interface ServiceEvents {
   request: [name: string, version: string, event: RequestEnded];
   batch: [name: string, version: string, event: BatchEnded];
@@ -145,8 +152,8 @@ export class Service extends EventEmitter<ServiceEvents> implements AsyncDisposa
   readonly #models: Models;
   readonly #options: ServiceOptions;
   readonly #limits: ReturnType<typeof checkLimits>;
-  /** Pictures that are decoded and resized at a time: decoded ones are large. sharp has libuv's four threads. */
-  readonly #decoders = pLimit(4);
+  /** Pictures that are decoded and resized at a time: decoded ones are large. */
+  readonly #decoders = pLimit(decoderThreads);
   /** By name, then by version, the newest last. */
   readonly #entries = new Map<string, Map<string, Entry>>();
   /** Models that were unloaded by `unload`. */
@@ -195,8 +202,7 @@ export class Service extends EventEmitter<ServiceEvents> implements AsyncDisposa
       await service.loaded;
       const broken = service.versions().find(({ state }) => state === 'unavailable');
       if (broken) throw new OctconvError(`service: ${broken.name}, version ${broken.version}: ${broken.reason}`);
-      const missing = Object.keys(options.models ?? {}).find((name) => !service.#entries.has(name));
-      if (missing !== undefined) throw new OctconvError(`service: models.${missing}: there is no such model`);
+      checkNames(options.models, service.#entries);
       if (service.versions().length === 0)
         throw new OctconvError(`service: ${show(models instanceof URL ? models.href : models)} holds no model folders`);
       return service;
@@ -223,8 +229,9 @@ export class Service extends EventEmitter<ServiceEvents> implements AsyncDisposa
       checkOptions('service: infer', options, inferOptions);
       checkAsked(options);
       const { version, served } = this.#find(name, options.version);
+      if (input instanceof Tensor) checkShape(served, input, this.settingsOf(name).anySize);
       const answered = await (input instanceof Tensor
-        ? served.infer(input.shape[0] ?? 1, () => fitting(served, input, this.settingsOf(name).anySize), options)
+        ? served.infer(input.shape[0] as number, () => finite(served, input), options)
         : this.#inferSources(served, sources, {}, options));
       return { ...answered, model: name, version };
     } finally {
@@ -282,7 +289,7 @@ export class Service extends EventEmitter<ServiceEvents> implements AsyncDisposa
             return preprocessBytes(picture, input, { threads: 1, signal }); // they are side by side already
           }),
         );
-        return bytesOf(await allOf(rows), served.about.row);
+        return stack(await allOf(rows), input);
       };
       return served.infer(sources.length, load, asked);
     }
@@ -300,15 +307,28 @@ export class Service extends EventEmitter<ServiceEvents> implements AsyncDisposa
     return served.infer(sources.length * each, load, asked);
   }
 
+  /** The version that answers a request. */
   #find(name: string, version: string | undefined): { version: string; served: Served } {
     if (this.#isClosing) throw new ServiceError('unavailable', 'the service is closing');
-    const versions = this.#entries.get(name);
-    if (!versions) throw new ServiceError('notFound', `no model ${show(name)}`);
+    const entry = this.#entryOf(name, version);
+    const { served, state, reason } = entry;
+    if (served && state === 'ready') return { version: entry.version, served };
+    const why = reason ? `: ${reason}` : '';
+    throw new ServiceError('unavailable', `${name}, version ${entry.version}: is ${state}${why}`);
+  }
+
+  /** By default the newest that is ready, or if none is, the newest. */
+  #entryOf(name: string, version: string | undefined): Entry {
+    const versions = this.#versionsOf(name);
     const entry = version === undefined ? newest(versions) : versions.get(version);
-    if (!entry) throw new ServiceError('notFound', `${name}: no version ${show(version)}`);
-    if (entry.served && entry.state === 'ready') return { version: entry.version, served: entry.served };
-    const why = entry.reason ? `: ${entry.reason}` : '';
-    throw new ServiceError('unavailable', `${name}, version ${entry.version}: is ${entry.state}${why}`);
+    if (entry) return entry;
+    throw new ServiceError('notFound', `${name}: no version ${show(version)}`);
+  }
+
+  #versionsOf(name: string): ReadonlyMap<string, Entry> {
+    const versions = this.#entries.get(name);
+    if (versions) return versions;
+    throw new ServiceError('notFound', `no model ${show(name)}`);
   }
 
   // --- Models ---------------------------------------------------------------------------------------------------
@@ -319,20 +339,18 @@ export class Service extends EventEmitter<ServiceEvents> implements AsyncDisposa
 
   /** All versions of all models, or of one. @throws ServiceError if there is no such model. */
   versions(name?: string): Version[] {
-    if (name !== undefined && !this.#entries.has(name)) throw new ServiceError('notFound', `no model ${show(name)}`);
-    const all = name === undefined ? [...this.#entries.values()] : [this.#entries.get(name) as Map<string, Entry>];
+    const all = name === undefined ? [...this.#entries.values()] : [this.#versionsOf(name)];
     return all.flatMap((versions) => [...versions.values()].map(versionOf));
   }
 
   /** One version, by default the newest that is ready. @throws ServiceError if there is none. */
   version(name: string, version?: string): Version {
-    const all = this.versions(name);
-    const found =
-      version === undefined
-        ? (all.findLast(({ state }) => state === 'ready') ?? all.at(-1))
-        : all.find((one) => one.version === version);
-    if (found) return found;
-    throw new ServiceError('notFound', `${name}: no version ${show(version)}`);
+    return versionOf(this.#entryOf(name, version));
+  }
+
+  /** The same. @throws ServiceError if it is not ready, too. */
+  readyVersion(name: string, version?: string): Ready {
+    return this.version(name, this.#find(name, version).version) as Ready;
   }
 
   /** Set before it closes: it answers still, but is not ready, so that others are asked from now on. */
@@ -392,8 +410,7 @@ export class Service extends EventEmitter<ServiceEvents> implements AsyncDisposa
   /** Answers what has come, and lets go of the model. @throws ServiceError if there is no such model. */
   unload(name: string): Promise<void> {
     return this.#inTurn(async () => {
-      const versions = this.#entries.get(name);
-      if (!versions) throw new ServiceError('notFound', `no model ${show(name)}`);
+      const versions = this.#versionsOf(name);
       this.#unloaded.add(name);
       for (const entry of versions.values()) this.#retire(entry, 'unloaded');
     });
@@ -564,19 +581,19 @@ const newest = (versions: ReadonlyMap<string, Entry>): Entry | undefined => {
 };
 
 /** @throws OctconvError unless it is rows of the network's input. */
-function fitting({ name, about }: Served, x: Tensor<'f32' | 'u8'>, anySize = false): Tensor<'f32' | 'u8'> {
-  const { row, input, dtype } = about;
-  const typed = x.dtype === 'f32' || (x.dtype === 'u8' && input);
-  const sized = x.shape.slice(1).every((size, i) => size === row[i] || (anySize && i < row.length - 1));
-  if (!typed || x.shape.length !== row.length + 1 || !sized) {
-    const shape = `[N,${anySize ? [...row.slice(0, -1).map(() => '*'), row.at(-1)] : row}]`;
-    const wanted = input ? `f32 or u8 ${shape}` : `f32 ${shape}`;
-    throw new OctconvError(`${name}: input is ${x.dtype} [${x.shape}], wanted ${wanted}`);
-  }
-  // A byte cannot say NaN: in a batch it would be an error of others too.
-  if (dtype === 'i8' && !allFinite(x.dtype, x.data))
-    throw new OctconvError(`${name}: input is not finite, wanted finite numbers in i8`);
-  return x;
+function checkShape({ name, about }: Served, { dtype, shape }: Tensor, anySize = false): void {
+  const { row, input } = about;
+  const typed = dtype === 'f32' || (dtype === 'u8' && input);
+  const sized = shape.slice(1).every((size, i) => size === row[i] || (anySize && i < row.length - 1));
+  if (typed && shape.length === row.length + 1 && sized) return;
+  const sizes = `[N,${anySize ? [...row.slice(0, -1).map(() => '*'), row.at(-1)] : row}]`;
+  throw new OctconvError(`${name}: input is ${dtype} [${shape}], wanted ${input ? 'f32 or u8' : 'f32'} ${sizes}`);
+}
+
+/** @throws OctconvError for NaN and infinities, which a byte cannot say: in a batch they would be an error of others too. */
+function finite({ name, about }: Served, x: Tensor<'f32' | 'u8'>): Tensor<'f32' | 'u8'> {
+  if (about.dtype !== 'i8' || allFinite(x.dtype, x.data)) return x;
+  throw new OctconvError(`${name}: input is not finite, wanted finite numbers in i8`);
 }
 
 /** Sources, each of which is read or discarded. */
@@ -590,14 +607,6 @@ function checkAsked({ signal, timeout }: Asked): void {
   checkSignal(signal);
   if (timeout !== undefined && !(timeout >= 0))
     throw new OctconvError(`timeout: ${show(timeout)}, wanted milliseconds, 0 for none`);
-}
-
-/** Rows of bytes in one tensor. */
-function bytesOf(rows: readonly Uint8Array[], row: Shape): Tensor<'u8'> {
-  if (rows.length === 1) return tensor('u8', [1, ...row], rows[0] as Uint8Array);
-  const x = Tensor.zeros('u8', [rows.length, ...row]);
-  for (const [i, bytes] of rows.entries()) x.data.set(bytes, i * bytes.length);
-  return x;
 }
 
 /** All of them, when none is still being made, or the first error. */

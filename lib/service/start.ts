@@ -3,16 +3,15 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import Fastify, { type FastifyInstance } from 'fastify';
 import type { DestinationStream, Logger } from 'pino';
 import { collectDefaultMetrics } from 'prom-client';
-import { didYouMean } from '../options.js';
 import { OctconvError, show } from '../error.js';
 import { readText } from '../files/read.js';
 import { readToken, type ServeConfig, usualGrpc } from './config.js';
 import { type GrpcOptions, type GrpcServer, serveGrpc } from './grpc.js';
 import { Live } from './live.js';
-import { addAccessLog, logStates, logFaults, openLog } from './log.js';
+import { addAccessLog, logFaults, logStates, openLog } from './log.js';
 import { Metrics } from './metrics.js';
 import { addPage } from './page.js';
-import { foldersOf } from './repository.js';
+import { checkNames, foldersOf } from './repository.js';
 import { serveHttp } from './server.js';
 import { Service } from './service.js';
 import { openTraces } from './trace.js';
@@ -35,11 +34,7 @@ export async function start(config: ServeConfig, stream: DestinationStream): Pro
   if (models === undefined) throw new OctconvError('serve: no models, wanted a folder');
   const folders = await foldersOf(models);
   if (folders.size === 0) throw new OctconvError(`serve: ${show(models)} holds no model folders`);
-  const missing = Object.keys(config.service.models ?? {}).find((name) => !folders.has(name));
-  if (missing !== undefined)
-    throw new OctconvError(
-      `serve: service.models.${missing}: there is no such model${didYouMean(missing, folders.keys())}`,
-    );
+  checkNames(config.service.models, folders);
   const { log, logger } = openLog(config.log, stream);
   const door = {
     host,

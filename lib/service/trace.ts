@@ -1,6 +1,6 @@
 /**
  * Traces of requests for OpenTelemetry, where `@opentelemetry/api` is installed and an application has registered a
- * provider: a span for each HTTP request, within the caller's trace; in it one for what the service does, and in that
+ * provider: a span for each HTTP request that is let in, within the caller's trace; in it one for what the service does, and in that
  * one each for `prepare`, `queue` and `compute`.
  */
 import type { Context, Span } from '@opentelemetry/api';

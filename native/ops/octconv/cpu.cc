@@ -121,18 +121,19 @@ void prepareRow(const TileSource& source, const TensorType& type, Compute comput
   if (gaps == 0) {
     to += width * c * bytes;
   } else {
-    // Of bytes: there are few, too few for a call.
-    const int64_t count = width * p.groups, some = inGroup * bytes, gap = (group - inGroup) * bytes;
+    // Byte by byte: there are few, too few for a call. RGB in i8 by counts that the compiler knows: the stem of
+    // Oct-I3D-50 16.2 -> 14.5 ms on Zen 5.
     const auto spread = [&](auto some, auto gap) {
-      for (int64_t i = 0; i < count; i++) {
+      for (int64_t i = 0; i < width * p.groups; i++) {
         for (int64_t k = 0; k < some; k++) *to++ = *packed++;
         for (int64_t k = 0; k < gap; k++) *to++ = outside;
       }
     };
-    if (some == 3 && gap == 1)
+    const int64_t pixel = inGroup * bytes, filling = (group - inGroup) * bytes;
+    if (pixel == 3 && filling == 1)
       spread(std::integral_constant<int64_t, 3>{}, std::integral_constant<int64_t, 1>{});
     else
-      spread(some, gap);
+      spread(pixel, filling);
   }
   fill(margin);
 }
