@@ -180,6 +180,8 @@ export interface Native {
   release(held: NativePacked | NativePlan | NativeBuffer | ArrayBuffer): void;
   /** What a device tells of its state, such as `smMHz` and `celsius`. */
   sensors(device: Device): Readonly<Record<string, number>>;
+  /** From now on threads of runs are nicer than the others of this process, such as event loops. */
+  giveWay(): void;
   peak(threads: number): Promise<number>;
   /** Of a plan or a measurement. */
   readonly mostThreads: number;

@@ -21,6 +21,7 @@
 //   trim(plan)                         gives back what it keeps for its next runs
 //   release(packed | plan | buffer | block)  gives its memory back before the garbage collector does
 //   sensors(device)                    -> what it tells of its state: { name: number }
+//   giveWay()                          threads of runs are nicer than others from now on
 //   peak(threads)                      -> Promise of measured GFLOP/s of fused multiply-adds
 //   mostThreads                        of a plan or a measurement
 //
@@ -766,6 +767,8 @@ Napi::Value peak(const Napi::CallbackInfo& call) {
   });
 }
 
+void giveWay(const Napi::CallbackInfo&) { threads::giveWay(); }
+
 Napi::Object init(Napi::Env env, Napi::Object exports) {
   env.SetInstanceData(new Environment(env));
   exports.Set("devices", Napi::Function::New(env, devices));
@@ -786,6 +789,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("tell", Napi::Function::New(env, tell));
   exports.Set("trim", Napi::Function::New(env, trim));
   exports.Set("release", Napi::Function::New(env, release));
+  exports.Set("giveWay", Napi::Function::New(env, giveWay));
   exports.Set("peak", Napi::Function::New(env, peak));
   exports.Set("mostThreads", threads::most);
   return exports;

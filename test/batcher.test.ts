@@ -284,6 +284,24 @@ describe('batcher', () => {
       expect(batcher.next(7).at, 'none is free').to.equal(undefined);
     });
 
+    it('one more may be, of requests that are enough; at light load a request waits', () => {
+      const held = new Held({ overlap: true, maxDelay: 1000 });
+      held.add('first');
+      expect(held.asks(1)).to.deep.equal(['first']);
+      held.addAll('a b c');
+      expect([held.asks(5), held.at]).to.deep.equal([[], undefined]);
+      held.addAll('d e');
+      expect(held.asks(), 'full').to.deep.equal(['a b c d']);
+      held.addAll('f g h i');
+      expect(held.asks(), 'a third one').to.deep.equal([]);
+      held.ends();
+      expect(held.asks(), 'one has ended').to.deep.equal(['e f g h']);
+      held.ends();
+      expect([held.asks(), held.at], 'not enough').to.deep.equal([[], undefined]);
+      held.ends();
+      expect(held.asks(6), 'none is in flight').to.deep.equal(['i']);
+    });
+
     it('a batch ends once', () => {
       const held = new Held().busy();
       const [batch] = held.running as [Batch<Named>];
@@ -520,6 +538,7 @@ describe('batcher', () => {
         [{ sizes, maxDelay: -1 }, 'maxDelay -1, wanted microseconds, at least 0'],
         [{ sizes, maxDelay: '5' }, 'maxDelay "5", wanted microseconds'],
         [{ sizes, instances: 0 }, 'instances 0, wanted a positive integer'],
+        [{ sizes, overlap: 1 as never }, 'overlap 1, wanted true or false'],
         [{ sizes, queue: 1.5 }, 'queue 1.5, wanted a positive integer'],
         [{ sizes, priorities: -2 }, 'priorities -2, wanted a positive integer'],
         [{ sizes, priorities: 2, defaultPriority: 3 }, 'defaultPriority 3, wanted an integer from 1 to 2'],
@@ -560,6 +579,7 @@ describe('batcher', () => {
     const policies: Record<string, BatchPolicy> = {
       'of one size': { sizes: [1] },
       'of measured times': { ...some, milliseconds: [10, 20, 22, 22.5], instances: 2 },
+      'with one more of those that are enough': { ...some, preferred: [2, 4], maxDelay: 3000, overlap: true },
       'with a delay': { ...some, maxDelay: 3000, instances: 3 },
       'with preferred sizes': { ...some, preferred: [2, 4], maxDelay: 4000, instances: 2 },
       'with timeouts': { ...some, timeout: 8, maxDelay: 1500 },
@@ -695,9 +715,9 @@ class Play {
   }
 
   checkBatch(batch: Batch<Entry>): void {
-    const { sizes, instances, onTimeout, defaultPriority } = this.policy;
+    const { sizes, instances, overlap, onTimeout, defaultPriority } = this.policy;
     this.running.push(batch);
-    expect(this.running.length).to.be.at.most(instances);
+    expect(this.running.length).to.be.at.most(instances + Number(overlap));
     expect(sizes).to.include(batch.size);
     expect(batch.rows).to.be.at.most(batch.size);
     expect(batch.rows).to.equal(sum(batch.parts.map(({ rows }) => rows)));
@@ -720,7 +740,7 @@ const least = (all: readonly number[]): number => Math.min(Number.POSITIVE_INFIN
 
 /** The rules once more, over the list of what waits in order of arrival. Marks those that are delayed. */
 function expected(waiting: readonly Entry[], inFlight: number, now: number, policy: ResolvedPolicy) {
-  const { sizes, preferred, maxDelay, instances, priorities, defaultPriority, onTimeout } = policy;
+  const { sizes, preferred, maxDelay, instances, overlap, priorities, defaultPriority, onTimeout } = policy;
   const isLate = (entry: Entry) => entry.started === 0 && entry.deadline <= now;
   if (onTimeout === 'delay') for (const entry of waiting) entry.delayed ||= isLate(entry);
   const late = onTimeout === 'delay' ? [] : waiting.filter(isLate);
@@ -729,12 +749,13 @@ function expected(waiting: readonly Entry[], inFlight: number, now: number, poli
   let line = waiting
     .filter((entry) => !late.includes(entry))
     .sort((a, b) => levelOf(a) - levelOf(b) || hasStarted(a) - hasStarted(b) || a.id - b.id);
-  const readyAt = ({ key }: Entry) => {
+  const readyAt = ({ key }: Entry, running: number) => {
     const same = line.filter((entry) => entry.key === key);
     const isFull = [...sizes.slice(-1), ...preferred].some((size) => size <= sum(same.map(restOf)));
+    if (running >= instances && !(overlap && isFull && running === instances)) return Number.POSITIVE_INFINITY;
     return isFull ? now : Math.max(now, least(same.map(({ came }) => came)) + maxDelay / 1000);
   };
-  const first = inFlight < instances ? line.find((entry) => readyAt(entry) === now) : undefined;
+  const first = line.find((entry) => readyAt(entry, inFlight) === now);
   const same = line.filter((entry) => entry.key === first?.key);
   const wordOf = ({ name, rows }: Entry, row: number) => (rows === 1 ? name : `${name}${row}`);
   const rows = same.flatMap((entry) =>
@@ -750,10 +771,10 @@ function expected(waiting: readonly Entry[], inFlight: number, now: number, poli
     room -= taken;
     return restOf(entry) > taken ? { ...entry, started: entry.started + taken } : [];
   });
-  const isFree = inFlight + (first ? 1 : 0) < instances;
+  const running = inFlight + (first ? 1 : 0);
   const unstarted = line.filter(({ started }) => onTimeout === 'reject' && started === 0);
   const deadlines = unstarted.map(({ deadline }) => deadline);
-  const at = least([...deadlines, ...(isFree ? line.map(readyAt) : [])]);
+  const at = least([...deadlines, ...line.map((entry) => readyAt(entry, running))]);
   late.sort((a, b) => a.deadline - b.deadline || a.id - b.id);
   return { batch, late: late.map(({ id }) => id), at: Number.isFinite(at) ? at : undefined };
 }

@@ -26,13 +26,14 @@ function expectAscending(some: Percentiles | undefined, count: number): void {
 }
 
 function expectSound(stage: Stage, seconds: number): void {
-  const { rate, sent, answered, refused, failed, goodput, latency, refusal, lag } = stage;
+  const { rate, sent, answered, refused, failed, goodput, latency, refusal, lag, cores } = stage;
   expect(sent).to.equal(Math.max(1, Math.round(rate * seconds)));
   expect(answered + refused + failed).to.equal(sent);
   expect(goodput * 0.8 * seconds).to.be.at.most(answered + 1e-9);
   expectAscending(latency, answered);
   expectAscending(refusal, refused);
   expectAscending(lag, sent);
+  expect(cores).to.be.within(0, 1024);
 }
 
 describe('bench serve', () => {

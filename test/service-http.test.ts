@@ -609,6 +609,18 @@ describe('service: HTTP', function () {
       expect((await first).status).to.equal(200);
     });
 
+    it('refuses before the body is there, which need not come', async () => {
+      const before = service.version('slow').counts?.failures.get('overloaded') ?? 0;
+      const first = post(slow, ...inBinary(3));
+      while (service.version('slow').waiting < 3) await sleep(5);
+      const socket = open(server.url, `POST ${slow} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 3072\r\n\r\n`);
+      const [answer] = (await once(socket, 'data')) as [Buffer];
+      expect(`${answer}`).to.match(/^HTTP\/1\.1 429 [\s\S]*1 more row than the 3 that wait, wanted at most 3/);
+      socket.destroy();
+      expect(service.version('slow').counts?.failures.get('overloaded')).to.equal(before + 1);
+      expect((await first).status).to.equal(200);
+    });
+
     it('answers late requests with 503, and none later than they ask', async () => {
       const late = await post(slow, ...inBinary(1, { parameters: { timeout: 20_000, priority: 2 } }));
       expect([late.status, late.headers.get('retry-after')]).to.deep.equal([503, '1']);

@@ -3,6 +3,7 @@ import {
   createReadStream,
   mkdirSync,
   mkdtempSync,
+  readdirSync,
   readFileSync,
   type ReadStream,
   renameSync,
@@ -143,6 +144,20 @@ describe('service: requests', () => {
 });
 
 describe('service: load', () => {
+  it('threads of runs give way to the event loop', async () => {
+    await using service = await Service.open({ octave }, small);
+    await service.infer('octave', noise(1));
+    const niceOf = (thread: string) => {
+      const fields = readFileSync(`/proc/self/task/${thread}/stat`, 'latin1')
+        .replace(/^.*\) /s, '')
+        .split(' ');
+      return Number(fields[16]);
+    };
+    const own = niceOf(`${process.pid}`);
+    const others = readdirSync('/proc/self/task').map(niceOf);
+    expect(others.filter((nice) => nice === Math.min(19, own + 5))).to.have.length.at.least(1);
+  });
+
   it('a full queue refuses at once and says when to come again; what was taken is answered', async () => {
     await using service = await Service.open({ octave }, { ...small, batching: { queue: 16 } });
     const started = performance.now();

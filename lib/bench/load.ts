@@ -28,6 +28,8 @@ export interface Stage {
   readonly refusal?: Percentiles | undefined;
   /** From when a request was due until it was sent: how late the load itself is, which is in the others. */
   readonly lag: Percentiles;
+  /** Cores that the load itself took, on average. */
+  readonly cores: number;
 }
 
 /** The value that so many of them are not above, by the nearest rank. */
@@ -85,6 +87,7 @@ const [ok, overloaded] = [200, 429];
 export async function offer(target: Target, rate: number, seconds: number): Promise<Stage> {
   const [answered, refused, lag]: [number[], number[], number[]] = [[], [], []];
   let [failed, counted] = [0, 0];
+  const cpu = process.cpuUsage();
   const start = performance.now();
   const [from, to] = [start + 1000 * settling * seconds, start + 1000 * seconds];
   const one = async (due: number): Promise<void> => {
@@ -109,6 +112,7 @@ export async function offer(target: Target, rate: number, seconds: number): Prom
   await Promise.all(all);
   clearTimeout(late);
   target.close();
+  const { user, system } = process.cpuUsage(cpu);
   return {
     rate,
     sent: count,
@@ -119,6 +123,7 @@ export async function offer(target: Target, rate: number, seconds: number): Prom
     latency: percentiles(answered),
     refusal: percentiles(refused),
     lag: percentiles(lag) as Percentiles,
+    cores: (user + system) / (1000 * (performance.now() - start)),
   };
 }
 

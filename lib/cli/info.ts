@@ -136,12 +136,12 @@ async function batchingOf(model: Model, row: Shape): Promise<Measured> {
   return (await measureBatching(model, row, sizes, true)).batching;
 }
 
-function batchTable({ sizes, milliseconds, instances }: Measured): string {
+function batchTable({ sizes, milliseconds, instances, overlap }: Measured): string {
   const rows = sizes.map((size, i) => {
     const taken = milliseconds[i] as number;
     return [`${size}`, taken.toFixed(2), ((1000 * size) / taken).toFixed(1)];
   });
-  return `${table(['batch', 'ms', 'rows/s'], rows)}\n${instances} in flight at a time`;
+  return `${table(['batch', 'ms', 'rows/s'], rows)}\n${instances} in flight at a time${overlap ? ', and another one that is full' : ''}`;
 }
 
 const mebi = (bytes: number) => `${(bytes / 2 ** 20).toFixed(1)} MiB`;

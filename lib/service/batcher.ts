@@ -21,6 +21,11 @@ export interface BatchPolicy {
   /** Batches in flight at a time; default 1. */
   readonly instances?: number | undefined;
   /**
+   * Whether one more may be, if it need not wait for others to fill it: the device is then busy while results are handed
+   * out, and at light load no batch makes another one later. Default false; in a service as it was measured.
+   */
+  readonly overlap?: boolean | undefined;
+  /**
    * Rows that may wait; a request that would be more is refused, also where nothing waits. Default 256; in a service as
    * many as are 1 GiB, if those are fewer.
    */
@@ -38,7 +43,8 @@ export interface BatchPolicy {
 }
 
 const policyOptions = {
-  ...{ sizes: true, milliseconds: true, preferred: true, maxDelay: true, instances: true, queue: true },
+  ...{ sizes: true, milliseconds: true, preferred: true, maxDelay: true, instances: true, overlap: true },
+  queue: true,
   ...{ priorities: true, defaultPriority: true, timeout: true, allowTimeoutOverride: true, onTimeout: true },
 } satisfies Known<BatchPolicy>;
 
@@ -49,7 +55,14 @@ export type ResolvedPolicy = { readonly [K in keyof BatchPolicy]-?: NonNullable<
 export function resolvePolicy(policy: BatchPolicy): ResolvedPolicy {
   checkOptions('batching', policy, policyOptions);
   const { sizes, milliseconds = [], preferred = [], priorities = 1, onTimeout = 'reject' } = policy;
-  const { maxDelay = 0, instances = 1, queue = 256, timeout = 0, allowTimeoutOverride = true } = policy;
+  const {
+    maxDelay = 0,
+    instances = 1,
+    overlap = false,
+    queue = 256,
+    timeout = 0,
+    allowTimeoutOverride = true,
+  } = policy;
   const { defaultPriority = Math.ceil(priorities / 2) } = policy;
   check('sizes', sizes, isAscending(sizes) && sizes[0] === 1, 'ascending integers, the first of them 1');
   const measured = Array.isArray(milliseconds) && [0, sizes.length].includes(milliseconds.length);
@@ -62,11 +75,12 @@ export function resolvePolicy(policy: BatchPolicy): ResolvedPolicy {
     check(name, count, isCount(count), 'a positive integer');
   checkPriority('defaultPriority', defaultPriority, priorities);
   check('timeout', timeout, isTime(timeout), 'milliseconds, at least 0');
+  check('overlap', overlap, typeof overlap === 'boolean', 'true or false');
   check('allowTimeoutOverride', allowTimeoutOverride, typeof allowTimeoutOverride === 'boolean', 'true or false');
   check('onTimeout', onTimeout, ['reject', 'delay'].includes(onTimeout), '"reject" or "delay"');
   return {
     ...{ sizes: [...sizes], milliseconds: [...milliseconds], preferred: [...preferred] },
-    ...{ maxDelay, instances, queue, priorities, defaultPriority, timeout, allowTimeoutOverride, onTimeout },
+    ...{ maxDelay, instances, overlap, queue, priorities, defaultPriority, timeout, allowTimeoutOverride, onTimeout },
   };
 }
 
@@ -270,16 +284,19 @@ export class Batcher<R extends Request> {
     waiting.group.line.add(waiting);
   }
 
-  get #isFree(): boolean {
-    return this.#inFlight.size < this.policy.instances;
+  /** Whether there is room for a batch of this key. */
+  #isFree({ rows }: Group<R>): boolean {
+    const { instances, overlap } = this.policy;
+    const beside = overlap && rows >= this.#enough ? 1 : 0;
+    return this.#inFlight.size < instances + beside;
   }
 
   /** Of the keys that may go now the one whose first request is before those of the others. */
   #firstReady(now: number): Group<R> | undefined {
     let first: Group<R> | undefined;
-    if (!this.#isFree) return first;
     for (const group of this.#groups.values())
-      if (this.#readyAt(group) <= now && (!first || goesBefore(group.first, first.first))) first = group;
+      if (this.#isFree(group) && this.#readyAt(group) <= now && (!first || goesBefore(group.first, first.first)))
+        first = group;
     return first;
   }
 
@@ -332,7 +349,7 @@ export class Batcher<R extends Request> {
   #changesAt(now: number): number | undefined {
     const deadline = this.policy.onTimeout === 'reject' ? this.#deadlines.first?.deadline : undefined;
     let at = deadline ?? never;
-    if (this.#isFree) for (const group of this.#groups.values()) at = Math.min(at, this.#readyAt(group));
+    for (const group of this.#groups.values()) if (this.#isFree(group)) at = Math.min(at, this.#readyAt(group));
     return at === never ? undefined : Math.max(at, now);
   }
 }

@@ -29,6 +29,7 @@ const batching = {
   preferred: v.optional(counts),
   maxDelay: v.optional(times),
   instances: v.optional(count),
+  overlap: v.optional(yesNo),
   queue: v.optional(count),
   priorities: v.optional(count),
   defaultPriority: v.optional(count),

@@ -6,7 +6,7 @@ import type { ComputeType } from '../graph/graph.js';
 import type { InputConfig } from '../input/preprocess.js';
 import { loadModel, type Model } from '../model.js';
 import { inputShape } from '../models/index.js';
-import type { Device } from '../native.js';
+import { type Device, native } from '../native.js';
 import { checkOptions, type Known } from '../options.js';
 import type { RunOptions } from '../plan.js';
 import { type Matrix, type Shape, Tensor } from '../tensor.js';
@@ -61,6 +61,8 @@ export interface Measured {
   readonly milliseconds: readonly number[];
   /** Runs in flight that keep the device busy. */
   readonly instances: number;
+  /** Whether one more of the largest size is no slower: the device is busy then while results are handed out. */
+  readonly overlap: boolean;
 }
 
 export interface Engine {
@@ -81,6 +83,7 @@ export async function openEngine(folder: string, options: EngineOptions = {}): P
   if (!Number.isInteger(maxBatch) || maxBatch < 1)
     throw new OctconvError(`service: maxBatch: ${show(maxBatch)}, wanted a positive integer`);
   const { sizes } = resolvePolicy({ sizes: options.sizes ?? powersOfTwo(maxBatch) });
+  native.giveWay(); // to the event loop, which has other requests
   // Of each size one for f32 and one for bytes of pictures.
   const model = await loadModel(folder, { device, dtype, threads, plans: 2 * sizes.length });
   try {
@@ -109,13 +112,15 @@ export const usualMaxBatch = (device?: Device | 'auto'): number => (targetOf(dev
 export const powersOfTwo = (most: number): number[] =>
   Array.from({ length: Math.floor(Math.log2(most)) + 1 }, (_, i) => 2 ** i);
 
-/** A larger batch, or a second run in flight, must do so many times as much at least. */
-const gain = 1.05;
-const rounds = 3;
+/** A larger batch must do so many times as much at least. */
+const gain = 1.03;
+/** As must a second run in flight of one row: it makes the first one later, unless that leaves cores idle. */
+const gainBeside = 1.5;
+const rounds = 5;
 
 /**
- * How long batches take, and whether a second run in flight is worth it; with `chooses` sizes that are not are left out.
- * On a CPU eight images in one run often take as long as eight runs, and then one image is quicker to answer.
+ * How long batches take, and how many in flight are worth it; with `chooses` sizes that are not are left out. On a CPU
+ * eight images in one run often take as long as eight runs, and then one image is quicker to answer.
  */
 export async function measureBatching(
   model: Model,
@@ -150,8 +155,9 @@ export async function measureBatching(
     } else if (taken.length > worth + 1) break; // one that seems to be no better may have been disturbed
   }
   const kept = taken.slice(0, worth);
-  const { size: largest = 1, milliseconds: alone = 0 } = kept.at(-1) ?? {};
-  const instances = (await time(largest, 2)) * gain < alone ? 2 : 1;
   const sizes = kept.map(({ size }) => size);
-  return { batching: { sizes, milliseconds: kept.map(({ milliseconds }) => milliseconds), instances }, classes };
+  const milliseconds = kept.map(({ milliseconds }) => milliseconds);
+  const instances = (await time(1, 2)) * gainBeside < (milliseconds[0] as number) ? 2 : 1;
+  const overlap = instances === 1 && (await time(sizes.at(-1) as number, 2)) <= (milliseconds.at(-1) as number);
+  return { batching: { sizes, milliseconds, instances, overlap }, classes };
 }

@@ -60,9 +60,12 @@ export async function addRoutes(app: FastifyInstance, service: Service, options:
   for (const path of ofModel('/ready')) app.get<Named>(path, (request) => ({ name: find(request).name, ready: true }));
   for (const path of ofModel('/stats'))
     app.get<Named>(path, ({ params: { model, version } }) => statistics(service, model, version));
-  for (const path of ofModel('/infer')) app.post<Named>(path, (request, reply) => infer(service, request, reply));
+  // Before its body is read.
+  const onRequest = async ({ params: { model, version } }: FastifyRequest<Named>) => service.admit(model, version);
+  for (const path of ofModel('/infer'))
+    app.post<Named>(path, { onRequest }, (request, reply) => infer(service, request, reply));
   addRepository(app, service, options);
-  await app.register(async (pictures) => addClassify(pictures, service, options));
+  await app.register(async (pictures) => addClassify(pictures, service, options, onRequest));
 }
 
 /** Aborts when the client has gone. `request.signal` aborts as soon as the body is read, so the answer is watched. */
@@ -124,7 +127,12 @@ const mostFields = 16;
 const query = { top: true, clips: true, crops: true, priority: true, timeout: true };
 
 /** `POST /v2/models/M/classify`: a picture or video as the body, or files of a form. */
-async function addClassify(app: FastifyInstance, service: Service, options: RouteOptions): Promise<void> {
+async function addClassify(
+  app: FastifyInstance,
+  service: Service,
+  options: RouteOptions,
+  onRequest: (request: FastifyRequest<Named>) => Promise<void>,
+): Promise<void> {
   app.removeAllContentTypeParsers();
   app.addContentTypeParser(/^(image|video)\/|^application\/octet-stream(;|$)/, { parseAs: 'buffer' }, asItIs);
   await app.register(multipart, {
@@ -132,7 +140,7 @@ async function addClassify(app: FastifyInstance, service: Service, options: Rout
     limits: { fileSize: options.maxBytes, files: mostFiles, parts: mostFiles, fields: mostFields, fieldSize: 1024 },
   });
   for (const path of ofModel('/classify'))
-    app.post<Named>(path, async (request, reply) => {
+    app.post<Named>(path, { onRequest }, async (request, reply) => {
       const { model, version } = request.params;
       const signal = goneOf(reply);
       checkOptions('classify', request.query as object, query);

@@ -124,7 +124,8 @@ export class Served {
     const instances = perEngine.reduce((sum, one) => sum + one, 0);
     const rowBytes = bytesOf({ dtype: 'f32', shape: engines[0].about.row });
     const queue = Math.min(usualQueue, Math.max(sizes.at(-1) as number, Math.floor(queueBytes / rowBytes)));
-    this.policy = resolvePolicy({ milliseconds, queue, ...policy, sizes, instances });
+    const overlap = policy.instances === undefined && engines.every(({ about }) => about.batching.overlap);
+    this.policy = resolvePolicy({ milliseconds, queue, overlap, ...policy, sizes, instances });
     // `#checkRoom` has said what comes in, and `#queue` which timeout it has.
     this.#batcher = new Batcher({ ...this.policy, queue: Number.MAX_SAFE_INTEGER, allowTimeoutOverride: true });
     this.#events = events;
@@ -190,6 +191,16 @@ export class Served {
       forget();
       this.#open.delete(end);
       if (this.#open.size === 0) this.#idle?.();
+    }
+  }
+
+  /** @throws ServiceError, which counts, where there is no room for a row. */
+  admit(): void {
+    try {
+      this.#checkRoom(1);
+    } catch (error) {
+      this.#count(codeOf(error), 1, { prepare: 0, queue: 0, compute: 0 });
+      throw error;
     }
   }
 

@@ -270,6 +270,14 @@ export class Service extends EventEmitter<ServiceEvents> implements AsyncDisposa
     }
   }
 
+  /**
+   * Refuses what `infer` would refuse now whatever its input is, for a caller that has not read the input yet.
+   * @throws ServiceError if there is no such model, it is not ready or its queue is full.
+   */
+  admit(name: string, version?: string): void {
+    this.#find(name, version).served.admit();
+  }
+
   /** A row of each picture, `clips` x `crops` of each video. */
   async #inferSources(served: Served, sources: readonly VideoSource[], views: Views, asked: Asked): Promise<Answered> {
     const { input } = served.about;

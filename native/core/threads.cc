@@ -14,6 +14,7 @@
 #include <utility>
 #if defined(__linux__)
 #include <sched.h>
+#include <unistd.h>
 #endif
 
 namespace octconv {
@@ -49,6 +50,7 @@ class Pool {
   };
 
   void addWorker();
+  static void giveWay();
   void work(Worker self);
   bool sleep(Lock& lock);
   Job next();
@@ -200,10 +202,24 @@ void Pool::addWorker() {
   }
 }
 
+// What threads::giveWay() asked for, in the thread that calls it.
+static std::atomic<bool> nicer{false};
+void Pool::giveWay() {
+#if defined(__linux__)  // where nice() is of one thread
+  static thread_local bool done = false;
+  if (done || !nicer.load(std::memory_order_relaxed)) return;
+  done = true;
+  // The service at saturation, in pictures/s; beyond it; p99 of its event loop in ms: 96, 81, 6.2 without, 102, 88, 4.9
+  // with 5. As many with 10 and 19.
+  if (nice(5) == -1) return;  // as it is, then
+#endif
+}
+
 void Pool::work(Worker self) {
   Lock lock(mutex);
   bool foundNothing = false;  // this worker has just left a crew that had nothing to do
   while (true) {
+    giveWay();
     if (workers.size() < wanted && !stop) try {
         addWorker();
       } catch (const std::exception&) { wanted = workers.size(); }  // fewer are enough
@@ -364,6 +380,8 @@ void letGoNow() {
   std::lock_guard lock(waiting().mutex);
   objects.swap(waiting().objects);
 }
+
+void giveWay() { nicer = true; }
 
 // cgroup v2 writes "quota period" (or "max period") to cpu.max, v1 has a file for each (-1 = no limit).
 static double cgroupCores() {

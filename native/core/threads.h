@@ -82,6 +82,10 @@ void letGo(std::shared_ptr<const void> object) noexcept;
 // Frees what letGo() was given before it returns, where memory is short.
 void letGoNow();
 
+// From now on workers are nicer than other threads: where an event loop serves requests while runs take all cores, it
+// gets its turn at once. There is no way back.
+void giveWay();
+
 // Cores that this process may use: the affinity mask, at most the cgroup's CPU quota.
 int hardware();
 
