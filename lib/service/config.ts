@@ -10,7 +10,7 @@ import type { DecodeOptions } from '../input/image.js';
 import { parseJson } from '../weights/json.js';
 import type { BatchPolicy } from './batcher.js';
 import { httpOptions } from './server.js';
-import type { ModelSettings, ServiceOptions } from './service.js';
+import type { ModelSettings, ServiceOptions } from './models.js';
 
 /** A schema for each of the fields. */
 type Entries<T> = { readonly [K in keyof T]-?: v.GenericSchema };

@@ -3,7 +3,7 @@ import { BinaryReader } from '@bufbuild/protobuf/wire';
 import { OctconvError, show } from '../error.js';
 import { parse } from '../files/schema.js';
 import { codeOf, ServiceError } from './errors.js';
-import { request as inferRequest } from './infer.js';
+import { request as inferRequest } from './http-infer.js';
 import {
   askedOf,
   classification,
@@ -19,7 +19,8 @@ import {
   serverMetadata,
   statistics,
 } from './protocol.js';
-import type { Ready, Service } from './service.js';
+import type { Ready } from './models.js';
+import type { Service } from './service.js';
 
 /**
  * Bytes of a message beside raw tensors, and its fields. A byte of them may become an object of 100 bytes: a MiB takes up

@@ -2,17 +2,13 @@
 export type { BatchPolicy } from './batcher.js';
 export type { About, Measured } from './engine.js';
 export { type Code, codes, codeOf, ServiceError } from './errors.js';
+export type { ModelSettings, ServiceEvents, ServiceOptions, State, Version } from './models.js';
 export type { Models, Versions } from './repository.js';
 export type { Answered, Asked, BatchEnded, Counts, RequestEnded } from './served.js';
 export {
   type Inferred,
   type InferOptions,
-  type ModelSettings,
   Service,
   type ServiceClassified,
   type ServiceClassifyOptions,
-  type ServiceEvents,
-  type ServiceOptions,
-  type State,
-  type Version,
 } from './service.js';

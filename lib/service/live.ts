@@ -4,7 +4,8 @@ import type { FastifyInstance } from 'fastify';
 import { isClip } from '../input/clips.js';
 import type { About } from './engine.js';
 import type { BatchEnded, RequestEnded } from './served.js';
-import type { Service, State, Version } from './service.js';
+import type { State, Version } from './models.js';
+import type { Service } from './service.js';
 
 /** A second of a version. */
 export interface Second {

@@ -6,7 +6,8 @@ import type { FastifyInstance } from 'fastify';
 import { Counter, Gauge, Histogram, Registry } from 'prom-client';
 import type { Code } from './errors.js';
 import type { BatchEnded, RequestEnded } from './served.js';
-import type { Service, State, Version } from './service.js';
+import type { State, Version } from './models.js';
+import type { Service } from './service.js';
 
 const ofModel = ['model', 'version'] as const;
 

@@ -12,7 +12,8 @@ import { OctconvError, show } from '../error.js';
 import { elementCount, type Matrix, type Shape, type Tensor, tensor, tensorOfBytes } from '../tensor.js';
 import type { About } from './engine.js';
 import type { Asked } from './served.js';
-import type { Ready, Service } from './service.js';
+import type { Ready } from './models.js';
+import type { Service } from './service.js';
 
 export const inputName = 'input';
 export const outputName = 'logits';

@@ -83,10 +83,11 @@ const isThere = (path: string): Promise<boolean> =>
   );
 
 /** @throws OctconvError if there are settings of a model that is not there: a misspelt name would have none. */
-export function checkNames(settings: object | undefined, models: ReadonlyMap<string, unknown>): void {
-  const missing = Object.keys(settings ?? {}).find((name) => !models.has(name));
+export function checkNames(settings: object | undefined, models: Iterable<string>): void {
+  const names = [...models];
+  const missing = Object.keys(settings ?? {}).find((name) => !names.includes(name));
   if (missing === undefined) return;
-  throw new OctconvError(`service: models.${missing}: there is no such model${didYouMean(missing, models.keys())}`);
+  throw new OctconvError(`service: models.${missing}: there is no such model${didYouMean(missing, names)}`);
 }
 
 /** The versions that are served, the newest last. */

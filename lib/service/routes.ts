@@ -8,7 +8,7 @@ import { object, parse } from '../files/schema.js';
 import { checkOptions } from '../options.js';
 import { isLocal } from './door.js';
 import { ServiceError } from './errors.js';
-import { parseBody, readQuestion, writeAnswer } from './infer.js';
+import { parseBody, readQuestion, writeAnswer } from './http-infer.js';
 import { askedOf, modelConfig, modelMetadata, repositoryIndex, serverMetadata, statistics } from './protocol.js';
 import type { Service, ServiceClassified } from './service.js';
 

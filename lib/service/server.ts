@@ -29,7 +29,7 @@ export interface HttpOptions {
   readonly host?: string | undefined;
   /** Default 0: the system chooses. */
   readonly port?: number | undefined;
-  /** Bytes of a request's body; default 64 MiB. Of JSON 8 MiB are taken at most (infer.ts). */
+  /** Bytes of a request's body; default 64 MiB. Of JSON 8 MiB are taken at most (http-infer.ts). */
   readonly maxBytes?: number | undefined;
   /** Seconds in which the headers of a request must come; default 10. */
   readonly headersTimeout?: number | undefined;

@@ -34,7 +34,7 @@ export async function start(config: ServeConfig, stream: DestinationStream): Pro
   if (models === undefined) throw new OctconvError('serve: no models, wanted a folder');
   const folders = await foldersOf(models);
   if (folders.size === 0) throw new OctconvError(`serve: ${show(models)} holds no model folders`);
-  checkNames(config.service.models, folders);
+  checkNames(config.service.models, folders.keys());
   const { log, logger } = openLog(config.log, stream);
   const door = {
     host,

@@ -18,7 +18,8 @@ import {
   packed,
 } from './protocol.js';
 import type { Asked } from './served.js';
-import type { Inferred, Ready } from './service.js';
+import type { Ready } from './models.js';
+import type { Inferred } from './service.js';
 
 /** Bytes of JSON: it is parsed on the event loop, 8 MiB of numbers in some 100 ms. Binary tensors are not parsed. */
 export const maxJson = 8 * 2 ** 20;
