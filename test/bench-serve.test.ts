@@ -129,14 +129,14 @@ describe('bench serve', () => {
 
   it('tensors: the service, Express with the octave and the plain network, half and twice', async function () {
     this.timeout(60_000);
-    const result = await benchServe({ ...base, model, rates: [50, 100], peers: true });
+    const result = await benchServe({ ...base, model, rates: [50, 5000], peers: true });
     expect(result.servers.map(({ by, network, alpha }) => [by, network, alpha])).to.deep.equal([
       ['octconv', 'oct-resnet-26', 0.5],
       ['express', 'oct-resnet-26', 0.5],
       ['express', 'resnet-26', undefined],
     ]);
     for (const { stages, saturation, half, beyond } of result.servers) {
-      expect(stages.map(({ rate }) => rate)).to.deep.equal([50, 100].slice(0, stages.length));
+      expect(stages.map(({ rate }) => rate)).to.deep.equal([50, 5000].slice(0, stages.length));
       expect(saturation).to.equal(Math.max(...stages.map(({ goodput }) => goodput)));
       expect([half.rate, beyond.rate]).to.deep.equal([saturation / 2, 2 * saturation]);
       for (const stage of [...stages, half, beyond]) {
@@ -150,10 +150,11 @@ describe('bench serve', () => {
     expect(result.batching.sizes?.[0]).to.equal(1);
     expect(result.raw.rate).to.be.above(0);
     expect(result.raw.single).to.be.above(0);
-    expect(result.goals).to.have.length(5);
+    expect(result.servers[0]?.saturated).to.equal(true);
+    expect(result.goals).to.have.length(6);
     const stages = result.servers.reduce((sum, { stages }) => sum + stages.length + 2, 0);
     const table = serveTable(JSON.parse(JSON.stringify(result)));
-    expect(table.split('\n')).to.have.length(7 + (1 + stages) + 1 + (1 + 3) + 1 + (1 + 5));
+    expect(table.split('\n')).to.have.length(7 + (1 + stages) + 1 + (1 + 3) + 1 + (1 + 6));
     expect(table)
       .to.contain('of 3072 bytes, one per request')
       .and.match(/express {2}resnet-26 +plain {2}twice/);
@@ -161,8 +162,10 @@ describe('bench serve', () => {
 
   it('JPEGs: a file, the service alone', async () => {
     const jpeg = pathOf('images/cat.jpg');
-    const { servers, input, bytes, peer } = await benchServe({ ...base, model, jpeg, rates: [30], peers: false });
+    const result = await benchServe({ ...base, model, jpeg, rates: [30], peers: false });
+    const { servers, input, bytes, peer } = result;
     expect([servers.length, input, bytes, peer]).to.deep.equal([1, 'jpeg', statSync(jpeg).size, undefined]);
+    expect(serveTable({ ...result, goals: [] })).to.match(/\nnot saturated: no goal is judged$/);
     for (const { stages, half, beyond } of servers)
       for (const stage of [...stages, half, beyond]) {
         expectSound(stage, base.seconds);

@@ -191,7 +191,7 @@ describe('octconv serve', function () {
 
   it('told to end it answers what has come, and says before that it is not ready', async () => {
     const service = { maxBatch: 1, batching: { queue: 4096, instances: 1 } };
-    const config = write('drain.json', { models: 'models', service, grace: 0.5, log: { every: 1 } });
+    const config = write('drain.json', { models: 'models', service, grace: 2, log: { every: 1 } });
     const server = await serveJson(['--config', config, ...anyPorts]);
     await server.logs(isReady);
     const [requests, rows] = [24, 32];

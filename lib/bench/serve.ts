@@ -91,6 +91,7 @@ export interface ServeResult {
   /** The better of before and after the load. */
   readonly raw: Omit<Raw, 'logits'>;
   readonly servers: readonly ServerRow[];
+  /** None where the service was not saturated: what it can do is not known then. */
   readonly goals: readonly ServeGoal[];
 }
 
@@ -153,7 +154,7 @@ export async function benchServe(given: BenchServeOptions): Promise<ServeResult>
       queue,
       batching,
       ...measured,
-      goals: goalsOf(row, measured),
+      goals: row.saturated ? goalsOf(row, measured) : [],
     };
   });
 }
@@ -425,6 +426,6 @@ export function serveTable(result: ServeResult): string {
     '',
     table(['server', 'network', 'alpha', 'most/s', 'octconv to it'], most, { left: ['network', 'alpha'] }),
     '',
-    table(['goal', 'wanted', 'found', ''], goals, { left: [''] }),
+    goals.length ? table(['goal', 'wanted', 'found', ''], goals, { left: [''] }) : 'not saturated: no goal is judged',
   ].join('\n');
 }

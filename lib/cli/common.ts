@@ -28,11 +28,13 @@ export const shippedModel = fileURLToPath(new URL('../../models/cifar10-oct-resn
 /** The video network that `demo` uses. */
 export const videoModel = fileURLToPath(new URL('../../models/camera-motion-oct-i3d-26-a50', import.meta.url));
 
-export function integer(least: number) {
+export function integer(least: number, most = Number.MAX_SAFE_INTEGER) {
+  const wanted =
+    most < Number.MAX_SAFE_INTEGER ? `an integer from ${least} to ${most}` : `an integer of at least ${least}`;
   return (text: string): number => {
     const value = Number(text);
-    if (text.trim() !== '' && Number.isSafeInteger(value) && value >= least) return value;
-    throw new InvalidArgumentError(`wanted an integer of at least ${least}.`);
+    if (text.trim() !== '' && Number.isSafeInteger(value) && value >= least && value <= most) return value;
+    throw new InvalidArgumentError(`wanted ${wanted}.`);
   };
 }
 

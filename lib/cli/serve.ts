@@ -22,7 +22,7 @@ interface Flags {
 
 export function serveCommand(program: Command): void {
   const port = (name: string, what: string) =>
-    new Option(`--${name}-port <n>`, `of ${what}; 0: the system chooses`).argParser(integer(0));
+    new Option(`--${name}-port <n>`, `of ${what}; 0: the system chooses`).argParser(integer(0, 65_535));
   const options = [
     new Option('--config <file>', 'a serve.json, see schemas/serve.schema.json; flags go before it'),
     new Option('--host <address>', 'where it listens (default: 127.0.0.1, which is this machine alone)'),
@@ -75,7 +75,10 @@ async function run(models: string | undefined, flags: Flags): Promise<void> {
 function untilTold({ service, log }: Started): Promise<void> {
   const failed = (error: Error) => log.error(error.message);
   service.loaded.catch(failed);
-  process.on('SIGHUP', () => void service.refresh().catch(failed));
+  process.on('SIGHUP', () => {
+    log.info('SIGHUP: looks for changed models');
+    service.refresh().catch(failed);
+  });
   return new Promise((resolve) => {
     const signals = ['SIGINT', 'SIGTERM'] as const;
     const end = () => {
