@@ -1,14 +1,18 @@
 /** `bench serve` measures what it says; how fast anything is, is not tested. */
 import { spawnSync } from 'node:child_process';
 import { once } from 'node:events';
-import { statSync } from 'node:fs';
+import { mkdtempSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { createServer, type Server, type ServerResponse } from 'node:http';
 import type { AddressInfo } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { expect } from 'chai';
 import { offer, type Percentiles, percentiles, type Stage, saturate, Target } from '../lib/bench/load.js';
+import { findMlServer, MlServer, mlServerRequest } from '../lib/bench/mlserver.js';
 import { benchServe, serveTable } from '../lib/bench/serve.js';
+import { failure } from './expect.js';
 import { childrenThat } from './processes.js';
 
 const pathOf = (name: string) => fileURLToPath(new URL(name, import.meta.url));
@@ -128,22 +132,31 @@ describe('bench serve', () => {
   const model = pathOf('../models/cifar10-oct-resnet-26-a50');
 
   it('tensors: the service, Express with the octave and the plain network, half and twice', async function () {
-    this.timeout(60_000);
-    const result = await benchServe({ ...base, model, rates: [50, 5000], peers: true });
+    this.timeout(120_000);
+    const result = await benchServe({ ...base, model, rates: [50, 2000], peers: true });
+    const hasMlServer = result.mlserver?.startsWith('MLServer');
     expect(result.servers.map(({ by, network, alpha }) => [by, network, alpha])).to.deep.equal([
       ['octconv', 'oct-resnet-26', 0.5],
       ['express', 'oct-resnet-26', 0.5],
       ['express', 'resnet-26', undefined],
+      // It is part of no CI, but of a machine where somebody has installed it.
+      ...(hasMlServer
+        ? [
+            ['mlserver', 'oct-resnet-26', 0.5],
+            ['mlserver', 'resnet-26', undefined],
+          ]
+        : []),
     ]);
     for (const { stages, saturation, half, beyond } of result.servers) {
-      expect(stages.map(({ rate }) => rate)).to.deep.equal([50, 5000].slice(0, stages.length));
+      expect(stages.map(({ rate }) => rate)).to.deep.equal([50, 2000].slice(0, stages.length));
       expect(saturation).to.equal(Math.max(...stages.map(({ goodput }) => goodput)));
       expect([half.rate, beyond.rate]).to.deep.equal([saturation / 2, 2 * saturation]);
       for (const stage of [...stages, half, beyond]) {
         expectSound(stage, base.seconds);
         expect(stage.failed).to.equal(0);
-        expect(stage.loop.p50).to.be.within(0, stage.loop.p99);
-        expect(stage.loop.p99).to.be.at.most(stage.loop.max);
+        const { p50, p99, max } = stage.loop ?? { p50: 0, p99: 0, max: 0 };
+        expect(p50).to.be.within(0, p99);
+        expect(p99).to.be.at.most(max);
       }
     }
     expect(result).to.include({ network: 'oct-resnet-26', input: 'u8', bytes: 32 * 32 * 3, queue: 8 });
@@ -154,10 +167,59 @@ describe('bench serve', () => {
     expect(result.goals).to.have.length(6);
     const stages = result.servers.reduce((sum, { stages }) => sum + stages.length + 2, 0);
     const table = serveTable(JSON.parse(JSON.stringify(result)));
-    expect(table.split('\n')).to.have.length(7 + (1 + stages) + 1 + (1 + 3) + 1 + (1 + 6));
+    expect(table.split('\n')).to.have.length(8 + (1 + stages) + 1 + (1 + result.servers.length) + 1 + (1 + 6));
     expect(table)
       .to.contain('of 3072 bytes, one per request')
-      .and.match(/express {2}resnet-26 +plain {2}twice/);
+      .and.match(/express +resnet-26 +plain +twice/);
+  });
+
+  it('MLServer: as it is, one that does not serve, and none', async () => {
+    const folder = mkdtempSync(join(tmpdir(), 'octconv-mlserver-'));
+    // In place of Python: it tells a version, and serves as its settings say.
+    const standIn = (start: string) => {
+      const file = join(folder, 'python');
+      const code = `#!${process.execPath}
+        if (!process.argv.includes('start')) console.log('1 with onnxruntime 2');
+        else { ${start} }`;
+      writeFileSync(file, code, { mode: 0o755 });
+      return file;
+    };
+    const python = standIn(`
+      const [{ http_port, host }, model] = ['settings', 'model-settings'].map((name) =>
+        require(process.cwd() + '/' + name + '.json'));
+      require('http').createServer(async (request, response) => {
+        const body = Buffer.concat(await request.toArray());
+        response.end(request.url.endsWith('/ready') ? '' : JSON.stringify({ model, asked: JSON.parse(body) }));
+      }).listen(http_port, host);`);
+    const input = { height: 32, width: 32, scale: 1, mean: [0, 0, 0], std: [1, 1, 1] } as never;
+    const start = () => MlServer.start({ python, onnx: 'x.onnx', threads: 1, input, folder: join(folder, 'model') });
+    try {
+      expect(await findMlServer(false, python)).to.deep.equal({ python, about: 'MLServer 1 with onnxruntime 2' });
+      const server = await start();
+      const answer = await fetch(server.url, { method: 'POST', ...mlServerRequest(Uint8Array.of(1, 2, 3)) });
+      const { asked, model } = (await answer.json()) as { asked: object; model: object };
+      expect(asked).to.deep.equal({
+        inputs: [
+          { name: 'input', datatype: 'BYTES', shape: [1], parameters: { content_type: 'base64' }, data: ['AQID'] },
+        ],
+      });
+      expect(model).to.deep.include({ implementation: 'runtime.Runtime', max_batch_size: 8 });
+      expect(statSync(join(folder, 'model', 'runtime.py')).size).to.be.above(500);
+      await server.stop();
+      await server.stop();
+      expect(await fetch(server.url).catch(String)).to.equal('TypeError: fetch failed');
+      standIn(`console.log('started'); console.error('SomeError: broken'); console.log('ends');`);
+      expect(await failure(start())).to.equal('it does not serve: it ended: SomeError: broken');
+    } finally {
+      rmSync(folder, { recursive: true });
+    }
+    expect((await findMlServer(false, join(folder, 'python'))).about).to.match(/^without MLServer: .*ENOENT/);
+    expect((await findMlServer(false, '')).about).to.equal(
+      'without MLServer: OCTCONV_PYTHON names no Python with mlserver and onnxruntime',
+    );
+    expect(await findMlServer(true, 'python')).to.deep.equal({
+      about: 'without MLServer: it is loaded with tensors alone',
+    });
   });
 
   it('JPEGs: a file, the service alone', async () => {

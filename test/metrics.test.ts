@@ -14,7 +14,7 @@ import { Metrics } from '../lib/service/metrics.js';
 import type { ServiceEvents, State } from '../lib/service/models.js';
 import { Service } from '../lib/service/service.js';
 import { serveHttp } from '../lib/service/server.js';
-import { openTraces } from '../lib/service/trace.js';
+import { openSpans } from '../lib/service/spans.js';
 import { Tensor } from '../lib/tensor.js';
 import { readMetrics } from './metrics.js';
 
@@ -213,7 +213,7 @@ describe('live figures', () => {
   });
 });
 
-describe('traces', () => {
+describe('spans', () => {
   const exporter = new InMemorySpanExporter();
   const provider = new BasicTracerProvider({ spanProcessors: [new SimpleSpanProcessor(exporter)] });
   /** What W3C calls `traceparent`. */
@@ -236,7 +236,7 @@ describe('traces', () => {
   });
 
   it('are none where nobody has registered a provider', async () => {
-    expect(await openTraces(service)).to.equal(undefined);
+    expect(await openSpans(service)).to.equal(undefined);
     expect(service.listenerCount('request')).to.equal(0);
   });
 
@@ -244,8 +244,8 @@ describe('traces', () => {
     trace.setGlobalTracerProvider(provider);
     context.setGlobalContextManager(new AsyncLocalStorageContextManager().enable());
     propagation.setGlobalPropagator(propagator);
-    using traces = await openTraces(service);
-    const http = await serveHttp(service, { extend: (app) => traces?.addHooks(app) });
+    using spans = await openSpans(service);
+    const http = await serveHttp(service, { extend: (app) => spans?.addHooks(app) });
     try {
       const [traceId, spanId] = ['a'.repeat(32), 'b'.repeat(16)];
       const headers = { 'content-type': 'image/jpeg', traceparent: `00-${traceId}-${spanId}-01` };

@@ -165,6 +165,8 @@ describe('octconv serve', function () {
     });
     client.close();
     expect([...(live ?? [])]).to.deep.equal([8, 1]); // true
+    const called = await server.logs(({ method }) => method === 'inference.GRPCInferenceService/ServerLive');
+    expect(called).to.include({ level: 'info', status: 'OK' });
 
     const from = server.log.length;
     cpSync(plain, inFolder('changing', 'octave'), { recursive: true });
@@ -234,6 +236,20 @@ describe('octconv serve', function () {
       expect((performance.now() - start) / 1000).to.be.within(least, 5);
       socket.destroy();
     }
+  });
+
+  it('ends also where a gRPC client does not close its side', async () => {
+    const config = write('half-open.json', { models: inFolder('models'), drain: 0.3 });
+    const server = await serveJson(['--config', config, ...anyPorts]);
+    await server.logs(isReady);
+    const port = Number(server.grpc.split(':')[1]);
+    const socket = connect({ port, host: '127.0.0.1', allowHalfOpen: true }).on('error', () => undefined);
+    socket.write('PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n');
+    socket.write(Buffer.from([0, 0, 0, 4, 0, 0, 0, 0, 0])); // settings, none
+    await once(socket, 'data');
+    server.kill('SIGTERM');
+    expect(await server.ended).to.deep.equal([0, null]);
+    socket.destroy();
   });
 
   it('wants a token, and shows lines for people, metrics at the port of HTTP, and gRPC only where it is installed', async () => {
@@ -387,7 +403,7 @@ describe('serve.json', () => {
       [{ htp: {} }, /unknown field "htp" \(did you mean "http"\?\), wanted \$schema, models, host, /],
       [{ http: { ports: 1 } }, /unknown field "http\.ports" \(did you mean "port"\?\), wanted port, /],
       [{ http: { port: 70_000 } }, /http\.port is 70000, wanted an integer from 0 to 65535$/],
-      [{ grpc: true }, /grpc is true, wanted false or an object of port, maxBytes, requestTimeout$/],
+      [{ grpc: true }, /grpc is true, wanted false or an object of port, maxBytes, maxBytesInFlight, requestTimeout$/],
       [{ models: 3 }, /models is 3, wanted a folder, or folders by name$/],
       [{ service: { device: 'gpu' } }, /service\.device is "gpu", wanted one of auto, /],
       [{ service: { device: ['cpu', 'gpu'] } }, /service\.device.* wanted one of auto, /],

@@ -8,13 +8,21 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { gzipSync } from 'node:zlib';
 import * as grpc from '@grpc/grpc-js';
-import { loadSync } from '@grpc/proto-loader';
 import { expect } from 'chai';
 import { type GrpcOptions, type GrpcServer, serveGrpc } from '../lib/service/grpc.js';
 import { Service } from '../lib/service/service.js';
 import { Tensor } from '../lib/tensor.js';
 import { certificatesFor, expectFine } from './doors.js';
 import { error, failure } from './expect.js';
+import {
+  call as callOn,
+  callHeaders,
+  frameOf,
+  harmless,
+  hostileCalls,
+  hostileCount,
+  methods as definition,
+} from './hostile.js';
 
 const pathOf = (path: string) => fileURLToPath(new URL(path, import.meta.url));
 const folder = pathOf('../models/cifar10-oct-resnet-26-a50');
@@ -22,9 +30,6 @@ const folder = pathOf('../models/cifar10-oct-resnet-26-a50');
 /** Milliseconds that a request to `slow` waits for others: long enough to do something meanwhile. */
 const wait = 300;
 
-const form = { keepCase: true, longs: Number, enums: String, defaults: true, oneofs: true };
-const protocol = loadSync(pathOf('../schemas/grpc.proto'), form);
-const definition = protocol['inference.GRPCInferenceService'] as grpc.ServiceDefinition;
 const Client = grpc.makeClientConstructor(definition, 'GRPCInferenceService');
 const { status } = grpc;
 
@@ -498,6 +503,26 @@ describe('service: gRPC', function () {
       near(logitsOf(await first), await wanted(2));
     });
 
+    it('refuses messages that are too many with those that are not answered', async () => {
+      const other = clientOf(await serve({ maxBytes: 10_000, maxBytesInFlight: 2 ** 20 + 10_000 }));
+      const padded = (bytes: number) => request(1, { model_name: 'slow', id: 'x'.repeat(bytes) });
+      const first = ask('ModelInfer', padded(1_000_000), { client: other });
+      while (service.version('slow').waiting === 0) await sleep(5);
+      const refused = await refusal(ask('ModelInfer', padded(100_000), { client: other }));
+      expect([refused.code, refused.metadata.get('grpc-retry-pushback-ms')]).to.deep.equal([
+        status.RESOURCE_EXHAUSTED,
+        ['1000'],
+      ]);
+      expect(refused.details).to.match(
+        /^10\d{4} more bytes of requests than the 100\d{4} that are not answered, wanted/,
+      );
+      expect(await ask('ServerLive', {}, { client: other })).to.deep.equal({ live: true });
+      await first;
+      await ask('ModelInfer', padded(100_000), { client: other });
+      const few = await failure(serveGrpc(service, { maxBytes: 10_000, maxBytesInFlight: 10_000 }));
+      expect(few).to.equal('grpc: maxBytesInFlight is 10000, wanted at least 1058576, of one request');
+    });
+
     it('a request leaves the queue when its client has cancelled or gone, or its deadline has passed', async () => {
       const before = cancelled();
       const stop = new AbortController();
@@ -585,9 +610,9 @@ describe('service: gRPC', function () {
     it('who does not read is not read from', async () => {
       const session = connectHttp2(`http://127.0.0.1:${server.port}`);
       closers.push(() => session.destroy());
-      const call = session.request(headersOf('ModelStreamInfer'));
+      const call = session.request(callHeaders('ModelStreamInfer'));
       const id = 'x'.repeat(100_000); // in each answer
-      const frame = frameOf([0, definition.ModelInfer!.requestSerialize({ model_name: 'nothing', id })]);
+      const frame = frameOf(0, definition.ModelInfer!.requestSerialize({ model_name: 'nothing', id }));
       let taken = 0;
       for (; taken < 2000; taken++)
         if (!call.write(frame) && !(await Promise.race([once(call, 'drain').then(() => true), sleep(200, false)])))
@@ -653,41 +678,14 @@ describe('service: gRPC', function () {
     readonly end?: boolean;
   }
 
-  const headersOf = (method: string) => ({
-    ':method': 'POST',
-    ':path': `/inference.GRPCInferenceService/${method}`,
-    'content-type': 'application/grpc',
-    te: 'trailers',
-  });
-
-  function frameOf([flag, message]: Frames[number]): Buffer {
-    const head = Buffer.alloc(5);
-    head[0] = flag;
-    head.writeUInt32BE(message.length, 1);
-    return Buffer.concat([head, message]);
-  }
-
   /** The status of a call on a connection, and what was answered. */
-  async function rawOf(
+  function rawOf(
     session: ClientHttp2Session,
-    frames: Frames | Buffer,
+    frames: Frames,
     { method = 'ModelInfer', encoding, timeout, end = true }: RawOptions = {},
   ): Promise<[code: number, body: Buffer]> {
-    const call = session.request({
-      ...headersOf(method),
-      ...(encoding && { 'grpc-encoding': encoding }),
-      ...(timeout && { 'grpc-timeout': timeout }),
-    });
-    let code: unknown;
-    const keep = (headers: object) => (code = (headers as Any)['grpc-status'] ?? code);
-    call.on('response', keep).on('trailers', keep);
-    call.write(Buffer.isBuffer(frames) ? frames : Buffer.concat(frames.map(frameOf)));
-    if (end) call.end();
-    const parts: Buffer[] = [];
-    call.on('data', (part) => void parts.push(part));
-    await once(call, 'end');
-    call.close();
-    return [Number(code), Buffer.concat(parts)];
+    const headers = { ...(encoding && { 'grpc-encoding': encoding }), ...(timeout && { 'grpc-timeout': timeout }) };
+    return callOn(session, { method, frames: Buffer.concat(frames.map((each) => frameOf(...each))) }, { headers, end });
   }
 
   async function raw(frames: Frames, options: RawOptions = {}): Promise<[code: number, body: Buffer]> {
@@ -699,49 +697,23 @@ describe('service: gRPC', function () {
     }
   }
 
-  it('frames mutated a thousand times: each has a status, and the server is well', async () => {
-    let state = 1;
-    const random = (below: number) => {
-      state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
-      return Math.floor((state / 2 ** 32) * below);
-    };
-    const methods = ['ModelInfer', 'ModelInfer', 'ModelStreamInfer', 'ModelMetadata', 'RepositoryIndex'];
-    const messages = [
-      request(1, { id: 'a', parameters: { priority: { int64_param: 1 } }, outputs: [{ name: 'logits' }] }),
-      { model_name: 'cifar', inputs: [{ ...described(1), contents: { uint_contents: [...pixels(1)] } }] },
-      request(0, { inputs: [{ name: 'input', datatype: 'BYTES', shape: [1] }], raw_input_contents: [lengthed(cat)] }),
-    ].map((message) => frameOf([0, definition.ModelInfer!.requestSerialize(message)]));
+  it(`${hostileCount} calls, changed at random: each has a status, and the server is well`, async () => {
+    const make = hostileCalls('cifar');
     const session = connectHttp2(`http://127.0.0.1:${server.port}`);
     closers.push(() => session.destroy());
     const codes = new Map<number, number>();
-    const one = async () => {
-      let changed = Buffer.from(messages[random(messages.length)]!);
-      for (let n = 1 + random(3); n > 0; n--) {
-        // Most of a message is its tensor: what is before it is changed more often.
-        const at = random(random(4) ? Math.min(changed.length, 80) : changed.length);
-        const how = random(6);
-        if (how === 0) changed[at] = random(256);
-        else if (how === 1) changed[at] = changed[at]! ^ (1 << random(8));
-        else if (how === 2) changed = changed.subarray(0, at);
-        else if (how === 3)
-          changed = Buffer.concat([
-            changed.subarray(0, at),
-            Buffer.alloc(1 + random(9), random(256)),
-            changed.subarray(at),
-          ]);
-        else if (how === 4) changed = Buffer.concat([changed.subarray(0, at), changed.subarray(at + 1 + random(9))]);
-        else changed = Buffer.concat([changed, changed.subarray(at)]);
-        if (changed.length === 0) break;
+    let next = 0;
+    const some = async () => {
+      while (next < hostileCount) {
+        const i = next++;
+        const [code] = await callOn(session, make(1, i));
+        expect(code, `call ${i}`).to.be.oneOf(harmless);
+        codes.set(code, (codes.get(code) ?? 0) + 1);
       }
-      // The frame's length fits most of the time.
-      if (changed.length >= 5 && random(4)) changed.writeUInt32BE(changed.length - 5, 1);
-      const [code] = await rawOf(session, changed, { method: methods[random(methods.length)]! });
-      codes.set(code, (codes.get(code) ?? 0) + 1);
     };
-    for (let i = 0; i < 1000; i += 20) await Promise.all(Array.from({ length: 20 }, one));
-    const known = ['OK', 'INVALID_ARGUMENT', 'NOT_FOUND', 'RESOURCE_EXHAUSTED', 'UNIMPLEMENTED'] as const;
-    expect([...codes.keys()]).to.have.members(known.map((name) => status[name]));
-    expect(codes.get(status.INVALID_ARGUMENT)).to.be.above(100);
+    await Promise.all(Array.from({ length: 20 }, some));
+    expect(codes.get(status.INVALID_ARGUMENT)).to.be.above(hostileCount / 10);
+    expect(codes.get(status.OK)).to.be.above(hostileCount / 10);
     near(logitsOf(await ask('ModelInfer', request(2))), await wanted(2));
     expect(service.version('cifar').waiting).to.equal(0);
   });
@@ -761,8 +733,8 @@ describe('service: gRPC', function () {
     }
     const session = connectHttp2(`http://127.0.0.1:${server.port}`).on('error', () => undefined);
     for (let i = 0; i < 50; i++) {
-      const call = session.request(headersOf(i % 2 ? 'ModelInfer' : 'ModelStreamInfer')).on('error', () => undefined);
-      call.write(frameOf([0, definition.ModelInfer!.requestSerialize(request(1))]).subarray(0, 40 * (i + 1)));
+      const call = session.request(callHeaders(i % 2 ? 'ModelInfer' : 'ModelStreamInfer')).on('error', () => undefined);
+      call.write(frameOf(0, definition.ModelInfer!.requestSerialize(request(1))).subarray(0, 40 * (i + 1)));
       if (i % 3) call.close(8);
     }
     await sleep(50);

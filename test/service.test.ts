@@ -1,3 +1,4 @@
+import { once } from 'node:events';
 import {
   cpSync,
   createReadStream,
@@ -19,6 +20,7 @@ import { expect } from 'chai';
 import { loadModel } from '../lib/model.js';
 import type { Engine } from '../lib/service/engine.js';
 import { type Code, codeOf } from '../lib/service/errors.js';
+import { isolate, type Patience } from '../lib/service/isolated.js';
 import { Served } from '../lib/service/served.js';
 import { Service } from '../lib/service/service.js';
 import { Tensor } from '../lib/tensor.js';
@@ -396,8 +398,9 @@ describe('service: a process of its own', function () {
       await using service = await Service.open(folder, { ...small, isolated: true });
       const [config, hidden] = [join(folder, 'cifar', 'config.json'), join(folder, 'hidden.json')];
       renameSync(config, hidden);
+      const ended = once(service, 'ended');
       process.kill(children()[0] as number, 'SIGKILL');
-      await sleep(50);
+      await ended;
       expect(await failure(service.infer('cifar', noise(1)))).to.match(/files have changed/);
       renameSync(hidden, config);
       let answered = false;
@@ -418,5 +421,91 @@ describe('service: a process of its own', function () {
     expect(await failure(Service.open({ octave: cat }, { isolated: true }))).to.match(/cat\.jpg/);
     for (let i = 0; i < 50 && children().length; i++) await sleep(20);
     expect(children()).to.deep.equal([]);
+  });
+
+  describe('that hangs', () => {
+    const ends: string[] = [];
+    const options = { maxBatch: 1 };
+    const open = (patience: Partial<Patience>) => isolate(octave, options, (why) => ends.push(why), { patience });
+    /** The process, as soon as there is one. */
+    async function itsProcess(): Promise<number> {
+      for (;;) {
+        const [pid] = children();
+        if (pid !== undefined) return pid;
+        await sleep(5);
+      }
+    }
+    beforeEach(() => ends.splice(0));
+    afterEach(() => {
+      for (const pid of children()) process.kill(pid, 'SIGKILL');
+    });
+
+    it('its runs fail as unavailable, and it is started again', async () => {
+      const engine = await open({ look: 0.1, silent: 3 });
+      process.kill(await itsProcess(), 'SIGSTOP');
+      const waits = await Promise.allSettled([engine.run(noise(1)), engine.run(noise(1))]);
+      for (const one of waits) {
+        const { reason } = one as PromiseRejectedResult;
+        expect(codeOf(reason)).to.equal('unavailable');
+        expect(reason.message).to.equal('the process of the model ended: it has not answered for 3 s');
+      }
+      expect(ends).to.deep.equal(['ended: it has not answered for 3 s']);
+      expect((await engine.run(noise(2))).shape).to.deep.equal([2, 10]);
+      await engine.close();
+      expect(ends).to.have.lengthOf(1);
+    });
+
+    it('while it loads it cannot be loaded', async () => {
+      const opened = failure(open({ look: 0.1, loading: 1 }));
+      process.kill(await itsProcess(), 'SIGSTOP');
+      expect(await opened).to.equal('the process of the model ended: it has not answered for 1 s');
+      expect(ends).to.deep.equal([]);
+    });
+
+    it('in a run of the usual size: it does not end; one of another size has the time that it takes', async () => {
+      // As a native loop without an end, beside which the event loop goes on, would look.
+      const engine = await open({ look: 0.1, silent: 1000, running: 2 });
+      const pid = await itsProcess();
+      process.kill(pid, 'SIGSTOP');
+      const large = engine.run(Tensor.zeros('u8', [1, 64, 64, 3]));
+      const both = Promise.all([large, engine.run(noise(1))]);
+      await sleep(3500);
+      process.kill(pid, 'SIGCONT');
+      expect((await both).map(({ shape }) => shape)).to.deep.equal([
+        [1, 10],
+        [1, 10],
+      ]);
+      process.kill(pid, 'SIGSTOP');
+      expect(await failure(engine.run(noise(1)))).to.match(/: no run has ended for \d+ s$/);
+      expect(ends).to.match(/^ended: no run has ended for/);
+      await engine.close();
+    });
+
+    it('is killed when it is closed', async () => {
+      const engine = await open({ closing: 0.2 });
+      process.kill(await itsProcess(), 'SIGSTOP');
+      const waits = codeFor(engine.run(noise(1)));
+      await engine.close();
+      expect(await waits).to.equal('unavailable');
+      expect(children()).to.deep.equal([]);
+      expect(ends).to.deep.equal([]);
+    });
+
+    it('a service closes whether it serves or loads', async () => {
+      const serves = await Service.open({ octave }, { ...small, isolated: true });
+      process.kill(await itsProcess(), 'SIGSTOP');
+      const waits = codeFor(serves.infer('octave', noise(1)));
+      await serves.close(100);
+      expect(await waits).to.equal('unavailable');
+      expect(children()).to.deep.equal([]);
+      const states: string[] = [];
+      const loads = new Service({ octave }, { ...small, isolated: true });
+      loads.on('state', ({ state }) => states.push(state));
+      process.kill(await itsProcess(), 'SIGSTOP');
+      await loads.close();
+      expect(states).to.deep.equal(['loading']);
+      for (let i = 0; i < 50 && children().length; i++) await sleep(20);
+      expect(children()).to.deep.equal([]);
+    });
   });
 });

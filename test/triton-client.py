@@ -76,6 +76,16 @@ assert "wanted f32 or u8 [N,32,32,3]" in fails(lambda: client.infer(model, tenso
 assert "wanted FP32, UINT8 or BYTES" in fails(lambda: client.infer(model, tensor(pixels.astype("f2"), "FP16")), 400)
 fails(lambda: client.infer("nothing", tensor(pixels, "UINT8")), 404)
 
+settings = client.get_trace_settings()
+assert settings["trace_level"] == ["OFF"] and settings["trace_rate"] == "1000", settings
+assert client.get_trace_settings(model) == settings
+assert client.update_trace_settings(model, {"trace_rate": "7", "trace_level": ["OFF"]})["trace_rate"] == "7"
+assert client.get_trace_settings() == settings
+assert client.update_trace_settings(model, {"trace_rate": None, "trace_level": None}) == settings
+assert "no trace file" in fails(lambda: client.update_trace_settings(model, {"trace_level": ["TIMESTAMPS"]}), 400)
+assert "the server decides" in fails(lambda: client.update_trace_settings(settings={"trace_file": "x"}), 403)
+fails(lambda: client.get_trace_settings("nothing"), 404)
+
 index = client.get_model_repository_index()
 assert {"name": model, "version": "1", "state": "READY", "reason": ""} in index, index
 client.unload_model(model)

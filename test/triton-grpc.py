@@ -111,6 +111,25 @@ assert "wanted FP32, UINT8 or BYTES" in fails(
 fails(lambda: client.infer("nothing", tensor(pixels, "UINT8")), "NOT_FOUND")
 fails(lambda: client.get_system_shared_memory_status(), "UNIMPLEMENTED")
 
+def traced(answer):
+    return {name: list(setting.value) for name, setting in answer.settings.items()}
+
+
+settings = traced(client.get_trace_settings())
+assert settings["trace_level"] == ["OFF"] and settings["trace_rate"] == ["1000"], settings
+assert traced(client.get_trace_settings(model)) == settings
+changed = {"trace_rate": "7", "trace_level": ["OFF"]}
+assert traced(client.update_trace_settings(model, changed))["trace_rate"] == ["7"]
+assert client.get_trace_settings(as_json=True)["settings"]["trace_rate"] == {"value": ["1000"]}
+assert traced(client.update_trace_settings(model, {"trace_rate": None, "trace_level": None})) == settings
+assert "no trace file" in fails(
+    lambda: client.update_trace_settings(model, {"trace_level": ["TIMESTAMPS"]}), "INVALID_ARGUMENT"
+)
+assert "the server decides" in fails(
+    lambda: client.update_trace_settings(settings={"trace_file": "x"}), "PERMISSION_DENIED"
+)
+fails(lambda: client.get_trace_settings("nothing"), "NOT_FOUND")
+
 (one,) = [each for each in client.get_model_repository_index().models if each.name == model]
 assert (one.version, one.state, one.reason) == ("1", "READY", ""), one
 client.unload_model(model)

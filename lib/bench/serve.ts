@@ -1,6 +1,7 @@
 /**
  * The service under load: open loop over HTTP, stage by stage to saturation and beyond, beside the library without a
- * service and beside Express around onnxruntime-node. The server has a process of its own, the load is in this one.
+ * service, Express around onnxruntime-node and MLServer around onnxruntime. The server has a process of its own, the
+ * load is in this one.
  */
 import { type ChildProcess, fork } from 'node:child_process';
 import { once } from 'node:events';
@@ -21,6 +22,7 @@ import { writeModelFolder } from '../weights/folder.js';
 import { offer, saturate, type Stage, Target } from './load.js';
 import { type Machine, machine, relativeError } from './measure.js';
 import { inFolder } from './folder.js';
+import { findMlServer, MlServer, mlServerRequest, without } from './mlserver.js';
 import { Net } from './models.js';
 import { peerVersion } from './peer.js';
 import type { Ask, Delay, Job, Raw, Said, Started } from './serve-child.js';
@@ -40,18 +42,18 @@ export interface BenchServeOptions {
   readonly jpeg?: string | true | undefined;
   /** Rows that may wait in the service. */
   readonly queue: number;
-  /** Whether Express is loaded too. */
+  /** Whether Express is loaded too, and with tensors MLServer, where OCTCONV_PYTHON names a Python that has it. */
   readonly peers: boolean;
   readonly progress?: (text: string) => void;
 }
 
 export interface StageRow extends Stage {
-  /** Of the event loop of the server. */
-  readonly loop: Delay;
+  /** Of the event loop of the server, if it is in Node. */
+  readonly loop?: Delay | undefined;
 }
 
 export interface ServerRow {
-  readonly by: 'octconv' | 'express';
+  readonly by: 'octconv' | 'express' | 'mlserver';
   readonly network: string;
   /** Absent for a plain network. */
   readonly alpha?: number | undefined;
@@ -78,6 +80,8 @@ export interface ServeResult {
   readonly machine: Machine;
   /** Version of onnxruntime-node, where it was loaded. */
   readonly peer?: string | undefined;
+  /** Versions of MLServer and its onnxruntime, or why it was left out, where peers were loaded. */
+  readonly mlserver?: string | undefined;
   readonly network: string;
   readonly options: NetworkOptions;
   readonly input: 'u8' | 'jpeg';
@@ -106,6 +110,7 @@ const closed = 32;
 export async function benchServe(given: BenchServeOptions): Promise<ServeResult> {
   const { seconds, queue, jpeg, peers, progress } = given;
   const peer = peers ? await peerVersion() : undefined;
+  const found = peers ? await findMlServer(!!jpeg) : undefined;
   return inFolder(async (folder) => {
     progress?.('writing the networks');
     const subject = await prepare(given, folder);
@@ -140,11 +145,32 @@ export async function benchServe(given: BenchServeOptions): Promise<ServeResult>
       });
       servers.push({ by: 'express', ...of, ...row });
     }
+    let mlserver = found?.about;
+    if (found?.python !== undefined)
+      for (const { onnx, ...of } of subject.onnx) {
+        const { python } = found;
+        const job = { python, onnx, threads: devices().threads, input, folder: join(folder, `mlserver-${of.network}`) };
+        const server = await MlServer.start(job).catch(({ message }: Error) => message);
+        if (typeof server === 'string') {
+          mlserver = without(server); // what is measured is not lost
+          break;
+        }
+        try {
+          const asked = mlServerRequest(picture);
+          if (of.network === network && raws[0].logits)
+            await checkLogits(server.url, asked, 'MLServer and the library', raws[0].logits);
+          const row = await loadServer(server, asked, given, `mlserver, ${of.network}`);
+          servers.push({ by: 'mlserver', ...of, ...row });
+        } finally {
+          await server.stop();
+        }
+      }
     const sent = jpeg ? ('jpeg' as const) : ('u8' as const);
     const measured = { raw, servers, input: sent, machine: machine() };
     return {
       bench: 'serve',
       peer,
+      mlserver,
       network,
       options,
       height,
@@ -265,6 +291,10 @@ class Server {
     }
   }
 
+  get url(): string {
+    return this.started.url;
+  }
+
   raw(picture: Uint8Array, seconds: number): Promise<Raw> {
     return this.#ask({ raw: picture, seconds });
   }
@@ -327,25 +357,30 @@ async function checkLogits(
   const header = answer.headers.get('inference-header-content-length');
   const logits =
     header === null
-      ? Float32Array.from((JSON.parse(String(bytes)) as { logits: number[] }).logits)
+      ? Float32Array.from(logitsOf(JSON.parse(String(bytes))))
       : new Float32Array(new Uint8Array(bytes.subarray(Number(header))).buffer);
   const error = relativeError(logits, Float32Array.from(wanted));
   if (!(error < 1e-3)) throw new OctconvError(`bench: ${what} differ by ${error}, wanted less than 0.001`);
 }
 
+/** As Express and MLServer tell them. */
+const logitsOf = (
+  json: { readonly logits: number[] } | { readonly outputs: [{ readonly data: number[] }] },
+): number[] => ('logits' in json ? json.logits : json.outputs[0].data);
+
 // --- Load -------------------------------------------------------------------------------------------------------
 
 async function loadServer(
-  server: Server,
+  server: Pick<Server, 'url'> & Partial<Pick<Server, 'delay'>>,
   { headers, body }: PictureRequest,
   { seconds, rates, queue, progress }: BenchServeOptions,
   name: string,
 ): Promise<Omit<ServerRow, 'by' | 'network' | 'alpha'>> {
-  const { url } = server.started;
+  const { url } = server;
   const stage = async (rate: number): Promise<StageRow> => {
     progress?.(`${name}: ${rate.toFixed(1)} pictures/s`);
-    await server.delay();
-    return { ...(await offer(new Target(url, headers, body), rate, seconds)), loop: await server.delay() };
+    await server.delay?.();
+    return { ...(await offer(new Target(url, headers, body), rate, seconds)), loop: await server.delay?.() };
   };
   progress?.(`${name}: a closed loop`);
   const reached = await saturate(new Target(url, headers, body), Math.min(closed, queue), seconds / 2);
@@ -382,7 +417,7 @@ function goalsOf(
   return [
     least('throughput at saturation, of the library alone', ofRaw, wanted),
     least('... on the cores that the load leaves', ofRaw / (1 - most.cores / machine.cores), wanted),
-    below('event loop p99 at saturation', most.loop.p99, 5),
+    below('event loop p99 at saturation', most.loop?.p99, 5),
     below('p99 at half of saturation: 3 x one picture alone', half.latency?.p99, 3 * raw.single),
     least('goodput at twice saturation', beyond.goodput / saturation, 0.95),
     below('refused in, p99', beyond.refusal?.p99, 10),
@@ -390,7 +425,8 @@ function goalsOf(
 }
 
 export function serveTable(result: ServeResult): string {
-  const { machine, peer, network, options, input, height, width, bytes, seconds, queue, batching, raw } = result;
+  const { machine, peer, mlserver, network, options, input, height, width, bytes, seconds, queue, batching, raw } =
+    result;
   const head = ['server', 'network', 'alpha', 'stage', 'offered/s', 'answered/s', 'p50', 'p99', 'p99.9'];
   head.push('refused', 'in p99', 'failed', 'loop p99', 'lag p99', 'load');
   const ms = (value: number | undefined) => value?.toFixed(1) ?? '';
@@ -399,7 +435,7 @@ export function serveTable(result: ServeResult): string {
       ([stage, { rate, goodput, latency, sent, refused, refusal, failed, loop, lag, cores }]) => [
         ...[by, network, String(alpha ?? 'plain'), stage, rate.toFixed(1), goodput.toFixed(1)],
         ...[latency?.p50, latency?.p99, latency?.p999].map(ms),
-        ...[refused ? share(refused / sent) : '', ms(refusal?.p99), String(failed || ''), ms(loop.p99), ms(lag.p99)],
+        ...[refused ? share(refused / sent) : '', ms(refusal?.p99), String(failed || ''), ms(loop?.p99), ms(lag.p99)],
         cores.toFixed(2),
       ],
     ),
@@ -416,6 +452,7 @@ export function serveTable(result: ServeResult): string {
   const octave = options.alpha === undefined ? '' : `, alpha ${options.alpha}`;
   return [
     `${machine.cpu}, ${machine.isa}, ${machine.cores} cores, node ${machine.node}${peer ? `; onnxruntime-node ${peer}` : ''}`,
+    ...(mlserver === undefined ? [] : [mlserver]),
     `${network}${octave}, ${height} x ${width}, ${input === 'jpeg' ? 'JPEGs' : 'binary u8 tensors'} of ${bytes} bytes, one per request; stages of ${seconds} s, open loop`,
     `batches of ${batching.sizes?.join(', ')}, ${batching.instances} at a time, a queue of ${queue}`,
     `the library alone: ${raw.rate.toFixed(1)} pictures/s in batches of 8, ${raw.single.toFixed(1)} ms for one`,

@@ -65,7 +65,7 @@ export function benchCommand(program: Command): void {
   bench
     .command('serve')
     .description(
-      'the service over HTTP under rising load, beside the library alone and Express around onnxruntime-node',
+      'the service over HTTP under rising load, beside the library alone, Express and MLServer around onnxruntime',
     )
     .addOption(new Option('--model <dir>', 'a model folder').conflicts(['network', 'alpha', 'size']))
     .option('--network <name>', 'a registered network, with random weights', 'oct-resnet-50')
@@ -75,7 +75,7 @@ export function benchCommand(program: Command): void {
     .option('--rates <list>', 'pictures per second (default: rising until saturation)', listOf(positive))
     .option('--jpeg [file]', 'JPEGs instead of tensors (default: a made one of 500 x 375)')
     .option('--queue <rows>', 'rows that may wait in the service', integer(1), 64)
-    .option('--no-peers', 'without Express')
+    .option('--no-peers', 'without Express and MLServer')
     .option('--out <file>', 'keep the result as JSON')
     .option('--json', 'print one JSON object')
     .action(serve);

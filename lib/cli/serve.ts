@@ -69,6 +69,8 @@ async function run(models: string | undefined, flags: Flags): Promise<void> {
   await untilTold(server);
   server.log.info('ends: answers what has come');
   await server.close();
+  // The connection of a gRPC client that does not close its own side would keep the process for good.
+  setTimeout(() => process.exit(), 1000).unref();
 }
 
 /** Until SIGINT or SIGTERM, of which a second one ends the process at once. SIGHUP looks for changed models. */

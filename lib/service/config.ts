@@ -11,6 +11,7 @@ import { parseJson } from '../weights/json.js';
 import type { BatchPolicy } from './batcher.js';
 import { httpOptions } from './server.js';
 import type { ModelSettings, ServiceOptions } from './models.js';
+import { traceOptions } from './trace-file.js';
 
 /** A schema for each of the fields. */
 type Entries<T> = { readonly [K in keyof T]-?: v.GenericSchema };
@@ -70,13 +71,14 @@ const service = {
   watch: v.optional(numberIn(0.1, 86_400, 'seconds, from 0.1 to 86400')),
 } satisfies Entries<ServiceOptions>;
 
-const { maxBytes, headersTimeout, requestTimeout, keepAliveTimeout, maxConnections, cors } = httpOptions.entries;
+const { maxBytes, maxBytesInFlight, headersTimeout, requestTimeout, keepAliveTimeout, maxConnections, cors } =
+  httpOptions.entries;
 const portOr = (usual: number) => v.optional(integerIn(0, 65_535), usual);
 const http = object({
   port: portOr(8000),
-  ...{ maxBytes, headersTimeout, requestTimeout, keepAliveTimeout, maxConnections, cors },
+  ...{ maxBytes, maxBytesInFlight, headersTimeout, requestTimeout, keepAliveTimeout, maxConnections, cors },
 });
-const grpc = object({ port: portOr(8001), maxBytes, requestTimeout });
+const grpc = object({ port: portOr(8001), maxBytes, maxBytesInFlight, requestTimeout });
 const metrics = object({ port: portOr(8002) });
 const orFalse = <Schema extends v.GenericSchema>(schema: Schema, fields: string) =>
   v.union([v.literal(false), schema], `false or an object of ${fields}`);
@@ -98,14 +100,16 @@ export const serveSchema = object({
   host: v.optional(filled('a host'), '127.0.0.1'),
   http: v.optional(http, {}),
   /** Default: where its packages are installed. */
-  grpc: v.optional(orFalse(grpc, 'port, maxBytes, requestTimeout')),
+  grpc: v.optional(orFalse(grpc, 'port, maxBytes, maxBytesInFlight, requestTimeout')),
   metrics: v.optional(orFalse(metrics, 'port'), {}),
   /** Holds what callers must send. */
   tokenFile: v.optional(file),
   /** PEM. With `ca` clients must have a certificate of it. */
   tls: v.optional(object({ key: file, cert: file, ca: v.optional(file) })),
-  /** Whether callers may load and unload models; default: where `host` is this machine alone. */
+  /** Whether callers may load and unload models, and trace; default: where `host` is this machine alone. */
   repository: v.optional(yesNo),
+  /** Traces of requests in files, as Triton writes them; default none. */
+  trace: v.optional(traceOptions),
   service: v.optional(object(service), {}),
   /** When it is told to end: seconds in which it is not ready but takes requests, until load balancers have seen it. */
   grace: v.optional(upToAnHour, 0),
@@ -142,7 +146,7 @@ function over(below: unknown, above: unknown): unknown {
 function parseFile(text: string, path: string): ServeInput {
   const value = parseJson(Buffer.from(text), 16, `${path}: the file`) as ServeInput;
   parse(serveSchema, value, path);
-  const { models, tokenFile, tls, $schema: _, ...others } = value;
+  const { models, tokenFile, tls, trace, $schema: _, ...others } = value;
   const found = (file: string) => resolve(dirname(path), file);
   const all = <Files extends object>(files: Files) =>
     Object.fromEntries(Object.entries(files).map(([name, file]) => [name, found(file)])) as Files;
@@ -151,6 +155,7 @@ function parseFile(text: string, path: string): ServeInput {
     ...(models !== undefined && { models: typeof models === 'string' ? found(models) : all(models) }),
     ...(tokenFile !== undefined && { tokenFile: found(tokenFile) }),
     ...(tls && { tls: all(tls) }),
+    ...(trace && { trace: { ...trace, file: found(trace.file) } }),
   };
 }
 

@@ -1,7 +1,10 @@
 /** What the doors of the service, HTTP and gRPC, have in common: their settings, and who may come in. */
 import { createHash, timingSafeEqual } from 'node:crypto';
+import { totalmem } from 'node:os';
 import * as v from 'valibot';
+import { OctconvError } from '../error.js';
 import { integerIn, numberIn, object } from '../files/schema.js';
+import { ServiceError } from './errors.js';
 
 export interface Tls {
   readonly key: string | Uint8Array;
@@ -17,6 +20,7 @@ export const doorOptions = {
   host: v.optional(text, '127.0.0.1'),
   port: v.optional(integerIn(0, 65_535), 0),
   maxBytes: v.optional(integerIn(1, 2 ** 31), 2 ** 26),
+  maxBytesInFlight: v.optional(integerIn(1, 2 ** 40)),
   requestTimeout: v.optional(seconds, 60),
   token: v.optional(text),
   tls: v.optional(object({ key: pem, cert: pem, ca: v.optional(pem) })),
@@ -25,6 +29,36 @@ export const doorOptions = {
 
 /** Whether only this machine reaches a door. */
 export const isLocal = (host: string): boolean => ['127.0.0.1', '::1', 'localhost'].includes(host);
+
+/** Bytes of requests that a door has taken, until they are answered. */
+export class BytesInFlight {
+  readonly #most: number;
+  #now = 0;
+
+  /**
+   * `most` is by default a quarter of the memory that this process may have, 1 GiB at most, `maxBytes` at least.
+   * @throws OctconvError for less than `maxBytes`, which one request may have.
+   */
+  constructor(door: string, maxBytes: number, most?: number) {
+    if (most !== undefined && most < maxBytes)
+      throw new OctconvError(`${door}: maxBytesInFlight is ${most}, wanted at least ${maxBytes}, of one request`);
+    const memory = Math.min(totalmem(), process.constrainedMemory() || Number.POSITIVE_INFINITY);
+    this.#most = most ?? Math.max(maxBytes, Math.min(2 ** 30, Math.floor(memory / 4)));
+  }
+
+  /** @throws ServiceError if they are too many with those that are there. */
+  take(bytes: number): void {
+    if (this.#now + bytes > this.#most) {
+      const what = `${bytes} more bytes of requests than the ${this.#now} that are not answered`;
+      throw new ServiceError('overloaded', `${what}, wanted at most ${this.#most}`, { retryAfter: 1 });
+    }
+    this.#now += bytes;
+  }
+
+  give(bytes: number): void {
+    this.#now -= bytes;
+  }
+}
 
 /** Tells the token from others, in a time that does not depend on it. */
 export function tokenCheck(token: string): (given: string) => boolean {

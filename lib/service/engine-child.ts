@@ -7,6 +7,7 @@ import { type Answer, type Ask, received, send } from './isolated.js';
 let engine: Engine | undefined;
 
 async function answerTo(ask: Ask): Promise<Answer> {
+  if (ask === 'ping') return 'pong';
   const { id } = ask;
   try {
     if ('open' in ask) {

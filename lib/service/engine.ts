@@ -112,11 +112,13 @@ export const usualMaxBatch = (device?: Device | 'auto'): number => (targetOf(dev
 export const powersOfTwo = (most: number): number[] =>
   Array.from({ length: Math.floor(Math.log2(most)) + 1 }, (_, i) => 2 ** i);
 
-/** A larger batch must do so many times as much at least. */
+/** A larger batch must do so many times as much at least, in one run or in two side by side. */
 const gain = 1.03;
 /** As must a second run in flight of one row: it makes the first one later, unless that leaves cores idle. */
 const gainBeside = 1.5;
-const rounds = 5;
+/** Two times that are as near are the same: others use the machine too. */
+const near = 1.02;
+const rounds = 4;
 
 /**
  * How long batches take, and how many in flight are worth it; with `chooses` sizes that are not are left out. On a CPU
@@ -143,21 +145,26 @@ export async function measureBatching(
     }
     return least;
   };
-  const taken: { readonly size: number; readonly milliseconds: number }[] = [];
+  const taken: { readonly size: number; readonly alone: number; readonly beside: number }[] = [];
   let worth = 0; // so many of them
   let best = Number.POSITIVE_INFINITY; // milliseconds of a row
   for (const size of candidates) {
-    const milliseconds = await time(size, 1);
-    taken.push({ size, milliseconds });
-    if (!chooses || best >= (gain * milliseconds) / size) {
+    const [alone, beside] = [await time(size, 1), await time(size, 2)];
+    taken.push({ size, alone, beside });
+    const each = Math.min(alone, beside) / size;
+    if (!chooses || best >= gain * each) {
       worth = taken.length;
-      best = Math.min(best, milliseconds / size);
+      best = Math.min(best, each);
     } else if (taken.length > worth + 1) break; // one that seems to be no better may have been disturbed
   }
-  const kept = taken.slice(0, worth);
-  const sizes = kept.map(({ size }) => size);
-  const milliseconds = kept.map(({ milliseconds }) => milliseconds);
-  const instances = (await time(1, 2)) * gainBeside < (milliseconds[0] as number) ? 2 : 1;
-  const overlap = instances === 1 && (await time(sizes.at(-1) as number, 2)) <= (milliseconds.at(-1) as number);
-  return { batching: { sizes, milliseconds, instances, overlap }, classes };
+  const kept = taken.slice(0, worth) as [(typeof taken)[number]];
+  const [first, last] = [kept[0], kept.at(-1) ?? kept[0]];
+  const instances = first.beside * gainBeside < first.alone ? 2 : 1;
+  const batching = {
+    sizes: kept.map(({ size }) => size),
+    milliseconds: kept.map(({ alone }) => alone),
+    instances,
+    overlap: instances === 1 && last.beside <= near * last.alone,
+  };
+  return { batching, classes };
 }

@@ -21,6 +21,7 @@ import {
 } from './protocol.js';
 import type { Ready } from './models.js';
 import type { Service } from './service.js';
+import type { TraceFile } from './trace-file.js';
 
 /**
  * Bytes of a message beside raw tensors, and its fields. A byte of them may become an object of 100 bytes: a MiB takes up
@@ -56,6 +57,7 @@ export interface Message {
   }[];
   readonly outputs: readonly { readonly name: string; readonly parameters: Parameters }[];
   readonly raw_input_contents: readonly Buffer[];
+  readonly settings: Readonly<Record<string, { readonly value: readonly string[] }>>;
 }
 
 /** Number of `raw_input_contents`. */
@@ -99,8 +101,14 @@ const plain = (parameters: Parameters): Record<string, unknown> =>
 
 export type Methods = ReturnType<typeof methodsOf>;
 
-/** The methods of one request and one answer. `repository`: whether callers may load and unload models. */
-export function methodsOf(service: Service, repository: boolean) {
+export interface MethodOptions {
+  /** Whether callers may load and unload models, and change how it is traced. */
+  readonly repository: boolean;
+  readonly trace: TraceFile;
+}
+
+/** The methods of one request and one answer. */
+export function methodsOf(service: Service, { repository, trace }: MethodOptions) {
   const find = ({ name, version }: Message) => service.readyVersion(name, version || undefined);
   const change = async (what: 'load' | 'unload', { model_name, parameters }: Message) => {
     if (!repository) throw new ServiceError('forbidden', `${what}: this server lets no caller load or unload models`);
@@ -109,6 +117,16 @@ export function methodsOf(service: Service, repository: boolean) {
       throw new OctconvError(`${what}: unknown parameter ${show(unknown)}, wanted unload_dependents`);
     await service[what](model_name);
     return {};
+  };
+  const traceSetting = ({ settings, model_name }: Message) => {
+    const model = model_name || undefined;
+    const given = Object.entries(settings).map(([name, { value }]) => [name, value]);
+    if (given.length > 0 && !repository)
+      throw new ServiceError('forbidden', 'trace: this server lets no caller change settings');
+    const told = given.length > 0 ? trace.update(Object.fromEntries(given), model) : trace.settings(model);
+    return {
+      settings: Object.fromEntries(Object.entries(told).map(([name, value]) => [name, { value: [value].flat() }])),
+    };
   };
   return {
     ServerLive: () => ({ live: true }),
@@ -122,6 +140,7 @@ export function methodsOf(service: Service, repository: boolean) {
     RepositoryIndex: ({ ready }: Message) => ({ models: repositoryIndex(service, ready) }),
     RepositoryModelLoad: (message: Message) => change('load', message),
     RepositoryModelUnload: (message: Message) => change('unload', message),
+    TraceSetting: traceSetting,
   } satisfies Record<string, (message: Message, signal: AbortSignal) => object>;
 }
 

@@ -8,28 +8,40 @@ import * as v from 'valibot';
 import { onAbort } from '../abort.js';
 import { OctconvError } from '../error.js';
 import { object, parse } from '../files/schema.js';
-import { bearerOf, doorOptions, isLocal, type Tls, tokenCheck } from './door.js';
+import { BytesInFlight, doorOptions, isLocal, type Tls } from './door.js';
 import { codeOf, codes, ServiceError } from './errors.js';
+import { doorkeeper } from './grpc-calls.js';
+import { checkHealth, type Health, HealthWatchers, type HealthRequest } from './grpc-health.js';
 import { maxRest, type Methods, methodsOf, read } from './grpc-methods.js';
+import type { GrpcWatch } from './grpc-watch.js';
 import type { Service } from './service.js';
+import { TraceFile } from './trace-file.js';
 
-export interface GrpcOptions {
+export interface GrpcOptions extends GrpcWatch {
   /** Default 127.0.0.1: other machines reach it only where it is asked for. */
   readonly host?: string | undefined;
   /** Default 0: the system chooses. */
   readonly port?: number | undefined;
   /** Bytes of a request's tensors; default 64 MiB. 1 MiB more is taken for what is not raw. */
   readonly maxBytes?: number | undefined;
+  /**
+   * Bytes of all messages that are not answered yet; more are refused as overloaded. Messages that are still being read
+   * do not count, since gRPC tells of one when all of it is there: each may have `maxBytes`, on a connection 1024 calls
+   * are read at a time, and nothing limits connections. Default: as of HTTP.
+   */
+  readonly maxBytesInFlight?: number | undefined;
   /** Seconds in which the message of a call must come; default 60. Streams stay open. */
   readonly requestTimeout?: number | undefined;
   /** What callers must send, as metadata `authorization: Bearer TOKEN`. Without it health is answered. */
   readonly token?: string | undefined;
   /** PEM. With `ca` clients must have a certificate of it. */
   readonly tls?: Tls | undefined;
-  /** Whether callers may load and unload models; default: where `host` is this machine alone. */
+  /** Whether callers may load and unload models, and trace; default: where `host` is this machine alone. */
   readonly repository?: boolean | undefined;
   /** Is told of faults of the server; one of pino fits. */
   readonly logger?: { error(fault: unknown): void } | undefined;
+  /** What callers see of traces and change; default: they are off. */
+  readonly trace?: TraceFile | undefined;
 }
 
 export interface GrpcServer {
@@ -44,7 +56,10 @@ export interface GrpcServer {
 const isLogger = (given: unknown) => typeof (given as GrpcOptions['logger'])?.error === 'function';
 const grpcOptions = object({
   ...doorOptions,
+  trace: v.optional(v.instance(TraceFile, 'a TraceFile')),
   logger: v.optional(v.custom<NonNullable<GrpcOptions['logger']>>(isLogger, 'an object with error()')),
+  onStart: v.optional(v.function('a function')),
+  onEnd: v.optional(v.function('a function')),
 });
 
 /** At a time on one connection. */
@@ -61,17 +76,26 @@ const [idle, ping] = [300_000, 60_000];
 export async function serveGrpc(service: Service, options: GrpcOptions = {}): Promise<GrpcServer> {
   const settings = parse(grpcOptions, options, 'grpc');
   const { host, port, maxBytes, tls, token, logger } = settings;
-  const { repository = isLocal(host) } = settings;
-  const { grpc, definition } = await packages();
+  const { repository = isLocal(host), trace = new TraceFile(service) } = settings;
+  const { grpc, definition, health } = await packages();
   const server = new grpc.Server({
     'grpc.max_receive_message_length': maxBytes + maxRest,
     'grpc.max_concurrent_streams': maxCalls,
     'grpc.max_connection_idle_ms': idle,
     'grpc.keepalive_time_ms': ping,
-    interceptors: [guard(grpc, token, settings.requestTimeout)],
+    interceptors: [doorkeeper(grpc, { token, requestTimeout: settings.requestTimeout }, options)],
   });
   const closing = new AbortController();
-  const methods = methodsOf(service, repository);
+  const inFlight = new BytesInFlight('grpc', maxBytes + maxRest, settings.maxBytesInFlight);
+  const counted = async <T>(bytes: Buffer, work: () => T | Promise<T>): Promise<T> => {
+    inFlight.take(bytes.length);
+    try {
+      return await work();
+    } finally {
+      inFlight.give(bytes.length);
+    }
+  };
+  const methods = methodsOf(service, { repository, trace });
   const messageOf = (name: Name, bytes: Buffer) => read(name, definition[name].requestDeserialize, bytes);
 
   const statusOf = (error: unknown): Grpc.StatusObject => {
@@ -88,7 +112,8 @@ export async function serveGrpc(service: Service, options: GrpcOptions = {}): Pr
     (name: keyof Methods): Grpc.handleUnaryCall<Buffer, object> =>
     async (call, done) => {
       try {
-        done(null, await methods[name](messageOf(name, call.request), goneOf(call)));
+        const answer = () => methods[name](messageOf(name, call.request), goneOf(call));
+        done(null, await counted(call.request, answer));
       } catch (error) {
         done(statusOf(error));
       }
@@ -100,7 +125,7 @@ export async function serveGrpc(service: Service, options: GrpcOptions = {}): Pr
     try {
       const message = messageOf('ModelStreamInfer', bytes);
       id = message.id;
-      const infer_response = await methods.ModelInfer(message, signal);
+      const infer_response = await counted(bytes, () => methods.ModelInfer(message, signal));
       return { infer_response: { ...infer_response, parameters: { triton_final_response: { bool_param: true } } } };
     } catch (error) {
       return { error_message: statusOf(error).details, infer_response: { id } };
@@ -109,21 +134,49 @@ export async function serveGrpc(service: Service, options: GrpcOptions = {}): Pr
   const closed = () => statusOf(new ServiceError('unavailable', 'the service is closing'));
 
   // A message is read by its handler, which has a better error for one that cannot be.
-  const raw = Object.entries(definition).map(([name, method]) => [
-    name,
-    { ...method, requestDeserialize: (bytes: Buffer) => bytes },
-  ]);
+  const raw = (methods: object) =>
+    Object.fromEntries(
+      Object.entries(methods).map(([name, method]) => [
+        name,
+        { ...method, requestDeserialize: (bytes: Buffer) => bytes },
+      ]),
+    );
   const calls = Object.keys(methods).map((name) => [name, unary(name as keyof Methods)]);
-  server.addService(Object.fromEntries(raw), {
+  server.addService(raw(definition), {
     ...Object.fromEntries(calls),
     ModelStreamInfer: stream(streamed, closing.signal, closed),
   });
+
+  const watchers = new HealthWatchers(service);
+  const healthRequest = (name: 'Check' | 'Watch', bytes: Buffer) =>
+    read(name, health[name].requestDeserialize, bytes) as unknown as HealthRequest;
+  const Check: Grpc.handleUnaryCall<Buffer, object> = ({ request }, done) => {
+    try {
+      done(null, checkHealth(service, healthRequest('Check', request)));
+    } catch (error) {
+      done(statusOf(error));
+    }
+  };
+  const Watch: Grpc.handleServerStreamingCall<Buffer, { status: Health }> = (call) => {
+    try {
+      closing.signal.throwIfAborted();
+      watchers.add(call, healthRequest('Watch', call.request));
+    } catch (error) {
+      call.emit('error', closing.signal.aborted ? closed() : statusOf(error));
+    }
+  };
+  server.addService(raw(health), { Check, Watch });
   return {
     port: await listen(grpc, server, host, port, tls),
     close: (milliseconds = 30_000) =>
       new Promise((resolve) => {
         closing.abort();
-        const late = setTimeout(() => server.forceShutdown(), milliseconds);
+        watchers[Symbol.dispose]();
+        watchers.close(closed());
+        const late = setTimeout(() => {
+          server.forceShutdown();
+          resolve(); // gRPC waits on for clients that do not close their own side
+        }, milliseconds);
         server.tryShutdown(() => {
           clearTimeout(late);
           resolve();
@@ -171,16 +224,23 @@ function stream(
 }
 
 type Name = keyof Methods | 'ModelStreamInfer';
-type Definition = Readonly<Record<Name, Grpc.MethodDefinition<object, object>>>;
+type Definition<Names extends string> = Readonly<Record<Names, Grpc.MethodDefinition<object, object>>>;
+interface Packages {
+  readonly grpc: typeof Grpc;
+  readonly definition: Definition<Name>;
+  readonly health: Definition<'Check' | 'Watch'>;
+}
 
 /** gRPC is loaded where it is served, so that others need not install it. */
-async function packages(): Promise<{ grpc: typeof Grpc; definition: Definition }> {
+async function packages(): Promise<Packages> {
   try {
     const [grpc, { load }] = await Promise.all([import('@grpc/grpc-js'), import('@grpc/proto-loader')]);
-    const file = fileURLToPath(new URL('../../schemas/grpc.proto', import.meta.url));
+    const files = ['grpc', 'health'].map((name) =>
+      fileURLToPath(new URL(`../../schemas/${name}.proto`, import.meta.url)),
+    );
     const form = { keepCase: true, longs: Number, enums: String, defaults: true, oneofs: true };
-    const { 'inference.GRPCInferenceService': definition } = await load(file, form);
-    return { grpc, definition: definition as Grpc.ServiceDefinition as Definition };
+    const { 'inference.GRPCInferenceService': definition, 'grpc.health.v1.Health': health } = await load(files, form);
+    return { grpc, definition, health } as unknown as Packages;
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code !== 'ERR_MODULE_NOT_FOUND') throw error;
     throw new OctconvError('grpc: its packages are not installed: npm install @grpc/grpc-js @grpc/proto-loader', {
@@ -209,34 +269,6 @@ async function listen(grpc: typeof Grpc, server: Grpc.Server, host: string, port
     const [, why = message] = /errors: \[(.*)\]$/s.exec(message) ?? [];
     throw new OctconvError(`grpc: ${why}`, { cause: error });
   }
-}
-
-/** Refuses who has no token before the message is read, and who does not send it. */
-function guard(grpc: typeof Grpc, token: string | undefined, requestTimeout: number): Grpc.ServerInterceptor {
-  const check = token === undefined ? () => true : tokenCheck(token);
-  return ({ path, requestStream }, call) => {
-    const refuse = (code: 'unauthorized' | 'late', details: string) =>
-      call.sendStatus({ code: codes[code].grpc as number, details });
-    let late: NodeJS.Timeout | undefined;
-    return new grpc.ServerInterceptingCall(call, {
-      start: (next) =>
-        next({
-          onReceiveMetadata: (metadata, pass) => {
-            const given = bearerOf(metadata.get('authorization')[0] as string | undefined) ?? '';
-            if (!/\/Server(Live|Ready)$/.test(path) && !check(given))
-              return refuse('unauthorized', 'wanted the token, as metadata authorization: Bearer');
-            const tooLate = () => refuse('late', `the message took longer than ${requestTimeout} s`);
-            if (!requestStream) late = setTimeout(tooLate, requestTimeout * 1000);
-            pass(metadata);
-          },
-          onReceiveHalfClose: (pass) => {
-            clearTimeout(late);
-            pass();
-          },
-          onCancel: () => clearTimeout(late),
-        }),
-    });
-  };
 }
 
 /** Aborts when the client has gone, or its deadline has passed. */

@@ -1,12 +1,14 @@
 /**
  * The engine in a process of its own: a crash of native code costs the batches in flight, which fail with an error of
- * their own; the process is started again, later each time until it has run for a while.
+ * their own; the process is started again, later each time until it has run for a while. One that hangs is killed, and
+ * then it is one that has ended.
  */
 import { type ChildProcess, fork } from 'node:child_process';
 import { once } from 'node:events';
 import { extname } from 'node:path';
 import { setTimeout } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
+import { onAbort } from '../abort.js';
 import type { DType } from '../dtype.js';
 import { OctconvError } from '../error.js';
 import { type Matrix, type Shape, type Tensor, tensorOfBytes } from '../tensor.js';
@@ -21,12 +23,14 @@ export interface Sent {
   readonly data: Uint8Array<ArrayBuffer>;
 }
 
-/** What is asked of the process, in the order of `id`. */
+/** What is asked of the process, in the order of `id`; a ping is answered at once. */
 export type Ask =
+  | 'ping'
   | { readonly id: number; readonly open: string; readonly options: EngineOptions }
   | { readonly id: number; readonly x: Sent };
 
 export type Answer =
+  | 'pong'
   | { readonly id: number; readonly about: About }
   | { readonly id: number; readonly y: Sent }
   | { readonly id: number; readonly code: Code; readonly message: string };
@@ -42,15 +46,46 @@ const [firstPause, longestPause] = [100, 10_000];
 /** A process that was there for so many milliseconds ran well. */
 const wellAfter = 60_000;
 
-/** @throws OctconvError as `openEngine` does, and if the process ends meanwhile. */
+/** When a process hangs, in seconds. Seconds in which this process stands still itself do not count. */
+export interface Patience {
+  /** Between two looks at it. */
+  readonly look: number;
+  /** Without a sign of its event loop, on which nothing computes: some 0.1 s are usual, seconds on a busy machine. */
+  readonly silent: number;
+  /** The same until the model is loaded: it reads files, and drivers of GPUs start on its event loop. */
+  readonly loading: number;
+  /**
+   * In which none of the runs in flight ends, at least: it is 100 times as long as the largest batch took at warm-up, if
+   * that is longer. A run whose input has another size than the model's own may take as long as it does.
+   */
+  readonly running: number;
+  /** Until one that is told to end is killed, and until one that was killed is no longer waited for. */
+  readonly closing: number;
+}
+
+const usualPatience: Patience = { look: 1, silent: 30, loading: 120, running: 60, closing: 5 };
+const timesWarmUp = 100;
+
+export interface IsolateOptions {
+  /** Aborts loading. */
+  readonly signal?: AbortSignal | undefined;
+  /** Of tests. */
+  readonly patience?: Partial<Patience> | undefined;
+}
+
+/** @throws OctconvError as `openEngine` does, and if the process ends or hangs meanwhile. */
 export async function isolate(
   folder: string,
   options: EngineOptions,
   /** Is told why the process has ended, and why it could not be started again. */
   ended: (why: string) => void,
+  { signal, patience }: IsolateOptions = {},
 ): Promise<Engine> {
-  const supervisor = new Supervisor(folder, options, await stampOf(folder), ended);
-  const about = await supervisor.start();
+  const stamp = await stampOf(folder);
+  signal?.throwIfAborted();
+  const supervisor = new Supervisor(folder, options, stamp, ended, { ...usualPatience, ...patience });
+  const forget = onAbort(signal, () => void supervisor.close());
+  const about = await supervisor.start().finally(forget);
   return {
     about,
     run: (x) => supervisor.run(x),
@@ -59,6 +94,8 @@ export async function isolate(
 }
 
 interface Waiting {
+  /** Whether it should take as long as at warm-up. */
+  readonly usual: boolean;
   resolve(answer: Answer): void;
   reject(error: Error): void;
 }
@@ -73,8 +110,15 @@ class Supervisor {
   /** Starts since it last ran well. */
   #starts = 0;
   #started = 0;
-  /** Whether the model is loaded. */
-  #running = false;
+  /** What is loaded, if it is. */
+  #about: About | undefined;
+  /** Looks at it. */
+  #timer: NodeJS.Timeout | undefined;
+  /** Seconds since it has said anything, and in which none of its runs has ended. */
+  #silent = 0;
+  #stuck = 0;
+  /** Whether a ping is not answered. */
+  #pinged = false;
   readonly #stop = new AbortController();
   #closed: Promise<void> | undefined;
 
@@ -84,6 +128,7 @@ class Supervisor {
     /** Of the files that it was made of: another start must not make another model of it. */
     readonly stamp: string,
     readonly ended: (why: string) => void,
+    readonly patience: Patience,
   ) {}
 
   async start(): Promise<About> {
@@ -93,14 +138,17 @@ class Supervisor {
     });
     this.#child = child;
     this.#started = performance.now();
+    this.#heard();
+    this.#stuck = 0;
+    this.#timer = setInterval(() => this.#look(child), 1000 * this.patience.look).unref();
     child.on('message', (answer: Answer) => this.#answered(answer));
     child.on('error', (error) => this.#ended(child, error.message)); // it could not be started, or be told
     child.once('disconnect', () => this.#ended(child, 'its connection has ended'));
     child.once('exit', (code, signal) => this.#ended(child, signal ?? `exit code ${code}`));
     try {
       const answer = await this.#ask({ open: this.folder, options: this.options });
-      this.#running = true;
-      return (answer as Extract<Answer, { about: About }>).about;
+      this.#about = (answer as Extract<Answer, { about: About }>).about;
+      return this.#about;
     } catch (error) {
       child.kill('SIGKILL');
       throw error;
@@ -109,7 +157,7 @@ class Supervisor {
 
   /** `x` may be changed as soon as this returns. A batch that was begun is awaited: the process does not stop it. */
   async run(x: Tensor<'f32' | 'u8'>): Promise<Tensor<'f32', Matrix>> {
-    const answer = await (this.#running ? this.#ask({ x: send(x) }) : this.#later(x.keep()));
+    const answer = await (this.#about ? this.#ask({ x: send(x) }) : this.#later(x.keep()));
     return received((answer as Extract<Answer, { y: Sent }>).y) as Tensor<'f32', Matrix>;
   }
 
@@ -120,17 +168,47 @@ class Supervisor {
 
   #ask(what: { open: string; options: EngineOptions } | { x: Sent }): Promise<Answer> {
     const id = this.#next++;
+    const usual = 'x' in what && what.x.shape.slice(1).join() === this.#about?.row.join();
     return new Promise<Answer>((resolve, reject) => {
       const child = this.#child;
       if (!child?.connected) return reject(new ServiceError('unavailable', 'the process of the model has ended'));
-      this.#waiting.set(id, { resolve, reject });
-      child.send({ ...what, id } satisfies Ask, (error) => {
-        if (error) this.#ended(child, error.message);
-      });
+      this.#waiting.set(id, { usual, resolve, reject });
+      this.#tell(child, { ...what, id });
     });
   }
 
+  #tell(child: ChildProcess, ask: Ask): void {
+    child.send(ask, (error) => {
+      if (error) this.#ended(child, error.message);
+    });
+  }
+
+  #heard(): void {
+    this.#silent = 0;
+    this.#pinged = false;
+  }
+
+  /** Kills it if it hangs. */
+  #look(child: ChildProcess): void {
+    const { look, silent, loading, running } = this.patience;
+    const about = this.#about;
+    this.#silent += look;
+    const mostSilent = about ? silent : loading;
+    const all = [...this.#waiting.values()];
+    this.#stuck = all.length > 0 && all.every(({ usual }) => usual) ? this.#stuck + look : 0;
+    const mostStuck = Math.max(running, (timesWarmUp * (about?.batching.milliseconds.at(-1) ?? 0)) / 1000);
+    if (this.#silent > mostSilent) this.#ended(child, `it has not answered for ${mostSilent} s`, true);
+    else if (this.#stuck > mostStuck) this.#ended(child, `no run has ended for ${Math.round(mostStuck)} s`, true);
+    else if (!this.#pinged) {
+      this.#pinged = true;
+      this.#tell(child, 'ping');
+    }
+  }
+
   #answered(answer: Answer): void {
+    this.#heard();
+    if (answer === 'pong') return;
+    this.#stuck = 0;
     const waiting = this.#waiting.get(answer.id);
     this.#waiting.delete(answer.id);
     if (!('code' in answer)) waiting?.resolve(answer);
@@ -138,18 +216,20 @@ class Supervisor {
     else waiting?.reject(new ServiceError(answer.code, answer.message));
   }
 
-  #ended(child: ChildProcess, how: string): void {
+  #ended(child: ChildProcess, how: string, hangs = false): void {
     if (child !== this.#child) return;
     this.#child = undefined;
+    clearInterval(this.#timer);
     if (!this.#closed) child.kill('SIGKILL');
-    const wasRunning = this.#running;
-    this.#running = false;
+    const wasRunning = this.#about !== undefined;
+    this.#about = undefined;
     // Whoever starts it is told; one that ran is started again before anybody asks it.
     if (wasRunning && !this.#closed) {
       const tell = (code: number | null, signal: string | null) =>
         this.ended(`ended: ${signal ?? `exit code ${code}`}`);
       const { exitCode, signalCode } = child;
-      if (exitCode === null && signalCode === null) child.once('exit', tell);
+      if (hangs) this.ended(`ended: ${how}`);
+      else if (exitCode === null && signalCode === null) child.once('exit', tell);
       else tell(exitCode, signalCode);
       if (performance.now() - this.#started > wellAfter) this.#starts = 0;
       this.#restart();
@@ -175,6 +255,7 @@ class Supervisor {
     const unavailable = (why: string) => new ServiceError('unavailable', `the process of the model: ${why}`);
     if ((await stampOf(this.folder)) !== this.stamp)
       throw unavailable('its files have changed, it must be loaded again');
+    this.#stop.signal.throwIfAborted();
     await this.start().catch((error: Error) => {
       throw unavailable(error.message);
     });
@@ -189,14 +270,18 @@ class Supervisor {
     this.#stop.abort();
     const child = this.#child;
     if (!child) return;
-    const ended = once(child, 'exit');
-    child.disconnect(); // then it ends by itself
-    const given = new AbortController();
-    setTimeout(5000, undefined, { signal: given.signal }).then(
-      () => child.kill('SIGKILL'),
-      () => undefined,
+    const ended = once(child, 'exit').then(
+      () => true,
+      () => true, // it was never there
     );
-    await ended;
+    const given = new AbortController();
+    const endsInTime = () =>
+      Promise.race([ended, setTimeout(1000 * this.patience.closing, false, { signal: given.signal })]);
+    child.disconnect(); // then it ends by itself
+    if (!(await endsInTime())) {
+      child.kill('SIGKILL');
+      await endsInTime();
+    }
     given.abort();
   }
 }

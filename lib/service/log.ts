@@ -3,6 +3,7 @@ import type { FastifyInstance } from 'fastify';
 import { type DestinationStream, type Logger, type LoggerOptions, pino, stdTimeFunctions } from 'pino';
 import { printable } from '../error.js';
 import type { ServeConfig } from './config.js';
+import type { GrpcWatch } from './grpc-watch.js';
 import type { Service } from './service.js';
 
 export interface Log {
@@ -62,4 +63,15 @@ export function addAccessLog(app: FastifyInstance, log: Logger, every: number): 
     }
     done();
   });
+}
+
+/** The same of calls of gRPC: it is the `onEnd` of that door. A stream is one call. */
+export function accessLog(log: Logger, every: number): NonNullable<GrpcWatch['onEnd']> {
+  let successes = 0;
+  return ({ method, peer }, { status, milliseconds: exact }) => {
+    const level = status === 'OK' ? 'info' : 'warn';
+    if (level === 'info' && successes++ % every !== 0) return;
+    const milliseconds = Number(exact.toFixed(3));
+    log[level]({ peer, method, status, milliseconds }, `${method} ${status} ${milliseconds} ms`);
+  };
 }

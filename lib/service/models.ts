@@ -27,7 +27,10 @@ export interface ModelSettings extends Omit<EngineOptions, 'device' | 'sizes'> {
    * size, so callers decide what that costs. Default false.
    */
   readonly anySize?: boolean | undefined;
-  /** Whether it runs in a process of its own, so that a crash of native code costs the batches in flight alone. */
+  /**
+   * Whether it runs in a process of its own, so that a crash of native code costs the batches in flight alone; so does
+   * one that hangs (isolated.ts says when).
+   */
   readonly isolated?: boolean | undefined;
 }
 
@@ -84,6 +87,8 @@ export interface ServiceEvents {
   batch: [name: string, version: string, event: BatchEnded];
   /** A version has another state, or another reason for it. */
   state: [version: Version];
+  /** Whether the service is ready, or one of its models, may be another now. */
+  health: [];
   /** The process of an isolated version has ended, or could not be started again. */
   ended: [name: string, version: string, why: string];
   /** `watch` cannot read the repository. */
@@ -117,6 +122,8 @@ export abstract class ServiceModels extends EventEmitter<ServiceEvents> implemen
   #timer: NodeJS.Timeout | undefined;
   #loaded = false;
   #looking = false;
+  /** Aborts when it closes. */
+  readonly #stop = new AbortController();
   /** When all is given back, if it is closing. */
   #closed: Promise<void> | undefined;
 
@@ -189,8 +196,15 @@ export abstract class ServiceModels extends EventEmitter<ServiceEvents> implemen
     return this.version(name, this.find(name, version).version) as Ready;
   }
 
+  #leaving = false;
   /** Set before it closes: it answers still, but is not ready, so that others are asked from now on. */
-  leaving = false;
+  get leaving(): boolean {
+    return this.#leaving;
+  }
+  set leaving(leaving: boolean) {
+    this.#leaving = leaving;
+    this.#tell('health');
+  }
 
   /** Whether all models have been loaded, and each has a version that is ready. */
   get ready(): boolean {
@@ -210,6 +224,7 @@ export abstract class ServiceModels extends EventEmitter<ServiceEvents> implemen
       for (const name of new Set([...folders.keys(), ...this.#entries.keys()]))
         if (!this.#unloaded.has(name) || !folders.has(name)) await this.#sync(name, folders);
       this.#loaded = true;
+      this.#tell('health');
     });
   }
 
@@ -301,6 +316,7 @@ export abstract class ServiceModels extends EventEmitter<ServiceEvents> implemen
       if (this.#isClosing) return void (await served.close(0));
       entry.served = served;
     } catch (error) {
+      if (this.#isClosing) return;
       this.#change(entry, old ? 'ready' : 'unavailable', (error as Error).message);
       return;
     }
@@ -311,7 +327,9 @@ export abstract class ServiceModels extends EventEmitter<ServiceEvents> implemen
   async #open(name: string, version: string, folder: string): Promise<Served> {
     const { device, batching = {}, isolated, dtype, threads, maxBatch } = this.settingsOf(name);
     const ended = (why: string) => this.#tell('ended', name, version, why);
-    const open = (options: EngineOptions) => (isolated ? isolate(folder, options, ended) : openEngine(folder, options));
+    const { signal } = this.#stop;
+    const open = (options: EngineOptions) =>
+      isolated ? isolate(folder, options, ended, { signal }) : openEngine(folder, options);
     const devices: readonly (Device | 'auto' | undefined)[] = Array.isArray(device) ? device : [device as Device];
     const engines: Engine[] = [];
     try {
@@ -353,6 +371,7 @@ export abstract class ServiceModels extends EventEmitter<ServiceEvents> implemen
     entry.state = state;
     entry.reason = reason;
     this.#tell('state', versionOf(entry));
+    this.#tell('health');
   }
 
   /** Takes no more requests for it. */
@@ -382,15 +401,17 @@ export abstract class ServiceModels extends EventEmitter<ServiceEvents> implemen
 
   /**
    * Takes no more requests, answers what has come for so many milliseconds, and gives everything back. Called again it
-   * can only shorten that time.
+   * can only shorten that time. A model that is being loaded is awaited, unless it is isolated.
    */
   close(milliseconds = drain): Promise<void> {
     const first = this.#closed === undefined;
+    this.#stop.abort();
     const all = [...this.#entries.values()].flatMap((versions) => [...versions.values()]);
     const draining = [...this.#draining, ...(first ? all.flatMap(({ served }) => served ?? []) : [])];
     const drained = draining.map((served) => this.#drain(served, milliseconds));
     this.#closed ??= Promise.all([...drained, this.#syncing]).then(() => this.#entries.clear());
     clearInterval(this.#timer);
+    if (first) this.#tell('health');
     return this.#closed;
   }
 

@@ -21,7 +21,7 @@ const platform = 'octconv';
 
 const { version } = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8'));
 const ofTensors = ['binary_tensor_data', 'classification', 'schedule_policy'];
-const ofModels = ['model_repository', 'model_configuration', 'statistics'];
+const ofModels = ['model_repository', 'model_configuration', 'statistics', 'trace'];
 export const serverMetadata = { name: platform, version: version as string, extensions: [...ofTensors, ...ofModels] };
 
 // --- What a model is and does -----------------------------------------------------------------------------------

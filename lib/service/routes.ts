@@ -11,13 +11,15 @@ import { ServiceError } from './errors.js';
 import { parseBody, readQuestion, writeAnswer } from './http-infer.js';
 import { askedOf, modelConfig, modelMetadata, repositoryIndex, serverMetadata, statistics } from './protocol.js';
 import type { Service, ServiceClassified } from './service.js';
+import type { TraceFile } from './trace-file.js';
 
 export interface RouteOptions {
   readonly maxBytes: number;
   /** Milliseconds that a form may take. */
   readonly uploadTimeout: number;
-  /** Whether callers may load and unload models; `local`: those that call this machine by a name of its own. */
+  /** Whether callers may load and unload models, and trace; `local`: those that call this machine by a name of its own. */
   readonly repository: boolean | 'local';
+  readonly trace: TraceFile;
 }
 
 type Named = { Params: { model: string; version?: string } };
@@ -65,6 +67,7 @@ export async function addRoutes(app: FastifyInstance, service: Service, options:
   for (const path of ofModel('/infer'))
     app.post<Named>(path, { onRequest }, (request, reply) => infer(service, request, reply));
   addRepository(app, service, options);
+  addTrace(app, options);
   await app.register(async (pictures) => addClassify(pictures, service, options, onRequest));
 }
 
@@ -101,13 +104,19 @@ const loadBody = object({
 /** A body of JSON that may be left out. */
 const jsonOf = (request: FastifyRequest): unknown => (bytesOf(request).length ? parseBody(bytesOf(request)) : {});
 
+/** @throws ServiceError for a caller who may not do what changes the server. */
+function checkMayChange({ headers }: FastifyRequest, repository: RouteOptions['repository'], what: string): void {
+  const does = what === 'trace' ? 'change settings' : 'load or unload models';
+  if (!repository) throw new ServiceError('forbidden', `${what}: this server lets no caller ${does}`);
+  // A page may have another name made that leads to this machine (DNS rebinding).
+  const { host = '' } = headers;
+  if (repository === 'local' && !isLocal(host.replace(/:\d+$/, '').replace(/^\[(.*)\]$/, '$1')))
+    throw new ServiceError('forbidden', `${what}: host ${show(host)}, wanted localhost, or repository: true`);
+}
+
 function addRepository(app: FastifyInstance, service: Service, { repository }: RouteOptions): void {
   const change = (what: 'load' | 'unload') => async (request: FastifyRequest<Named>) => {
-    if (!repository) throw new ServiceError('forbidden', `${what}: this server lets no caller load or unload models`);
-    // A page may have another name made that leads to this machine (DNS rebinding).
-    const { host = '' } = request.headers;
-    if (repository === 'local' && !isLocal(host.replace(/:\d+$/, '').replace(/^\[(.*)\]$/, '$1')))
-      throw new ServiceError('forbidden', `${what}: host ${show(host)}, wanted localhost, or repository: true`);
+    checkMayChange(request, repository, what);
     parse(loadBody, jsonOf(request), what, 'request');
     await service[what](request.params.model);
     return {};
@@ -117,6 +126,16 @@ function addRepository(app: FastifyInstance, service: Service, { repository }: R
   );
   app.post('/v2/repository/models/:model/load', change('load'));
   app.post('/v2/repository/models/:model/unload', change('unload'));
+}
+
+function addTrace(app: FastifyInstance, { repository, trace }: RouteOptions): void {
+  for (const path of ['/v2/trace/setting', '/v2/models/:model/trace/setting']) {
+    app.get<{ Params: { model?: string } }>(path, ({ params: { model } }) => trace.settings(model));
+    app.post<{ Params: { model?: string } }>(path, (request) => {
+      checkMayChange(request, repository, 'trace');
+      return trace.update(jsonOf(request), request.params.model);
+    });
+  }
 }
 
 // --- Classify ---------------------------------------------------------------------------------------------------

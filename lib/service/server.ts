@@ -1,6 +1,7 @@
 /** The HTTP door of the service: who may come in, what may come in, and how errors are told. Its routes: routes.ts. */
 import { randomUUID } from 'node:crypto';
 import type { ServerOptions } from 'node:https';
+import { Readable } from 'node:stream';
 import Fastify, {
   type FastifyError,
   type FastifyInstance,
@@ -12,10 +13,11 @@ import Fastify, {
 import * as v from 'valibot';
 import { OctconvError, show } from '../error.js';
 import { integerIn, object, parse } from '../files/schema.js';
-import { bearerOf, doorOptions, isLocal, seconds, type Tls, text, tokenCheck } from './door.js';
+import { bearerOf, BytesInFlight, doorOptions, isLocal, seconds, type Tls, text, tokenCheck } from './door.js';
 import { codeOf, codes, ServiceError } from './errors.js';
 import { addRoutes } from './routes.js';
 import type { Service } from './service.js';
+import { TraceFile } from './trace-file.js';
 
 declare module 'fastify' {
   interface FastifyContextConfig {
@@ -31,6 +33,12 @@ export interface HttpOptions {
   readonly port?: number | undefined;
   /** Bytes of a request's body; default 64 MiB. Of JSON 8 MiB are taken at most (http-infer.ts). */
   readonly maxBytes?: number | undefined;
+  /**
+   * Bytes of all bodies that are being read, or whose requests are not answered yet; more are refused as overloaded, by
+   * their content-length before they are read. Default: a quarter of the memory that this process may have, 1 GiB at
+   * most, `maxBytes` at least.
+   */
+  readonly maxBytesInFlight?: number | undefined;
   /** Seconds in which the headers of a request must come; default 10. */
   readonly headersTimeout?: number | undefined;
   /** Seconds in which a request must come, its body included; default 60. */
@@ -51,9 +59,12 @@ export interface HttpOptions {
   /** Options of pino; default false. Faults of the server are logged, requests are not. */
   readonly logger?: FastifyServerOptions['logger'];
   /**
-   * Whether callers may load and unload models; default: where `host` is this machine alone, and callers name it so.
+   * Whether callers may load and unload models, and trace; default: where `host` is this machine alone, and callers name
+   * it so.
    */
   readonly repository?: boolean | undefined;
+  /** What callers see of traces and change; default: they are off. */
+  readonly trace?: TraceFile | undefined;
   /** Adds routes and hooks. */
   readonly extend?: ((app: FastifyInstance) => void | Promise<void>) | undefined;
 }
@@ -77,6 +88,7 @@ export const httpOptions = object({
   cors: v.optional(v.array(text, 'a list of origins'), []),
   logger: v.optional(v.any(), false),
   extend: v.optional(v.function('a function')),
+  trace: v.optional(v.instance(TraceFile, 'a TraceFile')),
 });
 
 /** Milliseconds in which nothing moves on a connection, longer than any answer should take. */
@@ -92,7 +104,8 @@ const looks = 1000;
 export async function serveHttp(service: Service, options: HttpOptions = {}): Promise<HttpServer> {
   const settings = parse(httpOptions, options, 'http');
   const { host, port, maxBytes, tls, token, cors, logger, maxConnections } = settings;
-  const { repository = isLocal(host) && 'local' } = settings;
+  const { repository = isLocal(host) && 'local', trace = new TraceFile(service) } = settings;
+  const inFlight = new BytesInFlight('http', maxBytes, settings.maxBytesInFlight);
   const millisecondsOf = (seconds: number) => Math.ceil(seconds * 1000);
   const headersTimeout = millisecondsOf(settings.headersTimeout);
   const requestTimeout = millisecondsOf(settings.requestTimeout);
@@ -130,6 +143,7 @@ export async function serveHttp(service: Service, options: HttpOptions = {}): Pr
   app.addHook('onRequest', async ({ is404, url }) => {
     if (is404) throw new ServiceError('notFound', `no path ${url}`);
   });
+  addBytesInFlight(app, inFlight, maxBytes);
 
   const paths = new Map<string, Set<string>>();
   app.addHook('onRoute', ({ url, method }) => {
@@ -138,7 +152,7 @@ export async function serveHttp(service: Service, options: HttpOptions = {}): Pr
   });
   try {
     await settings.extend?.(app); // before routes, which its hooks are for
-    await addRoutes(app, service, { maxBytes, uploadTimeout: requestTimeout, repository });
+    await addRoutes(app, service, { maxBytes, uploadTimeout: requestTimeout, repository, trace });
     await app.after(); // what `extend` has registered
     for (const [url, known] of [...paths]) refuseOthers(app, url, known);
     const url = await app.listen({ host, port });
@@ -199,6 +213,33 @@ function addToken(app: FastifyInstance, token: string): void {
     if (typeof given === 'string' && check(given)) return;
     throw new ServiceError('unauthorized', 'wanted the token, as Authorization: Bearer or X-Api-Key');
   });
+}
+
+/** Counts bodies until their requests are answered, and refuses those that are too many. */
+function addBytesInFlight(app: FastifyInstance, inFlight: BytesInFlight, maxBytes: number): void {
+  app.addHook('preParsing', async ({ raw, headers }, reply, payload) => {
+    const { 'content-length': length, 'transfer-encoding': encoding, 'content-type': type = '' } = headers;
+    if ((length === undefined && encoding === undefined) || raw.socket.destroyed) return payload;
+    let taken = 0;
+    const take = (bytes: number) => {
+      if (reply.raw.closed) return;
+      inFlight.take(bytes);
+      taken += bytes;
+    };
+    reply.raw.once('close', () => inFlight.give(taken));
+    // The parser of forms reads them from the connection itself.
+    if (length === undefined && !/^multipart\//i.test(type)) return Readable.from(counted(payload, take));
+    take(length === undefined ? maxBytes : Math.min(Number(length), maxBytes));
+    return payload;
+  });
+}
+
+/** A body whose length nobody has told. Where its bytes are not taken the connection stays open for an answer. */
+async function* counted(body: Readable, take: (bytes: number) => void): AsyncGenerator<Buffer> {
+  for await (const chunk of body.iterator({ destroyOnReturn: false })) {
+    take((chunk as Buffer).length);
+    yield chunk;
+  }
 }
 
 /**

@@ -8,13 +8,14 @@ import { readText } from '../files/read.js';
 import { readToken, type ServeConfig, usualGrpc } from './config.js';
 import { type GrpcOptions, type GrpcServer, serveGrpc } from './grpc.js';
 import { Live } from './live.js';
-import { addAccessLog, logFaults, logStates, openLog } from './log.js';
+import { accessLog, addAccessLog, logFaults, logStates, openLog } from './log.js';
 import { Metrics } from './metrics.js';
 import { addPage } from './page.js';
 import { checkNames, foldersOf } from './repository.js';
 import { serveHttp } from './server.js';
 import { Service } from './service.js';
-import { openTraces } from './trace.js';
+import { openSpans } from './spans.js';
+import { TraceFile } from './trace-file.js';
 
 export interface Started {
   readonly service: Service;
@@ -68,8 +69,12 @@ export async function start(config: ServeConfig, stream: DestinationStream): Pro
     logFaults(service, log);
     const live = new Live(service);
     closers.push(() => live[Symbol.dispose]());
-    const traces = await openTraces(service);
-    if (traces) closers.push(() => traces[Symbol.dispose]());
+    const spans = await openSpans(service);
+    if (spans) closers.push(() => spans[Symbol.dispose]());
+    const trace = config.trace
+      ? await TraceFile.open(service, config.trace, ({ message }) => log.error(message))
+      : new TraceFile(service);
+    closers.push(() => trace.close());
     const metrics = new Metrics(service);
     closers.push(() => metrics[Symbol.dispose]());
     // Milliseconds, which the delays that are told include. 1 costs 2 % of a core where nothing happens, 2 a quarter of it.
@@ -79,16 +84,19 @@ export async function start(config: ServeConfig, stream: DestinationStream): Pro
 
     const extend = (app: FastifyInstance) => {
       addAccessLog(app, log, config.log.every);
-      traces?.addHooks(app);
+      spans?.addHooks(app);
       live.addRoute(app);
       addPage(app);
       if (together) metrics.addRoute(app);
     };
-    const http = await serveHttp(service, { ...door, ...config.http, logger, extend });
+    const http = await serveHttp(service, { ...door, ...config.http, trace, logger, extend });
     doors.push(http);
     const addresses: { http: string; grpc?: string; metrics?: string } = { http: http.url };
+    const watch = { onStart: spans?.ofCall, onEnd: accessLog(log, config.log.every) };
     const grpc =
-      config.grpc === false ? undefined : await openGrpc(service, { ...door, logger: log }, config.grpc, log);
+      config.grpc === false
+        ? undefined
+        : await openGrpc(service, { ...door, ...watch, trace, logger: log }, config.grpc, log);
     if (grpc) {
       doors.push(grpc);
       addresses.grpc = `${host.includes(':') ? `[${host}]` : host}:${grpc.port}`;

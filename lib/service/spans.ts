@@ -1,20 +1,26 @@
 /**
- * Traces of requests for OpenTelemetry, where `@opentelemetry/api` is installed and an application has registered a
- * provider: a span for each HTTP request that is let in, within the caller's trace; in it one for what the service does, and in that
- * one each for `prepare`, `queue` and `compute`.
+ * Spans of requests for OpenTelemetry, where `@opentelemetry/api` is installed and an application has registered a
+ * provider: one for each HTTP request and gRPC call that is let in, within the caller's trace; in it one for what the
+ * service does, and in that one each for `prepare`, `queue` and `compute`.
  */
 import type { Context, Span } from '@opentelemetry/api';
 import type { FastifyInstance, FastifyRequest } from 'fastify';
+import type { GrpcCall, GrpcRun } from './grpc-watch.js';
 import type { RequestEnded } from './served.js';
 import type { Service } from './service.js';
 
-export interface Traces extends Disposable {
+export interface Spans extends Disposable {
   /** Adds hooks, which are for routes that are added later. */
   addHooks(app: FastifyInstance): void;
+  /** Begins the span of a call; it is the `onStart` of the gRPC door. */
+  ofCall(call: GrpcCall): GrpcRun;
 }
 
-/** Traces of what the service does from now on; nothing, and no cost, where nobody has registered a provider. */
-export async function openTraces(service: Service): Promise<Traces | undefined> {
+/** Statuses of gRPC that are faults of the server: UNKNOWN, DEADLINE_EXCEEDED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE. */
+const faults = [2, 4, 12, 13, 14];
+
+/** Spans of what the service does from now on; nothing, and no cost, where nobody has registered a provider. */
+export async function openSpans(service: Service): Promise<Spans | undefined> {
   const api = await import('@opentelemetry/api').catch((error: NodeJS.ErrnoException) => {
     if (error.code === 'ERR_MODULE_NOT_FOUND') return undefined;
     throw error;
@@ -70,6 +76,21 @@ export async function openTraces(service: Service): Promise<Traces | undefined> 
         span?.end();
         done();
       });
+    },
+    ofCall({ method, header }) {
+      const [service, name] = method.split('/');
+      const attributes = { 'rpc.system': 'grpc', 'rpc.service': service, 'rpc.method': name };
+      const caller = propagation.extract(context.active(), header, { get: (of, key) => of(key), keys: () => [] });
+      const span = tracer.startSpan(method, { kind: SpanKind.SERVER, attributes }, caller);
+      const within = trace.setSpan(caller, span);
+      return {
+        run: (step) => context.with(within, step),
+        end({ code }) {
+          span.setAttribute('rpc.grpc.status_code', code);
+          if (faults.includes(code)) span.setStatus({ code: SpanStatusCode.ERROR });
+          span.end();
+        },
+      };
     },
     [Symbol.dispose]: () => void service.off('request', ended),
   };
