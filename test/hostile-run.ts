@@ -52,6 +52,7 @@ async function overHttp(i: number): Promise<void> {
   judge('HTTP', i, answer.status, faultOfPost(answer));
 }
 
+if (!server.grpc) throw new Error('hostile: the packages of gRPC are not installed');
 const calls = hostileCalls('cifar');
 let session: ClientHttp2Session | undefined;
 async function overGrpc(i: number): Promise<void> {

@@ -51,7 +51,10 @@ export async function serving(config: string, node: readonly string[] = []): Pro
       ({ ok }) => ok,
       () => false,
     );
-  while (child.exitCode === null && !(await isReady())) await sleep(100);
+  while (!(await isReady())) {
+    const how = await Promise.race([ended, sleep(100)]);
+    if (how !== undefined) throw new Error(`the server ended: ${how}\n${log.join('\n')}`);
+  }
   return {
     pid: child.pid as number,
     http,

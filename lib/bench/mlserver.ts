@@ -90,7 +90,7 @@ export class MlServer {
         said = (said + text).slice(-2000);
       });
     const isReady = () =>
-      fetch(`${model}/ready`).then(
+      fetch(`${model}/ready`, { signal: AbortSignal.timeout(1000) }).then(
         ({ ok }) => ok,
         () => false,
       );
@@ -109,9 +109,9 @@ export class MlServer {
   /** Kills its processes: nobody waits for its answers any more. */
   async stop(): Promise<void> {
     const { child } = this;
-    if (child.pid === undefined || child.exitCode !== null || child.signalCode !== null) return;
-    const ended = once(child, 'exit');
-    this.#kill();
+    const isThere = child.pid !== undefined && child.exitCode === null && child.signalCode === null;
+    const ended = isThere ? once(child, 'exit') : undefined;
+    this.#kill(); // its workers too
     await ended;
   }
 

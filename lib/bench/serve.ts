@@ -152,7 +152,7 @@ export async function benchServe(given: BenchServeOptions): Promise<ServeResult>
         const job = { python, onnx, threads: devices().threads, input, folder: join(folder, `mlserver-${of.network}`) };
         const server = await MlServer.start(job).catch(({ message }: Error) => message);
         if (typeof server === 'string') {
-          mlserver = without(server); // what is measured is not lost
+          mlserver = without(`${of.network}: ${server}`); // what is measured is not lost
           break;
         }
         try {
@@ -193,7 +193,7 @@ interface Subject {
   readonly input: InputConfig;
   /** For the service. */
   readonly folder: string;
-  /** For Express: the same network, and its plain form where it is an octave network. */
+  /** For the peers: the same network, and its plain form where it is an octave network. */
   readonly onnx: readonly { readonly network: string; readonly alpha?: number | undefined; readonly onnx: string }[];
 }
 

@@ -21,8 +21,9 @@ export interface BatchPolicy {
   /** Batches in flight at a time; default 1. */
   readonly instances?: number | undefined;
   /**
-   * Whether one more may be, if it need not wait for others to fill it: the device is then busy while results are handed
-   * out, and at light load no batch makes another one later. Default false; in a service as it was measured.
+   * Whether one more may be, if it has as many rows as need not wait for others: the device is then busy while results
+   * are handed out, and at light load no batch makes another one later. Default false; in a service as it was measured,
+   * unless `instances` or `preferred` are given.
    */
   readonly overlap?: boolean | undefined;
   /**

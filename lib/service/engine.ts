@@ -74,7 +74,7 @@ export interface Engine {
 }
 
 /**
- * Loads a model and measures how it is batched.
+ * Loads a model and measures how it is batched. From then on threads of all runs of this process give way to others.
  * @throws OctconvError that names the file and what does not fit.
  */
 export async function openEngine(folder: string, options: EngineOptions = {}): Promise<Engine> {
@@ -83,9 +83,9 @@ export async function openEngine(folder: string, options: EngineOptions = {}): P
   if (!Number.isInteger(maxBatch) || maxBatch < 1)
     throw new OctconvError(`service: maxBatch: ${show(maxBatch)}, wanted a positive integer`);
   const { sizes } = resolvePolicy({ sizes: options.sizes ?? powersOfTwo(maxBatch) });
-  native.giveWay(); // to the event loop, which has other requests
   // Of each size one for f32 and one for bytes of pictures.
   const model = await loadModel(folder, { device, dtype, threads, plans: 2 * sizes.length });
+  native.giveWay(); // for good: the event loop has other requests
   try {
     const row = inputShape(model).slice(1);
     const { multiplyAdds, parameters } = countFlops(model.record([1, ...row]));
@@ -114,7 +114,7 @@ export const powersOfTwo = (most: number): number[] =>
 
 /** A larger batch must do so many times as much at least, in one run or in two side by side. */
 const gain = 1.03;
-/** As must a second run in flight of one row: it makes the first one later, unless that leaves cores idle. */
+/** Two runs of one row side by side must do so many times as much: they make each other later, unless cores are idle. */
 const gainBeside = 1.5;
 /** Two times that are as near are the same: others use the machine too. */
 const near = 1.02;
@@ -157,14 +157,14 @@ export async function measureBatching(
       best = Math.min(best, each);
     } else if (taken.length > worth + 1) break; // one that seems to be no better may have been disturbed
   }
-  const kept = taken.slice(0, worth) as [(typeof taken)[number]];
-  const [first, last] = [kept[0], kept.at(-1) ?? kept[0]];
+  const kept = taken.slice(0, worth);
+  const [first, last] = [kept[0], kept.at(-1)] as [(typeof taken)[number], (typeof taken)[number]];
   const instances = first.beside * gainBeside < first.alone ? 2 : 1;
   const batching = {
     sizes: kept.map(({ size }) => size),
     milliseconds: kept.map(({ alone }) => alone),
     instances,
-    overlap: instances === 1 && last.beside <= near * last.alone,
+    overlap: instances === 1 && kept.length > 1 && last.beside <= near * last.alone,
   };
   return { batching, classes };
 }

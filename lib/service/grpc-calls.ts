@@ -2,7 +2,7 @@
 import type * as Grpc from '@grpc/grpc-js';
 import { bearerOf, tokenCheck } from './door.js';
 import { codes } from './errors.js';
-import type { GrpcCall, GrpcRun, GrpcWatch } from './grpc-watch.js';
+import type { GrpcCall, GrpcRun, GrpcListeners } from './grpc-listeners.js';
 
 export interface Admission {
   readonly token: string | undefined;
@@ -17,7 +17,7 @@ const isOpen = (method: string): boolean => /\/Server(Live|Ready)$|^grpc\.health
 export function doorkeeper(
   grpc: typeof Grpc,
   { token, requestTimeout }: Admission,
-  { onStart, onEnd }: GrpcWatch,
+  { onStart, onEnd }: GrpcListeners,
 ): Grpc.ServerInterceptor {
   const check = token === undefined ? () => true : tokenCheck(token);
   return ({ path, requestStream }, call) => {

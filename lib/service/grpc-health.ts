@@ -39,7 +39,7 @@ export function checkHealth(service: Service, { service: name }: HealthRequest):
 }
 
 /** Those who watch the health of something. One listener of the service tells them all. */
-export class HealthWatchers implements Disposable {
+export class HealthWatchers {
   readonly #service: Service;
   readonly #looks = new Map<Watching, () => void>();
   readonly #look = () => {
@@ -66,11 +66,8 @@ export class HealthWatchers implements Disposable {
 
   /** Ends all of them. */
   close(status: Grpc.StatusObject): void {
+    this.#service.off('health', this.#look);
     for (const call of this.#looks.keys()) call.emit('error', status);
     this.#looks.clear();
-  }
-
-  [Symbol.dispose](): void {
-    this.#service.off('health', this.#look);
   }
 }

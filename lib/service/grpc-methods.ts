@@ -60,8 +60,10 @@ export interface Message {
   readonly settings: Readonly<Record<string, { readonly value: readonly string[] }>>;
 }
 
-/** Number of `raw_input_contents`. */
+/** Number of `raw_input_contents`, of methods that infer. */
 const rawField = 7;
+/** Bytes of a name whose health is asked for. */
+const maxHealth = 1024;
 
 /**
  * A message of a method.
@@ -78,13 +80,17 @@ export function read(method: string, decode: (bytes: Buffer) => object, bytes: B
 }
 
 function checkSize(method: string, bytes: Buffer): void {
+  const isHealth = method === 'Check' || method === 'Watch';
+  if (isHealth && bytes.length > maxHealth)
+    throw new ServiceError('tooLarge', `${method}: a message of ${bytes.length} bytes, wanted at most ${maxHealth}`);
+  const infers = method === 'ModelInfer' || method === 'ModelStreamInfer';
   const reader = new BinaryReader(bytes);
   let rest = 0;
   for (let fields = 1; reader.pos < reader.len; fields++) {
     const start = reader.pos;
     const [field, type] = reader.tag();
     reader.skip(type, field);
-    if (field !== rawField) rest += reader.pos - start;
+    if (!infers || field !== rawField) rest += reader.pos - start;
     if (fields > maxFields || rest > maxRest)
       throw new ServiceError(
         'tooLarge',
@@ -102,7 +108,7 @@ const plain = (parameters: Parameters): Record<string, unknown> =>
 export type Methods = ReturnType<typeof methodsOf>;
 
 export interface MethodOptions {
-  /** Whether callers may load and unload models, and change how it is traced. */
+  /** Whether callers may load and unload models, and change settings of traces. */
   readonly repository: boolean;
   readonly trace: TraceFile;
 }

@@ -13,11 +13,11 @@ import { codeOf, codes, ServiceError } from './errors.js';
 import { doorkeeper } from './grpc-calls.js';
 import { checkHealth, type Health, HealthWatchers, type HealthRequest } from './grpc-health.js';
 import { maxRest, type Methods, methodsOf, read } from './grpc-methods.js';
-import type { GrpcWatch } from './grpc-watch.js';
+import type { GrpcListeners } from './grpc-listeners.js';
 import type { Service } from './service.js';
 import { TraceFile } from './trace-file.js';
 
-export interface GrpcOptions extends GrpcWatch {
+export interface GrpcOptions extends GrpcListeners {
   /** Default 127.0.0.1: other machines reach it only where it is asked for. */
   readonly host?: string | undefined;
   /** Default 0: the system chooses. */
@@ -36,7 +36,7 @@ export interface GrpcOptions extends GrpcWatch {
   readonly token?: string | undefined;
   /** PEM. With `ca` clients must have a certificate of it. */
   readonly tls?: Tls | undefined;
-  /** Whether callers may load and unload models, and trace; default: where `host` is this machine alone. */
+  /** Whether callers may load and unload models, and change settings of traces; default: where `host` is this machine alone. */
   readonly repository?: boolean | undefined;
   /** Is told of faults of the server; one of pino fits. */
   readonly logger?: { error(fault: unknown): void } | undefined;
@@ -123,9 +123,11 @@ export async function serveGrpc(service: Service, options: GrpcOptions = {}): Pr
   const streamed = async (bytes: Buffer, signal: AbortSignal) => {
     let id = '';
     try {
-      const message = messageOf('ModelStreamInfer', bytes);
-      id = message.id;
-      const infer_response = await counted(bytes, () => methods.ModelInfer(message, signal));
+      const infer_response = await counted(bytes, () => {
+        const message = messageOf('ModelStreamInfer', bytes);
+        id = message.id;
+        return methods.ModelInfer(message, signal);
+      });
       return { infer_response: { ...infer_response, parameters: { triton_final_response: { bool_param: true } } } };
     } catch (error) {
       return { error_message: statusOf(error).details, infer_response: { id } };
@@ -167,11 +169,13 @@ export async function serveGrpc(service: Service, options: GrpcOptions = {}): Pr
   };
   server.addService(raw(health), { Check, Watch });
   return {
-    port: await listen(grpc, server, host, port, tls),
+    port: await listen(grpc, server, host, port, tls).catch((error) => {
+      watchers.close(closed());
+      throw error;
+    }),
     close: (milliseconds = 30_000) =>
       new Promise((resolve) => {
         closing.abort();
-        watchers[Symbol.dispose]();
         watchers.close(closed());
         const late = setTimeout(() => {
           server.forceShutdown();

@@ -23,7 +23,7 @@ export interface Sent {
   readonly data: Uint8Array<ArrayBuffer>;
 }
 
-/** What is asked of the process, in the order of `id`; a ping is answered at once. */
+/** What is asked of the process; answers have its `id`, a ping has a pong at once. */
 export type Ask =
   | 'ping'
   | { readonly id: number; readonly open: string; readonly options: EngineOptions }
@@ -54,6 +54,8 @@ export interface Patience {
   readonly silent: number;
   /** The same until the model is loaded: it reads files, and drivers of GPUs start on its event loop. */
   readonly loading: number;
+  /** In which the model is loaded, however many signs there are. */
+  readonly starting: number;
   /**
    * In which none of the runs in flight ends, at least: it is 100 times as long as the largest batch took at warm-up, if
    * that is longer. A run whose input has another size than the model's own may take as long as it does.
@@ -63,12 +65,16 @@ export interface Patience {
   readonly closing: number;
 }
 
-const usualPatience: Patience = { look: 1, silent: 30, loading: 120, running: 60, closing: 5 };
+const usualPatience: Patience = { look: 1, silent: 30, loading: 120, starting: 900, running: 60, closing: 5 };
 const timesWarmUp = 100;
 
 export interface IsolateOptions {
   /** Aborts loading. */
   readonly signal?: AbortSignal | undefined;
+  /** Is told why the process has ended, and why it could not be started again, each reason once. */
+  readonly ended?: ((why: string) => void) | undefined;
+  /** Is told whether it runs again: not, for this reason. */
+  readonly lost?: ((why: string | undefined) => void) | undefined;
   /** Of tests. */
   readonly patience?: Partial<Patience> | undefined;
 }
@@ -77,13 +83,11 @@ export interface IsolateOptions {
 export async function isolate(
   folder: string,
   options: EngineOptions,
-  /** Is told why the process has ended, and why it could not be started again. */
-  ended: (why: string) => void,
-  { signal, patience }: IsolateOptions = {},
+  { signal, patience, ended = () => undefined, lost = () => undefined }: IsolateOptions = {},
 ): Promise<Engine> {
   const stamp = await stampOf(folder);
   signal?.throwIfAborted();
-  const supervisor = new Supervisor(folder, options, stamp, ended, { ...usualPatience, ...patience });
+  const supervisor = new Supervisor(folder, options, stamp, { ended, lost }, { ...usualPatience, ...patience });
   const forget = onAbort(signal, () => void supervisor.close());
   const about = await supervisor.start().finally(forget);
   return {
@@ -110,6 +114,8 @@ class Supervisor {
   /** Starts since it last ran well. */
   #starts = 0;
   #started = 0;
+  /** Why it could not be started again. */
+  #why: string | undefined;
   /** What is loaded, if it is. */
   #about: About | undefined;
   /** Looks at it. */
@@ -127,7 +133,7 @@ class Supervisor {
     readonly options: EngineOptions,
     /** Of the files that it was made of: another start must not make another model of it. */
     readonly stamp: string,
-    readonly ended: (why: string) => void,
+    readonly told: Required<{ [K in 'ended' | 'lost']: NonNullable<IsolateOptions[K]> }>,
     readonly patience: Patience,
   ) {}
 
@@ -137,7 +143,6 @@ class Supervisor {
       stdio: ['ignore', 'inherit', 'inherit', 'ipc'],
     });
     this.#child = child;
-    this.#started = performance.now();
     this.#heard();
     this.#stuck = 0;
     this.#timer = setInterval(() => this.#look(child), 1000 * this.patience.look).unref();
@@ -148,6 +153,7 @@ class Supervisor {
     try {
       const answer = await this.#ask({ open: this.folder, options: this.options });
       this.#about = (answer as Extract<Answer, { about: About }>).about;
+      this.#started = performance.now();
       return this.#about;
     } catch (error) {
       child.kill('SIGKILL');
@@ -190,15 +196,18 @@ class Supervisor {
 
   /** Kills it if it hangs. */
   #look(child: ChildProcess): void {
-    const { look, silent, loading, running } = this.patience;
+    const { look, silent, loading, starting, running } = this.patience;
     const about = this.#about;
     this.#silent += look;
     const mostSilent = about ? silent : loading;
     const all = [...this.#waiting.values()];
-    this.#stuck = all.length > 0 && all.every(({ usual }) => usual) ? this.#stuck + look : 0;
-    const mostStuck = Math.max(running, (timesWarmUp * (about?.batching.milliseconds.at(-1) ?? 0)) / 1000);
+    const isBounded = !about || (all.length > 0 && all.every(({ usual }) => usual));
+    this.#stuck = isBounded ? this.#stuck + look : 0;
+    const warmUp = (about?.batching.milliseconds.at(-1) ?? 0) / 1000;
+    const mostStuck = about ? Math.max(running, timesWarmUp * warmUp) : starting;
+    const stuck = about ? 'no run has ended' : 'the model has not been loaded';
     if (this.#silent > mostSilent) this.#ended(child, `it has not answered for ${mostSilent} s`, true);
-    else if (this.#stuck > mostStuck) this.#ended(child, `no run has ended for ${Math.round(mostStuck)} s`, true);
+    else if (this.#stuck > mostStuck) this.#ended(child, `${stuck} for ${Math.round(mostStuck)} s`, true);
     else if (!this.#pinged) {
       this.#pinged = true;
       this.#tell(child, 'ping');
@@ -226,9 +235,9 @@ class Supervisor {
     // Whoever starts it is told; one that ran is started again before anybody asks it.
     if (wasRunning && !this.#closed) {
       const tell = (code: number | null, signal: string | null) =>
-        this.ended(`ended: ${signal ?? `exit code ${code}`}`);
+        this.told.ended(`ended: ${signal ?? `exit code ${code}`}`);
       const { exitCode, signalCode } = child;
-      if (hangs) this.ended(`ended: ${how}`);
+      if (hangs) this.told.ended(`ended: ${how}`);
       else if (exitCode === null && signalCode === null) child.once('exit', tell);
       else tell(exitCode, signalCode);
       if (performance.now() - this.#started > wellAfter) this.#starts = 0;
@@ -242,11 +251,21 @@ class Supervisor {
   /** Goes on until it runs, or nobody wants it any more. Batches wait for the next start, and fail if it does. */
   #restart(): void {
     this.#ready = this.#startAgain();
-    this.#ready.catch((error: Error) => {
-      if (this.#closed) return;
-      this.ended(error.message);
-      this.#restart();
-    });
+    this.#ready.then(
+      () => {
+        if (this.#why !== undefined) this.told.lost(undefined);
+        this.#why = undefined;
+      },
+      ({ message }: Error) => {
+        if (this.#closed) return;
+        if (message !== this.#why) {
+          this.#why = message;
+          this.told.ended(message);
+          this.told.lost(message);
+        }
+        this.#restart();
+      },
+    );
   }
 
   async #startAgain(): Promise<void> {

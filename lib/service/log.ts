@@ -1,9 +1,9 @@
 /** The log of a server: JSON lines, or lines for people. */
-import type { FastifyInstance } from 'fastify';
+import type { FastifyInstance, FastifyReply } from 'fastify';
 import { type DestinationStream, type Logger, type LoggerOptions, pino, stdTimeFunctions } from 'pino';
 import { printable } from '../error.js';
 import type { ServeConfig } from './config.js';
-import type { GrpcWatch } from './grpc-watch.js';
+import type { GrpcListeners } from './grpc-listeners.js';
 import type { Service } from './service.js';
 
 export interface Log {
@@ -51,11 +51,14 @@ export function logFaults(service: Service, log: Logger): void {
   service.on('unreadable', (error) => log.error(error.message));
 }
 
+/** The status that a client has seen; 499 for one that has gone. */
+export const statusOf = ({ raw, statusCode }: FastifyReply): number => (raw.writableFinished ? statusCode : 499);
+
 /** A line for each request that fails, and for every so many-th other. The hook is for routes that are added later. */
 export function addAccessLog(app: FastifyInstance, log: Logger, every: number): void {
   let successes = 0;
   app.addHook('onResponse', ({ id, method, url, ip }, reply, done) => {
-    const status = reply.raw.writableFinished ? reply.statusCode : 499; // the client has gone
+    const status = statusOf(reply);
     const level = status >= 400 ? 'warn' : 'info';
     if (level === 'warn' || successes++ % every === 0) {
       const milliseconds = Number(reply.elapsedTime.toFixed(3));
@@ -66,7 +69,7 @@ export function addAccessLog(app: FastifyInstance, log: Logger, every: number): 
 }
 
 /** The same of calls of gRPC: it is the `onEnd` of that door. A stream is one call. */
-export function accessLog(log: Logger, every: number): NonNullable<GrpcWatch['onEnd']> {
+export function accessLog(log: Logger, every: number): NonNullable<GrpcListeners['onEnd']> {
   let successes = 0;
   return ({ method, peer }, { status, milliseconds: exact }) => {
     const level = status === 'OK' ? 'info' : 'warn';

@@ -309,7 +309,7 @@ export abstract class ServiceModels extends EventEmitter<ServiceEvents> implemen
     if (entry.stamp === stamp && entry.state !== 'unloading') return;
     entry.folder = folder;
     entry.stamp = stamp;
-    const old = entry.state === 'ready' ? entry.served : undefined;
+    const old = entry.served;
     if (!old) this.#change(entry, 'loading');
     try {
       const served = await this.#open(entry.name, entry.version, folder);
@@ -317,7 +317,7 @@ export abstract class ServiceModels extends EventEmitter<ServiceEvents> implemen
       entry.served = served;
     } catch (error) {
       if (this.#isClosing) return;
-      this.#change(entry, old ? 'ready' : 'unavailable', (error as Error).message);
+      this.#change(entry, old ? entry.state : 'unavailable', (error as Error).message);
       return;
     }
     this.#change(entry, 'ready');
@@ -326,10 +326,16 @@ export abstract class ServiceModels extends EventEmitter<ServiceEvents> implemen
 
   async #open(name: string, version: string, folder: string): Promise<Served> {
     const { device, batching = {}, isolated, dtype, threads, maxBatch } = this.settingsOf(name);
-    const ended = (why: string) => this.#tell('ended', name, version, why);
-    const { signal } = this.#stop;
-    const open = (options: EngineOptions) =>
-      isolated ? isolate(folder, options, ended, { signal }) : openEngine(folder, options);
+    let served: Served | undefined;
+    const told = {
+      signal: this.#stop.signal,
+      ended: (why: string) => this.#tell('ended', name, version, why),
+      lost: (why: string | undefined) => {
+        const entry = this.#entries.get(name)?.get(version);
+        if (served && entry?.served === served) this.#change(entry, why === undefined ? 'ready' : 'unavailable', why);
+      },
+    };
+    const open = (options: EngineOptions) => (isolated ? isolate(folder, options, told) : openEngine(folder, options));
     const devices: readonly (Device | 'auto' | undefined)[] = Array.isArray(device) ? device : [device as Device];
     const engines: Engine[] = [];
     try {
@@ -340,10 +346,11 @@ export abstract class ServiceModels extends EventEmitter<ServiceEvents> implemen
       }
       const [first, ...others] = engines;
       if (!first) throw new OctconvError('device: [], wanted one or more');
-      return new Served(name, [first, ...others], batching, {
+      served = new Served(name, [first, ...others], batching, {
         request: (event) => this.#tell('request', name, version, event),
         batch: (event) => this.#tell('batch', name, version, event),
       });
+      return served;
     } catch (error) {
       await Promise.all(engines.map((engine) => engine.close()));
       throw error;
@@ -364,7 +371,8 @@ export abstract class ServiceModels extends EventEmitter<ServiceEvents> implemen
   /** How a model is served: its own settings over those of all. */
   settingsOf(name: string): ModelSettings {
     const { models = {}, limits: _, watch: __, ...all } = this.#options;
-    return { ...all, ...(Object.hasOwn(models, name) ? models[name] : {}) };
+    const own = Object.hasOwn(models, name) ? models[name] : {};
+    return { ...all, ...own, batching: { ...all.batching, ...own?.batching } };
   }
 
   #change(entry: Entry, state: State, reason?: string): void {

@@ -17,7 +17,7 @@ export interface RouteOptions {
   readonly maxBytes: number;
   /** Milliseconds that a form may take. */
   readonly uploadTimeout: number;
-  /** Whether callers may load and unload models, and trace; `local`: those that call this machine by a name of its own. */
+  /** Whether callers may load and unload models, and change settings of traces; `local`: those that call this machine by a name of its own. */
   readonly repository: boolean | 'local';
   readonly trace: TraceFile;
 }
@@ -141,6 +141,8 @@ function addTrace(app: FastifyInstance, { repository, trace }: RouteOptions): vo
 // --- Classify ---------------------------------------------------------------------------------------------------
 
 const mostFiles = 256;
+/** Bytes of a form beside its files. */
+const formRest = 2 ** 20;
 /** A form may have some, which nobody reads. */
 const mostFields = 16;
 const query = { top: true, clips: true, crops: true, priority: true, timeout: true };
@@ -164,7 +166,6 @@ async function addClassify(
       const signal = goneOf(reply);
       checkOptions('classify', request.query as object, query);
       const { top, clips, crops, ...policy } = numbersOf(request.query as Record<string, unknown>);
-      service.readyVersion(model, version); // or it is refused before its form is read
       const files: Upload[] = request.isMultipart() ? await uploads(request, options) : [{ bytes: bytesOf(request) }];
       if (files.every(({ bytes }) => bytes.length === 0))
         throw new OctconvError('classify: no picture or video, as the body or as files of a form');
@@ -227,10 +228,12 @@ async function uploads(request: FastifyRequest, { maxBytes, uploadTimeout }: Rou
 async function readForm(request: FastifyRequest, maxBytes: number): Promise<Upload[]> {
   const files: Upload[] = [];
   let total = 0;
+  const tooLarge = () => new ServiceError('tooLarge', `classify: a form of more than ${maxBytes} bytes`);
+  if (Number(request.headers['content-length'] ?? 0) > maxBytes + formRest) throw tooLarge();
   for await (const part of request.files()) {
     const bytes = await part.toBuffer();
     total += bytes.length;
-    if (total > maxBytes) throw new ServiceError('tooLarge', `classify: a form of more than ${maxBytes} bytes`);
+    if (total > maxBytes) throw tooLarge();
     files.push({ file: part.filename, bytes });
   }
   return files;

@@ -78,7 +78,7 @@ const longest = 2 ** 31 - 1;
 /** Rows that may wait unless told otherwise, and how many bytes they may be: clips are large. */
 const [usualQueue, queueBytes] = [256, 2 ** 30];
 
-/** An engine and how many more batches it may run now. */
+/** An engine and how many more batches it may run now; one that overlaps makes it -1. */
 interface Slot {
   readonly engine: Engine;
   free: number;
@@ -124,8 +124,10 @@ export class Served {
     const instances = perEngine.reduce((sum, one) => sum + one, 0);
     const rowBytes = bytesOf({ dtype: 'f32', shape: engines[0].about.row });
     const queue = Math.min(usualQueue, Math.max(sizes.at(-1) as number, Math.floor(queueBytes / rowBytes)));
-    const overlap = policy.instances === undefined && engines.every(({ about }) => about.batching.overlap);
-    this.policy = resolvePolicy({ milliseconds, queue, overlap, ...policy, sizes, instances });
+    const isMeasured = policy.instances === undefined && policy.preferred === undefined;
+    const overlap = isMeasured && engines.every(({ about }) => about.batching.overlap);
+    const given = Object.fromEntries(Object.entries(policy).filter(([, value]) => value !== undefined));
+    this.policy = resolvePolicy({ milliseconds, queue, overlap, ...given, sizes, instances });
     // `#checkRoom` has said what comes in, and `#queue` which timeout it has.
     this.#batcher = new Batcher({ ...this.policy, queue: Number.MAX_SAFE_INTEGER, allowTimeoutOverride: true });
     this.#events = events;

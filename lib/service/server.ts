@@ -59,7 +59,7 @@ export interface HttpOptions {
   /** Options of pino; default false. Faults of the server are logged, requests are not. */
   readonly logger?: FastifyServerOptions['logger'];
   /**
-   * Whether callers may load and unload models, and trace; default: where `host` is this machine alone, and callers name
+   * Whether callers may load and unload models, and change settings of traces; default: where `host` is this machine alone, and callers name
    * it so.
    */
   readonly repository?: boolean | undefined;

@@ -5,7 +5,8 @@
  */
 import type { Context, Span } from '@opentelemetry/api';
 import type { FastifyInstance, FastifyRequest } from 'fastify';
-import type { GrpcCall, GrpcRun } from './grpc-watch.js';
+import type { GrpcCall, GrpcRun } from './grpc-listeners.js';
+import { statusOf } from './log.js';
 import type { RequestEnded } from './served.js';
 import type { Service } from './service.js';
 
@@ -69,8 +70,9 @@ export async function openSpans(service: Service): Promise<Spans | undefined> {
         const { within = context.active() } = open.get(request) ?? {};
         context.with(within, done);
       });
-      app.addHook('onResponse', (request, { statusCode }, done) => {
+      app.addHook('onResponse', (request, reply, done) => {
         const { span } = open.get(request) ?? {};
+        const statusCode = statusOf(reply);
         span?.setAttribute('http.response.status_code', statusCode);
         if (statusCode >= 500) span?.setStatus({ code: SpanStatusCode.ERROR });
         span?.end();

@@ -54,9 +54,12 @@ export async function start(config: ServeConfig, stream: DestinationStream): Pro
     async () => {
       // What is not answered in time is told so, before its connection is closed.
       const late = setTimeout(() => void service.close(0), drain * 1000);
-      await Promise.all(doors.map((one) => one.close((drain + 1) * 1000)));
-      clearTimeout(late);
-      await service.close(0);
+      try {
+        await Promise.all(doors.map((one) => one.close((drain + 1) * 1000)));
+      } finally {
+        clearTimeout(late);
+        await service.close(0);
+      }
     },
   ];
   const close = async () => {

@@ -6,7 +6,8 @@
  *     [{"id":1,"model_name":"cifar","model_version":1},
  *     {"id":1,"timestamps":[{"name":"REQUEST_START","ns":81},{"name":"QUEUE_START","ns":90}, ...]}]
  *
- * With `logFrequency` n each n traces are a file of their own, FILE.0, FILE.1, ...; with 0 all are in FILE.
+ * With `logFrequency` n each n traces are a file of their own, FILE.0, FILE.1, ...; with 0 all are in FILE. The last ones
+ * of a `count` are always a file of their own, as Triton has it.
  */
 import { open } from 'node:fs/promises';
 import { basename } from 'node:path';
@@ -51,7 +52,7 @@ interface Settings {
 }
 
 const largest = 2 ** 31 - 1;
-/** Traces of a file are in memory until it is written: 4 MiB. */
+/** Traces of a file are in memory until it is written, 4 MiB for each model that has settings of its own. */
 const mostOfFile = 10_000;
 /** Traces that may wait for a slow disk; others are not made meanwhile. */
 const mostUnwritten = 20_000;
@@ -114,6 +115,8 @@ interface Scope {
   traces: string[];
 }
 
+const warn = (error: Error): void => process.emitWarning(error.message);
+
 /** What closes the list of a file that may get longer. */
 const tail = '\n]\n';
 
@@ -140,7 +143,7 @@ export class TraceFile implements AsyncDisposable {
   #closed = false;
 
   /** Without options there is no file: it is off, and stays so. `failed` is as for `open`. */
-  constructor(service: Service, options?: TraceOptions, failed: (error: Error) => void = () => undefined) {
+  constructor(service: Service, options?: TraceOptions, failed: (error: Error) => void = warn) {
     const { file, ...defaults } = options ? parse(traceOptions, options, 'trace') : { file: undefined, ...usual };
     this.#service = service;
     this.#file = file;
@@ -158,7 +161,7 @@ export class TraceFile implements AsyncDisposable {
     service: Service,
     options: TraceOptions,
     /** Is told when a file cannot be written, once until another one can. */
-    failed: (error: Error) => void = (error) => process.emitWarning(error.message),
+    failed: (error: Error) => void = warn,
   ): Promise<TraceFile> {
     const { file } = parse(traceOptions, options, 'trace');
     await checkOutput(file);
@@ -299,13 +302,15 @@ export class TraceFile implements AsyncDisposable {
       try {
         const more = Buffer.from(`,\n${text}${tail}`);
         const at = this.#size - tail.length;
-        await file.write(more, 0, more.length, at);
+        for (let done = 0; done < more.length; )
+          done += (await file.write(more, done, more.length - done, at + done)).bytesWritten;
         await file.truncate(at + more.length); // of one that could not be written before
         this.#size = at + more.length;
       } finally {
         await file.close();
       }
     } catch (error) {
+      if ((error as NodeJS.ErrnoException).code === 'ENOENT') this.#size = 0; // moved away: the next one is new
       throw fileError(path, error);
     }
   }

@@ -14,7 +14,7 @@
 #include <utility>
 #if defined(__linux__)
 #include <sched.h>
-#include <unistd.h>
+#include <sys/resource.h>
 #endif
 
 namespace octconv {
@@ -50,7 +50,7 @@ class Pool {
   };
 
   void addWorker();
-  static void giveWay();
+  static void becomeNicer();
   void work(Worker self);
   bool sleep(Lock& lock);
   Job next();
@@ -202,16 +202,19 @@ void Pool::addWorker() {
   }
 }
 
-// What threads::giveWay() asked for, in the thread that calls it.
-static std::atomic<bool> nicer{false};
-void Pool::giveWay() {
-#if defined(__linux__)  // where nice() is of one thread
-  static thread_local bool done = false;
-  if (done || !nicer.load(std::memory_order_relaxed)) return;
-  done = true;
-  // The service at saturation, in pictures/s; beyond it; p99 of its event loop in ms: 96, 81, 6.2 without, 102, 88, 4.9
-  // with 5. As many with 10 and 19.
-  if (nice(5) == -1) return;  // as it is, then
+// What threads::giveWay() asked for: the nice value of workers, or `asBefore`. A new thread has that of the one that
+// made it, so it is absolute. The service without it: 96 pictures/s at saturation, 81 beyond, p99 of the event loop 6.2
+// ms; with 5: 102, 88 and 4.9 ms; 10 and 19 were no better.
+static constexpr int nicer = 5, asBefore = 100;
+static std::atomic<int> wantedNice{asBefore};
+
+void Pool::becomeNicer() {
+#if defined(__linux__)  // where a thread has a nice value of its own
+  static thread_local int now = asBefore;
+  if (const int wanted = wantedNice.load(std::memory_order_relaxed); now != wanted) {
+    now = wanted;
+    setpriority(PRIO_PROCESS, 0, wanted);  // as it is, if that is refused
+  }
 #endif
 }
 
@@ -219,7 +222,7 @@ void Pool::work(Worker self) {
   Lock lock(mutex);
   bool foundNothing = false;  // this worker has just left a crew that had nothing to do
   while (true) {
-    giveWay();
+    becomeNicer();
     if (workers.size() < wanted && !stop) try {
         addWorker();
       } catch (const std::exception&) { wanted = workers.size(); }  // fewer are enough
@@ -381,7 +384,12 @@ void letGoNow() {
   objects.swap(waiting().objects);
 }
 
-void giveWay() { nicer = true; }
+void giveWay() {
+#if defined(__linux__)
+  int as = asBefore;
+  wantedNice.compare_exchange_strong(as, getpriority(PRIO_PROCESS, 0) + nicer);
+#endif
+}
 
 // cgroup v2 writes "quota period" (or "max period") to cpu.max, v1 has a file for each (-1 = no limit).
 static double cgroupCores() {

@@ -26,7 +26,7 @@ export interface GrpcRun {
   end(ended: GrpcEnded): void;
 }
 
-export interface GrpcWatch {
+export interface GrpcListeners {
   /** Is told of each call that is let in. */
   readonly onStart?: ((call: GrpcCall) => GrpcRun) | undefined;
   /** Is told of each call when it has ended, also of one that was refused. A method that there is not is no call. */
