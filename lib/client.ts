@@ -98,7 +98,7 @@ export type ModelStatistics = ReturnType<typeof modelStatistics>;
 export interface ClientOptions {
   /** Sent as `Authorization: Bearer TOKEN`. */
   readonly token?: string | undefined;
-  /** How often a request is sent again that was answered 429 or 503; default 3. */
+  /** How often a request is sent again that was answered 429 or 503 with Retry-After; default 3. */
   readonly retries?: number | undefined;
   /** Milliseconds that a call may take, retries included; default: as long as it takes. */
   readonly timeout?: number | undefined;
@@ -312,7 +312,7 @@ export class Client {
       const { status, headers, bytes } = await this.#once(method, path, sent, ends);
       if (status >= 200 && status < 300) return { status, headers, bytes };
       const retryAfter = secondsOf(headers.get('retry-after'));
-      if (tried === retries || !retried.includes(status)) {
+      if (tried === retries || retryAfter === undefined || !retried.includes(status)) {
         const { error } = (jsonOf(bytes) ?? {}) as { error?: unknown };
         const why = typeof error === 'string' ? `: ${error}` : '';
         throw new ClientError(`${this.#url}${path}: status ${status}${why}`, {
@@ -320,7 +320,7 @@ export class Client {
           ...(retryAfter !== undefined && { retryAfter }),
         });
       }
-      await pause((retryAfter ?? 0) * 1000 + Math.random() * backoff * 2 ** tried, ends);
+      await pause(retryAfter * 1000 + Math.random() * backoff * 2 ** tried, ends);
     }
   }
 

@@ -13,6 +13,9 @@ export class OctconvError extends Error {
 /** The source, a file or what stands for one, is at fault; the prefix is its name, or the file in it. */
 export class SourceError extends OctconvError {}
 
+/** This machine lacks something: no input is at fault. */
+export class MachineError extends OctconvError {}
+
 /** The longest message. The end is kept when it is cut: it says what was wanted. */
 const longest = 2000;
 const end = 400;

@@ -119,6 +119,17 @@ describe('service: requests', () => {
     expect((await service.infer('octave', x)).logits.shape).to.deep.equal([1, 10]);
   });
 
+  it('what the machine lacks is no fault of a request', async () => {
+    const before = process.env.OCTCONV_FFMPEG;
+    process.env.OCTCONV_FFMPEG = '/nowhere/ffmpeg';
+    try {
+      expect(await codeFor(service.classify('video', Buffer.alloc(5000, 'video')))).to.equal('internal');
+    } finally {
+      if (before === undefined) delete process.env.OCTCONV_FFMPEG;
+      else process.env.OCTCONV_FFMPEG = before;
+    }
+  });
+
   it('streams of refused requests are closed', async () => {
     const streams = Array.from({ length: 4 }, () => createReadStream(cat));
     const [first, second, third, fourth] = streams as [ReadStream, ReadStream, ReadStream, ReadStream];
@@ -367,6 +378,10 @@ describe('service: repository', () => {
     const misspelt = Service.open({ octave }, { ...small, models: { oktave: {} } });
     expect(await failure(misspelt)).to.equal('service: models.oktave: there is no such model (did you mean "octave"?)');
     expect(() => new Service({}, { watch: 0 })).to.throw('watch: 0, wanted seconds');
+    expect(() => new Service({}, { models: { a: { batching: { sizes: [3] } } } })).to.throw(
+      'sizes [3], wanted ascending',
+    );
+    expect(() => new Service({}, { batching: { queue: 0 } })).to.throw('queue 0, wanted a positive integer');
     expect(() => new Service({}, { models: { a: { colour: 1 } as never } })).to.throw('unknown option "colour"');
   });
 });

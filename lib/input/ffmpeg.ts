@@ -6,7 +6,7 @@ import { join, resolve } from 'node:path';
 import type { Readable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
 import { checkSignal, onAbort } from '../abort.js';
-import { OctconvError, SourceError } from '../error.js';
+import { MachineError, OctconvError, SourceError } from '../error.js';
 import type { Frame } from './image.js';
 import { readNut } from './nut.js';
 
@@ -134,12 +134,12 @@ export async function ffmpegProgram(): Promise<string> {
   return isFolder ? join(given, 'ffmpeg') : resolve(given);
 }
 
-function notRun(error: NodeJS.ErrnoException): OctconvError {
+function notRun(error: NodeJS.ErrnoException): MachineError {
   const { OCTCONV_FFMPEG: given } = process.env;
   if (given)
-    return new OctconvError(`OCTCONV_FFMPEG: ${given}: cannot be run (${error.code}), wanted ffmpeg or its folder`);
-  if (error.code !== 'ENOENT') return new OctconvError(`ffmpeg: cannot be run (${error.code})`);
-  return new OctconvError(
+    return new MachineError(`OCTCONV_FFMPEG: ${given}: cannot be run (${error.code}), wanted ffmpeg or its folder`);
+  if (error.code !== 'ENOENT') return new MachineError(`ffmpeg: cannot be run (${error.code})`);
+  return new MachineError(
     'ffmpeg: not found on the PATH, wanted to decode video: install it (apt-get install ffmpeg, or ffmpeg.org), or name its file or folder in OCTCONV_FFMPEG',
   );
 }

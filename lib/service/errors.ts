@@ -1,5 +1,5 @@
 /** What can go wrong with a request: one table of codes for all doors of the service. */
-import { OctconvError } from '../error.js';
+import { MachineError, OctconvError } from '../error.js';
 
 /** HTTP status and gRPC status of each code. */
 export const codes = {
@@ -40,9 +40,13 @@ export class ServiceError extends OctconvError {
   }
 }
 
+/** Whether callers are told of an error: not of faults of the server that say how it is set up. */
+export const isTold = (error: unknown): boolean => error instanceof OctconvError && !(error instanceof MachineError);
+
 /** The code of whatever was thrown while a request was read: errors that the library explains are the request's. */
 export function codeOf(error: unknown): Code {
   if (error instanceof ServiceError) return error.code;
+  if (error instanceof MachineError) return 'internal';
   if (error instanceof OctconvError) return 'invalid';
   const { name } = (error ?? {}) as Partial<Error>;
   return name === 'AbortError' ? 'cancelled' : name === 'TimeoutError' ? 'late' : 'internal';

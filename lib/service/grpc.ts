@@ -9,7 +9,7 @@ import { onAbort } from '../abort.js';
 import { OctconvError } from '../error.js';
 import { object, parse } from '../files/schema.js';
 import { BytesInFlight, doorOptions, isLocal, type Tls } from './door.js';
-import { codeOf, codes, ServiceError } from './errors.js';
+import { codeOf, codes, isTold, ServiceError } from './errors.js';
 import { doorkeeper } from './grpc-calls.js';
 import { checkHealth, type Health, HealthWatchers, type HealthRequest } from './grpc-health.js';
 import { maxRest, type Methods, methodsOf, read } from './grpc-methods.js';
@@ -104,7 +104,7 @@ export async function serveGrpc(service: Service, options: GrpcOptions = {}): Pr
     const { message, retryAfter } = error as ServiceError;
     if (retryAfter !== undefined) metadata.set('grpc-retry-pushback-ms', String(Math.ceil(retryAfter * 1000)));
     if (code === 'internal') logger?.error(error);
-    const hidden = code === 'internal' && !(error instanceof OctconvError);
+    const hidden = code === 'internal' && !isTold(error);
     return { code: codes[code].grpc as number, details: hidden ? 'internal error' : short(message), metadata };
   };
 

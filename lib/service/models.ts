@@ -7,7 +7,7 @@ import { OctconvError, show } from '../error.js';
 import type { DecodeOptions } from '../input/image.js';
 import type { Device } from '../native.js';
 import { checkOptions, type Known } from '../options.js';
-import type { BatchPolicy } from './batcher.js';
+import { type BatchPolicy, resolvePolicy } from './batcher.js';
 import { type About, type Engine, type EngineOptions, openEngine } from './engine.js';
 import { ServiceError } from './errors.js';
 import { isolate } from './isolated.js';
@@ -136,6 +136,8 @@ export abstract class ServiceModels extends EventEmitter<ServiceEvents> implemen
     checkOptions('service', options, serviceOptions);
     for (const [name, settings] of Object.entries(options.models ?? {}))
       checkOptions(`service: models.${name}`, settings, modelSettings);
+    for (const { batching = {} } of [options, ...Object.values(options.models ?? {})])
+      resolvePolicy({ ...batching, sizes: batching.sizes ?? [1], ...(!batching.sizes && { preferred: [] }) });
     const { watch } = options;
     if (watch !== undefined && !(watch > 0 && watch <= 86_400))
       throw new OctconvError(`service: watch: ${show(watch)}, wanted seconds, at most 86400`);

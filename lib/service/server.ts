@@ -14,7 +14,7 @@ import * as v from 'valibot';
 import { OctconvError, show } from '../error.js';
 import { integerIn, object, parse } from '../files/schema.js';
 import { bearerOf, BytesInFlight, doorOptions, isLocal, seconds, type Tls, text, tokenCheck } from './door.js';
-import { codeOf, codes, ServiceError } from './errors.js';
+import { codeOf, codes, isTold, ServiceError } from './errors.js';
 import { addRoutes } from './routes.js';
 import type { Service } from './service.js';
 import { TraceFile } from './trace-file.js';
@@ -174,11 +174,13 @@ export async function serveHttp(service: Service, options: HttpOptions = {}): Pr
 /** Tells an error: its status by the table of codes, or what Fastify gave it. Faults of the server are logged. */
 function tell(error: FastifyError, request: FastifyRequest, reply: FastifyReply): void {
   const code = codeOf(error);
-  const known = error instanceof OctconvError || code !== 'internal';
+  const known = isTold(error) || code !== 'internal';
   const status = !known && error.statusCode && error.statusCode < 500 ? error.statusCode : codes[code].http;
   if (status === 500) request.log.error(error);
   if (status === 401) reply.header('www-authenticate', 'Bearer');
-  if (status === 429 || status === 503) reply.header('retry-after', (error as Partial<ServiceError>).retryAfter ?? 1);
+  // Who set the time that it may wait knows best whether to ask again.
+  if (code !== 'late' && [429, 503].includes(status))
+    reply.header('retry-after', (error as Partial<ServiceError>).retryAfter ?? 1);
   const hidden = status === 500 && !known;
   const type = status === 415 ? ` ${show(request.headers['content-type'])}, wanted ${wantedTypes(request)}` : '';
   reply.code(status).send({ error: hidden ? `internal error, request ${request.id}` : `${error.message}${type}` });

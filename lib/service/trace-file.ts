@@ -56,8 +56,8 @@ const largest = 2 ** 31 - 1;
 const mostOfFile = 10_000;
 /** Traces that may wait for a slow disk; others are not made meanwhile. */
 const mostUnwritten = 20_000;
-/** Traces that are in memory before they are appended, where all are in one file. */
-const appended = 100;
+/** Where all are in one file: traces that are in memory before they are appended, and milliseconds, at most. */
+const [appended, latest] = [100, 1000];
 
 const usual: Settings = { level: 'OFF', rate: 1000, count: -1, logFrequency: 0 };
 
@@ -130,6 +130,7 @@ export class TraceFile implements AsyncDisposable {
   /** By the names of models. */
   readonly #models = new Map<string, Scope>();
   #listens = false;
+  #soon: NodeJS.Timeout | undefined;
   /** The latest trace, and the next file. */
   #id = 0;
   #index = 0;
@@ -263,7 +264,14 @@ export class TraceFile implements AsyncDisposable {
     if (scope.left > 0) scope.left--;
     scope.traces.push(traceOf(++this.#id, model, version, event));
     if (scope.traces.length >= (logFrequency || appended) || scope.left === 0) this.#flush(scope);
+    else if (logFrequency === 0) this.#soon ??= setTimeout(() => this.#appendAll(), latest).unref();
   };
+
+  #appendAll(): void {
+    this.#soon = undefined;
+    for (const scope of [this.#all, ...this.#models.values()])
+      if (scope.settings.logFrequency === 0) this.#flush(scope);
+  }
 
   /** Writes what a scope has, after what is being written. The last traces of a count are a file of their own. */
   #flush(scope: Scope): void {
@@ -318,6 +326,7 @@ export class TraceFile implements AsyncDisposable {
   /** Traces no more, and writes what there is. */
   async close(): Promise<void> {
     this.#closed = true;
+    clearTimeout(this.#soon);
     this.#listen();
     for (const scope of [this.#all, ...this.#models.values()]) this.#flush(scope);
     await this.#writing;
