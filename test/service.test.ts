@@ -222,6 +222,48 @@ describe('service: load', () => {
 });
 
 describe('service: a version that serves', () => {
+  it('gives each row its own answer, however requests are split and padded', async () => {
+    let state = 1;
+    const below = (count: number) => {
+      state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
+      return Math.floor((state / 2 ** 32) * count);
+    };
+    for (let seed = 0; seed < 60; seed++) {
+      const sizes = [
+        [1, 4],
+        [1, 2, 4],
+        [1, 2, 4, 8],
+        [1, 3, 8],
+      ][seed % 4] as number[];
+      let time = 1;
+      const milliseconds = sizes.map(() => (time += below(3) / 2)); // padding is often worth it
+      const batching = { sizes, milliseconds, instances: 1 + (seed % 2), overlap: seed % 3 === 0 };
+      const engine: Engine = {
+        about: { row: [1], batching, dtype: 'f32' } as never,
+        async run(x) {
+          const y = Float32Array.from(x.data, (value) => 2 * value); // a copy: the batch is filled again
+          await sleep(below(3));
+          return new Tensor('f32', [y.length, 1], y);
+        },
+        close: async () => undefined,
+      };
+      const events = { request: () => undefined, batch: () => undefined };
+      const served = new Served('x', [engine], {}, events);
+      let next = 0;
+      const requests = Array.from({ length: 24 }, async () => {
+        const rows = 1 + below(9);
+        const values = Float32Array.from({ length: rows }, () => ++next);
+        if (below(3) === 0) await sleep(below(4));
+        const signal = below(8) === 0 ? AbortSignal.timeout(below(4)) : undefined;
+        const { logits } = await served.infer(rows, () => new Tensor('f32', [rows, 1], values), { signal });
+        expect([...logits.data], `seed ${seed}`).to.deep.equal([...values].map((value) => 2 * value));
+      });
+      for (const one of await Promise.allSettled(requests))
+        if (one.status === 'rejected') expect(one.reason.name, one.reason.message).to.equal('TimeoutError');
+      await served.close(0);
+    }
+  });
+
   it('counts the time of what fails in the network', async () => {
     const row = [2, 2, 3];
     const batching = { sizes: [1], milliseconds: [1], instances: 1 };

@@ -1,6 +1,6 @@
 /** Traces in files, and Triton's trace extension at both doors: lib/service/trace-file.ts. */
 import { EventEmitter } from 'node:events';
-import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -153,6 +153,21 @@ describe('service: traces', () => {
       const none = new TraceFile(service as unknown as Service);
       expect(service.listenerCount('request')).to.equal(0);
       await none.close();
+    });
+
+    it('whose file is moved away begin a new one', async () => {
+      const told: string[] = [];
+      const { service, trace } = await open({}, ({ message }) => told.push(message));
+      const written = () => (files().includes('trace') ? models('trace').length : 0);
+      service.answer('a', 100);
+      while (written() < 100) await new Promise(setImmediate);
+      renameSync(join(folder, 'trace'), join(folder, 'old'));
+      service.answer('a', 100); // these find no file
+      while (told.length < 1) await new Promise(setImmediate);
+      service.answer('a', 7);
+      while (written() < 7) await new Promise(setImmediate); // within a second
+      expect([models('old').length, models('trace').length, told.length]).to.deep.equal([100, 7, 1]);
+      await trace.close();
     });
 
     it('that cannot be written are told once, until one can', async () => {

@@ -57,7 +57,7 @@ export interface Message {
   }[];
   readonly outputs: readonly { readonly name: string; readonly parameters: Parameters }[];
   readonly raw_input_contents: readonly Buffer[];
-  readonly settings: Readonly<Record<string, { readonly value: readonly string[] }>>;
+  readonly settings: Readonly<Record<string, { readonly value: readonly string[] } | null>>;
 }
 
 /** Number of `raw_input_contents`, of methods that infer. */
@@ -126,7 +126,7 @@ export function methodsOf(service: Service, { repository, trace }: MethodOptions
   };
   const traceSetting = ({ settings, model_name }: Message) => {
     const model = model_name || undefined;
-    const given = Object.entries(settings).map(([name, { value }]) => [name, value]);
+    const given = Object.entries(settings).map(([name, one]) => [name, one?.value ?? []]); // an entry may have none
     if (given.length > 0 && !repository)
       throw new ServiceError('forbidden', 'trace: this server lets no caller change settings');
     const told = given.length > 0 ? trace.update(Object.fromEntries(given), model) : trace.settings(model);

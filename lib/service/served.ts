@@ -309,8 +309,10 @@ export class Served {
 
   /** The rows of a batch, one behind the other; what is behind them is padding. */
   #stack({ key, size, parts }: Batch<Queued>): Input {
-    const { x } = (parts[0] as Part<Queued>).request;
-    if (parts.length === 1 && x.shape[0] === size) return x;
+    const { request, rows } = parts[0] as Part<Queued>;
+    const { x } = request;
+    // The whole of a request, and no padding: what is left of a split one may be padded to as many rows.
+    if (rows === size && rows === request.rows) return x;
     const name = `${size} ${key}`;
     const batch = this.#batches.get(name) ?? Tensor.zeros(x.dtype, [size, ...x.shape.slice(1)] as Shape);
     this.#batches.delete(name);

@@ -307,13 +307,19 @@ export class TraceFile implements AsyncDisposable {
     }
     try {
       const file = await open(path, 'r+');
+      const at = this.#size - tail.length;
+      const end = async (text: string) => {
+        const bytes = Buffer.from(text);
+        for (let done = 0; done < bytes.length; )
+          done += (await file.write(bytes, done, bytes.length - done, at + done)).bytesWritten;
+        await file.truncate(at + bytes.length);
+        this.#size = at + bytes.length;
+      };
       try {
-        const more = Buffer.from(`,\n${text}${tail}`);
-        const at = this.#size - tail.length;
-        for (let done = 0; done < more.length; )
-          done += (await file.write(more, done, more.length - done, at + done)).bytesWritten;
-        await file.truncate(at + more.length); // of one that could not be written before
-        this.#size = at + more.length;
+        await end(`,\n${text}${tail}`).catch(async (error) => {
+          await end(tail); // as it was: there is room for that
+          throw error;
+        });
       } finally {
         await file.close();
       }
