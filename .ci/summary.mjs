@@ -3,7 +3,7 @@ import { existsSync, readdirSync, readFileSync } from 'node:fs';
 
 const failedStages = new Set(readFileSync('reports/failed-stages', 'utf8').split('\n').filter(Boolean));
 // The reasons of test/skip.ts that are no fault of CI's machine.
-const excused = /\(skipped: (this CPU lacks it|no Python with|no Chromium)/;
+const excused = /\(skipped: (this CPU lacks it|no Python with|no Chromium|there is no nats-server)/;
 let passed = 0;
 let failed = 0;
 for (const file of readdirSync('reports').filter((name) => name.endsWith('.json'))) {

@@ -43,7 +43,7 @@ describe('package @slow', function () {
   });
   after(() => rmSync(folder, { recursive: true, force: true }));
 
-  it('holds the compiled library, the prebuild and the models, and of the sources only the page of the server', () => {
+  it('holds the compiled library, the prebuild and the models, and of the sources what is not compiled', () => {
     expect(readdirSync(installed())).to.have.members([
       'LICENSE',
       'README.md',
@@ -56,6 +56,8 @@ describe('package @slow', function () {
     ]);
     expect(readdirSync(installed('prebuilds'))).to.deep.equal([`linux-${process.arch}`]);
     expect(readdirSync(installed('lib'), { recursive: true })).to.have.members([
+      'bench',
+      'bench/mlserver.py',
       'service',
       'service/page',
       'service/page/index.html',

@@ -16,6 +16,7 @@ const reasons = {
   cpu: 'this CPU lacks it, npm run test:avx512 emulates it',
   python: 'no Python with numpy, pillow and torch, OCTCONV_PYTHON may name one',
   triton: 'no Python with tritonclient, OCTCONV_PYTHON may name one',
+  nats: 'there is no nats-server(8), tools/clients.mjs installs it',
   openssl: 'there is no openssl(1) to make certificates',
   shared: '../shared is not here',
   terminal: 'there is no script(1) for a terminal',

@@ -1,5 +1,5 @@
 // Other people's clients of the service, for the tests that want them and are skipped otherwise: tritonclient from PyPI
-// in build/clients, which PYTHONPATH has to name, and Debian's Chromium and openssl.
+// in build/clients, which PYTHONPATH has to name, and Debian's Chromium, openssl and NATS server.
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { installPackages, main, root, run, ToolError, which } from './system.mjs';
@@ -27,6 +27,6 @@ function fetchTriton() {
 }
 
 function fetchPrograms() {
-  const missing = ['chromium', 'openssl'].filter((name) => !which(name));
-  if (missing.length) installPackages(missing, `${missing.join(' and ')} are wanted for tests of the server`);
+  const missing = ['chromium', 'openssl', 'nats-server'].filter((name) => !which(name));
+  if (missing.length) installPackages(missing, `${missing.join(', ')} for tests of the service`);
 }

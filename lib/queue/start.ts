@@ -1,0 +1,114 @@
+/** What `octconv worker` starts: a service, a worker of a queue, and what is seen of both. */
+import Fastify from 'fastify';
+import type { DestinationStream, Logger } from 'pino';
+import { collectDefaultMetrics, Counter, Gauge } from 'prom-client';
+import { OctconvError } from '../error.js';
+import type { ServeConfig } from '../service/config.js';
+import { logFaults, logStates, openLog } from '../service/log.js';
+import { Metrics } from '../service/metrics.js';
+import type { ServiceOptions } from '../service/models.js';
+import { Service } from '../service/service.js';
+import { type NatsOptions, NatsQueue } from './nats.js';
+import { Worker, type WorkerOptions } from './worker.js';
+
+export interface WorkerConfig {
+  readonly models: string;
+  readonly service: ServiceOptions;
+  readonly nats: NatsOptions;
+  readonly worker: WorkerOptions;
+  /** Where health and metrics are told; default: nowhere. */
+  readonly host: string;
+  readonly port?: number | undefined;
+  /** Seconds in which jobs that it has are ended when it is told to end. */
+  readonly drain: number;
+  readonly log: ServeConfig['log'];
+}
+
+export interface StartedWorker {
+  readonly log: Logger;
+  readonly queue: NatsQueue;
+  /** Of health and metrics. */
+  readonly url?: string | undefined;
+  /** When the connection has ended and does not come back. */
+  readonly lost: Promise<Error | undefined>;
+  close(): Promise<void>;
+}
+
+/**
+ * Starts a worker for all models of a folder.
+ * @throws OctconvError if a model cannot be loaded, no server of NATS answers, or the port cannot be had.
+ */
+export async function startWorker(config: WorkerConfig, stream: DestinationStream): Promise<StartedWorker> {
+  const { log } = openLog(config.log, stream);
+  const queue = await NatsQueue.open(config.nats);
+  const closers: (() => unknown)[] = [() => queue.close()];
+  const close = async () => {
+    for (const closer of closers.splice(0).reverse()) await closer();
+  };
+  try {
+    const service = new Service(config.models, config.service);
+    closers.push(() => service.close());
+    logStates(service, log);
+    logFaults(service, log);
+    const metrics = new Metrics(service);
+    closers.push(() => metrics[Symbol.dispose]());
+    await service.loaded;
+    const names = [...new Set(service.versions().map(({ name }) => name))];
+    if (names.length === 0) throw new OctconvError(`worker: ${config.models} holds no model folders`);
+    const broken = service.versions().find(({ state }) => state !== 'ready');
+    if (broken) throw new OctconvError(`worker: ${broken.name}, version ${broken.version}: ${broken.reason}`);
+    const worker = new Worker(service, await Promise.all(names.map((name) => queue.source(name))), config.worker);
+    closers.push(() => worker.close(config.drain * 1000));
+    logJobs(worker, log);
+    countJobs(worker, metrics);
+    const url = config.port === undefined ? undefined : await openHealth(config, service, metrics, closers);
+    log.info(`takes jobs of ${names.join(', ')}`);
+    const lost = queue.connection.closed().then((error) => error || undefined);
+    return { log, queue, url, lost, close };
+  } catch (error) {
+    await close();
+    throw error;
+  }
+}
+
+function logJobs(worker: Worker, log: Logger): void {
+  worker.on('retried', ({ id, model, delivery }, error) =>
+    log.warn({ id, model, delivery }, `job ${id} of ${model}, delivery ${delivery}, comes again: ${error.message}`),
+  );
+  worker.on('dead', ({ id, model, delivery }, error) =>
+    log.error({ id, model, delivery }, `job ${id} of ${model}, delivery ${delivery}, is dead: ${error.message}`),
+  );
+}
+
+function countJobs(worker: Worker, { registry }: Metrics): void {
+  collectDefaultMetrics({ register: registry });
+  const help = 'Jobs by what became of them: done, retried, dead';
+  const jobs = new Counter({ name: 'octconv_jobs', help, labelNames: ['model', 'outcome'], registers: [registry] });
+  for (const outcome of ['done', 'retried', 'dead'] as const)
+    worker.on(outcome, ({ model }: { model: string }) => jobs.inc({ model, outcome }));
+  new Gauge({
+    name: 'octconv_jobs_in_flight',
+    help: 'Jobs that this worker has',
+    registers: [registry],
+    collect() {
+      this.set(worker.inFlight);
+    },
+  });
+}
+
+/** Health as `octconv serve` tells it, and metrics. */
+async function openHealth(
+  { host, port = 0 }: WorkerConfig,
+  service: Service,
+  metrics: Metrics,
+  closers: (() => unknown)[],
+): Promise<string> {
+  const app = Fastify({ forceCloseConnections: true });
+  closers.push(() => app.close());
+  app.get('/v2/health/live', () => ({ live: true }));
+  app.get('/v2/health/ready', (_, reply) => reply.code(service.ready ? 200 : 503).send({ ready: service.ready }));
+  metrics.addRoute(app);
+  return app.listen({ host, port }).catch((error: Error) => {
+    throw new OctconvError(`worker: ${error.message}`, { cause: error });
+  });
+}
