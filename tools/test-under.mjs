@@ -84,8 +84,6 @@ function isOurs(stack) {
 function findings(log) {
   if (log.includes('WARNING: ThreadSanitizer'))
     return log.split(/^=+$/m).filter((race) => race.split('\n\n').some(isOurs));
-  // In some processes that node forks the search for leaks ends by a fault of its own.
-  if (log.includes('LeakSanitizer has encountered a fatal error')) return [];
   if (log.includes('ERROR: LeakSanitizer')) return log.split('\n\n').filter(isOurs);
   return [log];
 }
