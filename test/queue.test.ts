@@ -139,6 +139,20 @@ describe('queue', function () {
     expect(retried).to.deep.equal([1, 1, 2]);
   });
 
+  it('a full service lets a job wait, which costs it no try', async () => {
+    let calls = 0;
+    const full = {
+      classify: async (...args: Parameters<Service['classify']>) => {
+        if (++calls > 5) return service.classify(...args);
+        throw new ServiceError('overloaded', 'the queue is full', { retryAfter: 0.01 });
+      },
+    };
+    await work({ tries: 1 }, full);
+    await queue.submit('waits', 'octave', cat);
+    expect((await resultOf('waits')).error).to.equal(undefined);
+    expect(calls).to.equal(6);
+  });
+
   it('a worker that is gone has not lost its job; one that was slow changes no result', async () => {
     await queue.submit('slow', 'octave', cat, {});
     const slow = await taken();

@@ -11,6 +11,7 @@ import { fileURLToPath } from 'node:url';
 import { Client, credentials } from '@grpc/grpc-js';
 import { toJsonSchema } from '@valibot/to-json-schema';
 import { expect } from 'chai';
+import { freePort } from '../lib/bench/port.js';
 import type { Snapshot } from '../lib/service/live.js';
 import { start } from '../lib/service/start.js';
 import { failure } from './expect.js';
@@ -427,12 +428,3 @@ describe('serve.json', () => {
     expect(JSON.parse(readFileSync(file, 'utf8'))).to.deep.equal(schema);
   });
 });
-
-async function freePort(): Promise<number> {
-  const server = createServer().listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  const { port } = server.address() as AddressInfo;
-  server.close();
-  await once(server, 'close');
-  return port;
-}

@@ -92,27 +92,32 @@ describe('service: requests', () => {
   it('what does not fit is refused with a code', async () => {
     const x = noise(1);
     for (const [request, code, message] of [
-      [service.infer('nobody', x), 'notFound', 'no model "nobody"'],
-      [service.infer('__proto__', x), 'notFound', 'no model "__proto__"'],
-      [service.infer('octave', x, { version: '2' }), 'notFound', 'octave: no version "2"'],
+      [() => service.infer('nobody', x), 'notFound', 'no model "nobody"'],
+      [() => service.infer('__proto__', x), 'notFound', 'no model "__proto__"'],
+      [() => service.infer('octave', x, { version: '2' }), 'notFound', 'octave: no version "2"'],
       [
-        service.infer('octave', Tensor.zeros('u8', [1, 33, 32, 3])),
+        () => service.infer('octave', Tensor.zeros('u8', [1, 33, 32, 3])),
         'invalid',
         'octave: input is u8 [1,33,32,3], wanted f32 or u8 [N,32,32,3]',
       ],
-      [service.infer('octave', Tensor.zeros('i8', [1, 32, 32, 3]) as never), 'invalid', 'octave: input is i8'],
-      [service.infer('octave', noise(300)), 'invalid', 'octave: 300 rows, wanted at most 256'],
-      [service.infer('octave', x, { priority: 2 }), 'invalid', 'priority'],
-      [service.infer('octave', x, { timeout: -1 }), 'invalid', 'timeout'],
-      [service.infer('octave', x, { colour: 1 } as never), 'invalid', 'unknown option "colour"'],
-      [service.classify('octave', []), 'invalid', 'octave: no picture, wanted one or more'],
-      [service.classify('octave', Buffer.from('text')), 'invalid', 'picture: is not a picture'],
-      [service.classify('octave', '/nowhere.jpg'), 'invalid', '/nowhere.jpg: no such file'],
-      [service.classify('octave', cat, { clips: 3 }), 'invalid', 'octave: clips and crops are for video networks'],
-      [service.classify('octave', cat, { top: 0 }), 'invalid', 'top: 0, wanted a positive integer'],
+      [() => service.infer('octave', Tensor.zeros('i8', [1, 32, 32, 3]) as never), 'invalid', 'octave: input is i8'],
+      [() => service.infer('octave', noise(300)), 'invalid', 'octave: 300 rows, wanted at most 256'],
+      [() => service.infer('octave', x, { priority: 2 }), 'invalid', 'priority'],
+      [() => service.infer('octave', x, { timeout: -1 }), 'invalid', 'timeout'],
+      [() => service.infer('octave', x, { colour: 1 } as never), 'invalid', 'unknown option "colour"'],
+      [() => service.classify('octave', []), 'invalid', 'octave: no picture, wanted one or more'],
+      [() => service.classify('octave', Buffer.from('text')), 'invalid', 'picture: is not a picture'],
+      [() => service.classify('octave', '/nowhere.jpg'), 'invalid', '/nowhere.jpg: no such file'],
+      [
+        () => service.classify('octave', cat, { clips: 3 }),
+        'invalid',
+        'octave: clips and crops are for video networks',
+      ],
+      [() => service.classify('octave', cat, { top: 0 }), 'invalid', 'top: 0, wanted a positive integer'],
     ] as const) {
-      expect(await failure(request)).to.include(message);
-      expect(await codeFor(request)).to.equal(code);
+      const refused = request();
+      expect(await failure(refused)).to.include(message);
+      expect(await codeFor(refused)).to.equal(code);
     }
     const signal = AbortSignal.abort(new Error('gone'));
     expect(await service.infer('octave', x, { signal }).catch((e: Error) => e.message)).to.equal('gone');

@@ -2,13 +2,13 @@
 import { type ChildProcess, execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { copyFile, mkdir, writeFile } from 'node:fs/promises';
-import { type AddressInfo, createServer } from 'node:net';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { promisify } from 'node:util';
 import { onExit } from 'signal-exit';
 import { OctconvError } from '../error.js';
 import type { InputConfig } from '../input/preprocess.js';
+import { freePort } from './port.js';
 
 export interface Found {
   /** Absent where it is left out. */
@@ -129,14 +129,4 @@ export function mlServerRequest(picture: Uint8Array) {
   const data = [Buffer.from(picture).toString('base64')];
   const input = { name: 'input', datatype: 'BYTES', shape: [1], parameters: { content_type: 'base64' }, data };
   return { headers: { 'content-type': 'application/json' }, body: Buffer.from(JSON.stringify({ inputs: [input] })) };
-}
-
-/** It takes no port that the system chooses. */
-async function freePort(): Promise<number> {
-  const server = createServer().listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  const { port } = server.address() as AddressInfo;
-  server.close();
-  await once(server, 'close');
-  return port;
 }

@@ -81,7 +81,7 @@ async function work(models: string, flags: WorkerFlags): Promise<void> {
   const worker = await startWorker(
     {
       models,
-      service: { device, dtype, threads, isolated, batching: { queue: Math.max(256, 2 * concurrency) } },
+      service: { device, dtype, threads, isolated },
       nats: natsOf(flags),
       worker: { concurrency, tries, allow },
       ...{ host, port, drain, log: { level: 'info', format, every: 100 } },

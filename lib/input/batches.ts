@@ -38,8 +38,8 @@ export const clipOptions = { ...common, ...videoOptions } satisfies Known<ClipOp
 
 /**
  * Reads pictures as batches for a network; for a video network, whose input has `frames`, the middle clip of each video.
- * While the caller works on one batch the next is read, so memory holds two batches and as many decoded pictures as sharp has threads. Streams
- * are read or, if the loop ends before, destroyed.
+ * While the caller works on one batch the next is read, so memory holds two batches and as many decoded pictures as
+ * sharp has threads. Streams are read or, if the loop ends before, destroyed.
  */
 export function loadBatches(
   sources: PictureSource | readonly PictureSource[],

@@ -1,6 +1,6 @@
 /**
  * What goes through a work queue: jobs (an encoded picture or video, and what is asked of it) and results. A queue is a
- * `WorkSource`; `worker.ts` does its jobs and `producer.ts` makes them.
+ * `WorkSource`: `worker.ts` does its jobs, and `nats.ts` is one, which queues them too.
  */
 import type { Guess } from '../classify.js';
 import { OctconvError, show } from '../error.js';

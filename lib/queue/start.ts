@@ -52,11 +52,8 @@ export async function startWorker(config: WorkerConfig, stream: DestinationStrea
     logFaults(service, log);
     const metrics = new Metrics(service);
     closers.push(() => metrics[Symbol.dispose]());
-    await service.loaded;
+    await service.allReady();
     const names = [...new Set(service.versions().map(({ name }) => name))];
-    if (names.length === 0) throw new OctconvError(`worker: ${config.models} holds no model folders`);
-    const broken = service.versions().find(({ state }) => state !== 'ready');
-    if (broken) throw new OctconvError(`worker: ${broken.name}, version ${broken.version}: ${broken.reason}`);
     const worker = new Worker(service, await Promise.all(names.map((name) => queue.source(name))), config.worker);
     closers.push(() => worker.close(config.drain * 1000));
     logJobs(worker, log);

@@ -1,6 +1,7 @@
 /** A worker: takes jobs of a queue, lets a service do them, and gives each its result. */
 import { EventEmitter } from 'node:events';
 import { realpath } from 'node:fs/promises';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath, pathToFileURL } from 'node:url';
 import { OctconvError, show } from '../error.js';
 import type { VideoSource } from '../input/video.js';
@@ -103,20 +104,32 @@ export class Worker extends EventEmitter<WorkerEvents> {
   }
 
   async #answer(job: Job): Promise<void> {
-    const { id, model } = job;
     let result: Result;
     try {
       if (job.delivery > this.#options.tries)
         throw new ServiceError('internal', `was given to workers ${job.delivery - 1} times, and none had a result`);
-      const { signal } = this.#end;
-      const source = await this.#allowed(await job.input(signal), signal);
-      const { version, top, milliseconds } = await this.service.classify(model, source, { ...job.options, signal });
-      result = { id, model, version, top: top[0] ?? [], milliseconds };
+      result = await this.#resultOf(job);
     } catch (error) {
       return this.#failed(job, error as Error);
     }
     await job.done(result);
     this.emit('done', job, result);
+  }
+
+  /** A full queue of the service is no fault of a job: it waits here. */
+  async #resultOf(job: Job): Promise<Result> {
+    const { id, model, options } = job;
+    const { signal } = this.#end;
+    for (;;) {
+      try {
+        const source = await this.#allowed(await job.input(signal), signal);
+        const { version, top, milliseconds } = await this.service.classify(model, source, { ...options, signal });
+        return { id, model, version, top: top[0] ?? [], milliseconds };
+      } catch (error) {
+        if (codeOf(error) !== 'overloaded') throw error;
+        await sleep(1000 * ((error as ServiceError).retryAfter ?? 1), undefined, { signal });
+      }
+    }
   }
 
   async #failed(job: Job, error: Error): Promise<void> {

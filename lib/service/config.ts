@@ -106,7 +106,7 @@ export const serveSchema = object({
   tokenFile: v.optional(file),
   /** PEM. With `ca` clients must have a certificate of it. */
   tls: v.optional(object({ key: file, cert: file, ca: v.optional(file) })),
-  /** Whether callers may load and unload models, and change settings of traces; default: where `host` is this machine alone. */
+  /** Whether callers may load and unload models, and change settings of traces; default: where `host` is local. */
   repository: v.optional(yesNo),
   /** Traces of requests in files, as Triton writes them; default none. */
   trace: v.optional(traceOptions),

@@ -30,6 +30,12 @@ export const doorOptions = {
 /** Whether only this machine reaches a door. */
 export const isLocal = (host: string): boolean => ['127.0.0.1', '::1', 'localhost'].includes(host);
 
+/** @throws ServiceError where callers may not change the server. */
+export function checkMayChange(mayChange: boolean | 'local', what: 'load' | 'unload' | 'trace'): void {
+  const does = what === 'trace' ? 'change settings' : 'load or unload models';
+  if (!mayChange) throw new ServiceError('forbidden', `${what}: this server lets no caller ${does}`);
+}
+
 /** Bytes of requests that a door has taken, until they are answered. */
 export class BytesInFlight {
   readonly #most: number;

@@ -2,6 +2,7 @@
 import { BinaryReader } from '@bufbuild/protobuf/wire';
 import { OctconvError, show } from '../error.js';
 import { parse } from '../files/schema.js';
+import { checkMayChange } from './door.js';
 import { codeOf, ServiceError } from './errors.js';
 import { request as inferRequest } from './http-infer.js';
 import {
@@ -117,7 +118,7 @@ export interface MethodOptions {
 export function methodsOf(service: Service, { repository, trace }: MethodOptions) {
   const find = ({ name, version }: Message) => service.readyVersion(name, version || undefined);
   const change = async (what: 'load' | 'unload', { model_name, parameters }: Message) => {
-    if (!repository) throw new ServiceError('forbidden', `${what}: this server lets no caller load or unload models`);
+    checkMayChange(repository, what);
     const unknown = Object.keys(parameters).find((name) => name !== 'unload_dependents');
     if (unknown !== undefined)
       throw new OctconvError(`${what}: unknown parameter ${show(unknown)}, wanted unload_dependents`);
@@ -127,8 +128,7 @@ export function methodsOf(service: Service, { repository, trace }: MethodOptions
   const traceSetting = ({ settings, model_name }: Message) => {
     const model = model_name || undefined;
     const given = Object.entries(settings).map(([name, one]) => [name, one?.value ?? []]); // an entry may have none
-    if (given.length > 0 && !repository)
-      throw new ServiceError('forbidden', 'trace: this server lets no caller change settings');
+    if (given.length > 0) checkMayChange(repository, 'trace');
     const told = given.length > 0 ? trace.update(Object.fromEntries(given), model) : trace.settings(model);
     return {
       settings: Object.fromEntries(Object.entries(told).map(([name, value]) => [name, { value: [value].flat() }])),

@@ -54,15 +54,24 @@ export function logFaults(service: Service, log: Logger): void {
 /** The status that a client has seen; 499 for one that has gone. */
 export const statusOf = ({ raw, statusCode }: FastifyReply): number => (raw.writableFinished ? statusCode : 499);
 
+/** Tells which have a line: each that fails, and every so many-th other. */
+function sampler(every: number): (failed: boolean) => boolean {
+  let successes = 0;
+  return (failed) => failed || successes++ % every === 0;
+}
+
 /** A line for each request that fails, and for every so many-th other. The hook is for routes that are added later. */
 export function addAccessLog(app: FastifyInstance, log: Logger, every: number): void {
-  let successes = 0;
+  const hasLine = sampler(every);
   app.addHook('onResponse', ({ id, method, url, ip }, reply, done) => {
     const status = statusOf(reply);
-    const level = status >= 400 ? 'warn' : 'info';
-    if (level === 'warn' || successes++ % every === 0) {
+    const failed = status >= 400;
+    if (hasLine(failed)) {
       const milliseconds = Number(reply.elapsedTime.toFixed(3));
-      log[level]({ reqId: id, ip, method, url, status, milliseconds }, `${method} ${url} ${status} ${milliseconds} ms`);
+      log[failed ? 'warn' : 'info'](
+        { reqId: id, ip, method, url, status, milliseconds },
+        `${method} ${url} ${status} ${milliseconds} ms`,
+      );
     }
     done();
   });
@@ -70,11 +79,11 @@ export function addAccessLog(app: FastifyInstance, log: Logger, every: number): 
 
 /** The same of calls of gRPC: it is the `onEnd` of that door. A stream is one call. */
 export function accessLog(log: Logger, every: number): NonNullable<GrpcListeners['onEnd']> {
-  let successes = 0;
+  const hasLine = sampler(every);
   return ({ method, peer }, { status, milliseconds: exact }) => {
-    const level = status === 'OK' ? 'info' : 'warn';
-    if (level === 'info' && successes++ % every !== 0) return;
+    const failed = status !== 'OK';
+    if (!hasLine(failed)) return;
     const milliseconds = Number(exact.toFixed(3));
-    log[level]({ peer, method, status, milliseconds }, `${method} ${status} ${milliseconds} ms`);
+    log[failed ? 'warn' : 'info']({ peer, method, status, milliseconds }, `${method} ${status} ${milliseconds} ms`);
   };
 }

@@ -11,7 +11,7 @@ import { type BatchPolicy, resolvePolicy } from './batcher.js';
 import { type About, type Engine, type EngineOptions, openEngine } from './engine.js';
 import { ServiceError } from './errors.js';
 import { isolate } from './isolated.js';
-import { chosen, type Folders, foldersOf, type Models, stampOf, type Versions } from './repository.js';
+import { checkNames, chosen, type Folders, foldersOf, type Models, stampOf, type Versions } from './repository.js';
 import { type BatchEnded, type Counts, type RequestEnded, Served } from './served.js';
 
 /** How a model is served. */
@@ -153,6 +153,21 @@ export abstract class ServiceModels extends EventEmitter<ServiceEvents> implemen
 
   /** When all models have been loaded, well or not. Rejects if the repository cannot be read. */
   readonly loaded: Promise<void>;
+
+  /**
+   * When all models have been loaded.
+   * @throws OctconvError if there is none, that names one that cannot be loaded, and for settings of one that is not there.
+   */
+  async allReady(): Promise<void> {
+    await this.loaded;
+    const all = this.versions();
+    const broken = all.find(({ state }) => state === 'unavailable');
+    if (broken) throw new OctconvError(`service: ${broken.name}, version ${broken.version}: ${broken.reason}`);
+    checkNames(this.#options.models, new Set(all.map(({ name }) => name)));
+    const models = this.#models;
+    if (all.length === 0)
+      throw new OctconvError(`service: ${show(models instanceof URL ? models.href : models)} holds no model folders`);
+  }
 
   /** The version that answers a request. @throws ServiceError if none does. */
   protected find(name: string, version: string | undefined): { version: string; served: Served } {

@@ -6,7 +6,7 @@ import * as v from 'valibot';
 import { OctconvError, show } from '../error.js';
 import { object, parse } from '../files/schema.js';
 import { checkOptions } from '../options.js';
-import { isLocal } from './door.js';
+import { checkMayChange, isLocal } from './door.js';
 import { ServiceError } from './errors.js';
 import { parseBody, readQuestion, writeAnswer } from './http-infer.js';
 import { askedOf, modelConfig, modelMetadata, repositoryIndex, serverMetadata, statistics } from './protocol.js';
@@ -104,10 +104,11 @@ const loadBody = object({
 /** A body of JSON that may be left out. */
 const jsonOf = (request: FastifyRequest): unknown => (bytesOf(request).length ? parseBody(bytesOf(request)) : {});
 
+type Change = Parameters<typeof checkMayChange>[1];
+
 /** @throws ServiceError for a caller who may not do what changes the server. */
-function checkMayChange({ headers }: FastifyRequest, repository: RouteOptions['repository'], what: string): void {
-  const does = what === 'trace' ? 'change settings' : 'load or unload models';
-  if (!repository) throw new ServiceError('forbidden', `${what}: this server lets no caller ${does}`);
+function checkCaller({ headers }: FastifyRequest, repository: RouteOptions['repository'], what: Change): void {
+  checkMayChange(repository, what);
   // A page may have another name made that leads to this machine (DNS rebinding).
   const { host = '' } = headers;
   if (repository === 'local' && !isLocal(host.replace(/:\d+$/, '').replace(/^\[(.*)\]$/, '$1')))
@@ -116,7 +117,7 @@ function checkMayChange({ headers }: FastifyRequest, repository: RouteOptions['r
 
 function addRepository(app: FastifyInstance, service: Service, { repository }: RouteOptions): void {
   const change = (what: 'load' | 'unload') => async (request: FastifyRequest<Named>) => {
-    checkMayChange(request, repository, what);
+    checkCaller(request, repository, what);
     parse(loadBody, jsonOf(request), what, 'request');
     await service[what](request.params.model);
     return {};
@@ -132,7 +133,7 @@ function addTrace(app: FastifyInstance, { repository, trace }: RouteOptions): vo
   for (const path of ['/v2/trace/setting', '/v2/models/:model/trace/setting']) {
     app.get<{ Params: { model?: string } }>(path, ({ params: { model } }) => trace.settings(model));
     app.post<{ Params: { model?: string } }>(path, (request) => {
-      checkMayChange(request, repository, 'trace');
+      checkCaller(request, repository, 'trace');
       return trace.update(jsonOf(request), request.params.model);
     });
   }

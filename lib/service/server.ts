@@ -59,8 +59,8 @@ export interface HttpOptions {
   /** Options of pino; default false. Faults of the server are logged, requests are not. */
   readonly logger?: FastifyServerOptions['logger'];
   /**
-   * Whether callers may load and unload models, and change settings of traces; default: where `host` is this machine alone, and callers name
-   * it so.
+   * Whether callers may load and unload models, and change settings of traces; default: where `host` is this machine
+   * alone, and callers name it so.
    */
   readonly repository?: boolean | undefined;
   /** What callers see of traces and change; default: they are off. */

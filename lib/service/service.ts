@@ -23,7 +23,7 @@ import { Tensor } from '../tensor.js';
 import { allFinite } from '../weights/elements.js';
 import { ServiceError } from './errors.js';
 import { type ServiceOptions, ServiceModels } from './models.js';
-import { checkNames, type Models } from './repository.js';
+import type { Models } from './repository.js';
 import type { Answered, Asked, Served } from './served.js';
 
 export interface InferOptions extends Asked {
@@ -75,15 +75,7 @@ export class Service extends ServiceModels {
   static async open(models: Models, options: ServiceOptions = {}): Promise<Service> {
     const service = new Service(models, options);
     try {
-      await service.loaded;
-      const broken = service.versions().find(({ state }) => state === 'unavailable');
-      if (broken) throw new OctconvError(`service: ${broken.name}, version ${broken.version}: ${broken.reason}`);
-      checkNames(
-        options.models,
-        service.versions().map(({ name }) => name),
-      );
-      if (service.versions().length === 0)
-        throw new OctconvError(`service: ${show(models instanceof URL ? models.href : models)} holds no model folders`);
+      await service.allReady();
       return service;
     } catch (error) {
       await service.close();

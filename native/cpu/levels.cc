@@ -28,7 +28,7 @@ static Features features() {
   if (__get_cpuid_count(7, 0, &a, &b, &c, &d)) found.wide[0] = b, found.wide[1] = c;
   if (a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d)) found.more = a;
   constexpr unsigned osxsave = 1u << 27;
-  if (found.basic & osxsave) asm("xgetbv" : "=a"(found.saved), "=d"(d) : "c"(0));
+  if (found.basic & osxsave) asm volatile("xgetbv" : "=a"(found.saved), "=d"(d) : "c"(0));
   return found;
 }
 #endif
