@@ -69,6 +69,18 @@ async function killLeader(): Promise<void> {
   await servers.run(leader);
 }
 
+/** After a leader was killed nobody answers until there is another one. */
+async function insisting<T>(work: () => Promise<T>): Promise<T> {
+  for (let tries = 0; tries < 10; tries++) {
+    try {
+      return await work();
+    } catch {
+      await sleep(1000);
+    }
+  }
+  return work();
+}
+
 const end = new AbortController();
 const results = new Map<string, number>();
 let failed = 0;
@@ -110,12 +122,12 @@ await submit();
 while (results.size < jobs && performance.now() - started < 2 * minutes * 60_000 + 60_000) await sleep(200);
 end.abort();
 await disturbing;
-const manager = await jetstreamManager(queue.connection);
-const stored = (await manager.streams.info('octconv_results')).state.messages;
-const consumer = await manager.consumers.info('octconv_jobs', `worker_${name}`);
+const manager = await jetstreamManager(queue.connection, { checkAPI: false });
+const stored = (await insisting(() => manager.streams.info('octconv_results'))).state.messages;
+const consumer = await insisting(() => manager.consumers.info('octconv_jobs', `worker_${name}`));
 const redelivered = consumer.delivered.consumer_seq - jobs;
 const missing = Array.from({ length: jobs }, (_, i) => `kill.${i}`).filter((id) => !results.has(id));
-const left = (await manager.streams.info('octconv_jobs')).state.messages;
+const left = (await insisting(() => manager.streams.info('octconv_jobs'))).state.messages;
 for (const worker of workers) worker.kill('SIGKILL');
 await reading.catch(() => undefined);
 await queue.close();
