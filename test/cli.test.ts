@@ -623,6 +623,23 @@ describe('command line', function () {
       );
     });
 
+    it('convert --dtype rounds the kernels to half of the bytes, which changes the logits little', async () => {
+      const wanted = await readNpy(`${checkpoint}.y.npy`);
+      for (const [dtype, most] of [
+        ['f16', 2 ** -9],
+        ['bf16', 2 ** -6],
+      ] as const) {
+        expect(octconv('convert', `${checkpoint}.pth`, dtype, '--dtype', dtype).code).to.equal(0);
+        const { weights: source } = await readModelFolder(inFolder(dtype));
+        for (const [name, { dtype: stored, shape }] of source.tensors)
+          expect(stored, name).to.equal(shape.length > 1 ? dtype : 'f32');
+        await source.close();
+        using model = await loadModel(inFolder(dtype));
+        const y = await model.run((await readNpy(`${checkpoint}.x.npy`)) as Tensor<'f32'>);
+        expect(relativeError(y.data, wanted.data as Float32Array)).to.be.within(1e-5, most);
+      }
+    });
+
     it('convert --inflate makes a video network of an image network: a still clip has the logits that PyTorch gave', async () => {
       const odd = join(golden, 'oct-resnet-50-w8-a12-odd');
       const labels = ['--labels', 'video.txt'];

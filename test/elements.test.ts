@@ -1,6 +1,7 @@
 /** Elements as they are read: large tensors leave the event loop to others. */
 import { expect } from 'chai';
-import { checkValues, negate, readElements } from '../lib/weights/elements.js';
+import { checkValues, negate, readElements, roundValues } from '../lib/weights/elements.js';
+import { toFloats } from '../lib/weights/floats.js';
 import { failure } from './expect.js';
 
 describe('elements', () => {
@@ -61,4 +62,27 @@ describe('elements', () => {
       expect(await failure(checkValues('x', name, 'f32', data))).to.equal(`x: tensor "${name}" ${wanted}`);
     }
   });
+
+  for (const [dtype, infinity] of [
+    ['f16', 0x7c00],
+    ['bf16', 0x7f80],
+  ] as const) {
+    it(`${dtype} is the nearest one, of two the even one`, async () => {
+      const bits = Uint16Array.from({ length: infinity }, (_, i) => i);
+      const exact = toFloats(dtype, bits);
+      const round = (values: Float32Array) => roundValues('here', dtype, values);
+      expect(await round(exact)).to.deep.equal(bits);
+      expect(await round(exact.map((x) => -x))).to.deep.equal(bits.map((x) => x | 0x8000));
+      // Between each two neighbours: the middle, and the f32 on either side of it.
+      const middles = exact.subarray(1).map((x, i) => (x + exact[i]!) / 2);
+      const beside = (step: number) => new Float32Array(new Int32Array(middles.buffer).map((x) => x + step).buffer);
+      const lower = bits.subarray(0, -1);
+      expect(await round(middles)).to.deep.equal(lower.map((x) => x + (x % 2)));
+      expect(await round(beside(-1))).to.deep.equal(lower);
+      expect(await round(beside(1))).to.deep.equal(lower.map((x) => x + 1));
+      const largest = exact[infinity - 1]! * (1 + (dtype === 'f16' ? 2 ** -11 : 2 ** -8));
+      const error = await failure(round(new Float32Array([1, largest])));
+      expect(error).to.match(new RegExp(`^here has \\d.* as element 1, too large for ${dtype}$`));
+    });
+  }
 });

@@ -463,7 +463,7 @@ describe('quantized model folders', function () {
   it('the command makes one that classifies', () => {
     const { code, stdout, stderr } = toI8();
     expect([code, stderr]).to.deep.equal([0, '']);
-    expect(stdout).to.match(/^i8: written: oct-resnet-26, 91 weights in int8, 3,560,424 bytes are 961,735\n/);
+    expect(stdout).to.match(/^i8: written: oct-resnet-26, 91 weights in int8, 1,811,080 bytes are 961,735\n/);
     expect(stdout).to.match(
       /\nthe same first guess as in f32 on [34] of 4 pictures, .* \(measured on these\); .* logits 0?\.99\d+\n$/,
     );

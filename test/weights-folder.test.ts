@@ -17,6 +17,7 @@ import {
   readModelFolder,
   writeModelFolder,
 } from '../lib/weights/folder.js';
+import { inHalf } from '../lib/weights/half.js';
 import { memoryWeights } from '../lib/weights/memory.js';
 import { openWeights } from '../lib/weights/source.js';
 import { failure } from './expect.js';
@@ -57,7 +58,7 @@ describe('model folders', () => {
     ['cifar10-oct-resnet-26-a50', 0.5, 292],
     ['cifar10-oct-resnet-26-a0', 0, 147],
   ] as const) {
-    it(`ships ${name}, to the bit`, async () => {
+    it(`ships ${name}, which is the trained one with kernels in f16`, async () => {
       const model = await readModelFolder(join(models, name));
       expect(model.config.network).to.equal('oct-resnet-26');
       expect(model.config.options).to.deep.equal({ alpha, width: 16, classes: 10, stem: 'cifar', channels: 3 });
@@ -74,7 +75,7 @@ describe('model folders', () => {
       expect(model.weights.tensors.size).to.equal(tensors);
       const trained = fileURLToPath(new URL(`../../shared/weights/${name}.pth`, import.meta.url));
       if (existsSync(trained)) {
-        const source = await openWeights(trained);
+        const source = inHalf(await openWeights(trained), 'f16');
         for (const key of source.tensors.keys())
           expect(await model.weights.read(key)).to.deep.equal(await source.read(key));
         await source.close();

@@ -7,6 +7,7 @@ import { describeInput, type InputConfig, type PerChannel, pictureInput, resolve
 import { Model, openNetwork } from '../model.js';
 import { defaultInputOf, inputShape } from '../models/index.js';
 import { inflate, type VideoKind, videoKinds } from '../models/inflate.js';
+import { type HalfType, halfTypes, inHalf } from '../weights/half.js';
 import { checkLabels, checkModelOutput, readConfigBeside, readLabels, writeModelFolder } from '../weights/folder.js';
 import {
   areRandom,
@@ -47,6 +48,11 @@ export function convertCommand(program: Command): void {
     .option('--scale <factor>', 'of the bytes 0 .. 255 (default: 1/255)', within(1e-6, 1000))
     .option('--mean <a,b,c>', 'subtracted, in the order of the channels', perChannel())
     .option('--std <a,b,c>', 'divides', perChannel(true))
+    .addOption(
+      new Option('--dtype <type>', 'round the kernels to half of the bytes; batch normalisation stays in f32').choices(
+        halfTypes,
+      ),
+    )
     .option('--force', 'replace a model that is there')
     .option('--json', 'print one JSON object')
     .addHelpText(
@@ -69,6 +75,7 @@ interface ConvertOptions extends InputFlags {
   readonly labels?: string;
   readonly key?: string;
   readonly inflate?: VideoKind;
+  readonly dtype?: HalfType;
   readonly force?: boolean;
   readonly json?: boolean;
 }
@@ -76,7 +83,7 @@ interface ConvertOptions extends InputFlags {
 async function convert(
   file: string,
   folder: string,
-  { labels, key, inflate: kind, force, json, ...flags }: ConvertOptions,
+  { labels, key, inflate: kind, dtype, force, json, ...flags }: ConvertOptions,
 ): Promise<void> {
   await checkModelOutput(folder, { force, inputs: [file] });
   const trained = await readConfigBeside(file);
@@ -91,7 +98,8 @@ async function convert(
     const { frames, frameStride } = (kind && defaultInputOf(network, options)) ?? seen;
     const input = inputFrom(flags, { ...seen, frames, frameStride });
     const names = await namesOf(labels, options.classes, trained?.names ?? known);
-    await writeModelFolder(folder, { network, options, input }, names, source, { force });
+    const weights = dtype ? inHalf(source, dtype) : source;
+    await writeModelFolder(folder, { network, options, input }, names, weights, { force });
     const tensors = source.tensors.size;
     if (json) {
       printJson({ folder, network, options, input, tensors });

@@ -3,7 +3,7 @@ import { arrayFor, bytesPerElement, type DType, type TypedArray } from '../dtype
 import { OctconvError, show } from '../error.js';
 import { atOnce, inTurns, type Work } from '../turns.js';
 import { type Memory, ownMemory } from './file.js';
-import { toFloats } from './floats.js';
+import { roundedBits, toFloats } from './floats.js';
 
 /** Our data types, and float64, which is read as f32. */
 export type StoredType = DType | 'f64';
@@ -115,6 +115,25 @@ function* negating(dtype: DType, data: TypedArray): Work<void> {
     if (begin > 0) yield;
     const some = data.subarray(begin, begin + slice);
     for (let i = 0; i < some.length; i++) some[i] = raw ? some[i]! ^ 0x8000 : -some[i]!;
+  }
+}
+
+/** The bits of the nearest f16 or bf16. */
+export async function roundValues(where: string, dtype: 'f16' | 'bf16', values: Float32Array): Promise<Uint16Array> {
+  const bits = new Uint16Array(values.length);
+  await inTurnsIfMany(rounding(where, dtype, values, bits), values.length);
+  return bits;
+}
+
+function* rounding(where: string, dtype: 'f16' | 'bf16', values: Float32Array, bits: Uint16Array): Work<void> {
+  const infinity = roundedBits(dtype, Infinity);
+  for (let begin = 0; begin < values.length; begin += slice) {
+    if (begin > 0) yield;
+    for (let i = begin; i < Math.min(begin + slice, values.length); i++) {
+      bits[i] = roundedBits(dtype, values[i]!);
+      if ((bits[i]! & 0x7fff) === infinity)
+        throw new OctconvError(`${where} has ${values[i]} as element ${i}, too large for ${dtype}`);
+    }
   }
 }
 
