@@ -3,7 +3,7 @@ import { existsSync, readdirSync, readFileSync } from 'node:fs';
 
 const failedStages = new Set(readFileSync('reports/failed-stages', 'utf8').split('\n').filter(Boolean));
 // The reasons of test/skip.ts that are no fault of CI's machine.
-const excused = /\(skipped: (this CPU lacks it|no Python with|no Chromium|there is no nats-server)/;
+const excused = /\(skipped: (this CPU lacks it|no Python with|no Chromium|there is no (nats-server|haproxy))/;
 let passed = 0;
 let failed = 0;
 for (const file of readdirSync('reports').filter((name) => name.endsWith('.json'))) {
@@ -20,7 +20,7 @@ for (const file of readdirSync('reports').filter((name) => name.endsWith('.json'
   if (stats.failures > 0) failedStages.delete(stage);
   if (stats.passes === 0) failedStages.add(stage);
 }
-for (const report of ['test', 'test.alone', 'asan', 'tsan', 'baseline', 'avx512', 'avx512bf16']) {
+for (const report of ['test', 'test.alone', 'asan', 'tsan', 'baseline', 'avx512', 'avx512bf16', 'node20', 'node26']) {
   if (!existsSync(`reports/${report}.json`)) failedStages.add(report);
 }
 for (const stage of failedStages) console.log(`${stage}: ended badly, see above`);

@@ -403,15 +403,13 @@ describe('command line', function () {
 
     it('logits that are not finite are an error that names the picture and the class', async () => {
       const { config, labels, weights } = await readModelFolder(shipped);
-      const read = async (name: string) =>
-        name === 'fc.bias'
-          ? new Float32Array(10).fill(3e38)
-          : name === 'fc.weight'
-            ? (await weights.read(name)).map((x) => x * 3e38)
-            : weights.read(name);
+      const large = new Map([
+        ['fc.bias', new Float32Array(10).fill(3e38)],
+        ['fc.weight', new Float32Array(10 * 512).fill(3e38)],
+      ]);
       await writeModelFolder(inFolder('infinite'), config, labels, {
-        tensors: weights.tensors,
-        read: read as typeof weights.read,
+        tensors: new Map(weights.tensors).set('fc.weight', { dtype: 'f32', shape: [10, 512] }),
+        read: async (name) => large.get(name) ?? weights.read(name),
       });
       await weights.close();
       expectError(
@@ -667,7 +665,7 @@ describe('command line', function () {
         octconv('convert', `${odd}.pth`, 'long', '--inflate', 'i3d', ...labels, ...flags);
       const { network, input } = JSON.parse(made('--frames', '32', '--frame-stride', '2', '--json').stdout);
       expect([network, input.frames, input.frameStride]).to.deep.equal(['oct-i3d-50', 32, 2]);
-      expect((await readModelFolder(inFolder('long'))).config.input).to.deep.equal(input);
+      expect(JSON.parse(readFileSync(inFolder('long/config.json'), 'utf8')).input).to.deep.equal(input);
       expectError(
         octconv('convert', 'long', 'again', '--inflate', 'i3d'),
         1,

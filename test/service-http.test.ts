@@ -450,7 +450,9 @@ describe('service: HTTP', function () {
       expect([each.status, all.status, one.status]).to.deep.equal([413, 413, 413]);
       const endless = `--x\r\nX: y\r\n\r\n${'h'.repeat(20_000)}\r\n--x--\r\n`;
       const answer = await post(path, endless, { 'content-type': 'multipart/form-data; boundary=x' }, small.url);
-      expect([answer.status, answer.json.error]).to.deep.equal([400, 'classify: the form does not end']);
+      // The parser ends it in Node 26.
+      expect(answer.json.error).to.match(/^classify: (the form does not end|no picture or video, .*)$/);
+      expect(answer.status).to.equal(400);
       expect((await post(path, form(['a', cat]), {}, small.url)).status).to.equal(200);
     });
   });
@@ -592,7 +594,15 @@ describe('service: HTTP', function () {
     socket.write(text);
     return socket;
   }
-  const all = async (socket: Socket) => Buffer.concat(await socket.toArray()).toString();
+  const all = async (socket: Socket) => {
+    const parts: Buffer[] = [];
+    try {
+      for await (const part of socket) parts.push(part);
+    } catch (error) {
+      if (parts.length === 0) throw error; // Node 26 answers and resets a connection that has more to say
+    }
+    return Buffer.concat(parts).toString();
+  };
   const rawPost = (path: string, body: string, headers = '') =>
     `POST ${path} HTTP/1.1\r\nHost: x\r\n${headers}Content-Length: ${body.length}\r\n\r\n${body}`;
 

@@ -1,5 +1,5 @@
 // Prebuilds of the addon for other systems than this one, by zig, which brings clang, libc++, musl and glibc's symbols
-// along: `node tools/prebuilds.mjs [TARGET ...]`. It comes from PyPI, into build/zig.
+// along: `node tools/prebuilds.mjs [fetch | TARGET ...]`. It comes from PyPI, into build/zig.
 import { chmodSync, existsSync, mkdirSync, rmSync, writeFileSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
@@ -59,9 +59,10 @@ function build(zig, target) {
 }
 
 main(() => {
+  const zig = fetchZig();
+  if (process.argv[2] === 'fetch') return;
   const wanted = process.argv.length > 2 ? process.argv.slice(2) : Object.keys(targets);
   const unknown = wanted.find((target) => !targets[target]);
   if (unknown) throw new ToolError(`prebuilds: ${unknown}, wanted some of ${Object.keys(targets).join(', ')}`);
-  const zig = fetchZig();
   for (const target of wanted) build(zig, target);
 });

