@@ -1,6 +1,6 @@
 // Prebuilds of the addon for other systems than this one, by zig, which brings clang, libc++, musl and glibc's symbols
-// along: `node tools/prebuilds.mjs [fetch | TARGET ...]`. It comes from PyPI, into build/zig.
-import { chmodSync, existsSync, mkdirSync, rmSync, writeFileSync } from 'node:fs';
+// along: `node tools/prebuilds.mjs [fetch | TARGET ...]`. It comes from PyPI.
+import { chmodSync, copyFileSync, existsSync, mkdirSync, writeFileSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
 import { installPackages, main, root, run, ToolError, which } from './system.mjs';
@@ -14,11 +14,11 @@ const targets = {
 
 /** The zig of this version, fetched where it is not there. */
 function fetchZig(version = '0.13.0') {
-  const folder = join(root, 'build', 'zig');
+  const folder = join(root, 'build', `zig-${version}`);
   const zig = join(folder, 'ziglang', 'zig');
   if (existsSync(zig)) return zig;
   if (!which('pip3')) installPackages(['python3-pip'], 'pip is needed to fetch zig from PyPI');
-  console.log('prebuilds: fetching zig from PyPI into build/zig, some 80 MB');
+  console.log('prebuilds: fetching zig from PyPI, some 80 MB');
   const install = ['install', '--quiet', '--root-user-action', 'ignore', '--upgrade', '--target', folder];
   run('pip3', [...install, `ziglang==${version}.*`], { what: 'prebuilds: pip3' });
   return zig;
@@ -53,8 +53,7 @@ function build(zig, target) {
   const to = join(root, 'prebuilds', folder);
   mkdirSync(to, { recursive: true });
   const file = join(to, `node.napi.${libc}.node`);
-  rmSync(file, { force: true });
-  run('cp', [join(out, 'Release', 'octconv.node'), file], { what: 'prebuilds: cp' });
+  copyFileSync(join(out, 'Release', 'octconv.node'), file);
   console.log(`prebuilds: ${file.slice(root.length + 1)}`);
 }
 
@@ -62,7 +61,7 @@ main(() => {
   const zig = fetchZig();
   if (process.argv[2] === 'fetch') return;
   const wanted = process.argv.length > 2 ? process.argv.slice(2) : Object.keys(targets);
-  const unknown = wanted.find((target) => !targets[target]);
+  const unknown = wanted.find((target) => !Object.hasOwn(targets, target));
   if (unknown) throw new ToolError(`prebuilds: ${unknown}, wanted some of ${Object.keys(targets).join(', ')}`);
   for (const target of wanted) build(zig, target);
 });

@@ -1,5 +1,6 @@
 // Fills dist/ and prebuilds/ for npm pack. The prebuild is the addon that was just built, copied and stripped under
-// node-gyp-build's name: prebuildify knows only node-gyp, and would build the same file once more through a shim.
+// node-gyp-build's name: prebuildify knows only node-gyp, and would build the same file once more through a shim. Those of
+// other systems are packed as tools/prebuilds.mjs left them.
 import { copyFileSync, existsSync, mkdirSync, readdirSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { buildNative } from './native.mjs';
@@ -12,8 +13,10 @@ main(() => {
   for (const file of ['octconv.fatbin', 'octconv.kernels.json']) {
     const built = join(root, 'build', 'Release', file);
     if (existsSync(built)) copyFileSync(built, join(folder, file));
+    else rmSync(join(folder, file), { force: true });
   }
-  run('strip', ['--strip-unneeded', '-o', join(folder, 'node.napi.glibc.node'), addon], { what: 'prepack: strip' });
+  const libc = process.report.getReport().header.glibcVersionRuntime ? 'glibc' : 'musl';
+  run('strip', ['--strip-unneeded', '-o', join(folder, `node.napi.${libc}.node`), addon], { what: 'prepack: strip' });
 
   run(process.execPath, ['node_modules/typescript/bin/tsc', '-p', 'tsconfig.build.json'], { what: 'prepack: tsc' });
   for (const file of readdirSync(join(root, 'dist'), { recursive: true })) {
