@@ -1,6 +1,6 @@
 // Prebuilds of the addon for other systems than this one, by zig, which brings clang, libc++, musl and glibc's symbols
 // along: `node tools/prebuilds.mjs [fetch | TARGET ...]`. It comes from PyPI.
-import { chmodSync, copyFileSync, existsSync, mkdirSync, writeFileSync } from 'node:fs';
+import { chmodSync, copyFileSync, existsSync, mkdirSync, rmSync, writeFileSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
 import { installPackages, main, root, run, ToolError, which } from './system.mjs';
@@ -53,6 +53,7 @@ function build(zig, target) {
   const to = join(root, 'prebuilds', folder);
   mkdirSync(to, { recursive: true });
   const file = join(to, `node.napi.${libc}.node`);
+  rmSync(file, { force: true }); // a process may run the old one
   copyFileSync(join(out, 'Release', 'octconv.node'), file);
   console.log(`prebuilds: ${file.slice(root.length + 1)}`);
 }
