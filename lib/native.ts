@@ -1,4 +1,5 @@
 /** The typed handle of the native addon. Everything that crosses the language boundary crosses it here. */
+import { existsSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { fileURLToPath } from 'node:url';
 import type { DType, TypedArray } from './dtype.js';
@@ -190,10 +191,20 @@ export interface Native {
 const require = createRequire(import.meta.url);
 const root = fileURLToPath(new URL('..', import.meta.url));
 
+const isGlibc = (): boolean =>
+  'glibcVersionRuntime' in (process.report.getReport() as { readonly header: object }).header;
+
 function load(): { native: Native; file: string } {
   try {
     const file: string = process.env.OCTCONV_NATIVE || require('node-gyp-build').resolve(root);
-    return { native: require(file) as Native, file };
+    try {
+      return { native: require(file) as Native, file };
+    } catch (error) {
+      // node-gyp-build takes a system for one of glibc unless it is Alpine.
+      const other = file.replace(/\.glibc\.node$/, '.musl.node');
+      if (other === file || !existsSync(other) || isGlibc()) throw error;
+      return { native: require(other) as Native, file: other };
+    }
   } catch (error) {
     const why = (error as Error).message.split('\n')[0];
     throw new OctconvError(`native: no addon could be loaded for ${process.platform}-${process.arch}: ${why}`);
