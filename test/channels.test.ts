@@ -41,7 +41,7 @@ describe('input channels', function () {
 
   const small = { width: 8, classes: 2, stem: 'cifar', channels: 1 } as const;
 
-  for (const name of networkNames.filter((name) => /resnet-(18|26)$|v2$|densenet$/.test(name))) {
+  for (const name of networkNames.filter((name) => /^(oct-)?(resnet-(18|26)|(se-)?resnet-v2|densenet)$/.test(name))) {
     it(`${name}: only the stem differs`, async () => {
       const blocks = /\d$/.test(name) ? {} : { blocks: [1, 1, 1, 1] };
       const options = { width: 8, classes: 2, ...blocks };

@@ -26,7 +26,7 @@ import {
   Tensor,
 } from '../lib/index.js';
 import { record as recordAt } from '../lib/model.js';
-import { type Classifier, type Family, families, inputShape } from '../lib/models/index.js';
+import { type Classifier, type Family, families, inputShape, narrowed } from '../lib/models/index.js';
 import { commonOptions } from '../lib/models/options.js';
 import { checkWeights } from '../lib/weights/check.js';
 import { writeModelFolder } from '../lib/weights/folder.js';
@@ -101,6 +101,7 @@ describe("models: the authors' count", () => {
     'resnet-v2-50': [[0.125, 0.25, 0.5, 0.75], ['4.103', '3.587', '3.123', '2.383', '1.891'], '25.55'],
     'resnet-v2-101': [[0.125, 0.25, 0.5], ['7.820', '6.656', '5.625', '4.012'], '44.55'],
     'densenet-121': [[0.125, 0.25], ['2.852', '2.428', '2.044'], '7.98'],
+    'resnext-v2-50': [[0.25, 0.5, 0.75], ['4.247', '3.196', '2.406', '1.891'], '25.03'],
   };
   for (const [network, [alphas, counts, parameters]] of Object.entries(table)) {
     it(`of ${network} is that of their table`, () => {
@@ -112,7 +113,72 @@ describe("models: the authors' count", () => {
   }
 });
 
+describe('models: cost of MobileNets and of the deepest networks', () => {
+  const costOf = (name: string, options?: NetworkOptions) => countFlops(record(buildNetwork(name, options)));
+
+  it('of the plain ones: torchvision, d-li14', () => {
+    const costs = (['mobilenet-v1', 'mobilenet-v2', 'resnext-50', 'resnext-101'] as const).map((name) => {
+      const { multiplyAdds, parameters } = costOf(name);
+      return [giga(multiplyAdds), parameters];
+    });
+    expect(costs).to.deep.equal([
+      ['0.569', 4_231_976],
+      ['0.301', 3_504_872],
+      ['4.230', 25_028_904],
+      ['16.414', 88_791_336],
+    ]);
+  });
+
+  it("of the octave ones: the authors' table and d-li14's", () => {
+    // Their tool leaves ReLUs out here (test/mxnet.test.ts), and most of pooling is less than a percent.
+    for (const [name, options, multiplyAdds, parameters] of [
+      ['oct-mobilenet-v1', { alpha: 0.5 }, 321e6, 4.2],
+      ['oct-mobilenet-v1', { alpha: 0.375, multiplier: 0.75 }, 213e6, 2.6],
+      ['oct-mobilenet-v2', { alpha: 0.375 }, 256e6, 3.5],
+      ['oct-mobilenet-v2', { alpha: 0.5, multiplier: 1.125 }, 295e6, 4.2],
+      ['oct-resnet-152-v1f', { alpha: 0.125 }, 10.9e9, 60.2],
+      ['oct-se-resnet-152-v1e', { alpha: 0.125 }, 10.9e9, 66.9],
+    ] as const) {
+      const cost = costOf(name, options);
+      expect(cost.multiplyAdds / multiplyAdds, name).to.be.within(0.99, 1);
+      expect((cost.parameters / 1e6).toFixed(1), name).to.equal(`${parameters}`);
+    }
+    expect((costOf('oct-mobilenet-v1').multiplyAdds / 1e6).toFixed(1)).to.equal('318.2');
+  });
+});
+
 describe('models: parameters', () => {
+  it("MobileNet V2 has torchvision's names, Oct-MobileNet V1 d-li14's", () => {
+    const shapes = shapesOf('mobilenet-v2');
+    expect(shapes.size).to.equal(262); // 314 with counters
+    expect(shapes.get('features.0.0.weight')).to.deep.equal([32, 3, 3, 3]);
+    expect(shapes.get('features.1.conv.0.0.weight')).to.deep.equal([32, 1, 3, 3]);
+    expect(shapes.get('features.1.conv.2.running_var')).to.deep.equal([16]);
+    expect(shapes.get('features.17.conv.1.0.weight')).to.deep.equal([960, 1, 3, 3]);
+    expect(shapes.get('features.17.conv.2.weight')).to.deep.equal([320, 960, 1, 1]);
+    expect(shapes.get('features.18.1.weight')).to.deep.equal([1280]);
+    expect(shapes.get('classifier.1.weight')).to.deep.equal([1000, 1280]);
+    expect(shapesOf('mobilenet-v2', { multiplier: 0.35 }).get('features.2.conv.0.0.weight')).to.deep.equal([
+      48, 8, 1, 1,
+    ]);
+
+    const octave = shapesOf('oct-mobilenet-v1');
+    const counters = [...octave.keys()].filter((name) => name.endsWith('running_mean')).length;
+    expect(octave.size + counters).to.equal(303);
+    expect(octave.get('features.0.1.weight')).to.deep.equal([32]);
+    expect(octave.get('features.1.0.conv.conv_h2h.weight')).to.deep.equal([32, 1, 3, 3]);
+    expect(octave.get('features.2.0.conv.conv_l2l.weight')).to.deep.equal([32, 1, 3, 3]);
+    expect(octave.get('features.11.1.conv.conv_l2h.weight')).to.deep.equal([512, 256, 1, 1]);
+    expect(octave.get('features.13.1.bn_h.running_mean')).to.deep.equal([1024]);
+    expect(octave.get('fc.weight')).to.deep.equal([1000, 1024]);
+  });
+
+  it("ResNeXt-101 has torchvision's names", () => {
+    const shapes = shapesOf('resnext-101');
+    expect(shapes.size).to.equal(522); // 626 with counters
+    expect(shapes.get('layer1.0.conv2.weight')).to.deep.equal([256, 8, 3, 3]);
+  });
+
   it("Oct-ResNet-50 has the 654 keys of d-li14's checkpoint, its counters included", () => {
     const shapes = shapesOf('oct-resnet-50');
     const counters = [...shapes.keys()].filter((name) => name.endsWith('running_mean')).length;
@@ -185,7 +251,7 @@ describe('models: structure', () => {
     for (const name of networkNames) {
       for (const size of [75, 81, 97, 33]) {
         const [, ...extent] = inputShape({ name }, { height: size, width: size });
-        const graph = recordAt(buildNetwork(name, { width: 8, classes: 5 }), [1, ...extent]);
+        const graph = recordAt(buildNetwork(name, { ...narrowed(name, 8), classes: 5 }), [1, ...extent]);
         expect(graph.values[graph.outputs[0]!]?.shape).to.deep.equal([1, 5]);
       }
     }
@@ -243,6 +309,19 @@ describe('models: structure', () => {
       ['resnet-50', { classes: 2.5 }, 'resnet-50: classes 2.5, wanted'],
       ['resnet-50', { stem: 'mnist' }, 'resnet-50: stem "mnist", wanted imagenet or cifar'],
       ['se-resnet-v2-50', { width: 3 }, 'se-resnet-v2-50: width 3, wanted an integer from 4 to 65536'],
+      [
+        'oct-resnext-v2-50',
+        { alpha: 0.125 },
+        'layer1.0.conv2: 112 high and 16 low channels, wanted multiples of 32 groups',
+      ],
+      ['resnext-101', { width: 6 }, 'layer1.0.conv2: 24 channels, wanted multiples of 32 groups'],
+      ['mobilenet-v2', { multiplier: 0 }, 'mobilenet-v2: multiplier 0, wanted a number from 1/16 to 16'],
+      [
+        'oct-mobilenet-v1',
+        { width: 32 },
+        'oct-mobilenet-v1: unknown option "width", wanted alpha, multiplier, classes,',
+      ],
+      ['resnet-v1f', { stemWidths: [8, 32] }, 'resnet-v1f: stemWidths [8,32], wanted three integers from 1 to 65536'],
       ['densenet-121', { width: 9 }, 'densenet-121: width 9, wanted an even integer from 2 to 65536'],
       ['resnet-v2', { blocks: [1, 2, 0, 1] }, 'resnet-v2: blocks [1,2,0,1], wanted four integers from 1 to 256'],
       ['resnet-v2-50', { blocks: [1, 2, 1, 1] }, 'resnet-v2-50: unknown option "blocks", wanted alpha,'],

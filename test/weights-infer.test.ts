@@ -3,7 +3,7 @@ import { existsSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { OctconvError } from '../lib/error.js';
 import { namedParameters } from '../lib/layers/index.js';
-import { buildNetwork, networkNames, resolveNetworkOptions } from '../lib/models/index.js';
+import { buildNetwork, narrowed, networkNames, resolveNetworkOptions } from '../lib/models/index.js';
 import { inferOptions, resolveOptions } from '../lib/models/infer.js';
 import { openWeights, type TensorInfo } from '../lib/weights/source.js';
 import { skip } from './skip.js';
@@ -25,10 +25,13 @@ describe('options read off the weights', () => {
       const known = resolveNetworkOptions(network, {});
       const blocks = known.blocks && { blocks: [1, 2, 1, 3] }; // a name without a depth
       const nonLocal = known.nonLocal !== undefined;
+      const narrow = narrowed(network, 8);
+      const usual = 'width' in narrow ? { width: 64 } : { multiplier: 1 };
       const odd = known.temporalKernels?.map((layer) => layer.map((_, i) => 1 + 2 * (i % 3)));
       for (const given of [
-        { alpha, width: 64, classes: 1000, channels: 3, ...blocks },
-        { alpha, width: 8, classes: 1, channels: 1, ...blocks, ...(known.stem && { stem: 'cifar' as const }) },
+        { alpha, ...usual, classes: 1000, channels: 3, ...blocks },
+        { alpha, ...narrow, classes: 1, channels: 1, ...blocks, ...(known.stem && { stem: 'cifar' as const }) },
+        ...(known.stemWidths ? [{ alpha, width: 16, stemWidths: [5, 6, 7], ...blocks }] : []),
         ...(nonLocal ? [{ alpha, width: 16, nonLocal }] : []),
         ...(odd ? [{ alpha, width: 16, temporalKernels: odd }] : []),
       ]) {
@@ -75,6 +78,27 @@ describe('options read off the weights', () => {
         });
       }
     }
+  });
+
+  it('finds the multiplier that a person would have written, and the alpha', () => {
+    for (const multiplier of [1, 0.25, 0.5, 0.75, 1.125, 1.4, 0.15, 2, 0.35]) {
+      for (const network of ['oct-mobilenet-v1', 'oct-mobilenet-v2', 'mobilenet-v1', 'mobilenet-v2']) {
+        for (const alpha of network.startsWith('oct-') ? [0, 0.125, 0.375, 0.5, 0.9] : [0]) {
+          const options = { alpha, multiplier, classes: 9, channels: 3 };
+          const found = inferOptions(weights(network, options));
+          const again = weights(network, found.options);
+          expect(again.tensors).to.deep.equal(weights(network, options).tensors);
+          // Rounding to multiples of 8 leaves several.
+          if (network !== 'mobilenet-v2' || multiplier === 1) expect(found).to.deep.equal({ network, options });
+        }
+      }
+    }
+    const { tensors } = weights('mobilenet-v1', {});
+    tensors.set('features.3.1.0.weight', { dtype: 'f32', shape: [96, 128, 1, 1] });
+    expect(() => inferOptions({ tensors })).to.throw(
+      OctconvError,
+      'weights: no multiplier gives every layer its channels (32 for 32, 64 for 64, 128 for 128, 96 for 128, ...)',
+    );
   });
 
   it('reads the golden and trained networks', async function () {
@@ -177,10 +201,21 @@ describe('options read off the weights', () => {
         if (at === 0) return [o, i, ...window].slice(0, window.length ? 4 : i > 1 ? 2 : 1);
         return [at < 3 ? o * factor : o, at === 2 ? (i * factor) / groups : at === 3 ? i * factor : i, ...window];
       };
+    for (const [network, change, name, groups] of [
+      ['resnet-50', wider(2, 32), 'resnext-50', 32],
+      ['resnet-101', wider(4, 32), 'resnext-101', 32],
+      ['resnet-101', wider(4, 64), 'resnext-101', 64],
+      ['oct-resnet-50', wider(2, 32), 'oct-resnext-50', 32],
+    ] as const) {
+      expect(changed(network, change)())
+        .to.deep.include({ network: name })
+        .and.to.have.nested.property('options.groups', groups);
+    }
     for (const [network, change, name] of [
-      ['resnet-50', wider(2, 32), 'ResNeXt-50 32x4d'],
-      ['resnet-101', wider(4, 32), 'ResNeXt-101 32x8d'],
-      ['oct-resnet-50', wider(2, 32), 'ResNeXt-50 32x4d'],
+      ['resnet-101', wider(2, 32), 'ResNeXt-101 32x4d'],
+      ['resnet-26', wider(2, 32), 'ResNeXt-26 32x4d'],
+      ['se-resnet-v2-50', wider(2, 32), 'ResNeXt-50 32x4d'],
+      ['resnet-v2-50', wider(4, 32), 'ResNeXt-50 32x8d'],
       ['resnet-50', wider(2, 1), 'Wide ResNet-50-2'],
       ['resnet-101', wider(2, 1), 'Wide ResNet-101-2'],
     ] as const) {

@@ -10,6 +10,7 @@ import {
   buildNetwork,
   defaultInputOf,
   inputShape,
+  narrowed,
   type NetworkOptions,
   octaveForm,
   resolveNetworkOptions,
@@ -250,7 +251,7 @@ function rowOf(subjects: readonly Subject[], i: number, times: Times[], group: G
 /** At a size that the slow loops can do, odd so that all borders are met. */
 async function checkAgainstReference({ name, options, title, frames }: Net, modelOptions: ModelOptions): Promise<void> {
   const x = fill(Tensor.zeros('f32', [1, ...(frames ? [5] : []), 61, 45, 3]));
-  const narrow = { ...options, width: 16 };
+  const narrow = { ...options, ...narrowed(name, 16) };
   using model = createModel(name, narrow, modelOptions);
   using reference = createModel(name, narrow, { device: 'reference' });
   expectEqual(`${title} and the reference`, 'f32', await model.run(x), await reference.run(x));

@@ -125,6 +125,8 @@ export interface NetworkFlags {
   stem?: 'imagenet' | 'cifar';
   channels?: number;
   blocks?: readonly number[];
+  groups?: number;
+  multiplier?: number;
   nonLocal?: boolean;
   weights?: string;
   key?: string;
@@ -140,6 +142,8 @@ export function withShape(command: Command): Command {
     .addOption(new Option('--stem <kind>', 'imagenet: 7x7 and max-pool; cifar: 3x3').choices(['imagenet', 'cifar']))
     .option('--channels <n>', 'channels of the input: any number; pictures want 3, or 1 to be grey', integer(1))
     .option('--blocks <a,b,...>', 'blocks of each stage, of a network whose name has no depth', listOf(integer(1)))
+    .option('--groups <n>', 'of the 3x3, of a ResNeXt', integer(1))
+    .option('--multiplier <factor>', 'of all widths, of a MobileNet', number)
     .option('--non-local', 'with non-local blocks, of a video network');
 }
 
@@ -151,13 +155,25 @@ export function withNetwork(command: Command): Command {
     .option('--seed <n>', 'of random weights, where there are no others (default: 0)', integer(0));
 }
 
-const shapeOf = ({ alpha, width, classes, stem, channels, blocks, nonLocal }: NetworkFlags): NetworkOptions => ({
+const shapeOf = ({
+  alpha,
+  width,
+  classes,
+  stem,
+  channels,
+  blocks,
+  groups,
+  multiplier,
+  nonLocal,
+}: NetworkFlags): NetworkOptions => ({
   ...(alpha !== undefined && { alpha }),
   ...(width !== undefined && { width }),
   ...(classes !== undefined && { classes }),
   ...(stem !== undefined && { stem }),
   ...(channels !== undefined && { channels }),
   ...(blocks !== undefined && { blocks }),
+  ...(groups !== undefined && { groups }),
+  ...(multiplier !== undefined && { multiplier }),
   ...(nonLocal !== undefined && { nonLocal }),
 });
 
@@ -170,7 +186,7 @@ function checkFlags(flags: NetworkFlags): void {
   if (!network && !weights && !model) throw new UsageError('one of --network, --weights and --model is needed');
   if (model && (network || weights || Object.keys(shapeOf(flags)).length)) {
     throw new UsageError(
-      '--model says it all: no --network, --weights, --alpha, --width, --classes, --stem, --channels, --blocks, --non-local beside it',
+      '--model says it all: no --network, --weights, --alpha, --width, --classes, --stem, --channels, --blocks, --groups, --multiplier, --non-local beside it',
     );
   }
 }

@@ -105,9 +105,10 @@ async function convert(
       printJson({ folder, network, options, input, tensors });
       return;
     }
-    const { alpha, width, classes } = options;
+    const { alpha, width, multiplier, classes } = options;
+    const wide = multiplier === undefined ? `width ${width}` : `multiplier ${multiplier}`;
     say(
-      `${printable(folder)}: ${network}, alpha ${alpha}, width ${width}, ${classes} classes, ${count(tensors)} tensors${kind ? `, inflated from ${opened.name}` : ''}`,
+      `${printable(folder)}: ${network}, alpha ${alpha}, ${wide}, ${classes} classes, ${count(tensors)} tensors${kind ? `, inflated from ${opened.name}` : ''}`,
     );
     const config = trained ? join(dirname(file), 'config.json') : known && join(file, 'config.json'); // a model folder
     const said = config ? `, as ${printable(config)} says` : ', as is usual for such a network';

@@ -89,5 +89,6 @@ export const denseNets = preActivationFamily({
   blocks: { densenet: [6, 12, 24, 16], 'densenet-121': [6, 12, 24, 16] },
   options: { width: widthOption('an even integer from 2', (width) => width % 2 === 0) }, // the growth is half of it
   build: (unit, blocks, options, octave) => new DenseNet(unit, blocks, options, octave),
-  has: (parameters) => ['bn', 'bn_h'].some((bn) => parameters.has(`transition1.conv1.${bn}.weight`)),
+  infer: (parameters) =>
+    ['bn', 'bn_h'].some((bn) => parameters.has(`transition1.conv1.${bn}.weight`)) ? {} : undefined,
 });

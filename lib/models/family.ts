@@ -16,8 +16,11 @@ export interface Family<Name extends string = string> {
   build(name: Name, options: ResolvedNetworkOptions): Classifier;
   /** How a picture becomes the input, unless a model folder says it; undefined where none can. */
   defaultInput(name: Name, options: ResolvedNetworkOptions): InputConfig | undefined;
-  /** The parameter that a record of the authors' MXNet files holds; undefined for one of no network of the family. */
-  parameterOf?(record: string): string | undefined;
+  /**
+   * The parameter that a record of the authors' MXNet files holds; null if no network reads it, undefined for one of no
+   * network of the family.
+   */
+  parameterOf?(record: string): string | null | undefined;
   /**
    * The network that has these parameters; undefined if it is not of this family.
    * @throws OctconvError if it seems to be, but is none of its networks.

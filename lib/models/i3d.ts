@@ -12,8 +12,8 @@ import { Octave, splitChannels } from '../octave.js';
 import { add, attention, maxPool } from '../ops.js';
 import { type Family, splitName, withOctave } from './family.js';
 import { commonOptions, flag, type OptionSchema, temporalKernelsOption } from './options.js';
-import { Bottleneck, bottleneck, OctBottleneck, octaveForm, type Place, plainForm, ResNet } from './resnet.js';
-import { checkWidth, countBlocks, inferAlpha, nameOf, type Shapes, shapeOf } from './shapes.js';
+import { Bottleneck, bottleneck, OctBottleneck, octaveForm, oneConv, type Place, plainForm, ResNet } from './resnet.js';
+import { checkInner, countBlocks, inferAlpha, inferInner, nameOf, type Shapes, shapeOf } from './shapes.js';
 
 /**
  * x + bn(conv_out(attention(conv_theta(x), conv_phi(p), conv_g(p)))), where p is x after a 1x2x2 max-pool; names as in
@@ -127,7 +127,7 @@ export const i3ds: Family<(typeof names)[number]> = {
     // Rounded up, so that there may be any number of frames.
     const halveTime = { kernel: [2, 1, 1], stride: [2, 1, 1], ceilMode: true } as const;
     const layout = {
-      stem: { kernel: [isI3d(plain) ? 5 : 1, 7, 7], stride: [1, 2, 2] } as const,
+      stem: oneConv(options, { kernel: [isI3d(plain) ? 5 : 1, 7, 7], stride: [1, 2, 2] }),
       pools: [{ kernel: [1, 3, 3], stride: [1, 2, 2], padding: [0, 1, 1] }, halveTime] as const,
       blocks,
       expansion: 4,
@@ -159,7 +159,7 @@ export const i3ds: Family<(typeof names)[number]> = {
     const [classes = 0] = shapeOf(parameters, 'fc.weight', 2);
     const weightOf = (layer: string) => `${layer}${octave ? '.conv.conv_h2h' : ''}.weight`;
     const blocks = countBlocks(parameters);
-    checkWidth(parameters, weightOf, width, 3 * blocks.reduce((a, b) => a + b, 0) + 2, 5);
+    checkInner(inferInner(parameters, weightOf, 5), width, 3 * blocks.reduce((a, b) => a + b, 0) + 2);
     const depth = nameOf<Depth>(depths, blocks);
     const possible = Object.values(depths).map(show).join(' or ');
     if (!depth) throw new OctconvError(`layer1 to layer4 have ${show(blocks)} bottlenecks, wanted ${possible}`);

@@ -6,13 +6,29 @@ import type { Classifier, Family } from './family.js';
 import { type NetworkOptions, type ResolvedNetworkOptions, withDefaults } from './options.js';
 import { denseNets } from './densenet.js';
 import { i3ds } from './i3d.js';
+import { mobileNetsV1 } from './mobilenet-v1.js';
+import { mobileNetsV2 } from './mobilenet-v2.js';
 import { resNets } from './resnet.js';
+import { resNetsV1e } from './resnet-v1e.js';
 import { resNetsV2 } from './resnet-v2.js';
+import { resNeXts } from './resnext.js';
+import { resNeXtsV2 } from './resnext-v2.js';
 import { seResNetsV2 } from './se-resnet-v2.js';
 
 export type { Classifier, Family, NetworkOptions };
 
-const registered = [resNets, resNetsV2, seResNetsV2, denseNets, i3ds] as const;
+const registered = [
+  resNets,
+  resNeXts,
+  resNetsV2,
+  resNeXtsV2,
+  seResNetsV2,
+  denseNets,
+  resNetsV1e,
+  mobileNetsV1,
+  mobileNetsV2,
+  i3ds,
+] as const;
 
 /** Every family of networks; one that is added to the list is known everywhere. */
 export const families: Family[] = [...registered];
@@ -47,6 +63,13 @@ export function resolveNetworkOptions(
   beside?: Readonly<Record<string, true>>,
 ): ResolvedNetworkOptions {
   return withDefaults(where, options, familyOf(name).options(name), beside);
+}
+
+/** Options of a narrow network, of about so many channels behind the stem, for what would take long with the usual ones. */
+export function narrowed(name: AnyNetworkName, width: number): NetworkOptions {
+  const { groups, multiplier } = resolveNetworkOptions(name, {});
+  if (multiplier !== undefined) return { multiplier: width / 32 };
+  return { width, ...(groups !== undefined && { groups: width / 4 }) };
 }
 
 /** How a picture or a clip becomes the input of a network, unless a model folder says it; undefined where none can. */

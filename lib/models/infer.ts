@@ -2,7 +2,8 @@
 import { OctconvError, show } from '../error.js';
 import { parameterShapes } from '../layers/module.js';
 import { checkOptions } from '../options.js';
-import { missingTensor, type WeightSource } from '../weights/source.js';
+import { missingTensor, type TensorInfo, type WeightSource } from '../weights/source.js';
+import type { Family } from './family.js';
 import { buildNetwork, families, networkNames, resolveNetworkOptions } from './index.js';
 import type { ResolvedNetworkOptions } from './options.js';
 
@@ -26,7 +27,7 @@ export function inferOptions(source: Source): Inferred {
     for (const family of families) {
       const records = recordsOf(tensors, family.parameterOf);
       const found = family.infer(
-        new Map([...records].map(([name, record]) => [name, tensors.get(record)?.shape ?? []])),
+        new Map([...records].map(([name, record]) => [name, infoOf(tensors, name, record).shape])),
       );
       if (found) return { network: found.network, options: resolveNetworkOptions(found.network, found.options) };
     }
@@ -78,13 +79,12 @@ function sameShapes({ network, options }: Inferred, alpha: number): boolean {
 }
 
 /** Parameter names, each with what a file calls it: an MXNet file has names of its own. */
-function recordsOf(
-  tensors: Source['tensors'],
-  parameterOf?: (record: string) => string | undefined,
-): Map<string, string> {
+function recordsOf(tensors: Source['tensors'], parameterOf?: Family['parameterOf']): Map<string, string> {
   const records = new Map<string, string>();
   for (const record of tensors.keys()) {
-    const name = parameterOf?.(record) ?? record;
+    const found = parameterOf?.(record);
+    if (found === null) continue;
+    const name = found ?? record;
     const other = records.get(name);
     if (other !== undefined) throw new OctconvError(`${show(other)} and ${show(record)} are both ${show(name)}`);
     records.set(name, record);
@@ -92,15 +92,25 @@ function recordsOf(
   return records;
 }
 
+/** The authors' Gluon networks have 1x1 convolutions in place of linear layers. */
+const linearWeight = /(^|\.)(fc\w*|classifier\.1)\.weight$/;
+
+/** What a file has for a parameter: elements in the same order, in the shape of the parameter. */
+function infoOf(tensors: Source['tensors'], name: string, record: string): TensorInfo {
+  const { dtype, shape } = tensors.get(record) ?? { dtype: 'f32' as const, shape: [] };
+  const [outputs = 0, inputs = 0, ...kernel] = shape;
+  const flat = name !== record && linearWeight.test(name) && String(kernel) === '1,1';
+  return { dtype, shape: flat ? [outputs, inputs] : shape };
+}
+
 /** A file of one of these networks with the network's names for its tensors. */
 export function withParameterNames(source: WeightSource, network: string): WeightSource {
   const family = families.find(({ names }) => names.includes(network));
   const records = recordsOf(source.tensors, family?.parameterOf);
-  const info = (record: string) => source.tensors.get(record) ?? { dtype: 'f32' as const, shape: [] };
-  if ([...records].every(([name, record]) => name === record)) return source;
+  if (records.size === source.tensors.size && [...records].every(([name, record]) => name === record)) return source;
   return {
     ...source,
-    tensors: new Map([...records].map(([name, record]) => [name, info(record)])),
+    tensors: new Map([...records].map(([name, record]) => [name, infoOf(source.tensors, name, record)])),
     read(name, memory) {
       const record = records.get(name);
       return record === undefined ? Promise.reject(missingTensor(source, name)) : source.read(record, memory);

@@ -1,10 +1,11 @@
 import { OctconvError, show } from '../error.js';
+import type { Octave } from '../octave.js';
 import { checkOptions } from '../options.js';
 
 export interface NetworkOptions {
   /** Share of the channels in the low branch, in [0, 1); default .5 for the octave networks, which alone have one. */
   readonly alpha?: number | undefined;
-  /** Channels of the stem; default 64. */
+  /** Channels of the stem; default 64. Deep stems have `stemWidths`, MobileNets `multiplier`. */
   readonly width?: number | undefined;
   /** Default 1000, of video networks 400. */
   readonly classes?: number | undefined;
@@ -14,6 +15,12 @@ export interface NetworkOptions {
   readonly channels?: number | undefined;
   /** Blocks of the four stages, for names without a depth (`resnet-v2`). */
   readonly blocks?: readonly number[] | undefined;
+  /** Of ResNeXts: groups of the 3x3 convolutions; default 32. */
+  readonly groups?: number | undefined;
+  /** Of MobileNets, which have no `width`: what all widths are multiplied by; default 1. */
+  readonly multiplier?: number | undefined;
+  /** Of deep stems: channels of their three convolutions. */
+  readonly stemWidths?: readonly number[] | undefined;
   /** Of video networks: whether they have non-local blocks (arXiv 1711.07971); default false. */
   readonly nonLocal?: boolean | undefined;
   /** Of video networks: taps over time of conv1, a list of odd numbers for each layer; default: those of its name. */
@@ -28,6 +35,9 @@ export interface ResolvedNetworkOptions {
   /** The others are absent where a network has no such option. */
   readonly stem?: 'imagenet' | 'cifar';
   readonly blocks?: readonly number[];
+  readonly groups?: number;
+  readonly multiplier?: number;
+  readonly stemWidths?: readonly number[];
   readonly nonLocal?: boolean;
   readonly temporalKernels?: readonly (readonly number[])[];
 }
@@ -78,6 +88,27 @@ export function temporalKernelsOption(usual: readonly (readonly number[])[]): Op
 /** `width`, for a network that cannot have every one. */
 export function widthOption(wanted: string, fits: (width: number) => boolean): Option<number> {
   return { usual: 64, wanted: `${wanted} to 65536`, fits: (x) => isSize(x) && fits(Number(x)) };
+}
+
+export const groupsOption: Option<number> = size(32);
+
+/** @throws OctconvError unless each branch of a layer has groups of equal size. */
+export function checkGroups(layer: string, { high, low = 0 }: Octave<number>, groups: number): void {
+  if (high % groups === 0 && low % groups === 0) return;
+  const found = low === 0 ? `${high}` : `${high} high and ${low} low`;
+  throw new OctconvError(`${layer}: ${found} channels, wanted multiples of ${groups} groups`);
+}
+
+export const multiplierOption: Option<number> = {
+  usual: 1,
+  wanted: 'a number from 1/16 to 16',
+  fits: (x) => typeof x === 'number' && x >= 1 / 16 && x <= 16,
+};
+
+/** `stemWidths`, of a network with a deep stem. */
+export function stemWidthsOption(usual: readonly number[]): Option<readonly number[]> {
+  const fits = (x: unknown) => Array.isArray(x) && x.length === 3 && x.every(isSize);
+  return { usual, wanted: 'three integers from 1 to 65536', fits };
 }
 
 /** `blocks`, for a network that has it. */

@@ -11,18 +11,25 @@ import { globalAvgPool, maxPool, relu } from '../ops.js';
 import type { Matrix } from '../tensor.js';
 import type { Work } from '../turns.js';
 import { type Classifier, type Family, splitName, withOctave } from './family.js';
-import { blocksOption, commonOptions, type OptionSchema, type ResolvedNetworkOptions } from './options.js';
+import {
+  blocksOption,
+  commonOptions,
+  type NetworkOptions,
+  type OptionSchema,
+  type ResolvedNetworkOptions,
+} from './options.js';
 import { countBlocks, inferAlpha, inferEnds, type Shapes } from './shapes.js';
 
 export type Pair = Octave<Feature>;
 export type Widths = Octave<number>;
 /** A part of such a network; plain ones have a high branch only. */
 export type Part = Module<Pair, Pair>;
-export type MakeUnit = new (
-  from: Widths,
-  to: Widths,
-  options: { readonly kernel: number; readonly stride?: number },
-) => Part;
+interface UnitOptions {
+  readonly kernel: number;
+  readonly stride?: number;
+  readonly groups?: number | undefined;
+}
+export type MakeUnit = new (from: Widths, to: Widths, options: UnitOptions) => Part;
 
 const eps = 1e-4;
 
@@ -31,7 +38,7 @@ class PlainUnit extends Module<Pair, Pair> {
   readonly bn: BatchNorm;
   readonly conv: Conv;
 
-  constructor({ high: from }: Widths, { high: to }: Widths, options: { kernel: number; stride?: number }) {
+  constructor({ high: from }: Widths, { high: to }: Widths, options: UnitOptions) {
     super();
     this.bn = new BatchNorm(from, eps);
     this.conv = new Conv(from, to, options);
@@ -48,7 +55,7 @@ class OctUnit extends Module<Pair, Pair> {
   readonly bn_l: BatchNorm | undefined;
   readonly conv: OctConv;
 
-  constructor(from: Widths, to: Widths, options: { kernel: number; stride?: number }) {
+  constructor(from: Widths, to: Widths, options: UnitOptions) {
     super();
     const { high, low } = from.map((width) => new BatchNorm(width, eps));
     this.bn_h = high;
@@ -147,15 +154,15 @@ interface Kind<N extends string> {
   readonly blocks: { readonly [K in N]: readonly number[] };
   readonly options?: OptionSchema;
   build(unit: MakeUnit, blocks: readonly number[], options: ResolvedNetworkOptions, octave: boolean): Classifier;
-  /** Whether a network with a tail is of this family. @throws OctconvError if it nearly is. */
-  has(parameters: Shapes, weightOf: (layer: string) => string): boolean;
+  /** `options` of a network with a tail that is of this family. @throws OctconvError if it nearly is. */
+  infer(parameters: Shapes, weightOf: (layer: string) => string): NetworkOptions | undefined;
 }
 
 export function preActivationFamily<const N extends string>({
   blocks,
   options,
   build,
-  has,
+  infer,
 }: Kind<N>): Family<N | `oct-${N}`> {
   const plainNames = Object.keys(blocks) as N[];
   const [general, ...numbered] = plainNames as [N, ...N[]];
@@ -179,8 +186,9 @@ export function preActivationFamily<const N extends string>({
     infer(parameters) {
       const octave = parameters.has('layer1.0.conv1.conv.conv_h2h.weight');
       const weightOf = (layer: string) => `${layer}.conv${octave ? '.conv_h2h' : ''}.weight`;
-      if (!parameters.has('tail.weight') || !has(parameters, weightOf)) return undefined;
-      const found = { alpha: octave ? inferAlpha(parameters) : 0, ...inferEnds(parameters) };
+      const own = parameters.has('tail.weight') ? infer(parameters, weightOf) : undefined;
+      if (!own) return undefined;
+      const found = { alpha: octave ? inferAlpha(parameters) : 0, ...inferEnds(parameters), ...own };
       const counted = countBlocks(parameters);
       const named = numbered.find((name) => blocks[name].join() === counted.join());
       const plain = named ?? general;

@@ -12,7 +12,7 @@ import {
   preActivationFamily,
   type Widths,
 } from './preactivation.js';
-import { checkWidth, type Shapes } from './shapes.js';
+import { checkInner, inferInner, type Shapes } from './shapes.js';
 
 /** What a block takes and gives. */
 export interface Place {
@@ -20,6 +20,7 @@ export interface Place {
   readonly inner: Widths;
   readonly to: Widths;
   readonly stride: number;
+  readonly groups?: number | undefined;
   readonly projected: boolean;
 }
 
@@ -30,10 +31,10 @@ export class Block extends Module<Pair, Pair> {
   readonly conv3: Part;
   readonly downsample: Part | undefined;
 
-  constructor(unit: MakeUnit, { from, inner, to, stride, projected }: Place) {
+  constructor(unit: MakeUnit, { from, inner, to, stride, groups, projected }: Place) {
     super();
     this.conv1 = new unit(from, inner, { kernel: 1 });
-    this.conv2 = new unit(inner, inner, { kernel: 3, stride });
+    this.conv2 = new unit(inner, inner, { kernel: 3, stride, groups });
     this.conv3 = new unit(inner, to, { kernel: 1 });
     this.downsample = projected ? new unit(from, to, { kernel: 1, stride }) : undefined;
   }
@@ -47,18 +48,23 @@ export class Block extends Module<Pair, Pair> {
   }
 }
 
-/** The network of these blocks. */
-export function network(blocks: readonly number[], options: ResolvedNetworkOptions, block: (place: Place) => Part) {
+/** The network of these blocks; the channels of their 3x3 are `factor` times the usual ones. */
+export function network(
+  blocks: readonly number[],
+  options: ResolvedNetworkOptions,
+  block: (place: Place, layer: number) => Part,
+  factor = 1,
+) {
   const { width } = options;
   const alphas = alphasOf(options);
   let from = splitChannels(width, 0);
   const layers = blocks.map((count, i) => {
-    const [inner, to] = [1, 4].map((times) => splitChannels(times * width * 2 ** i, alphas[i + 1] ?? 0)) as [
+    const [inner, to] = [factor, 4].map((times) => splitChannels(times * width * 2 ** i, alphas[i + 1] ?? 0)) as [
       Widths,
       Widths,
     ];
     return Array.from({ length: count }, (_, j) => {
-      const made = block({ from, inner, to, stride: i > 0 && j === 0 ? 2 : 1, projected: j === 0 });
+      const made = block({ from, inner, to, stride: i > 0 && j === 0 ? 2 : 1, projected: j === 0 }, i + 1);
       from = to;
       return made;
     });
@@ -66,12 +72,12 @@ export function network(blocks: readonly number[], options: ResolvedNetworkOptio
   return new PreActivationNet(options, layers, from.high);
 }
 
-/** Whether these are the parameters of bottlenecks. @throws OctconvError for a ResNeXt or a wide network. */
-export function hasBottlenecks(parameters: Shapes, weightOf: (layer: string) => string): boolean {
-  if (!parameters.has(weightOf('layer1.0.conv3'))) return false;
+/** What parameters of bottlenecks tell; nothing of others. */
+export function inferBottlenecks(parameters: Shapes, weightOf: (layer: string) => string) {
+  if (!parameters.has(weightOf('layer1.0.conv3'))) return undefined;
   const count = [...parameters.keys()].filter((name) => name.endsWith(weightOf('.conv3'))).length;
-  checkWidth(parameters, weightOf, parameters.get('conv1.weight')?.[0] ?? 0, 3 * count + 2);
-  return true;
+  const width = parameters.get('conv1.weight')?.[0] ?? 0;
+  return { inner: inferInner(parameters, weightOf), width, depth: 3 * count + 2 };
 }
 
 /** Whether its blocks have squeeze-and-excitation. */
@@ -87,5 +93,10 @@ export const resNetsV2 = preActivationFamily({
     'resnet-v2-200': [3, 24, 36, 3],
   },
   build: (unit, blocks, options) => network(blocks, options, (place) => new Block(unit, place)),
-  has: (parameters, weightOf) => !hasGates(parameters) && hasBottlenecks(parameters, weightOf),
+  infer(parameters, weightOf) {
+    const found = inferBottlenecks(parameters, weightOf);
+    if (!found || found.inner.groups > 1 || hasGates(parameters)) return undefined;
+    checkInner(found.inner, found.width, found.depth);
+    return {};
+  },
 });

@@ -23,7 +23,7 @@ import type { Matrix } from '../tensor.js';
 import type { Work } from '../turns.js';
 import { type Family, splitName, withOctave } from './family.js';
 import { commonOptions, type ResolvedNetworkOptions } from './options.js';
-import { checkWidth, countBlocks, inferAlpha, inferEnds, nameOf } from './shapes.js';
+import { checkInner, inferAlpha, inferStages, nameOf } from './shapes.js';
 
 /** What a block takes and gives. */
 export interface Place {
@@ -35,6 +35,10 @@ export interface Place {
   readonly alphaOut: number;
   /** Whether the shortcut needs a convolution: the shape changes. */
   readonly projected: boolean;
+  /** Of a bottleneck's 3x3; default 1. */
+  readonly groups?: number | undefined;
+  /** Whether a bottleneck has its stride in conv3 ("v1e"), not in the 3x3. */
+  readonly late?: boolean | undefined;
   /** Of video: taps over time of a bottleneck's conv1. All other kernels have one. */
   readonly time?: number | undefined;
 }
@@ -98,22 +102,29 @@ export class Bottleneck extends Module {
 
   constructor(place: Place) {
     super();
-    const { from, width, to, projected, time } = place;
+    const { from, width, to, projected, groups, late = false, time } = place;
     const [one, stride] = [along(1, place), along(place.stride, place)];
     this.conv1 = new Conv(from, width, { kernel: time === undefined ? 1 : [time, 1, 1] });
     this.bn1 = new BatchNorm(width);
-    this.conv2 = new Conv(width, width, { kernel: along(3, place), stride });
+    this.conv2 = new Conv(width, width, { kernel: along(3, place), stride: late ? 1 : stride, groups });
     this.bn2 = new BatchNorm(width);
-    this.conv3 = new Conv(width, to, { kernel: one });
+    this.conv3 = new Conv(width, to, { kernel: one, stride: late ? stride : 1 });
     this.bn3 = new BatchNorm(to);
     this.downsample = projected ? new ConvNorm(from, to, { kernel: one, stride }) : undefined;
   }
 
-  forward(x: Feature): Feature {
+  protected residual(x: Feature): Feature {
     const first = relu(this.bn1.forward(this.conv1.forward(x)));
     const second = relu(this.bn2.forward(this.conv2.forward(first)));
-    const third = this.bn3.forward(this.conv3.forward(second));
-    return relu(add(third, this.downsample?.forward(x) ?? x));
+    return this.bn3.forward(this.conv3.forward(second));
+  }
+
+  protected shortcut(x: Feature): Feature {
+    return this.downsample?.forward(x) ?? x;
+  }
+
+  forward(x: Feature): Feature {
+    return relu(add(this.residual(x), this.shortcut(x)));
   }
 }
 
@@ -126,20 +137,27 @@ export class OctBottleneck extends Module {
 
   constructor(place: Place) {
     super();
-    const { from, width, to, stride, alphaIn, alphaOut, projected, time } = place;
+    const { from, width, to, stride, alphaIn, alphaOut, projected, groups, late = false, time } = place;
     const [one, inside] = [along(1, place), { alphaIn: alphaOut, alphaOut }];
     this.conv1 = new OctConvNorm(from, width, { kernel: time === undefined ? 1 : [time, 1, 1], alphaIn, alphaOut });
-    this.conv2 = new OctConvNorm(width, width, { kernel: along(3, place), stride, ...inside });
-    this.conv3 = new OctConvNorm(width, to, { kernel: one, ...inside });
+    const three = { kernel: along(3, place), stride: late ? 1 : stride, groups };
+    this.conv2 = new OctConvNorm(width, width, { ...three, ...inside });
+    this.conv3 = new OctConvNorm(width, to, { kernel: one, stride: late ? stride : 1, ...inside });
     this.downsample = projected ? [new OctConvNorm(from, to, { kernel: one, stride, alphaIn, alphaOut })] : [];
   }
 
-  forward(x: Octave<Feature>): Octave<Feature> {
+  protected residual(x: Octave<Feature>): Octave<Feature> {
     const first = this.conv1.forward(x).map((branch) => relu(branch));
     const second = this.conv2.forward(first).map((branch) => relu(branch));
-    const third = this.conv3.forward(second);
-    const shortcut = this.downsample.reduce((y, layer) => layer.forward(y), x);
-    return third.zip(shortcut, (a, b) => relu(add(a, b)));
+    return this.conv3.forward(second);
+  }
+
+  protected shortcut(x: Octave<Feature>): Octave<Feature> {
+    return this.downsample.reduce((y, layer) => layer.forward(y), x);
+  }
+
+  forward(x: Octave<Feature>): Octave<Feature> {
+    return this.residual(x).zip(this.shortcut(x), (a, b) => relu(add(a, b)));
   }
 }
 
@@ -158,9 +176,30 @@ export const octaveForm: Form<Octave<Feature>> = {
   leave: (x) => x.high,
 };
 
+/** What stands before layer1; behind conv1 there is a batch normalisation. */
+export interface Stem {
+  readonly conv1: Module<Feature, Feature>;
+  /** What conv1 and conv2 give. */
+  readonly width: number;
+  /** In place of the max-pool. */
+  readonly conv2?: Module<Feature, Feature> | undefined;
+}
+
+/** The stem of one convolution. */
+export const oneConv = ({ channels, width }: ResolvedNetworkOptions, options: ConvLayerOptions): Stem => ({
+  conv1: new Conv(channels, width, options),
+  width,
+});
+
+/** The stem of one convolution by its kind, and what pools behind it. */
+export const usualStem = (options: ResolvedNetworkOptions) =>
+  options.stem === 'imagenet'
+    ? { stem: oneConv(options, { kernel: 7, stride: 2 }), pools: [{ kernel: 3, stride: 2, padding: 1 }] }
+    : { stem: oneConv(options, { kernel: 3 }), pools: [] };
+
 /** The layers of a network: how many blocks each has, how wide what they give is, and the blocks. */
 export interface Layout<F> {
-  readonly stem: ConvLayerOptions;
+  readonly stem: Stem;
   /** Max-pools, behind the stem and behind layer1. */
   readonly pools: readonly (PoolOptions | undefined)[];
   readonly blocks: readonly number[];
@@ -171,8 +210,9 @@ export interface Layout<F> {
 
 /** [N, H, W, channels] or [N, T, H, W, channels] -> logits [N, classes] */
 export class ResNet<F> extends DeepModule<Feature, Value<'f32', Matrix>> {
-  readonly conv1: Conv;
+  readonly conv1: Module<Feature, Feature>;
   readonly bn1: BatchNorm;
+  readonly conv2: Module<Feature, Feature> | undefined;
   readonly layer1: readonly Module<F, F>[];
   readonly layer2: readonly Module<F, F>[];
   readonly layer3: readonly Module<F, F>[];
@@ -182,18 +222,19 @@ export class ResNet<F> extends DeepModule<Feature, Value<'f32', Matrix>> {
   readonly #pools: Layout<F>['pools'];
 
   constructor(
-    { alpha, width, classes, channels }: ResolvedNetworkOptions,
+    { alpha, width, classes }: ResolvedNetworkOptions,
     form: Form<F>,
     { stem, pools, blocks, expansion, block }: Layout<F>,
   ) {
     super();
     this.#form = form;
     this.#pools = pools;
-    this.conv1 = new Conv(channels, width, stem);
-    this.bn1 = new BatchNorm(width);
+    this.conv1 = stem.conv1;
+    this.bn1 = new BatchNorm(stem.width);
+    this.conv2 = stem.conv2;
     // Octave from the first block of layer1 on, which splits; the first block of layer4 merges.
     const alphas = [0, alpha, alpha, alpha, 0];
-    let [from, alphaIn] = [width, 0];
+    let [from, alphaIn] = [stem.width, 0];
     const layer = (index: number) =>
       Array.from({ length: blocks[index - 1] ?? 0 }, (_, i) => {
         const inner = width * 2 ** (index - 1);
@@ -215,7 +256,8 @@ export class ResNet<F> extends DeepModule<Feature, Value<'f32', Matrix>> {
   *work(x: Feature): Work<Value<'f32', Matrix>> {
     const pooled = (y: F, pool: PoolOptions | undefined) =>
       pool ? this.#form.each(y, (branch) => maxPool(branch, pool)) : y;
-    let y = this.#form.enter(relu(this.bn1.forward(this.conv1.forward(x))));
+    const stem = relu(this.bn1.forward(this.conv1.forward(x)));
+    let y = this.#form.enter(this.conv2?.forward(stem) ?? stem);
     for (const [i, blocks] of [[], this.layer1, this.layer2, this.layer3, this.layer4].entries()) {
       for (const block of blocks) {
         yield;
@@ -245,13 +287,7 @@ export const resNets: Family<(typeof names)[number]> = {
 
   build(name, options) {
     const { plain, octave } = splitName(name);
-    const imagenet = options.stem === 'imagenet';
-    const layout = {
-      stem: imagenet ? { kernel: 7, stride: 2 } : { kernel: 3 },
-      pools: imagenet ? [{ kernel: 3, stride: 2, padding: 1 }] : [],
-      blocks: all[plain],
-      expansion: plain in basic ? 1 : 4,
-    };
+    const layout = { ...usualStem(options), blocks: all[plain], expansion: plain in basic ? 1 : 4 };
     const [Plain, Oct] = plain in basic ? [BasicBlock, OctBasicBlock] : [Bottleneck, OctBottleneck];
     return octave
       ? new ResNet(options, octaveForm, { ...layout, block: (place) => new Oct(place) })
@@ -261,17 +297,13 @@ export const resNets: Family<(typeof names)[number]> = {
   defaultInput: (_, { stem, channels }) => inputOf(defaultInput(stem), channels),
 
   infer(parameters) {
-    // Pre-activation networks have a last batch normalisation, the tail.
-    const octave = parameters.has('layer1.0.conv1.conv.conv_h2h.weight');
-    if ((!octave && !parameters.has('layer1.0.conv1.weight')) || parameters.has('tail.weight')) return undefined;
-    if (parameters.get('conv1.weight')?.length === 5) return undefined; // of video
-    const ends = inferEnds(parameters);
-    const weightOf = (layer: string) => `${layer}${octave ? '.conv.conv_h2h' : ''}.weight`;
-    const blocks = countBlocks(parameters);
-    const [kind, layouts, layers] = parameters.has(weightOf('layer1.0.conv3'))
-      ? (['bottlenecks', bottleneck, 3] as const)
-      : (['basic blocks', basic, 2] as const);
-    checkWidth(parameters, weightOf, ends.width, layers * blocks.reduce((a, b) => a + b, 0) + 2);
+    const found = inferStages(parameters);
+    if (!found || found.inner.groups > 1) return undefined; // a ResNeXt
+    const { octave, ends, inner, blocks, depth } = found;
+    const [kind, layouts] = found.bottlenecks
+      ? (['bottlenecks', bottleneck] as const)
+      : (['basic blocks', basic] as const);
+    checkInner(inner, ends.width, depth);
     const name = nameOf<keyof typeof all>(layouts, blocks);
     const possible = Object.values(layouts).map(show).join(' or ');
     if (!name) throw new OctconvError(`layer1 to layer4 have ${show(blocks)} ${kind}, wanted ${possible}`);

@@ -4,7 +4,8 @@ import { Octave } from '../octave.js';
 import { add, globalAvgPool, mul, relu, sigmoid } from '../ops.js';
 import { widthOption } from './options.js';
 import { type MakeUnit, type Pair, type Part, preActivationFamily, type Widths } from './preactivation.js';
-import { Block, hasBottlenecks, hasGates, network, type Place } from './resnet-v2.js';
+import { Block, hasGates, inferBottlenecks, network, type Place } from './resnet-v2.js';
+import { checkInner } from './shapes.js';
 
 /** x times a gate per channel, made of the channels' means. */
 class SqueezeExcite extends Module<Pair, Pair> {
@@ -63,5 +64,10 @@ export const seResNetsV2 = preActivationFamily({
   blocks: { 'se-resnet-v2': [3, 4, 6, 3], 'se-resnet-v2-50': [3, 4, 6, 3] },
   options: { width: widthOption('an integer from 4', (width) => width >= 4) }, // a sixteenth of 4 width channels is one
   build: (unit, blocks, options, octave) => network(blocks, options, (place) => new SEBlock(unit, octave, place)),
-  has: (parameters, weightOf) => hasGates(parameters) && hasBottlenecks(parameters, weightOf),
+  infer(parameters, weightOf) {
+    const found = hasGates(parameters) ? inferBottlenecks(parameters, weightOf) : undefined;
+    if (!found) return undefined;
+    checkInner(found.inner, found.width, found.depth);
+    return {};
+  },
 });

@@ -42,23 +42,50 @@ export function nameOf<N extends string>(
   return (Object.keys(names) as N[]).find((name) => names[name]?.join() === blocks.join());
 }
 
-/**
- * @throws OctconvError for a ResNeXt or a wide ResNet, by its name. `weightOf` gives a layer's weight, of its high branch;
- * layer4 has no other.
- */
-export function checkWidth(
-  parameters: Shapes,
-  weightOf: (layer: string) => string,
-  width: number,
-  depth: number,
-  rank: 4 | 5 = 4,
-): void {
+/** The 3x3 of layer1: its channels, and their groups. */
+export interface Inner {
+  readonly width: number;
+  readonly groups: number;
+}
+
+/** From the convolutions of layer4. `weightOf` gives a layer's weight, of its high branch; layer4 has no other. */
+export function inferInner(parameters: Shapes, weightOf: (layer: string) => string, rank: 4 | 5 = 4): Inner {
   const [out = 0] = shapeOf(parameters, weightOf('layer4.0.conv1'), rank);
   const [, perGroup = 1] = shapeOf(parameters, weightOf('layer4.0.conv2'), rank);
-  const inner = out / 8;
-  const groups = out / perGroup;
-  const name = groups > 1 ? `ResNeXt-${depth} ${groups}x${inner / groups}d` : `Wide ResNet-${depth}-${inner / width}`;
-  if (groups > 1 || inner !== width) throw new OctconvError(`${name}: this network does not exist here yet`);
+  return { width: out / 8, groups: out / perGroup };
+}
+
+/** @throws OctconvError for a ResNeXt or a wide ResNet, by its name, of a kind that has neither. */
+export function checkInner(inner: Inner, width: number, depth: number): void {
+  if (inner.groups > 1 || inner.width !== width) throw notHere(inner, width, depth);
+}
+
+/** For a ResNeXt or a wide ResNet whose widths no network has. */
+export function notHere(inner: Inner, width: number, depth: number): OctconvError {
+  const { groups } = inner;
+  const wide = `Wide ResNet-${depth}-${inner.width / width}`;
+  const name = groups > 1 ? `ResNeXt-${depth} ${groups}x${inner.width / groups}d` : wide;
+  return new OctconvError(`${name}: this network does not exist here yet`);
+}
+
+/** What the parameters of a post-activation network of images tell, with a stem of one convolution; nothing of others. */
+export function inferStages(parameters: Shapes) {
+  const octave = parameters.has('layer1.0.conv1.conv.conv_h2h.weight');
+  if (!octave && !parameters.has('layer1.0.conv1.weight')) return undefined;
+  // Pre-activation networks have a last batch normalisation, the tail; the stem of others is deep, or of video.
+  if (parameters.has('tail.weight') || parameters.has('conv1.0.weight')) return undefined;
+  if (parameters.get('conv1.weight')?.length === 5) return undefined;
+  const weightOf = (layer: string) => `${layer}${octave ? '.conv.conv_h2h' : ''}.weight`;
+  const bottlenecks = parameters.has(weightOf('layer1.0.conv3'));
+  const blocks = countBlocks(parameters);
+  return {
+    octave,
+    bottlenecks,
+    blocks,
+    depth: (bottlenecks ? 3 : 2) * blocks.reduce((a, b) => a + b, 0) + 2,
+    ends: inferEnds(parameters),
+    inner: inferInner(parameters, weightOf),
+  };
 }
 
 /** A layer's C output channels, of which `low` are in the low branch: low = trunc(alpha C). */
@@ -68,16 +95,20 @@ interface Split {
   readonly low: number;
 }
 
+/** layer4, or the transition before it, begins with the merge: from there on everything is in the high branch. */
+const beforeLayer4 = /^(?:layer[1-3]|transition[12])\./;
+
 /**
- * The alpha that a person would have written, out of those with low = trunc(alpha C) in every layer before the merge.
+ * The alpha that a person would have written, out of those with low = trunc(alpha C) in every octave convolution before
+ * the merge.
  */
-export function inferAlpha(parameters: Shapes): number {
+export function inferAlpha(parameters: Shapes, beforeMerge = beforeLayer4): number {
   const splits: Split[] = [];
   for (const [name, [high = 0]] of parameters) {
-    // layer4, or the transition before it, begins with the merge: from there on everything is in the high branch.
-    const layer = /^((?:layer[1-3]|transition[12])\..*\.conv)\.conv_h2h\.weight$/.exec(name)?.[1];
-    if (!layer) continue;
-    const low = parameters.get(`${layer}.conv_h2l.weight`)?.[0] ?? 0;
+    const layer = /^(.*\.conv)\.conv_h2h\.weight$/.exec(name)?.[1];
+    if (!layer || !beforeMerge.test(layer)) continue;
+    // A depthwise convolution has no path between the branches.
+    const low = (parameters.get(`${layer}.conv_h2l.weight`) ?? parameters.get(`${layer}.conv_l2l.weight`))?.[0] ?? 0;
     splits.push({ layer, channels: high + low, low });
   }
   let from = 0;

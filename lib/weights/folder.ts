@@ -39,6 +39,7 @@ const file = (usual: string) =>
   v.optional(v.pipe(v.string(wantedFile), v.regex(/^(?!config\.json$)[^./\\][^/\\]*$/, wantedFile)), usual);
 const wantedName = 'a name as "oct-resnet-50"';
 const wantedBlocks = 'four integers';
+const wantedWidths = 'three integers';
 const wantedKernels = 'four lists of integers';
 const size = integerIn(1, 65536);
 
@@ -50,6 +51,9 @@ const optionsSchema = object({
   stem: v.optional(oneOf('imagenet', 'cifar')),
   channels: v.optional(size),
   blocks: v.optional(v.pipe(v.array(size, wantedBlocks), v.maxLength(4, wantedBlocks))),
+  groups: v.optional(size),
+  multiplier: v.optional(numberIn(1 / 16, 16, 'a number from 1/16 to 16')),
+  stemWidths: v.optional(v.pipe(v.array(size, wantedWidths), v.length(3, wantedWidths))),
   nonLocal: v.optional(v.boolean('true or false')),
   temporalKernels: v.optional(v.pipe(v.array(v.array(size, wantedKernels), wantedKernels), v.length(4, wantedKernels))),
 });
