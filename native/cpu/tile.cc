@@ -359,9 +359,92 @@ OCTCONV_INLINE void oneDepthwise(const Tile& t) {
   finish<Type, Vec, M, 1>(t, acc);
 }
 
+// Lanes of two vectors, one behind the other, in another order; of the first alone where the order says nothing else.
+#if defined(__AVX512F__)
+inline constexpr bool permutes = true;
+OCTCONV_INLINE Vec permuted(Vec x, IntVec order) { return (Vec)_mm512_permutexvar_ps((__m512i)order, (__m512)x); }
+OCTCONV_INLINE Vec permuted(Vec x, Vec y, IntVec order) {
+  return (Vec)_mm512_permutex2var_ps((__m512)x, (__m512i)order, (__m512)y);
+}
+#elif defined(__AVX2__) && !defined(OCTCONV_EMULATE_AVX512)
+inline constexpr bool permutes = true;
+OCTCONV_INLINE Vec permuted(Vec x, IntVec order) { return (Vec)_mm256_permutevar8x32_ps((__m256)x, (__m256i)order); }
+OCTCONV_INLINE Vec permuted(Vec x, Vec y, IntVec order) {
+  return order < lanes ? permuted(x, order) : permuted(y, order);
+}
+#else
+#if defined(OCTCONV_EMULATE_AVX512)
+inline constexpr bool permutes = true;
+#else
+inline constexpr bool permutes = false;
+#endif
+OCTCONV_INLINE Vec permuted(Vec x, Vec y, IntVec order) {
+  Vec z{};
+  for (int i = 0; i < lanes; i++) z[i] = order[i] < lanes ? x[order[i]] : y[order[i] - lanes];
+  return z;
+}
+OCTCONV_INLINE Vec permuted(Vec x, IntVec order) { return permuted(x, x, order); }
+#endif
+
+// The first of the elements that there are; the others are zero.
+template <class Element>
+OCTCONV_INLINE Vec loadSome(const Element* from, int64_t there) {
+  return there >= lanes ? load(from) : there > 0 ? load(from, static_cast<int>(there)) : Vec{};
+}
+
+// Several channels to a group, several groups to a vector: the inputs of a pixel are loaded once for a tap, and each
+// lane takes those of its group, one after the other. Sums as in oneDepthwise (512 products are 24 bits).
+template <class Type, int M>
+OCTCONV_INLINE void oneGrouped(const Tile& t) {
+  using Element = typename Type::Element;
+  Vec acc[M][1];
+  begin<Vec, M, 1>(t, acc);
+  const auto* w = reinterpret_cast<const float*>(t.weights);
+  const char* const* inputs = t.indirection;
+  for (const TapRun* s = t.tapRuns; s < t.tapRuns + t.tapRunCount; s++) {
+    const IntVec first = reinterpret_cast<const Anywhere<IntVec>*>(s->at)->value - s->at[0];
+    const bool two = first[lanes - 1] + s->inputs > lanes;
+    for (int64_t tap = 0; tap < s->taps; tap++, inputs += t.tapStride) {
+      Vec x[M], y[M];
+#pragma GCC unroll 16
+      for (int m = 0; m < M; m++) {
+        const auto* a = reinterpret_cast<const Element*>(inputs[m] + s->offset);
+        x[m] = loadSome(a, s->left);
+        y[m] = two ? loadSome(a + lanes, s->left - lanes) : Vec{};
+      }
+      IntVec order = first;
+      for (int64_t i = 0; i < s->inputs; i++, order += 1, w += lanes) {
+        const Vec weights = load(w);
+        if (two) {
+#pragma GCC unroll 16
+          for (int m = 0; m < M; m++) acc[m][0] = multiplyAdd(permuted(x[m], y[m], order), weights, acc[m][0]);
+        } else {
+#pragma GCC unroll 16
+          for (int m = 0; m < M; m++) acc[m][0] = multiplyAdd(permuted(x[m], order), weights, acc[m][0]);
+        }
+      }
+    }
+  }
+  finish<Type, Vec, M, 1>(t, acc);
+}
+
 template <class Type, int M>
 static void depthwise(Tile& t, int64_t count) {
   for (; count > 0; count--, advance<M>(t)) oneDepthwise<Type, M>(t);
+}
+
+template <class Type, int M>
+static void grouped(Tile& t, int64_t count) {
+  for (; count > 0; count--, advance<M>(t)) oneGrouped<Type, M>(t);
+}
+
+inline constexpr int mostDepthwise = 8, mostGrouped = manyRegisters ? 8 : 4;
+
+template <class Type, int M>
+static constexpr void fillAcross(TileSet& set) {
+  set.depthwise[M] = depthwise<Type, M>;
+  if constexpr (permutes && M <= mostGrouped) set.grouped[M] = grouped<Type, M>;
+  if constexpr (M > 1) fillAcross<Type, M - 1>(set);
 }
 
 template <class Type, int V, int M>
@@ -377,12 +460,10 @@ static constexpr void fill(TileSet& set) {
 template <class Type>
 static constexpr TileSet setOf() {
   constexpr TileShape shape = Type::shape;
-  TileSet set{Type::words, Type::words == Words::u8 && I8::saturates, lanes, shape, {}, {}};
+  TileSet set{Type::words, Type::words == Words::u8 && I8::saturates, lanes, shape, {}, permutes ? mostGrouped : 0, {},
+              {}};
   fill<Type, shape.maxVectors, shape.maxPixels[shape.maxVectors]>(set);
-  if constexpr (Type::words != Words::i16) {
-    set.depthwise[1] = depthwise<Type, 1>, set.depthwise[2] = depthwise<Type, 2>;
-    set.depthwise[3] = depthwise<Type, 3>, set.depthwise[4] = depthwise<Type, 4>;
-  }
+  if constexpr (Type::words != Words::i16) fillAcross<Type, mostDepthwise>(set);
   return set;
 }
 

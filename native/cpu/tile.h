@@ -19,8 +19,12 @@ namespace octconv {
 // Taps, one after the other, that read equally many channels.
 struct TapRun {
   int64_t taps;
-  ptrdiff_t bytes;   // whole words of channels a tap multiplies; depthwise: not used
-  ptrdiff_t offset;  // of the group's first channel, in bytes
+  ptrdiff_t bytes;   // whole words of channels a tap multiplies; across groups: not used
+  ptrdiff_t offset;  // of the group's first channel, in bytes; across groups: of the panel's first input
+  // Across groups: the first input of each output channel of the panel, as many as lanes, how many each has, and how
+  // many the pixel has from the panel's first one on.
+  const int32_t* at = nullptr;
+  int64_t inputs = 1, left = 0;
 };
 
 struct Tile : Epilogue {           // bias and scale of V * lanes channels, of which `channels` are stored
@@ -28,7 +32,7 @@ struct Tile : Epilogue {           // bias and scale of V * lanes channels, of w
   ptrdiff_t tapStride;
   const TapRun* tapRuns;
   size_t tapRunCount;
-  const char* weights;  // packed: [tap][word][V * lanes]; depthwise: f32 [tap][V * lanes]
+  const char* weights;  // packed: [tap][word][V * lanes]; across groups: f32 [tap][input][lanes]
   const char* ahead;    // weights to fetch meanwhile into the L2 cache, and how many bytes of them per word
   ptrdiff_t aheadStep;
   ptrdiff_t outBytes, residualBytes;  // from pixel to pixel
@@ -60,8 +64,11 @@ struct TileSet {
   bool saturates;  // two weights of a pair of elements must not add up to more than 128
   int lanes;
   TileShape shape;
-  TileFunction tiles[5][9];   // [vectors][pixels]
-  TileFunction depthwise[5];  // [pixels], one vector
+  TileFunction tiles[5][9];  // [vectors][pixels]
+  // A vector of channels of several groups, [pixels]: each reads an element (depthwise), or as many as its group has,
+  // which lie within two vectors.
+  int mostGrouped;  // pixels; 0: there is no instruction for it
+  TileFunction depthwise[9], grouped[9];
 };
 
 }  // namespace octconv

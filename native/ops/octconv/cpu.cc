@@ -45,7 +45,7 @@ Prepared prepare(const Shape& x, int64_t groups, const Size3& padding, const Bra
 // The sum over a branch's main sources, or over its upsampled ones (`low`).
 Sum sumOf(const Node& node, const BranchPlan& b, const Shape& y, bool low) {
   const Branch& branch = b.spec;
-  const bool depthwise = b.packed->depthwise;
+  const bool across = b.packed->acrossGroups();
   Sum sum;
   const int64_t bytes = branch.overTime ? packedInputBytes(branch) : sizeOf(branch.compute);
   sum.grid = sum.points = low ? halved(y) : y;
@@ -53,7 +53,7 @@ Sum sumOf(const Node& node, const BranchPlan& b, const Shape& y, bool low) {
   if (const int64_t o = branch.winograd; tiles)
     sum.points.h = (sum.grid.h + o - 1) / o, sum.points.w = (sum.grid.w + o - 1) / o;
   if (branch.overTime) sum.points.n = sum.points.t = 1;  // a position
-  sum.tapRuns.resize(branch.groups());
+  sum.tapRuns.resize(across ? b.packed->panels.size() : branch.groups());
   size_t next = 0;
   branch.eachSource([&](const Source& s) {
     const PackedBranch::ScaleShift& norm = b.packed->prologues[next++];
@@ -63,15 +63,21 @@ Sum sumOf(const Node& node, const BranchPlan& b, const Shape& y, bool low) {
     const bool rowTaps =
         !tiles && inGroup < fewChannels && s.kernel.w > 1 && s.groups == 1 && s.dilation.w == 1 && s.pool == 0;
     Shape read = x.shape;  // what tiles read of it; beyond the channels are zeros
-    if (!depthwise) read.c = s.groups * filled(inGroup, branch);
+    if (!across) read.c = s.groups * filled(inGroup, branch);
     const bool whole = read.c == x.shape.c || (s.groups == 1 && read.c <= x.shape.c + x.pad);
     const bool asIs =
         x.dtype == operandType(branch.compute) && whole && s.pool == 0 && !rowTaps && s.prologue.isIdentity();
-    TileSource source{
-        tiles ? overTiles(s, branch.winograd) : branch.overTime ? atPosition(s) : s, {}, read, x.pitch(), {}, rowTaps};
+    TileSource source{tiles ? overTiles(s, branch.winograd) : branch.overTime ? atPosition(s) : s,
+                      {},
+                      read,
+                      x.pitch(),
+                      {},
+                      {},
+                      rowTaps};
     if (!asIs) {
-      // A depthwise convolution reads elements, not words: one group, as wide as it is.
-      source.prepared = prepare(x.shape, depthwise ? 1 : s.groups, rowTaps ? s.padding : Size3(0, 0, 0), branch);
+      source.prepared = prepare(x.shape, s.groups, rowTaps ? s.padding : Size3(0, 0, 0), branch);
+      // Across groups tiles read elements, not words: nothing is filled up.
+      if (across) source.prepared->groups = 1, source.prepared->padded.c = x.shape.c;
       if (norm.channels)
         source.prepared->scale = b.packed->floats(norm.scale), source.prepared->shift = b.packed->floats(norm.shift);
       source.shape = halved(source.prepared->padded, s.pool);
@@ -79,12 +85,22 @@ Sum sumOf(const Node& node, const BranchPlan& b, const Shape& y, bool low) {
     }
     if (branch.overTime) source.shape.n = source.shape.t = 1, source.pitch = source.shape.c;
     const int64_t all = source.shape.c * bytes, channels = all / s.groups;
-    for (int64_t g = 0; g < branch.groups(); g++)
-      sum.tapRuns[g].push_back({source.taps(),
-                                rowTaps     ? s.kernel.w * all
-                                : depthwise ? 0
-                                            : channels,
-                                depthwise ? g * bytes : g * channels});
+    if (across) {
+      // Panels read the inputs from that of their first channel on.
+      const int64_t outputs = b.packed->channels / s.groups;
+      std::vector<int32_t> first;
+      for (const Panel& panel : b.packed->panels)
+        for (int64_t c = panel.begin; c < panel.begin + b.packed->set->lanes; c++)
+          first.push_back(static_cast<int32_t>(std::min(c, panel.begin + panel.channels - 1) / outputs * inGroup));
+      source.at = std::make_shared<const std::vector<int32_t>>(std::move(first));
+      for (size_t i = 0; i < sum.tapRuns.size(); i++) {
+        const int32_t* at = source.at->data() + i * b.packed->set->lanes;
+        sum.tapRuns[i].push_back({source.taps(), 0, *at * bytes, at, inGroup, source.shape.c - *at});
+      }
+    } else {
+      for (int64_t g = 0; g < branch.groups(); g++)
+        sum.tapRuns[g].push_back({source.taps(), rowTaps ? s.kernel.w * all : channels, g * channels});
+    }
     source.zeros.assign(static_cast<size_t>(rowTaps ? product(s.kernel.w, all) : all),
                         static_cast<char>(branch.compute == Compute::i8 ? s.zero : 0));
     sum.taps += source.taps();
@@ -559,9 +575,11 @@ std::string describe(const BranchPlan& b) {
     text << "winograd " << b.spec.winograd << " over time, ";
   else if (b.spec.winograd)
     text << "winograd " << b.spec.winograd << 'x' << b.spec.winograd << ", ";
-  text << (b.packed->depthwise ? "depthwise " : "tile ")
-       << (b.packed->depthwise ? 4 : b.packed->set->shape.maxPixels[vectors]) << 'x' << vectors * b.packed->set->lanes
-       << ' ' << b.blocks << " blocks x " << b.panelGroups;
+  text << (b.packed->depthwise ? "depthwise "
+           : b.packed->grouped ? "groups "
+                               : "tile ")
+       << tilesOf(*b.packed, b.packed->panels[0]).most << 'x' << vectors * b.packed->set->lanes << ' ' << b.blocks
+       << " blocks x " << b.panelGroups;
   return text.str();
 }
 

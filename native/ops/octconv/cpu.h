@@ -12,7 +12,7 @@ namespace octconv {
 // --- Packed weights (pack.cc) ---------------------------------------------------------------------------
 
 struct Panel {
-  int64_t begin, channels, vectors, group;  // group: of the first channel
+  int64_t begin, channels, vectors, group;  // group: of the channels; across groups: which panel it is
   size_t weights, low;                      // where they are packed: main sources, upsampled sources
   size_t bias, scale;                       // f32, as many as there are lanes; scale: i8 only
 };
@@ -36,7 +36,8 @@ struct PackedBranch : Packed {
   bool overTime;
   int64_t channels, groups;
   std::vector<Reader> readers;
-  bool depthwise;
+  // Panels are vectors of channels of several groups, each of which reads one element, or several.
+  bool depthwise, grouped;
   std::vector<Panel> panels;
   int64_t mainWords = 0, lowWords = 0;        // per output channel
   int64_t widths = 0;                         // of all panels; Winograd's only
@@ -49,6 +50,7 @@ struct PackedBranch : Packed {
     all.channels = panels[end - 1].begin + panels[end - 1].channels - all.begin;
     return all;
   }
+  bool acrossGroups() const { return depthwise || grouped; }
   size_t bytes() const override { return memory.size(); }
   const float* floats(size_t offset) const { return reinterpret_cast<const float*>(memory.data() + offset); }
 };
@@ -103,7 +105,9 @@ struct TileSource {
   Shape shape;                       // of what is read
   int64_t pitch;                     // elements from pixel to pixel
   std::vector<char> zeros;           // what a tap outside reads
-  bool rowTaps;                      // one tap is kernel.w * C channels (padded copy)
+  std::shared_ptr<const std::vector<int32_t>>
+      at;        // across groups: the first input of each output channel, whole panels
+  bool rowTaps;  // one tap is kernel.w * C channels (padded copy)
   int64_t taps() const { return rowTaps ? conv.kernel.t * conv.kernel.h : conv.taps(); }
 };
 
@@ -196,8 +200,20 @@ void pointTo(const Sum& sum, int64_t bytes, const Window& at, const char** to, c
     to += source.taps() * at.rows() * sum.points.w;
   }
 }
+// Functions by pixels, and the most of these.
+struct PanelTiles {
+  const TileFunction* functions;
+  int64_t most;
+};
+inline PanelTiles tilesOf(const TileSet& set, const Panel& panel) {
+  return {set.tiles[panel.vectors], set.shape.maxPixels[panel.vectors]};
+}
+inline PanelTiles tilesOf(const PackedBranch& packed, const Panel& panel) {
+  if (packed.depthwise) return {packed.set->depthwise, 8};
+  return packed.grouped ? PanelTiles{packed.set->grouped, packed.set->mostGrouped} : tilesOf(*packed.set, panel);
+}
 // Runs one panel's tiles over `count` pixels, in tiles of nearly equal size.
-void runTiles(const TileSet& set, Tile tile, const Panel& panel, bool depthwise, int64_t count);
+void runTiles(const TileSet& set, Tile tile, const Panel& panel, const PanelTiles& tiles, int64_t count);
 
 // Where a block's values of y in a plane go.
 struct Destination {

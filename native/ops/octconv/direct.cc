@@ -69,9 +69,9 @@ void pointTo(const TileSource& source, const Shape& grid, const Held& held, int6
   }
 }
 
-void runTiles(const TileSet& set, Tile tile, const Panel& panel, bool depthwise, int64_t count) {
-  const int64_t most = depthwise ? 4 : set.shape.maxPixels[panel.vectors], parts = (count + most - 1) / most;
-  const TileFunction* functions = depthwise ? set.depthwise : set.tiles[panel.vectors];
+void runTiles(const TileSet& set, Tile tile, const Panel& panel, const PanelTiles& tiles, int64_t count) {
+  const auto& [functions, most] = tiles;
+  const int64_t parts = (count + most - 1) / most;
   tile.outBytes = tile.pitch * (tile.raw ? 4 : static_cast<int64_t>(bytesOf(tile.out.dtype)));
   tile.residualBytes = tile.residualPitch * static_cast<int64_t>(bytesOf(tile.residual.dtype));
   // While these weights are used again and again, those behind them, which are next, come from memory.
@@ -137,7 +137,8 @@ void runLow(const BranchPlan& b, const Panel& panel, const Pointers& pointers, c
   tile.raw = true;
   tile.out.data = pointers.sums;
   tile.pitch = pointers.lowPitch;
-  runTiles(*b.packed->set, tile, panel, false, pointers.lowCount);
+  tile.channels = panel.channels;
+  runTiles(*b.packed->set, tile, panel, tilesOf(*b.packed, panel), pointers.lowCount);
 }
 
 void runMain(const BranchPlan& b, const Panel& panel, const Pointers& pointers, const char* weights, Tile tile,
@@ -147,7 +148,7 @@ void runMain(const BranchPlan& b, const Panel& panel, const Pointers& pointers, 
   tile.tapStride = pointers.count;
   tile.weights = weights;
   tile.start = pointers.start ? pointers.start + first : nullptr;
-  runTiles(*b.packed->set, tile, panel, b.packed->depthwise, count);
+  runTiles(*b.packed->set, tile, panel, tilesOf(*b.packed, panel), count);
 }
 
 size_t directScratch(const BranchPlan& b) {

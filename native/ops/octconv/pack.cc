@@ -28,21 +28,35 @@ void putWeights(Words words, char* word, int64_t width, int64_t channels, int64_
   }
 }
 
-// Splits a group's channels into panels of nearly equal vectors, about as many as are best.
-std::vector<Panel> panelsOf(const TileSet& set, int64_t channels, int64_t groups, bool depthwise) {
+// Splits a group's channels into panels of nearly equal vectors, about as many as are best; across groups all channels
+// into vectors.
+std::vector<Panel> panelsOf(const PackedBranch& packed) {
+  const TileSet& set = *packed.set;
   const auto& [best, most, pixels] = set.shape;
+  const bool across = packed.acrossGroups();
+  const int64_t groups = across ? 1 : packed.groups, inGroup = packed.channels / groups,
+                vectors = (inGroup + set.lanes - 1) / set.lanes,
+                count = across ? vectors : std::max((vectors + most - 1) / most, vectors / best);
   std::vector<Panel> panels;
-  for (int64_t g = 0; g < (depthwise ? 1 : groups); g++) {
-    const int64_t inGroup = depthwise ? channels : channels / groups, vectors = (inGroup + set.lanes - 1) / set.lanes;
-    const int64_t count = depthwise ? vectors : std::max((vectors + most - 1) / most, vectors / best);
+  for (int64_t g = 0; g < groups; g++)
     for (int64_t i = 0; i < count; i++) {
       const auto [first, last] = piece(vectors, count, i);
       const int64_t begin = first * set.lanes;
-      panels.push_back({g * inGroup + begin, std::min(inGroup, last * set.lanes) - begin, last - first,
-                        depthwise ? begin : g, 0, 0, 0, 0});
+      panels.push_back(
+          {g * inGroup + begin, std::min(inGroup, last * set.lanes) - begin, last - first, across ? i : g, 0, 0, 0, 0});
     }
-  }
   return panels;
+}
+
+// Whether a vector has channels of several groups: where those of one fill half of it or less, and what they read lies
+// within two vectors.
+bool isGrouped(const Branch& branch, const Params& params, const TileSet& set, int64_t channels) {
+  const int64_t groups = branch.groups();
+  if (groups == 1 || branch.winograd || set.mostGrouped == 0) return false;
+  const int64_t outputs = channels / groups, spanned = (set.lanes - 1) / outputs + 2;
+  bool fits = 2 * outputs <= set.lanes;
+  branch.eachSource([&](const Source& s) { fits = fits && spanned * inputsOf(s, params) <= 2 * set.lanes; });
+  return fits;
 }
 
 // Whether i8 weights do not do as i8: -128 changes its sign with a negative batch normalisation, and where pairs of
@@ -64,9 +78,10 @@ bool needsShorts(const Branch& branch, const Params& params, const std::vector<A
   return false;
 }
 
-// Words of weights of a tap and an output channel.
-int64_t tapWordsOf(const Branch& branch, const Source& source, const Params& params) {
-  return filled(inputsOf(source, params), branch) / perPackedWord(branch);
+// Words of weights of a tap and an output channel; across groups one of each input.
+int64_t tapWordsOf(const Branch& branch, const PackedBranch& packed, const Source& source, const Params& params) {
+  const int64_t inputs = inputsOf(source, params);
+  return packed.acrossGroups() ? inputs : filled(inputs, branch) / perPackedWord(branch);
 }
 
 const TileSet& tileSetOf(const Branch& branch, const Params& params, const std::vector<Affine>& affines) {
@@ -80,7 +95,7 @@ void layOutDirect(PackedBranch& packed, Layout& layout) {
   const bool integers = packed.compute == Compute::i8;
   for (Panel& panel : packed.panels) {
     const int64_t width = panel.vectors * packed.set->lanes;
-    const int64_t bytes = packed.depthwise ? 4 : packedBytes(packed.set->words);
+    const int64_t bytes = packed.acrossGroups() ? 4 : packedBytes(packed.set->words);
     panel.bias = layout.add(width * 4);
     panel.scale = integers ? layout.add(width * 4) : 0;
     panel.low = layout.add(packed.lowWords * width * bytes);
@@ -163,13 +178,12 @@ void addIntegers(Units& units, const Source& source, const Panel& panel, const P
 // Writes one source's weights at `at`, which goes on to the next source's.
 void putSource(const Branch& branch, const PackedBranch& packed, const Panel& panel, const Source& source,
                const Params& params, std::vector<float> w, char* memory, size_t& at) {
-  const Words format = !packed.depthwise                 ? packed.set->words
-                       : branch.compute == Compute::bf16 ? Words::bf16AsF32
-                                                         : Words::f32;  // depthwise: one f32 per channel and tap
+  const bool across = packed.acrossGroups();  // f32 whatever it computes in
+  const Words format = !across ? packed.set->words : branch.compute == Compute::bf16 ? Words::bf16AsF32 : Words::f32;
   const int64_t width = panel.vectors * packed.set->lanes, inputs = inputsOf(source, params);
-  const int64_t wordBytes = width * (packed.depthwise ? 4 : packedBytes(packed.set->words));
-  const int64_t taps = packedTaps(branch, source), each = perPackedWord(branch),
-                tapWords = packed.depthwise ? 1 : tapWordsOf(branch, source, params);
+  const int64_t wordBytes = width * (across ? 4 : packedBytes(packed.set->words));
+  const int64_t taps = packedTaps(branch, source), each = across ? 1 : perPackedWord(branch),
+                tapWords = tapWordsOf(branch, packed, source, params);
   if (branch.winograd && branch.compute == Compute::bf16)
     for (float& x : w) x = floatOf(bfloat16Of(x));
   if (branch.winograd) w = branch.overTime ? overTimeWeights(w, branch, taps) : winogradWeights(w, branch);
@@ -228,10 +242,11 @@ std::shared_ptr<const Packed> packBranch(const Attr& attrs, const Params& params
     packed->readers.push_back({inputsOf(s, params), s.taps(), s.upsample});
     packed->depthwise = packed->depthwise && inputsOf(s, params) == 1 && !s.upsample;
   });
-  packed->panels = panelsOf(*packed->set, channels, groups, packed->depthwise);
+  packed->grouped = !packed->depthwise && isGrouped(branch, params, *packed->set, channels);
+  packed->panels = panelsOf(*packed);
   branch.eachSource([&](const Source& s) {
     (s.upsample ? packed->lowWords : packed->mainWords) +=
-        (branch.winograd ? positionsOf(branch) : 1) * packedTaps(branch, s) * tapWordsOf(branch, s, params);
+        (branch.winograd ? positionsOf(branch) : 1) * packedTaps(branch, s) * tapWordsOf(branch, *packed, s, params);
   });
   Layout layout;
   branch.winograd ? layOutWinograd(*packed, branch, layout) : layOutDirect(*packed, layout);
