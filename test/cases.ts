@@ -269,6 +269,24 @@ const convs: Case[] = [
     conv({ x: [1, 6, 5, c], to: c, kernel: [3, 3], options: { padding: 1, groups: c, stride: 2 }, bias: true }),
   ),
   conv({ x: [1, 6, 5, 7], to: 21, kernel: [3, 3], options: { padding: 1, groups: 7 } }), // three outputs a channel
+  // several groups to a vector: inputs and outputs of each, and how many
+  ...(
+    [
+      [4, 4, 32],
+      [4, 4, 3],
+      [2, 2, 17],
+      [3, 3, 11],
+      [1, 3, 12],
+      [3, 1, 33],
+      [8, 8, 5],
+      [5, 2, 9],
+      [2, 5, 9],
+      [16, 1, 9],
+    ] as const
+  ).map(([i, o, groups]) =>
+    conv({ x: [2, 6, 5, i * groups], to: o * groups, kernel: [3, 3], options: { padding: 1, groups }, bias: true }),
+  ),
+  conv({ x: [1, 33, 40, 48], to: 48, kernel: [3, 3], options: { padding: 1, groups: 12, stride: 2 } }), // several blocks
   conv({ x: [1, 4, 6, 5, 10], to: 19, kernel: [3, 1, 1], options: { padding: 1 } }),
   conv({ x: [2, 5, 6, 7, 3], to: 8, kernel: [5, 7, 7], options: { padding: 3, stride: 2 } }),
   conv({
@@ -406,6 +424,9 @@ const octConvs: Case[] = [
   octConv({ n: 3, h: 7, w: 7, from: [24, 40], to: [36, 20], kernel: 7 }),
   octConv({ h: 8, w: 9, from: [8, 4], to: [12, 8], groups: 4, bias: true }),
   octConv({ h: 8, w: 9, from: [8, 4], to: [12, 8], groups: 4, stride: 2 }),
+  octConv({ h: 8, w: 9, from: [34, 34], to: [34, 34], groups: 17, bias: true }),
+  octConv({ h: 8, w: 9, from: [33, 11], to: [33, 11], groups: 11 }),
+  octConv({ h: 7, w: 9, from: [33, 11], to: [33, 11], groups: 11, stride: 2 }),
   octConv({ h: 9, w: 10, from: [13, 5], to: [13, 5], depthwise: true, bias: true }),
   octConv({ h: 9, w: 10, from: [13, 5], to: [13, 5], depthwise: true, stride: 2 }),
 ];

@@ -45,7 +45,7 @@ Prepared prepare(const Shape& x, int64_t groups, const Size3& padding, const Bra
 // The sum over a branch's main sources, or over its upsampled ones (`low`).
 Sum sumOf(const Node& node, const BranchPlan& b, const Shape& y, bool low) {
   const Branch& branch = b.spec;
-  const bool across = b.packed->acrossGroups();
+  const bool across = b.packed->acrossGroups > 0;
   Sum sum;
   const int64_t bytes = branch.overTime ? packedInputBytes(branch) : sizeOf(branch.compute);
   sum.grid = sum.points = low ? halved(y) : y;
@@ -575,9 +575,9 @@ std::string describe(const BranchPlan& b) {
     text << "winograd " << b.spec.winograd << " over time, ";
   else if (b.spec.winograd)
     text << "winograd " << b.spec.winograd << 'x' << b.spec.winograd << ", ";
-  text << (b.packed->depthwise ? "depthwise "
-           : b.packed->grouped ? "groups "
-                               : "tile ")
+  text << (b.packed->depthwise      ? "depthwise "
+           : b.packed->acrossGroups ? "groups "
+                                    : "tile ")
        << tilesOf(*b.packed, b.packed->panels[0]).most << 'x' << vectors * b.packed->set->lanes << ' ' << b.blocks
        << " blocks x " << b.panelGroups;
   return text.str();

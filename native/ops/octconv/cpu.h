@@ -36,8 +36,9 @@ struct PackedBranch : Packed {
   bool overTime;
   int64_t channels, groups;
   std::vector<Reader> readers;
-  // Panels are vectors of channels of several groups, each of which reads one element, or several.
-  bool depthwise, grouped;
+  // Across groups a panel is a vector of so many channels of several groups, or 0. Depthwise, each reads one element.
+  int64_t acrossGroups = 0;
+  bool depthwise;
   std::vector<Panel> panels;
   int64_t mainWords = 0, lowWords = 0;        // per output channel
   int64_t widths = 0;                         // of all panels; Winograd's only
@@ -50,7 +51,6 @@ struct PackedBranch : Packed {
     all.channels = panels[end - 1].begin + panels[end - 1].channels - all.begin;
     return all;
   }
-  bool acrossGroups() const { return depthwise || grouped; }
   size_t bytes() const override { return memory.size(); }
   const float* floats(size_t offset) const { return reinterpret_cast<const float*>(memory.data() + offset); }
 };
@@ -210,7 +210,7 @@ inline PanelTiles tilesOf(const TileSet& set, const Panel& panel) {
 }
 inline PanelTiles tilesOf(const PackedBranch& packed, const Panel& panel) {
   if (packed.depthwise) return {packed.set->depthwise, 8};
-  return packed.grouped ? PanelTiles{packed.set->grouped, packed.set->mostGrouped} : tilesOf(*packed.set, panel);
+  return packed.acrossGroups ? PanelTiles{packed.set->grouped, packed.set->mostGrouped} : tilesOf(*packed.set, panel);
 }
 // Runs one panel's tiles over `count` pixels, in tiles of nearly equal size.
 void runTiles(const TileSet& set, Tile tile, const Panel& panel, const PanelTiles& tiles, int64_t count);

@@ -33,30 +33,36 @@ void putWeights(Words words, char* word, int64_t width, int64_t channels, int64_
 std::vector<Panel> panelsOf(const PackedBranch& packed) {
   const TileSet& set = *packed.set;
   const auto& [best, most, pixels] = set.shape;
-  const bool across = packed.acrossGroups();
-  const int64_t groups = across ? 1 : packed.groups, inGroup = packed.channels / groups,
-                vectors = (inGroup + set.lanes - 1) / set.lanes,
-                count = across ? vectors : std::max((vectors + most - 1) / most, vectors / best);
   std::vector<Panel> panels;
-  for (int64_t g = 0; g < groups; g++)
+  if (const int64_t each = packed.acrossGroups) {
+    for (int64_t begin = 0; begin < packed.channels; begin += each)
+      panels.push_back({begin, std::min(each, packed.channels - begin), 1, begin / each, 0, 0, 0, 0});
+    return panels;
+  }
+  for (int64_t g = 0; g < packed.groups; g++) {
+    const int64_t inGroup = packed.channels / packed.groups, vectors = (inGroup + set.lanes - 1) / set.lanes;
+    const int64_t count = std::max((vectors + most - 1) / most, vectors / best);
     for (int64_t i = 0; i < count; i++) {
       const auto [first, last] = piece(vectors, count, i);
       const int64_t begin = first * set.lanes;
-      panels.push_back(
-          {g * inGroup + begin, std::min(inGroup, last * set.lanes) - begin, last - first, across ? i : g, 0, 0, 0, 0});
+      panels.push_back({g * inGroup + begin, std::min(inGroup, last * set.lanes) - begin, last - first, g, 0, 0, 0, 0});
     }
+  }
   return panels;
 }
 
-// Whether a vector has channels of several groups: where those of one fill half of it or less, and what they read lies
-// within two vectors.
-bool isGrouped(const Branch& branch, const Params& params, const TileSet& set, int64_t channels) {
-  const int64_t groups = branch.groups();
-  if (groups == 1 || branch.winograd || set.mostGrouped == 0) return false;
-  const int64_t outputs = channels / groups, spanned = (set.lanes - 1) / outputs + 2;
-  bool fits = 2 * outputs <= set.lanes;
-  branch.eachSource([&](const Source& s) { fits = fits && spanned * inputsOf(s, params) <= 2 * set.lanes; });
-  return fits;
+// How many channels of several groups a vector has where those of one fill half of it or less: so many that what they
+// read lies within two vectors. 0: those of one are better.
+int64_t acrossGroupsOf(const Branch& branch, const Params& params, const TileSet& set, int64_t channels) {
+  const int64_t groups = branch.groups(), outputs = channels / groups;
+  if (groups == 1 || branch.winograd || set.mostGrouped == 0) return 0;
+  for (int64_t each = set.lanes; each >= 2 * outputs; each /= 2) {
+    const int64_t spanned = each % outputs == 0 ? each / outputs : (each - 1) / outputs + 2;
+    bool fits = true;
+    branch.eachSource([&](const Source& s) { fits = fits && spanned * inputsOf(s, params) <= 2 * set.lanes; });
+    if (fits) return each;
+  }
+  return 0;
 }
 
 // Whether i8 weights do not do as i8: -128 changes its sign with a negative batch normalisation, and where pairs of
@@ -81,7 +87,7 @@ bool needsShorts(const Branch& branch, const Params& params, const std::vector<A
 // Words of weights of a tap and an output channel; across groups one of each input.
 int64_t tapWordsOf(const Branch& branch, const PackedBranch& packed, const Source& source, const Params& params) {
   const int64_t inputs = inputsOf(source, params);
-  return packed.acrossGroups() ? inputs : filled(inputs, branch) / perPackedWord(branch);
+  return packed.acrossGroups ? inputs : filled(inputs, branch) / perPackedWord(branch);
 }
 
 const TileSet& tileSetOf(const Branch& branch, const Params& params, const std::vector<Affine>& affines) {
@@ -95,7 +101,7 @@ void layOutDirect(PackedBranch& packed, Layout& layout) {
   const bool integers = packed.compute == Compute::i8;
   for (Panel& panel : packed.panels) {
     const int64_t width = panel.vectors * packed.set->lanes;
-    const int64_t bytes = packed.acrossGroups() ? 4 : packedBytes(packed.set->words);
+    const int64_t bytes = packed.acrossGroups ? 4 : packedBytes(packed.set->words);
     panel.bias = layout.add(width * 4);
     panel.scale = integers ? layout.add(width * 4) : 0;
     panel.low = layout.add(packed.lowWords * width * bytes);
@@ -178,7 +184,7 @@ void addIntegers(Units& units, const Source& source, const Panel& panel, const P
 // Writes one source's weights at `at`, which goes on to the next source's.
 void putSource(const Branch& branch, const PackedBranch& packed, const Panel& panel, const Source& source,
                const Params& params, std::vector<float> w, char* memory, size_t& at) {
-  const bool across = packed.acrossGroups();  // f32 whatever it computes in
+  const bool across = packed.acrossGroups > 0;  // f32 whatever it computes in
   const Words format = !across ? packed.set->words : branch.compute == Compute::bf16 ? Words::bf16AsF32 : Words::f32;
   const int64_t width = panel.vectors * packed.set->lanes, inputs = inputsOf(source, params);
   const int64_t wordBytes = width * (across ? 4 : packedBytes(packed.set->words));
@@ -242,7 +248,8 @@ std::shared_ptr<const Packed> packBranch(const Attr& attrs, const Params& params
     packed->readers.push_back({inputsOf(s, params), s.taps(), s.upsample});
     packed->depthwise = packed->depthwise && inputsOf(s, params) == 1 && !s.upsample;
   });
-  packed->grouped = !packed->depthwise && isGrouped(branch, params, *packed->set, channels);
+  packed->acrossGroups =
+      packed->depthwise ? packed->set->lanes : acrossGroupsOf(branch, params, *packed->set, channels);
   packed->panels = panelsOf(*packed);
   branch.eachSource([&](const Source& s) {
     (s.upsample ? packed->lowWords : packed->mainWords) +=
