@@ -3,12 +3,13 @@ import { spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:http';
-import type { AddressInfo } from 'node:net';
+import { type AddressInfo, createServer as createTcpServer, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath, pathToFileURL } from 'node:url';
+import type { StoredMsg } from '@nats-io/jetstream';
 import { expect } from 'chai';
 import { type Job, NatsQueue, type NatsOptions, type Result, Worker, type WorkerOptions } from '../lib/queue/index.js';
 import { ServiceError } from '../lib/service/errors.js';
@@ -48,11 +49,19 @@ describe('queue', function () {
     workers.clear();
   });
 
-  async function work(options: WorkerOptions = {}, of: Pick<Service, 'classify'> = service): Promise<Worker> {
-    const worker = new Worker(of as Service, [await queue.source('octave')], options);
+  /** Of the queue, for the service or what classifies in its place. */
+  async function work(
+    options: WorkerOptions = {},
+    classify?: (...args: Parameters<Service['classify']>) => Promise<unknown>,
+    of = queue,
+  ): Promise<Worker> {
+    const worker = new Worker(classify ? standIn(classify) : service, [await of.source('octave')], options);
     workers.add(worker);
     return worker;
   }
+  const standIn = (classify: (...args: Parameters<Service['classify']>) => Promise<unknown>) =>
+    ({ admit: () => undefined, classify }) as unknown as Service;
+  const nothing = { version: '1', top: [], milliseconds: {} };
   async function resultOf(id: string, of = queue): Promise<Result> {
     for (;;) {
       const found = await of.result(id);
@@ -61,22 +70,44 @@ describe('queue', function () {
     }
   }
   /** One job that a test takes itself. */
-  async function taken(): Promise<Job> {
-    const source = await queue.source('octave');
+  async function taken(of = queue): Promise<Job> {
+    const source = await of.source('octave');
     for await (const job of source.take(1, new AbortController().signal)) return job;
     return expect.fail('no job has come');
   }
-  async function messages(stream: string, of = queue): Promise<number> {
+  async function manager(of = queue) {
     const { jetstreamManager } = await import('@nats-io/jetstream');
-    return (await (await jetstreamManager(of.connection)).streams.info(`${of.name}_${stream}`)).state.messages;
+    return await jetstreamManager(of.connection);
+  }
+  async function messages(stream: string, of = queue): Promise<number> {
+    return (await (await manager(of)).streams.info(`${of.name}_${stream}`)).state.messages;
+  }
+  /** The dead letter of an id, which comes behind its result. */
+  async function letterOf(id: string) {
+    const { streams } = await manager();
+    let letter: Awaited<ReturnType<typeof streams.getMessage>> = null;
+    await until(async () => {
+      letter = await streams.getMessage('octconv_dead', { last_by_subj: `octconv.dead.${id}` });
+      return letter !== null;
+    });
+    return letter as unknown as StoredMsg;
+  }
+  async function files() {
+    const { Objm } = await import('@nats-io/obj');
+    return await new Objm(queue.connection).open('octconv_files');
+  }
+  const fileNames = async (): Promise<string[]> => (await (await files()).list()).map(({ name }) => name);
+  async function until(fine: () => boolean | Promise<boolean>): Promise<void> {
+    for (const start = performance.now(); !(await fine()); await sleep(20))
+      if (performance.now() - start > 5000) expect.fail(`not ${fine}`);
   }
 
   it('jobs have the results of the service, each once', async () => {
     await work();
-    const [top, milliseconds] = [3, { top: 3 }];
+    const top = 3;
     const names = ['cat.jpg', 'coffee.jpg', 'rocket.jpg'];
     for (const [i, name] of names.entries())
-      expect(await queue.submit(`first.${i}`, 'octave', file(name), milliseconds)).to.equal(true);
+      expect(await queue.submit(`first.${i}`, 'octave', file(name), { top })).to.equal(true);
     expect(await queue.submit('first.0', 'octave', cat, {}), 'the same id').to.equal(false);
     const stop = new AbortController();
     const results = new Map<string, Result>();
@@ -95,11 +126,26 @@ describe('queue', function () {
     expect(await messages('jobs')).to.equal(0);
   });
 
-  it('a reply goes to who asked', async () => {
+  it('a reply goes to who asked, and to no other subject', async () => {
     await work();
-    const subscription = queue.connection.subscribe('answers', { max: 1 });
-    await queue.submit('asked', 'octave', cat, {}, 'answers');
-    for await (const message of subscription) expect(message.json<Result>().id).to.equal('asked');
+    const [inbox, ours] = ['_INBOX.answers', 'octconv.replies.answers'];
+    for (const [id, reply] of [
+      ['asked', inbox],
+      ['asked.too', ours],
+    ] as const) {
+      const subscription = queue.connection.subscribe(reply, { max: 1 });
+      await queue.submit(id, 'octave', cat, {}, reply);
+      for await (const message of subscription) expect(message.json<Result>().id).to.equal(id);
+    }
+    const purge = '$JS.API.STREAM.PURGE.octconv_results';
+    const wrong = /reply "\$JS.API.STREAM.PURGE.octconv_results", wanted _INBOX.ANY or octconv.replies.ANY$/;
+    expect(await failure(queue.submit('other', 'octave', cat, {}, purge))).to.match(wrong);
+    const before = await messages('results');
+    const headers = queue.headers();
+    headers.set('Octconv-Reply', purge);
+    await queue.publish('octconv.jobs.octave', cat, { msgID: 'other', headers });
+    expect((await resultOf('other')).error).to.match(wrong);
+    expect(await messages('results')).to.equal(before + 1);
   });
 
   it('one that cannot be done is dead at once, with the reason; others go on', async () => {
@@ -116,19 +162,20 @@ describe('queue', function () {
       'top: -1, wanted a positive integer',
       undefined,
     ]);
-    expect(await messages('dead')).to.equal(before + 3);
+    await until(async () => (await messages('dead')) === before + 3);
+    const letter = await letterOf('clips');
+    expect(letter.header.get('Octconv-Error')).to.equal('octave: clips and crops are for video networks');
+    expect(letter.header.get('Octconv-Clips')).to.equal('2');
+    expect(Buffer.compare(letter.data, cat)).to.equal(0);
   });
 
   it('what fails is tried again, so often; then it is dead', async () => {
     let calls = 0;
-    const failing = {
-      classify: async (...args: Parameters<Service['classify']>) => {
-        calls++;
-        if (calls === 2) return service.classify(...args);
-        throw new ServiceError(calls > 2 ? 'internal' : 'unavailable', `fails ${calls}`, { retryAfter: 0.01 });
-      },
-    };
-    const worker = await work({ tries: 3 }, failing);
+    const worker = await work({ tries: 3 }, async (...args) => {
+      calls++;
+      if (calls === 2) return service.classify(...args);
+      throw new ServiceError(calls > 2 ? 'internal' : 'unavailable', `fails ${calls}`, { retryAfter: 0.01 });
+    });
     const retried: number[] = [];
     worker.on('retried', ({ delivery }) => retried.push(delivery));
     await queue.submit('second', 'octave', cat, {});
@@ -141,13 +188,10 @@ describe('queue', function () {
 
   it('a full service lets a job wait, which costs it no try', async () => {
     let calls = 0;
-    const full = {
-      classify: async (...args: Parameters<Service['classify']>) => {
-        if (++calls > 5) return service.classify(...args);
-        throw new ServiceError('overloaded', 'the queue is full', { retryAfter: 0.01 });
-      },
-    };
-    await work({ tries: 1 }, full);
+    await work({ tries: 1 }, async (...args) => {
+      if (++calls > 5) return service.classify(...args);
+      throw new ServiceError('overloaded', 'the queue is full', { retryAfter: 0.01 });
+    });
     await queue.submit('waits', 'octave', cat);
     expect((await resultOf('waits')).error).to.equal(undefined);
     expect(calls).to.equal(6);
@@ -159,21 +203,61 @@ describe('queue', function () {
     slow.retry(0); // as where its time is over
     await work();
     const result = await resultOf('slow');
-    await slow.done({ id: 'slow', model: 'octave', code: 'internal', error: 'late' });
+    const late: Result = { id: 'slow', model: 'octave', code: 'internal', error: 'late' };
+    expect(await slow.done(late), 'what it has').to.deep.equal(result);
+    // Not by the ids of messages, which are known for two minutes.
+    expect(await queue.publish('octconv.results.slow', Buffer.from(JSON.stringify(late)), {})).to.equal('taken');
     expect(await queue.result('slow')).to.deep.equal(result);
-
-    await queue.submit('said', 'octave', cat, {});
     for (const worker of workers) await worker.close();
     workers.clear();
+
     await queue.submit('unsaid', 'octave', cat, {});
     const unsaid = await taken();
     const given = { id: 'unsaid', model: 'octave', version: '9', top: [] } as unknown as Result;
     await queue.publish(`${queue.name}.results.unsaid`, Buffer.from(JSON.stringify(given)), {});
     unsaid.retry(0);
-    await work();
-    await sleep(300);
-    expect(await queue.result('unsaid'), 'not done again').to.deep.equal(given);
-    expect(await messages('jobs')).to.equal(0);
+    let calls = 0;
+    await work({}, async () => calls++);
+    await until(async () => (await messages('jobs')) === 0);
+    expect(calls, 'not done again').to.equal(0);
+    expect(await queue.result('unsaid')).to.deep.equal(given);
+  });
+
+  it('one that takes longer than others wait is not given to them; one that takes too long is tried again', async () => {
+    await using beats = await NatsQueue.open({ servers: servers.urls, name: 'beats', ackWait: 1 });
+    const deliveries: number[] = [];
+    const worker = await work(
+      { timeout: 4, tries: 2 },
+      () => sleep(deliveries.length > 1 ? 60_000 : 2500, nothing),
+      beats,
+    );
+    worker.on('done', ({ delivery }) => deliveries.push(delivery));
+    worker.on('retried', ({ delivery }) => deliveries.push(delivery));
+    await beats.submit('long', 'octave', cat);
+    expect((await resultOf('long', beats)).error).to.equal(undefined);
+    await until(() => deliveries.length > 0);
+    expect(deliveries).to.deep.equal([1]);
+    await worker.close(0);
+    const hasty = await work(
+      { timeout: 0.2, tries: 2 },
+      (_, __, { signal } = {}) => sleep(60_000, 0, { signal: signal as AbortSignal }),
+      beats,
+    );
+    hasty.on('retried', ({ delivery }) => deliveries.push(delivery));
+    await beats.submit('longer', 'octave', cat);
+    expect((await resultOf('longer', beats)).error).to.equal('has no result after 0.2 s');
+    expect(deliveries).to.deep.equal([1, 1]);
+    await hasty.close(0);
+    expect(
+      await failure(
+        NatsQueue.open({ servers: servers.urls, name: 'beats', ackWait: 2 }).then((other) =>
+          other.source('octave').finally(() => other.close()),
+        ),
+      ),
+    ).to.equal('queue: ackWait: 2, but the workers of "octave" have 1');
+    expect(await failure(NatsQueue.open({ servers: servers.urls, name: 'beats', replicas: 3 }))).to.equal(
+      'queue: replicas: 3, but beats_jobs has 1',
+    );
   });
 
   it('one that was given too often is dead, though no worker says why', async () => {
@@ -193,10 +277,84 @@ describe('queue', function () {
     await queue.submit('large', 'octave', large, { top: 1 });
     const { error, ...result } = await resultOf('large');
     expect([error, 'top' in result && result.top[0]?.label]).to.deep.equal([undefined, 'cat']);
-    for (const start = performance.now(); performance.now() - start < 5000; await sleep(20))
-      if ((await queue.file('large').catch((error: Error) => error.message)) === 'queue: octconv_files has no "large"')
-        return;
-    expect.fail('its file is still there');
+    await until(async () => (await fileNames()).length === 0);
+    // One that is queued twice has left nothing either.
+    await queue.submit('large', 'octave', large);
+    expect(await fileNames()).to.deep.equal([]);
+  });
+
+  it('a job has no other files than its own, and none that are too large', async () => {
+    const victim = await queue.putFile('victim', cat);
+    const headers = queue.headers();
+    headers.set('Octconv-File', victim);
+    await work();
+    await queue.publish('octconv.jobs.octave', new Uint8Array(), { msgID: 'thief', headers });
+    expect((await resultOf('thief')).error).to.equal(`queue: file "${victim}", wanted one of job thief`);
+    expect(await fileNames()).to.deep.equal([victim]);
+    await queue.removeFile(victim);
+    for (const worker of workers) await worker.close();
+    await work({ maxBytes: 2 ** 21 });
+    await queue.submit('huge', 'octave', new Uint8Array(2 ** 21 + 1));
+    expect((await resultOf('huge')).error).to.equal('a file of 2097153 bytes, wanted at most 2097152');
+    // The file of a dead letter stays with it.
+    const name = (await letterOf('huge')).header.get('Octconv-File');
+    expect(await fileNames()).to.deep.equal([name]);
+    await queue.removeFile(name);
+  });
+
+  it('a job of somebody who knows nothing of this has a number for its id', async () => {
+    await work();
+    const headers = queue.headers();
+    headers.set('Nats-Msg-Id', 'a b');
+    const { jetstream } = await import('@nats-io/jetstream');
+    const client = jetstream(queue.connection);
+    const [none, wrong] = [
+      await client.publish('octconv.jobs.octave', cat),
+      await client.publish('octconv.jobs.octave', cat, { headers }),
+    ];
+    expect((await resultOf(`seq.${none.seq}`)).error).to.equal(undefined);
+    expect((await resultOf(`seq.${wrong.seq}`)).error).to.match(/^queue: id "a b", wanted letters/);
+    // A message as large as the server allows leaves no room for the reason.
+    const most = queue.connection.info?.max_payload as number;
+    const { seq } = await client.publish('octconv.jobs.octave', new Uint8Array(most));
+    expect((await resultOf(`seq.${seq}`)).error).to.match(/is not a picture/);
+    const letter = await letterOf(`seq.${seq}`);
+    const [own] = await fileNames();
+    expect(letter.header.get('Octconv-File')).to.equal(own);
+    await queue.removeFile(own as string);
+  });
+
+  it('no more jobs at a time than a worker wants, also where a connection is made again', async () => {
+    await using few = await NatsQueue.open({ servers: servers.urls, name: 'few', ackWait: 1 });
+    let [most, calls] = [0, 0];
+    const busy = async () => {
+      most = Math.max(most, worker.inFlight);
+      calls++;
+      return await sleep(50, nothing);
+    };
+    const worker = await work({ concurrency: 4 }, busy, few);
+    await few.submit('few.0', 'octave', cat);
+    await until(() => calls === 1);
+    await few.connection.reconnect(); // while a pull waits for three more
+    for (let i = 1; i < 60; i++) await few.submit(`few.${i}`, 'octave', cat);
+    await until(async () => (await messages('jobs', few)) === 0);
+    expect(most).to.be.within(3, 4);
+    await worker.close();
+  });
+
+  it('what hands out jobs is made again if somebody deletes it; without streams there is an error', async () => {
+    const named = await NatsQueue.open({ servers: servers.urls, name: 'deleted' });
+    const worker = await work({}, async () => nothing, named);
+    const { consumers, streams } = await manager(named);
+    await consumers.delete('deleted_jobs', 'worker_octave');
+    await named.submit('after', 'octave', cat);
+    expect((await resultOf('after', named)).error).to.equal(undefined);
+    await worker.close();
+    await streams.delete('deleted_jobs');
+    expect(await failure(named.submit('gone', 'octave', cat))).to.equal(
+      'queue: there is no stream deleted_jobs any more',
+    );
+    await named.close();
   });
 
   it('URLs are read where the worker allows them', async () => {
@@ -206,11 +364,15 @@ describe('queue', function () {
       writeFileSync(join(each, 'cat.jpg'), cat);
     }
     symlinkSync(join(other, 'cat.jpg'), join(data, 'link.jpg'));
-    let asked = 0;
+    mkdirSync(join(folder, 'data2'));
+    writeFileSync(join(folder, 'data2', 'cat.jpg'), cat);
+    let [busy, broken] = [0, 0];
     const http = createServer((request, response) => {
-      asked++;
-      if (request.url === '/away') response.writeHead(302, { location: '/data/cat.jpg' }).end();
-      else if (request.url === '/data/busy' && asked < 3) response.writeHead(503).end();
+      if (request.url === '/data/busy' && busy++ < 2) response.writeHead(503).end();
+      else if (request.url === '/data/broken' && broken++ < 1)
+        response
+          .writeHead(200, { 'content-length': cat.length })
+          .write(cat.subarray(0, 1000), () => response.destroy());
       else if (request.url === '/data/none') response.writeHead(404).end();
       else if (request.url === '/data/moved') response.writeHead(302, { location: '/other' }).end();
       else response.end(cat);
@@ -218,22 +380,28 @@ describe('queue', function () {
     await once(http, 'listening');
     const base = `http://127.0.0.1:${(http.address() as AddressInfo).port}`;
     try {
-      const allow = [`${base}/data/`, pathToFileURL(`${data}/`).href];
+      const allow = [`${base.replace('http', 'HTTP')}/data/`, pathToFileURL(`${data}/`).href];
       await work({ allow, tries: 3 });
       const at = (folder: string, name: string) => pathToFileURL(join(folder, name)).href;
       const jobs: [url: string, error: RegExp | undefined][] = [
         [`${base}/data/cat.jpg`, undefined],
         [`${base}/data/busy`, undefined],
+        [`${base}/data/broken`, undefined],
         [at(data, 'cat.jpg'), undefined],
         [`${base}/other.jpg`, /^URL "http.*\/other.jpg", wanted one that begins with http.*\/data\/ or file:/],
         [`${base}/data/../other.jpg`, /^URL /],
         [`${base.replace('//', '//user:secret@')}/data/cat.jpg`, /^URL /],
         [`${base}/data/none`, /none: status 404$/],
-        [`${base}/data/moved`, /moved: /],
+        [`${base}/data/moved`, /moved: leads to another URL$/],
+        [`${base}/data/%2e%2e/other.jpg`, /^URL /],
+        [`${base}/data/..%2fother.jpg`, /^URL /],
         [at(other, 'cat.jpg'), /^URL /],
         [at(data, 'link.jpg'), /^URL /],
         [at(data, '../other/cat.jpg'), /^URL /],
         [at(data, 'none.jpg'), /^URL /],
+        [at(folder, 'data2/cat.jpg'), /^URL /],
+        ['file://host/cat.jpg', /^URL /],
+        [`${pathToFileURL(data).href}/..%2fother%2fcat.jpg`, /^URL /],
         ['ftp://127.0.0.1/cat.jpg', /^URL /],
       ];
       for (const [i, [url]] of jobs.entries()) await queue.submit(`url.${i}`, 'octave', new URL(url), {});
@@ -254,13 +422,10 @@ describe('queue', function () {
   it('a worker that closes ends what it has, or gives it back', async () => {
     let started = () => {};
     const begun = new Promise<void>((resolve) => (started = resolve));
-    const hanging = {
-      classify: (_: string, __: unknown, { signal }: { signal?: AbortSignal } = {}) => {
-        started();
-        return new Promise<never>((_, reject) => signal?.addEventListener('abort', () => reject(signal.reason)));
-      },
-    };
-    const worker = await work({}, hanging);
+    const worker = await work({}, (_, __, { signal } = {}) => {
+      started();
+      return sleep(60_000, undefined, { signal: signal as AbortSignal });
+    });
     await queue.submit('held', 'octave', cat, {});
     await begun;
     await worker.close(50);
@@ -279,24 +444,114 @@ describe('queue', function () {
     expect((await resultOf('away')).error).to.equal(undefined);
   });
 
+  describe('a server that says nothing, as behind a cut network', () => {
+    let pair: NatsServers;
+    let cut: NatsQueue;
+    const at = () => pair.ports.findIndex((port) => cut.connection.getServer().endsWith(`:${port}`));
+    beforeEach(async () => {
+      pair = await NatsServers.start(2);
+      cut = await NatsQueue.open({ servers: pair.urls });
+    });
+    afterEach(async () => {
+      for (const i of pair.ports.keys()) pair.goOn(i);
+      await cut.close();
+      await pair.stop();
+    });
+
+    it('is left for another one in seconds, also where more was written than the network holds', async () => {
+      const left = at();
+      pair.pause(left);
+      for (let i = 0; i < 64; i++) cut.connection.publish('nobody', new Uint8Array(5e5));
+      for (const start = performance.now(); at() === left; await sleep(100))
+        expect(performance.now() - start).to.be.below(30_000);
+    });
+
+    it('does not keep a worker, or a queue that is closed', async () => {
+      const source = await cut.source('octave');
+      await cut.submit('unsaid', 'octave', cat);
+      const worker = new Worker(
+        standIn(() => sleep(500, nothing)),
+        [source],
+      );
+      while (worker.inFlight === 0) await sleep(10);
+      for (const i of pair.ports.keys()) pair.pause(i);
+      const start = performance.now();
+      await worker.close(1000);
+      await cut.close();
+      expect(performance.now() - start).to.be.within(1000, 8000);
+      expect(cut.connection.isClosed()).to.equal(true);
+    });
+  });
+
+  it('one that cannot be reached leaves no socket behind', async () => {
+    // It takes connections and never says what it is.
+    const sockets = new Set<Socket>();
+    const mute = createTcpServer((socket) => sockets.add(socket)).listen(0, '127.0.0.1');
+    await once(mute, 'listening');
+    const url = `nats://127.0.0.1:${(mute.address() as AddressInfo).port}`;
+    expect(await failure(NatsQueue.open({ servers: url }))).to.match(/timeout/);
+    for (const socket of sockets) if (!socket.readableEnded) await once(socket.resume(), 'end');
+    mute.close();
+  });
+
+  it('what a stream is about to take is not queued yet', async () => {
+    const named = await NatsQueue.open({ servers: servers.urls, name: 'about' });
+    const { jetstreamManager } = await import('@nats-io/jetstream');
+    await (await jetstreamManager(named.connection)).streams.delete('about_jobs');
+    const answers = [
+      { stream: 'about_jobs', seq: 0, duplicate: true }, // older servers say this of it, newer ones that
+      { error: { code: 409, err_code: 10158, description: 'duplicate message id is in process' } },
+      { stream: 'about_jobs', seq: 7, duplicate: true },
+    ];
+    named.connection.subscribe('about.jobs.octave', {
+      callback: (_, message) => void message.respond(JSON.stringify(answers.shift())),
+    });
+    expect(await named.submit('one', 'octave', cat)).to.equal(false);
+    expect(answers).to.deep.equal([]);
+    await named.close();
+  });
+
+  it('a part of a file that does not come is asked for again', async () => {
+    const bytes = new Uint8Array(2 ** 21).fill(7);
+    const name = await queue.putFile('parts', bytes);
+    await (await manager()).streams.purge('OBJ_octconv_files', { filter: '$O.octconv_files.C.>' });
+    const read = queue.file(name, 2 ** 22, new AbortController().signal);
+    await sleep(1000);
+    await (await files()).putBlob({ name }, bytes);
+    expect(Buffer.compare(await read, bytes)).to.equal(0);
+    await queue.removeFile(name);
+  });
+
   it('says what is wrong', async () => {
     for (const [options, message] of [
-      [{ servers: 'nats://127.0.0.1:1' }, /^queue: "nats:\/\/127.0.0.1:1": .*ECONNREFUSED/],
-      [{ name: 'a.b' }, /^queue: name "a.b", wanted letters, digits, _ and -$/],
+      [{ servers: 'nats://user:secret@127.0.0.1:1' }, /^queue: nats:\/\/127.0.0.1:1: .*ECONNREFUSED/],
+      [{ name: 'a.b' }, /^queue: name "a.b", wanted letters, digits, _ and -, 64 at most$/],
       [{ servers: servers.urls, credentials: '/nowhere' }, /^\/nowhere: no such file/],
       [{ replica: 3 }, /^queue: unknown option "replica" \(did you mean "replicas"\?\)/],
-      [{ replicas: 0 }, /^queue: replicas: 0, wanted a number of at least 1$/],
+      [{ replicas: 0 }, /^queue: replicas: 0, wanted an integer from 1 to 5$/],
     ] as const)
       expect(await failure(NatsQueue.open(options as NatsOptions))).to.match(message);
     for (const [options, message] of [
       [{ concurrency: 0 }, 'worker: concurrency: 0, wanted a positive integer'],
-      [{ allow: ['data/'] }, 'worker: allow: "data/", wanted https://HOST/, http://HOST/ or file:///'],
-      [{ allow: ['https://host'] }, 'worker: allow: "https://host", wanted'],
+      [{ allow: ['data/'] }, 'worker: allow: "data/", wanted https://HOST/'],
+      [{ allow: ['https://host/data'] }, 'worker: allow: "https://host/data", wanted'],
+      [{ allow: ['file://host/'] }, 'worker: allow: "file://host/", wanted'],
+      [{ timeout: 0 }, 'worker: timeout: 0, wanted seconds'],
       [{ retries: 3 }, 'worker: unknown option "retries"'],
     ] as const)
       expect(() => new Worker(service, [], options as WorkerOptions)).to.throw(message);
     expect(await failure(queue.submit('a b', 'octave', cat))).to.match(/^queue: id "a b", wanted letters/);
+    expect(await failure(queue.submit('seq.1', 'octave', cat))).to.match(
+      /^queue: id "seq.1", .* not beginning with seq\.$/,
+    );
     expect(await failure(queue.submit('a', '>', cat))).to.match(/^queue: model ">", wanted letters/);
+    expect(await failure(queue.submit('a', 'octave', 'abc' as never))).to.match(/^submit: got .*, wanted a Uint8Array/);
+    expect(await failure(queue.submit('a', 'octave', new Uint8Array()))).to.match(
+      /wanted a Uint8Array that is not empty/,
+    );
+    expect(await failure(queue.submit('a', 'octave', cat, { url: 'x' } as never))).to.match(
+      /^submit: unknown option "url"/,
+    );
   });
 
   it('examples/jetstream', async () => {
@@ -306,11 +561,9 @@ describe('queue', function () {
     workers.add(worker);
     const files = ['cat.jpg', 'rocket.jpg'].map((name) => pathOf(`images/${name}`));
     const child = spawn(process.execPath, ['--import=tsx', 'examples/jetstream/submit.ts', ...files], {
-      ...{
-        cwd: pathOf('..'),
-        env: { ...process.env, NATS_URL: servers.urls[0] },
-        stdio: ['ignore', 'pipe', 'inherit'],
-      },
+      cwd: pathOf('..'),
+      env: { ...process.env, NATS_URL: servers.urls[0] },
+      stdio: ['ignore', 'pipe', 'inherit'],
     });
     const lines: string[] = [];
     createInterface(child.stdout as NodeJS.ReadableStream).on('line', (line) => lines.push(line));
@@ -351,7 +604,7 @@ describe('queue', function () {
       createInterface(child.stderr).on('line', (line) => log.push(JSON.parse(line).msg));
       const [line] = await once(createInterface(child.stdout), 'line');
       const url = /^metrics +(http.*)\/metrics$/.exec(line)?.[1] as string;
-      expect(await (await fetch(`${url}/v2/health/ready`)).json()).to.deep.equal({ ready: true });
+      await until(async () => (await fetch(`${url}/v2/health/ready`)).ok);
       const model = 'cifar10-oct-resnet-26-a50';
       const submit = (...args: string[]) =>
         spawnSync(process.execPath, ['--import=tsx', cli, 'submit', ...nats, '--model', model, ...args], {
@@ -368,6 +621,12 @@ describe('queue', function () {
           .split('\n')
           .map((text) => JSON.parse(text).error),
       ).to.have.members([undefined, 'picture: is not a picture, wanted JPEG, PNG or WebP']);
+      const late = submit(pathOf('images/cat.jpg'), '--model', 'nobody', '--run', 'late', '--timeout', '1');
+      expect([late.status, late.stderr]).to.deep.equal([1, 'octconv: submit: 1 of run late had no result after 1 s\n']);
+      const missing = submit(pathOf('images/cat.jpg'), '/nowhere.jpg');
+      expect([missing.status, missing.stderr]).to.deep.equal([1, 'octconv: /nowhere.jpg: no such file\n']);
+      const again = submit(pathOf('images/coffee.jpg'), '--run', 'one');
+      expect(again.stderr).to.equal('one.0 was queued before: its result is that of the first\n');
       expect(await (await fetch(`${url}/metrics`)).text()).to.contain(
         `octconv_jobs{model="${model}",outcome="done"} 2`,
       );

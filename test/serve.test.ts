@@ -208,7 +208,8 @@ describe('octconv serve', function () {
     }
     server.kill('SIGTERM');
     await server.logs(({ msg }) => msg.startsWith('ends: '));
-    expect((await fetch(`${server.http}/v2/health/ready`)).status).to.equal(503);
+    const { status, headers } = await fetch(`${server.http}/v2/health/ready`);
+    expect([status, headers.get('connection')]).to.deep.equal([503, 'close']);
     answers.push(fetch(`${server.http}/v2/models/octave/infer`, inferRequest(1)).then(({ status }) => status));
     expect(await Promise.all(answers)).to.deep.equal(Array(requests + 1).fill(200));
     expect(await server.ended).to.deep.equal([0, null]);

@@ -1,20 +1,21 @@
 /** `octconv worker` and `octconv submit`: work queues. */
 import { randomBytes } from 'node:crypto';
-import { readFile } from 'node:fs/promises';
+import { access, constants, readFile } from 'node:fs/promises';
 import { type Command, Option } from 'commander';
 import { OctconvError } from '../error.js';
 import type { ComputeType } from '../graph/graph.js';
 import type { Device } from '../native.js';
 import type { NatsOptions, Result } from '../queue/index.js';
 import type { NatsQueue } from '../queue/nats.js';
+import { fileError } from '../weights/file.js';
 import { deviceOption, dtypeOption, integer, number } from './common.js';
-import { percent, print, printJson } from './output.js';
+import { note, percent, print, printJson } from './output.js';
 
 interface QueueFlags {
   nats: string;
   queue: string;
-  replicas: number;
-  ackWait: number;
+  replicas?: number;
+  ackWait?: number;
   credentials?: string;
 }
 
@@ -26,8 +27,7 @@ function addQueueOptions(command: Command): Command {
         .env('OCTCONV_NATS'),
     )
     .option('--queue <name>', 'of the queue', 'octconv')
-    .option('--replicas <n>', 'copies of each stream, where it is made', integer(1, 5), 1)
-    .option('--ack-wait <seconds>', 'in which a worker must say that it still works on a job', number, 30)
+    .option('--replicas <n>', 'copies of each stream (default: as it is, 1 where it is made)', integer(1, 5))
     .option('--credentials <file>', 'NATS credentials');
 }
 
@@ -44,6 +44,7 @@ const natsOf = ({ nats, queue, replicas, ackWait, credentials }: QueueFlags): Na
 interface WorkerFlags extends QueueFlags {
   concurrency: number;
   tries: number;
+  timeout: number;
   allow: string[];
   device?: Device | 'auto';
   dtype?: ComputeType;
@@ -63,6 +64,12 @@ export function workerCommand(program: Command): void {
   )
     .option('--concurrency <n>', 'jobs of a model at a time', integer(1, 4096), 16)
     .option('--tries <n>', 'deliveries after which a job without a result is dead', integer(1), 5)
+    .option('--timeout <seconds>', 'that a job may take, then it is tried again', number, 600)
+    .option(
+      '--ack-wait <seconds>',
+      'in which a worker must say that it still works on a job (default: as it is, 30 for the first worker)',
+      number,
+    )
     .option('--allow <prefix...>', 'what URLs of jobs may begin with, https://HOST/ or file:///FOLDER/', [])
     .addOption(deviceOption().default(undefined))
     .addOption(dtypeOption())
@@ -76,15 +83,30 @@ export function workerCommand(program: Command): void {
 
 async function work(models: string, flags: WorkerFlags): Promise<void> {
   const { startWorker } = await import('../queue/start.js');
-  const { concurrency, tries, allow, device, dtype, threads, isolated, metricsPort: port, host, drain } = flags;
+  const {
+    concurrency,
+    tries,
+    timeout,
+    allow,
+    device,
+    dtype,
+    threads,
+    isolated,
+    metricsPort: port,
+    host,
+    drain,
+  } = flags;
   const format = process.stderr.isTTY ? ('text' as const) : ('json' as const);
   const worker = await startWorker(
     {
       models,
       service: { device, dtype, threads, isolated },
       nats: natsOf(flags),
-      worker: { concurrency, tries, allow },
-      ...{ host, port, drain, log: { level: 'info', format, every: 100 } },
+      worker: { concurrency, tries, timeout, allow },
+      host,
+      port,
+      drain,
+      log: { level: 'info', format, every: 100 },
     },
     process.stderr,
   );
@@ -92,10 +114,13 @@ async function work(models: string, flags: WorkerFlags): Promise<void> {
   const told = new Promise<void>((resolve) => {
     for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => resolve());
   });
-  const lost = await Promise.race([told, worker.lost]);
-  if (lost) throw lost;
-  worker.log.info('ends: no more jobs are taken');
-  await worker.close();
+  try {
+    await Promise.race([told, worker.ended]);
+    worker.log.info('ends: no more jobs are taken');
+  } finally {
+    await worker.close();
+    setTimeout(() => process.exit(), 1000).unref(); // a connection that is just being made cannot be ended
+  }
 }
 
 // --- Submit -----------------------------------------------------------------------------------------------------
@@ -107,6 +132,7 @@ interface SubmitFlags extends QueueFlags {
   crops?: number;
   run?: string;
   wait: boolean;
+  timeout?: number;
   json?: boolean;
 }
 
@@ -123,6 +149,7 @@ export function submitCommand(program: Command): void {
     .option('--crops <n>', 'of a clip: 1, 3 or 10', integer(1))
     .option('--run <name>', 'ids are NAME.0, NAME.1, ...; one that has a result keeps it')
     .option('--no-wait', 'print the ids and do not wait for results')
+    .option('--timeout <seconds>', 'to wait for all results (default: as long as it takes)', number)
     .option('--json', 'print a JSON object a line')
     .action(submit);
 }
@@ -130,20 +157,30 @@ export function submitCommand(program: Command): void {
 async function submit(files: string[], flags: SubmitFlags): Promise<void> {
   const { NatsQueue } = await import('../queue/nats.js');
   const { run = randomBytes(8).toString('hex'), top, clips, crops, model, wait, json } = flags;
+  const isUrl = (file: string) => /^(https?|file):\/\//.test(file);
+  // One that is not there is told before others are queued.
+  for (const file of files)
+    if (!isUrl(file))
+      await access(file, constants.R_OK).catch((error) => {
+        throw fileError(file, error);
+      });
   await using queue = await NatsQueue.open(natsOf(flags));
   const names = new Map<string, string>();
   for (const [i, file] of files.entries()) {
     const id = `${run}.${i}`;
-    const input = /^(https?|file):\/\//.test(file) ? new URL(file) : await readFile(file);
-    await queue.submit(id, model, input, { top, clips, crops: crops as 1 });
+    const input = isUrl(file) ? new URL(file) : await readFile(file);
+    const isNew = await queue.submit(id, model, input, { top, clips, crops: crops as 1 });
+    if (!isNew) note(`${id} was queued before: its result is that of the first`);
     names.set(id, file);
     if (!wait) json ? printJson({ id, file }) : print(`${id}  ${file}`);
   }
-  if (wait) await printResults(queue, run, names, json);
+  if (wait) await printResults(queue, run, names, flags);
 }
 
-async function printResults(queue: NatsQueue, run: string, names: Map<string, string>, json?: boolean) {
+async function printResults(queue: NatsQueue, run: string, names: Map<string, string>, flags: SubmitFlags) {
+  const { timeout, json } = flags;
   const stop = new AbortController();
+  const late = timeout === undefined ? undefined : setTimeout(() => stop.abort(), 1000 * timeout);
   let failed = 0;
   for await (const result of queue.results(run, stop.signal)) {
     const file = names.get(result.id);
@@ -153,7 +190,12 @@ async function printResults(queue: NatsQueue, run: string, names: Map<string, st
     json ? printJson({ file, ...result }) : print(`${file}: ${wordsOf(result)}`);
     if (names.size === 0) stop.abort();
   }
+  clearTimeout(late);
   if (failed > 0) throw new OctconvError(`submit: ${failed} failed`);
+  if (names.size > 0) {
+    const why = stop.signal.aborted ? `after ${timeout} s` : 'when the connection ended';
+    throw new OctconvError(`submit: ${names.size} of run ${run} had no result ${why}`);
+  }
 }
 
 const wordsOf = (result: Result): string =>

@@ -1,11 +1,13 @@
 /**
  * What goes through a work queue: jobs (an encoded picture or video, and what is asked of it) and results. A queue is a
- * `WorkSource`: `worker.ts` does its jobs, and `nats.ts` is one, which queues them too.
+ * `WorkSource`, which `nats.ts` makes, and `worker.ts` does its jobs.
  */
+import { setTimeout as sleep } from 'node:timers/promises';
 import type { Guess } from '../classify.js';
 import { OctconvError, show } from '../error.js';
 import type { Views } from '../input/clips.js';
 import type { VideoSource } from '../input/video.js';
+import type { Known } from '../options.js';
 import type { Code } from '../service/errors.js';
 
 /** What is asked of a picture or video. */
@@ -13,6 +15,8 @@ export interface JobOptions extends Views {
   /** Guesses; default 5. */
   readonly top?: number | undefined;
 }
+
+export const jobOptions = { top: true, clips: true, crops: true } satisfies Known<JobOptions>;
 
 /** What a job came to: there is exactly one result of each id. */
 export type Result = {
@@ -23,6 +27,7 @@ export type Result = {
       readonly version: string;
       /** The likeliest first. */
       readonly top: readonly Guess[];
+      /** `queue`: the service's own; how long a job waited for a worker is not in it. */
       readonly milliseconds: { readonly prepare: number; readonly queue: number; readonly compute: number };
       readonly error?: never;
     }
@@ -37,48 +42,70 @@ export interface Job {
   readonly options: JobOptions;
   /** Which time it is given to a worker, from 1. */
   readonly delivery: number;
-  /** Its bytes, or where they are. */
-  input(signal: AbortSignal): Promise<VideoSource>;
+  /**
+   * Its bytes, at most so many, or where they are.
+   * @throws OctconvError if what was asked makes no sense.
+   */
+  input(maxBytes: number, signal: AbortSignal): Promise<VideoSource>;
   /** Says that it is still worked on. */
   working(): void;
   /** Whether there is a result of this id already: another worker was as fast. */
   isDone(): Promise<boolean>;
-  /** Gives the result, unless there is one already, and ends the job. */
-  done(result: Result): Promise<void>;
+  /**
+   * Ends the job: gives the result, unless there is one already, and keeps the job in the dead letters if that is an
+   * error. Resolves to the result that the id has.
+   */
+  done(result: Result): Promise<Result>;
   /** Ends the job, which has a result. */
   drop(): Promise<void>;
-  /** Gives the result, and keeps the job in the dead letters. */
-  dead(result: Result & { readonly error: string }): Promise<void>;
   /** Gives the job back; another worker gets it after so many milliseconds. */
   retry(milliseconds: number): void;
 }
 
 export interface WorkSource {
-  /** Milliseconds in which a job must end or be worked on. */
+  /** Seconds in which a job must end or be worked on. */
   readonly ackWait: number;
-  /** At most so many jobs, as soon as there are some; none if there are none for a while, or it is stopped. */
+  /**
+   * At most so many jobs, as soon as there are some; none if there are none for a while, or it is stopped. Rejects if
+   * there will never be any.
+   */
   take(count: number, signal: AbortSignal): AsyncIterable<Job>;
   /** When all that was said has reached the queue. */
   close(): Promise<void>;
 }
 
-/** Ids and queue names are parts of subjects: letters, digits, `_` and `-`; those of ids may be joined by dots. */
-const token = /^[\w-]{1,64}$/;
-const id = /^[\w-]+(\.[\w-]+){0,7}$/;
+/** What some work gives; nothing if it takes longer than so many milliseconds. */
+export async function within<T>(milliseconds: number, work: Promise<T>): Promise<T | undefined> {
+  const stop = new AbortController();
+  try {
+    return await Promise.race([work, sleep(milliseconds, undefined, { signal: stop.signal })]);
+  } finally {
+    stop.abort();
+  }
+}
 
-export const isId = (given: string): boolean => given.length <= 128 && id.test(given);
+/** Ids, models and queue names are parts of subjects. */
+const token = /^[\w-]{1,64}$/;
+const tokens = /^(?=.{1,128}$)[\w-]+(\.[\w-]+){0,7}$/;
+/** Ids of jobs that came without one begin so. */
+export const numbered = 'seq.';
+
+export const isId = (given: unknown): given is string =>
+  typeof given === 'string' && tokens.test(given) && !given.startsWith(numbered);
+
+const parts = 'letters, digits, _ and -, in up to 8 parts joined by dots, 128 characters at most';
 
 export function checkId(given: string): string {
-  if (typeof given === 'string' && isId(given)) return given;
-  throw new OctconvError(`queue: id ${show(given)}, wanted letters, digits, _ and -, joined by dots`);
+  if (isId(given)) return given;
+  throw new OctconvError(`queue: id ${show(given)}, wanted ${parts}, not beginning with ${numbered}`);
 }
 
 export function checkModel(given: string): string {
-  if (typeof given === 'string' && isId(given)) return given;
-  throw new OctconvError(`queue: model ${show(given)}, wanted letters, digits, _ and -, joined by dots`);
+  if (typeof given === 'string' && tokens.test(given)) return given;
+  throw new OctconvError(`queue: model ${show(given)}, wanted ${parts}`);
 }
 
 export function checkQueueName(given: string): string {
   if (typeof given === 'string' && token.test(given)) return given;
-  throw new OctconvError(`queue: name ${show(given)}, wanted letters, digits, _ and -`);
+  throw new OctconvError(`queue: name ${show(given)}, wanted letters, digits, _ and -, 64 at most`);
 }

@@ -6,17 +6,24 @@
  *                                         workers do has one result
  *   octconv_dead     octconv.dead.ID      jobs that cannot be done, as they came, with the reason in a header
  *
- * Bytes that no message holds lie in the object store `octconv_files`. Streams that are there already are left as they
- * are, so that whoever runs the servers may have made them otherwise.
+ * Bytes that no message holds lie in the object store `octconv_files`; servers before 2.9.18 that are started again may
+ * forget all of them (its issue 4196). What is there already is left as it is,
+ * so that whoever runs the servers may have made it otherwise.
+ *
+ * Before server 2.10.15 a job that is given back while no worker waits counts as new: one that fails again and again is
+ * never dead there.
  */
 import { setTimeout as sleep } from 'node:timers/promises';
 import type * as JetStream from '@nats-io/jetstream';
 import type * as Objects from '@nats-io/obj';
 import type * as Nats from '@nats-io/transport-node';
+import { types } from 'node:util';
 import { OctconvError, show } from '../error.js';
+import { kindOf } from '../graph/graph.js';
 import { readText } from '../files/read.js';
 import { checkOptions, type Known } from '../options.js';
 import type { VideoSource } from '../input/video.js';
+import { ServiceError } from '../service/errors.js';
 import {
   checkId,
   checkModel,
@@ -24,46 +31,60 @@ import {
   isId,
   type Job,
   type JobOptions,
+  jobOptions,
+  numbered,
   type Result,
   type WorkSource,
+  within,
 } from './jobs.js';
+import { endingSockets, endStale, transportOf } from './sockets.js';
 
 export interface NatsOptions {
   /** Such as `nats://localhost:4222`; default: that. */
   readonly servers?: string | readonly string[] | undefined;
   /** Of the queue; default `octconv`. */
   readonly name?: string | undefined;
-  /** Copies of each stream that is made, on as many servers; default 1. */
+  /** Copies of each stream, on as many servers; default: as it is, or 1 where it is made. */
   readonly replicas?: number | undefined;
   /** Days for which results, dead letters and files are kept; default 7. */
   readonly days?: number | undefined;
-  /** Seconds in which a worker must say that it still works on a job, or another one gets it; default 30. */
+  /**
+   * Seconds in which a worker must say that it still works on a job, or another one gets it, the same for all workers
+   * of a model; default: as it is, or 30 where the first worker comes.
+   */
   readonly ackWait?: number | undefined;
   /** File of NATS credentials. */
   readonly credentials?: string | undefined;
 }
 
 const natsOptions = {
-  ...{ servers: true, name: true, replicas: true, days: true, ackWait: true, credentials: true },
+  servers: true,
+  name: true,
+  replicas: true,
+  days: true,
+  ackWait: true,
+  credentials: true,
 } satisfies Known<NatsOptions>;
 
 interface Settings {
   readonly servers: readonly string[];
   readonly name: string;
-  readonly replicas: number;
+  readonly replicas: number | undefined;
   readonly days: number;
-  readonly ackWait: number;
+  readonly ackWait: number | undefined;
   readonly credentials: string | undefined;
 }
 
 function resolve(options: NatsOptions): Settings {
   checkOptions('queue', options, natsOptions);
-  const { servers = 'nats://localhost:4222', name = 'octconv', replicas = 1, days = 7, ackWait = 30 } = options;
+  const { servers = 'nats://localhost:4222', name = 'octconv', replicas, days = 7, ackWait, credentials } = options;
   checkQueueName(name);
-  for (const [name, value] of Object.entries({ replicas, days, ackWait }))
-    if (!(typeof value === 'number' && value >= 1 && value < 10_000))
-      throw new OctconvError(`queue: ${name}: ${show(value)}, wanted a number of at least 1`);
-  return { servers: [servers].flat(), name, replicas, days, ackWait, credentials: options.credentials };
+  if (replicas !== undefined && !(Number.isInteger(replicas) && replicas >= 1 && replicas <= 5))
+    throw new OctconvError(`queue: replicas: ${show(replicas)}, wanted an integer from 1 to 5`);
+  for (const [name, value] of Object.entries({ days, ackWait }))
+    if (value !== undefined && !(typeof value === 'number' && value >= 1 && value < 10_000))
+      throw new OctconvError(`queue: ${name}: ${show(value)}, wanted a number from 1 to 9999`);
+  return { servers: [servers].flat(), name, replicas, days, ackWait, credentials };
 }
 
 /** Header fields of jobs, beside `Nats-Msg-Id`, which is the id. */
@@ -76,6 +97,8 @@ const fields = {
   file: 'Octconv-File',
   /** A subject to which the result is sent too. */
   reply: 'Octconv-Reply',
+  /** Of dead letters. */
+  error: 'Octconv-Error',
 } as const;
 const idField = 'Nats-Msg-Id';
 
@@ -85,9 +108,21 @@ const patience = 5000;
 const pause = 250;
 /** Milliseconds for that when a queue is opened: servers that begin have no leader either. */
 const election = 15_000;
+/** Milliseconds in which a server must answer a connection that is made. */
+const dial = 5000;
+/** Milliseconds between pings; after two without an answer the connection is made again: a cut network says nothing. */
+const pingInterval = 5000;
+/** Milliseconds without an answer of JetStream after which another server is asked: this one may not reach the others. */
+const alone = 15_000;
+/** Milliseconds in which the next part of a file must come, and in which one that is not whole may become so. */
+const [silence, filePatience] = [10_000, 60_000];
+/** Milliseconds in which a queue that is closed waits for what was said to reach a server. */
+const parting = 2000;
 /** JetStream's code of a message that its stream refuses, whatever there is too much of. */
 const isRefused = 10077;
-const streamIsMissing = 10059;
+const [streamIsMissing, streamIsThere, consumerIsMissing] = [10059, 10058, 10014];
+/** Of a message of an id that the stream is about to take, or to lose: it is not stored yet. */
+const isInProcess = 10158;
 const day = 86_400e9; // nanoseconds
 
 interface Packages {
@@ -115,11 +150,13 @@ async function packages(): Promise<Packages> {
 /** A connection to a queue; it connects again by itself. */
 export class NatsQueue implements AsyncDisposable {
   readonly name: string;
-  readonly #ackWait: number;
+  readonly #ackWait: number | undefined;
   readonly #loaded: Packages;
   readonly #client: JetStream.JetStreamClient;
   readonly #manager: JetStream.JetStreamManager;
   #files!: Objects.ObjectStore;
+  /** When another server was asked last. */
+  #moved = 0;
 
   private constructor(
     loaded: Packages,
@@ -128,7 +165,7 @@ export class NatsQueue implements AsyncDisposable {
     { name, ackWait }: Settings,
   ) {
     this.name = name;
-    this.#ackWait = ackWait * 1000;
+    this.#ackWait = ackWait;
     this.#loaded = loaded;
     this.#client = loaded.jetstream.jetstream(connection);
     this.#manager = manager;
@@ -146,13 +183,19 @@ export class NatsQueue implements AsyncDisposable {
     let connection: Nats.NatsConnection | undefined;
     try {
       const login = credentials === undefined ? undefined : Buffer.from(await readText(credentials));
-      connection = await nats.connect({
-        ...connectionOf(servers),
-        ...(login && { authenticator: nats.credsAuthenticator(login) }),
-        name: 'octconv',
-        maxReconnectAttempts: -1,
-        reconnectTimeWait: pause,
-      });
+      connection = await endingSockets(() =>
+        nats.connect({
+          ...connectionOf(servers),
+          ...(login && { authenticator: nats.credsAuthenticator(login) }),
+          name: 'octconv',
+          maxReconnectAttempts: -1,
+          reconnectTimeWait: pause,
+          timeout: dial,
+          pingInterval,
+          maxPingOut: 2,
+        }),
+      );
+      void endStale(connection);
       const manager = await jetstream.jetstreamManager(connection, { checkAPI: false });
       const queue = new NatsQueue(loaded, connection, manager, settings);
       await queue.#prepare(settings);
@@ -162,54 +205,82 @@ export class NatsQueue implements AsyncDisposable {
       if (error instanceof OctconvError) throw error;
       const { message, cause } = error as Error;
       const why = (cause as Error | undefined)?.message || message;
-      throw new OctconvError(`queue: ${show(servers.join(','))}: ${why}`, { cause: error });
+      throw new OctconvError(`queue: ${connectionOf(servers).servers.join(',')}: ${why}`, { cause: error });
     }
   }
 
   async #prepare({ name, replicas, days }: Settings): Promise<void> {
     const { jetstream, obj } = this.#loaded;
-    const file = { num_replicas: replicas, storage: jetstream.StorageType.File };
-    const kept = { ...file, max_age: days * day };
-    const once = { max_msgs_per_subject: 1, discard: jetstream.DiscardPolicy.New, discard_new_per_subject: true };
+    const { New } = jetstream.DiscardPolicy; // where there is a limit, who submits is told, and no job is lost
+    const file = { num_replicas: replicas ?? 1, storage: jetstream.StorageType.File, discard: New };
+    const once = { ...file, max_age: days * day, max_msgs_per_subject: 1, discard_new_per_subject: true };
     const streams = [
       { name: `${name}_jobs`, subjects: [`${name}.jobs.>`], ...file, retention: jetstream.RetentionPolicy.Workqueue },
-      { name: `${name}_results`, subjects: [`${name}.results.>`], ...kept, ...once, allow_direct: true },
-      { name: `${name}_dead`, subjects: [`${name}.dead.>`], ...kept, ...once },
+      { name: `${name}_results`, subjects: [`${name}.results.>`], ...once },
+      { name: `${name}_dead`, subjects: [`${name}.dead.>`], ...once },
     ];
     const late = performance.now() + election;
-    for (const stream of streams) await this.#insisting(() => addMissing(this.#manager, stream), late);
-    const store = { ttl: days * day, replicas, storage: jetstream.StorageType.File };
+    for (const stream of streams) {
+      const { config } = await this.#insisting(() => addMissing(this.#manager, stream), { late });
+      if (replicas !== undefined && config.num_replicas !== replicas)
+        throw new OctconvError(`queue: replicas: ${replicas}, but ${stream.name} has ${config.num_replicas}`);
+    }
+    const store = { ttl: days * day, replicas: replicas ?? 1, storage: jetstream.StorageType.File };
     const files = new obj.Objm(this.#client);
-    this.#files = await this.#insisting(() => files.create(`${name}_files`, store), late);
-  }
-
-  /** Jobs of a model. Workers of it, on any machine, share them. */
-  async source(model: string): Promise<WorkSource> {
-    checkModel(model);
-    const { AckPolicy } = this.#loaded.jetstream;
-    const [stream, durable] = [`${this.name}_jobs`, `worker_${model.replaceAll('.', '~')}`]; // no name has a dot
-    await this.#insisting(() =>
-      this.#manager.consumers.add(stream, {
-        durable_name: durable,
-        filter_subject: `${this.name}.jobs.${model}`,
-        ack_policy: AckPolicy.Explicit,
-        ack_wait: this.#ackWait * 1e6,
-        max_ack_pending: -1,
-      }),
-    );
-    const consumer = await this.#insisting(() => this.#client.consumers.get(stream, durable));
-    const jobOf = (message: JetStream.JsMsg) => new NatsJob(this, model, message);
-    return {
-      ackWait: this.#ackWait,
-      take: (count, signal) => take(consumer, count, signal, jobOf),
-      close: () => this.connection.flush(),
-    };
+    this.#files = await this.#insisting(() => files.create(`${name}_files`, store), { late });
   }
 
   /**
-   * Queues a job: bytes, or a URL that workers allow. Gives whether it is new: in two minutes an id is taken once, and
-   * later it has still one result. `reply` is a subject to which that is sent too.
-   * @throws OctconvError for an id, or the name of a model, that no subject can have.
+   * Jobs of a model. Workers of it, on any machine, share them.
+   * @throws OctconvError for another `ackWait` than its workers have.
+   */
+  async source(model: string): Promise<WorkSource> {
+    checkModel(model);
+    let { consumer, ackWait } = await this.#consumerOf(model);
+    if (this.#ackWait !== undefined && this.#ackWait !== ackWait)
+      throw new OctconvError(`queue: ackWait: ${this.#ackWait}, but the workers of ${show(model)} have ${ackWait}`);
+    const jobOf = (message: JetStream.JsMsg) => new NatsJob(this, model, message);
+    let answered = performance.now();
+    const told = async (answers: boolean) => {
+      if (answers) answered = performance.now();
+      else if (!this.connection.isClosed()) {
+        await this.#moveOn(answered);
+        ({ consumer } = await this.#consumerOf(model));
+      }
+    };
+    return {
+      ackWait,
+      take: (count, signal) => take(consumer, count, signal, jobOf, told),
+      close: () => within(parting, this.connection.flush()).catch(() => undefined),
+    };
+  }
+
+  /** What hands out the jobs of a model; it is made where it is not there. */
+  async #consumerOf(model: string): Promise<{ consumer: JetStream.Consumer; ackWait: number }> {
+    const { consumers } = this.#manager;
+    const [stream, durable] = [`${this.name}_jobs`, `worker_${model.replaceAll('.', '~')}`]; // no name has a dot
+    const wanted = {
+      durable_name: durable,
+      filter_subject: `${this.name}.jobs.${model}`,
+      ack_policy: this.#loaded.jetstream.AckPolicy.Explicit,
+      ack_wait: (this.#ackWait ?? 30) * 1e9,
+      max_ack_pending: -1,
+    };
+    return this.#insisting(async () => {
+      const { config } = await consumers.info(stream, durable).catch((error) => {
+        if (codeOfApi(error) === consumerIsMissing) return consumers.add(stream, wanted);
+        throw error;
+      });
+      const consumer = await this.#client.consumers.get(stream, durable);
+      return { consumer, ackWait: (config.ack_wait ?? wanted.ack_wait) / 1e9 };
+    });
+  }
+
+  /**
+   * Queues a job: bytes, or a URL that workers allow. Gives whether it is new: an id is one job, whatever its model and
+   * its bytes are. In two minutes it is queued once, and later it comes to the result that it has. `reply` is a subject
+   * of an inbox, or of `NAME.replies`, to which that is sent too, once or more often.
+   * @throws OctconvError for what makes no sense, or if the streams are gone.
    */
   async submit(
     id: string,
@@ -220,47 +291,82 @@ export class NatsQueue implements AsyncDisposable {
   ): Promise<boolean> {
     checkId(id);
     checkModel(model);
-    const headers = this.#loaded.nats.headers();
-    for (const [name, value] of Object.entries({ ...options, reply }))
+    checkOptions('submit', options, jobOptions);
+    const isUrl = input instanceof URL;
+    if (!isUrl && !(types.isUint8Array(input) && input.length > 0))
+      throw new OctconvError(`submit: got ${kindOf(input)}, wanted a Uint8Array that is not empty, or a URL`);
+    if (reply !== undefined) this.checkReply(reply);
+    const headers = this.headers();
+    const { top, clips, crops } = options;
+    for (const [name, value] of Object.entries({ top, clips, crops, reply }))
       if (value !== undefined) headers.set(fields[name as keyof typeof fields], String(value));
-    let bytes = new Uint8Array();
-    if (input instanceof URL) headers.set(fields.url, input.href);
-    else if (input.length <= this.#largest) bytes = new Uint8Array(input);
-    else {
-      headers.set(fields.file, id);
-      await this.#insisting(() => this.#files.putBlob({ name: id }, input));
-    }
-    const ack = await this.publish(`${this.name}.jobs.${model}`, bytes, { msgID: id, headers });
-    return ack === 'new';
+    if (isUrl) headers.set(fields.url, input.href);
+    const file = !isUrl && input.length > this.largest ? await this.putFile(id, input) : undefined;
+    if (file !== undefined) headers.set(fields.file, file);
+    const bytes = isUrl || file !== undefined ? new Uint8Array() : input;
+    const said = await this.publish(`${this.name}.jobs.${model}`, bytes, { msgID: id, headers });
+    if (said === 'taken' && file !== undefined) await this.removeFile(file);
+    return said === 'new';
+  }
+
+  /** Whether a subject is for replies: workers may write to others too. */
+  isReply(subject: string): boolean {
+    const isOurs = subject.startsWith(`${this.name}.replies.`);
+    return (isOurs || subject.startsWith('_INBOX.')) && /^[^\s.*>]+(\.[^\s.*>]+)*$/.test(subject);
+  }
+
+  /** @throws OctconvError unless it is. */
+  checkReply(subject: string): void {
+    if (!this.isReply(subject))
+      throw new OctconvError(`queue: reply ${show(subject)}, wanted _INBOX.ANY or ${this.name}.replies.ANY`);
+  }
+
+  headers(): Nats.MsgHdrs {
+    return this.#loaded.nats.headers();
   }
 
   /** Bytes of a message, of which headers need some. */
-  get #largest(): number {
+  get largest(): number {
     return (this.connection.info?.max_payload ?? 2 ** 20) - 2 ** 14;
   }
 
-  /** The result of an id, if there is one. */
+  /** The result of an id, if there is one, as the leader of the results knows it. */
   async result(id: string): Promise<Result | undefined> {
-    const query = { last_by_subj: `${this.name}.results.${checkId(id)}` };
-    const found = await this.#insisting(() => this.#manager.direct.getMessage(`${this.name}_results`, query));
+    const query = { last_by_subj: `${this.name}.results.${id}` };
+    const found = await this.#insisting(() => this.#manager.streams.getMessage(`${this.name}_results`, query));
     return found?.json<Result>();
   }
 
-  /** Results of ids that begin with `run`, those that are there first, until the signal aborts. */
+  /** Results of the ids `run`.*, those that are there first, until the signal aborts. */
   async *results(run: string, signal: AbortSignal): AsyncGenerator<Result> {
-    const filter_subjects = `${this.name}.results.${checkId(run)}.>`; // a list wants server 2.10
-    const consumer = await this.#insisting(() =>
-      this.#client.consumers.get(`${this.name}_results`, { filter_subjects }),
-    );
-    const messages = await consumer.consume();
-    const stop = () => messages.stop();
-    signal.addEventListener('abort', stop, { once: true });
-    try {
-      if (!signal.aborted) for await (const message of messages) yield message.json<Result>();
-    } finally {
-      signal.removeEventListener('abort', stop);
-      messages.stop();
+    const subject = `${this.name}.results.${checkId(run)}.>`;
+    for (let next = 1; !signal.aborted; ) {
+      const consumer = await this.#insisting(() => this.#reader(subject, next));
+      try {
+        while (!signal.aborted)
+          for await (const message of fetched(consumer, 100, signal)) {
+            next = message.seq + 1;
+            yield message.json<Result>();
+          }
+      } catch {
+        if (this.connection.isClosed()) {
+          const error = await this.connection.closed();
+          if (error) throw error;
+          return;
+        }
+        await sleep(pause); // it is gone, or no server answers: another one reads on
+      }
     }
+  }
+
+  /** Reads results from a number on. The servers forget it when nobody asks. */
+  async #reader(filter_subject: string, opt_start_seq: number): Promise<JetStream.Consumer> {
+    const { AckPolicy, DeliverPolicy } = this.#loaded.jetstream;
+    const info = await this.#manager.consumers.add(`${this.name}_results`, {
+      ...{ filter_subject, opt_start_seq, deliver_policy: DeliverPolicy.StartSequence },
+      ...{ ack_policy: AckPolicy.None, inactive_threshold: 60e9, num_replicas: 1, mem_storage: true },
+    });
+    return this.#client.consumers.getConsumerFromInfo(info);
   }
 
   /** Publishes until a server has it; `taken`: the stream has a message of this id or subject already. */
@@ -271,7 +377,9 @@ export class NatsQueue implements AsyncDisposable {
   ): Promise<'new' | 'taken'> {
     return this.#insisting(async () => {
       try {
-        const { duplicate } = await this.#client.publish(subject, bytes, { retries: 0, ...options });
+        const { duplicate, seq } = await this.#client.publish(subject, bytes, { retries: 0, ...options });
+        // Older servers say so what newer ones call isInProcess.
+        if (duplicate && seq === 0) throw new this.#loaded.nats.errors.TimeoutError();
         return duplicate ? 'taken' : 'new';
       } catch (error) {
         if (isTaken(error)) return 'taken';
@@ -281,40 +389,102 @@ export class NatsQueue implements AsyncDisposable {
   }
 
   /** Where no server answers: until one does, or it is late. */
-  async #insisting<T>(work: () => Promise<T>, late = Number.POSITIVE_INFINITY): Promise<T> {
+  async #insisting<T>(
+    work: () => Promise<T>,
+    { late = Number.POSITIVE_INFINITY, signal }: { late?: number; signal?: AbortSignal } = {},
+  ): Promise<T> {
+    const begun = performance.now();
     for (;;) {
+      signal?.throwIfAborted();
       try {
         return await work();
       } catch (error) {
         if (this.connection.isClosed() || !this.#isPassing(error) || performance.now() > late) throw error;
+        await this.#moveOn(begun);
+        if (performance.now() - begun > election) await this.#checkStreams();
         await sleep(pause);
       }
     }
   }
 
+  /** @throws OctconvError if a server says that one is not there: nobody else answers for it. */
+  async #checkStreams(): Promise<void> {
+    for (const stream of ['jobs', 'results', 'dead'].map((kind) => `${this.name}_${kind}`)) {
+      const error = await this.#manager.streams.info(stream).then(
+        () => undefined,
+        (error: unknown) => error,
+      );
+      if (codeOfApi(error) === streamIsMissing) throw new OctconvError(`queue: there is no stream ${stream} any more`);
+    }
+  }
+
+  /** Connects to another server where JetStream has not answered for long. */
+  async #moveOn(answered: number): Promise<void> {
+    const now = performance.now();
+    if (now - Math.max(answered, this.#moved) < alone) return;
+    this.#moved = now;
+    await this.connection.reconnect().catch(() => undefined); // it is closed
+  }
+
   /** Whether it may be otherwise in a moment: a server is gone, a leader is elected. */
   #isPassing(error: unknown): boolean {
-    const { NoRespondersError, RequestError, TimeoutError, ConnectionError } = this.#loaded.nats.errors;
+    const { NoRespondersError, RequestError, TimeoutError, ConnectionError, PermissionViolationError } =
+      this.#loaded.nats.errors;
+    if ((error as Error).cause instanceof PermissionViolationError) return false;
     const { JetStreamApiError, JetStreamError } = this.#loaded.jetstream;
-    if (error instanceof JetStreamApiError) return error.status >= 500;
+    if (error instanceof JetStreamApiError) return error.status >= 500 || error.code === isInProcess;
     const passing = [NoRespondersError, RequestError, TimeoutError, ConnectionError];
     return passing.some((kind) => error instanceof kind) || error instanceof JetStreamError || isNotEnabled(error);
   }
 
-  /** The bytes of a file of the queue. */
-  async file(name: string): Promise<Uint8Array> {
-    const bytes = await this.#insisting(() => this.#files.getBlob(name));
+  /** Keeps bytes that no message holds; gives their name. */
+  async putFile(id: string, bytes: Uint8Array): Promise<string> {
+    const name = `${id}~${this.#loaded.nats.nuid.next()}`;
+    await this.#insisting(() => this.#files.putBlob({ name }, bytes));
+    return name;
+  }
+
+  /** The bytes of a file of the queue. One that is not there may come: a new leader does not know all at once. */
+  async file(name: string, maxBytes: number, signal: AbortSignal): Promise<Uint8Array> {
+    const late = performance.now() + filePatience;
+    const bytes = await this.#insisting(() => this.#read(name, maxBytes), { late, signal });
     if (bytes) return bytes;
-    throw new OctconvError(`queue: ${this.name}_files has no ${show(name)}`);
+    throw new ServiceError('unavailable', `queue: ${this.name}_files has no ${show(name)}`);
+  }
+
+  /** As `getBlob`, which waits a minute where a part is lost, and for ever where the connection is. */
+  async #read(name: string, maxBytes: number): Promise<Uint8Array | undefined> {
+    const found = await this.#files.get(name);
+    if (!found) return undefined;
+    const { size } = found.info;
+    if (size > maxBytes) {
+      void found.data.cancel().catch(() => undefined);
+      throw new ServiceError('tooLarge', `a file of ${size} bytes, wanted at most ${maxBytes}`);
+    }
+    found.error.catch(() => undefined); // the reader tells it too
+    const reader = found.data.getReader();
+    try {
+      const parts: Uint8Array[] = [];
+      for (;;) {
+        const part = await within(silence, reader.read());
+        if (!part) throw new this.#loaded.nats.errors.TimeoutError();
+        if (part.done) return Buffer.concat(parts);
+        parts.push(part.value);
+      }
+    } finally {
+      void reader.cancel().catch(() => undefined);
+    }
   }
 
   async removeFile(name: string): Promise<void> {
     await this.#insisting(() => this.#files.delete(name));
   }
 
-  /** When all that was said has reached a server. */
+  /** When all that was said has reached a server; if none answers, a little later. */
   async close(): Promise<void> {
-    if (!this.connection.isClosed()) await this.connection.drain();
+    await within(parting, this.connection.drain()).catch(() => undefined); // it is closed, or was lost meanwhile
+    await this.connection.close();
+    transportOf(this.connection)?.discard?.(); // where it was just being made again
   }
 
   [Symbol.asyncDispose](): Promise<void> {
@@ -332,7 +502,7 @@ const isTaken = (error: unknown): boolean =>
 const codeOfApi = (error: unknown): number | undefined =>
   (error as Partial<JetStream.JetStreamApiError> | undefined)?.code;
 
-/** NATS takes user and password apart from the server. */
+/** nats.js takes one user and password, apart from the servers. */
 function connectionOf(servers: readonly string[]): { servers: string[]; user?: string; pass?: string; token?: string } {
   let login = {};
   const hosts = servers.map((server) => {
@@ -348,37 +518,59 @@ function connectionOf(servers: readonly string[]): { servers: string[]; user?: s
 async function addMissing(
   manager: JetStream.JetStreamManager,
   stream: Partial<JetStream.StreamConfig> & { name: string },
-): Promise<void> {
+): Promise<JetStream.StreamInfo> {
   try {
-    await manager.streams.info(stream.name);
+    return await manager.streams.info(stream.name);
   } catch (error) {
     if (codeOfApi(error) !== streamIsMissing) throw error;
-    await manager.streams.add(stream);
+  }
+  try {
+    return await manager.streams.add(stream);
+  } catch (error) {
+    if (codeOfApi(error) !== streamIsThere) throw error;
+    return await manager.streams.info(stream.name); // somebody was as fast
   }
 }
 
-/** Jobs that come in a while. Those that have come when it is stopped are given back. */
+/** Messages that come in a while, or until it is stopped; throws where no server answers. */
+async function* fetched(
+  consumer: JetStream.Consumer,
+  count: number,
+  signal: AbortSignal,
+): AsyncGenerator<JetStream.JsMsg> {
+  const messages = await consumer.fetch({ max_messages: count, expires: patience });
+  const stop = () => messages.stop();
+  signal.addEventListener('abort', stop, { once: true });
+  try {
+    if (signal.aborted) stop();
+    yield* messages;
+  } finally {
+    signal.removeEventListener('abort', stop);
+  }
+}
+
+/** Jobs that come in a while. Those that have come when it is stopped, or are too many, are given back. */
 async function* take(
   consumer: JetStream.Consumer,
   count: number,
   signal: AbortSignal,
   jobOf: (message: JetStream.JsMsg) => Job,
+  told: (answers: boolean) => Promise<void>,
 ): AsyncGenerator<Job> {
   if (signal.aborted) return;
-  let messages: JetStream.ConsumerMessages | undefined;
-  const stop = () => messages?.stop();
-  signal.addEventListener('abort', stop, { once: true });
+  let left = count;
+  let answers = true;
   try {
-    messages = await consumer.fetch({ max_messages: count, expires: patience });
-    if (signal.aborted) messages.stop();
-    for await (const message of messages)
-      if (signal.aborted) message.nak();
+    // A client that connects again asks for as many once more.
+    for await (const message of fetched(consumer, count, signal))
+      if (signal.aborted || left-- <= 0) message.nak();
       else yield jobOf(message);
   } catch {
-    await sleep(pause); // no server answers: the next call asks again
-  } finally {
-    signal.removeEventListener('abort', stop);
+    answers = false; // no server does, or the consumer is gone
   }
+  if (signal.aborted) return;
+  await told(answers);
+  if (!answers) await sleep(pause, undefined, { signal }).catch(() => undefined);
 }
 
 class NatsJob implements Job {
@@ -391,7 +583,7 @@ class NatsJob implements Job {
     readonly message: JetStream.JsMsg,
   ) {
     const id = this.#field(idField);
-    this.id = id !== undefined && isId(id) ? id : `seq.${message.seq}`;
+    this.id = isId(id) ? id : `${numbered}${message.seq}`; // `input` refuses an id that is none
     const [top, clips, crops] = (['top', 'clips', 'crops'] as const).map((name) => this.#number(name));
     this.options = { top, clips, crops: crops as JobOptions['crops'] }; // the service looks at it
   }
@@ -409,10 +601,26 @@ class NatsJob implements Job {
     return text === undefined ? undefined : Number(text);
   }
 
-  async input(): Promise<VideoSource> {
-    const [url, file] = [this.#field(fields.url), this.#field(fields.file)];
-    if (url !== undefined) return new URL(url);
-    return file === undefined ? this.message.data : this.queue.file(file);
+  async input(maxBytes: number, signal: AbortSignal): Promise<VideoSource> {
+    const [id, url, file, reply] = [idField, fields.url, fields.file, fields.reply].map((name) => this.#field(name));
+    if (id !== undefined) checkId(id);
+    if (reply !== undefined) this.queue.checkReply(reply);
+    if (url !== undefined) {
+      if (URL.canParse(url)) return new URL(url);
+      throw new OctconvError(`queue: ${show(url)} is no URL`);
+    }
+    if (file !== undefined) {
+      if (this.#owns(file)) return this.queue.file(file, maxBytes, signal);
+      throw new OctconvError(`queue: file ${show(file)}, wanted one of job ${this.id}`);
+    }
+    const { data } = this.message;
+    if (data.length <= maxBytes) return data;
+    throw new ServiceError('tooLarge', `a message of ${data.length} bytes, wanted at most ${maxBytes}`);
+  }
+
+  /** Not every file: a job would read, and in the end remove, that of another. */
+  #owns(file: string): boolean {
+    return file.startsWith(`${this.id}~`);
   }
 
   working(): void {
@@ -423,38 +631,41 @@ class NatsJob implements Job {
     return (await this.queue.result(this.id)) !== undefined;
   }
 
-  async done(result: Result): Promise<void> {
-    await this.#give(result);
-    await this.drop();
+  async done(result: Result): Promise<Result> {
+    const bytes = Buffer.from(JSON.stringify(result));
+    const said = await this.queue.publish(`${this.queue.name}.results.${this.id}`, bytes, { msgID: this.id });
+    const kept = (said === 'taken' ? await this.queue.result(this.id) : undefined) ?? result;
+    await this.#end(kept);
+    return kept;
   }
 
   async drop(): Promise<void> {
-    await this.#acknowledge();
-    const file = this.#field(fields.file);
-    if (file !== undefined) await this.queue.removeFile(file);
+    const result = await this.queue.result(this.id);
+    if (result) await this.#end(result);
   }
 
-  /** Where it is lost, the job comes again and finds its result. */
-  async #acknowledge(): Promise<void> {
-    await this.message.ackAck().catch(() => false);
+  /** Where it is broken off, the job comes again, finds its result and ends so once more. */
+  async #end(result: Result): Promise<void> {
+    const { queue, message } = this;
+    const [file, reply] = [fields.file, fields.reply].map((name) => this.#field(name));
+    if (result.error !== undefined) await this.#keep(result.error);
+    if (reply !== undefined && queue.isReply(reply)) queue.connection.publish(reply, JSON.stringify(result));
+    await message.ackAck().catch(() => false);
+    if (result.error === undefined && file !== undefined && this.#owns(file)) await queue.removeFile(file);
   }
 
-  async #give(result: Result): Promise<void> {
-    const bytes = Buffer.from(JSON.stringify(result));
-    const said = await this.queue.publish(`${this.queue.name}.results.${this.id}`, bytes, { msgID: this.id });
-    const reply = this.#field(fields.reply);
-    if (said === 'new' && reply !== undefined) this.queue.connection.publish(reply, bytes);
-  }
-
-  async dead(result: Result & { readonly error: string }): Promise<void> {
-    const headers = this.message.headers ?? undefined;
-    headers?.set('Octconv-Error', result.error.replace(/[\r\n]+/g, ' '));
-    await this.queue.publish(`${this.queue.name}.dead.${this.id}`, this.message.data, {
-      msgID: this.id,
-      ...(headers && { headers }),
-    });
-    await this.#give(result);
-    await this.#acknowledge(); // its file stays, as long as the letter does
+  /** As a dead letter: what was in it, and the reason. Bytes that leave no room for headers become a file. */
+  async #keep(error: string): Promise<void> {
+    const { queue, message, id } = this;
+    const headers = queue.headers();
+    for (const name of Object.values(fields)) {
+      const value = this.#field(name);
+      if (value !== undefined) headers.set(name, value);
+    }
+    headers.set(fields.error, error.replace(/[\r\n]+/g, ' '));
+    const isFile = message.data.length > queue.largest;
+    if (isFile) headers.set(fields.file, await queue.putFile(id, message.data));
+    await queue.publish(`${queue.name}.dead.${id}`, isFile ? new Uint8Array() : message.data, { msgID: id, headers });
   }
 
   retry(milliseconds: number): void {

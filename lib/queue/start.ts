@@ -29,8 +29,8 @@ export interface StartedWorker {
   readonly queue: NatsQueue;
   /** Of health and metrics. */
   readonly url?: string | undefined;
-  /** When the connection has ended and does not come back. */
-  readonly lost: Promise<Error | undefined>;
+  /** When the connection has ended and does not come back, or no jobs can be taken any more; rejects with the reason. */
+  readonly ended: Promise<void>;
   close(): Promise<void>;
 }
 
@@ -43,7 +43,9 @@ export async function startWorker(config: WorkerConfig, stream: DestinationStrea
   const queue = await NatsQueue.open(config.nats);
   const closers: (() => unknown)[] = [() => queue.close()];
   const close = async () => {
-    for (const closer of closers.splice(0).reverse()) await closer();
+    const ended = [];
+    for (const closer of closers.splice(0).reverse()) ended.push(...(await Promise.allSettled([closer()])));
+    for (const one of ended) if (one.status === 'rejected') throw one.reason;
   };
   try {
     const service = new Service(config.models, config.service);
@@ -52,20 +54,42 @@ export async function startWorker(config: WorkerConfig, stream: DestinationStrea
     logFaults(service, log);
     const metrics = new Metrics(service);
     closers.push(() => metrics[Symbol.dispose]());
+    const isConnected = watchConnection(queue, log);
+    countQueued(queue, metrics);
+    // Is told from here until the last job has ended.
+    const url =
+      config.port === undefined ? undefined : await openHealth(config, service, isConnected, metrics, closers);
     await service.allReady();
     const names = [...new Set(service.versions().map(({ name }) => name))];
     const worker = new Worker(service, await Promise.all(names.map((name) => queue.source(name))), config.worker);
     closers.push(() => worker.close(config.drain * 1000));
     logJobs(worker, log);
     countJobs(worker, metrics);
-    const url = config.port === undefined ? undefined : await openHealth(config, service, metrics, closers);
     log.info(`takes jobs of ${names.join(', ')}`);
-    const lost = queue.connection.closed().then((error) => error || undefined);
-    return { log, queue, url, lost, close };
+    const lost = queue.connection.closed().then((error) => {
+      if (error) throw error;
+    });
+    return { log, queue, url, ended: Promise.race([lost, worker.ended]), close };
   } catch (error) {
     await close();
     throw error;
   }
+}
+
+/** Says what becomes of the connection; gives whether there is one now. */
+function watchConnection({ connection }: NatsQueue, log: Logger): () => boolean {
+  let connected = true;
+  const watch = async () => {
+    for await (const status of connection.status()) {
+      if (status.type === 'error') log.warn(`NATS: ${status.error.message}`);
+      if (status.type !== 'disconnect' && status.type !== 'reconnect') continue;
+      connected = status.type === 'reconnect';
+      const said = `NATS: ${connected ? 'connected again to' : 'no connection to'} ${status.server}`;
+      connected ? log.info(said) : log.warn(said);
+    }
+  };
+  void watch();
+  return () => connected && !connection.isClosed();
 }
 
 function logJobs(worker: Worker, log: Logger): void {
@@ -93,17 +117,40 @@ function countJobs(worker: Worker, { registry }: Metrics): void {
   });
 }
 
+/** What decides how many workers there should be: every worker tells the same of the whole queue. */
+function countQueued({ connection, name }: NatsQueue, { registry }: Metrics): void {
+  new Gauge({
+    name: 'octconv_jobs_queued',
+    help: 'Jobs of the queue that have no result yet, also those that workers have',
+    labelNames: ['model'],
+    registers: [registry],
+    async collect() {
+      const { jetstreamManager } = await import('@nats-io/jetstream'); // is there: the queue is open
+      this.reset();
+      try {
+        const { consumers } = await jetstreamManager(connection, { checkAPI: false, timeout: 2000 });
+        for await (const { config, num_pending, num_ack_pending } of consumers.list(`${name}_jobs`))
+          this.set({ model: `${config.filter_subject}`.slice(`${name}.jobs.`.length) }, num_pending + num_ack_pending);
+      } catch {} // no server answers: nothing is known
+    },
+  });
+}
+
 /** Health as `octconv serve` tells it, and metrics. */
 async function openHealth(
   { host, port = 0 }: WorkerConfig,
   service: Service,
+  isConnected: () => boolean,
   metrics: Metrics,
   closers: (() => unknown)[],
 ): Promise<string> {
   const app = Fastify({ forceCloseConnections: true });
   closers.push(() => app.close());
   app.get('/v2/health/live', () => ({ live: true }));
-  app.get('/v2/health/ready', (_, reply) => reply.code(service.ready ? 200 : 503).send({ ready: service.ready }));
+  app.get('/v2/health/ready', (_, reply) => {
+    const ready = service.ready && isConnected();
+    return reply.code(ready ? 200 : 503).send({ ready });
+  });
   metrics.addRoute(app);
   return app.listen({ host, port }).catch((error: Error) => {
     throw new OctconvError(`worker: ${error.message}`, { cause: error });

@@ -6,26 +6,40 @@ import { fileURLToPath, pathToFileURL } from 'node:url';
 import { OctconvError, show } from '../error.js';
 import type { VideoSource } from '../input/video.js';
 import { checkOptions, type Known } from '../options.js';
-import { type Code, codeOf, ServiceError } from '../service/errors.js';
+import { type Code, codeOf, isTold, ServiceError } from '../service/errors.js';
 import type { Service } from '../service/service.js';
-import type { Job, Result, WorkSource } from './jobs.js';
+import { type Job, type Result, type WorkSource, within } from './jobs.js';
 
 export interface WorkerOptions {
   /** Jobs of a model that are worked on at a time; default 16. */
   readonly concurrency?: number | undefined;
   /** After so many deliveries a job that has no result is dead; default 5. */
   readonly tries?: number | undefined;
-  /** What URLs of jobs may begin with, such as `https://pictures.example/` or `file:///data/`; default none. */
+  /** Seconds that a job may take, then it is tried again; default 600. */
+  readonly timeout?: number | undefined;
+  /** Bytes of a job's input that a message or the object store holds; default 256 MiB. */
+  readonly maxBytes?: number | undefined;
+  /**
+   * What URLs of jobs may begin with, such as `https://pictures.example/` or `file:///data/`, up to the end of a folder;
+   * default none.
+   */
   readonly allow?: readonly string[] | undefined;
 }
 
-const workerOptions = { concurrency: true, tries: true, allow: true } satisfies Known<WorkerOptions>;
+const workerOptions = {
+  concurrency: true,
+  tries: true,
+  timeout: true,
+  maxBytes: true,
+  allow: true,
+} satisfies Known<WorkerOptions>;
 
 export interface WorkerEvents {
-  /** A job has its result. */
+  /** A job has its result, that of another worker if that was faster. */
   done: [job: Job, result: Result];
   /** A job is given back, to be tried again. */
   retried: [job: Job, error: Error];
+  /** A job has an error for its result, and is in the dead letters. */
   dead: [job: Job, error: Error];
 }
 
@@ -35,12 +49,16 @@ const hopeless: ReadonlySet<Code> = new Set(['invalid', 'forbidden', 'tooLarge',
 /** Milliseconds until a failed job is tried again: the first time, and at most, doubled each time. */
 const [firstPause, longestPause] = [500, 60_000];
 
+/** Milliseconds in which a worker that closes gives its jobs back. */
+const parting = 2000;
+
 export class Worker extends EventEmitter<WorkerEvents> {
   readonly #options: Required<{ [K in keyof WorkerOptions]: NonNullable<WorkerOptions[K]> }>;
   readonly #stop = new AbortController();
   /** Aborts jobs that take longer than there is time for when it closes. */
   readonly #end = new AbortController();
-  readonly #running: Promise<void>;
+  /** When it has ended; rejects if it can take no more jobs. */
+  readonly ended: Promise<void>;
   #inFlight = 0;
 
   /**
@@ -54,15 +72,15 @@ export class Worker extends EventEmitter<WorkerEvents> {
   ) {
     super();
     checkOptions('worker', options, workerOptions);
-    const { concurrency = 16, tries = 5, allow = [] } = options;
-    for (const [name, value] of Object.entries({ concurrency, tries }))
+    const { concurrency = 16, tries = 5, timeout = 600, maxBytes = 2 ** 28, allow = [] } = options;
+    for (const [name, value] of Object.entries({ concurrency, tries, maxBytes }))
       if (!Number.isInteger(value) || value < 1)
         throw new OctconvError(`worker: ${name}: ${show(value)}, wanted a positive integer`);
-    for (const prefix of allow)
-      if (!/^(https?:\/\/[^/]+\/|file:\/\/\/)/.test(prefix))
-        throw new OctconvError(`worker: allow: ${show(prefix)}, wanted https://HOST/, http://HOST/ or file:///`);
-    this.#options = { concurrency, tries, allow };
-    this.#running = Promise.all(sources.map((source) => this.#work(source))).then(() => undefined);
+    if (!(typeof timeout === 'number' && timeout > 0 && timeout < 2 ** 20))
+      throw new OctconvError(`worker: timeout: ${show(timeout)}, wanted seconds`);
+    this.#options = { concurrency, tries, timeout, maxBytes, allow: allow.map(prefixOf) };
+    this.ended = Promise.all(sources.map((source) => this.#work(source))).then(() => undefined);
+    this.ended.catch(() => undefined); // whoever wants to know asks
   }
 
   get inFlight(): number {
@@ -77,13 +95,13 @@ export class Worker extends EventEmitter<WorkerEvents> {
       const room = this.#options.concurrency - open.size;
       for await (const job of source.take(room, signal)) {
         this.#inFlight++;
-        const one = this.#do(job, source.ackWait).finally(() => {
+        const one = this.#do(job, 1000 * source.ackWait).finally(() => {
           this.#inFlight--;
           open.delete(one);
         });
         open.add(one);
       }
-      if (open.size >= this.#options.concurrency) await Promise.race(open);
+      while (open.size >= this.#options.concurrency) await Promise.race(open);
     }
     await Promise.all(open);
     await source.close();
@@ -97,7 +115,7 @@ export class Worker extends EventEmitter<WorkerEvents> {
       if (job.delivery > 1 && (await job.isDone())) await job.drop();
       else await this.#answer(job);
     } catch (error) {
-      this.emit('retried', job, error as Error); // the queue did not take what it was told
+      this.#tell('retried', job, error as Error); // the queue did not take what it was told
     } finally {
       clearInterval(alive);
     }
@@ -112,17 +130,38 @@ export class Worker extends EventEmitter<WorkerEvents> {
     } catch (error) {
       return this.#failed(job, error as Error);
     }
-    await job.done(result);
-    this.emit('done', job, result);
+    this.#tell('done', job, await job.done(result));
+  }
+
+  /** In time, unless this worker ends before. */
+  async #resultOf(job: Job): Promise<Result> {
+    const { timeout } = this.#options;
+    const { signal: end } = this.#end;
+    const stop = new AbortController();
+    const abort = () => stop.abort(end.reason);
+    const late = setTimeout(
+      () => stop.abort(new ServiceError('unavailable', `has no result after ${timeout} s`)),
+      1000 * timeout,
+    );
+    end.addEventListener('abort', abort);
+    if (end.aborted) abort();
+    try {
+      return await this.#classified(job, stop.signal);
+    } catch (error) {
+      throw stop.signal.aborted ? stop.signal.reason : error;
+    } finally {
+      clearTimeout(late);
+      end.removeEventListener('abort', abort);
+    }
   }
 
   /** A full queue of the service is no fault of a job: it waits here. */
-  async #resultOf(job: Job): Promise<Result> {
+  async #classified(job: Job, signal: AbortSignal): Promise<Result> {
     const { id, model, options } = job;
-    const { signal } = this.#end;
     for (;;) {
       try {
-        const source = await this.#allowed(await job.input(signal), signal);
+        this.service.admit(model);
+        const source = await this.#allowed(await job.input(this.#options.maxBytes, signal), signal);
         const { version, top, milliseconds } = await this.service.classify(model, source, { ...options, signal });
         return { id, model, version, top: top[0] ?? [], milliseconds };
       } catch (error) {
@@ -140,12 +179,18 @@ export class Worker extends EventEmitter<WorkerEvents> {
       const { retryAfter } = error as Partial<ServiceError>;
       const pause = Math.min(longestPause, firstPause * 2 ** (delivery - 1));
       job.retry(code === 'cancelled' ? 0 : retryAfter === undefined ? pause : 1000 * retryAfter);
-      this.emit('retried', job, error);
+      this.#tell('retried', job, error);
       return;
     }
-    if (await job.isDone()) return job.drop(); // by another worker, which has removed its file
-    await job.dead({ id, model, code, error: error.message });
-    this.emit('dead', job, error);
+    const message = isTold(error) ? error.message : 'internal error';
+    const result = await job.done({ id, model, code, error: message });
+    if (result.error === undefined) this.#tell('done', job, result);
+    else this.#tell('dead', job, error);
+  }
+
+  /** What a listener throws is not the job's. */
+  #tell<E extends keyof WorkerEvents>(event: E, ...args: WorkerEvents[E]): void {
+    process.nextTick(() => (this as EventEmitter).emit(event, ...args));
   }
 
   /** What may be read. */
@@ -156,42 +201,75 @@ export class Worker extends EventEmitter<WorkerEvents> {
       const wanted = allow.length ? `one that begins with ${allow.join(' or ')}` : 'bytes: no URL is allowed';
       return new ServiceError('forbidden', `URL ${show(source.href)}, wanted ${wanted}`);
     };
-    if (source.protocol === 'file:') {
-      const path = await realpath(fileURLToPath(source)).catch(() => {
-        throw refused();
-      });
-      for (const prefix of allow.filter((prefix) => prefix.startsWith('file:'))) {
-        const folder = await realpath(fileURLToPath(prefix)).catch(() => undefined);
-        if (folder !== undefined && path.startsWith(`${folder}/`)) return pathToFileURL(path);
-      }
-      throw refused();
+    // Some servers take these for a / and a \.
+    if (/%2f|%5c/i.test(source.pathname) || source.username || source.password) throw refused();
+    if (source.protocol !== 'file:') {
+      if (!allow.some((prefix) => source.href.startsWith(prefix))) throw refused();
+      return fetched(source, signal);
     }
-    if (source.username || !allow.some((prefix) => source.href.startsWith(prefix))) throw refused();
-    return fetched(source, signal);
+    if (source.host) throw refused();
+    const path = await realpath(fileURLToPath(source)).catch(() => {
+      throw refused();
+    });
+    for (const prefix of allow.filter((prefix) => prefix.startsWith('file:'))) {
+      const folder = await realpath(fileURLToPath(prefix)).catch(() => undefined);
+      if (folder !== undefined && path.startsWith(folder === '/' ? folder : `${folder}/`)) return pathToFileURL(path);
+    }
+    throw refused();
   }
 
   /**
    * Takes no more jobs, and ends those that it has; after so many milliseconds it gives them back. Resolves when the
-   * queue knows.
+   * queue knows, or does not answer: then others get the jobs when their time is over.
    */
   async close(milliseconds = 30_000): Promise<void> {
     this.#stop.abort();
     const late = setTimeout(() => this.#end.abort(), milliseconds);
-    await this.#running.finally(() => clearTimeout(late));
+    const ended = this.ended.catch(() => undefined);
+    await within(milliseconds + parting, ended).finally(() => clearTimeout(late));
   }
 }
 
+/** A prefix as URLs begin: hosts in lower case, no usual ports. */
+function prefixOf(given: string): string {
+  const url = URL.canParse(given) ? new URL(given) : undefined;
+  const isFolder =
+    url &&
+    /^(https?|file):$/.test(url.protocol) &&
+    url.href === `${url.origin === 'null' ? 'file://' : url.origin}${url.pathname}`;
+  if (isFolder && url.pathname.endsWith('/') && !(url.protocol === 'file:' && url.host)) return url.href;
+  throw new OctconvError(
+    `worker: allow: ${show(given)}, wanted https://HOST/, https://HOST/FOLDER/ (also of http) or file:///FOLDER/`,
+  );
+}
+
+/** Statuses that another try may not have: a timeout, too early, too many requests. */
+const passing = new Set([408, 425, 429]);
+
 /** The bytes that a URL has. What the server says of them is not followed to others. */
 async function fetched(url: URL, signal: AbortSignal): Promise<VideoSource> {
-  const answer = await fetch(url, { redirect: 'error', signal }).catch((error: Error) => {
+  const broken = (error: unknown) => {
     signal.throwIfAborted();
-    throw new ServiceError(
-      'unavailable',
-      `${url.href}: ${(error.cause as Error | undefined)?.message ?? error.message}`,
-    );
+    const { cause, message } = error as Error;
+    return new ServiceError('unavailable', `${url.href}: ${(cause as Error | undefined)?.message ?? message}`);
+  };
+  const answer = await fetch(url, { redirect: 'manual', signal }).catch((error) => {
+    throw broken(error);
   });
-  if (answer.ok && answer.body) return answer.body as unknown as AsyncIterable<Uint8Array>;
-  await answer.body?.cancel();
-  const code = answer.status >= 500 || answer.status === 429 ? 'unavailable' : 'invalid';
-  throw new ServiceError(code, `${url.href}: status ${answer.status}`);
+  const { ok, status, body } = answer;
+  if (ok && body) {
+    return (async function* () {
+      try {
+        yield* body;
+      } catch (error) {
+        throw broken(error);
+      }
+    })();
+  }
+  await body?.cancel();
+  if (status >= 300 && status < 400) throw new ServiceError('forbidden', `${url.href}: leads to another URL`);
+  throw new ServiceError(
+    status >= 500 || passing.has(status) ? 'unavailable' : 'invalid',
+    `${url.href}: status ${status}`,
+  );
 }

@@ -136,7 +136,8 @@ export async function serveHttp(service: Service, options: HttpOptions = {}): Pr
   });
   app.addHook('onSend', async (request, reply) => {
     reply.header('x-request-id', request.id);
-    if (closing) reply.header('connection', 'close');
+    // Also before it closes: a connection that is closed between requests takes none with it.
+    if (closing || service.leaving) reply.header('connection', 'close');
   });
   addOrigins(app, cors);
   if (token !== undefined) addToken(app, token);
