@@ -621,6 +621,22 @@ describe('command line', function () {
       );
     });
 
+    it('info --table has the counts of the paper', () => {
+      const rows: {
+        network: string;
+        flops: { authors: number; parameters: number };
+        published: Record<string, number>;
+      }[] = JSON.parse(octconv('info', '--table', '--json').stdout);
+      expect(rows.length).to.be.above(20);
+      for (const { network, flops, published } of rows) {
+        // Those without ReLUs are less by a little.
+        const most = /mobilenet|152/.test(network) ? 0.025 : 3e-4;
+        expect(flops.authors / 1e9 / (published.flops as number), network).to.be.closeTo(1, most);
+        expect(flops.parameters / 1e6 / (published.parameters as number), network).to.be.closeTo(1, 0.01);
+      }
+      expect(octconv('info', '--table').stdout).to.match(/\noct-resnet-v2-50 +0\.125 +3\.565 +3\.587 +3\.587 +0\.0 % /);
+    });
+
     it('convert --dtype rounds the kernels to half of the bytes, which changes the logits little', async () => {
       const wanted = await readNpy(`${checkpoint}.y.npy`);
       for (const [dtype, most] of [

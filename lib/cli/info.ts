@@ -31,6 +31,7 @@ import {
   withShape,
 } from './common.js';
 import { count, print, printJson, style, UsageError } from './output.js';
+import { printPaper } from './paper.js';
 
 export function infoCommand(program: Command): void {
   withShape(program.command('info [network]'))
@@ -46,6 +47,7 @@ export function infoCommand(program: Command): void {
     .option('--threads <n>', 'threads of a run (default: all cores)', integer(1))
     .option('--graph', 'every step, before and after fusion, and its shapes')
     .option('--plan', 'every step after fusion, and what it costs')
+    .option('--table', "the paper's networks, as they are counted here and as they were published")
     .option('--batching', 'how long batches take, and which of them octconv serve runs')
     .option('--json', 'print one JSON object')
     .action(run);
@@ -61,11 +63,13 @@ interface Options extends NetworkFlags {
   graph?: boolean;
   plan?: boolean;
   batching?: boolean;
+  table?: boolean;
   json?: boolean;
 }
 
 async function run(network: string | undefined, options: Options): Promise<void> {
   const { size, frames, batch, json } = options;
+  if (options.table) return printPaper(json);
   using model = await open(network, options);
   const input = inputShape(model, { height: size, width: size, frames }).with(0, batch);
   const plan = await model.plan(input);
