@@ -63,7 +63,7 @@ export function printPaper(json: boolean | undefined): void {
       String(published.parameters),
     ];
   });
-  const head = ['network', 'alpha', 'G multiply-adds', "G, authors' count", 'published', 'difference', 'M parameters'];
-  print(table([...head, 'published M'], lines, { drop: ['published M', 'G multiply-adds'], elsewhere: '--json' }));
+  const head = ['network', 'alpha', 'G MAdd', "authors' G", 'published', 'difference', 'M params'];
+  print(table([...head, 'published M'], lines, { drop: ['published M', 'G MAdd'], elsewhere: '--json' }));
   print("MobileNets and 152 are published without the ReLUs that the authors' count has.");
 }
