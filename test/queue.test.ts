@@ -206,7 +206,9 @@ describe('queue', function () {
     const late: Result = { id: 'slow', model: 'octave', code: 'internal', error: 'late' };
     expect(await slow.done(late), 'what it has').to.deep.equal(result);
     // Not by the ids of messages, which are known for two minutes.
-    expect(await queue.publish('octconv.results.slow', Buffer.from(JSON.stringify(late)), {})).to.equal('taken');
+    expect(await queue.publish('octconv.results.slow', Buffer.from(JSON.stringify(late)), {})).to.include({
+      isNew: false,
+    });
     expect(await queue.result('slow')).to.deep.equal(result);
     for (const worker of workers) await worker.close();
     workers.clear();
@@ -342,6 +344,26 @@ describe('queue', function () {
     await worker.close();
   });
 
+  it('one whose answer is lost is queued, with its bytes', async () => {
+    const large = Buffer.concat([cat, Buffer.alloc(2 ** 21)]);
+    const client = (queue as unknown as { connection: { request: (...args: never[]) => Promise<unknown> } }).connection;
+    const request = client.request.bind(client);
+    const { errors } = await import('@nats-io/transport-node');
+    client.request = async (...args: never[]) => {
+      const answer = await request(...args);
+      if (args[0] !== 'octconv.jobs.octave') return answer;
+      client.request = request;
+      throw new errors.TimeoutError();
+    };
+    expect(await queue.submit('lost', 'octave', large)).to.equal(true);
+    expect(await fileNames()).to.have.length(1);
+    expect(await queue.submit('lost', 'octave', large), 'another one').to.equal(false);
+    expect(await fileNames()).to.have.length(1);
+    await work();
+    expect((await resultOf('lost')).error).to.equal(undefined);
+    await until(async () => (await fileNames()).length === 0);
+  });
+
   it('what hands out jobs is made again if somebody deletes it; without streams there is an error', async () => {
     const named = await NatsQueue.open({ servers: servers.urls, name: 'deleted' });
     const worker = await work({}, async () => nothing, named);
@@ -351,9 +373,7 @@ describe('queue', function () {
     expect((await resultOf('after', named)).error).to.equal(undefined);
     await worker.close();
     await streams.delete('deleted_jobs');
-    expect(await failure(named.submit('gone', 'octave', cat))).to.equal(
-      'queue: there is no stream deleted_jobs any more',
-    );
+    expect(await failure(named.submit('gone', 'octave', cat))).to.equal('queue: there is no stream deleted_jobs');
     await named.close();
   });
 
@@ -464,6 +484,17 @@ describe('queue', function () {
       for (let i = 0; i < 64; i++) cut.connection.publish('nobody', new Uint8Array(5e5));
       for (const start = performance.now(); at() === left; await sleep(100))
         expect(performance.now() - start).to.be.below(30_000);
+    });
+
+    it('does not keep who waits for results', async () => {
+      const stop = new AbortController();
+      const reading = cut.results('never', stop.signal).next();
+      for (const i of pair.ports.keys()) pair.pause(i);
+      await sleep(500);
+      const start = performance.now();
+      stop.abort();
+      expect((await reading).done).to.equal(true);
+      expect(performance.now() - start).to.be.below(2000);
     });
 
     it('does not keep a worker, or a queue that is closed', async () => {

@@ -182,15 +182,18 @@ async function printResults(queue: NatsQueue, run: string, names: Map<string, st
   const stop = new AbortController();
   const late = timeout === undefined ? undefined : setTimeout(() => stop.abort(), 1000 * timeout);
   let failed = 0;
-  for await (const result of queue.results(run, stop.signal)) {
-    const file = names.get(result.id);
-    if (file === undefined) continue;
-    names.delete(result.id);
-    if (result.error !== undefined) failed++;
-    json ? printJson({ file, ...result }) : print(`${file}: ${wordsOf(result)}`);
-    if (names.size === 0) stop.abort();
+  try {
+    for await (const result of queue.results(run, stop.signal)) {
+      const file = names.get(result.id);
+      if (file === undefined) continue;
+      names.delete(result.id);
+      if (result.error !== undefined) failed++;
+      json ? printJson({ file, ...result }) : print(`${file}: ${wordsOf(result)}`);
+      if (names.size === 0) stop.abort();
+    }
+  } finally {
+    clearTimeout(late);
   }
-  clearTimeout(late);
   if (failed > 0) throw new OctconvError(`submit: ${failed} failed`);
   if (names.size > 0) {
     const why = stop.signal.aborted ? `after ${timeout} s` : 'when the connection ended';

@@ -46,7 +46,7 @@ export interface NatsOptions {
   readonly name?: string | undefined;
   /** Copies of each stream, on as many servers; default: as it is, or 1 where it is made. */
   readonly replicas?: number | undefined;
-  /** Days for which results, dead letters and files are kept; default 7. */
+  /** Days for which results, dead letters and files are kept, where their streams are made; default 7. */
   readonly days?: number | undefined;
   /**
    * Seconds in which a worker must say that it still works on a job, or another one gets it, the same for all workers
@@ -117,7 +117,7 @@ const alone = 15_000;
 /** Milliseconds in which the next part of a file must come, and in which one that is not whole may become so. */
 const [silence, filePatience] = [10_000, 60_000];
 /** Milliseconds in which a queue that is closed waits for what was said to reach a server. */
-const parting = 2000;
+const farewell = 2000;
 /** JetStream's code of a message that its stream refuses, whatever there is too much of. */
 const isRefused = 10077;
 const [streamIsMissing, streamIsThere, consumerIsMissing] = [10059, 10058, 10014];
@@ -251,7 +251,7 @@ export class NatsQueue implements AsyncDisposable {
     return {
       ackWait,
       take: (count, signal) => take(consumer, count, signal, jobOf, told),
-      close: () => within(parting, this.connection.flush()).catch(() => undefined),
+      close: () => within(farewell, this.connection.flush()).catch(() => undefined),
     };
   }
 
@@ -304,9 +304,18 @@ export class NatsQueue implements AsyncDisposable {
     const file = !isUrl && input.length > this.largest ? await this.putFile(id, input) : undefined;
     if (file !== undefined) headers.set(fields.file, file);
     const bytes = isUrl || file !== undefined ? new Uint8Array() : input;
-    const said = await this.publish(`${this.name}.jobs.${model}`, bytes, { msgID: id, headers });
-    if (said === 'taken' && file !== undefined) await this.removeFile(file);
-    return said === 'new';
+    const { isNew, seq } = await this.publish(`${this.name}.jobs.${model}`, bytes, { msgID: id, headers });
+    if (isNew || file === undefined) return isNew;
+    // It may be this one, whose first answer was lost.
+    const queued = await this.message('jobs', { seq });
+    if (queued?.header.get(fields.file) === file) return true;
+    await this.removeFile(file);
+    return false;
+  }
+
+  /** A message of a stream, as its leader knows it. */
+  async message(kind: 'jobs' | 'results' | 'dead', query: JetStream.MsgRequest): Promise<JetStream.StoredMsg | null> {
+    return this.#insisting(() => this.#manager.streams.getMessage(`${this.name}_${kind}`, query));
   }
 
   /** Whether a subject is for replies: workers may write to others too. */
@@ -332,8 +341,7 @@ export class NatsQueue implements AsyncDisposable {
 
   /** The result of an id, if there is one, as the leader of the results knows it. */
   async result(id: string): Promise<Result | undefined> {
-    const query = { last_by_subj: `${this.name}.results.${id}` };
-    const found = await this.#insisting(() => this.#manager.streams.getMessage(`${this.name}_results`, query));
+    const found = await this.message('results', { last_by_subj: `${this.name}.results.${id}` });
     return found?.json<Result>();
   }
 
@@ -341,20 +349,25 @@ export class NatsQueue implements AsyncDisposable {
   async *results(run: string, signal: AbortSignal): AsyncGenerator<Result> {
     const subject = `${this.name}.results.${checkId(run)}.>`;
     for (let next = 1; !signal.aborted; ) {
-      const consumer = await this.#insisting(() => this.#reader(subject, next));
       try {
-        while (!signal.aborted)
-          for await (const message of fetched(consumer, 100, signal)) {
+        // One that has nothing for a while may be gone with its server, which nobody says: another one reads on.
+        const consumer = await this.#insisting(() => this.#reader(subject, next), { signal });
+        for (let from = 0; from < next; ) {
+          from = next;
+          for await (const message of messagesOf(consumer, 100, signal)) {
             next = message.seq + 1;
             yield message.json<Result>();
           }
-      } catch {
+        }
+      } catch (error) {
+        if (signal.aborted) return;
+        if (error instanceof OctconvError) throw error;
         if (this.connection.isClosed()) {
-          const error = await this.connection.closed();
-          if (error) throw error;
+          const reason = await this.connection.closed();
+          if (reason) throw reason;
           return;
         }
-        await sleep(pause); // it is gone, or no server answers: another one reads on
+        await sleep(pause); // no server answers
       }
     }
   }
@@ -369,20 +382,20 @@ export class NatsQueue implements AsyncDisposable {
     return this.#client.consumers.getConsumerFromInfo(info);
   }
 
-  /** Publishes until a server has it; `taken`: the stream has a message of this id or subject already. */
+  /** Publishes until a server has it, or has a message of this id or subject already. */
   async publish(
     subject: string,
     bytes: Uint8Array,
     options: Partial<JetStream.JetStreamPublishOptions>,
-  ): Promise<'new' | 'taken'> {
+  ): Promise<{ isNew: boolean; seq: number }> {
     return this.#insisting(async () => {
       try {
         const { duplicate, seq } = await this.#client.publish(subject, bytes, { retries: 0, ...options });
         // Older servers say so what newer ones call isInProcess.
         if (duplicate && seq === 0) throw new this.#loaded.nats.errors.TimeoutError();
-        return duplicate ? 'taken' : 'new';
+        return { isNew: !duplicate, seq };
       } catch (error) {
-        if (isTaken(error)) return 'taken';
+        if (isTaken(error)) return { isNew: false, seq: 0 };
         throw error;
       }
     });
@@ -395,10 +408,11 @@ export class NatsQueue implements AsyncDisposable {
   ): Promise<T> {
     const begun = performance.now();
     for (;;) {
-      signal?.throwIfAborted();
       try {
-        return await work();
+        return await unlessAborted(signal, work());
       } catch (error) {
+        signal?.throwIfAborted();
+        if (codeOfApi(error) === streamIsMissing) await this.#checkStreams();
         if (this.connection.isClosed() || !this.#isPassing(error) || performance.now() > late) throw error;
         await this.#moveOn(begun);
         if (performance.now() - begun > election) await this.#checkStreams();
@@ -409,12 +423,13 @@ export class NatsQueue implements AsyncDisposable {
 
   /** @throws OctconvError if a server says that one is not there: nobody else answers for it. */
   async #checkStreams(): Promise<void> {
-    for (const stream of ['jobs', 'results', 'dead'].map((kind) => `${this.name}_${kind}`)) {
+    const kinds = ['jobs', 'results', 'dead'].map((kind) => `${this.name}_${kind}`);
+    for (const stream of [...kinds, `OBJ_${this.name}_files`]) {
       const error = await this.#manager.streams.info(stream).then(
         () => undefined,
         (error: unknown) => error,
       );
-      if (codeOfApi(error) === streamIsMissing) throw new OctconvError(`queue: there is no stream ${stream} any more`);
+      if (codeOfApi(error) === streamIsMissing) throw new OctconvError(`queue: there is no stream ${stream}`);
     }
   }
 
@@ -482,7 +497,7 @@ export class NatsQueue implements AsyncDisposable {
 
   /** When all that was said has reached a server; if none answers, a little later. */
   async close(): Promise<void> {
-    await within(parting, this.connection.drain()).catch(() => undefined); // it is closed, or was lost meanwhile
+    await within(farewell, this.connection.drain()).catch(() => undefined); // it is closed, or was lost meanwhile
     await this.connection.close();
     transportOf(this.connection)?.discard?.(); // where it was just being made again
   }
@@ -490,6 +505,19 @@ export class NatsQueue implements AsyncDisposable {
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
   }
+}
+
+/** What some work gives, or the reason of the signal. */
+async function unlessAborted<T>(signal: AbortSignal | undefined, work: Promise<T>): Promise<T> {
+  if (!signal) return work;
+  work.catch(() => undefined); // when nobody waits any more
+  let abort = () => {};
+  const aborted = new Promise<never>((_, reject) => {
+    abort = () => reject(signal.reason);
+    signal.addEventListener('abort', abort, { once: true });
+    if (signal.aborted) abort();
+  });
+  return Promise.race([work, aborted]).finally(() => signal.removeEventListener('abort', abort));
 }
 
 /** What is told where no leader answers. */
@@ -510,7 +538,8 @@ function connectionOf(servers: readonly string[]): { servers: string[]; user?: s
     if (!url?.username) return server;
     const [user, pass] = [url.username, url.password].map(decodeURIComponent) as [string, string];
     login = pass ? { user, pass } : { token: user };
-    return server.replace(/\/\/[^@/]*@/, '//');
+    [url.username, url.password] = ['', ''];
+    return url.href;
   });
   return { servers: hosts, ...login };
 }
@@ -533,7 +562,7 @@ async function addMissing(
 }
 
 /** Messages that come in a while, or until it is stopped; throws where no server answers. */
-async function* fetched(
+async function* messagesOf(
   consumer: JetStream.Consumer,
   count: number,
   signal: AbortSignal,
@@ -562,7 +591,7 @@ async function* take(
   let answers = true;
   try {
     // A client that connects again asks for as many once more.
-    for await (const message of fetched(consumer, count, signal))
+    for await (const message of messagesOf(consumer, count, signal))
       if (signal.aborted || left-- <= 0) message.nak();
       else yield jobOf(message);
   } catch {
@@ -633,8 +662,8 @@ class NatsJob implements Job {
 
   async done(result: Result): Promise<Result> {
     const bytes = Buffer.from(JSON.stringify(result));
-    const said = await this.queue.publish(`${this.queue.name}.results.${this.id}`, bytes, { msgID: this.id });
-    const kept = (said === 'taken' ? await this.queue.result(this.id) : undefined) ?? result;
+    const { isNew } = await this.queue.publish(`${this.queue.name}.results.${this.id}`, bytes, { msgID: this.id });
+    const kept = (isNew ? undefined : await this.queue.result(this.id)) ?? result;
     await this.#end(kept);
     return kept;
   }
@@ -648,24 +677,34 @@ class NatsJob implements Job {
   async #end(result: Result): Promise<void> {
     const { queue, message } = this;
     const [file, reply] = [fields.file, fields.reply].map((name) => this.#field(name));
-    if (result.error !== undefined) await this.#keep(result.error);
+    const keeps = result.error !== undefined && (await this.#keep(result.error));
     if (reply !== undefined && queue.isReply(reply)) queue.connection.publish(reply, JSON.stringify(result));
     await message.ackAck().catch(() => false);
-    if (result.error === undefined && file !== undefined && this.#owns(file)) await queue.removeFile(file);
+    if (!keeps && file !== undefined && this.#owns(file)) await queue.removeFile(file);
   }
 
-  /** As a dead letter: what was in it, and the reason. Bytes that leave no room for headers become a file. */
-  async #keep(error: string): Promise<void> {
+  /**
+   * As a dead letter: what was in it, and the reason. Bytes that leave no room for headers become a file. Gives whether
+   * the letter of this id is that of this job: an id that was queued again has one already.
+   */
+  async #keep(error: string): Promise<boolean> {
     const { queue, message, id } = this;
+    const subject = `${queue.name}.dead.${id}`;
     const headers = queue.headers();
     for (const name of Object.values(fields)) {
       const value = this.#field(name);
       if (value !== undefined) headers.set(name, value);
     }
     headers.set(fields.error, error.replace(/[\r\n]+/g, ' '));
-    const isFile = message.data.length > queue.largest;
-    if (isFile) headers.set(fields.file, await queue.putFile(id, message.data));
-    await queue.publish(`${queue.name}.dead.${id}`, isFile ? new Uint8Array() : message.data, { msgID: id, headers });
+    const made = message.data.length > queue.largest ? await queue.putFile(id, message.data) : undefined;
+    if (made !== undefined) headers.set(fields.file, made);
+    const bytes = made === undefined ? message.data : new Uint8Array();
+    const { isNew } = await queue.publish(subject, bytes, { msgID: id, headers });
+    if (isNew) return true;
+    const letter = await queue.message('dead', { last_by_subj: subject });
+    const file = letter?.header.get(fields.file) || undefined;
+    if (made !== undefined && made !== file) await queue.removeFile(made);
+    return file === this.#field(fields.file);
   }
 
   retry(milliseconds: number): void {

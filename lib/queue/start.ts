@@ -121,7 +121,7 @@ function countJobs(worker: Worker, { registry }: Metrics): void {
 function countQueued({ connection, name }: NatsQueue, { registry }: Metrics): void {
   new Gauge({
     name: 'octconv_jobs_queued',
-    help: 'Jobs of the queue that have no result yet, also those that workers have',
+    help: 'Jobs that workers have, or that wait for them, of models that had a worker',
     labelNames: ['model'],
     registers: [registry],
     async collect() {
@@ -130,7 +130,8 @@ function countQueued({ connection, name }: NatsQueue, { registry }: Metrics): vo
       try {
         const { consumers } = await jetstreamManager(connection, { checkAPI: false, timeout: 2000 });
         for await (const { config, num_pending, num_ack_pending } of consumers.list(`${name}_jobs`))
-          this.set({ model: `${config.filter_subject}`.slice(`${name}.jobs.`.length) }, num_pending + num_ack_pending);
+          if (config.filter_subject?.startsWith(`${name}.jobs.`))
+            this.set({ model: config.filter_subject.slice(`${name}.jobs.`.length) }, num_pending + num_ack_pending);
       } catch {} // no server answers: nothing is known
     },
   });

@@ -205,7 +205,7 @@ export class Worker extends EventEmitter<WorkerEvents> {
     if (/%2f|%5c/i.test(source.pathname) || source.username || source.password) throw refused();
     if (source.protocol !== 'file:') {
       if (!allow.some((prefix) => source.href.startsWith(prefix))) throw refused();
-      return fetched(source, signal);
+      return bytesAt(source, signal);
     }
     if (source.host) throw refused();
     const path = await realpath(fileURLToPath(source)).catch(() => {
@@ -247,7 +247,7 @@ function prefixOf(given: string): string {
 const passing = new Set([408, 425, 429]);
 
 /** The bytes that a URL has. What the server says of them is not followed to others. */
-async function fetched(url: URL, signal: AbortSignal): Promise<VideoSource> {
+async function bytesAt(url: URL, signal: AbortSignal): Promise<VideoSource> {
   const broken = (error: unknown) => {
     signal.throwIfAborted();
     const { cause, message } = error as Error;
