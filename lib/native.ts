@@ -191,8 +191,11 @@ export interface Native {
 const require = createRequire(import.meta.url);
 const root = fileURLToPath(new URL('..', import.meta.url));
 
-const isGlibc = (): boolean =>
-  'glibcVersionRuntime' in (process.report.getReport() as { readonly header: object }).header;
+/** Bun and Deno do not tell as Node does. */
+const isGlibc = (): boolean => {
+  const { header } = (process.report?.getReport() ?? {}) as { readonly header?: object };
+  return header === undefined || 'glibcVersionRuntime' in header;
+};
 
 function load(): { native: Native; file: string } {
   try {

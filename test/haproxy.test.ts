@@ -187,6 +187,19 @@ describe('examples: haproxy', function () {
         ),
       );
     try {
+      // An answer of a stream does not wait for its end.
+      const stream = client.ModelStreamInfer?.() as grpc.ClientDuplexStream<unknown, { infer_response: unknown }>;
+      stream.write(message);
+      const [first] = await once(stream, 'data');
+      expect(first.infer_response.model_name).to.equal(model);
+      stream.end();
+      await once(stream.resume(), 'end');
+      for (const call of ['RepositoryModelLoad', 'RepositoryModelUnload', 'TraceSetting']) {
+        const refused = await new Promise<grpc.ServiceError>((resolve) =>
+          client[call]?.({ model_name: model }, resolve),
+        );
+        expect(refused?.code, call).to.equal(grpc.status.PERMISSION_DENIED);
+      }
       const before = await redispatched('grpc_servers');
       await underLoad(Array(6).fill(ask), async () => {
         await sleep(500);

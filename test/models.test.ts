@@ -25,6 +25,7 @@ import {
   ops,
   Tensor,
 } from '../lib/index.js';
+import { targetOf } from '../lib/devices.js';
 import { record as recordAt } from '../lib/model.js';
 import { type Classifier, type Family, families, inputShape, narrowed } from '../lib/models/index.js';
 import { commonOptions } from '../lib/models/options.js';
@@ -419,5 +420,16 @@ describe('models: a family from outside', () => {
     // @ts-expect-error no such network
     const none: NetworkName = 'oct-resnet-19';
     expect(networkNames).to.not.include(none);
+  });
+
+  it('a ResNeXt has panels across groups, where there is an instruction for it', async () => {
+    const isa = targetOf('cpu').traits.isa;
+    using model = createModel(
+      'resnext-v2',
+      { blocks: [1, 1, 1, 1], width: 16, groups: 8, classes: 2 },
+      { device: 'cpu' },
+    );
+    const { algorithms } = await model.plan([1, 64, 64, 3]);
+    expect(algorithms.some((algorithm) => algorithm.startsWith('groups '))).to.equal(isa !== 'baseline');
   });
 });

@@ -32,6 +32,7 @@ const [minutes, jobs, workerCount] = [values.minutes, values.jobs, values.worker
   number,
   number,
 ];
+if (!(minutes > 0 && jobs > 0 && workerCount >= 2)) throw new Error('wanted --minutes, --jobs and --workers from 2 on');
 
 if (!hasNetworks) {
   const code = await runWithNetworks();
@@ -65,12 +66,12 @@ const manager = await jetstreamManager(queue.connection, { checkAPI: false });
 
 /** From here on nobody disturbs them. */
 const calm = new AbortController();
-const count = { workers: 0, leaders: 0, cuts: 0, late: 0 };
+const count = { workers: 0, leaders: 0, cuts: 0, late: 0, crashes: 0 };
 
 // --- Workers and producers ----------------------------------------------------------------------------------------
 
 /** Seconds for which a worker that is told to end works on, and in which it must have ended. */
-const [drain, ending] = [2, 8];
+const [drain, ending] = [2, 12];
 
 /** `octconv worker` with a short wait, so that what a killed one had comes again soon. */
 function startWorker(i: number): void {
@@ -79,9 +80,14 @@ function startWorker(i: number): void {
   const child = spawnOn(workerHosts[i] as Host, command, ['ignore', 'inherit', 'ignore']);
   workers[i] = child;
   // Without a network there is no queue to open: whoever runs workers starts it again.
-  child.once('exit', async (code) => {
+  child.once('exit', async (code, signal) => {
+    if (workers[i] !== child) return; // it was told to
+    if (code !== 1) {
+      count.crashes++;
+      console.error(`worker ${i} has ended by itself: ${code ?? signal}`);
+    }
     await sleep(1000);
-    if (code === 1 && workers[i] === child) startWorker(i);
+    if (workers[i] === child) startWorker(i);
   });
 }
 
@@ -137,6 +143,7 @@ async function submit(run: string, given: readonly string[]): Promise<void> {
     [code] = await once(child, 'close');
     producers.delete(child);
     if (code === 0) for (const id of seen) results.add(id);
+    else if (code === 2) throw new Error('octconv submit: wrong usage');
     else await sleep(1000);
   }
   slowest = Math.max(slowest, performance.now() - started);
@@ -270,4 +277,4 @@ console.log(
     `killed, ${count.cuts} cuts, ${redelivered} deliveries more than jobs: ${stored} results, ${missing} missing, ` +
     `${failed} failed, ${left} left; the slowest hundred took ${seconds(slowest)} s, ${count.late} workers ended late`,
 );
-process.exit(missing === 0 && stored === jobs && failed === 0 && count.late === 0 ? 0 : 1);
+process.exit(missing === 0 && stored === jobs && failed === 0 && count.late + count.crashes === 0 ? 0 : 1);

@@ -1,6 +1,6 @@
 // What npm packs, installed by a stranger on systems that have no compiler: `node tools/bare.mjs [--tarball FILE]
 // [SYSTEM ...]`. A system is a root in build/bare, made once by debootstrap; musl's has busybox, musl and Node alone.
-// All programs run in the root by chroot, in a namespace of their own, so that its mounts end with them.
+// The package's programs run in the root by chroot, in a namespace of their own, so that its mounts end with them.
 import { spawnSync } from 'node:child_process';
 import {
   chmodSync,

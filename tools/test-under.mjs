@@ -65,7 +65,7 @@ const worlds = {
   // Where a test starts a process, that one is of the host: these start none.
   arm64: { fast: ['golden', ...ops], oneIn: 16 },
 };
-// What does not depend on Node is left out with --fast: kernels, files of weights, packages.
+// What does not depend on Node is left out with --fast: kernels, files of weights, packages, other programs.
 const besideNode =
   /^(accuracy|bench.*|cuda.*|cudnn|haproxy|manifests|measure|memory|mxnet|native-symbols|onnx|ops-.*|package|page|quantize|queue|train|types|weights-.*)$/;
 for (const major of [20, 22, 24, 26]) {

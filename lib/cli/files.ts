@@ -102,13 +102,13 @@ async function convert(
     await writeModelFolder(folder, { network, options, input }, names, weights, { force });
     const tensors = source.tensors.size;
     if (json) {
-      printJson({ folder, network, options, input, tensors });
+      printJson({ folder, network, options, input, tensors, ...(dtype && { dtype }) });
       return;
     }
     const { alpha, width, multiplier, classes } = options;
     const wide = multiplier === undefined ? `width ${width}` : `multiplier ${multiplier}`;
     say(
-      `${printable(folder)}: ${network}, alpha ${alpha}, ${wide}, ${classes} classes, ${count(tensors)} tensors${kind ? `, inflated from ${opened.name}` : ''}`,
+      `${printable(folder)}: ${network}, alpha ${alpha}, ${wide}, ${classes} classes, ${count(tensors)} tensors${dtype ? `, kernels in ${dtype}` : ''}${kind ? `, inflated from ${opened.name}` : ''}`,
     );
     const config = trained ? join(dirname(file), 'config.json') : known && join(file, 'config.json'); // a model folder
     const said = config ? `, as ${printable(config)} says` : ', as is usual for such a network';

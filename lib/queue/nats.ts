@@ -241,11 +241,11 @@ export class NatsQueue implements AsyncDisposable {
       throw new OctconvError(`queue: ackWait: ${this.#ackWait}, but the workers of ${show(model)} have ${ackWait}`);
     const jobOf = (message: JetStream.JsMsg) => new NatsJob(this, model, message);
     let answered = performance.now();
-    const told = async (answers: boolean) => {
+    const told = async (answers: boolean, signal: AbortSignal) => {
       if (answers) answered = performance.now();
       else if (!this.connection.isClosed()) {
         await this.#moveOn(answered);
-        ({ consumer } = await this.#consumerOf(model));
+        ({ consumer } = await this.#consumerOf(model, signal));
       }
     };
     return {
@@ -256,7 +256,7 @@ export class NatsQueue implements AsyncDisposable {
   }
 
   /** What hands out the jobs of a model; it is made where it is not there. */
-  async #consumerOf(model: string): Promise<{ consumer: JetStream.Consumer; ackWait: number }> {
+  async #consumerOf(model: string, signal?: AbortSignal): Promise<{ consumer: JetStream.Consumer; ackWait: number }> {
     const { consumers } = this.#manager;
     const [stream, durable] = [`${this.name}_jobs`, `worker_${model.replaceAll('.', '~')}`]; // no name has a dot
     const wanted = {
@@ -273,7 +273,7 @@ export class NatsQueue implements AsyncDisposable {
       });
       const consumer = await this.#client.consumers.get(stream, durable);
       return { consumer, ackWait: (config.ack_wait ?? wanted.ack_wait) / 1e9 };
-    });
+    }, signal && { signal });
   }
 
   /**
@@ -584,7 +584,7 @@ async function* take(
   count: number,
   signal: AbortSignal,
   jobOf: (message: JetStream.JsMsg) => Job,
-  told: (answers: boolean) => Promise<void>,
+  told: (answers: boolean, signal: AbortSignal) => Promise<void>,
 ): AsyncGenerator<Job> {
   if (signal.aborted) return;
   let left = count;
@@ -597,9 +597,12 @@ async function* take(
   } catch {
     answers = false; // no server does, or the consumer is gone
   }
-  if (signal.aborted) return;
-  await told(answers);
-  if (!answers) await sleep(pause, undefined, { signal }).catch(() => undefined);
+  try {
+    await told(answers, signal);
+    if (!answers) await sleep(pause, undefined, { signal });
+  } catch (error) {
+    if (!signal.aborted) throw error;
+  }
 }
 
 class NatsJob implements Job {

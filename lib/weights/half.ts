@@ -1,5 +1,5 @@
 /** Weights in half of the bytes. */
-import { show } from '../error.js';
+import { OctconvError, show } from '../error.js';
 import { roundValues } from './elements.js';
 import { toFloats } from './floats.js';
 import type { TensorInfo, WeightSource } from './source.js';
@@ -8,14 +8,17 @@ export const halfTypes = ['f16', 'bf16'] as const;
 export type HalfType = (typeof halfTypes)[number];
 
 /**
- * The same tensors with those of f32 that have two sizes or more, which are the kernels of convolutions and linear
- * layers, rounded to `dtype`. Biases and batch normalisation stay as they are: they are few, and variances may be small.
+ * The same tensors with those that have two sizes or more, which are the kernels of convolutions and linear layers,
+ * rounded to `dtype`. Biases and batch normalisation stay as they are: they are few, and variances may be small.
+ * @throws OctconvError if kernels are not f32: rounded twice they are worse, and i8 has scales.
  */
 export function inHalf(source: WeightSource, dtype: HalfType): WeightSource {
-  const isKernel = ({ dtype: stored, shape }: TensorInfo) => stored === 'f32' && shape.length >= 2;
-  const entries = [...source.tensors].map(
-    ([name, info]) => [name, isKernel(info) ? { ...info, dtype } : info] as const,
-  );
+  const isKernel = ({ shape }: TensorInfo) => shape.length >= 2;
+  const entries = [...source.tensors].map(([name, info]) => {
+    if (!isKernel(info)) return [name, info] as const;
+    if (info.dtype === 'f32') return [name, { ...info, dtype }] as const;
+    throw new OctconvError(`${source.name ?? 'weights'}: tensor ${show(name)} is ${info.dtype}, wanted f32 to round`);
+  });
   return {
     ...source,
     tensors: new Map(entries),

@@ -393,7 +393,7 @@ OCTCONV_INLINE Vec loadSome(const Element* from, int64_t there) {
 }
 
 // Several channels to a group, several groups to a vector: the inputs of a pixel are loaded once for a tap, and each
-// lane takes those of its group, one after the other. Sums as in oneDepthwise (512 products are 24 bits).
+// lane takes those of its group, one after the other. Sums are f32, exact for u8 up to 512 products (24 bits).
 template <class Type, int M>
 OCTCONV_INLINE void oneGrouped(const Tile& t) {
   using Element = typename Type::Element;
@@ -460,7 +460,14 @@ static constexpr void fill(TileSet& set) {
 template <class Type>
 static constexpr TileSet setOf() {
   constexpr TileShape shape = Type::shape;
-  TileSet set{Type::words, Type::words == Words::u8 && I8::saturates, lanes, shape, {}, permutes ? mostGrouped : 0, {},
+  TileSet set{Type::words,
+              Type::words == Words::u8 && I8::saturates,
+              lanes,
+              shape,
+              {},
+              mostDepthwise,
+              permutes ? mostGrouped : 0,
+              {},
               {}};
   fill<Type, shape.maxVectors, shape.maxPixels[shape.maxVectors]>(set);
   if constexpr (Type::words != Words::i16) fillAcross<Type, mostDepthwise>(set);

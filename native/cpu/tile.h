@@ -67,7 +67,7 @@ struct TileSet {
   TileFunction tiles[5][9];  // [vectors][pixels]
   // A vector of channels of several groups, [pixels]: each reads an element (depthwise), or as many as its group has,
   // which lie within two vectors.
-  int mostGrouped;  // pixels; 0: there is no instruction for it
+  int mostDepthwise, mostGrouped;  // pixels; 0: there is no instruction for it
   TileFunction depthwise[9], grouped[9];
 };
 

@@ -578,7 +578,8 @@ std::string describe(const BranchPlan& b) {
   text << (b.packed->depthwise      ? "depthwise "
            : b.packed->acrossGroups ? "groups "
                                     : "tile ")
-       << tilesOf(*b.packed, b.packed->panels[0]).most << 'x' << vectors * b.packed->set->lanes << ' ' << b.blocks
+       << tilesOf(*b.packed, b.packed->panels[0]).most << 'x'
+       << (b.packed->acrossGroups ? b.packed->acrossGroups : vectors * b.packed->set->lanes) << ' ' << b.blocks
        << " blocks x " << b.panelGroups;
   return text.str();
 }

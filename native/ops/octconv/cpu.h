@@ -12,9 +12,9 @@ namespace octconv {
 // --- Packed weights (pack.cc) ---------------------------------------------------------------------------
 
 struct Panel {
-  int64_t begin, channels, vectors, group;  // group: of the channels; across groups: which panel it is
-  size_t weights, low;                      // where they are packed: main sources, upsampled sources
-  size_t bias, scale;                       // f32, as many as there are lanes; scale: i8 only
+  int64_t begin, channels, vectors, tapRuns;  // tapRuns: which of a sum's, those of its group or its own
+  size_t weights, low;                        // where they are packed: main sources, upsampled sources
+  size_t bias, scale;                         // f32, as many as there are lanes; scale: i8 only
 };
 
 // The parameters of a branch.
@@ -36,7 +36,8 @@ struct PackedBranch : Packed {
   bool overTime;
   int64_t channels, groups;
   std::vector<Reader> readers;
-  // Across groups a panel is a vector of so many channels of several groups, or 0. Depthwise, each reads one element.
+  // Channels of a panel that spans groups, which is one vector; 0: panels are of one group. Depthwise is such a one,
+  // each channel of which reads one element.
   int64_t acrossGroups = 0;
   bool depthwise;
   std::vector<Panel> panels;
@@ -105,8 +106,8 @@ struct TileSource {
   Shape shape;                       // of what is read
   int64_t pitch;                     // elements from pixel to pixel
   std::vector<char> zeros;           // what a tap outside reads
-  std::shared_ptr<const std::vector<int32_t>>
-      at;        // across groups: the first input of each output channel, whole panels
+  // Across groups: the first input of each output channel, whole panels. Shared, since tap runs point into it.
+  std::shared_ptr<const std::vector<int32_t>> at;
   bool rowTaps;  // one tap is kernel.w * C channels (padded copy)
   int64_t taps() const { return rowTaps ? conv.kernel.t * conv.kernel.h : conv.taps(); }
 };
@@ -209,7 +210,7 @@ inline PanelTiles tilesOf(const TileSet& set, const Panel& panel) {
   return {set.tiles[panel.vectors], set.shape.maxPixels[panel.vectors]};
 }
 inline PanelTiles tilesOf(const PackedBranch& packed, const Panel& panel) {
-  if (packed.depthwise) return {packed.set->depthwise, 8};
+  if (packed.depthwise) return {packed.set->depthwise, packed.set->mostDepthwise};
   return packed.acrossGroups ? PanelTiles{packed.set->grouped, packed.set->mostGrouped} : tilesOf(*packed.set, panel);
 }
 // Runs one panel's tiles over `count` pixels, in tiles of nearly equal size.

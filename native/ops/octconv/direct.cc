@@ -130,7 +130,7 @@ static void setTapRuns(Tile& tile, const std::vector<TapRun>& runs) {
 void runLow(const BranchPlan& b, const Panel& panel, const Pointers& pointers, const char* weights) {
   if (b.low.taps == 0) return;
   Tile tile{};
-  setTapRuns(tile, b.low.tapRuns[panel.group]);
+  setTapRuns(tile, b.low.tapRuns[panel.tapRuns]);
   tile.indirection = pointers.low;
   tile.tapStride = pointers.lowCount;
   tile.weights = weights;
@@ -143,7 +143,7 @@ void runLow(const BranchPlan& b, const Panel& panel, const Pointers& pointers, c
 
 void runMain(const BranchPlan& b, const Panel& panel, const Pointers& pointers, const char* weights, Tile tile,
              int64_t first, int64_t count) {
-  setTapRuns(tile, b.main.tapRuns[panel.group]);
+  setTapRuns(tile, b.main.tapRuns[panel.tapRuns]);
   tile.indirection = pointers.main + first;
   tile.tapStride = pointers.count;
   tile.weights = weights;

@@ -51,11 +51,17 @@ std::vector<Panel> panelsOf(const PackedBranch& packed) {
   return panels;
 }
 
+// So many products of bytes fit into the 24 bits of f32 whatever they are.
+constexpr int64_t mostExact = 512;
+
 // How many channels of several groups a vector has where those of one fill half of it or less: so many that what they
 // read lies within two vectors. 0: those of one are better.
 int64_t acrossGroupsOf(const Branch& branch, const Params& params, const TileSet& set, int64_t channels) {
   const int64_t groups = branch.groups(), outputs = channels / groups;
   if (groups == 1 || branch.winograd || set.mostGrouped == 0) return 0;
+  int64_t products = 0;
+  branch.eachSource([&](const Source& s) { products += inputsOf(s, params) * s.taps(); });
+  if (branch.compute == Compute::i8 && products > mostExact) return 0;
   for (int64_t each = set.lanes; each >= 2 * outputs; each /= 2) {
     const int64_t spanned = each % outputs == 0 ? each / outputs : (each - 1) / outputs + 2;
     bool fits = true;
