@@ -1,6 +1,6 @@
 /** `octconv worker` and `octconv submit`: work queues. */
 import { randomBytes } from 'node:crypto';
-import { access, constants, readFile } from 'node:fs/promises';
+import { access, constants, readFile, stat } from 'node:fs/promises';
 import { type Command, Option } from 'commander';
 import { OctconvError } from '../error.js';
 import type { ComputeType } from '../graph/graph.js';
@@ -45,7 +45,7 @@ interface WorkerFlags extends QueueFlags {
   concurrency: number;
   tries: number;
   timeout: number;
-  allow: string[];
+  allow?: string[];
   device?: Device | 'auto';
   dtype?: ComputeType;
   threads?: number;
@@ -64,13 +64,13 @@ export function workerCommand(program: Command): void {
   )
     .option('--concurrency <n>', 'jobs of a model at a time', integer(1, 4096), 16)
     .option('--tries <n>', 'deliveries after which a job without a result is dead', integer(1), 5)
-    .option('--timeout <seconds>', 'that a job may take, then it is tried again', number, 600)
+    .option('--timeout <seconds>', 'that a job may take, then it is tried again', integer(1, 1_000_000), 600)
     .option(
       '--ack-wait <seconds>',
       'in which a worker must say that it still works on a job (default: as it is, 30 for the first worker)',
       number,
     )
-    .option('--allow <prefix...>', 'what URLs of jobs may begin with, https://HOST/ or file:///FOLDER/', [])
+    .option('--allow <prefix...>', 'what URLs of jobs may begin with, https://HOST/ or file:///FOLDER/')
     .addOption(deviceOption().default(undefined))
     .addOption(dtypeOption())
     .option('--threads <n>', 'threads of a run (default: all cores)', integer(1))
@@ -117,8 +117,11 @@ async function work(models: string, flags: WorkerFlags): Promise<void> {
   try {
     await Promise.race([told, worker.ended]);
     worker.log.info('ends: no more jobs are taken');
-  } finally {
     await worker.close();
+  } catch (error) {
+    await worker.close(0); // nobody hears of results
+    throw error;
+  } finally {
     setTimeout(() => process.exit(), 1000).unref(); // a connection that is just being made cannot be ended
   }
 }
@@ -149,7 +152,7 @@ export function submitCommand(program: Command): void {
     .option('--crops <n>', 'of a clip: 1, 3 or 10', integer(1))
     .option('--run <name>', 'ids are NAME.0, NAME.1, ...; one that has a result keeps it')
     .option('--no-wait', 'print the ids and do not wait for results')
-    .option('--timeout <seconds>', 'to wait for all results (default: as long as it takes)', number)
+    .option('--timeout <seconds>', 'to wait for all results (default: as long as it takes)', integer(1, 1_000_000))
     .option('--json', 'print a JSON object a line')
     .action(submit);
 }
@@ -157,13 +160,8 @@ export function submitCommand(program: Command): void {
 async function submit(files: string[], flags: SubmitFlags): Promise<void> {
   const { NatsQueue } = await import('../queue/nats.js');
   const { run = randomBytes(8).toString('hex'), top, clips, crops, model, wait, json } = flags;
-  const isUrl = (file: string) => /^(https?|file):\/\//.test(file);
-  // One that is not there is told before others are queued.
-  for (const file of files)
-    if (!isUrl(file))
-      await access(file, constants.R_OK).catch((error) => {
-        throw fileError(file, error);
-      });
+  // What cannot be queued is told before others are.
+  for (const file of files) await checkInput(file);
   await using queue = await NatsQueue.open(natsOf(flags));
   const names = new Map<string, string>();
   for (const [i, file] of files.entries()) {
@@ -175,6 +173,24 @@ async function submit(files: string[], flags: SubmitFlags): Promise<void> {
     if (!wait) json ? printJson({ id, file }) : print(`${id}  ${file}`);
   }
   if (wait) await printResults(queue, run, names, flags);
+}
+
+const isUrl = (file: string) => /^(https?|file):\/\//.test(file);
+
+async function checkInput(file: string): Promise<void> {
+  if (isUrl(file)) {
+    if (!URL.canParse(file)) throw new OctconvError(`${file}: is no URL`);
+    return;
+  }
+  try {
+    await access(file, constants.R_OK);
+    const stats = await stat(file);
+    if (!stats.isFile())
+      throw new OctconvError(`${file}: ${stats.isDirectory() ? 'a folder' : 'not a regular file'}, wanted a file`);
+    if (stats.size === 0) throw new OctconvError(`${file}: is empty`);
+  } catch (error) {
+    throw fileError(file, error);
+  }
 }
 
 async function printResults(queue: NatsQueue, run: string, names: Map<string, string>, flags: SubmitFlags) {
@@ -197,7 +213,7 @@ async function printResults(queue: NatsQueue, run: string, names: Map<string, st
   if (failed > 0) throw new OctconvError(`submit: ${failed} failed`);
   if (names.size > 0) {
     const why = stop.signal.aborted ? `after ${timeout} s` : 'when the connection ended';
-    throw new OctconvError(`submit: ${names.size} of run ${run} had no result ${why}`);
+    throw new OctconvError(`submit: ${names.size} had no result ${why}; the same files with --run ${run} wait on`);
   }
 }
 

@@ -62,7 +62,11 @@ export interface Job {
   retry(milliseconds: number): void;
 }
 
+/** A queue is no more: no try and no other worker helps. */
+export class QueueGone extends OctconvError {}
+
 export interface WorkSource {
+  readonly model: string;
   /** Seconds in which a job must end or be worked on. */
   readonly ackWait: number;
   /**
@@ -87,11 +91,12 @@ export async function within<T>(milliseconds: number, work: Promise<T>): Promise
 /** Ids, models and queue names are parts of subjects. */
 const token = /^[\w-]{1,64}$/;
 const tokens = /^(?=.{1,128}$)[\w-]+(\.[\w-]+){0,7}$/;
-/** Ids of jobs that came without one begin so. */
+/** Ids of jobs that came without one begin so: a number and the time, since streams that are made again count anew. */
 export const numbered = 'seq.';
 
-export const isId = (given: unknown): given is string =>
-  typeof given === 'string' && tokens.test(given) && !given.startsWith(numbered);
+export const isSubject = (given: unknown): given is string => typeof given === 'string' && tokens.test(given);
+
+export const isId = (given: unknown): given is string => isSubject(given) && !given.startsWith(numbered);
 
 const parts = 'letters, digits, _ and -, in up to 8 parts joined by dots, 128 characters at most';
 
@@ -101,7 +106,7 @@ export function checkId(given: string): string {
 }
 
 export function checkModel(given: string): string {
-  if (typeof given === 'string' && tokens.test(given)) return given;
+  if (isSubject(given)) return given;
   throw new OctconvError(`queue: model ${show(given)}, wanted ${parts}`);
 }
 

@@ -29,10 +29,12 @@ import {
   checkModel,
   checkQueueName,
   isId,
+  isSubject,
   type Job,
   type JobOptions,
   jobOptions,
   numbered,
+  QueueGone,
   type Result,
   type WorkSource,
   within,
@@ -116,6 +118,8 @@ const pingInterval = 5000;
 const alone = 15_000;
 /** Milliseconds in which the next part of a file must come, and in which one that is not whole may become so. */
 const [silence, filePatience] = [10_000, 60_000];
+/** Milliseconds in which there must be room for a dead letter. */
+const letterPatience = 10_000;
 /** Milliseconds in which a queue that is closed waits for what was said to reach a server. */
 const farewell = 2000;
 /** JetStream's code of a message that its stream refuses, whatever there is too much of. */
@@ -204,7 +208,10 @@ export class NatsQueue implements AsyncDisposable {
       await connection?.close();
       if (error instanceof OctconvError) throw error;
       const { message, cause } = error as Error;
-      const why = (cause as Error | undefined)?.message || message;
+      const isOff = isNotEnabled(error) || /no responders/.test(message);
+      const why = isOff
+        ? 'JetStream is off there, wanted nats-server -js'
+        : (cause as Error | undefined)?.message || message;
       throw new OctconvError(`queue: ${connectionOf(servers).servers.join(',')}: ${why}`, { cause: error });
     }
   }
@@ -249,6 +256,7 @@ export class NatsQueue implements AsyncDisposable {
       }
     };
     return {
+      model,
       ackWait,
       take: (count, signal) => take(consumer, count, signal, jobOf, told),
       close: () => within(farewell, this.connection.flush()).catch(() => undefined),
@@ -341,6 +349,7 @@ export class NatsQueue implements AsyncDisposable {
 
   /** The result of an id, if there is one, as the leader of the results knows it. */
   async result(id: string): Promise<Result | undefined> {
+    if (!isSubject(id)) checkId(id);
     const found = await this.message('results', { last_by_subj: `${this.name}.results.${id}` });
     return found?.json<Result>();
   }
@@ -387,8 +396,9 @@ export class NatsQueue implements AsyncDisposable {
     subject: string,
     bytes: Uint8Array,
     options: Partial<JetStream.JetStreamPublishOptions>,
+    late?: number,
   ): Promise<{ isNew: boolean; seq: number }> {
-    return this.#insisting(async () => {
+    const publish = async () => {
       try {
         const { duplicate, seq } = await this.#client.publish(subject, bytes, { retries: 0, ...options });
         // Older servers say so what newer ones call isInProcess.
@@ -396,9 +406,11 @@ export class NatsQueue implements AsyncDisposable {
         return { isNew: !duplicate, seq };
       } catch (error) {
         if (isTaken(error)) return { isNew: false, seq: 0 };
-        throw error;
+        const isFull = codeOfApi(error) === isRefused && options.msgID !== undefined; // a job: who queues it is told
+        throw isFull ? new OctconvError(`queue: ${subject}: ${(error as Error).message}`, { cause: error }) : error;
       }
-    });
+    };
+    return this.#insisting(publish, late === undefined ? {} : { late });
   }
 
   /** Where no server answers: until one does, or it is late. */
@@ -429,7 +441,7 @@ export class NatsQueue implements AsyncDisposable {
         () => undefined,
         (error: unknown) => error,
       );
-      if (codeOfApi(error) === streamIsMissing) throw new OctconvError(`queue: there is no stream ${stream}`);
+      if (codeOfApi(error) === streamIsMissing) throw new QueueGone(`queue: there is no stream ${stream}`);
     }
   }
 
@@ -469,21 +481,20 @@ export class NatsQueue implements AsyncDisposable {
 
   /** As `getBlob`, which waits a minute where a part is lost, and for ever where the connection is. */
   async #read(name: string, maxBytes: number): Promise<Uint8Array | undefined> {
-    const found = await this.#files.get(name);
+    const info = await this.#files.info(name);
+    if (info?.options?.link) throw new OctconvError(`queue: file ${show(name)} is a link, wanted a file`);
+    const found = info && (await this.#files.get(name));
     if (!found) return undefined;
-    const { size } = found.info;
-    if (size > maxBytes) {
-      void found.data.cancel().catch(() => undefined);
-      throw new ServiceError('tooLarge', `a file of ${size} bytes, wanted at most ${maxBytes}`);
-    }
     found.error.catch(() => undefined); // the reader tells it too
     const reader = found.data.getReader();
     try {
       const parts: Uint8Array[] = [];
-      for (;;) {
+      for (let bytes = 0; ; ) {
         const part = await within(silence, reader.read());
         if (!part) throw new this.#loaded.nats.errors.TimeoutError();
         if (part.done) return Buffer.concat(parts);
+        bytes += part.value.length;
+        if (bytes > maxBytes) throw new ServiceError('tooLarge', `a file of more than ${maxBytes} bytes`);
         parts.push(part.value);
       }
     } finally {
@@ -530,13 +541,21 @@ const isTaken = (error: unknown): boolean =>
 const codeOfApi = (error: unknown): number | undefined =>
   (error as Partial<JetStream.JetStreamApiError> | undefined)?.code;
 
+function decoded(text: string): string {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    throw new OctconvError('queue: servers: a user or password with a % that encodes nothing, wanted %25');
+  }
+}
+
 /** nats.js takes one user and password, apart from the servers. */
 function connectionOf(servers: readonly string[]): { servers: string[]; user?: string; pass?: string; token?: string } {
   let login = {};
   const hosts = servers.map((server) => {
     const url = URL.canParse(server) ? new URL(server) : undefined;
     if (!url?.username) return server;
-    const [user, pass] = [url.username, url.password].map(decodeURIComponent) as [string, string];
+    const [user, pass] = [url.username, url.password].map(decoded) as [string, string];
     login = pass ? { user, pass } : { token: user };
     [url.username, url.password] = ['', ''];
     return url.href;
@@ -572,9 +591,17 @@ async function* messagesOf(
   signal.addEventListener('abort', stop, { once: true });
   try {
     if (signal.aborted) stop();
-    yield* messages;
+    const iterator = messages[Symbol.asyncIterator]();
+    for (;;) {
+      // nats.js does not look at the time while there is no connection.
+      const next = await within(patience + alone, iterator.next());
+      if (!next) throw new Error('no server answers');
+      if (next.done) return;
+      yield next.value;
+    }
   } finally {
     signal.removeEventListener('abort', stop);
+    stop();
   }
 }
 
@@ -608,14 +635,23 @@ async function* take(
 class NatsJob implements Job {
   readonly id: string;
   readonly options: JobOptions;
+  readonly #headers: Nats.MsgHdrs | undefined;
+  /** Why there are none: nats.js decodes them when they are asked for. */
+  readonly #unreadable: string | undefined;
 
   constructor(
     readonly queue: NatsQueue,
     readonly model: string,
     readonly message: JetStream.JsMsg,
   ) {
+    try {
+      this.#headers = message.headers;
+    } catch (error) {
+      this.#unreadable = (error as Error).message;
+    }
     const id = this.#field(idField);
-    this.id = isId(id) ? id : `${numbered}${message.seq}`; // `input` refuses an id that is none
+    const { seq, time } = message;
+    this.id = isId(id) ? id : `${numbered}${seq}.${time.getTime()}`; // `input` refuses an id that is none
     const [top, clips, crops] = (['top', 'clips', 'crops'] as const).map((name) => this.#number(name));
     this.options = { top, clips, crops: crops as JobOptions['crops'] }; // the service looks at it
   }
@@ -625,7 +661,7 @@ class NatsJob implements Job {
   }
 
   #field(name: string): string | undefined {
-    return this.message.headers?.get(name) || undefined;
+    return this.#headers?.get(name) || undefined;
   }
 
   #number(name: 'top' | 'clips' | 'crops'): number | undefined {
@@ -635,6 +671,7 @@ class NatsJob implements Job {
 
   async input(maxBytes: number, signal: AbortSignal): Promise<VideoSource> {
     const [id, url, file, reply] = [idField, fields.url, fields.file, fields.reply].map((name) => this.#field(name));
+    if (this.#unreadable !== undefined) throw new OctconvError(`queue: headers: ${this.#unreadable}`);
     if (id !== undefined) checkId(id);
     if (reply !== undefined) this.queue.checkReply(reply);
     if (url !== undefined) {
@@ -665,7 +702,7 @@ class NatsJob implements Job {
 
   async done(result: Result): Promise<Result> {
     const bytes = Buffer.from(JSON.stringify(result));
-    const { isNew } = await this.queue.publish(`${this.queue.name}.results.${this.id}`, bytes, { msgID: this.id });
+    const { isNew } = await this.queue.publish(`${this.queue.name}.results.${this.id}`, bytes, {});
     const kept = (isNew ? undefined : await this.queue.result(this.id)) ?? result;
     await this.#end(kept);
     return kept;
@@ -698,11 +735,13 @@ class NatsJob implements Job {
       const value = this.#field(name);
       if (value !== undefined) headers.set(name, value);
     }
-    headers.set(fields.error, error.replace(/[\r\n]+/g, ' '));
-    const made = message.data.length > queue.largest ? await queue.putFile(id, message.data) : undefined;
+    headers.set(fields.error, error.replace(/[\r\n]+/g, ' ').slice(0, 1000));
+    const told = Object.values(fields).reduce((sum, name) => sum + name.length + headers.get(name).length + 4, 0);
+    const made = told + message.data.length > queue.largest ? await queue.putFile(id, message.data) : undefined;
     if (made !== undefined) headers.set(fields.file, made);
     const bytes = made === undefined ? message.data : new Uint8Array();
-    const { isNew } = await queue.publish(subject, bytes, { msgID: id, headers });
+    // Where there is no room for letters, the job comes again: others are not held up.
+    const { isNew } = await queue.publish(subject, bytes, { headers }, performance.now() + letterPatience);
     if (isNew) return true;
     const letter = await queue.message('dead', { last_by_subj: subject });
     const file = letter?.header.get(fields.file) || undefined;

@@ -31,7 +31,8 @@ export interface StartedWorker {
   readonly url?: string | undefined;
   /** When the connection has ended and does not come back, or no jobs can be taken any more; rejects with the reason. */
   readonly ended: Promise<void>;
-  close(): Promise<void>;
+  /** Ends the jobs that it has, in `drain` seconds unless another time is given. */
+  close(drain?: number): Promise<void>;
 }
 
 /**
@@ -42,7 +43,9 @@ export async function startWorker(config: WorkerConfig, stream: DestinationStrea
   const { log } = openLog(config.log, stream);
   const queue = await NatsQueue.open(config.nats);
   const closers: (() => unknown)[] = [() => queue.close()];
-  const close = async () => {
+  let { drain } = config;
+  const close = async (given = drain) => {
+    drain = given;
     const ended = [];
     for (const closer of closers.splice(0).reverse()) ended.push(...(await Promise.allSettled([closer()])));
     for (const one of ended) if (one.status === 'rejected') throw one.reason;
@@ -62,7 +65,7 @@ export async function startWorker(config: WorkerConfig, stream: DestinationStrea
     await service.allReady();
     const names = [...new Set(service.versions().map(({ name }) => name))];
     const worker = new Worker(service, await Promise.all(names.map((name) => queue.source(name))), config.worker);
-    closers.push(() => worker.close(config.drain * 1000));
+    closers.push(() => worker.close(drain * 1000));
     logJobs(worker, log);
     countJobs(worker, metrics);
     log.info(`takes jobs of ${names.join(', ')}`);

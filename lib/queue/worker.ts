@@ -1,5 +1,5 @@
 /** A worker: takes jobs of a queue, lets a service do them, and gives each its result. */
-import { EventEmitter } from 'node:events';
+import { EventEmitter, setMaxListeners } from 'node:events';
 import { realpath } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath, pathToFileURL } from 'node:url';
@@ -8,7 +8,7 @@ import type { VideoSource } from '../input/video.js';
 import { checkOptions, type Known } from '../options.js';
 import { type Code, codeOf, isTold, ServiceError } from '../service/errors.js';
 import type { Service } from '../service/service.js';
-import { type Job, type Result, type WorkSource, within } from './jobs.js';
+import { type Job, QueueGone, type Result, type WorkSource, within } from './jobs.js';
 
 export interface WorkerOptions {
   /** Jobs of a model that are worked on at a time; default 16. */
@@ -59,6 +59,9 @@ export class Worker extends EventEmitter<WorkerEvents> {
   readonly #end = new AbortController();
   /** When it has ended; rejects if it can take no more jobs. */
   readonly ended: Promise<void>;
+  readonly #works: readonly Promise<void>[];
+  /** Why no job can be ended any more. */
+  #gone: QueueGone | undefined;
   #inFlight = 0;
 
   /**
@@ -79,7 +82,9 @@ export class Worker extends EventEmitter<WorkerEvents> {
     if (!(typeof timeout === 'number' && timeout > 0 && timeout < 2 ** 20))
       throw new OctconvError(`worker: timeout: ${show(timeout)}, wanted seconds`);
     this.#options = { concurrency, tries, timeout, maxBytes, allow: allow.map(prefixOf) };
-    this.ended = Promise.all(sources.map((source) => this.#work(source))).then(() => undefined);
+    setMaxListeners(0, this.#end.signal); // one for each job
+    this.#works = sources.map((source) => this.#work(source));
+    this.ended = Promise.all(this.#works).then(() => undefined);
     this.ended.catch(() => undefined); // whoever wants to know asks
   }
 
@@ -91,7 +96,7 @@ export class Worker extends EventEmitter<WorkerEvents> {
   async #work(source: WorkSource): Promise<void> {
     const { signal } = this.#stop;
     const open = new Set<Promise<void>>();
-    while (!signal.aborted) {
+    while (await this.#isServed(source.model)) {
       const room = this.#options.concurrency - open.size;
       for await (const job of source.take(room, signal)) {
         this.#inFlight++;
@@ -105,6 +110,22 @@ export class Worker extends EventEmitter<WorkerEvents> {
     }
     await Promise.all(open);
     await source.close();
+    if (this.#gone) throw this.#gone;
+  }
+
+  /** When the model can be used: jobs that others could do are not taken meanwhile. Gives whether it goes on at all. */
+  async #isServed(model: string): Promise<boolean> {
+    const { signal } = this.#stop;
+    while (!signal.aborted) {
+      try {
+        this.service.admit(model);
+        return true;
+      } catch (error) {
+        if (codeOf(error) === 'overloaded') return true;
+        await sleep(1000, undefined, { signal }).catch(() => undefined);
+      }
+    }
+    return false;
   }
 
   /** Does not reject: a job that nothing can be said of comes again. */
@@ -116,6 +137,9 @@ export class Worker extends EventEmitter<WorkerEvents> {
       else await this.#answer(job);
     } catch (error) {
       this.#tell('retried', job, error as Error); // the queue did not take what it was told
+      if (!(error instanceof QueueGone)) return;
+      this.#gone = error;
+      this.#stop.abort();
     } finally {
       clearInterval(alive);
     }
@@ -155,12 +179,12 @@ export class Worker extends EventEmitter<WorkerEvents> {
     }
   }
 
-  /** A full queue of the service is no fault of a job: it waits here. */
+  /** A full queue of the service, or a model that is away, is no fault of a job: it waits here. */
   async #classified(job: Job, signal: AbortSignal): Promise<Result> {
     const { id, model, options } = job;
     for (;;) {
       try {
-        this.service.admit(model);
+        while (!this.#admits(model)) await sleep(1000, undefined, { signal });
         const source = await this.#allowed(await job.input(this.#options.maxBytes, signal), signal);
         const { version, top, milliseconds } = await this.service.classify(model, source, { ...options, signal });
         return { id, model, version, top: top[0] ?? [], milliseconds };
@@ -168,6 +192,16 @@ export class Worker extends EventEmitter<WorkerEvents> {
         if (codeOf(error) !== 'overloaded') throw error;
         await sleep(1000 * ((error as ServiceError).retryAfter ?? 1), undefined, { signal });
       }
+    }
+  }
+
+  #admits(model: string): boolean {
+    try {
+      this.service.admit(model);
+      return true;
+    } catch (error) {
+      if (!['overloaded', 'unavailable'].includes(codeOf(error))) throw error;
+      return false;
     }
   }
 
@@ -208,9 +242,11 @@ export class Worker extends EventEmitter<WorkerEvents> {
       return bytesAt(source, signal);
     }
     if (source.host) throw refused();
-    const path = await realpath(fileURLToPath(source)).catch(() => {
-      throw refused();
-    });
+    const path = await Promise.resolve()
+      .then(() => realpath(fileURLToPath(source)))
+      .catch(() => {
+        throw refused();
+      });
     for (const prefix of allow.filter((prefix) => prefix.startsWith('file:'))) {
       const folder = await realpath(fileURLToPath(prefix)).catch(() => undefined);
       if (folder !== undefined && path.startsWith(folder === '/' ? folder : `${folder}/`)) return pathToFileURL(path);
@@ -225,7 +261,7 @@ export class Worker extends EventEmitter<WorkerEvents> {
   async close(milliseconds = 30_000): Promise<void> {
     this.#stop.abort();
     const late = setTimeout(() => this.#end.abort(), milliseconds);
-    const ended = this.ended.catch(() => undefined);
+    const ended = Promise.allSettled(this.#works);
     await within(milliseconds + parting, ended).finally(() => clearTimeout(late));
   }
 }
