@@ -260,7 +260,7 @@ describe('command line', function () {
 
     it('says on a terminal that it quantizes', function () {
       if (noTerminal) skip(this, 'terminal');
-      const flags = words('--network resnet-26 --width 8 --dtype i8 --output q.npy');
+      const flags = words('--network resnet-50 --dtype i8 --output q.npy');
       expect(onTerminal({}, 'run', ...input, ...flags)).to.contain('quantizing random weights');
     });
 

@@ -116,6 +116,8 @@ const dial = 5000;
 const pingInterval = 5000;
 /** Milliseconds without an answer of JetStream after which another server is asked: this one may not reach the others. */
 const alone = 15_000;
+/** Milliseconds of a try, of one that puts a file one more for each kilobyte. */
+const attempt = 30_000;
 /** Milliseconds in which the next part of a file must come, and in which one that is not whole may become so. */
 const [silence, filePatience] = [10_000, 60_000];
 /** Milliseconds in which there must be room for a dead letter. */
@@ -416,12 +418,24 @@ export class NatsQueue implements AsyncDisposable {
   /** Where no server answers: until one does, or it is late. */
   async #insisting<T>(
     work: () => Promise<T>,
-    { late = Number.POSITIVE_INFINITY, signal }: { late?: number; signal?: AbortSignal } = {},
+    {
+      late = Number.POSITIVE_INFINITY,
+      signal,
+      most = attempt,
+    }: { late?: number; signal?: AbortSignal; most?: number } = {},
   ): Promise<T> {
     const begun = performance.now();
     for (;;) {
       try {
-        return await unlessAborted(signal, work());
+        const done = await unlessAborted(
+          signal,
+          within(
+            most,
+            work().then((value) => ({ value })),
+          ),
+        );
+        if (done) return done.value;
+        throw new this.#loaded.nats.errors.TimeoutError();
       } catch (error) {
         signal?.throwIfAborted();
         if (codeOfApi(error) === streamIsMissing) await this.#checkStreams();
@@ -467,7 +481,8 @@ export class NatsQueue implements AsyncDisposable {
   /** Keeps bytes that no message holds; gives their name. */
   async putFile(id: string, bytes: Uint8Array): Promise<string> {
     const name = `${id}~${this.#loaded.nats.nuid.next()}`;
-    await this.#insisting(() => this.#files.putBlob({ name }, bytes));
+    // Its parts are acknowledged one by one; where one is lost it waits for ever.
+    await this.#insisting(() => this.#files.putBlob({ name }, bytes), { most: attempt + bytes.length / 1000 });
     return name;
   }
 
