@@ -421,6 +421,32 @@ describe('queue', function () {
     await worker.close();
   });
 
+  it('who reads results misses none that was sent to a connection that has ended', async () => {
+    const put = (i: number) =>
+      queue.publish(`octconv.results.gap.${i}`, Buffer.from(JSON.stringify({ id: `gap.${i}` })), {});
+    for (let i = 0; i < 50; i++) await put(i);
+    const protocol = (queue.connection as unknown as { protocol: { processMsg(...args: unknown[]): void } }).protocol;
+    const process = protocol.processMsg.bind(protocol);
+    let lost = 0;
+    protocol.processMsg = (...args) => {
+      if (
+        /octconv_results/.test(Buffer.from((args[0] as { reply?: Uint8Array }).reply ?? []).toString()) &&
+        ++lost === 20
+      )
+        return;
+      process(...args);
+    };
+    const ids: string[] = [];
+    const stop = new AbortController();
+    try {
+      for await (const { id } of queue.results('gap', stop.signal)) if (ids.push(id) === 50) stop.abort();
+    } finally {
+      protocol.processMsg = process;
+    }
+    expect(lost).to.be.above(20);
+    expect(ids).to.deep.equal(Array.from({ length: 50 }, (_, i) => `gap.${i}`));
+  });
+
   it('what hands out jobs is made again if somebody deletes it; without streams there is an error', async () => {
     const named = await NatsQueue.open({ servers: servers.urls, name: 'deleted' });
     const worker = await work({}, async () => nothing, named);

@@ -363,9 +363,11 @@ export class NatsQueue implements AsyncDisposable {
       try {
         // One that has nothing for a while may be gone with its server, which nobody says: another one reads on.
         const consumer = await this.#insisting(() => this.#reader(subject, next), { signal });
-        for (let from = 0; from < next; ) {
+        for (let [from, sent] = [0, 0]; from < next; ) {
           from = next;
           for await (const message of messagesOf(consumer, 100, signal)) {
+            // What it sent to a connection that has ended does not come again.
+            if (message.info.deliverySequence !== ++sent) throw new this.#loaded.nats.errors.TimeoutError();
             next = message.seq + 1;
             yield message.json<Result>();
           }
