@@ -1,4 +1,5 @@
 /** What several tests expect in the same words. */
+import { setTimeout as sleep } from 'node:timers/promises';
 import { expect } from 'chai';
 import { relativeError } from '../lib/bench/measure.js';
 import { OctconvError } from '../lib/error.js';
@@ -21,4 +22,10 @@ export async function rejects(promise: Promise<unknown>, message: RegExp): Promi
 export function error(got: ArrayLike<number>, wanted: ArrayLike<number>): number {
   expect(got.length).to.equal(wanted.length);
   return relativeError(Float32Array.from(got), Float32Array.from(wanted));
+}
+
+/** Waits for what another process or another turn of the event loop brings about. */
+export async function until(fine: () => boolean | Promise<boolean>, milliseconds = 5000): Promise<void> {
+  for (const start = performance.now(); !(await fine()); await sleep(10))
+    if (performance.now() - start > milliseconds) expect.fail(`after ${milliseconds} ms: not ${fine}`);
 }

@@ -13,6 +13,7 @@ import { freePort } from '../lib/bench/port.js';
 import { Client } from '../lib/client.js';
 import { methods } from './hostile.js';
 import { readMetrics } from './metrics.js';
+import { until } from './expect.js';
 import { skip } from './skip.js';
 
 const pathOf = (path: string) => fileURLToPath(new URL(path, import.meta.url));
@@ -79,10 +80,7 @@ describe('examples: haproxy', function () {
   const redispatched = async (proxy?: string) =>
     (await Promise.all(all.map(async (i) => (await told(i, proxy)).redispatched))).reduce((sum, n) => sum + n);
 
-  async function until(isSo: () => Promise<boolean>): Promise<void> {
-    while (!(await isSo())) await sleep(50);
-  }
-  const untilUp = (i: number, up = true) => until(async () => (await told(i)).isUp === up);
+  const untilUp = (i: number, up = true) => until(async () => (await told(i)).isUp === up, 30_000);
 
   before(async function () {
     if (spawnSync('haproxy', ['-v']).status !== 0) skip(this, 'haproxy');

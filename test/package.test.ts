@@ -58,6 +58,10 @@ describe('package @slow', function () {
     ]);
     // The other ones are there where tools/prebuilds.mjs has made them.
     expect(readdirSync(installed('prebuilds', `linux-${process.arch}`))).to.include('node.napi.glibc.node');
+    expect(readdirSync(installed('models'))).to.have.members([
+      'camera-motion-oct-i3d-26-a50',
+      'cifar10-oct-resnet-26-a50',
+    ]);
     expect(readdirSync(installed('lib'), { recursive: true })).to.have.members([
       'bench',
       'bench/mlserver.py',

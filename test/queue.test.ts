@@ -14,7 +14,7 @@ import { expect } from 'chai';
 import { type Job, NatsQueue, type NatsOptions, type Result, Worker, type WorkerOptions } from '../lib/queue/index.js';
 import { ServiceError } from '../lib/service/errors.js';
 import { Service } from '../lib/service/service.js';
-import { failure } from './expect.js';
+import { failure, until } from './expect.js';
 import { hasNats, NatsServers } from './nats.js';
 import { skip } from './skip.js';
 
@@ -108,10 +108,6 @@ describe('queue', function () {
     }
     return expect.fail();
   }
-  async function until(fine: () => boolean | Promise<boolean>): Promise<void> {
-    for (const start = performance.now(); !(await fine()); await sleep(20))
-      if (performance.now() - start > 5000) expect.fail(`not ${fine}`);
-  }
 
   it('jobs have the results of the service, each once', async () => {
     await work();
@@ -154,7 +150,8 @@ describe('queue', function () {
     const before = await messages('results');
     const headers = queue.headers();
     headers.set('Octconv-Reply', purge);
-    await queue.publish('octconv.jobs.octave', cat, { msgID: 'other', headers });
+    headers.set('Nats-Msg-Id', 'other');
+    await queue.publish('jobs', 'octave', cat, headers);
     expect((await resultOf('other')).error).to.match(wrong);
     expect(await messages('results')).to.equal(before + 1);
   });
@@ -217,7 +214,7 @@ describe('queue', function () {
     const late: Result = { id: 'slow', model: 'octave', code: 'internal', error: 'late' };
     expect(await slow.done(late), 'what it has').to.deep.equal(result);
     // Not by the ids of messages, which are known for two minutes.
-    expect(await queue.publish('octconv.results.slow', Buffer.from(JSON.stringify(late)), {})).to.include({
+    expect(await queue.publish('results', 'slow', Buffer.from(JSON.stringify(late)))).to.include({
       isNew: false,
     });
     expect(await queue.result('slow')).to.deep.equal(result);
@@ -227,7 +224,7 @@ describe('queue', function () {
     await queue.submit('unsaid', 'octave', cat, {});
     const unsaid = await taken();
     const given = { id: 'unsaid', model: 'octave', version: '9', top: [] } as unknown as Result;
-    await queue.publish(`${queue.name}.results.unsaid`, Buffer.from(JSON.stringify(given)), {});
+    await queue.publish('results', 'unsaid', Buffer.from(JSON.stringify(given)));
     unsaid.retry(0);
     let calls = 0;
     await work({}, async () => calls++);
@@ -300,8 +297,9 @@ describe('queue', function () {
     const victim = await queue.putFile('victim', cat);
     const headers = queue.headers();
     headers.set('Octconv-File', victim);
+    headers.set('Nats-Msg-Id', 'thief');
     await work();
-    await queue.publish('octconv.jobs.octave', new Uint8Array(), { msgID: 'thief', headers });
+    await queue.publish('jobs', 'octave', new Uint8Array(), headers);
     expect((await resultOf('thief')).error).to.equal(`queue: file "${victim}", wanted one of job thief`);
     expect(await fileNames()).to.deep.equal([victim]);
     await queue.removeFile(victim);
@@ -422,8 +420,7 @@ describe('queue', function () {
   });
 
   it('who reads results misses none that was sent to a connection that has ended', async () => {
-    const put = (i: number) =>
-      queue.publish(`octconv.results.gap.${i}`, Buffer.from(JSON.stringify({ id: `gap.${i}` })), {});
+    const put = (i: number) => queue.publish('results', `gap.${i}`, Buffer.from(JSON.stringify({ id: `gap.${i}` })));
     for (let i = 0; i < 50; i++) await put(i);
     const protocol = (queue.connection as unknown as { protocol: { processMsg(...args: unknown[]): void } }).protocol;
     const process = protocol.processMsg.bind(protocol);

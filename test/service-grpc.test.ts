@@ -13,7 +13,7 @@ import { type GrpcOptions, type GrpcServer, serveGrpc } from '../lib/service/grp
 import { Service } from '../lib/service/service.js';
 import { Tensor } from '../lib/tensor.js';
 import { certificatesFor, expectFine } from './doors.js';
-import { error, failure } from './expect.js';
+import { error, failure, until } from './expect.js';
 import {
   call as callOn,
   callHeaders,
@@ -484,10 +484,6 @@ describe('service: gRPC', function () {
     const slow = (rows: number, more: object = {}) => request(rows, { model_name: 'slow', ...more });
     const waiting = () => service.version('slow').waiting;
     const cancelled = () => service.version('slow').counts?.failures.get('cancelled') ?? 0;
-    async function until(fine: () => boolean): Promise<void> {
-      for (const start = performance.now(); !fine(); await sleep(5))
-        if (performance.now() - start > 5000) expect.fail('it takes too long');
-    }
 
     it('refuses what the queue has no room for, at once', async () => {
       const first = ask('ModelInfer', slow(2));

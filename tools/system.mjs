@@ -1,6 +1,6 @@
 // What the tools ask of the machine: programs on the PATH, Debian packages, child processes.
 import { spawnSync } from 'node:child_process';
-import { accessSync, constants } from 'node:fs';
+import { accessSync, constants, mkdirSync, rmSync } from 'node:fs';
 import { delimiter, dirname, isAbsolute, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
@@ -44,6 +44,16 @@ export function run(program, args, { env = process.env, what = program } = {}) {
 export function outputOf(program, args) {
   const { status, stdout } = spawnSync(program, args, { cwd: root, encoding: 'utf8' });
   return status === 0 ? stdout.trimEnd() : undefined;
+}
+
+/** Unpacks a package of npm into a folder, without what it depends on. */
+export function fetchPackage(name, folder) {
+  mkdirSync(folder, { recursive: true });
+  const file = outputOf('npm', ['pack', '--silent', '--pack-destination', folder, name]);
+  if (!file) throw new ToolError(`npm pack ${name}: failed`);
+  const unpack = ['--strip-components=1', '--no-same-owner', '-C', folder];
+  run('tar', ['-xzf', join(folder, file), ...unpack], { what: `tar of ${name}` });
+  rmSync(join(folder, file));
 }
 
 /** Installs Debian packages as root or with sudo; where that is not possible, says in one line what to do. */

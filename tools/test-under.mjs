@@ -10,7 +10,7 @@
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { buildNative } from './native.mjs';
-import { installPackages, main, outputOf, root, run, ToolError, which } from './system.mjs';
+import { fetchPackage, installPackages, main, outputOf, root, run, ToolError, which } from './system.mjs';
 
 const reportFolder = join(root, 'reports', 'sanitizer');
 
@@ -83,13 +83,11 @@ for (const major of [20, 22, 24, 26]) {
 /** The path of a release of Node, by the name and the version of its npm package. */
 function fetchNode(release) {
   const folder = join(root, 'build', release);
-  const node = join(folder, 'package', 'bin', 'node');
-  if (existsSync(node)) return node;
-  console.log(`test: fetching ${release} from npm, some 50 MB`);
-  mkdirSync(folder, { recursive: true });
-  run('npm', ['pack', '--silent', '--pack-destination', folder, release], { what: `test: npm pack ${release}` });
-  const [file] = readdirSync(folder).filter((name) => name.endsWith('.tgz'));
-  run('tar', ['-xzf', join(folder, file), '-C', folder], { what: 'test: tar' });
+  const node = join(folder, 'bin', 'node');
+  if (!existsSync(node)) {
+    console.log(`test: fetching ${release} from npm, some 50 MB`);
+    fetchPackage(release, folder);
+  }
   return node;
 }
 

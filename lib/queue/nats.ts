@@ -7,8 +7,8 @@
  *   octconv_dead     octconv.dead.ID      jobs that cannot be done, as they came, with the reason in a header
  *
  * Bytes that no message holds lie in the object store `octconv_files`; servers before 2.9.18 that are started again may
- * forget all of them (its issue 4196). What is there already is left as it is,
- * so that whoever runs the servers may have made it otherwise.
+ * forget all of them (issue 4196 of nats-server). Streams that are there already are left as they are, so that whoever
+ * runs the servers may have made them otherwise.
  *
  * Before server 2.10.15 a job that is given back while no worker waits counts as new: one that fails again and again is
  * never dead there.
@@ -131,6 +131,17 @@ const [streamIsMissing, streamIsThere, consumerIsMissing] = [10059, 10058, 10014
 const isInProcess = 10158;
 const day = 86_400e9; // nanoseconds
 
+/** A stream, by what it holds. */
+type Kind = 'jobs' | 'results' | 'dead';
+
+interface Insisting {
+  /** When it gives up. */
+  readonly late?: number | undefined;
+  readonly signal?: AbortSignal | undefined;
+  /** Milliseconds of a try. */
+  readonly most?: number;
+}
+
 interface Packages {
   readonly nats: typeof Nats;
   readonly jetstream: typeof JetStream;
@@ -248,21 +259,30 @@ export class NatsQueue implements AsyncDisposable {
     let { consumer, ackWait } = await this.#consumerOf(model);
     if (this.#ackWait !== undefined && this.#ackWait !== ackWait)
       throw new OctconvError(`queue: ackWait: ${this.#ackWait}, but the workers of ${show(model)} have ${ackWait}`);
-    const jobOf = (message: JetStream.JsMsg) => new NatsJob(this, model, message);
     let answered = performance.now();
-    const told = async (answers: boolean, signal: AbortSignal) => {
-      if (answers) answered = performance.now();
-      else if (!this.connection.isClosed()) {
-        await this.#moveOn(answered);
-        ({ consumer } = await this.#consumerOf(model, signal));
+    const goOn = async (signal: AbortSignal) => {
+      await this.#moveOn(answered);
+      ({ consumer } = await this.#consumerOf(model, signal));
+      await sleep(pause, undefined, { signal });
+    };
+    const jobOf = (message: JetStream.JsMsg) => new NatsJob(this, model, message);
+    async function* take(count: number, signal: AbortSignal): AsyncGenerator<Job> {
+      if (signal.aborted) return;
+      let left = count;
+      try {
+        // A client that connects again asks for as many once more.
+        for await (const message of messagesOf(consumer, count, signal))
+          if (signal.aborted || left-- <= 0) message.nak();
+          else yield jobOf(message);
+        answered = performance.now();
+      } catch {
+        // No server answers, or the consumer is gone.
+        await goOn(signal).catch((error) => {
+          if (!signal.aborted) throw error;
+        });
       }
-    };
-    return {
-      model,
-      ackWait,
-      take: (count, signal) => take(consumer, count, signal, jobOf, told),
-      close: () => within(farewell, this.connection.flush()).catch(() => undefined),
-    };
+    }
+    return { model, ackWait, take, close: () => within(farewell, this.connection.flush()).catch(() => undefined) };
   }
 
   /** What hands out the jobs of a model; it is made where it is not there. */
@@ -276,14 +296,17 @@ export class NatsQueue implements AsyncDisposable {
       ack_wait: (this.#ackWait ?? 30) * 1e9,
       max_ack_pending: -1,
     };
-    return this.#insisting(async () => {
-      const { config } = await consumers.info(stream, durable).catch((error) => {
-        if (codeOfApi(error) === consumerIsMissing) return consumers.add(stream, wanted);
-        throw error;
-      });
-      const consumer = await this.#client.consumers.get(stream, durable);
-      return { consumer, ackWait: (config.ack_wait ?? wanted.ack_wait) / 1e9 };
-    }, signal && { signal });
+    return this.#insisting(
+      async () => {
+        const { config } = await consumers.info(stream, durable).catch((error) => {
+          if (codeOfApi(error) === consumerIsMissing) return consumers.add(stream, wanted);
+          throw error;
+        });
+        const consumer = await this.#client.consumers.get(stream, durable);
+        return { consumer, ackWait: (config.ack_wait ?? wanted.ack_wait) / 1e9 };
+      },
+      { signal },
+    );
   }
 
   /**
@@ -310,11 +333,12 @@ export class NatsQueue implements AsyncDisposable {
     const { top, clips, crops } = options;
     for (const [name, value] of Object.entries({ top, clips, crops, reply }))
       if (value !== undefined) headers.set(fields[name as keyof typeof fields], String(value));
+    headers.set(idField, id);
     if (isUrl) headers.set(fields.url, input.href);
     const file = !isUrl && input.length > this.largest ? await this.putFile(id, input) : undefined;
     if (file !== undefined) headers.set(fields.file, file);
     const bytes = isUrl || file !== undefined ? new Uint8Array() : input;
-    const { isNew, seq } = await this.publish(`${this.name}.jobs.${model}`, bytes, { msgID: id, headers });
+    const { isNew, seq } = await this.publish('jobs', model, bytes, headers);
     if (isNew || file === undefined) return isNew;
     // It may be this one, whose first answer was lost.
     const queued = await this.message('jobs', { seq });
@@ -323,28 +347,29 @@ export class NatsQueue implements AsyncDisposable {
     return false;
   }
 
-  /** A message of a stream, as its leader knows it. */
-  async message(kind: 'jobs' | 'results' | 'dead', query: JetStream.MsgRequest): Promise<JetStream.StoredMsg | null> {
+  /** A message of a stream, as its leader knows it. @internal */
+  async message(kind: Kind, query: JetStream.MsgRequest): Promise<JetStream.StoredMsg | null> {
     return this.#insisting(() => this.#manager.streams.getMessage(`${this.name}_${kind}`, query));
   }
 
-  /** Whether a subject is for replies: workers may write to others too. */
+  /** Whether a subject is for replies: workers may write to others too. @internal */
   isReply(subject: string): boolean {
     const isOurs = subject.startsWith(`${this.name}.replies.`);
     return (isOurs || subject.startsWith('_INBOX.')) && /^[^\s.*>]+(\.[^\s.*>]+)*$/.test(subject);
   }
 
-  /** @throws OctconvError unless it is. */
+  /** @throws OctconvError unless it is. @internal */
   checkReply(subject: string): void {
     if (!this.isReply(subject))
       throw new OctconvError(`queue: reply ${show(subject)}, wanted _INBOX.ANY or ${this.name}.replies.ANY`);
   }
 
+  /** @internal */
   headers(): Nats.MsgHdrs {
     return this.#loaded.nats.headers();
   }
 
-  /** Bytes of a message, of which headers need some. */
+  /** Bytes of a message, of which headers need some. @internal */
   get largest(): number {
     return (this.connection.info?.max_payload ?? 2 ** 20) - 2 ** 14;
   }
@@ -395,47 +420,44 @@ export class NatsQueue implements AsyncDisposable {
     return this.#client.consumers.getConsumerFromInfo(info);
   }
 
-  /** Publishes until a server has it, or has a message of this id or subject already. */
+  /**
+   * Publishes until a server has it, or has a message of this id or subject already. A full stream has room again some
+   * time, but who submits a job is told, and a dead letter waits a while: other jobs are not held up.
+   * @internal
+   */
   async publish(
-    subject: string,
+    kind: Kind,
+    name: string,
     bytes: Uint8Array,
-    options: Partial<JetStream.JetStreamPublishOptions>,
-    late?: number,
+    headers?: Nats.MsgHdrs,
   ): Promise<{ isNew: boolean; seq: number }> {
+    const subject = `${this.name}.${kind}.${name}`;
     const publish = async () => {
       try {
-        const { duplicate, seq } = await this.#client.publish(subject, bytes, { retries: 0, ...options });
+        const options = { retries: 0, ...(headers && { headers }) };
+        const { duplicate, seq } = await this.#client.publish(subject, bytes, options);
         // Older servers say so what newer ones call isInProcess.
         if (duplicate && seq === 0) throw new this.#loaded.nats.errors.TimeoutError();
         return { isNew: !duplicate, seq };
       } catch (error) {
         if (isTaken(error)) return { isNew: false, seq: 0 };
-        const isFull = codeOfApi(error) === isRefused && options.msgID !== undefined; // a job: who queues it is told
+        const isFull = kind === 'jobs' && codeOfApi(error) === isRefused;
         throw isFull ? new OctconvError(`queue: ${subject}: ${(error as Error).message}`, { cause: error }) : error;
       }
     };
-    return this.#insisting(publish, late === undefined ? {} : { late });
+    return this.#insisting(publish, { late: kind === 'dead' ? performance.now() + letterPatience : undefined });
   }
 
   /** Where no server answers: until one does, or it is late. */
   async #insisting<T>(
     work: () => Promise<T>,
-    {
-      late = Number.POSITIVE_INFINITY,
-      signal,
-      most = attempt,
-    }: { late?: number; signal?: AbortSignal; most?: number } = {},
+    { late = Number.POSITIVE_INFINITY, signal, most = attempt }: Insisting = {},
   ): Promise<T> {
     const begun = performance.now();
     for (;;) {
       try {
-        const done = await unlessAborted(
-          signal,
-          within(
-            most,
-            work().then((value) => ({ value })),
-          ),
-        );
+        const named = work().then((value) => ({ value }));
+        const done = await unlessAborted(signal, within(most, named));
         if (done) return done.value;
         throw new this.#loaded.nats.errors.TimeoutError();
       } catch (error) {
@@ -480,7 +502,7 @@ export class NatsQueue implements AsyncDisposable {
     return passing.some((kind) => error instanceof kind) || error instanceof JetStreamError || isNotEnabled(error);
   }
 
-  /** Keeps bytes that no message holds; gives their name. */
+  /** Keeps bytes that no message holds; gives their name. @internal */
   async putFile(id: string, bytes: Uint8Array): Promise<string> {
     const name = `${id}~${this.#loaded.nats.nuid.next()}`;
     // Its parts are acknowledged one by one; where one is lost it waits for ever.
@@ -488,7 +510,10 @@ export class NatsQueue implements AsyncDisposable {
     return name;
   }
 
-  /** The bytes of a file of the queue. One that is not there may come: a new leader does not know all at once. */
+  /**
+   * The bytes of a file of the queue. One that is not there may come: a new leader does not know all at once.
+   * @internal
+   */
   async file(name: string, maxBytes: number, signal: AbortSignal): Promise<Uint8Array> {
     const late = performance.now() + filePatience;
     const bytes = await this.#insisting(() => this.#read(name, maxBytes), { late, signal });
@@ -519,8 +544,22 @@ export class NatsQueue implements AsyncDisposable {
     }
   }
 
+  /** @internal */
   async removeFile(name: string): Promise<void> {
     await this.#insisting(() => this.#files.delete(name));
+  }
+
+  /**
+   * Jobs that workers have, or that wait for them, by model; of models that had a worker.
+   * @throws if no server answers at once.
+   */
+  async queued(): Promise<ReadonlyMap<string, number>> {
+    const prefix = `${this.name}.jobs.`;
+    const counts = new Map<string, number>();
+    for await (const { config, num_pending, num_ack_pending } of this.#manager.consumers.list(`${this.name}_jobs`))
+      if (config.filter_subject?.startsWith(prefix))
+        counts.set(config.filter_subject.slice(prefix.length), num_pending + num_ack_pending);
+    return counts;
   }
 
   /** When all that was said has reached a server; if none answers, a little later. */
@@ -622,33 +661,6 @@ async function* messagesOf(
   }
 }
 
-/** Jobs that come in a while. Those that have come when it is stopped, or are too many, are given back. */
-async function* take(
-  consumer: JetStream.Consumer,
-  count: number,
-  signal: AbortSignal,
-  jobOf: (message: JetStream.JsMsg) => Job,
-  told: (answers: boolean, signal: AbortSignal) => Promise<void>,
-): AsyncGenerator<Job> {
-  if (signal.aborted) return;
-  let left = count;
-  let answers = true;
-  try {
-    // A client that connects again asks for as many once more.
-    for await (const message of messagesOf(consumer, count, signal))
-      if (signal.aborted || left-- <= 0) message.nak();
-      else yield jobOf(message);
-  } catch {
-    answers = false; // no server does, or the consumer is gone
-  }
-  try {
-    await told(answers, signal);
-    if (!answers) await sleep(pause, undefined, { signal });
-  } catch (error) {
-    if (!signal.aborted) throw error;
-  }
-}
-
 class NatsJob implements Job {
   readonly id: string;
   readonly options: JobOptions;
@@ -719,7 +731,7 @@ class NatsJob implements Job {
 
   async done(result: Result): Promise<Result> {
     const bytes = Buffer.from(JSON.stringify(result));
-    const { isNew } = await this.queue.publish(`${this.queue.name}.results.${this.id}`, bytes, {});
+    const { isNew } = await this.queue.publish('results', this.id, bytes);
     const kept = (isNew ? undefined : await this.queue.result(this.id)) ?? result;
     await this.#end(kept);
     return kept;
@@ -746,21 +758,19 @@ class NatsJob implements Job {
    */
   async #keep(error: string): Promise<boolean> {
     const { queue, message, id } = this;
-    const subject = `${queue.name}.dead.${id}`;
     const headers = queue.headers();
     for (const name of Object.values(fields)) {
       const value = this.#field(name);
       if (value !== undefined) headers.set(name, value);
     }
     headers.set(fields.error, error.replace(/[\r\n]+/g, ' ').slice(0, 1000));
-    const told = Object.values(fields).reduce((sum, name) => sum + name.length + headers.get(name).length + 4, 0);
-    const made = told + message.data.length > queue.largest ? await queue.putFile(id, message.data) : undefined;
+    const size = Object.values(fields).reduce((sum, name) => sum + name.length + headers.get(name).length + 4, 0);
+    const made = size + message.data.length > queue.largest ? await queue.putFile(id, message.data) : undefined;
     if (made !== undefined) headers.set(fields.file, made);
     const bytes = made === undefined ? message.data : new Uint8Array();
-    // Where there is no room for letters, the job comes again: others are not held up.
-    const { isNew } = await queue.publish(subject, bytes, { headers }, performance.now() + letterPatience);
+    const { isNew } = await queue.publish('dead', id, bytes, headers);
     if (isNew) return true;
-    const letter = await queue.message('dead', { last_by_subj: subject });
+    const letter = await queue.message('dead', { last_by_subj: `${queue.name}.dead.${id}` });
     const file = letter?.header.get(fields.file) || undefined;
     if (made !== undefined && made !== file) await queue.removeFile(made);
     return file === this.#field(fields.file);

@@ -8,6 +8,7 @@ import { logFaults, logStates, openLog } from '../service/log.js';
 import { Metrics } from '../service/metrics.js';
 import type { ServiceOptions } from '../service/models.js';
 import { Service } from '../service/service.js';
+import { within } from './jobs.js';
 import { type NatsOptions, NatsQueue } from './nats.js';
 import { Worker, type WorkerOptions } from './worker.js';
 
@@ -121,21 +122,16 @@ function countJobs(worker: Worker, { registry }: Metrics): void {
 }
 
 /** What decides how many workers there should be: every worker tells the same of the whole queue. */
-function countQueued({ connection, name }: NatsQueue, { registry }: Metrics): void {
+function countQueued(queue: NatsQueue, { registry }: Metrics): void {
   new Gauge({
     name: 'octconv_jobs_queued',
     help: 'Jobs that workers have, or that wait for them, of models that had a worker',
     labelNames: ['model'],
     registers: [registry],
     async collect() {
-      const { jetstreamManager } = await import('@nats-io/jetstream'); // is there: the queue is open
       this.reset();
-      try {
-        const { consumers } = await jetstreamManager(connection, { checkAPI: false, timeout: 2000 });
-        for await (const { config, num_pending, num_ack_pending } of consumers.list(`${name}_jobs`))
-          if (config.filter_subject?.startsWith(`${name}.jobs.`))
-            this.set({ model: config.filter_subject.slice(`${name}.jobs.`.length) }, num_pending + num_ack_pending);
-      } catch {} // no server answers: nothing is known
+      const counts = await within(2000, queue.queued()).catch(() => undefined); // no server answers: nothing is known
+      for (const [model, count] of counts ?? []) this.set({ model }, count);
     },
   });
 }

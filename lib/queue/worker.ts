@@ -46,6 +46,9 @@ export interface WorkerEvents {
 /** Faults of a job itself: it would fail again. */
 const hopeless: ReadonlySet<Code> = new Set(['invalid', 'forbidden', 'tooLarge', 'notFound']);
 
+/** What is no fault of a job: the service has no room, or the model is away. */
+const waits: ReadonlySet<Code> = new Set(['overloaded', 'unavailable']);
+
 /** Milliseconds until a failed job is tried again: the first time, and at most, doubled each time. */
 const [firstPause, longestPause] = [500, 60_000];
 
@@ -96,9 +99,12 @@ export class Worker extends EventEmitter<WorkerEvents> {
   async #work(source: WorkSource): Promise<void> {
     const { signal } = this.#stop;
     const open = new Set<Promise<void>>();
-    while (await this.#isServed(source.model)) {
-      const room = this.#options.concurrency - open.size;
-      for await (const job of source.take(room, signal)) {
+    while (!signal.aborted) {
+      // Jobs that others could do are not taken meanwhile.
+      await this.#admitted(source.model, signal).catch((error) => {
+        if (!signal.aborted) throw error;
+      });
+      for await (const job of source.take(this.#options.concurrency - open.size, signal)) {
         this.#inFlight++;
         const one = this.#do(job, 1000 * source.ackWait).finally(() => {
           this.#inFlight--;
@@ -113,19 +119,17 @@ export class Worker extends EventEmitter<WorkerEvents> {
     if (this.#gone) throw this.#gone;
   }
 
-  /** When the model can be used: jobs that others could do are not taken meanwhile. Gives whether it goes on at all. */
-  async #isServed(model: string): Promise<boolean> {
-    const { signal } = this.#stop;
-    while (!signal.aborted) {
+  /** Waits while the service has no room for a request of a model, or the model is away. */
+  async #admitted(model: string, signal: AbortSignal): Promise<void> {
+    for (;;) {
       try {
         this.service.admit(model);
-        return true;
+        return;
       } catch (error) {
-        if (codeOf(error) === 'overloaded') return true;
-        await sleep(1000, undefined, { signal }).catch(() => undefined);
+        if (!waits.has(codeOf(error))) throw error;
+        await sleep(1000, undefined, { signal });
       }
     }
-    return false;
   }
 
   /** Does not reject: a job that nothing can be said of comes again. */
@@ -184,7 +188,7 @@ export class Worker extends EventEmitter<WorkerEvents> {
     const { id, model, options } = job;
     for (;;) {
       try {
-        while (!this.#admits(model)) await sleep(1000, undefined, { signal });
+        await this.#admitted(model, signal);
         const source = await this.#allowed(await job.input(this.#options.maxBytes, signal), signal);
         const { version, top, milliseconds } = await this.service.classify(model, source, { ...options, signal });
         return { id, model, version, top: top[0] ?? [], milliseconds };
@@ -192,16 +196,6 @@ export class Worker extends EventEmitter<WorkerEvents> {
         if (codeOf(error) !== 'overloaded') throw error;
         await sleep(1000 * ((error as ServiceError).retryAfter ?? 1), undefined, { signal });
       }
-    }
-  }
-
-  #admits(model: string): boolean {
-    try {
-      this.service.admit(model);
-      return true;
-    } catch (error) {
-      if (!['overloaded', 'unavailable'].includes(codeOf(error))) throw error;
-      return false;
     }
   }
 
