@@ -16,9 +16,9 @@ describe('CUDA ops, emulated', function () {
     if (!existsSync(standIns.OCTCONV_CUDA_DRIVER)) skip(this, 'build');
   });
   const check = (what: string, ops: readonly string[]) => {
-    const ran = spawnSync(process.execPath, ['--import=tsx', child, 'cuda', what, ...ops], { env, encoding: 'utf8' });
-    expect(ran.stdout + ran.stderr).to.equal('');
-    expect(ran.status).to.equal(0);
+    const started = ['--import=tsx', child, 'cuda', what, ...ops];
+    const { status, signal, stdout, stderr } = spawnSync(process.execPath, started, { env, encoding: 'utf8' });
+    expect({ status, signal, output: stdout + stderr }).to.deep.equal({ status: 0, signal: null, output: '' });
   };
   const products = ['conv', 'octConv', 'linear'];
   const all = [...new Set(cases.map(({ op }) => op))];

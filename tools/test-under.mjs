@@ -27,7 +27,8 @@ const worlds = {
     runtime: 'asan',
     env: {
       ASAN_OPTIONS: `${options}:abort_on_error=1`,
-      LSAN_OPTIONS: 'exitcode=0',
+      // The thread-local storage of threads that end meanwhile is gone: of ASan 12, one process in 60 died of it.
+      LSAN_OPTIONS: 'exitcode=0:use_tls=0',
       UBSAN_OPTIONS: 'print_stacktrace=1',
     },
     fast: ['golden', 'input', 'lifecycle', 'fuzz', 'cuda-driver', 'cuda-emulator', 'cuda-ops', ...service, ...ops],
