@@ -13,6 +13,9 @@ export class OctconvError extends Error {
 /** The source, a file or what stands for one, is at fault; the prefix is its name, or the file in it. */
 export class SourceError extends OctconvError {}
 
+/** A source that could be read another time: it came too slowly, or what holds it does not answer. */
+export class PassingError extends SourceError {}
+
 /** This machine lacks something: no input is at fault. */
 export class MachineError extends OctconvError {}
 

@@ -9,10 +9,13 @@ import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath, pathToFileURL } from 'node:url';
+import { setFlagsFromString } from 'node:v8';
+import { runInNewContext } from 'node:vm';
 import type { StoredMsg } from '@nats-io/jetstream';
 import { expect } from 'chai';
 import { type Job, NatsQueue, type NatsOptions, type Result, Worker, type WorkerOptions } from '../lib/queue/index.js';
-import { ServiceError } from '../lib/service/errors.js';
+import { decodeImage } from '../lib/input/image.js';
+import { codeOf, ServiceError } from '../lib/service/errors.js';
 import { Service } from '../lib/service/service.js';
 import { failure, until } from './expect.js';
 import { hasNats, NatsServers } from './nats.js';
@@ -60,7 +63,7 @@ describe('queue', function () {
     return worker;
   }
   const standIn = (classify: (...args: Parameters<Service['classify']>) => Promise<unknown>) =>
-    ({ admit: () => undefined, classify }) as unknown as Service;
+    ({ checkRoom: () => undefined, classify }) as unknown as Service;
   const nothing = { version: '1', top: [], milliseconds: {} };
   async function resultOf(id: string, of = queue): Promise<Result> {
     for (;;) {
@@ -115,7 +118,7 @@ describe('queue', function () {
     const names = ['cat.jpg', 'coffee.jpg', 'rocket.jpg'];
     for (const [i, name] of names.entries())
       expect(await queue.submit(`first.${i}`, 'octave', file(name), { top })).to.equal(true);
-    expect(await queue.submit('first.0', 'octave', cat, {}), 'the same id').to.equal(false);
+    expect(await queue.submit('first.0', 'octave', cat), 'the same id').to.equal(false);
     const stop = new AbortController();
     const results = new Map<string, Result>();
     for await (const result of queue.results('first', stop.signal)) {
@@ -141,12 +144,12 @@ describe('queue', function () {
       ['asked.too', ours],
     ] as const) {
       const subscription = queue.connection.subscribe(reply, { max: 1 });
-      await queue.submit(id, 'octave', cat, {}, reply);
+      await queue.submit(id, 'octave', cat, { reply });
       for await (const message of subscription) expect(message.json<Result>().id).to.equal(id);
     }
     const purge = '$JS.API.STREAM.PURGE.octconv_results';
     const wrong = /reply "\$JS.API.STREAM.PURGE.octconv_results", wanted _INBOX.ANY or octconv.replies.ANY$/;
-    expect(await failure(queue.submit('other', 'octave', cat, {}, purge))).to.match(wrong);
+    expect(await failure(queue.submit('other', 'octave', cat, { reply: purge }))).to.match(wrong);
     const before = await messages('results');
     const headers = queue.headers();
     headers.set('Octconv-Reply', purge);
@@ -159,10 +162,10 @@ describe('queue', function () {
   it('one that cannot be done is dead at once, with the reason; others go on', async () => {
     const before = await messages('dead');
     await work();
-    await queue.submit('bad', 'octave', new Uint8Array(100), {});
+    await queue.submit('bad', 'octave', new Uint8Array(100));
     await queue.submit('clips', 'octave', cat, { clips: 2 });
     await queue.submit('top', 'octave', cat, { top: -1 });
-    await queue.submit('good', 'octave', cat, {});
+    await queue.submit('good', 'octave', cat);
     const told = await Promise.all(['bad', 'clips', 'top', 'good'].map((id) => resultOf(id)));
     expect(told.map(({ error }) => error)).to.deep.equal([
       'picture: is not a picture, wanted JPEG, PNG or WebP',
@@ -186,10 +189,10 @@ describe('queue', function () {
     });
     const retried: number[] = [];
     worker.on('retried', ({ delivery }) => retried.push(delivery));
-    await queue.submit('second', 'octave', cat, {});
+    await queue.submit('second', 'octave', cat);
     expect((await resultOf('second')).error).to.equal(undefined);
     expect([calls, retried]).to.deep.equal([2, [1]]);
-    await queue.submit('never', 'octave', cat, {});
+    await queue.submit('never', 'octave', cat);
     expect(await resultOf('never')).to.deep.equal({ id: 'never', model: 'octave', code: 'internal', error: 'fails 5' });
     expect(retried).to.deep.equal([1, 1, 2]);
   });
@@ -206,7 +209,7 @@ describe('queue', function () {
   });
 
   it('a worker that is gone has not lost its job; one that was slow changes no result', async () => {
-    await queue.submit('slow', 'octave', cat, {});
+    await queue.submit('slow', 'octave', cat);
     const slow = await taken();
     slow.retry(0); // as where its time is over
     await work();
@@ -221,7 +224,7 @@ describe('queue', function () {
     for (const worker of workers) await worker.close();
     workers.clear();
 
-    await queue.submit('unsaid', 'octave', cat, {});
+    await queue.submit('unsaid', 'octave', cat);
     const unsaid = await taken();
     const given = { id: 'unsaid', model: 'octave', version: '9', top: [] } as unknown as Result;
     await queue.publish('results', 'unsaid', Buffer.from(JSON.stringify(given)));
@@ -271,7 +274,7 @@ describe('queue', function () {
   });
 
   it('one that was given too often is dead, though no worker says why', async () => {
-    await queue.submit('poison', 'octave', cat, {});
+    await queue.submit('poison', 'octave', cat);
     for (let delivery = 1; delivery <= 2; delivery++) {
       const job = await taken();
       expect(job.delivery).to.equal(delivery);
@@ -349,8 +352,33 @@ describe('queue', function () {
     await until(() => calls === 1);
     await few.connection.reconnect(); // while a pull waits for three more
     for (let i = 1; i < 60; i++) await few.submit(`few.${i}`, 'octave', cat);
-    await until(async () => (await messages('jobs', few)) === 0);
+    await until(async () => (await messages('jobs', few)) === 0, 20_000);
     expect(most).to.be.within(3, 4);
+    await worker.close();
+  });
+
+  it('a job that comes where there is no room for it has lost no tries', async () => {
+    await using full = await NatsQueue.open({ servers: servers.urls, name: 'full', ackWait: 1 });
+    let release = () => {};
+    const released = new Promise<void>((resolve) => (release = resolve));
+    let calls = 0;
+    const worker = await work(
+      { concurrency: 8, tries: 3 },
+      async () => {
+        calls++;
+        await released;
+        return nothing;
+      },
+      full,
+    );
+    for (let i = 0; i < 6; i++) await full.submit(`full.${i}`, 'octave', cat);
+    await until(() => calls === 6);
+    await full.connection.reconnect(); // while a pull waits for two more: it is made again for eight
+    for (let i = 6; i < 12; i++) await full.submit(`full.${i}`, 'octave', cat);
+    await until(() => calls === 8, 10_000);
+    await sleep(500);
+    release();
+    for (let i = 0; i < 12; i++) expect((await resultOf(`full.${i}`, full)).error, `${i}`).to.equal(undefined);
     await worker.close();
   });
 
@@ -392,10 +420,10 @@ describe('queue', function () {
 
   it('a model that is away takes no jobs', async () => {
     let away = true;
-    const admit = () => {
+    const checkRoom = () => {
       if (away) throw new ServiceError('unavailable', 'octave: is away');
     };
-    const absent = { admit, classify: service.classify.bind(service) } as unknown as Service;
+    const absent = { checkRoom, classify: service.classify.bind(service) } as unknown as Service;
     const worker = new Worker(absent, [await queue.source('octave')], { tries: 1 });
     workers.add(worker);
     await queue.submit('patient', 'octave', cat);
@@ -457,6 +485,114 @@ describe('queue', function () {
     await named.close();
   });
 
+  it('streams that give an id several results, or forget jobs, are not used', async () => {
+    const { streams } = await manager();
+    await streams.add({ name: 'odd_results', subjects: ['odd.results.>'] });
+    expect(await failure(NatsQueue.open({ servers: servers.urls, name: 'odd' }))).to.equal(
+      'queue: odd_results has discard "old", wanted "new"',
+    );
+  });
+
+  it('where there is no room for a job or its file, who submits it is told, and no file is left', async () => {
+    await using narrow = await NatsQueue.open({ servers: servers.urls, name: 'narrow' });
+    const { streams } = await manager(narrow);
+    const large = Buffer.concat([cat, Buffer.alloc(3 * 2 ** 20)]);
+    const stored = async () => (await streams.info('OBJ_narrow_files')).state.bytes;
+    await streams.update('OBJ_narrow_files', { max_bytes: 2 ** 20 });
+    expect(await failure(narrow.submit('file', 'octave', large))).to.match(
+      /^queue: narrow_files: maximum bytes exceeded/,
+    );
+    await streams.update('OBJ_narrow_files', { max_bytes: 2 ** 24 });
+    await streams.update('narrow_jobs', { max_msgs: 1 });
+    await narrow.submit('first', 'octave', cat);
+    const before = await stored();
+    expect(await failure(narrow.submit('second', 'octave', large))).to.match(
+      /^queue: narrow.jobs.octave: maximum messages exceeded/,
+    );
+    expect(await stored()).to.be.below(before + 2 ** 16);
+  });
+
+  it('ends with its signal where no server answers', async () => {
+    const alone = await NatsServers.start();
+    const queue = await NatsQueue.open({ servers: alone.urls });
+    await alone.stop();
+    const signal = AbortSignal.timeout(300);
+    const ended = await queue.submit('never', 'octave', cat, { signal }).catch((error: unknown) => error);
+    expect(ended).to.equal(signal.reason);
+    await queue.close();
+  });
+
+  it('a URL that waits for its turn has all its bytes, and one that is not read leaves no connection', async () => {
+    setFlagsFromString('--expose-gc');
+    const gc = runInNewContext('gc') as () => void;
+    let closed = 0;
+    const large = Buffer.alloc(2 ** 22);
+    const http = createServer((_, response) => {
+      response.once('close', () => closed++);
+      response.end(large);
+    }).listen(0, '127.0.0.1');
+    await once(http, 'listening');
+    const base = `http://127.0.0.1:${(http.address() as AddressInfo).port}/`;
+    const read: number[] = [];
+    try {
+      await work({ allow: [base] }, async (_, source) => {
+        for (let i = 0; i < 5; i++) {
+          gc();
+          await sleep(20);
+        }
+        if (closed > 0) return nothing; // the second job reads nothing
+        let bytes = 0;
+        for await (const part of source as AsyncIterable<Uint8Array>) bytes += part.length;
+        read.push(bytes);
+        return nothing;
+      });
+      await queue.submit('later', 'octave', new URL(`${base}a`));
+      expect((await resultOf('later')).error).to.equal(undefined);
+      expect(read).to.deep.equal([large.length]);
+      await queue.submit('unread', 'octave', new URL(`${base}b`));
+      await resultOf('unread');
+      await until(() => closed === 2);
+    } finally {
+      http.closeAllConnections();
+      http.close();
+    }
+  });
+
+  it('what is not read in time, or is not mounted yet, is read another time', async () => {
+    const stalled = (async function* () {
+      yield cat.subarray(0, 1000);
+      await sleep(60_000, undefined, { ref: false });
+    })();
+    const error = await decodeImage(stalled, { timeout: 0.05 }).catch((error: unknown) => error);
+    expect(codeOf(error)).to.equal('unavailable');
+    const mount = join(folder, 'mount');
+    const worker = await work({ allow: [pathToFileURL(`${mount}/`).href] });
+    worker.once('retried', () => {
+      mkdirSync(mount);
+      writeFileSync(join(mount, 'cat.jpg'), cat);
+    });
+    await queue.submit('mounted', 'octave', pathToFileURL(join(mount, 'cat.jpg')));
+    expect((await resultOf('mounted')).error).to.equal(undefined);
+  });
+
+  it('a dead letter has its model and all header fields that it came with', async () => {
+    await work();
+    const headers = queue.headers();
+    headers.set('traceparent', '00-1-2-01');
+    headers.set('Nats-Msg-Id', 'traced');
+    await queue.publish('jobs', 'octave', new Uint8Array(9), headers);
+    const { header } = await letterOf('traced');
+    expect([header.get('traceparent'), header.get('Octconv-Model')]).to.deep.equal(['00-1-2-01', 'octave']);
+    // Fields for which a letter has no room are left out.
+    headers.set('Nats-Msg-Id', 'long');
+    headers.set('Octconv-Url', `https://nowhere.example/${'a'.repeat(60_000)}`);
+    await queue.publish('jobs', 'octave', new Uint8Array(9), headers);
+    const letter = await letterOf('long');
+    expect([letter.header.get('traceparent'), letter.header.get('Octconv-Url')]).to.deep.equal(['00-1-2-01', '']);
+    const url = new URL(`https://nowhere.example/${'a'.repeat(9000)}`);
+    expect(await failure(queue.submit('longer', 'octave', url))).to.match(/^submit: a URL of 90\d\d characters/);
+  });
+
   it('URLs are read where the worker allows them', async () => {
     const [data, other] = ['data', 'other'].map((name) => join(folder, name)) as [string, string];
     for (const each of [data, other]) {
@@ -464,7 +600,8 @@ describe('queue', function () {
       writeFileSync(join(each, 'cat.jpg'), cat);
     }
     symlinkSync(join(other, 'cat.jpg'), join(data, 'link.jpg'));
-    mkdirSync(join(folder, 'data2'));
+    for (const name of ['data2', 'data/frames']) mkdirSync(join(folder, name));
+    symlinkSync(join(other, 'cat.jpg'), join(data, 'frames/0.jpg'));
     writeFileSync(join(folder, 'data2', 'cat.jpg'), cat);
     let [busy, broken] = [0, 0];
     const http = createServer((request, response) => {
@@ -499,12 +636,13 @@ describe('queue', function () {
         [at(data, 'link.jpg'), /^URL /],
         [at(data, '../other/cat.jpg'), /^URL /],
         [at(data, 'none.jpg'), /^URL /],
+        [at(data, 'frames/'), /^URL /],
         [at(folder, 'data2/cat.jpg'), /^URL /],
         ['file://host/cat.jpg', /^URL /],
         [`${pathToFileURL(data).href}/..%2fother%2fcat.jpg`, /^URL /],
         ['ftp://127.0.0.1/cat.jpg', /^URL /],
       ];
-      for (const [i, [url]] of jobs.entries()) await queue.submit(`url.${i}`, 'octave', new URL(url), {});
+      for (const [i, [url]] of jobs.entries()) await queue.submit(`url.${i}`, 'octave', new URL(url));
       for (const [i, [url, error]] of jobs.entries()) {
         const result = await resultOf(`url.${i}`);
         if (error) expect(result.error, url).to.match(error);
@@ -515,7 +653,7 @@ describe('queue', function () {
       http.close();
     }
     await work();
-    await queue.submit('no-url', 'octave', new URL('file:///etc/passwd'), {});
+    await queue.submit('no-url', 'octave', new URL('file:///etc/passwd'));
     expect((await resultOf('no-url')).error).to.match(/URL/);
   });
 
@@ -526,7 +664,7 @@ describe('queue', function () {
       started();
       return sleep(60_000, undefined, { signal: signal as AbortSignal });
     });
-    await queue.submit('held', 'octave', cat, {});
+    await queue.submit('held', 'octave', cat);
     await begun;
     await worker.close(50);
     workers.delete(worker);
@@ -537,7 +675,7 @@ describe('queue', function () {
   it('goes on when the server is there again', async () => {
     await work();
     await servers.kill(0);
-    const submitted = queue.submit('away', 'octave', cat, {});
+    const submitted = queue.submit('away', 'octave', cat);
     await sleep(500);
     await servers.run(0);
     expect(await submitted).to.equal(true);
@@ -608,7 +746,8 @@ describe('queue', function () {
   it('what a stream is about to take is not queued yet', async () => {
     const named = await NatsQueue.open({ servers: servers.urls, name: 'about' });
     const { jetstreamManager } = await import('@nats-io/jetstream');
-    await (await jetstreamManager(named.connection)).streams.delete('about_jobs');
+    const { streams } = await jetstreamManager(named.connection);
+    await streams.update('about_jobs', { subjects: ['elsewhere'] });
     const answers = [
       { stream: 'about_jobs', seq: 0, duplicate: true }, // older servers say this of it, newer ones that
       { error: { code: 409, err_code: 10158, description: 'duplicate message id is in process' } },

@@ -45,6 +45,7 @@ interface WorkerFlags extends QueueFlags {
   concurrency: number;
   tries: number;
   timeout: number;
+  maxBytes: number;
   allow?: string[];
   device?: Device | 'auto';
   dtype?: ComputeType;
@@ -70,6 +71,7 @@ export function workerCommand(program: Command): void {
       'in which a worker must say that it still works on a job (default: as it is, 30 for the first worker)',
       number,
     )
+    .option('--max-bytes <n>', 'of a job: 2 of those larger than a message are in memory', integer(1), 2 ** 28)
     .option('--allow <prefix...>', 'what URLs of jobs may begin with, https://HOST/ or file:///FOLDER/')
     .addOption(deviceOption().default(undefined))
     .addOption(dtypeOption())
@@ -87,6 +89,7 @@ async function work(models: string, flags: WorkerFlags): Promise<void> {
     concurrency,
     tries,
     timeout,
+    maxBytes,
     allow,
     device,
     dtype,
@@ -102,7 +105,7 @@ async function work(models: string, flags: WorkerFlags): Promise<void> {
       models,
       service: { device, dtype, threads, isolated },
       nats: natsOf(flags),
-      worker: { concurrency, tries, timeout, allow },
+      worker: { concurrency, tries, timeout, maxBytes, allow },
       host,
       port,
       drain,
@@ -152,27 +155,37 @@ export function submitCommand(program: Command): void {
     .option('--crops <n>', 'of a clip: 1, 3 or 10', integer(1))
     .option('--run <name>', 'ids are NAME.0, NAME.1, ...; one that has a result keeps it')
     .option('--no-wait', 'print the ids and do not wait for results')
-    .option('--timeout <seconds>', 'to wait for all results (default: as long as it takes)', integer(1, 1_000_000))
+    .option('--timeout <seconds>', 'to queue all and wait for results (default: no limit)', integer(1, 1_000_000))
     .option('--json', 'print a JSON object a line')
     .action(submit);
 }
 
 async function submit(files: string[], flags: SubmitFlags): Promise<void> {
   const { NatsQueue } = await import('../queue/nats.js');
-  const { run = randomBytes(8).toString('hex'), top, clips, crops, model, wait, json } = flags;
+  const { run = randomBytes(8).toString('hex'), top, clips, crops, model, wait, json, timeout } = flags;
   // What cannot be queued is told before others are.
   for (const file of files) await checkInput(file);
   await using queue = await NatsQueue.open(natsOf(flags));
+  const stop = new AbortController();
+  const late = timeout === undefined ? undefined : setTimeout(() => stop.abort(), 1000 * timeout);
   const names = new Map<string, string>();
-  for (const [i, file] of files.entries()) {
-    const id = `${run}.${i}`;
-    const input = isUrl(file) ? new URL(file) : await readFile(file);
-    const isNew = await queue.submit(id, model, input, { top, clips, crops: crops as 1 });
-    if (!isNew) note(`${id} was queued before: its result is that of the first`);
-    names.set(id, file);
-    if (!wait) json ? printJson({ id, file }) : print(`${id}  ${file}`);
+  try {
+    for (const [i, file] of files.entries()) {
+      const id = `${run}.${i}`;
+      const input = isUrl(file) ? new URL(file) : await readFile(file);
+      const isNew = await queue.submit(id, model, input, { top, clips, crops: crops as 1, signal: stop.signal });
+      if (!isNew) note(`${id} was queued before: its result is that of the first`);
+      names.set(id, file);
+      if (!wait) json ? printJson({ id, file }) : print(`${id}  ${file}`);
+    }
+    if (wait) await printResults(queue, run, names, stop, flags);
+  } catch (error) {
+    if (!stop.signal.aborted || error !== stop.signal.reason) throw error;
+    const queued = `${names.size} of ${files.length} were queued after ${timeout} s`;
+    throw new OctconvError(`submit: ${queued}; the same files with --run ${run} go on`);
+  } finally {
+    clearTimeout(late);
   }
-  if (wait) await printResults(queue, run, names, flags);
 }
 
 const isUrl = (file: string) => /^(https?|file):\/\//.test(file);
@@ -193,28 +206,28 @@ async function checkInput(file: string): Promise<void> {
   }
 }
 
-async function printResults(queue: NatsQueue, run: string, names: Map<string, string>, flags: SubmitFlags) {
-  const { timeout, json } = flags;
-  const stop = new AbortController();
-  const late = timeout === undefined ? undefined : setTimeout(() => stop.abort(), 1000 * timeout);
+async function printResults(
+  queue: NatsQueue,
+  run: string,
+  names: Map<string, string>,
+  stop: AbortController,
+  { timeout, json }: SubmitFlags,
+) {
   let failed = 0;
-  try {
-    for await (const result of queue.results(run, stop.signal)) {
-      const file = names.get(result.id);
-      if (file === undefined) continue;
-      names.delete(result.id);
-      if (result.error !== undefined) failed++;
-      json ? printJson({ file, ...result }) : print(`${file}: ${wordsOf(result)}`);
-      if (names.size === 0) stop.abort();
-    }
-  } finally {
-    clearTimeout(late);
+  for await (const result of queue.results(run, stop.signal)) {
+    const file = names.get(result.id);
+    if (file === undefined) continue;
+    names.delete(result.id);
+    if (result.error !== undefined) failed++;
+    json ? printJson({ file, ...result }) : print(`${file}: ${wordsOf(result)}`);
+    if (names.size === 0) stop.abort();
   }
-  if (failed > 0) throw new OctconvError(`submit: ${failed} failed`);
-  if (names.size > 0) {
-    const why = stop.signal.aborted ? `after ${timeout} s` : 'when the connection ended';
-    throw new OctconvError(`submit: ${names.size} had no result ${why}; the same files with --run ${run} wait on`);
-  }
+  const why = stop.signal.aborted ? `after ${timeout} s` : 'when the connection ended';
+  const wrong = [
+    ...(failed > 0 ? [`${failed} failed`] : []),
+    ...(names.size > 0 ? [`${names.size} had no result ${why}; the same files with --run ${run} wait on`] : []),
+  ];
+  if (wrong.length > 0) throw new OctconvError(`submit: ${wrong.join(', ')}`);
 }
 
 const wordsOf = (result: Result): string =>

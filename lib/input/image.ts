@@ -1,7 +1,7 @@
 import pLimit from 'p-limit';
 import type { Sharp } from 'sharp';
 import { checkSignal, onAbort } from '../abort.js';
-import { OctconvError, show, SourceError } from '../error.js';
+import { OctconvError, PassingError, show, SourceError } from '../error.js';
 import { checkOptions, type Known } from '../options.js';
 import { discard, nameOf, type PictureSource, readSource } from './source.js';
 
@@ -59,7 +59,7 @@ export async function decodeImage(
   try {
     checkOptions('decodeImage', options, decodeOptions);
     const { signal, timeout, maxBytes, ...limits } = checkLimits(options);
-    const late = () => new SourceError(`${name}: is not decoded after ${timeout} s (timeout)`);
+    const late = () => new PassingError(`${name}: is not decoded after ${timeout} s (timeout)`);
     return await within(timeout, signal, late, async (stopped) => {
       const bytes = await readSource(source, name, maxBytes, stopped);
       return decoders(() => {
@@ -216,7 +216,7 @@ export async function decodeAnimation(
       throw new SourceError(
         `${name}: ${pages} frames of ${width} x ${height}, wanted at most ${maxBytes} bytes of them (maxBytes)`,
       );
-    const late = () => new SourceError(`${name}: is not decoded after ${timeout} s (timeout)`);
+    const late = () => new PassingError(`${name}: is not decoded after ${timeout} s (timeout)`);
     // Of a still picture EXIF orientation is obeyed.
     const picture = pages === 1 ? sharp(bytes, { ...options, animated: false }).autoOrient() : sharp(bytes, options);
     const all = await within(timeout, signal, late, () => decoders(() => rgbOf(picture, timeout)));

@@ -7,7 +7,7 @@ import { Readable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
 import { types } from 'node:util';
 import { onAbort } from '../abort.js';
-import { OctconvError, show, SourceError } from '../error.js';
+import { OctconvError, PassingError, show, SourceError } from '../error.js';
 import { readNpyHeader } from '../npy.js';
 import { checkOptions, type Known } from '../options.js';
 import { fileError, RandomFile } from '../weights/file.js';
@@ -149,7 +149,7 @@ async function* inTime<T>(
       let [timer, forget]: [NodeJS.Timeout | undefined, () => void] = [undefined, () => undefined];
       try {
         const { done, value } = await new Promise<IteratorResult<T, void>>((resolve, reject) => {
-          const late = () => reject(new SourceError(`${name}: gives nothing for ${timeout} s (timeout)`));
+          const late = () => reject(new PassingError(`${name}: gives nothing for ${timeout} s (timeout)`));
           timer = setTimeout(late, timeout * 1000);
           forget = onAbort(signal, () => reject(signal?.reason));
           given.next().then(resolve, reject);

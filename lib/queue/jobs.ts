@@ -16,7 +16,21 @@ export interface JobOptions extends Views {
   readonly top?: number | undefined;
 }
 
-export const jobOptions = { top: true, clips: true, crops: true } satisfies Known<JobOptions>;
+/** How a job is queued. */
+export interface SubmitOptions extends JobOptions {
+  /** A subject of an inbox, or of `NAME.replies`, to which the result is sent too, once or more often. */
+  readonly reply?: string | undefined;
+  /** Ends it with the signal's reason; the job may be queued already. */
+  readonly signal?: AbortSignal | undefined;
+}
+
+export const submitOptions = {
+  top: true,
+  clips: true,
+  crops: true,
+  reply: true,
+  signal: true,
+} satisfies Known<SubmitOptions>;
 
 /** What a job came to: there is exactly one result of each id. */
 export type Result = {
@@ -42,6 +56,8 @@ export interface Job {
   readonly options: JobOptions;
   /** Which time it is given to a worker, from 1. */
   readonly delivery: number;
+  /** Its bytes do not come with it, and may be many: few such jobs are worked on at a time. */
+  readonly isLarge: boolean;
   /**
    * Its bytes, at most so many, or where they are.
    * @throws OctconvError if what was asked makes no sense.

@@ -32,10 +32,11 @@ import {
   isSubject,
   type Job,
   type JobOptions,
-  jobOptions,
   numbered,
   QueueGone,
   type Result,
+  type SubmitOptions,
+  submitOptions,
   type WorkSource,
   within,
 } from './jobs.js';
@@ -99,7 +100,10 @@ const fields = {
   file: 'Octconv-File',
   /** A subject to which the result is sent too. */
   reply: 'Octconv-Reply',
+  /** Of the one that queued it: other ones of the same id came later. */
+  submit: 'Octconv-Submit',
   /** Of dead letters. */
+  model: 'Octconv-Model',
   error: 'Octconv-Error',
 } as const;
 const idField = 'Nats-Msg-Id';
@@ -118,14 +122,19 @@ const pingInterval = 5000;
 const alone = 15_000;
 /** Milliseconds of a try, of one that puts a file one more for each kilobyte. */
 const attempt = 30_000;
-/** Milliseconds in which the next part of a file must come, and in which one that is not whole may become so. */
-const [silence, filePatience] = [10_000, 60_000];
+/** Milliseconds in which the next part of a file must come, one that is not whole may become so, and one that is not
+ * there may come. */
+const [silence, filePatience, missingPatience] = [10_000, 60_000, 5000];
 /** Milliseconds in which there must be room for a dead letter. */
 const letterPatience = 10_000;
 /** Milliseconds in which a queue that is closed waits for what was said to reach a server. */
 const farewell = 2000;
 /** JetStream's code of a message that its stream refuses, whatever there is too much of. */
 const isRefused = 10077;
+/** That, or there is no room on the servers. */
+const full = new Set([isRefused, 10023, 10047]);
+/** Characters of a URL, and of header fields in a dead letter: servers take 64 KiB of all. */
+const [longestUrl, longestHeaders] = [8192, 32_768];
 const [streamIsMissing, streamIsThere, consumerIsMissing] = [10059, 10058, 10014];
 /** Of a message of an id that the stream is about to take, or to lose: it is not stored yet. */
 const isInProcess = 10158;
@@ -242,6 +251,12 @@ export class NatsQueue implements AsyncDisposable {
     const late = performance.now() + election;
     for (const stream of streams) {
       const { config } = await this.#insisting(() => addMissing(this.#manager, stream), { late });
+      // What makes a job come until it has a result, and an id have one.
+      for (const key of ['retention', 'discard', 'max_msgs_per_subject', 'discard_new_per_subject'] as const) {
+        const wanted = (stream as Partial<JetStream.StreamConfig>)[key];
+        if (wanted !== undefined && config[key] !== wanted)
+          throw new OctconvError(`queue: ${stream.name} has ${key} ${show(config[key])}, wanted ${show(wanted)}`);
+      }
       if (replicas !== undefined && config.num_replicas !== replicas)
         throw new OctconvError(`queue: replicas: ${replicas}, but ${stream.name} has ${config.num_replicas}`);
     }
@@ -270,9 +285,10 @@ export class NatsQueue implements AsyncDisposable {
       if (signal.aborted) return;
       let left = count;
       try {
-        // A client that connects again asks for as many once more.
+        // A client that connects again asks for as many once more. Given back at once they would come again to that.
         for await (const message of messagesOf(consumer, count, signal))
-          if (signal.aborted || left-- <= 0) message.nak();
+          if (signal.aborted) message.nak();
+          else if (left-- <= 0) message.nak(patience);
           else yield jobOf(message);
         answered = performance.now();
       } catch {
@@ -311,45 +327,48 @@ export class NatsQueue implements AsyncDisposable {
 
   /**
    * Queues a job: bytes, or a URL that workers allow. Gives whether it is new: an id is one job, whatever its model and
-   * its bytes are. In two minutes it is queued once, and later it comes to the result that it has. `reply` is a subject
-   * of an inbox, or of `NAME.replies`, to which that is sent too, once or more often.
-   * @throws OctconvError for what makes no sense, or if the streams are gone.
+   * its bytes are. In two minutes it is queued once, and later it comes to the result that it has. Where no server
+   * answers it waits for one.
+   * @throws OctconvError for what makes no sense, and if the streams are full or gone.
    */
-  async submit(
-    id: string,
-    model: string,
-    input: Uint8Array | URL,
-    options: JobOptions = {},
-    reply?: string,
-  ): Promise<boolean> {
+  async submit(id: string, model: string, input: Uint8Array | URL, options: SubmitOptions = {}): Promise<boolean> {
     checkId(id);
     checkModel(model);
-    checkOptions('submit', options, jobOptions);
+    checkOptions('submit', options, submitOptions);
+    const { top, clips, crops, reply, signal } = options;
     const isUrl = input instanceof URL;
     if (!isUrl && !(types.isUint8Array(input) && input.length > 0))
       throw new OctconvError(`submit: got ${kindOf(input)}, wanted a Uint8Array that is not empty, or a URL`);
+    if (isUrl && input.href.length > longestUrl)
+      throw new OctconvError(`submit: a URL of ${input.href.length} characters, wanted at most ${longestUrl}`);
     if (reply !== undefined) this.checkReply(reply);
     const headers = this.headers();
-    const { top, clips, crops } = options;
     for (const [name, value] of Object.entries({ top, clips, crops, reply }))
       if (value !== undefined) headers.set(fields[name as keyof typeof fields], String(value));
     headers.set(idField, id);
     if (isUrl) headers.set(fields.url, input.href);
-    const file = !isUrl && input.length > this.largest ? await this.putFile(id, input) : undefined;
+    const own = this.#loaded.nats.nuid.next();
+    headers.set(fields.submit, own);
+    const file = !isUrl && input.length > this.largest ? await this.putFile(id, input, { signal }) : undefined;
     if (file !== undefined) headers.set(fields.file, file);
     const bytes = isUrl || file !== undefined ? new Uint8Array() : input;
-    const { isNew, seq } = await this.publish('jobs', model, bytes, headers);
-    if (isNew || file === undefined) return isNew;
-    // It may be this one, whose first answer was lost.
-    const queued = await this.message('jobs', { seq });
-    if (queued?.header.get(fields.file) === file) return true;
-    await this.removeFile(file);
-    return false;
+    let isQueued = true; // unless somebody says that it is not
+    try {
+      const { isNew, seq } = await this.publish('jobs', model, bytes, headers, { signal });
+      // It may be this one, whose first answer was lost.
+      isQueued = isNew || (await this.message('jobs', { seq }))?.header.get(fields.submit) === own;
+    } catch (error) {
+      isQueued = !(error instanceof OctconvError);
+      throw error;
+    } finally {
+      if (!isQueued && file !== undefined) await this.removeFile(file);
+    }
+    return isQueued;
   }
 
   /** A message of a stream, as its leader knows it. @internal */
-  async message(kind: Kind, query: JetStream.MsgRequest): Promise<JetStream.StoredMsg | null> {
-    return this.#insisting(() => this.#manager.streams.getMessage(`${this.name}_${kind}`, query));
+  async message(kind: Kind, query: JetStream.MsgRequest, signal?: AbortSignal): Promise<JetStream.StoredMsg | null> {
+    return this.#insisting(() => this.#manager.streams.getMessage(`${this.name}_${kind}`, query), { signal });
   }
 
   /** Whether a subject is for replies: workers may write to others too. @internal */
@@ -386,16 +405,17 @@ export class NatsQueue implements AsyncDisposable {
     const subject = `${this.name}.results.${checkId(run)}.>`;
     for (let next = 1; !signal.aborted; ) {
       try {
-        // One that has nothing for a while may be gone with its server, which nobody says: another one reads on.
+        // One that has nothing, though there is something, is gone with its server, which nobody says.
         const consumer = await this.#insisting(() => this.#reader(subject, next), { signal });
-        for (let [from, sent] = [0, 0]; from < next; ) {
-          from = next;
+        for (let [sent, last] = [0, 0]; last < next && !signal.aborted; ) {
+          const begun = next;
           for await (const message of messagesOf(consumer, 100, signal)) {
             // What it sent to a connection that has ended does not come again.
             if (message.info.deliverySequence !== ++sent) throw new this.#loaded.nats.errors.TimeoutError();
             next = message.seq + 1;
             yield message.json<Result>();
           }
+          if (begun === next) last = (await this.message('results', { last_by_subj: subject }, signal))?.seq ?? 0;
         }
       } catch (error) {
         if (signal.aborted) return;
@@ -423,6 +443,7 @@ export class NatsQueue implements AsyncDisposable {
   /**
    * Publishes until a server has it, or has a message of this id or subject already. A full stream has room again some
    * time, but who submits a job is told, and a dead letter waits a while: other jobs are not held up.
+   * @throws OctconvError if a job is not queued, since there is no room.
    * @internal
    */
   async publish(
@@ -430,6 +451,7 @@ export class NatsQueue implements AsyncDisposable {
     name: string,
     bytes: Uint8Array,
     headers?: Nats.MsgHdrs,
+    insisting: Insisting = {},
   ): Promise<{ isNew: boolean; seq: number }> {
     const subject = `${this.name}.${kind}.${name}`;
     const publish = async () => {
@@ -441,11 +463,10 @@ export class NatsQueue implements AsyncDisposable {
         return { isNew: !duplicate, seq };
       } catch (error) {
         if (isTaken(error)) return { isNew: false, seq: 0 };
-        const isFull = kind === 'jobs' && codeOfApi(error) === isRefused;
-        throw isFull ? new OctconvError(`queue: ${subject}: ${(error as Error).message}`, { cause: error }) : error;
+        throw kind === 'jobs' ? noRoom(subject, error) : error;
       }
     };
-    return this.#insisting(publish, { late: kind === 'dead' ? performance.now() + letterPatience : undefined });
+    return this.#insisting(publish, insisting);
   }
 
   /** Where no server answers: until one does, or it is late. */
@@ -502,23 +523,30 @@ export class NatsQueue implements AsyncDisposable {
     return passing.some((kind) => error instanceof kind) || error instanceof JetStreamError || isNotEnabled(error);
   }
 
-  /** Keeps bytes that no message holds; gives their name. @internal */
-  async putFile(id: string, bytes: Uint8Array): Promise<string> {
+  /** Keeps bytes that no message holds; gives their name. @throws OctconvError if there is no room. @internal */
+  async putFile(id: string, bytes: Uint8Array, insisting: Insisting = {}): Promise<string> {
     const name = `${id}~${this.#loaded.nats.nuid.next()}`;
+    const put = async () => {
+      await this.#files.putBlob({ name }, bytes).catch((error) => {
+        throw noRoom(`${this.name}_files`, error);
+      });
+    };
     // Its parts are acknowledged one by one; where one is lost it waits for ever.
-    await this.#insisting(() => this.#files.putBlob({ name }, bytes), { most: attempt + bytes.length / 1000 });
+    await this.#insisting(put, { most: attempt + bytes.length / 1000, ...insisting });
     return name;
   }
 
-  /**
-   * The bytes of a file of the queue. One that is not there may come: a new leader does not know all at once.
-   * @internal
-   */
+  /** The bytes of a file of the queue. @internal */
   async file(name: string, maxBytes: number, signal: AbortSignal): Promise<Uint8Array> {
-    const late = performance.now() + filePatience;
-    const bytes = await this.#insisting(() => this.#read(name, maxBytes), { late, signal });
-    if (bytes) return bytes;
-    throw new ServiceError('unavailable', `queue: ${this.name}_files has no ${show(name)}`);
+    const begun = performance.now();
+    for (;;) {
+      const bytes = await this.#insisting(() => this.#read(name, maxBytes), { late: begun + filePatience, signal });
+      if (bytes) return bytes;
+      // It may come: a new leader does not know all at once.
+      if (performance.now() - begun > missingPatience)
+        throw new ServiceError('unavailable', `queue: ${this.name}_files has no ${show(name)}`);
+      await sleep(pause, undefined, { signal });
+    }
   }
 
   /** As `getBlob`, which waits a minute where a part is lost, and for ever where the connection is. */
@@ -594,6 +622,12 @@ const isNotEnabled = (error: unknown): boolean => (error as Error)?.name === 'Je
 const isTaken = (error: unknown): boolean =>
   codeOfApi(error) === isRefused && /per subject/.test((error as Error).message);
 
+/** What is told of an error, whatever server is asked, where there is no room for something. */
+const noRoom = (what: string, error: unknown): unknown =>
+  full.has(codeOfApi(error) ?? 0)
+    ? new OctconvError(`queue: ${what}: ${(error as Error).message}`, { cause: error })
+    : error;
+
 const codeOfApi = (error: unknown): number | undefined =>
   (error as Partial<JetStream.JetStreamApiError> | undefined)?.code;
 
@@ -636,7 +670,7 @@ async function addMissing(
   }
 }
 
-/** Messages that come in a while, or until it is stopped; throws where no server answers. */
+/** As many messages as come in a while, more only by mistake, or until it is stopped; throws where no server answers. */
 async function* messagesOf(
   consumer: JetStream.Consumer,
   count: number,
@@ -687,6 +721,10 @@ class NatsJob implements Job {
 
   get delivery(): number {
     return this.message.info.deliveryCount;
+  }
+
+  get isLarge(): boolean {
+    return this.#field(fields.file) !== undefined;
   }
 
   #field(name: string): string | undefined {
@@ -753,27 +791,52 @@ class NatsJob implements Job {
   }
 
   /**
-   * As a dead letter: what was in it, and the reason. Bytes that leave no room for headers become a file. Gives whether
-   * the letter of this id is that of this job: an id that was queued again has one already.
+   * As a dead letter: what was in it, its model and the reason. Bytes that leave no room for headers become a file. Gives
+   * whether the letter of this id is that of this job: an id that was queued again has one already.
    */
   async #keep(error: string): Promise<boolean> {
-    const { queue, message, id } = this;
+    const { queue, message, id, model } = this;
     const headers = queue.headers();
-    for (const name of Object.values(fields)) {
-      const value = this.#field(name);
-      if (value !== undefined) headers.set(name, value);
+    const reason = error.replace(/[\r\n]+/g, ' ').slice(0, 1000);
+    const own = { [fields.model]: model, [fields.error]: reason };
+    let size = 0;
+    for (const [name, value] of [...Object.entries(own), ...this.#given()]) {
+      if (size + name.length + value.length > longestHeaders) continue;
+      headers.append(name, value);
+      size += name.length + value.length + 4;
     }
-    headers.set(fields.error, error.replace(/[\r\n]+/g, ' ').slice(0, 1000));
-    const size = Object.values(fields).reduce((sum, name) => sum + name.length + headers.get(name).length + 4, 0);
-    const made = size + message.data.length > queue.largest ? await queue.putFile(id, message.data) : undefined;
+    const insisting = { late: performance.now() + letterPatience };
+    const isTooLarge = size + message.data.length > queue.largest;
+    const made = isTooLarge ? await queue.putFile(id, message.data, insisting) : undefined;
     if (made !== undefined) headers.set(fields.file, made);
-    const bytes = made === undefined ? message.data : new Uint8Array();
-    const { isNew } = await queue.publish('dead', id, bytes, headers);
-    if (isNew) return true;
-    const letter = await queue.message('dead', { last_by_subj: `${queue.name}.dead.${id}` });
-    const file = letter?.header.get(fields.file) || undefined;
-    if (made !== undefined && made !== file) await queue.removeFile(made);
+    let file: string | undefined;
+    try {
+      const { isNew } = await queue.publish(
+        'dead',
+        id,
+        made === undefined ? message.data : new Uint8Array(),
+        headers,
+        insisting,
+      );
+      if (isNew) {
+        file = made;
+        return true;
+      }
+      const letter = await queue.message('dead', { last_by_subj: `${queue.name}.dead.${id}` });
+      file = letter?.header.get(fields.file) || undefined;
+    } finally {
+      if (made !== undefined && made !== file) await queue.removeFile(made);
+    }
     return file === this.#field(fields.file);
+  }
+
+  /** Header fields that it came with; of another letter not those that a letter has for itself. */
+  #given(): [name: string, value: string][] {
+    const others = new Set<string>([idField, fields.model, fields.error]);
+    const all = [...(this.#headers ?? [])].flatMap(([name, values]) =>
+      values.map((value): [string, string] => [name, value]),
+    );
+    return all.filter(([name]) => !others.has(name));
   }
 
   retry(milliseconds: number): void {

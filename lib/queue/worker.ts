@@ -1,8 +1,9 @@
 /** A worker: takes jobs of a queue, lets a service do them, and gives each its result. */
 import { EventEmitter, setMaxListeners } from 'node:events';
-import { realpath } from 'node:fs/promises';
+import { realpath, stat } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath, pathToFileURL } from 'node:url';
+import pLimit from 'p-limit';
 import { OctconvError, show } from '../error.js';
 import type { VideoSource } from '../input/video.js';
 import { checkOptions, type Known } from '../options.js';
@@ -37,7 +38,7 @@ const workerOptions = {
 export interface WorkerEvents {
   /** A job has its result, that of another worker if that was faster. */
   done: [job: Job, result: Result];
-  /** A job is given back, to be tried again. */
+  /** A job comes again: it is given back, or the queue did not take what it was told. */
   retried: [job: Job, error: Error];
   /** A job has an error for its result, and is in the dead letters. */
   dead: [job: Job, error: Error];
@@ -55,13 +56,17 @@ const [firstPause, longestPause] = [500, 60_000];
 /** Milliseconds in which a worker that closes gives its jobs back. */
 const parting = 2000;
 
+/** Large jobs at a time: one is fetched while another one is computed. */
+const largeAtOnce = 2;
+
 export class Worker extends EventEmitter<WorkerEvents> {
   readonly #options: Required<{ [K in keyof WorkerOptions]: NonNullable<WorkerOptions[K]> }>;
   readonly #stop = new AbortController();
   /** Aborts jobs that take longer than there is time for when it closes. */
   readonly #end = new AbortController();
-  /** When it has ended; rejects if it can take no more jobs. */
+  /** When it has ended. Rejects, after the jobs that it had, if it can take no more: a model or the queue is gone. */
   readonly ended: Promise<void>;
+  readonly #large = pLimit(largeAtOnce);
   readonly #works: readonly Promise<void>[];
   /** Why no job can be ended any more. */
   #gone: QueueGone | undefined;
@@ -87,7 +92,9 @@ export class Worker extends EventEmitter<WorkerEvents> {
     this.#options = { concurrency, tries, timeout, maxBytes, allow: allow.map(prefixOf) };
     setMaxListeners(0, this.#end.signal); // one for each job
     this.#works = sources.map((source) => this.#work(source));
-    this.ended = Promise.all(this.#works).then(() => undefined);
+    this.ended = Promise.allSettled(this.#works).then((all) => {
+      for (const one of all) if (one.status === 'rejected') throw one.reason;
+    });
     this.ended.catch(() => undefined); // whoever wants to know asks
   }
 
@@ -99,23 +106,27 @@ export class Worker extends EventEmitter<WorkerEvents> {
   async #work(source: WorkSource): Promise<void> {
     const { signal } = this.#stop;
     const open = new Set<Promise<void>>();
-    while (!signal.aborted) {
-      // Jobs that others could do are not taken meanwhile.
-      await this.#admitted(source.model, signal).catch((error) => {
-        if (!signal.aborted) throw error;
-      });
-      for await (const job of source.take(this.#options.concurrency - open.size, signal)) {
-        this.#inFlight++;
-        const one = this.#do(job, 1000 * source.ackWait).finally(() => {
-          this.#inFlight--;
-          open.delete(one);
-        });
-        open.add(one);
+    try {
+      while (!signal.aborted) {
+        // Jobs that others could do are not taken meanwhile.
+        await this.#admitted(source.model, signal);
+        for await (const job of source.take(this.#options.concurrency - open.size, signal)) {
+          this.#inFlight++;
+          const one = this.#do(job, 1000 * source.ackWait).finally(() => {
+            this.#inFlight--;
+            open.delete(one);
+          });
+          open.add(one);
+        }
+        while (open.size >= this.#options.concurrency) await Promise.race(open);
       }
-      while (open.size >= this.#options.concurrency) await Promise.race(open);
+    } catch (error) {
+      if (!signal.aborted) throw error;
+    } finally {
+      this.#stop.abort(); // without one of its models it does not go on
+      await Promise.all(open);
+      await source.close();
     }
-    await Promise.all(open);
-    await source.close();
     if (this.#gone) throw this.#gone;
   }
 
@@ -123,7 +134,7 @@ export class Worker extends EventEmitter<WorkerEvents> {
   async #admitted(model: string, signal: AbortSignal): Promise<void> {
     for (;;) {
       try {
-        this.service.admit(model);
+        this.service.checkRoom(model);
         return;
       } catch (error) {
         if (!waits.has(codeOf(error))) throw error;
@@ -154,11 +165,18 @@ export class Worker extends EventEmitter<WorkerEvents> {
     try {
       if (job.delivery > this.#options.tries)
         throw new ServiceError('internal', `was given to workers ${job.delivery - 1} times, and none had a result`);
-      result = await this.#resultOf(job);
+      result = await (job.isLarge ? this.#large(() => this.#resultOf(job)) : this.#resultOf(job));
     } catch (error) {
       return this.#failed(job, error as Error);
     }
-    this.#tell('done', job, await job.done(result));
+    await this.#finish(job, result);
+  }
+
+  /** Tells what the id has come to, by this worker or by one that was faster. */
+  async #finish(job: Job, result: Result, error?: Error): Promise<void> {
+    const kept = await job.done(result);
+    if (kept.error === undefined) this.#tell('done', job, kept);
+    else this.#tell('dead', job, error ?? new ServiceError(kept.code, kept.error));
   }
 
   /** In time, unless this worker ends before. */
@@ -180,6 +198,7 @@ export class Worker extends EventEmitter<WorkerEvents> {
     } finally {
       clearTimeout(late);
       end.removeEventListener('abort', abort);
+      stop.abort(); // what has not been read is not read any more
     }
   }
 
@@ -211,9 +230,7 @@ export class Worker extends EventEmitter<WorkerEvents> {
       return;
     }
     const message = isTold(error) ? error.message : 'internal error';
-    const result = await job.done({ id, model, code, error: message });
-    if (result.error === undefined) this.#tell('done', job, result);
-    else this.#tell('dead', job, error);
+    await this.#finish(job, { id, model, code, error: message }, error);
   }
 
   /** What a listener throws is not the job's. */
@@ -236,14 +253,19 @@ export class Worker extends EventEmitter<WorkerEvents> {
       return bytesAt(source, signal);
     }
     if (source.host) throw refused();
-    const path = await Promise.resolve()
-      .then(() => realpath(fileURLToPath(source)))
-      .catch(() => {
-        throw refused();
+    const folders = allow.filter((prefix) => prefix.startsWith('file:'));
+    const isIn = (path: string, folder: string) => path.startsWith(folder === '/' ? folder : `${folder}/`);
+    try {
+      // A folder that is not there is not mounted yet.
+      const real = await Promise.all(folders.map((folder) => realpath(fileURLToPath(folder))));
+      const path = await realpath(fileURLToPath(source)).catch((error) => {
+        throw refusing.has(error.code) ? refused() : error;
       });
-    for (const prefix of allow.filter((prefix) => prefix.startsWith('file:'))) {
-      const folder = await realpath(fileURLToPath(prefix)).catch(() => undefined);
-      if (folder !== undefined && path.startsWith(folder === '/' ? folder : `${folder}/`)) return pathToFileURL(path);
+      // A video may be a folder of frames, but these may be links.
+      if (real.some((folder) => isIn(path, folder)) && !(await stat(path)).isDirectory()) return pathToFileURL(path);
+    } catch (error) {
+      if (error instanceof OctconvError) throw error;
+      throw new ServiceError('unavailable', `${source.href}: ${(error as Error).message}`);
     }
     throw refused();
   }
@@ -259,6 +281,9 @@ export class Worker extends EventEmitter<WorkerEvents> {
     await within(milliseconds + parting, ended).finally(() => clearTimeout(late));
   }
 }
+
+/** What the file system says of a path that is none, or that is not ours. */
+const refusing = new Set(['ENOENT', 'ENOTDIR', 'ELOOP', 'EACCES', 'ENAMETOOLONG', 'ERR_INVALID_FILE_URL_PATH']);
 
 /** A prefix as URLs begin: hosts in lower case, no usual ports. */
 function prefixOf(given: string): string {
@@ -286,17 +311,18 @@ async function bytesAt(url: URL, signal: AbortSignal): Promise<VideoSource> {
   const answer = await fetch(url, { redirect: 'manual', signal }).catch((error) => {
     throw broken(error);
   });
-  const { ok, status, body } = answer;
-  if (ok && body) {
+  const { ok, status } = answer;
+  if (ok && answer.body) {
     return (async function* () {
       try {
-        yield* body;
+        // Not the body alone: where nobody has the answer any more, fetch ends the body as if that were all.
+        yield* answer.body as AsyncIterable<Uint8Array>;
       } catch (error) {
         throw broken(error);
       }
     })();
   }
-  await body?.cancel();
+  await answer.body?.cancel();
   if (status >= 300 && status < 400) throw new ServiceError('forbidden', `${url.href}: leads to another URL`);
   throw new ServiceError(
     status >= 500 || passing.has(status) ? 'unavailable' : 'invalid',

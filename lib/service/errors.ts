@@ -1,5 +1,5 @@
 /** What can go wrong with a request: one table of codes for all doors of the service. */
-import { MachineError, OctconvError } from '../error.js';
+import { MachineError, OctconvError, PassingError } from '../error.js';
 
 /** HTTP status and gRPC status of each code. */
 export const codes = {
@@ -18,7 +18,7 @@ export const codes = {
   cancelled: { http: 499, grpc: 1 },
   /** A fault of the service. */
   internal: { http: 500, grpc: 13 },
-  /** The model is loading or broken, or the service is closing. */
+  /** The model is loading or broken, the service is closing, or a source could not be read in time. */
   unavailable: { http: 503, grpc: 14 },
   /** The request waited for longer than its timeout. */
   late: { http: 503, grpc: 4 },
@@ -47,6 +47,7 @@ export const isTold = (error: unknown): boolean => error instanceof OctconvError
 export function codeOf(error: unknown): Code {
   if (error instanceof ServiceError) return error.code;
   if (error instanceof MachineError) return 'internal';
+  if (error instanceof PassingError) return 'unavailable';
   if (error instanceof OctconvError) return 'invalid';
   const { name } = (error ?? {}) as Partial<Error>;
   return name === 'AbortError' ? 'cancelled' : name === 'TimeoutError' ? 'late' : 'internal';

@@ -161,7 +161,7 @@ export class Served {
     try {
       asked.signal?.throwIfAborted();
       if (this.#closed) throw new ServiceError('unavailable', `${this.name}: is no longer served`);
-      this.#checkRoom(rows);
+      this.checkRoom(rows);
       this.#preparing += rows;
       let x: Input;
       try {
@@ -199,14 +199,15 @@ export class Served {
   /** @throws ServiceError, which counts, where there is no room for a row. */
   admit(): void {
     try {
-      this.#checkRoom(1);
+      this.checkRoom(1);
     } catch (error) {
       this.#count(codeOf(error), 1, { prepare: 0, queue: 0, compute: 0 });
       throw error;
     }
   }
 
-  #checkRoom(rows: number): void {
+  /** @throws ServiceError where there is no room for so many rows. */
+  checkRoom(rows: number): void {
     const { queue, milliseconds, sizes, instances } = this.policy;
     if (rows > queue) throw new ServiceError('invalid', `${this.name}: ${rows} rows, wanted at most ${queue}`);
     if (this.waiting + rows <= queue) return;

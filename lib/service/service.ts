@@ -147,6 +147,11 @@ export class Service extends ServiceModels {
     this.find(name, version).served.admit();
   }
 
+  /** As `admit`, but it counts nothing: for who asks before there is a request. @internal */
+  checkRoom(name: string, version?: string): void {
+    this.find(name, version).served.checkRoom(1);
+  }
+
   /** A row of each picture, `clips` x `crops` of each video. */
   async #inferSources(served: Served, sources: readonly VideoSource[], views: Views, asked: Asked): Promise<Answered> {
     const { input } = served.about;

@@ -1,6 +1,6 @@
 import { constants, fstatSync, readSync } from 'node:fs';
 import { type FileHandle, open } from 'node:fs/promises';
-import { OctconvError, SourceError } from '../error.js';
+import { OctconvError, PassingError, SourceError } from '../error.js';
 
 const reasons: Readonly<Record<string, string>> = {
   ENOENT: 'no such file',
@@ -18,7 +18,8 @@ const reasons: Readonly<Record<string, string>> = {
 export function fileError(path: string, error: unknown): unknown {
   const code = (error as NodeJS.ErrnoException).code;
   if (error instanceof OctconvError || typeof code !== 'string') return error;
-  return new SourceError(`${path}: ${reasons[code] ?? `cannot be used (${code})`}`);
+  const reason = reasons[code];
+  return reason ? new SourceError(`${path}: ${reason}`) : new PassingError(`${path}: cannot be used (${code})`);
 }
 
 /** Where that many bytes can be put, aligned for any typed array. */
