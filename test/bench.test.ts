@@ -35,7 +35,7 @@ import type { Video } from '../lib/tensor.js';
 const lines = (text: string) => text.split('\n');
 
 const small = {
-  network: 'resnet-26',
+  networks: ['resnet-26'],
   alphas: [0.5],
   size: 32,
   dtypes: ['f32'],
@@ -92,7 +92,7 @@ describe('bench', () => {
   it('models of clips with non-local blocks, plain and octave', async function () {
     this.timeout(120_000);
     const options = { nonLocal: true };
-    const result = await benchModels({ ...small, network: 'i3d-26', options, frames: 3, dtypes: ['f32'] });
+    const result = await benchModels({ ...small, networks: ['i3d-26'], options, frames: 3, dtypes: ['f32'] });
     expect(result).to.include({ size: 32, frames: 3, nonLocal: true });
     expect(result.rows.map(({ network, alpha, dtype, peerDType }) => [network, alpha, dtype, peerDType])).to.deep.equal(
       [
@@ -129,6 +129,32 @@ describe('bench', () => {
     threads: 1,
     rounds: 1,
   };
+
+  it('models: several networks in one table and one chart, at the alphas of the paper', async function () {
+    this.timeout(60_000);
+    const { alphas: _, ...rest } = small;
+    const result = await benchModels({ ...rest, networks: ['mobilenet-v1', 'densenet-121'] });
+    expect(result.rows.map(({ network, alpha }) => [network, alpha])).to.deep.equal([
+      ['mobilenet-v1', undefined],
+      ['oct-mobilenet-v1', 0.375],
+      ['oct-mobilenet-v1', 0.5],
+      ['densenet-121', undefined],
+      ['oct-densenet-121', 0.125],
+      ['oct-densenet-121', 0.25],
+    ]);
+    for (const { network, alpha, flopRatio } of result.rows)
+      if (alpha === undefined) expect(flopRatio, network).to.equal(1);
+      else expect(flopRatio, network).to.be.within(0.5, 0.95);
+    const drawn = chart(result);
+    expect(drawn).to.contain('<title>Plain networks and their octave forms in f32, 32 px, batch 1, 1 thread</title>');
+    const curves = [...drawn.matchAll(/<polyline points="([^"]*)"/g)].map(([, points]) => points?.split(' ').length);
+    expect(curves).to.deep.equal([3, 3, 3, 3, 2, 2, 2, 2]); // of networks, then of the legend
+    for (const text of ['mobilenet-v1', 'densenet-121', 'octconv', 'onnxruntime', 'octave', 'plain'])
+      expect(drawn).to.contain(`>${text}</text>`);
+    expect(await benchModels({ ...rest, networks: ['mobilenet-v1', 'i3d-26'] }).catch(String)).to.match(
+      /inputs of \[1,32,32,3\] and \[1,\d+,32,32,3\], wanted one shape/,
+    );
+  });
 
   it('ops: every step, every different op', async function () {
     this.timeout(60_000);
@@ -328,7 +354,7 @@ describe('bench', () => {
   });
 
   it('what makes no sense is an error', async () => {
-    const wrong = (network: string) => benchModels({ ...small, network }).catch(String);
+    const wrong = (network: string) => benchModels({ ...small, networks: [network] }).catch(String);
     expect(await wrong('oct-resnet-50')).to.match(/bench: network 'oct-resnet-50', wanted the plain one/);
     expect(await wrong('resnet-51')).to.match(/network 'resnet-51' \(did you mean "resnet-50"\?\), wanted one of/);
   });

@@ -43,6 +43,13 @@ const rows: readonly GoalRow[] = [
   { network: 'resnet-50', dtype: 'i8', alpha: 0.5, floor: [0.67, 0.6, 0.58, 0.58], goal: [0.52, 0.48, 0.5, 0.5] },
   { network: 'se-resnet-v2-50', dtype: 'f32', alpha: 0.5, goal: all(0.58) },
   { network: 'densenet-121', dtype: 'f32', alpha: 0.25, floor: all(0.75), goal: all(0.65) },
+  { network: 'resnext-v2-50', dtype: 'f32', goal: all(0.85) },
+  { network: 'resnext-v2-50', dtype: 'f32', alpha: 0.5, floor: all(0.5), goal: all(0.45) },
+  { network: 'mobilenet-v1', dtype: 'f32', floor: all(1), goal: all(0.8) },
+  { network: 'mobilenet-v1', dtype: 'f32', alpha: 0.5, floor: all(0.6), goal: all(0.5) },
+  { network: 'mobilenet-v2', dtype: 'f32', floor: all(1), goal: all(0.8) },
+  { network: 'mobilenet-v2', dtype: 'f32', alpha: 0.375, floor: all(0.8), goal: all(0.65) },
+  { network: 'resnet-152-v1f', dtype: 'f32', alpha: 0.125, floor: all(0.75), goal: all(0.7) },
   { network: 'i3d-50', dtype: 'f32', floor: single(0.66), goal: single(0.58) },
   { network: 'i3d-50', dtype: 'f32', alpha: 0.1, floor: single(0.56), goal: single(0.5) },
   { network: 'i3d-50', dtype: 'f32', alpha: 0.125, floor: single(0.56), goal: single(0.5) },
@@ -53,6 +60,8 @@ const rows: readonly GoalRow[] = [
 ];
 
 const plainOf = (network: string) => network.replace(/^oct-/, '');
+/** Those with groups, and the deepest one: their goals are for any level, and in i8 what multiply-adds promise. */
+const later = new Set(['resnext-v2-50', 'mobilenet-v1', 'mobilenet-v2', 'resnet-152-v1f']);
 const isVideo = (network: string) => plainOf(network) === 'i3d-50';
 /** Goals are for images of 224 px, and for clips of 8 such frames. */
 const fits = (network: string, shape: Shape) =>
@@ -67,11 +76,14 @@ export function goalOf(
   if (!fits(network, shape)) return {};
   const found = rows.find((r) => r.network === plainOf(network) && r.dtype === dtype && r.alpha === alpha);
   const column = columns.indexOf(`${batch} ${threads}`);
-  const [floor, goal] = [found?.floor?.[column], found?.goal?.[column]];
   // What multiply-adds promise, and a little for what comes between them.
-  const promised = isVideo(network) && alpha !== undefined ? flopRatio + 0.06 : undefined;
-  const { ofOurPlain = promised } = found ?? {};
-  const goalIsa = goal !== undefined && !(isVideo(network) && dtype === 'f32') ? forImages : undefined;
+  const promised = alpha === undefined ? undefined : flopRatio + 0.06;
+  const isLater = later.has(plainOf(network));
+  const floor = found?.floor?.[column];
+  const goal = found?.goal?.[column] ?? (isLater && dtype === 'i8' && column >= 0 ? promised : undefined);
+  const { ofOurPlain = isVideo(network) ? promised : undefined } = found ?? {};
+  const isForAny = isLater || (isVideo(network) && dtype === 'f32');
+  const goalIsa = goal !== undefined && !isForAny ? forImages : undefined;
   return { floor, goal, ofOurPlain, goalIsa };
 }
 

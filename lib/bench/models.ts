@@ -32,13 +32,15 @@ import {
   type Times,
   timesOf,
 } from './measure.js';
+import { alphasOf } from './paper.js';
 import { openPeer, type Peer, peerVersion, probe } from './peer.js';
 import { framesOf, kindOf, share, sizeOf, table, threadsOf } from './table.js';
 
 export interface BenchModelsOptions {
-  /** The plain network; its `oct-` namesakes at these alphas are added. */
-  readonly network: string;
-  readonly alphas: readonly number[];
+  /** Plain networks, all of pictures or all of videos; their `oct-` namesakes at these alphas are added. */
+  readonly networks: readonly string[];
+  /** Default: those of the paper. */
+  readonly alphas?: readonly number[] | undefined;
   /** Of all of them, beside alpha. */
   readonly options?: NetworkOptions | undefined;
   readonly size: number;
@@ -107,27 +109,59 @@ const tolerances = { f32: 1e-4, bf16: 1e-4, f16: 1e-4, i8: 1e-3 } as const;
 
 /** @throws OctconvError if a network's results differ from the reference, from our f32, or from onnxruntime. */
 export async function benchModels(options: BenchModelsOptions): Promise<ModelsResult> {
-  const { network, alphas, options: given = {}, size, dtypes, batches, threads, rounds, device, progress } = options;
-  const plain = new Net(network, given, size, options.frames);
-  const { frames } = plain;
+  const { size, rounds } = options;
+  const families = options.networks.map((network) => netsOf(network, options));
+  const shapes = families.map(([{ shape }]) => shape);
+  const [shape = [], ...others] = shapes;
+  if (others.some((other) => other.join() !== shape.join()))
+    throw new OctconvError(`bench: inputs of ${shapes.map((one) => `[${one}]`).join(' and ')}, wanted one shape`);
+  const frames = framesOf(shape);
+  const peer = await peerVersion();
+  const peak: Record<number, number> = {};
+  const rows: Omit<ModelRow, 'ofPeak'>[] = [];
+  for (const nets of families) rows.push(...(await benchFamily(nets, options, peak)));
+  const nonLocal = options.options?.nonLocal || undefined;
+  const complete = rows.map((row) => ({
+    ...row,
+    ofPeak: row.gflops / (peak[row.threads] ?? NaN),
+    ...(nonLocal ? {} : goalOf(shape, row)),
+  }));
+  return { bench: 'models', machine: machine(), peer, nonLocal, size, frames, rounds, peak, rows: complete };
+}
+
+/** A plain network, and its octave forms. */
+type Nets = readonly [plain: Net, ...octave: Net[]];
+
+function netsOf(network: string, { alphas, options = {}, size, frames }: BenchModelsOptions): Nets {
+  const plain = new Net(network, options, size, frames);
   const octave = octaveForm(network);
   if (octave === undefined) {
     throw new OctconvError(`bench: network '${network}', wanted the plain one, to which its octave forms are added`);
   }
-  const peer = await peerVersion();
-  const nets = [plain, ...alphas.map((alpha) => new Net(octave, { ...given, alpha }, size, frames))];
+  const octaves = (alphas ?? alphasOf(network)).map(
+    (alpha) => new Net(octave, { ...options, alpha }, size, plain.frames),
+  );
+  return [plain, ...octaves];
+}
+
+/** `peak` by threads is the best that was measured at any time. */
+async function benchFamily(
+  nets: Nets,
+  { dtypes, batches, threads, rounds, device, progress }: BenchModelsOptions,
+  peak: Record<number, number>,
+): Promise<Omit<ModelRow, 'ofPeak'>[]> {
   for (const net of nets) {
     progress?.(`checking ${net.title} against the reference`);
     await checkAgainstReference(net, { device });
   }
-  const peak: Record<number, number> = {};
+  const [plain] = nets;
   const rows: Omit<ModelRow, 'ofPeak'>[] = [];
   const groups = dtypes.flatMap((dtype) =>
     batches.flatMap((batch) => threads.map((count): Group => ({ dtype, batch, threads: count }))),
   );
   for (const group of groups) {
     const { dtype, batch, threads } = group;
-    const say = (text: string) => progress?.(`${dtype}, batch ${batch}, ${threadsOf(threads)}: ${text}`);
+    const say = (text: string) => progress?.(`${plain.name}, ${dtype}, batch ${batch}, ${threadsOf(threads)}: ${text}`);
     const x = plain.input(batch);
     const subjects: Subject[] = [];
     try {
@@ -150,13 +184,7 @@ export async function benchModels(options: BenchModelsOptions): Promise<ModelsRe
       }
     }
   }
-  const nonLocal = given.nonLocal || undefined;
-  const complete = rows.map((row) => ({
-    ...row,
-    ofPeak: row.gflops / (peak[row.threads] ?? NaN),
-    ...(nonLocal ? {} : goalOf(plain.shape, row)),
-  }));
-  return { bench: 'models', machine: machine(), peer, nonLocal, size, frames, rounds, peak, rows: complete };
+  return rows;
 }
 
 /** A network with random weights, in f32 and, when they are asked for, in i8. */

@@ -13,8 +13,8 @@ export function benchCommand(program: Command): void {
   const bench = program.command('bench').description('timed against onnxruntime-node, round by round, checked first');
   ofClips(common(bench.command('models'), 20))
     .description('whole networks, plain and octave at several alphas')
-    .option('--network <name>', 'the plain network; its octave forms are added', 'resnet-50')
-    .option('--alphas <list>', 'shares of the low branch', listOf(number), [0.125, 0.25, 0.5, 0.75])
+    .option('--network <list>', 'plain networks; their octave forms are added', listOf(String), ['resnet-50'])
+    .option('--alphas <list>', 'shares of the low branch (default: those of the paper)', listOf(number))
     .option('--dtypes <list>', 'what the convolutions multiply: f32, bf16, f16, i8', listOf(dtype), ['f32'])
     .option('--batch <list>', 'images or clips per run', listOf(integer(1)), [1])
     .option('--threads <list>', 'threads of a run (default: 1 and all cores)', listOf(integer(1)))
@@ -114,8 +114,8 @@ interface Common {
 interface ModelsOptions extends Common {
   frames?: number;
   nonLocal?: true;
-  network: string;
-  alphas: number[];
+  network: string[];
+  alphas?: number[];
   dtypes: ComputeType[];
   device: DeviceOptions['device'];
   batch: number[];
@@ -130,6 +130,7 @@ async function models({ nonLocal, ...options }: ModelsOptions): Promise<void> {
   const { threads = [...new Set([1, devices().threads])] } = options;
   const result = await benchModels({
     ...options,
+    networks: options.network,
     options: optionsOf({ nonLocal }),
     batches: options.batch,
     threads,
