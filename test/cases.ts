@@ -428,6 +428,8 @@ const octConvs: Case[] = [
   octConv({ h: 8, w: 9, from: [33, 11], to: [33, 11], groups: 11 }),
   octConv({ h: 7, w: 9, from: [33, 11], to: [33, 11], groups: 11, stride: 2 }),
   octConv({ h: 9, w: 10, from: [13, 5], to: [13, 5], depthwise: true, bias: true }),
+  ...[1, 2, 3, 8, 17].map((w) => octConv({ n: 2, h: 5, w, from: [37, 16], to: [37, 16], depthwise: true })),
+  ...[1, 3, 9, 17].map((w) => octConv({ n: 2, h: 5, w, from: [32, 16], to: [32, 16], groups: 8 })),
   octConv({ h: 9, w: 10, from: [13, 5], to: [13, 5], depthwise: true, stride: 2 }),
 ];
 

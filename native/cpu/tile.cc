@@ -270,20 +270,25 @@ OCTCONV_INLINE void finish(const Tile& t, const Sum (&acc)[M][V]) {
       if (t.scale) y[m][v] = y[m][v] * scale + bias;
     }
   }
-  // Inside of a network: whole vectors, residual and output of the tile's own type.
-  if (t.channels == V * lanes && t.out.dtype == Type::dtype && (!t.residual.data || t.residual.dtype == Type::dtype)) {
-    const Epilogue e = t;  // no store can change it: its members stay in registers
+  // Inside of a network: residual and output of the tile's own type.
+  using Element = typename Type::Element;
+  const bool own = t.out.dtype == Type::dtype && (!t.residual.data || t.residual.dtype == Type::dtype);
+  const ptrdiff_t last = t.channels - (V - 1) * lanes;  // channels of the last vector
+  const Epilogue e = t;                                 // no store can change it: its members stay in registers
+  const auto finishOwn = [&](int count) {
 #pragma GCC unroll 16
     for (int m = 0; m < M; m++)
 #pragma GCC unroll 4
       for (int v = 0; v < V; v++)
-        finishVector<typename Type::Element, typename Type::Element>(e, y[m][v], m * e.pitch + v * lanes,
-                                                                     m * e.residualPitch + v * lanes, lanes);
-  } else {
-    Vec copy[M][V];  // whose address is known; y stays in registers
-    __builtin_memcpy(copy, y, sizeof y);
-    finishAny(t, &copy[0][0], M, V);
-  }
+        finishVector<Element, Element>(e, y[m][v], m * e.pitch + v * lanes, m * e.residualPitch + v * lanes,
+                                       v < V - 1 ? lanes : count);
+  };
+  if (own && last == lanes) return finishOwn(lanes);
+  if constexpr (hasMasks<Element>)
+    if (own && last > 0 && last < lanes) return finishOwn(static_cast<int>(last));
+  Vec copy[M][V];  // whose address is known; y stays in registers
+  __builtin_memcpy(copy, y, sizeof y);
+  finishAny(t, &copy[0][0], M, V);
 }
 
 // Residual and output come into the cache while the sum is computed.
@@ -340,22 +345,49 @@ static void tile(Tile& t, int64_t count) {
   for (; count > 0; count--, advance<M>(t)) oneTile<Type, M, V>(t);
 }
 
+// The inputs that M neighbours in a row of pixels read through 3 taps, each once: body(input, k) for the pixels that
+// read it, of which pixel m does through tap k = j - m.
+template <int M, class Load, class Body>
+OCTCONV_INLINE void slide(const char* const* inputs, ptrdiff_t tapStride, Load&& load, Body&& body) {
+#pragma GCC unroll 16
+  for (int j = 0; j < M + 2; j++) {
+    const Vec x = load(j < M ? inputs[j] : inputs[(j - M + 1) * tapStride + M - 1]);
+#pragma GCC unroll 3
+    for (int k = 0; k < 3; k++)
+      if (j >= k && j - k < M) body(x, j - k, k);
+  }
+}
+
 // Every channel is its own group: input vectors instead of splats. Sums are f32, exact for u8 (25 taps are 20 bits).
-template <class Type, int M>
-OCTCONV_INLINE void oneDepthwise(const Tile& t) {
+template <class Type, int M, bool whole>
+OCTCONV_INLINE void addDepthwise(const Tile& t, Vec (&acc)[M][1]) {
   using Element = typename Type::Element;
-  Vec acc[M][1];
-  begin<Vec, M, 1>(t, acc);
   const auto* w = reinterpret_cast<const float*>(t.weights);
   const char* const* inputs = t.indirection;
-  const bool whole = t.channels >= lanes;
-  for (const TapRun* s = t.tapRuns; s < t.tapRuns + t.tapRunCount; s++)
-    for (int64_t tap = 0; tap < s->taps; tap++, inputs += t.tapStride, w += lanes)
-#pragma GCC unroll 16
-      for (int m = 0; m < M; m++) {
-        const auto* a = reinterpret_cast<const Element*>(inputs[m] + s->offset);
-        acc[m][0] = multiplyAdd(whole ? load(a) : load(a, static_cast<int>(t.channels)), load(w), acc[m][0]);
+  for (const TapRun* s = t.tapRuns; s < t.tapRuns + t.tapRunCount; s++) {
+    const auto loadAt = [&](const char* from) {
+      const auto* a = reinterpret_cast<const Element*>(from + s->offset);
+      return whole ? load(a) : load(a, static_cast<int>(t.channels));
+    };
+    if (s->slides) {
+      for (int64_t row = 0; row < s->taps; row += 3, inputs += 3 * t.tapStride, w += 3 * lanes) {
+        const Vec weights[3] = {load(w), load(w + lanes), load(w + 2 * lanes)};
+        slide<M>(inputs, t.tapStride, loadAt,
+                 [&](Vec x, int m, int k) { acc[m][0] = multiplyAdd(x, weights[k], acc[m][0]); });
       }
+    } else {
+      for (int64_t tap = 0; tap < s->taps; tap++, inputs += t.tapStride, w += lanes)
+#pragma GCC unroll 16
+        for (int m = 0; m < M; m++) acc[m][0] = multiplyAdd(loadAt(inputs[m]), load(w), acc[m][0]);
+    }
+  }
+}
+
+template <class Type, int M>
+OCTCONV_INLINE void oneDepthwise(const Tile& t) {
+  Vec acc[M][1];
+  begin<Vec, M, 1>(t, acc);
+  t.channels >= lanes ? addDepthwise<Type, M, true>(t, acc) : addDepthwise<Type, M, false>(t, acc);
   finish<Type, Vec, M, 1>(t, acc);
 }
 
@@ -392,38 +424,57 @@ OCTCONV_INLINE Vec loadSome(const Element* from, int64_t there) {
   return there >= lanes ? load(from) : there > 0 ? load(from, static_cast<int>(there)) : Vec{};
 }
 
-// Several channels to a group, several groups to a vector: the inputs of a pixel are loaded once for a tap, and each
-// lane takes those of its group, one after the other. Sums are f32, exact for u8 up to 512 products (24 bits).
+// Several channels to a group, several groups to a vector: each lane takes the inputs of its group, one after the
+// other, from those of a pixel, which lie in one vector or in two. Sums are f32, exact for u8 up to 512 products (24
+// bits).
+template <class Type, int M, bool two, bool whole>
+OCTCONV_INLINE void addGrouped(const Tile& t, const TapRun& s, const char* const* inputs, const float*& w,
+                               Vec (&acc)[M][1]) {
+  using Element = typename Type::Element;
+  const IntVec first = reinterpret_cast<const Anywhere<IntVec>*>(s.at)->value - s.at[0];
+  const auto loadAt = [&](const char* from, IntVec order) {
+    const auto* a = reinterpret_cast<const Element*>(from + s.offset);
+    const Vec x = whole ? load(a) : loadSome(a, s.left);
+    if (!two) return permuted(x, order);
+    return permuted(x, whole ? load(a + lanes) : loadSome(a + lanes, s.left - lanes), order);
+  };
+  const ptrdiff_t tapWeights = s.inputs * lanes;
+  for (int64_t tap = 0; tap < s.taps;) {
+    IntVec order = first;
+    const int64_t taps = s.slides ? 3 : 1;
+    for (int64_t i = 0; i < s.inputs; i++, order += 1, w += lanes) {
+      if (s.slides) {
+        const Vec weights[3] = {load(w), load(w + tapWeights), load(w + 2 * tapWeights)};
+        slide<M>(
+            inputs, t.tapStride, [&](const char* from) { return loadAt(from, order); },
+            [&](Vec x, int m, int k) { acc[m][0] = multiplyAdd(x, weights[k], acc[m][0]); });
+      } else {
+        const Vec weights = load(w);
+#pragma GCC unroll 16
+        for (int m = 0; m < M; m++) acc[m][0] = multiplyAdd(loadAt(inputs[m], order), weights, acc[m][0]);
+      }
+    }
+    w += (taps - 1) * tapWeights;
+    tap += taps, inputs += taps * t.tapStride;
+  }
+}
+
 template <class Type, int M>
 OCTCONV_INLINE void oneGrouped(const Tile& t) {
-  using Element = typename Type::Element;
   Vec acc[M][1];
   begin<Vec, M, 1>(t, acc);
   const auto* w = reinterpret_cast<const float*>(t.weights);
   const char* const* inputs = t.indirection;
   for (const TapRun* s = t.tapRuns; s < t.tapRuns + t.tapRunCount; s++) {
-    const IntVec first = reinterpret_cast<const Anywhere<IntVec>*>(s->at)->value - s->at[0];
-    const bool two = first[lanes - 1] + s->inputs > lanes;
-    for (int64_t tap = 0; tap < s->taps; tap++, inputs += t.tapStride) {
-      Vec x[M], y[M];
-#pragma GCC unroll 16
-      for (int m = 0; m < M; m++) {
-        const auto* a = reinterpret_cast<const Element*>(inputs[m] + s->offset);
-        x[m] = loadSome(a, s->left);
-        y[m] = two ? loadSome(a + lanes, s->left - lanes) : Vec{};
-      }
-      IntVec order = first;
-      for (int64_t i = 0; i < s->inputs; i++, order += 1, w += lanes) {
-        const Vec weights = load(w);
-        if (two) {
-#pragma GCC unroll 16
-          for (int m = 0; m < M; m++) acc[m][0] = multiplyAdd(permuted(x[m], y[m], order), weights, acc[m][0]);
-        } else {
-#pragma GCC unroll 16
-          for (int m = 0; m < M; m++) acc[m][0] = multiplyAdd(permuted(x[m], order), weights, acc[m][0]);
-        }
-      }
-    }
+    const bool two = s->at[lanes - 1] - s->at[0] + s->inputs > lanes;
+    const bool whole = s->left >= (two ? 2 * lanes : lanes);
+    if (two)
+      whole ? addGrouped<Type, M, true, true>(t, *s, inputs, w, acc)
+            : addGrouped<Type, M, true, false>(t, *s, inputs, w, acc);
+    else
+      whole ? addGrouped<Type, M, false, true>(t, *s, inputs, w, acc)
+            : addGrouped<Type, M, false, false>(t, *s, inputs, w, acc);
+    inputs += s->taps * t.tapStride;
   }
   finish<Type, Vec, M, 1>(t, acc);
 }

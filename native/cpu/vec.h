@@ -110,6 +110,13 @@ OCTCONV_INLINE void store(BFloat16* to, Vec x, int count) {
 }
 OCTCONV_INLINE void store(uint8_t* to, Vec x, int count) { _mm_mask_storeu_epi8(to, first(count), (__m128i)bytes(x)); }
 #else
+#if defined(__AVX2__) && !defined(OCTCONV_EMULATE_AVX512)
+OCTCONV_INLINE __m256i first(int count) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+OCTCONV_INLINE Vec load(const float* from, int count) { return (Vec)_mm256_maskload_ps(from, first(count)); }
+OCTCONV_INLINE void store(float* to, Vec x, int count) { _mm256_maskstore_ps(to, first(count), (__m256)x); }
+#endif
 template <class T>
 OCTCONV_INLINE Vec load(const T* from, int count) {
   T some[lanes] = {};
@@ -122,6 +129,16 @@ OCTCONV_INLINE void store(T* to, Vec x, int count) {
   store(all, x);
   for (int i = 0; i < count; i++) to[i] = all[i];
 }
+#endif
+
+// Whether a part of a vector is loaded and stored by one instruction.
+template <class T>
+#if defined(__AVX512F__)
+inline constexpr bool hasMasks = true;
+#elif defined(__AVX2__) && !defined(OCTCONV_EMULATE_AVX512)
+inline constexpr bool hasMasks = sizeof(T) == 4;
+#else
+inline constexpr bool hasMasks = false;
 #endif
 
 // As many elements as fit into a vector: for sums of a few of them u8 as u16, others as f32.

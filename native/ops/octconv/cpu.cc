@@ -42,6 +42,9 @@ Prepared prepare(const Shape& x, int64_t groups, const Size3& padding, const Bra
   return {groups, padding, padded};
 }
 
+// Whether neighbours in a row of pixels read the same inputs, one tap apart.
+bool slides(const Source& s) { return s.kernel.w == 3 && s.stride.w == 1 && s.dilation.w == 1; }
+
 // The sum over a branch's main sources, or over its upsampled ones (`low`).
 Sum sumOf(const Node& node, const BranchPlan& b, const Shape& y, bool low) {
   const Branch& branch = b.spec;
@@ -95,7 +98,7 @@ Sum sumOf(const Node& node, const BranchPlan& b, const Shape& y, bool low) {
       source.at = std::make_shared<const std::vector<int32_t>>(std::move(first));
       for (size_t i = 0; i < sum.tapRuns.size(); i++) {
         const int32_t* at = source.at->data() + i * b.packed->set->lanes;
-        sum.tapRuns[i].push_back({source.taps(), 0, *at * bytes, at, inGroup, source.shape.c - *at});
+        sum.tapRuns[i].push_back({source.taps(), 0, *at * bytes, at, inGroup, source.shape.c - *at, slides(s)});
       }
     } else {
       for (int64_t g = 0; g < branch.groups(); g++)
@@ -463,6 +466,9 @@ Cost costOf(const BranchPlan& b) {
       cost.flops += 2. * static_cast<double>(positions * timeTiles * sum->points.pixels() * products);
       cost.prepares = cost.prepares || s.prepared;
     }
+  // What tiles have written is read again while it is in the cache.
+  const bool again = b.stores.size() > 1 || b.stores[0].levels > 1 || b.stores[0].mean;
+  if (again) cost.inputBytes += y.c * static_cast<int64_t>(bytesOf(b.stores[0].type.dtype));
   return cost;
 }
 

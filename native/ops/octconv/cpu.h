@@ -213,8 +213,8 @@ inline PanelTiles tilesOf(const PackedBranch& packed, const Panel& panel) {
   if (packed.depthwise) return {packed.set->depthwise, packed.set->mostDepthwise};
   return packed.acrossGroups ? PanelTiles{packed.set->grouped, packed.set->mostGrouped} : tilesOf(*packed.set, panel);
 }
-// Runs one panel's tiles over `count` pixels, in tiles of nearly equal size.
-void runTiles(const TileSet& set, Tile tile, const Panel& panel, const PanelTiles& tiles, int64_t count);
+// Runs one panel's tiles over rows of so many pixels, each in tiles of nearly equal size.
+void runTiles(const TileSet& set, Tile tile, const Panel& panel, const PanelTiles& tiles, int64_t rows, int64_t pixels);
 
 // Where a block's values of y in a plane go.
 struct Destination {
@@ -238,7 +238,7 @@ struct Pointers {
   int64_t count, lowCount, lowPitch;
 };
 struct PointerPlaces {  // offsets in a task's scratch
-  size_t main, low, start, sums;
+  size_t main, low, start, sums, tiles;
 };
 PointerPlaces layOutPointers(const BranchPlan& b, Layout& layout);
 // All but those to inputs are filled.

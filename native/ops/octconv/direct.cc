@@ -69,20 +69,30 @@ void pointTo(const TileSource& source, const Shape& grid, const Held& held, int6
   }
 }
 
-void runTiles(const TileSet& set, Tile tile, const Panel& panel, const PanelTiles& tiles, int64_t count) {
-  const auto& [functions, most] = tiles;
-  const int64_t parts = (count + most - 1) / most;
+static int64_t partsOf(int64_t pixels, const PanelTiles& tiles) { return (pixels + tiles.most - 1) / tiles.most; }
+
+// Runs tiles of nearly equal size over pixels from the tile's own on, and leaves it behind them.
+static void goOver(int64_t pixels, const PanelTiles& tiles, Tile& tile) {
+  const int64_t parts = partsOf(pixels, tiles), each = pixels / parts, larger = pixels % parts;
+  if (larger) tiles.functions[each + 1](tile, larger);  // so many tiles have one pixel more
+  tiles.functions[each](tile, parts - larger);
+}
+
+static void setSteps(Tile& tile) {
   tile.outBytes = tile.pitch * (tile.raw ? 4 : static_cast<int64_t>(bytesOf(tile.out.dtype)));
   tile.residualBytes = tile.residualPitch * static_cast<int64_t>(bytesOf(tile.residual.dtype));
+}
+
+void runTiles(const TileSet& set, Tile tile, const Panel& panel, const PanelTiles& tiles, int64_t rows,
+              int64_t pixels) {
+  setSteps(tile);
   // While these weights are used again and again, those behind them, which are next, come from memory.
   const int64_t wordBytes = panel.vectors * set.lanes * packedBytes(set.words);
   int64_t words = 0;
   for (size_t s = 0; s < tile.tapRunCount; s++) words += tile.tapRuns[s].taps * tile.tapRuns[s].bytes / 4;
   tile.ahead = tile.weights + words * wordBytes;
-  tile.aheadStep = wordBytes / parts;
-  const int64_t pixels = count / parts, larger = count % parts;  // so many tiles have one pixel more
-  if (larger) functions[pixels + 1](tile, larger);
-  functions[pixels](tile, parts - larger);
+  tile.aheadStep = wordBytes / (rows * partsOf(pixels, tiles));
+  for (; rows > 0; rows--) goOver(pixels, tiles, tile);
 }
 
 // --- Pointers, and what is multiplied ---------------------------------------------------------------------------
@@ -96,6 +106,7 @@ PointerPlaces layOutPointers(const BranchPlan& b, Layout& layout) {
   places.low = layout.add(product(lowPixels, b.low.taps, sizeof(void*)));
   places.start = layout.add(b.low.taps ? product(pixels, sizeof(void*)) : 0);
   places.sums = layout.add(product(lowPixels, b.packed->set->shape.maxVectors, b.packed->set->lanes, 4));
+  places.tiles = layout.add(b.packed->depthwise ? product(b.packed->panels.size(), sizeof(Tile)) : 0);
   return places;
 }
 
@@ -127,6 +138,13 @@ static void setTapRuns(Tile& tile, const std::vector<TapRun>& runs) {
   tile.tapRunCount = runs.size();
 }
 
+// Pixels that lie one behind the other for tiles: those of a row, if they must be neighbours.
+static int64_t rowOf(const Sum& sum, const Tile& tile, int64_t count) {
+  const bool slides =
+      std::any_of(tile.tapRuns, tile.tapRuns + tile.tapRunCount, [](const TapRun& s) { return s.slides; });
+  return slides ? sum.grid.w : count;
+}
+
 void runLow(const BranchPlan& b, const Panel& panel, const Pointers& pointers, const char* weights) {
   if (b.low.taps == 0) return;
   Tile tile{};
@@ -138,17 +156,41 @@ void runLow(const BranchPlan& b, const Panel& panel, const Pointers& pointers, c
   tile.out.data = pointers.sums;
   tile.pitch = pointers.lowPitch;
   tile.channels = panel.channels;
-  runTiles(*b.packed->set, tile, panel, tilesOf(*b.packed, panel), pointers.lowCount);
+  const int64_t row = rowOf(b.low, tile, pointers.lowCount);
+  runTiles(*b.packed->set, tile, panel, tilesOf(*b.packed, panel), pointers.lowCount / row, row);
 }
 
-void runMain(const BranchPlan& b, const Panel& panel, const Pointers& pointers, const char* weights, Tile tile,
-             int64_t first, int64_t count) {
+// What a tile of the main sum reads, from a pixel on.
+static void readMain(const BranchPlan& b, const Panel& panel, const Pointers& pointers, const char* weights,
+                     int64_t first, Tile& tile) {
   setTapRuns(tile, b.main.tapRuns[panel.tapRuns]);
   tile.indirection = pointers.main + first;
   tile.tapStride = pointers.count;
   tile.weights = weights;
   tile.start = pointers.start ? pointers.start + first : nullptr;
-  runTiles(*b.packed->set, tile, panel, tilesOf(*b.packed, panel), count);
+}
+
+void runMain(const BranchPlan& b, const Panel& panel, const Pointers& pointers, const char* weights, Tile tile,
+             int64_t first, int64_t count) {
+  readMain(b, panel, pointers, weights, first, tile);
+  const int64_t row = rowOf(b.main, tile, count);
+  runTiles(*b.packed->set, tile, panel, tilesOf(*b.packed, panel), count / row, row);
+}
+
+// Row by row, of each all panels: panel by panel, pixels of 512 channels share two sets of the L1 cache, and 14 x 14 of
+// them take .043 ms in place of .030 on Zen 5 (.020 with 528 channels, which take .019 panel by panel).
+template <class TileOf>
+static void runDepthwise(const BranchPlan& b, const Block& block, const Pointers& pointers, int64_t stretch,
+                         int64_t pixels, const TileOf& tileOf, Tile* tiles) {
+  const std::vector<Panel>& panels = b.packed->panels;
+  for (int64_t i = block.panelBegin; i < block.panelEnd; i++) {
+    tiles[i] = tileOf(panels[i], stretch);
+    setSteps(tiles[i]);
+    readMain(b, panels[i], pointers, b.packed->memory.data() + panels[i].weights, stretch * pixels, tiles[i]);
+  }
+  const int64_t width = b.main.grid.w;
+  for (int64_t row = 0; row < pixels / width; row++)
+    for (int64_t i = block.panelBegin; i < block.panelEnd; i++) goOver(width, tilesOf(*b.packed, panels[i]), tiles[i]);
 }
 
 size_t directScratch(const BranchPlan& b) {
@@ -160,7 +202,8 @@ size_t directScratch(const BranchPlan& b) {
 void runDirect(const Node& node, const BranchPlan& b, const Block& block, const Run& run, char* memory,
                const Destination& out) {
   Layout layout;
-  const Pointers pointers = pointersAt(b, block, layOutPointers(b, layout), memory);
+  const PointerPlaces places = layOutPointers(b, layout);
+  const Pointers pointers = pointersAt(b, block, places, memory);
   const Shape& y = b.main.grid;
   for (const auto& [sum, to] : {std::pair{&b.main, pointers.main}, std::pair{&b.low, pointers.low}}) {
     const Window at = pointsOf(b, *sum, block);
@@ -169,15 +212,22 @@ void runDirect(const Node& node, const BranchPlan& b, const Block& block, const 
   }
   const Stretch stretch = stretchesOf(y, block);
   const char* packed = b.packed->memory.data();
+  const auto tileOf = [&](const Panel& panel, int64_t k) {
+    const int64_t pixel = ((block.plane + k) * y.h + block.row) * y.w;
+    Tile tile{};
+    static_cast<Epilogue&>(tile) = epilogueOf(node, b, run, panel, pixel, out.first + k * out.planeStep);
+    return tile;
+  };
+  if (b.packed->depthwise) {
+    auto* const tiles = reinterpret_cast<Tile*>(memory + places.tiles);
+    for (int64_t k = 0; k < stretch.count; k++) runDepthwise(b, block, pointers, k, stretch.pixels, tileOf, tiles);
+    return;
+  }
   for (int64_t i = block.panelBegin; i < block.panelEnd; i++) {
     const Panel& panel = b.packed->panels[i];
     runLow(b, panel, pointers, packed + panel.low);
-    for (int64_t k = 0; k < stretch.count; k++) {
-      const int64_t pixel = ((block.plane + k) * y.h + block.row) * y.w;
-      Tile tile{};
-      static_cast<Epilogue&>(tile) = epilogueOf(node, b, run, panel, pixel, out.first + k * out.planeStep);
-      runMain(b, panel, pointers, packed + panel.weights, tile, k * stretch.pixels, stretch.pixels);
-    }
+    for (int64_t k = 0; k < stretch.count; k++)
+      runMain(b, panel, pointers, packed + panel.weights, tileOf(panel, k), k * stretch.pixels, stretch.pixels);
   }
 }
 
