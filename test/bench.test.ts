@@ -297,6 +297,9 @@ describe('bench', () => {
     }
     expect(goalOf([1, 225, 225, 3], row).goal).to.equal(undefined);
     expect(goalOf(usual, { ...row, network: 'oct-densenet-121', alpha: 0.25 }).goal).to.equal(0.65);
+    const grouped = { ...row, network: 'oct-resnext-v2-50', flopRatio: 0.56 };
+    expect(goalOf(usual, grouped)).to.deep.equal({ ...none, floor: 0.5, goal: 0.45, goalIsa: undefined });
+    expect(goalOf(usual, { ...grouped, dtype: 'i8' }).goal).to.be.closeTo(0.62, 1e-9);
   });
 
   it('goals of clips are for a batch of one on any machine, and for our own plain network', () => {

@@ -579,6 +579,7 @@ describe('queue', function () {
     await work();
     const headers = queue.headers();
     headers.set('traceparent', '00-1-2-01');
+    headers.set('Nats-Expected-Stream', 'octconv_jobs'); // a server would refuse the letter
     headers.set('Nats-Msg-Id', 'traced');
     await queue.publish('jobs', 'octave', new Uint8Array(9), headers);
     const { header } = await letterOf('traced');
@@ -617,7 +618,7 @@ describe('queue', function () {
     await once(http, 'listening');
     const base = `http://127.0.0.1:${(http.address() as AddressInfo).port}`;
     try {
-      const allow = [`${base.replace('http', 'HTTP')}/data/`, pathToFileURL(`${data}/`).href];
+      const allow = [`${base.replace('http', 'HTTP')}/data/`, pathToFileURL(`${data}/`).href, 'file:///not/there/'];
       await work({ allow, tries: 3 });
       const at = (folder: string, name: string) => pathToFileURL(join(folder, name)).href;
       const jobs: [url: string, error: RegExp | undefined][] = [
@@ -637,6 +638,7 @@ describe('queue', function () {
         [at(data, '../other/cat.jpg'), /^URL /],
         [at(data, 'none.jpg'), /^URL /],
         [at(data, 'frames/'), /^URL /],
+        [`${pathToFileURL(data).href}/%00.jpg`, /^URL /],
         [at(folder, 'data2/cat.jpg'), /^URL /],
         ['file://host/cat.jpg', /^URL /],
         [`${pathToFileURL(data).href}/..%2fother%2fcat.jpg`, /^URL /],

@@ -21,21 +21,22 @@ interface Style {
 
 interface Curve extends Style {
   readonly name: string;
+  readonly network: string;
   /** By alpha; the plain network has none. */
   readonly points: Map<number | undefined, { readonly gmadds: number; readonly ms: number }>;
 }
 
 const plainOf = ({ network }: ModelRow): string => splitName(network).plain;
 
-/** By engine and data type. onnxruntime's f32 is one curve, though it is timed beside our f32 and our bf16. */
+/** onnxruntime's f32 is one curve, though it is timed beside our f32 and our bf16. */
 function curvesOf(rows: readonly ModelRow[], networks: readonly string[]): Curve[] {
   const curves = new Map<string, Curve>();
   const add = (engine: string, dtype: ComputeType, row: ModelRow, ms: number) => {
     const network = plainOf(row);
     const several = networks.length > 1;
-    const name = several ? `${engine} ${network}` : `${engine} ${dtype}`;
+    const name = `${engine} ${several ? network : dtype}`;
     const colour = several ? (palette[networks.indexOf(network) % palette.length] as string) : colours[dtype];
-    const curve = curves.get(name) ?? { name, colour, dashed: engine !== 'octconv', points: new Map() };
+    const curve = curves.get(name) ?? { name, network, colour, dashed: engine !== 'octconv', points: new Map() };
     curves.set(name, curve);
     if (!curve.points.has(row.alpha)) curve.points.set(row.alpha, { gmadds: row.gmadds, ms });
   };
@@ -86,12 +87,10 @@ export function chart(result: ModelsResult): string {
   const { size, frames, nonLocal } = result;
   const kind = kindOf(frames);
   const extent = frames === undefined ? `${size} px` : sizeOf({ size, frames });
-  const at = `${extent}, batch ${batch}, ${threadsOf(threads)}`;
-  const only = several ? undefined : (networks[0] ?? '');
-  const name = only?.replace('resnet', 'ResNet').replace(/^(i3d|c2d)/, (video) => video.toUpperCase());
-  const title = name
-    ? `${name} and octave ${name}${nonLocal ? ' with non-local blocks' : ''}, ${at}`
-    : `Plain networks and their octave forms in ${dtype}, ${at}`;
+  const [network = ''] = networks;
+  const name = network.replace('resnet', 'ResNet').replace(/^(i3d|c2d)/, (video) => video.toUpperCase());
+  const what = several ? `Plain networks and their octave forms in ${dtype}` : `${name} and octave ${name}`;
+  const title = `${what}${nonLocal ? ' with non-local blocks' : ''}, ${extent}, batch ${batch}, ${threadsOf(threads)}`;
   return [
     `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} ${height}" font-family="sans-serif" font-size="13">`,
     `<title>${title}</title>`,
@@ -124,7 +123,7 @@ const black = { colour: '#333', dashed: false };
 /** What the colours of networks mean, and what the lines of engines. */
 function byNetwork(curves: readonly Curve[]): (Style & { name: string })[] {
   const ours = curves.filter(({ dashed }) => !dashed);
-  const networks = ours.map(({ name, ...style }) => ({ ...style, name: name.slice('octconv '.length) }));
+  const networks = ours.map((curve) => ({ ...curve, name: curve.network }));
   return [...networks, { ...black, name: 'octconv' }, { ...black, dashed: true, name: 'onnxruntime' }];
 }
 
@@ -181,7 +180,7 @@ function logarithmic(values: readonly number[]): Scale {
   const [least, most] = [Math.min(...values), Math.max(...values)];
   const steps = [1, 2, 5];
   const all = Array.from({ length: 60 }, (_, i) => (steps[i % 3] as number) * 10 ** (Math.floor(i / 3) - 10));
-  const [from, to] = [all.findLastIndex((tick) => tick <= least), all.findIndex((tick) => tick >= most)];
+  const [from, to] = [all.findLastIndex((tick) => tick <= least), all.findIndex((tick) => tick > most)];
   const ticks = all.slice(from, to + 1);
   const [first = 1, last = 1] = [ticks[0], ticks.at(-1)];
   return { ticks, at: (value) => Math.log(value / first) / Math.log(last / first) };

@@ -1,5 +1,6 @@
 /** What is wanted: our time as a share of that of onnxruntime's plain network, and memory. */
 import type { ComputeType } from '../graph/graph.js';
+import { splitName } from '../models/family.js';
 import type { Shape } from '../tensor.js';
 import type { Machine } from './measure.js';
 import type { ModelRow } from './models.js';
@@ -59,9 +60,9 @@ const rows: readonly GoalRow[] = [
   { network: 'i3d-50', dtype: 'i8', alpha: 0.5, ofOurPlain: 0.52 },
 ];
 
-const plainOf = (network: string) => network.replace(/^oct-/, '');
-/** Those with groups, and the deepest one: their goals are for any level, and in i8 what multiply-adds promise. */
-const later = new Set(['resnext-v2-50', 'mobilenet-v1', 'mobilenet-v2', 'resnet-152-v1f']);
+const plainOf = (network: string): string => splitName(network).plain;
+/** Their goals are for any level of lib/devices.ts, and in i8 what multiply-adds promise. */
+const onAnyLevel = new Set(['resnext-v2-50', 'mobilenet-v1', 'mobilenet-v2', 'resnet-152-v1f']);
 const isVideo = (network: string) => plainOf(network) === 'i3d-50';
 /** Goals are for images of 224 px, and for clips of 8 such frames. */
 const fits = (network: string, shape: Shape) =>
@@ -78,12 +79,12 @@ export function goalOf(
   const column = columns.indexOf(`${batch} ${threads}`);
   // What multiply-adds promise, and a little for what comes between them.
   const promised = alpha === undefined ? undefined : flopRatio + 0.06;
-  const isLater = later.has(plainOf(network));
+  const isOnAny = onAnyLevel.has(plainOf(network));
   const floor = found?.floor?.[column];
-  const goal = found?.goal?.[column] ?? (isLater && dtype === 'i8' && column >= 0 ? promised : undefined);
+  const goal = found?.goal?.[column] ?? (isOnAny && dtype === 'i8' && column >= 0 ? promised : undefined);
   const { ofOurPlain = isVideo(network) ? promised : undefined } = found ?? {};
-  const isForAny = isLater || (isVideo(network) && dtype === 'f32');
-  const goalIsa = goal !== undefined && !isForAny ? forImages : undefined;
+  const isBound = !isOnAny && !(isVideo(network) && dtype === 'f32');
+  const goalIsa = goal !== undefined && isBound ? forImages : undefined;
   return { floor, goal, ofOurPlain, goalIsa };
 }
 

@@ -71,7 +71,7 @@ export function workerCommand(program: Command): void {
       'in which a worker must say that it still works on a job (default: as it is, 30 for the first worker)',
       number,
     )
-    .option('--max-bytes <n>', 'of a job: 2 of those larger than a message are in memory', integer(1), 2 ** 28)
+    .option('--max-bytes <n>', 'of a job; two that are larger than a message are in memory', integer(1), 2 ** 28)
     .option('--allow <prefix...>', 'what URLs of jobs may begin with, https://HOST/ or file:///FOLDER/')
     .addOption(deviceOption().default(undefined))
     .addOption(dtypeOption())

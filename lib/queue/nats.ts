@@ -100,7 +100,7 @@ const fields = {
   file: 'Octconv-File',
   /** A subject to which the result is sent too. */
   reply: 'Octconv-Reply',
-  /** Of the one that queued it: other ones of the same id came later. */
+  /** Of the call that queued it: another one of the same id has another. */
   submit: 'Octconv-Submit',
   /** Of dead letters. */
   model: 'Octconv-Model',
@@ -352,18 +352,19 @@ export class NatsQueue implements AsyncDisposable {
     const file = !isUrl && input.length > this.largest ? await this.putFile(id, input, { signal }) : undefined;
     if (file !== undefined) headers.set(fields.file, file);
     const bytes = isUrl || file !== undefined ? new Uint8Array() : input;
-    let isQueued = true; // unless somebody says that it is not
+    const remove = async () => {
+      if (file !== undefined) await this.removeFile(file, { signal });
+    };
     try {
       const { isNew, seq } = await this.publish('jobs', model, bytes, headers, { signal });
       // It may be this one, whose first answer was lost.
-      isQueued = isNew || (await this.message('jobs', { seq }))?.header.get(fields.submit) === own;
+      if (isNew || (await this.message('jobs', { seq }, signal))?.header.get(fields.submit) === own) return true;
     } catch (error) {
-      isQueued = !(error instanceof OctconvError);
+      if (error instanceof OctconvError) await remove(); // after other errors it may be queued
       throw error;
-    } finally {
-      if (!isQueued && file !== undefined) await this.removeFile(file);
     }
-    return isQueued;
+    await remove();
+    return false;
   }
 
   /** A message of a stream, as its leader knows it. @internal */
@@ -573,8 +574,8 @@ export class NatsQueue implements AsyncDisposable {
   }
 
   /** @internal */
-  async removeFile(name: string): Promise<void> {
-    await this.#insisting(() => this.#files.delete(name));
+  async removeFile(name: string, insisting: Insisting = {}): Promise<void> {
+    await this.#insisting(() => this.#files.delete(name), insisting);
   }
 
   /**
@@ -624,9 +625,9 @@ const isTaken = (error: unknown): boolean =>
 
 /** What is told of an error, whatever server is asked, where there is no room for something. */
 const noRoom = (what: string, error: unknown): unknown =>
-  full.has(codeOfApi(error) ?? 0)
-    ? new OctconvError(`queue: ${what}: ${(error as Error).message}`, { cause: error })
-    : error;
+  isFull(error) ? new OctconvError(`queue: ${what}: ${(error as Error).message}`, { cause: error }) : error;
+
+const isFull = (error: unknown): boolean => full.has(codeOfApi(error) ?? 0);
 
 const codeOfApi = (error: unknown): number | undefined =>
   (error as Partial<JetStream.JetStreamApiError> | undefined)?.code;
@@ -670,7 +671,10 @@ async function addMissing(
   }
 }
 
-/** As many messages as come in a while, more only by mistake, or until it is stopped; throws where no server answers. */
+/**
+ * At most so many messages, those that come in a while, or until it is stopped; more where the connection is made again
+ * meanwhile. Throws where no server answers.
+ */
 async function* messagesOf(
   consumer: JetStream.Consumer,
   count: number,
@@ -809,34 +813,22 @@ class NatsJob implements Job {
     const isTooLarge = size + message.data.length > queue.largest;
     const made = isTooLarge ? await queue.putFile(id, message.data, insisting) : undefined;
     if (made !== undefined) headers.set(fields.file, made);
-    let file: string | undefined;
-    try {
-      const { isNew } = await queue.publish(
-        'dead',
-        id,
-        made === undefined ? message.data : new Uint8Array(),
-        headers,
-        insisting,
-      );
-      if (isNew) {
-        file = made;
-        return true;
-      }
-      const letter = await queue.message('dead', { last_by_subj: `${queue.name}.dead.${id}` });
-      file = letter?.header.get(fields.file) || undefined;
-    } finally {
-      if (made !== undefined && made !== file) await queue.removeFile(made);
-    }
+    const bytes = made === undefined ? message.data : new Uint8Array();
+    const { isNew } = await queue.publish('dead', id, bytes, headers, insisting).catch(async (error) => {
+      if (made !== undefined && isFull(error)) await queue.removeFile(made); // after other errors it may be there
+      throw error;
+    });
+    if (isNew) return true;
+    const letter = await queue.message('dead', { last_by_subj: `${queue.name}.dead.${id}` });
+    const file = letter?.header.get(fields.file) || undefined;
+    if (made !== undefined && made !== file) await queue.removeFile(made);
     return file === this.#field(fields.file);
   }
 
-  /** Header fields that it came with; of another letter not those that a letter has for itself. */
-  #given(): [name: string, value: string][] {
-    const others = new Set<string>([idField, fields.model, fields.error]);
-    const all = [...(this.#headers ?? [])].flatMap(([name, values]) =>
-      values.map((value): [string, string] => [name, value]),
-    );
-    return all.filter(([name]) => !others.has(name));
+  /** Header fields that it came with, but those that are said to a server (`Nats-Rollup`), and a letter's own. */
+  #given(): (readonly [name: string, value: string])[] {
+    const all = [...(this.#headers ?? [])].flatMap(([name, values]) => values.map((value) => [name, value] as const));
+    return all.filter(([name]) => !/^nats-/i.test(name) && name !== fields.model && name !== fields.error);
   }
 
   retry(milliseconds: number): void {

@@ -253,20 +253,11 @@ export class Worker extends EventEmitter<WorkerEvents> {
       return bytesAt(source, signal);
     }
     if (source.host) throw refused();
-    const folders = allow.filter((prefix) => prefix.startsWith('file:'));
-    const isIn = (path: string, folder: string) => path.startsWith(folder === '/' ? folder : `${folder}/`);
-    try {
-      // A folder that is not there is not mounted yet.
-      const real = await Promise.all(folders.map((folder) => realpath(fileURLToPath(folder))));
-      const path = await realpath(fileURLToPath(source)).catch((error) => {
-        throw refusing.has(error.code) ? refused() : error;
-      });
-      // A video may be a folder of frames, but these may be links.
-      if (real.some((folder) => isIn(path, folder)) && !(await stat(path)).isDirectory()) return pathToFileURL(path);
-    } catch (error) {
-      if (error instanceof OctconvError) throw error;
-      throw new ServiceError('unavailable', `${source.href}: ${(error as Error).message}`);
-    }
+    const file = await fileIn(
+      allow.filter((prefix) => prefix.startsWith('file:')),
+      source,
+    );
+    if (file) return file;
     throw refused();
   }
 
@@ -283,7 +274,24 @@ export class Worker extends EventEmitter<WorkerEvents> {
 }
 
 /** What the file system says of a path that is none, or that is not ours. */
-const refusing = new Set(['ENOENT', 'ENOTDIR', 'ELOOP', 'EACCES', 'ENAMETOOLONG', 'ERR_INVALID_FILE_URL_PATH']);
+const refusing = new Set(['ENOENT', 'ENOTDIR', 'ELOOP', 'EACCES', 'ENAMETOOLONG', 'ERR_INVALID_ARG_VALUE']);
+
+/** Where a file really is, if that is inside of one of the folders. */
+async function fileIn(folders: readonly string[], url: URL): Promise<URL | undefined> {
+  const real = await Promise.all(folders.map((folder) => realpath(fileURLToPath(folder)).catch(() => undefined)));
+  const away = folders.find((folder, i) => real[i] === undefined && url.href.startsWith(folder));
+  if (away !== undefined) throw new ServiceError('unavailable', `${url.href}: ${away} is not there`); // not mounted yet
+  try {
+    const path = await realpath(fileURLToPath(url));
+    const isIn = real.some((folder) => folder !== undefined && path.startsWith(folder === '/' ? folder : `${folder}/`));
+    // A video may be a folder of frames, but these may be links.
+    return isIn && !(await stat(path)).isDirectory() ? pathToFileURL(path) : undefined;
+  } catch (error) {
+    const { code = '', message } = error as NodeJS.ErrnoException;
+    if (refusing.has(code)) return undefined;
+    throw new ServiceError('unavailable', `${url.href}: ${message}`);
+  }
+}
 
 /** A prefix as URLs begin: hosts in lower case, no usual ports. */
 function prefixOf(given: string): string {

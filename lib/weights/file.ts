@@ -14,12 +14,17 @@ const reasons: Readonly<Record<string, string>> = {
   ENXIO: 'not a regular file, wanted a file',
 };
 
+/** What may be otherwise in a moment: of a disk or mount that does not answer, or a machine that is short of something. */
+const passing = new Set(
+  'EIO EREMOTEIO ESTALE ETIMEDOUT EHOSTDOWN ENETDOWN ENOTCONN EAGAIN EBUSY EINTR EMFILE ENFILE ENOMEM'.split(' '),
+);
+
 /** Errors of the file system in one line that names the file; anything else is passed on. */
 export function fileError(path: string, error: unknown): unknown {
   const code = (error as NodeJS.ErrnoException).code;
   if (error instanceof OctconvError || typeof code !== 'string') return error;
-  const reason = reasons[code];
-  return reason ? new SourceError(`${path}: ${reason}`) : new PassingError(`${path}: cannot be used (${code})`);
+  const Kind = passing.has(code) ? PassingError : SourceError;
+  return new Kind(`${path}: ${reasons[code] ?? `cannot be used (${code})`}`);
 }
 
 /** Where that many bytes can be put, aligned for any typed array. */

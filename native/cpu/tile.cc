@@ -345,8 +345,8 @@ static void tile(Tile& t, int64_t count) {
   for (; count > 0; count--, advance<M>(t)) oneTile<Type, M, V>(t);
 }
 
-// The inputs that M neighbours in a row of pixels read through 3 taps, each once: body(input, k) for the pixels that
-// read it, of which pixel m does through tap k = j - m.
+// Loads each input that M neighbours in a row of pixels read through a row of 3 taps once: body(input, m, k) where
+// pixel m reads it through tap k.
 template <int M, class Load, class Body>
 OCTCONV_INLINE void slide(const char* const* inputs, ptrdiff_t tapStride, Load&& load, Body&& body) {
 #pragma GCC unroll 16

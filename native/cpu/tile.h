@@ -25,7 +25,7 @@ struct TapRun {
   // many the pixel has from the panel's first one on.
   const int32_t* at = nullptr;
   int64_t inputs = 1, left = 0;
-  bool slides = false;  // rows of 3 taps, of which a pixel's next one is the tap of the pixel behind it in its row
+  bool slides = false;  // taps are rows of 3; tap k of a pixel reads what tap k - 1 of the next one in its row does
 };
 
 struct Tile : Epilogue {           // bias and scale of V * lanes channels, of which `channels` are stored
