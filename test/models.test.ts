@@ -117,16 +117,19 @@ describe("models: the authors' count", () => {
 describe('models: cost of MobileNets and of the deepest networks', () => {
   const costOf = (name: string, options?: NetworkOptions) => countFlops(record(buildNetwork(name, options)));
 
-  it('of the plain ones: torchvision, d-li14', () => {
-    const costs = (['mobilenet-v1', 'mobilenet-v2', 'resnext-50', 'resnext-101'] as const).map((name) => {
-      const { multiplyAdds, parameters } = costOf(name);
-      return [giga(multiplyAdds), parameters];
-    });
+  it('of the plain ones: torchvision, d-li14, timm', () => {
+    const costs = (['mobilenet-v1', 'mobilenet-v2', 'resnext-50', 'resnext-101', 'resnext-101-32x4d'] as const).map(
+      (name) => {
+        const { multiplyAdds, parameters } = costOf(name);
+        return [giga(multiplyAdds), parameters];
+      },
+    );
     expect(costs).to.deep.equal([
       ['0.569', 4_231_976],
       ['0.301', 3_504_872],
       ['4.230', 25_028_904],
       ['16.414', 88_791_336],
+      ['7.970', 44_177_704],
     ]);
   });
 
@@ -178,6 +181,7 @@ describe('models: parameters', () => {
     const shapes = shapesOf('resnext-101');
     expect(shapes.size).to.equal(522); // 626 with counters
     expect(shapes.get('layer1.0.conv2.weight')).to.deep.equal([256, 8, 3, 3]);
+    expect(shapesOf('resnext-101-32x4d').get('layer1.0.conv2.weight')).to.deep.equal([128, 4, 3, 3]);
   });
 
   it("Oct-ResNet-50 has the 654 keys of d-li14's checkpoint, its counters included", () => {
