@@ -1,7 +1,7 @@
 /** Post-activation ResNeXts (arXiv 1611.05431), with torchvision's parameter names; octave ones with d-li14's. */
-import { defaultInput, inputOf } from '../input/preprocess.js';
 import { splitChannels } from '../octave.js';
 import { type Family, splitName, withOctave } from './family.js';
+import { gluonResNetParameter, resNetInput } from './gluon.js';
 import { checkGroups, commonOptions, groupsOption } from './options.js';
 import {
   Bottleneck,
@@ -44,7 +44,9 @@ export const resNeXts: Family<(typeof names)[number]> = {
       : new ResNet(options, plainForm, { ...layout, block: (place, i) => new Bottleneck(grouped(place, i)) });
   },
 
-  defaultInput: (_, { stem, channels }) => inputOf(defaultInput(stem), channels),
+  defaultInput: resNetInput,
+
+  parameterOf: gluonResNetParameter,
 
   infer(parameters) {
     const found = inferStages(parameters);
