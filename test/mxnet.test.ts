@@ -306,7 +306,7 @@ describe('mxnet: Gluon files of v1b', () => {
           const convolved = parameter === 'fc.weight' ? [...shape, 1, 1] : shape;
           records[recordOf(parameter, as)] = record({ shape: convolved, data: Buffer.from(buffer) });
         }
-        expect(Object.keys(records)).to.include(as ? 'arg:' + as + 'conv1_weight' : 'L4_B2.bn3.bn_h.gamma');
+        expect(Object.keys(records)).to.include(as ? `arg:${as}conv1_weight` : 'L4_B2.bn3.bn_h.gamma');
         const file = join(folder, `${as ?? 'saved'}.params`);
         await writeFile(file, params(records));
         using model = await loadModel(file);
