@@ -490,7 +490,7 @@ async function openUnchecked(
     const source = withParameterNames(file, name);
     await turn();
     const network = buildNetwork(name, options);
-    const input = folder?.config.input ?? defaultInputOf(name, options);
+    const input = folder?.config.input ?? defaultInputOf(name, options, source !== file);
     return { name, options, network, source, input, labels: folder?.labels, notes: source.notes };
   } catch (error) {
     await file.close();

@@ -10,7 +10,7 @@ import { expect } from 'chai';
 import sharp, { type Sharp } from 'sharp';
 import { angularError, quantizeOnNoise, relativeError } from '../lib/bench/measure.js';
 import { loadModel, Model } from '../lib/model.js';
-import { buildNetwork } from '../lib/models/index.js';
+import { buildNetwork, networkNames, resolveNetworkOptions } from '../lib/models/index.js';
 import { readNpy, writeNpy } from '../lib/npy.js';
 import { Tensor } from '../lib/tensor.js';
 import { readModelFolder, writeModelFolder } from '../lib/weights/folder.js';
@@ -513,6 +513,8 @@ describe('command line', function () {
           ['info', 'oct-resnet-26', '--width', '8', '--dtype', 'i8', '--graph'],
           ['devices'],
           ['info', 'no-such-network'],
+          ['info', '--networks'],
+          ['info', '--table'],
           ['convert', join(shipped, 'model.safetensors'), `wrapped-${columns}`],
           ['run', '--model', shipped, '--input', `${checkpoint}.x.npy`, '--output', 'wrapped.npy'],
         ]) {
@@ -621,20 +623,58 @@ describe('command line', function () {
       );
     });
 
-    it('info --table has the counts of the paper', () => {
+    it('info --table has every network, and the counts of the paper', () => {
       const rows: {
         network: string;
-        flops: { authors: number; parameters: number };
-        published: Record<string, number>;
+        flops: { multiplyAdds: number; authors: number; parameters: number };
+        published?: Record<string, number>;
       }[] = JSON.parse(octconv('info', '--table', '--json').stdout);
-      expect(rows.length).to.be.above(20);
+      const sized = networkNames.filter((name) => !resolveNetworkOptions(name, {}).blocks);
+      expect([...new Set(rows.map(({ network }) => network))]).to.have.members(sized);
+      expect(rows.find(({ network }) => network === 'resnet-50')?.flops).to.include({
+        multiplyAdds: 4_089_184_256,
+        parameters: 25_557_032,
+      });
+      expect(rows.filter(({ published }) => published).length).to.be.above(20);
       for (const { network, flops, published } of rows) {
+        if (!published) continue;
         // Those without ReLUs are less by a little.
         const most = /mobilenet|152/.test(network) ? 0.025 : 5e-4;
         expect(flops.authors / 1e9 / (published.flops as number), network).to.be.closeTo(1, most);
         expect(flops.parameters / 1e6 / (published.parameters as number), network).to.be.closeTo(1, 0.015);
       }
       expect(octconv('info', '--table').stdout).to.match(/\noct-resnet-v2-50 +0\.125 +3\.565 +3\.587 +3\.587 +0\.0 % /);
+    });
+
+    it('info --networks has every name, with its options', () => {
+      const { stdout } = octconv('info', '--networks');
+      for (const name of networkNames.filter((name) => !name.startsWith('oct-')))
+        expect(stdout).to.match(new RegExp(`(^|[ \n])${name}(,|\n)`));
+      expect(stdout).to.match(/resnet-152-v1f, .*\n {2}options width, classes, channels, stemWidths\n/);
+      const listed: { network: string; options: object }[] = JSON.parse(octconv('info', '--networks', '--json').stdout);
+      expect(listed.map(({ network }) => network)).to.deep.equal(networkNames);
+      for (const { network, options } of listed) expect(options).to.deep.equal(resolveNetworkOptions(network, {}));
+    });
+
+    it('info has lines of at most 80 characters, where there is no terminal too', () => {
+      for (const args of ['oct-i3d-50', 'oct-se-resnet-152-v1e', shipped, '--networks'])
+        for (const line of octconv('info', args).stdout.split('\n')) expect(line.length, line).to.be.at.most(80);
+    });
+
+    it('every option of a network has a flag', () => {
+      const options = (args: string) => JSON.parse(octconv('info', ...words(args), '--json').stdout).options;
+      expect(
+        options('oct-resnet-v1f --stem-widths 4,8,16 --width 8 --blocks 1,1,1,1 --classes 3 --channels 1'),
+      ).to.deep.equal({ alpha: 0.5, width: 8, classes: 3, channels: 1, stemWidths: [4, 8, 16], blocks: [1, 1, 1, 1] });
+      const taps = '1,1/3,3/5,1/1,3';
+      const video = options(`oct-i3d-26 --temporal-kernels ${taps} --width 8 --size 32 --non-local`);
+      expect(video.temporalKernels).to.deep.equal(taps.split('/').map((stage) => stage.split(',').map(Number)));
+      expect(video.nonLocal).to.equal(true);
+      expectError(
+        octconv('info', 'resnet-v1f', '--stem-widths', '4,8'),
+        1,
+        'resnet-v1f: stemWidths [4,8], wanted three integers from 1 to 65536',
+      );
     });
 
     it('convert --dtype rounds the kernels to half of the bytes, which changes the logits little', async () => {

@@ -27,11 +27,21 @@ import {
 } from '../lib/index.js';
 import { targetOf } from '../lib/devices.js';
 import { record as recordAt } from '../lib/model.js';
-import { type Classifier, type Family, families, inputShape, narrowed } from '../lib/models/index.js';
+import {
+  type Classifier,
+  type Family,
+  families,
+  inputShape,
+  narrowed,
+  resolveNetworkOptions,
+} from '../lib/models/index.js';
 import { commonOptions } from '../lib/models/options.js';
+import { elementCount } from '../lib/tensor.js';
 import { checkWeights } from '../lib/weights/check.js';
 import { writeModelFolder } from '../lib/weights/folder.js';
 import { writeSafetensors } from '../lib/weights/safetensors.js';
+import { numbers } from './cases.js';
+import { error } from './expect.js';
 import { skip } from './skip.js';
 
 const record = (network: Classifier, size = 224): Graph => recordAt(network, [1, size, size, 3]);
@@ -117,16 +127,19 @@ describe("models: the authors' count", () => {
 describe('models: cost of MobileNets and of the deepest networks', () => {
   const costOf = (name: string, options?: NetworkOptions) => countFlops(record(buildNetwork(name, options)));
 
-  it('of the plain ones: torchvision, d-li14', () => {
-    const costs = (['mobilenet-v1', 'mobilenet-v2', 'resnext-50', 'resnext-101'] as const).map((name) => {
-      const { multiplyAdds, parameters } = costOf(name);
-      return [giga(multiplyAdds), parameters];
-    });
+  it('of the plain ones: torchvision, d-li14, timm', () => {
+    const costs = (['mobilenet-v1', 'mobilenet-v2', 'resnext-50', 'resnext-101', 'resnext-101-32x4d'] as const).map(
+      (name) => {
+        const { multiplyAdds, parameters } = costOf(name);
+        return [giga(multiplyAdds), parameters];
+      },
+    );
     expect(costs).to.deep.equal([
       ['0.569', 4_231_976],
       ['0.301', 3_504_872],
       ['4.230', 25_028_904],
       ['16.414', 88_791_336],
+      ['7.970', 44_177_704],
     ]);
   });
 
@@ -178,6 +191,7 @@ describe('models: parameters', () => {
     const shapes = shapesOf('resnext-101');
     expect(shapes.size).to.equal(522); // 626 with counters
     expect(shapes.get('layer1.0.conv2.weight')).to.deep.equal([256, 8, 3, 3]);
+    expect(shapesOf('resnext-101-32x4d').get('layer1.0.conv2.weight')).to.deep.equal([128, 4, 3, 3]);
   });
 
   it("Oct-ResNet-50 has the 654 keys of d-li14's checkpoint, its counters included", () => {
@@ -258,6 +272,27 @@ describe('models: structure', () => {
     }
   });
 
+  it('run as the reference does at sizes down to a pixel and at any alpha', async function () {
+    this.timeout(120_000);
+    const check = async (name: string, alpha: number, [height, width]: readonly [number, number]) => {
+      const blocks = 'blocks' in resolveNetworkOptions(name, {}) && { blocks: [1, 2, 1, 1] };
+      const options = { ...narrowed(name, 8), classes: 5, alpha, ...blocks };
+      const shape = inputShape({ name }, { height, width }).with(0, 2);
+      const x = new Tensor('f32', shape, numbers(elementCount(shape), 1));
+      using cpu = createModel(name, options, { device: 'cpu' });
+      using reference = createModel(name, options, { device: 'reference' });
+      expect(error((await cpu.run(x)).data, (await reference.run(x)).data), `${name} ${alpha}`).to.be.below(1e-5);
+    };
+    const octave = networkNames.filter((name) => /^oct/.test(name) && !/-(34|50|101|121|152|200)\b/.test(name));
+    for (const name of octave) {
+      await check(name, 0.01, [1, 1]);
+      await check(name, 0.75, [2, 33]);
+      if (!/resnext/.test(name)) await check(name, 0.99, [33, 1]);
+      else
+        expect(() => buildNetwork(name, { alpha: 0.99 })).to.throw(OctconvError, 'layer1.0.conv2: 2 high and 126 low');
+    }
+  });
+
   it('inputs of another rank or order are errors that name the network', async () => {
     using video = createModel('oct-i3d-26', { width: 4, classes: 2 });
     using images = createModel('oct-resnet-26', { width: 4, classes: 2 });
@@ -310,6 +345,7 @@ describe('models: structure', () => {
       ['resnet-50', { classes: 2.5 }, 'resnet-50: classes 2.5, wanted'],
       ['resnet-50', { stem: 'mnist' }, 'resnet-50: stem "mnist", wanted imagenet or cifar'],
       ['se-resnet-v2-50', { width: 3 }, 'se-resnet-v2-50: width 3, wanted an integer from 4 to 65536'],
+      ['oct-se-resnet-v1e', { width: 3 }, 'oct-se-resnet-v1e: width 3, wanted an integer from 4 to 65536'],
       [
         'oct-resnext-v2-50',
         { alpha: 0.125 },

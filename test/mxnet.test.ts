@@ -8,6 +8,7 @@ import { fileURLToPath } from 'node:url';
 import { expect } from 'chai';
 import {
   buildNetwork,
+  createModel,
   type Graph,
   initialize,
   loadModel,
@@ -15,6 +16,7 @@ import {
   type NetworkOptions,
   OctconvError,
   openWeights,
+  Tensor,
 } from '../lib/index.js';
 import { defaultInput } from '../lib/input/preprocess.js';
 import { toNHWC } from '../lib/layout.js';
@@ -27,6 +29,7 @@ import { elementCount } from '../lib/tensor.js';
 import { roundValues } from '../lib/weights/elements.js';
 import { toFloats } from '../lib/weights/floats.js';
 import { writeModelFolder } from '../lib/weights/folder.js';
+import { numbers } from './cases.js';
 import { floats, params, record, tar } from './weights-files.js';
 import { skip } from './skip.js';
 import { error } from './expect.js';
@@ -258,6 +261,74 @@ describe('mxnet: Gluon files', () => {
         expect(error(await logitsOf(file, device), wanted), device).to.be.closeTo(apart, 1e-4);
     });
   }
+});
+
+describe('mxnet: Gluon files of v1b', () => {
+  const folder = mkdtempSync(join(tmpdir(), 'octconv-v1b-'));
+  after(() => rmSync(folder, { recursive: true }));
+
+  /** The record of `save_parameters`, or of `export` with a prefix, that holds a parameter. */
+  function recordOf(parameter: string, prefix?: string): string {
+    const saved = parameter
+      .replace(/^layer(\d)/, 'L$1')
+      .replace(/^(L\d)\.(\d+)\./, '$1_B$2.')
+      .replace('downsample.0', 'conv4')
+      .replace(/\.conv(\d)\.bn_/, '.bn$1.bn_')
+      .replace('.conv.conv_', '.conv_')
+      .replace(/^conv1\./, 'conv1.0.')
+      .replace(/^bn1\./, 'conv1.1.')
+      .replace(/^fc\./, 'classifer.')
+      .replace(/^(.*(?:bn_[hl]|^conv1\.1))\.weight$/, '$1.gamma')
+      .replace(/^(.*(?:bn_[hl]|^conv1\.1))\.bias$/, '$1.beta');
+    if (prefix === undefined) return saved;
+    const exported = saved
+      .replace(/^(L\d_B\d+)\.(conv\d|bn\d)\.(?:conv|bn)_(\w+)\./, '$1_$2-$3_')
+      .replace('conv1.0.', 'conv1_')
+      .replace('conv1.1.', 'bn1_')
+      .replace('classifer.', 'classifier_');
+    return `${exported.includes('running') ? 'aux' : 'arg'}:${prefix}${exported}`;
+  }
+
+  for (const [name, prefix, options] of [
+    ['oct-resnet-50', 'R50_', { alpha: 0.25 }],
+    ['oct-resnet-50', 'R50_', { alpha: 0 }],
+    ['oct-resnext-50', 'RX50_', { alpha: 0.5, groups: 4 }],
+  ] as const) {
+    it(`${name} at alpha ${options.alpha}, saved and exported`, async () => {
+      const given = { width: 8, classes: 7, ...options };
+      const weights = initialize(buildNetwork(name, given));
+      using wanted = createModel(name, given);
+      const x = new Tensor('f32', [1, 65, 64, 3], numbers(65 * 64 * 3, 1));
+      for (const as of [undefined, prefix]) {
+        const records: Record<string, Buffer> = {};
+        for (const [parameter, { shape }] of weights.tensors) {
+          const { buffer } = Float32Array.from(await weights.read(parameter));
+          const convolved = parameter === 'fc.weight' ? [...shape, 1, 1] : shape;
+          records[recordOf(parameter, as)] = record({ shape: convolved, data: Buffer.from(buffer) });
+        }
+        expect(Object.keys(records)).to.include(as ? `arg:${as}conv1_weight` : 'L4_B2.bn3.bn_h.gamma');
+        const file = join(folder, `${as ?? 'saved'}.params`);
+        await writeFile(file, params(records));
+        using model = await loadModel(file);
+        expect([model.name, model.options]).to.deep.equal([name, wanted.options]);
+        expect(model.input).to.include({ antialias: false, interpolation: 'bilinear', resize: 256 });
+        expect((await model.run(x)).data).to.deep.equal((await wanted.run(x)).data);
+      }
+    });
+  }
+
+  it('are no files of v2b and of DenseNets, which have a tail and no network here', () => {
+    for (const third of [true, false]) {
+      const { tensors } = initialize(buildNetwork('oct-resnet-50', { width: 8 }));
+      const kept = [...tensors].filter(([key]) => third || !/\.conv3\.|downsample/.test(key));
+      const records = new Map(kept.map(([key, info]) => [recordOf(key), info]));
+      records.set('tail.0.gamma', { dtype: 'f32', shape: [256] });
+      expect(() => inferOptions({ name: 'x.params', tensors: records })).to.throw(
+        OctconvError,
+        'x.params: no known network has these parameters',
+      );
+    }
+  });
 });
 
 describe('mxnet: records', () => {

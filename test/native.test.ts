@@ -198,6 +198,12 @@ describe('ops: native code trusts no plan', () => {
         'octConv: a prologue with silu, wanted a clamp',
         refusal('octConv', [x], [x], branches({ prologue: { function: 'silu' } }), packed),
       ],
+      ...[{ padding: [0, 1, 1] }, { groups: 2 }, { kernel: [1, 3, 3] }, { prologue: { least: 0 } }].map(
+        (more): [string, Promise<string[]>] => [
+          'octConv: w has a batchNorm of its input, wanted one of a 1x1 in floats alone, without padding, groups, a prologue',
+          refusal('octConv', [x], [x], branches({ ...more, batchNorm: 'n' }), packed),
+        ],
+      ),
       ["octConv: 'a.b' leaves an output unwritten", refusal('octConv', [x], [x, x], stores({ output: 0 }), packed)],
       [
         "octConv: a store of 'a.b' is [1,1,5,6,4], wanted [1,1,3,3,4]",

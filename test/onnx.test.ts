@@ -29,7 +29,7 @@ import { type Message, type MessageName, messages } from '../lib/graph/onnx-prot
 import { namedParameters } from '../lib/layers/index.js';
 import { toNCHW, toNHWC } from '../lib/layout.js';
 import { record } from '../lib/model.js';
-import { inputShape, narrowed, resolveNetworkOptions } from '../lib/models/index.js';
+import { families, inputShape, narrowed, resolveNetworkOptions } from '../lib/models/index.js';
 import { runGraph } from '../lib/plan.js';
 import { quantize } from '../lib/quantize.js';
 import { elementCount } from '../lib/tensor.js';
@@ -274,16 +274,27 @@ describe('onnx: quantised networks', () => {
   const input = (...extent: readonly number[]) =>
     new Tensor('f32', [1, ...extent, 3], numbers(elementCount(extent) * 3, 1));
 
+  /** One of each family, beside those above. */
+  const others = [
+    ...['resnet-v2', 'resnext-50', 'resnext-v2', 'se-resnet-v2', 'densenet'],
+    ...['resnet-v1f', 'se-resnet-v1e', 'mobilenet-v1', 'mobilenet-v2'],
+  ];
+  it('of every family of images', () => {
+    const known = new Set(['resnet-26', ...others].map((name) => families.find(({ names }) => names.includes(name))));
+    const images = families.filter(({ names: [name = ''] }) => inputShape({ name }).length === 4);
+    expect([...known]).to.have.members(images);
+  });
   for (const [title, network] of [
     ['resnet-26', resnet('resnet-26')],
     ['oct-resnet-26', resnet('oct-resnet-26', 0.5)],
     ['oct-resnet-26, without a low branch at first', resnet('oct-resnet-26', 0.05)],
-    [
-      'oct-se-resnet-v2',
-      buildNetwork('oct-se-resnet-v2', { width: 16, classes: 50, alpha: 0.5, blocks: [1, 2, 1, 1] }),
-    ],
-    ['densenet', buildNetwork('densenet', { width: 16, classes: 50, blocks: [1, 2, 2, 1] })],
-    ['oct-densenet', buildNetwork('oct-densenet', { width: 16, classes: 50, alpha: 0.25, blocks: [1, 2, 2, 1] })],
+    ...others.flatMap((name) =>
+      [undefined, 0.25].map((alpha) => {
+        const blocks = resolveNetworkOptions(name, {}).blocks && { blocks: [1, 2, 2, 1] };
+        const full = alpha === undefined ? name : `oct-${name}`;
+        return [full, buildNetwork(full, { ...narrowed(name, 16), classes: 50, alpha, ...blocks })] as const;
+      }),
+    ),
     ['biases', new Biased()],
   ] as const) {
     it(`${title}, sums in f32 and in i8`, async function () {

@@ -3,7 +3,7 @@ import { expect } from 'chai';
 import { targetOf } from '../lib/devices.js';
 import { fuse, joiningEpilogues, passThrough, short } from '../lib/graph/fuse.js';
 import { Graph, type Value } from '../lib/graph/graph.js';
-import { lower } from '../lib/graph/lower.js';
+import { lower, sourcesOf } from '../lib/graph/lower.js';
 import * as ops from '../lib/ops.js';
 import { stepsFor } from '../lib/targets.js';
 import { atOnce } from '../lib/turns.js';
@@ -105,6 +105,7 @@ describe('ops: fused forms', () => {
   });
 
   async function checkPreactivation(first: number, last: number): Promise<void> {
+    let folded = 0;
     for (let seed = first; seed <= last; seed += oneIn) {
       const graph = preactivation(seed);
       const fused = fuse(lower(graph));
@@ -113,10 +114,13 @@ describe('ops: fused forms', () => {
         steps.filter(({ op }) => op !== 'octConv' && op !== 'concat').map(({ op }) => op),
         `seed ${seed}`,
       ).to.deep.equal([]);
+      const sources = steps.flatMap(({ branches = [] }) => branches.flatMap(sourcesOf));
+      folded += Number(sources.some(({ batchNorm }) => batchNorm));
       const inputs = inputsOf({ inputs: graph.inputs.map((id) => graph.values[id]?.shape ?? []) });
       if (seed % 3 === 0) await naming(`seed ${seed}`, checkSteps(fused, inputs, parameters(graph)));
       await naming(`seed ${seed}`, checkGraph(graph, inputs, 20_000, parameters(graph)));
     }
+    expect(folded).to.be.above(0);
   }
 
   it('20 random pre-activation and dense blocks: stores and prologues', async function () {

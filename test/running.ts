@@ -340,6 +340,13 @@ export function preactivation(seed: number): Graph {
       pick(1, 3),
       2,
     ),
+    // No clamp: part of the weights.
+    b.conv(
+      all.map((v) => b.norm(v)),
+      [4, 2],
+      1,
+      pick(1, 2),
+    ),
     x.map((v) => b.norm(v)),
     x.map((v) => b.function(v)).map((v) => ops.globalAvgPool(v as never) as Value),
   ];

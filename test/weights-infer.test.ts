@@ -205,6 +205,8 @@ describe('options read off the weights', () => {
       ['resnet-50', wider(2, 32), 'resnext-50', 32],
       ['resnet-101', wider(4, 32), 'resnext-101', 32],
       ['resnet-101', wider(4, 64), 'resnext-101', 64],
+      ['resnet-101', wider(2, 32), 'resnext-101-32x4d', 32],
+      ['oct-resnet-101', wider(2, 32), 'oct-resnext-101-32x4d', 32],
       ['oct-resnet-50', wider(2, 32), 'oct-resnext-50', 32],
     ] as const) {
       expect(changed(network, change)())
@@ -212,7 +214,7 @@ describe('options read off the weights', () => {
         .and.to.have.nested.property('options.groups', groups);
     }
     for (const [network, change, name] of [
-      ['resnet-101', wider(2, 32), 'ResNeXt-101 32x4d'],
+      ['resnet-101', wider(8, 32), 'ResNeXt-101 32x16d'],
       ['resnet-26', wider(2, 32), 'ResNeXt-26 32x4d'],
       ['se-resnet-v2-50', wider(2, 32), 'ResNeXt-50 32x4d'],
       ['resnet-v2-50', wider(4, 32), 'ResNeXt-50 32x8d'],

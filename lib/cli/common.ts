@@ -57,9 +57,9 @@ export function perChannel(positive = false) {
   };
 }
 
-/** A comma between each two. */
-export function listOf<T>(one: (text: string) => T) {
-  return (text: string): T[] => text.split(',').map(one);
+/** A comma, or what is given, between each two. */
+export function listOf<T>(one: (text: string) => T, comma = ',') {
+  return (text: string): T[] => text.split(comma).map(one);
 }
 
 export interface DeviceOptions {
@@ -117,17 +117,23 @@ export function viewsFor({ input }: Pick<Model, 'input'>, given: Views | undefin
   return given ?? {};
 }
 
-export interface NetworkFlags {
+/** The options of a network, each of which has a flag of its name. */
+const shapeKeys = Object.keys({
+  alpha: true,
+  width: true,
+  classes: true,
+  stem: true,
+  channels: true,
+  blocks: true,
+  groups: true,
+  multiplier: true,
+  stemWidths: true,
+  nonLocal: true,
+  temporalKernels: true,
+} satisfies Record<keyof NetworkOptions, true>) as (keyof NetworkOptions)[];
+
+export interface NetworkFlags extends NetworkOptions {
   network?: string;
-  alpha?: number;
-  width?: number;
-  classes?: number;
-  stem?: 'imagenet' | 'cifar';
-  channels?: number;
-  blocks?: readonly number[];
-  groups?: number;
-  multiplier?: number;
-  nonLocal?: boolean;
   weights?: string;
   key?: string;
   model?: string;
@@ -144,7 +150,13 @@ export function withShape(command: Command): Command {
     .option('--blocks <a,b,...>', 'blocks of each stage, of a network whose name has no depth', listOf(integer(1)))
     .option('--groups <n>', 'of the 3x3, of a ResNeXt', integer(1))
     .option('--multiplier <factor>', 'of all widths, of a MobileNet', number)
-    .option('--non-local', 'with non-local blocks, of a video network');
+    .option('--stem-widths <a,b,c>', 'channels of the stem, of a v1f or v1e', listOf(integer(1)))
+    .option('--non-local', 'with non-local blocks, of a video network')
+    .option(
+      '--temporal-kernels <a,b,.../...>',
+      'taps over time of each conv1, of a video network, / between stages',
+      listOf(listOf(integer(1)), '/'),
+    );
 }
 
 export function withNetwork(command: Command): Command {
@@ -155,27 +167,10 @@ export function withNetwork(command: Command): Command {
     .option('--seed <n>', 'of random weights, where there are no others (default: 0)', integer(0));
 }
 
-const shapeOf = ({
-  alpha,
-  width,
-  classes,
-  stem,
-  channels,
-  blocks,
-  groups,
-  multiplier,
-  nonLocal,
-}: NetworkFlags): NetworkOptions => ({
-  ...(alpha !== undefined && { alpha }),
-  ...(width !== undefined && { width }),
-  ...(classes !== undefined && { classes }),
-  ...(stem !== undefined && { stem }),
-  ...(channels !== undefined && { channels }),
-  ...(blocks !== undefined && { blocks }),
-  ...(groups !== undefined && { groups }),
-  ...(multiplier !== undefined && { multiplier }),
-  ...(nonLocal !== undefined && { nonLocal }),
-});
+const shapeOf = (flags: NetworkFlags): NetworkOptions =>
+  Object.fromEntries(shapeKeys.flatMap((key) => (flags[key] === undefined ? [] : [[key, flags[key]]])));
+
+const flagOf = (key: string): string => `--${key.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)}`;
 
 /** What must agree with a weight file. */
 const givenTo = (flags: NetworkFlags): Partial<ResolvedOptions> =>
@@ -185,9 +180,8 @@ function checkFlags(flags: NetworkFlags): void {
   const { network, weights, model } = flags;
   if (!network && !weights && !model) throw new UsageError('one of --network, --weights and --model is needed');
   if (model && (network || weights || Object.keys(shapeOf(flags)).length)) {
-    throw new UsageError(
-      '--model says it all: no --network, --weights, --alpha, --width, --classes, --stem, --channels, --blocks, --groups, --multiplier, --non-local beside it',
-    );
+    const others = ['network', 'weights', ...shapeKeys].map(flagOf).join(', ');
+    throw new UsageError(`--model says it all: no ${others} beside it`);
   }
 }
 

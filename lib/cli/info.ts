@@ -30,8 +30,8 @@ import {
   placeOf,
   withShape,
 } from './common.js';
-import { count, print, printJson, style, UsageError } from './output.js';
-import { printPaper } from './paper.js';
+import { printCosts, printNetworks } from './networks.js';
+import { count, print, printJson, style, textWidth, UsageError } from './output.js';
 
 export function infoCommand(program: Command): void {
   withShape(program.command('info [network]'))
@@ -47,7 +47,8 @@ export function infoCommand(program: Command): void {
     .option('--threads <n>', 'threads of a run (default: all cores)', integer(1))
     .option('--graph', 'every step, before and after fusion, and its shapes')
     .option('--plan', 'every step after fusion, and what it costs')
-    .option('--table', "the paper's networks, as they are counted here and as they were published")
+    .option('--networks', 'the names of all networks, and their options')
+    .option('--table', 'parameters and FLOPs of all networks, of those of the paper also as published')
     .option('--batching', 'how long batches take, and which of them octconv serve runs')
     .option('--json', 'print one JSON object')
     .action(run);
@@ -63,13 +64,15 @@ interface Options extends NetworkFlags {
   graph?: boolean;
   plan?: boolean;
   batching?: boolean;
+  networks?: boolean;
   table?: boolean;
   json?: boolean;
 }
 
 async function run(network: string | undefined, options: Options): Promise<void> {
   const { size, frames, batch, json } = options;
-  if (options.table) return printPaper(json);
+  if (options.networks) return printNetworks(json);
+  if (options.table) return printCosts(json);
   using model = await open(network, options);
   const input = inputShape(model, { height: size, width: size, frames }).with(0, batch);
   const plan = await model.plan(input);
@@ -101,7 +104,7 @@ async function run(network: string | undefined, options: Options): Promise<void>
   const given = Object.entries(model.options ?? {}).map(
     ([key, value]) => `${key} ${Array.isArray(value) ? JSON.stringify(value) : value}`,
   );
-  print(style('bold', hanging('', `${model.name} ${given.join(', ')}`.trim(), 2)));
+  print(style('bold', hanging('', `${model.name} ${given.join(', ')}`.trim(), 2, textWidth())));
   const facts = {
     input: `[${input.join(', ')}]`,
     ...(model.input &&
@@ -121,7 +124,7 @@ async function run(network: string | undefined, options: Options): Promise<void>
     device: deviceLine(model),
     'memory of a run': `${mebi(memory.activations)} of activations, ${mebi(memory.run)} with scratch`,
   };
-  for (const [key, value] of Object.entries(facts)) print(hanging(`  ${key.padEnd(20)}`, value, 22));
+  for (const [key, value] of Object.entries(facts)) print(hanging(`  ${key.padEnd(20)}`, value, 22, textWidth()));
   if (options.graph) {
     show('recorded', shapesTable(recorded));
     show('after fusion', shapesTable(fused));
@@ -130,7 +133,7 @@ async function run(network: string | undefined, options: Options): Promise<void>
   if (options.plan) {
     show('plan', fused.some(({ launches }) => launches.length > 0) ? launchTable(fused) : planTable(fused));
     const weights = fused.reduce((sum, { bytes }) => sum + bytes.weights, 0);
-    print(hanging('  ', `${mebi(weights)} of weights; a run has ${facts['memory of a run']}`, 2));
+    print(hanging('  ', `${mebi(weights)} of weights; a run has ${facts['memory of a run']}`, 2, textWidth()));
   }
 }
 
@@ -271,7 +274,8 @@ async function named(flags: NetworkFlags, options: ModelOptions): Promise<Model>
 async function open(network: string | undefined, flags: Options): Promise<Model> {
   const { device, dtype, threads, model } = flags;
   const options = { device, dtype, threads };
-  if ((network === undefined) === (model === undefined)) throw new UsageError('wanted either a network or --model');
+  if ((network === undefined) === (model === undefined))
+    throw new UsageError('wanted either a network or --model; --networks lists the networks');
   if (network === undefined) return modelFrom(flags, options);
   if (networkNames.includes(network)) return named({ ...flags, network }, options);
   const found = await stat(network).catch(() => undefined);

@@ -1,6 +1,6 @@
 /** What the commands print. Nothing here needs the native addon, so that its absence can be told in a line. */
 import { styleText } from 'node:util';
-import { hanging } from '../bench/table.js';
+import { hanging, terminalWidth } from '../bench/table.js';
 import { printable } from '../error.js';
 
 export { printable };
@@ -19,6 +19,9 @@ export function print(text: string): void {
 export function say(text: string): void {
   print(hanging('', text, 2));
 }
+
+/** Of text that is longer than a line: 80 characters, or fewer on a narrow terminal. */
+export const textWidth = (): number => Math.min(terminalWidth(), 80);
 
 const safe = (text: string): string =>
   text.replace(/\p{Cc}\[\d+m|\p{Cc}/gu, (found) =>

@@ -387,6 +387,24 @@ export function* joinPrologues(given: Steps): Work<Steps> {
   return { ...given, steps: [...uses.steps.values()] };
 }
 
+/**
+ * A batch normalisation without a clamp, in front of a 1x1 without padding: native code folds it into weight and bias.
+ * P and U are the same on both sides of it. Weights of i8 stay as they are.
+ */
+export function foldPrologues(given: Steps): Steps {
+  const folded = (source: Source): Source => {
+    const { prologue, ...others } = source;
+    const { batchNorm, eps, ...clamp } = prologue ?? {};
+    const { kernel, padding = [0], groups } = source;
+    const linear = groups === 1 && kernel.every((size) => size === 1) && padding.every((size) => size === 0);
+    if (!batchNorm || !linear || Object.keys(clamp).length > 0) return source;
+    return { ...others, batchNorm, ...(eps !== undefined && { eps }) };
+  };
+  const fold = (branch: Branch) => (branch.compute === 'i8' ? branch : eachSource(branch, folded));
+  const steps = given.steps.map((step) => (step.branches ? convStep(step.name, step.branches.map(fold)) : step));
+  return { ...given, steps };
+}
+
 const eachSource = (branch: Branch, f: (source: Source) => Source): Branch => ({
   ...branch,
   terms: branch.terms.map((term) => ({ ...term, sources: term.sources.map(f) })),
@@ -497,6 +515,7 @@ export const fusing = (types: Pass, mostPooled = 2): Pass[] => [
   joinMeans,
   joinBranches,
   types,
+  short(foldPrologues),
   (steps) => sinkPooling(steps, mostPooled),
 ];
 

@@ -14,13 +14,16 @@ export interface Family<Name extends string = string> {
   /** The options of a network: what they may be, and what they are when they are left out. */
   options(name: Name): OptionSchema;
   build(name: Name, options: ResolvedNetworkOptions): Classifier;
-  /** How a picture becomes the input, unless a model folder says it; undefined where none can. */
-  defaultInput(name: Name, options: ResolvedNetworkOptions): InputConfig | undefined;
+  /**
+   * How a picture becomes the input, unless a model folder says it; undefined where none can. `ofRecords`: of weights
+   * from the authors' MXNet files.
+   */
+  defaultInput(name: Name, options: ResolvedNetworkOptions, ofRecords?: boolean): InputConfig | undefined;
   /**
    * The parameter that a record of the authors' MXNet files holds; null if no network reads it, undefined for one of no
-   * network of the family.
+   * network of the family. `records`: all of the file.
    */
-  parameterOf?(record: string): string | null | undefined;
+  parameterOf?(record: string, records: ReadonlyMap<string, unknown>): string | null | undefined;
   /**
    * The network that has these parameters; undefined if it is not of this family.
    * @throws OctconvError if it seems to be, but is none of its networks.

@@ -1,5 +1,6 @@
 /** What the authors' Gluon networks share: how pictures become their input, and the records of their files. */
-import type { InputConfig } from '../input/preprocess.js';
+import { defaultInput, type InputConfig, inputOf } from '../input/preprocess.js';
+import type { Family } from './family.js';
 
 /** (v - mean) / std of a picture that OpenCV has resized, by bilinear interpolation without antialiasing. */
 export const gluonInput: InputConfig = {
@@ -20,6 +21,10 @@ const inBlock = new RegExp(
 /** In front of every name, in the files of `export`. */
 const prefix = /^(?:M|RX?|D)\d+_/;
 
+/** How a picture becomes the input of a ResNet of d-li14's or torchvision's files, or of the authors' Gluon files. */
+export const resNetInput: Family['defaultInput'] = (_, { stem, channels }, ofRecords) =>
+  inputOf(ofRecords ? gluonInput : defaultInput(stem), channels);
+
 /**
  * The parameter of a record, of `save_parameters` (`L1_B0.conv1.conv_h2h.weight`) or `export`
  * (`R152_L1_B0_conv1-h2h_weight`). Blocks are `layer1.0`, with the names of the octave ResNets; of the rest the convolutions
@@ -33,6 +38,14 @@ export function gluonParameter(record: string): string | undefined {
   const [, place = '', last = ''] = new RegExp(`^(.*)[._](${leaves})$`).exec(name) ?? [];
   const end = exported ? exportedEnd(place) : savedEnd(place);
   return end && `${end}.${partOf(last)}`;
+}
+
+/** The same of a ResNet whose stem is one convolution (v1b). Its `conv1.0` alone could be a name of a deep stem. */
+export function gluonResNetParameter(record: string, records: ReadonlyMap<string, unknown>): string | undefined {
+  if (!prefix.test(record) && !records.has('L1_B0.conv1.conv_h2h.weight')) return undefined;
+  return gluonParameter(record)
+    ?.replace(/^stem\.0\./, 'conv1.')
+    .replace(/^stem\.1\./, 'bn1.');
 }
 
 const partOf = (leaf: string) => ({ gamma: 'weight', beta: 'bias' })[leaf] ?? leaf;

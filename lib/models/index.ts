@@ -72,9 +72,16 @@ export function narrowed(name: AnyNetworkName, width: number): NetworkOptions {
   return { width, ...(groups !== undefined && { groups: width / 4 }) };
 }
 
-/** How a picture or a clip becomes the input of a network, unless a model folder says it; undefined where none can. */
-export function defaultInputOf(name: AnyNetworkName, options: NetworkOptions): InputConfig | undefined {
-  return familyOf(name).defaultInput(name, resolveNetworkOptions(name, options));
+/**
+ * How a picture or a clip becomes the input of a network, unless a model folder says it; undefined where none can.
+ * `ofRecords`: of weights from the authors' MXNet files.
+ */
+export function defaultInputOf(
+  name: AnyNetworkName,
+  options: NetworkOptions,
+  ofRecords = false,
+): InputConfig | undefined {
+  return familyOf(name).defaultInput(name, resolveNetworkOptions(name, options), ofRecords);
 }
 
 /** Sizes of an input that differ from those that a network is made for. */

@@ -82,7 +82,7 @@ function sameShapes({ network, options }: Inferred, alpha: number): boolean {
 function recordsOf(tensors: Source['tensors'], parameterOf?: Family['parameterOf']): Map<string, string> {
   const records = new Map<string, string>();
   for (const record of tensors.keys()) {
-    const found = parameterOf?.(record);
+    const found = parameterOf?.(record, tensors);
     if (found === null) continue;
     const name = found ?? record;
     const other = records.get(name);

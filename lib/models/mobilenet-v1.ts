@@ -81,7 +81,8 @@ export const mobileNetsV1: Family<(typeof names)[number]> = {
   infer(parameters) {
     const octave = parameters.has('features.1.0.conv.conv_h2h.weight');
     if (!octave && !parameters.has('features.1.0.0.weight')) return undefined;
-    if (parameters.has('features.1.conv3.conv.conv_h2h.weight')) return undefined; // V2 in the authors' file
+    const others = ['features.1.conv3.conv.conv_h2h.weight', 'features.0.0.conv.conv_h2h.weight']; // V2, DenseNets
+    if (others.some((name) => parameters.has(name))) return undefined;
     const widthOf = (block: number, path: string) =>
       parameters.get(`features.${block}.1.${octave ? `conv.conv_${path}` : '0'}.weight`)?.[0] ?? 0;
     const widths = blocks.map(

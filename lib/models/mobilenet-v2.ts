@@ -29,7 +29,6 @@ const beforeMerge = /^features\.([1-9]|1[0-3])\.conv[12]\./;
 const names = withOctave(['mobilenet-v2']);
 
 const last = 1280; // channels of the tail, also at multipliers below 1
-
 /** The plain network's widths are multiples of 8, by the rule of the TensorFlow models; the octave one's are cut off. */
 const widthsOf = (octave: boolean) => (multiplier: number, usual: number) => {
   const exact = (usual === last ? Math.max(1, multiplier) : multiplier) * usual;
@@ -133,6 +132,7 @@ export const mobileNetsV2: Family<(typeof names)[number]> = {
   infer(parameters) {
     const octave = parameters.has('features.1.conv1.conv.conv_h2h.weight');
     if (!octave && !parameters.has('features.1.conv.0.0.weight')) return undefined;
+    if (parameters.has('features.0.conv1.conv.conv_h2h.weight')) return undefined; // a ResNet of the authors' files
     const project = (i: number) => (octave ? 'conv3.conv.conv_h2h' : `conv.${i === 0 ? 1 : 2}`);
     const widthIn = (layer: string) => shapeOf(parameters, `features.${layer}.weight`, 4)[0] ?? 0;
     const widths = blocks.map(([usual], i) => [usual, widthIn(`${i + 1}.${project(i)}`)] as const);

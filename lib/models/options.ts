@@ -90,6 +90,9 @@ export function widthOption(wanted: string, fits: (width: number) => boolean): O
   return { usual: 64, wanted: `${wanted} to 65536`, fits: (x) => isSize(x) && fits(Number(x)) };
 }
 
+/** `width`, for a network with squeeze-and-excitation: a sixteenth of 4 width channels is one. */
+export const gatedWidthOption = widthOption('an integer from 4', (width) => width >= 4);
+
 export const groupsOption: Option<number> = size(32);
 
 /** @throws OctconvError unless each branch of a layer has groups of equal size. */

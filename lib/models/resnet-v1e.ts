@@ -8,7 +8,13 @@ import { BatchNorm, Conv, type Feature, Module } from '../layers/index.js';
 import { relu } from '../ops.js';
 import { type Family, splitName, withOctave } from './family.js';
 import { gluonInput, gluonParameter } from './gluon.js';
-import { blocksOption, commonOptions, type ResolvedNetworkOptions, stemWidthsOption } from './options.js';
+import {
+  blocksOption,
+  commonOptions,
+  gatedWidthOption,
+  type ResolvedNetworkOptions,
+  stemWidthsOption,
+} from './options.js';
 import { Bottleneck, OctBottleneck, octaveForm, plainForm, ResNet } from './resnet.js';
 import { OctSEBottleneck, SEBottleneck } from './se-bottleneck.js';
 import { checkInner, countBlocks, inferAlpha, inferInner, shapeOf } from './shapes.js';
@@ -59,10 +65,15 @@ export const resNetsV1e: Family<(typeof names)[number]> = {
 
   options(name) {
     const { plain, octave } = splitName(name);
-    const { stem: _, ...common } = commonOptions(octave);
+    const { stem: _, width, ...common } = commonOptions(octave);
     const general = /^(se-)?resnet-v1/.test(plain);
-    const stemWidths = stemWidthsOption(kinds[kindOf(plain)].stemWidths);
-    return { ...common, stemWidths, ...(general && { blocks: blocksOption(deepest) }) };
+    const kind = kindOf(plain);
+    return {
+      width: kind === 'v1e' ? gatedWidthOption : width,
+      ...common,
+      stemWidths: stemWidthsOption(kinds[kind].stemWidths),
+      ...(general && { blocks: blocksOption(deepest) }),
+    };
   },
 
   build(name, options) {

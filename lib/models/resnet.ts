@@ -5,7 +5,6 @@
  */
 import { OctconvError, show } from '../error.js';
 import type { Value } from '../graph/graph.js';
-import { defaultInput, inputOf } from '../input/preprocess.js';
 import {
   BatchNorm,
   Conv,
@@ -22,6 +21,7 @@ import { add, globalAvgPool, maxPool, type PoolOptions, relu, type Size } from '
 import type { Matrix } from '../tensor.js';
 import type { Work } from '../turns.js';
 import { type Family, splitName, withOctave } from './family.js';
+import { gluonResNetParameter, resNetInput } from './gluon.js';
 import { commonOptions, type ResolvedNetworkOptions } from './options.js';
 import { checkInner, inferAlpha, inferStages, nameOf } from './shapes.js';
 
@@ -294,7 +294,9 @@ export const resNets: Family<(typeof names)[number]> = {
       : new ResNet(options, plainForm, { ...layout, block: (place) => new Plain(place) });
   },
 
-  defaultInput: (_, { stem, channels }) => inputOf(defaultInput(stem), channels),
+  defaultInput: resNetInput,
+
+  parameterOf: gluonResNetParameter,
 
   infer(parameters) {
     const found = inferStages(parameters);

@@ -2,7 +2,7 @@
 import { type Feature, Linear, Module } from '../layers/index.js';
 import { Octave } from '../octave.js';
 import { add, globalAvgPool, mul, relu, sigmoid } from '../ops.js';
-import { widthOption } from './options.js';
+import { gatedWidthOption } from './options.js';
 import { type MakeUnit, type Pair, type Part, preActivationFamily, type Widths } from './preactivation.js';
 import { Block, hasGates, inferBottlenecks, network, type Place } from './resnet-v2.js';
 import { checkInner } from './shapes.js';
@@ -62,7 +62,7 @@ class SEBlock extends Block {
 
 export const seResNetsV2 = preActivationFamily({
   blocks: { 'se-resnet-v2': [3, 4, 6, 3], 'se-resnet-v2-50': [3, 4, 6, 3] },
-  options: { width: widthOption('an integer from 4', (width) => width >= 4) }, // a sixteenth of 4 width channels is one
+  options: { width: gatedWidthOption },
   build: (unit, blocks, options, octave) => network(blocks, options, (place) => new SEBlock(unit, octave, place)),
   infer(parameters, weightOf) {
     const found = hasGates(parameters) ? inferBottlenecks(parameters, weightOf) : undefined;

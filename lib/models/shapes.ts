@@ -73,7 +73,8 @@ export function inferStages(parameters: Shapes) {
   const octave = parameters.has('layer1.0.conv1.conv.conv_h2h.weight');
   if (!octave && !parameters.has('layer1.0.conv1.weight')) return undefined;
   // Pre-activation networks have a last batch normalisation, the tail; the stem of others is deep, or of video.
-  if (parameters.has('tail.weight') || parameters.has('conv1.0.weight')) return undefined;
+  const others = ['tail.weight', 'tail.0.weight', 'conv1.0.weight', 'stem.3.weight'];
+  if (others.some((name) => parameters.has(name))) return undefined;
   if (parameters.get('conv1.weight')?.length === 5) return undefined;
   const weightOf = (layer: string) => `${layer}${octave ? '.conv.conv_h2h' : ''}.weight`;
   const bottlenecks = parameters.has(weightOf('layer1.0.conv3'));

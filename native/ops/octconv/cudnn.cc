@@ -50,7 +50,7 @@ std::shared_ptr<const Packed> pack(Gpu& gpu, const Attr& attrs, const Params& pa
   packed->inputs = inputsOf(source, params), packed->taps = source.taps();
   packed->hasBias = !term.bias.empty() || (!term.batchNorm.empty() && !term.scaleOnly);
   const Affine affine = affineOf(term, params, packed->outputs);
-  const Param& weight = weightOf(source, params, packed->outputs);
+  const Weight weight = weightOf(source, params, packed->outputs);
   const std::vector<float> scales = weightScalesOf(source, params, packed->outputs);
 
   const int64_t inputs = packed->inputs, taps = packed->taps, each = product(inputs, taps);
