@@ -162,7 +162,9 @@ async function groups(compute: 'f32' | 'bf16' | 'f16'): Promise<void> {
     const w = (o: number, seed: number) => new Tensor('f32', [o, c, ...window], numbers(o * c, seed)) as never;
     return ops.octConv(new Octave(ops.relu6(sum as never)) as never, { h2h: w(3, 1), h2l: w(2, 2) });
   };
-  const rows = cases.filter(({ title, inputs }) => /"groups":(?!1\b)/.test(title) && elementCount(inputs[0] ?? []) < 30_000);
+  const rows = cases.filter(
+    ({ title, inputs }) => /"groups":(?!1\b)/.test(title) && elementCount(inputs[0] ?? []) < 30_000,
+  );
   for (const [i, row] of rows.entries()) {
     if (i % oneIn) continue;
     const chain: Case['record'] = (xs) => {

@@ -78,11 +78,7 @@ const mutants = {
     '    case -1:\n      return add',
   ],
   'the bias of another channel': [octConv, 'branch.bias[channel + c] : 0', 'branch.bias[channel] : 0'],
-  'the residual of another pixel': [
-    octConv,
-    'branch.residual, p, channel);',
-    'branch.residual, pixelOf(0), channel);',
-  ],
+  'the residual of another pixel': [octConv, 'branch.residual, p, channel);', 'branch.residual, pixelOf(0), channel);'],
   'the residual of another channel in bf16 and f16': [
     octConv,
     'unpacked(x.dtype, words->word[i / 2]',
@@ -129,7 +125,11 @@ const mutants = {
   ],
   'sums of groups stay NaN': [octConv, 'if (grouped && branch.groups > 1) mend', 'if (false) mend'],
   'sums of splits of groups stay NaN': [octConv, 'if (tile == groupedTile && branch.groups > 1)', 'if (false)'],
-  'sums that are mended have the weights of the first chunk': [octConv, 'weights + byte / chunkBytes * unitBytes', 'weights'],
+  'sums that are mended have the weights of the first chunk': [
+    octConv,
+    'weights + byte / chunkBytes * unitBytes',
+    'weights',
+  ],
   'sums that are mended have inputs of the first group': [octConv, 'int i = group * s.inputs; i <', 'int i = 0; i <'],
   'sums that are mended are not upsampled': [
     octConv,
@@ -139,14 +139,22 @@ const mutants = {
 
   // Depthwise
   'no barrier before depthwise sums are read': [octConv, '  synchronize();\n  // Neighbouring', '  // Neighbouring'],
-  'depthwise: a column beside the image': [octConv, 'rows[row] && at >= 0 && at < s.x.size.w', 'rows[row] && at >= 0'],
-  'depthwise: a row above the image': [octConv, 'frame >= 0 && y >= 0 && y <', 'frame >= 0 && y <'],
-  'depthwise: a frame that is not there': [octConv, 'frame >= 0 && y >= 0', 'y >= 0'],
-  'depthwise: both rows have the inputs of the first': [octConv, '(low.y * 2 + row) * s.stride.h', 'low.y * 2 * s.stride.h'],
+  'depthwise: a column left of the image': [
+    octConv,
+    'static_cast<unsigned>(at) < static_cast<unsigned>(s.x.size.w)',
+    'at < s.x.size.w',
+  ],
+  'depthwise: a row above the image': [octConv, 'frame < 0 || y < 0 ||', 'frame < 0 ||'],
+  'depthwise: a frame that is not there': [octConv, 'frame < 0 || y < 0', 'y < 0'],
+  'depthwise: both rows have the inputs of the first': [
+    octConv,
+    '(low.y * 2 + i) * s.stride.h',
+    'low.y * 2 * s.stride.h',
+  ],
   'depthwise: three taps of stride 2 as of stride 1': [octConv, 'j - column * stride', 'j - column'],
   'depthwise: three taps of stride 3 as of stride 2': [octConv, ' && s.stride.w <= 2 ? 3 : 1', ' ? 3 : 1'],
   'depthwise: dilated taps lie next to each other': [octConv, '>= 3 && s.dilation.w == 1', '>= 3'],
-  'depthwise: the weights of the tap after the next': [octConv, 'weights += taps * tapBytes', 'weights += tapBytes'],
+  'depthwise: all taps of a row have the first weights': [octConv, 'weights + kx * tapPieces', 'weights'],
   'depthwise: channels behind the first four': [octConv, 'item.channel + four * 4', 'item.channel'],
   'a gate of the first image': [octConv, '{low.frame / branch.size.t, 0, 0}', '{0, 0, 0}'],
 

@@ -573,58 +573,51 @@ OCTCONV_DEVICE void addSplits(const BranchArgs& branch, char* arena, int block) 
   branch.phased ? addSplits<tile, true>(branch, arena, block) : addSplits<tile, false>(branch, arena, block);
 }
 
-// --- Depthwise
-// --------------------------------------------------------------------------------------------------------
+// --- Depthwise -------------------------------------------------------------------------------------------------------
 
-// Channels of a piece of 16 bytes.
+// 16 bytes of a pixel's channels.
+using Piece = Words<4>;
 template <DType type>
 inline constexpr int pieceChannels = type == DType::f32 ? 4 : 8;
 
 template <DType type>
-OCTCONV_DEVICE float elementOf(const Words<4>& piece, int i) {
+OCTCONV_DEVICE float elementOf(const Piece& piece, int i) {
   return type == DType::f32 ? floatOfBits(piece.word[i]) : unpacked(type, piece.word[i / 2] >> i % 2 * 16);
 }
 
-// Adds to the sums of four pixels the products with `taps` weights that lie next to each other in a row of the kernel.
-// `rows`: of inputs, for both rows of pixels; null: outside. `x`: the column that the first weight meets. Three taps of
-// stride 1 share four inputs between two pixels, of stride 2 five.
+// Adds to the sums of two pixels of a row the products of `taps` weights that lie next to each other in a row of the
+// kernel. `row`: of inputs, which has so many columns; `x`: the column that the first pixel's first tap reads. Three
+// taps of stride 1 read four inputs for both pixels, of stride 2 five.
 template <DType type, int taps, int stride>
-OCTCONV_DEVICE void addTaps(float (&sums)[4][pieceChannels<type>], const SourceArgs& s, const char* const (&rows)[2],
-                            int x, const char* weights, int64_t tapBytes) {
+OCTCONV_DEVICE void addTaps(float (&sums)[2][pieceChannels<type>], const SourceArgs& s, const Piece* row, int x,
+                            const Piece* weights, int tapPieces) {
   constexpr int channels = pieceChannels<type>, inputs = taps > 1 ? taps + stride : 2;
-  const int step = taps > 1 ? 1 : s.stride.w;
-  Words<4> w[taps];
+  const int step = taps > 1 ? 1 : s.stride.w, pixelPieces = s.x.pitch / channels;
+  Piece w[taps], v[inputs];
 #pragma unroll
-  for (int k = 0; k < taps; k++) w[k] = *reinterpret_cast<const Words<4>*>(weights + k * tapBytes);
-#pragma unroll
-  for (int row = 0; row < 2; row++) {
-    Words<4> v[inputs];
-#pragma unroll
-    for (int j = 0; j < inputs; j++) {
-      const int at = x + j * step;
-      const bool inside = rows[row] && at >= 0 && at < s.x.size.w;
-      const int64_t byte = static_cast<int64_t>(at) * s.x.pitch * (16 / channels);
-      v[j] = inside ? *reinterpret_cast<const Words<4>*>(rows[row] + byte) : Words<4>{};
-    }
-#pragma unroll
-    for (int j = 0; j < inputs; j++)
-#pragma unroll
-      for (int column = 0; column < 2; column++) {
-        const int k = taps > 1 ? j - column * stride : j == column ? 0 : -1;
-        if (k < 0 || k >= taps) continue;
-#pragma unroll
-        for (int c = 0; c < channels; c++)
-          sums[row * 2 + column][c] += elementOf<type>(v[j], c) * elementOf<type>(w[k], c);
-      }
+  for (int j = 0; j < inputs; j++) {
+    const int at = x + j * step;
+    v[j] = static_cast<unsigned>(at) < static_cast<unsigned>(s.x.size.w) ? row[int64_t{at} * pixelPieces] : Piece{};
   }
+#pragma unroll
+  for (int k = 0; k < taps; k++) w[k] = weights[k * tapPieces];
+#pragma unroll
+  for (int j = 0; j < inputs; j++)
+#pragma unroll
+    for (int column = 0; column < 2; column++) {
+      const int k = taps > 1 ? j - column * stride : j == column ? 0 : -1;
+      if (k < 0 || k >= taps) continue;
+#pragma unroll
+      for (int c = 0; c < channels; c++) sums[column][c] += elementOf<type>(v[j], c) * elementOf<type>(w[k], c);
+    }
 }
 
 template <DType type>
-OCTCONV_DEVICE void addSources(float (&sums)[4][pieceChannels<type>], const BranchArgs& branch, const char* arena,
+OCTCONV_DEVICE void addSources(float (&sums)[2][2][pieceChannels<type>], const BranchArgs& branch, const char* arena,
                                const Pixel& low, int channel) {
-  constexpr int channels = pieceChannels<type>, bytes = 16 / channels;
-  const int64_t tapBytes = (branch.channels + channels - 1) / channels * 16;
-  const char* weights = branch.weights + channel * bytes;
+  constexpr int channels = pieceChannels<type>;
+  const int tapPieces = (branch.channels + channels - 1) / channels;
+  const Piece* weights = reinterpret_cast<const Piece*>(branch.weights) + channel / channels;
 #pragma unroll 1
   for (int k = 0; k < branch.sources; k++) {
     const SourceArgs& s = branch.source[k];
@@ -633,25 +626,26 @@ OCTCONV_DEVICE void addSources(float (&sums)[4][pieceChannels<type>], const Bran
     for (int kt = 0; kt < s.kernel.t; kt++) {
       const int frame = tapFrame(s, low.frame, branch.size.t, kt);
 #pragma unroll 1
-      for (int ky = 0; ky < s.kernel.h; ky++) {
-        const char* rows[2];
+      for (int ky = 0; ky < s.kernel.h; ky++, weights += s.kernel.w * tapPieces) {
 #pragma unroll
-        for (int row = 0; row < 2; row++) {
-          const int y = (low.y * 2 + row) * s.stride.h - s.padding.h + ky * s.dilation.h;
-          const bool inside = frame >= 0 && y >= 0 && y < s.x.size.h;
-          rows[row] = inside ? arena + s.x.at + elementAt(s.x, {frame, y, 0}, channel) * bytes : nullptr;
-        }
-        int taps = 0;
+        for (int i = 0; i < 2; i++) {
+          const int y = (low.y * 2 + i) * s.stride.h - s.padding.h + ky * s.dilation.h;
+          if (frame < 0 || y < 0 || y >= s.x.size.h) continue;
+          const auto* const row =
+              reinterpret_cast<const Piece*>(arena + s.x.at) + elementAt(s.x, {frame, y, 0}, channel) / channels;
+          int taps = 0;
 #pragma unroll 1
-        for (int kx = 0; kx < s.kernel.w; kx += taps, weights += taps * tapBytes) {
-          const int first = x + kx * s.dilation.w;
-          taps = s.kernel.w - kx >= 3 && s.dilation.w == 1 && s.stride.w <= 2 ? 3 : 1;
-          if (taps == 1) {
-            addTaps<type, 1, 0>(sums, s, rows, first, weights, tapBytes);
-          } else if (s.stride.w == 1) {
-            addTaps<type, 3, 1>(sums, s, rows, first, weights, tapBytes);
-          } else {
-            addTaps<type, 3, 2>(sums, s, rows, first, weights, tapBytes);
+          for (int kx = 0; kx < s.kernel.w; kx += taps) {
+            const int first = x + kx * s.dilation.w;
+            const Piece* const w = weights + kx * tapPieces;
+            taps = s.kernel.w - kx >= 3 && s.dilation.w == 1 && s.stride.w <= 2 ? 3 : 1;
+            if (taps == 1) {
+              addTaps<type, 1, 0>(sums[i], s, row, first, w, tapPieces);
+            } else if (s.stride.w == 1) {
+              addTaps<type, 3, 1>(sums[i], s, row, first, w, tapPieces);
+            } else {
+              addTaps<type, 3, 2>(sums[i], s, row, first, w, tapPieces);
+            }
           }
         }
       }
@@ -659,7 +653,7 @@ OCTCONV_DEVICE void addSources(float (&sums)[4][pieceChannels<type>], const Bran
   }
 }
 
-OCTCONV_DEVICE void gate(float (&sums)[4][4], const BranchArgs& branch, const char* arena, const Pixel& low,
+OCTCONV_DEVICE void gate(float (&sums)[2][2][4], const BranchArgs& branch, const char* arena, const Pixel& low,
                          int channel) {
   float factors[4];
   loadFour(factors, arena, branch.gate, {low.frame / branch.size.t, 0, 0}, channel);
@@ -667,9 +661,9 @@ OCTCONV_DEVICE void gate(float (&sums)[4][4], const BranchArgs& branch, const ch
   for (int i = 0; i < 4; i++) {
     const Pixel p = phaseOf(branch, low, i);
     if (p.frame < 0) continue;
-    loadFour(sums[i], arena, branch.source[0].x, p, channel);
+    loadFour(sums[i / 2][i % 2], arena, branch.source[0].x, p, channel);
 #pragma unroll
-    for (int c = 0; c < 4; c++) sums[i][c] *= factors[c];
+    for (int c = 0; c < 4; c++) sums[i / 2][i % 2][c] *= factors[c];
   }
 }
 
@@ -689,7 +683,7 @@ OCTCONV_DEVICE void computeDepthwise(const BranchArgs& branch, char* arena, int 
   auto* const shared = reinterpret_cast<float*>(sharedMemory());  // [pixel][four][thread]
   const unsigned first = static_cast<unsigned>(block) * depthwiseThreads;
   const Item own = itemAt(branch, first + threadIndex(), channels);
-  float sums[4][channels] = {};
+  float sums[2][2][channels] = {};
   if (own.low.frame >= 0 && own.channel < branch.channels) {
     if constexpr (gated) {
       gate(sums, branch, arena, own.low, own.channel);
@@ -700,10 +694,11 @@ OCTCONV_DEVICE void computeDepthwise(const BranchArgs& branch, char* arena, int 
 #pragma unroll
   for (int i = 0; i < 4; i++)
 #pragma unroll
-    for (int c = 0; c < channels; c += 4)
-      *reinterpret_cast<Words<4>*>(shared + i * stride + (c * depthwiseThreads) + threadIndex() * 4) = {
-          bitsOfFloat(sums[i][c]), bitsOfFloat(sums[i][c + 1]), bitsOfFloat(sums[i][c + 2]),
-          bitsOfFloat(sums[i][c + 3])};
+    for (int c = 0; c < channels; c += 4) {
+      const float* const four = sums[i / 2][i % 2] + c;
+      *reinterpret_cast<Words<4>*>(shared + i * stride + c * depthwiseThreads + threadIndex() * 4) = {
+          bitsOfFloat(four[0]), bitsOfFloat(four[1]), bitsOfFloat(four[2]), bitsOfFloat(four[3])};
+    }
   synchronize();
   // Neighbouring threads store neighbouring fours.
 #pragma unroll 1
