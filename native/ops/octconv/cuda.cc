@@ -496,7 +496,7 @@ void chooseTiles(Making& making, std::span<BranchArgs> branches, bool grouped) {
 }
 
 // Of octConvDepthwise for a branch.
-int depthwiseBlocksOf(const BranchArgs& branch, Compute compute) {
+int depthwiseBlocks(const BranchArgs& branch, Compute compute) {
   const Extent& size = branch.size;
   const int64_t pieces = roundUp(branch.storedChannels, pieceChannels(compute)) / pieceChannels(compute);
   const int64_t items = product(branch.n, size.t, half(size.h), half(size.w), pieces);
@@ -520,57 +520,66 @@ void count(const BranchArgs& branch, Compute compute, LaunchInfo& launch) {
   }
 }
 
+OctConvArgs together(std::span<const BranchArgs> branches) {
+  OctConvArgs args{};
+  std::ranges::copy(branches, args.branch);
+  return args;
+}
+
+void launchDepthwise(Made& made, std::span<const BranchArgs> branches) {
+  int blocks = 0;
+  for (const BranchArgs& branch : branches) blocks = intOf(int64_t{blocks} + branch.blocks, "blocks");
+  made.algorithm = "octConvDepthwise, " + std::to_string(blocks) + " blocks";
+  made.launches.push_back(launchOf("octConvDepthwise", static_cast<unsigned>(blocks), depthwiseThreads,
+                                   depthwiseSharedBytes, together(branches)));
+}
+
+void launchTiles(Making& making, std::span<BranchArgs> branches, Compute compute) {
+  Made& made = making.made;
+  const bool grouped = std::ranges::any_of(branches, [](const BranchArgs& branch) { return branch.groups > 1; });
+  chooseTiles(making, branches, grouped);
+  bool large = false;
+  int shared = 0, places = 0, blocks = 0, sumBlocks = 0;
+  for (const BranchArgs& branch : branches) {
+    const Tile& tile = tiles[branch.tile];
+    large = large || branch.tile == largestTile;
+    shared = std::max(shared, sharedBytes(tile)), places = std::max(places, placesBytes(tile));
+    blocks = intOf(int64_t{blocks} + branch.blocks, "blocks"), sumBlocks += branch.sumBlocks;
+  }
+  const OctConvArgs args = together(branches);
+  const std::string kernel = std::string(kernelFor(compute)) + (grouped ? "Grouped" : large ? "Large" : "");
+  made.algorithm += (made.algorithm.empty() ? "" : " and ") + kernel + ", " + std::to_string(blocks) + " blocks";
+  made.launches.push_back(launchOf(kernel, static_cast<unsigned>(blocks), blockThreads, shared, args));
+  for (const BranchArgs& branch : branches) count(branch, compute, made.launches.back());
+  if (sumBlocks > 0)
+    made.launches.push_back(launchOf("octConvSums", static_cast<unsigned>(sumBlocks), blockThreads, places, args));
+}
+
 Made make(const PlacedNode& placed) {
   const std::vector<Branch> branches = branchesOf(placed.node.attrs);
   if (branches.size() > mostBranches) fail("octConv: no kernel for ", branches.size(), " branches on cuda");
   Making making{placed, {}, {}, {}};
-  Made& made = making.made;
-  OctConvArgs args{}, depthwise{};
-  int together = 0, depthwiseTogether = 0;  // branches of each launch
-  int64_t depthwiseBlocks = 0;
-  Compute compute{};
+  std::vector<BranchArgs> tiled, depthwise;
+  Compute compute{};  // of those in tiles
   for (size_t b = 0; b < branches.size(); b++) {
     const Branch& branch = branches[b];
     const auto& packed = placed.node.weights<CudaBranch>(b);
     checkForm(branch);
     checkWeights(placed.node, branch, packed);
-    const BranchArgs branchArgs = argumentsOf(making, branch, packed);
+    const BranchArgs args = argumentsOf(making, branch, packed);
     if (packed.depthwise) {
-      BranchArgs& to = depthwise.branch[depthwiseTogether++] = branchArgs;
-      to.blocks = depthwiseBlocksOf(to, branch.compute);
-      depthwiseBlocks += to.blocks;
+      depthwise.push_back(args);
+      depthwise.back().blocks = depthwiseBlocks(args, branch.compute);
       continue;
     }
-    if (together > 0 && branch.compute != compute) fail("octConv: no kernel for branches of two types on cuda");
+    if (!tiled.empty() && branch.compute != compute) fail("octConv: no kernel for branches of two types on cuda");
     compute = branch.compute;
-    atMost(UINT16_MAX, branchArgs.size.h, "rows"), atMost(UINT16_MAX, branchArgs.size.w, "columns");  // see Place
-    args.branch[together++] = branchArgs;
+    atMost(UINT16_MAX, args.size.h, "rows"), atMost(UINT16_MAX, args.size.w, "columns");  // see Place
+    tiled.push_back(args);
   }
-  if (depthwiseTogether > 0) {
-    const int blocks = intOf(depthwiseBlocks, "blocks");
-    made.algorithm = "octConvDepthwise, " + std::to_string(blocks) + " blocks";
-    made.launches.push_back(
-        launchOf("octConvDepthwise", static_cast<unsigned>(blocks), depthwiseThreads, depthwiseSharedBytes, depthwise));
-  }
-  if (together > 0) {
-    const std::span<BranchArgs> some(args.branch, together);
-    const bool grouped = std::ranges::any_of(some, [](const BranchArgs& branch) { return branch.groups > 1; });
-    chooseTiles(making, some, grouped);
-    bool large = false;
-    int shared = 0, places = 0, blocks = 0, sumBlocks = 0;
-    for (const BranchArgs& branch : some) {
-      const Tile& tile = tiles[branch.tile];
-      large = large || branch.tile == largestTile;
-      shared = std::max(shared, sharedBytes(tile)), places = std::max(places, placesBytes(tile));
-      blocks = intOf(int64_t{blocks} + branch.blocks, "blocks"), sumBlocks += branch.sumBlocks;
-    }
-    const std::string kernel = std::string(kernelFor(compute)) + (grouped ? "Grouped" : large ? "Large" : "");
-    made.algorithm += (made.algorithm.empty() ? "" : " and ") + kernel + ", " + std::to_string(blocks) + " blocks";
-    made.launches.push_back(launchOf(kernel, static_cast<unsigned>(blocks), blockThreads, shared, args));
-    for (const BranchArgs& branch : some) count(branch, compute, made.launches.back());
-    if (sumBlocks > 0)
-      made.launches.push_back(launchOf("octConvSums", static_cast<unsigned>(sumBlocks), blockThreads, places, args));
-  }
+  if (!depthwise.empty()) launchDepthwise(making.made, depthwise);
+  if (!tiled.empty()) launchTiles(making, tiled, compute);
+  Made& made = making.made;
   for (const Means& m : making.means) made.launches.push_back(meansOf(m.type, m.at, placed.outputs[m.output]));
   made.scratchBytes = making.scratch.size();
   made.writesPads = true;

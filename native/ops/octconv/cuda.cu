@@ -5,10 +5,12 @@
 // (row parity, column parity). The four pixels of a low pixel are then the same element of four accumulators of one
 // thread: the low product is their start value, P of the result is their mean.
 //
-// Groups of channels: a tile of 32 columns reads the inputs of the groups that it has columns of, and multiplies all of
-// them with all columns; weights between groups are 0. Of groups of 4 seven products of eight are such in 16 bits, but
-// tensor cores take no longer for all of them than the copies do. Depthwise convolutions, where they would be 31 of 32,
-// and gates go without tensor cores through octConvDepthwise.
+// Groups of channels: a tile of 32 columns reads only the inputs of the groups that its columns belong to, and
+// multiplies all of them with all of its columns. Weights between different groups are 0. With groups of 4 in 16 bits
+// seven of eight products are with such zeros; tensor cores still take no longer than the copies do.
+//
+// Depthwise convolutions, of which 31 of 32 products would be with zeros, and gates have a kernel without tensor cores,
+// octConvDepthwise.
 //
 // High and low branch are blocks of one launch; no block waits for another. The input channels of a tap come in chunks
 // of 64 bytes, which are copied two steps ahead. Where there are fewer tiles than the GPU has room for, blocks share
@@ -351,8 +353,8 @@ OCTCONV_DEVICE float productsAt(const BranchArgs& branch, const char* arena, con
   return sum;
 }
 
-// Computes sums again that are not finite: in the main loop inputs of other groups were multiplied by 0, which of NaN
-// and infinity is NaN. Arguments as of finish().
+// Computes sums that are not finite again, from the inputs of their group alone: the main loop also multiplied inputs
+// of other groups by 0, and NaN or infinity times 0 is NaN. Arguments as of finish().
 template <class PixelOf>
 OCTCONV_DEVICE void mend(const BranchArgs& branch, const char* arena, const PixelOf& pixelOf, int channel, float* sums,
                          int stride) {
@@ -742,8 +744,8 @@ OCTCONV_DEVICE float preparedAt(const PrepareArgs& a, const char* arena, const P
 
 }  // namespace
 
-// Branches of which a channel is made of the input channel of its number. Bound by memory: tensor cores have nothing to
-// share there.
+// Depthwise branches: an output channel is made of the input channel of the same number. Bound by memory. Five blocks
+// at a time, or both rows of pixels in one step, spill.
 OCTCONV_KERNEL void __launch_bounds__(depthwiseThreads, 4)
     octConvDepthwise(const __grid_constant__ OctConvArgs args, char* arena) {
   int block = blockIndex();
@@ -789,7 +791,7 @@ OCTCONV_KERNEL void __launch_bounds__(blockThreads, OCTCONV_SM80 ? 2 : 1)
     octConvF16(const __grid_constant__ OctConvArgs args, char* arena) {
   compute<F16>(args, arena);
 }
-// The same of several groups: what these need besides would cost the others registers.
+// For several groups, with the tile of 256 x 32. In the kernels above mend() spills on sm_120.
 OCTCONV_KERNEL void __launch_bounds__(blockThreads, OCTCONV_SM80 ? 2 : 1)
     octConvF16Grouped(const __grid_constant__ OctConvArgs args, char* arena) {
   computeAll<F16, groupedTile>(args, arena);

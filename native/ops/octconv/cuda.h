@@ -18,7 +18,7 @@ struct Tile {
 inline constexpr Tile tiles[] = {{32, 64}, {64, 32}, {64, 64}, {32, 128}, {64, 128}};
 // The last one leaves no room for a second block on a multiprocessor: it has a kernel of its own.
 inline constexpr int largestTile = 4;
-// Of several groups of channels: a unit of columns, which has the fewest inputs.
+// With several groups of channels: one unit of columns, whose groups have the fewest inputs.
 inline constexpr int groupedTile = 1;
 static_assert(tiles[groupedTile].columns == unitColumns);
 
@@ -45,7 +45,7 @@ struct SourceArgs {
   TensorArgs x;
   Extent kernel, stride, padding, dilation;
   int inputs;     // of a group
-  int window;     // bytes of a pixel that a unit of columns reads: of the groups that it has columns of
+  int window;     // bytes of a pixel that a unit of columns reads: the inputs of its groups
   int chunks;     // of a tap
   bool upsample;  // the product, by 2
 };
@@ -62,7 +62,7 @@ struct BranchArgs {
   Extent size;                   // of y
   int channels, storedChannels;  // the latter with the zeros that stores put behind them
   bool phased;  // the groups of a tile are the four phases of its low pixels, otherwise pixels in order
-  int groups;   // of channels; 1 too of octConvDepthwise
+  int groups;   // of channels; 1 of a depthwise branch, whose kernel takes it for granted
   int tile;     // of `tiles`
   int columnTiles;
   int splits;             // blocks that share the steps of a tile
