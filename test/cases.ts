@@ -282,11 +282,43 @@ const convs: Case[] = [
       [5, 2, 9],
       [2, 5, 9],
       [16, 1, 9],
+      // CUDA's tiles of 32, 64 and 128 columns, and what they read
+      [32, 32, 3],
+      [12, 12, 9],
+      [5, 20, 7],
+      [40, 64, 2],
+      [24, 70, 3],
+      [72, 130, 2],
     ] as const
   ).map(([i, o, groups]) =>
     conv({ x: [2, 6, 5, i * groups], to: o * groups, kernel: [3, 3], options: { padding: 1, groups }, bias: true }),
   ),
   conv({ x: [1, 33, 40, 48], to: 48, kernel: [3, 3], options: { padding: 1, groups: 12, stride: 2 } }), // several blocks
+  // depthwise, around what is computed at once: columns, rows, channels
+  ...[1, 2, 3, 4, 5, 6].flatMap((w) =>
+    [1, 2, 3].map((stride) =>
+      conv({ x: [2, 7 - w, w, 9], to: 9, kernel: [3, 3], options: { padding: 1, groups: 9, stride } }),
+    ),
+  ),
+  ...[
+    [5, 5],
+    [1, 7],
+    [4, 2],
+    [2, 8],
+  ].map((kernel) => conv({ x: [1, 9, 10, 17], to: 17, kernel, options: { padding: 2, groups: 17 }, bias: true })),
+  conv({ x: [1, 9, 10, 17], to: 17, kernel: [3, 3], options: { padding: 2, groups: 17, dilation: [2, 3] } }),
+  conv({ x: [1, 9, 10, 17], to: 17, kernel: [5, 5], options: { padding: 2, groups: 17, stride: [3, 2] } }),
+  {
+    op: 'conv',
+    title: 'two depthwise ones in one sum, {"groups":13}',
+    inputs: [[2, 6, 5, 13]],
+    terms: 34,
+    record: ([x]) => {
+      const of = (kernel: number) =>
+        ops.conv(x, { weight: weight(13, 1, kernel, kernel) }, { padding: (kernel - 1) / 2, groups: 13 }) as never;
+      return ops.add(of(3), of(5));
+    },
+  },
   conv({ x: [1, 4, 6, 5, 10], to: 19, kernel: [3, 1, 1], options: { padding: 1 } }),
   conv({ x: [2, 5, 6, 7, 3], to: 8, kernel: [5, 7, 7], options: { padding: 3, stride: 2 } }),
   conv({

@@ -4,10 +4,12 @@
 import type { TypedArray } from '../lib/dtype.js';
 import { targetOf } from '../lib/devices.js';
 import { fuse } from '../lib/graph/fuse.js';
+import type { Value } from '../lib/graph/graph.js';
 import { lower, type Step } from '../lib/graph/lower.js';
 import { padChannels } from '../lib/graph/pads.js';
 import { stepsFor, type Traits } from '../lib/targets.js';
 import * as ops from '../lib/ops.js';
+import { Octave } from '../lib/octave.js';
 import { elementCount, type Image, Tensor } from '../lib/tensor.js';
 import { type Case, cases, graphOf, numbers } from './cases.js';
 import { allowed, checkSteps, compare, compareEach, magnitudes } from './compare.js';
@@ -146,10 +148,54 @@ async function pads(compute: 'f32' | 'bf16' | 'f16'): Promise<void> {
   }
 }
 
+/**
+ * Rows of several groups on values of the type that is multiplied, which are padded: alone, and with a residual, a clamp
+ * and P of the result. As the reference, with a NaN in the inputs too: it stays in its group.
+ */
+async function groups(compute: 'f32' | 'bf16' | 'f16'): Promise<void> {
+  const { traits } = targetOf(device);
+  const same = (x: unknown) => ops.maxPool(x as never, { kernel: 1 });
+  const followed = (y: Value, x: Value | undefined) => {
+    const sum = String(y.shape) === String(x?.shape) ? ops.add(y as never, x as never) : y;
+    const c = y.shape.at(-1) ?? 0;
+    const window = Array<number>(y.shape.length - 2).fill(1);
+    const w = (o: number, seed: number) => new Tensor('f32', [o, c, ...window], numbers(o * c, seed)) as never;
+    return ops.octConv(new Octave(ops.relu6(sum as never)) as never, { h2h: w(3, 1), h2l: w(2, 2) });
+  };
+  const rows = cases.filter(
+    ({ title, inputs }) => /"groups":(?!1\b)/.test(title) && elementCount(inputs[0] ?? []) < 30_000,
+  );
+  for (const [i, row] of rows.entries()) {
+    if (i % oneIn) continue;
+    const chain: Case['record'] = (xs) => {
+      const inner = xs.map(same) as never[];
+      const { high, low } = followed([row.record(inner as never)].flat()[0] as Value, inner[0]) as Octave<Value>;
+      return [high, low as Value];
+    };
+    for (const record of [(xs: never) => row.record((xs as never[]).map(same) as never), chain] as Case['record'][]) {
+      const graph = graphOf({ ...row, record });
+      const read = (name: string) => graph.constants.get(name) ?? noParams();
+      const steps = stepsFor(graph, { traits, compute });
+      const plain = stepsFor(graph, { traits: { ...traits, channelAlign: 1 }, compute });
+      const inputs = inputsOf(row);
+      const each = (await magnitudes(plain, inputs, read)) as TypedArray[];
+      const [cuda, reference] = [compileSteps(steps, device, 1, read), compileSteps(plain, 'reference', 1, read)];
+      for (const given of [inputs, poisoned(inputs)]) {
+        const [got, wanted] = [await run(cuda, given), await run(reference, given)];
+        for (const [k, y] of wanted.entries()) {
+          const times = record === chain && compute === 'bf16' ? 2 ** 16 : tensorCores;
+          compareEach(got[k] as TypedArray, y, each[k] as TypedArray, times);
+        }
+      }
+    }
+  }
+}
+
 const [device = '', what, ...names] = process.argv.slice(2);
 if (what === 'f32' || what === 'bf16' || what === 'f16') {
   await blocks(what);
   await pads(what);
+  if (device === 'cuda') await groups(what).catch(({ message }) => console.log(`groups in ${what}: ${message}`));
 }
 if (what === 'table' && names.includes('attention')) await infinite();
 const check = what === 'table' ? table : slices;

@@ -10,6 +10,7 @@ import { main, root, ToolError } from './system.mjs';
 
 const octConv = 'native/ops/octconv/cuda.cu';
 const attention = 'native/ops/attention.cu';
+const products = 'native/cuda/products.h';
 const tensor = 'native/cuda/tensor.h';
 /** A file, what it says exactly once, and what the mutant says instead. */
 const mutants = {
@@ -38,8 +39,8 @@ const mutants = {
   'chunks are half as far apart': [octConv, 'rows[i] += chunkBytes / 16;', 'rows[i] += chunkBytes / 32;'],
 
   // Where things lie
-  'a row below the image': [octConv, 'p.y >= branch.size.h || p.x', 'p.x'],
-  'a column beside the image': [octConv, ' || p.x >= branch.size.w) p.frame', ') p.frame'],
+  'a row below the image': [octConv, 'p.y < branch.size.h && p.x', 'p.x'],
+  'a column beside the image': [octConv, ' && p.x < branch.size.w ? p.frame', ' ? p.frame'],
   'a tap below the image': [octConv, ' && tap.y < s.x.size.h', ''],
   'a tap left of the image': [octConv, ' && tap.x >= 0', ''],
   'a time tap off by one': [octConv, '+ kt * s.dilation.t;', '+ (kt + 1) * s.dilation.t;'],
@@ -49,8 +50,8 @@ const mutants = {
   'rows of taps begin with the second one': [octConv, 'kx = 0, ky++;', 'kx = 1 < s.kernel.w, ky++;'],
   'phases in another order in the store': [
     octConv,
-    'pixelOf(places[i * lows]);\n      if',
-    'pixelOf(places[(i / 2 + i % 2 * 2) * lows]);\n      if',
+    'pixelOf(i);\n      if (p.frame',
+    'pixelOf(i / 2 + i % 2 * 2);\n      if (p.frame',
   ],
   'weights of the first tile': [octConv, '(columnTile * tileUnits + threadIndex()', '(threadIndex()'],
   'a split begins with the first chunk of its tap': [octConv, 'findTap(first - tap * s.chunks);', 'findTap(0);'],
@@ -76,12 +77,8 @@ const mutants = {
     '    case largestTile:\n      return add',
     '    case -1:\n      return add',
   ],
-  'the bias of another channel': [octConv, 'branch.bias[channel + c] + residual', 'branch.bias[channel] + residual'],
-  'the residual of another pixel': [
-    octConv,
-    'branch.residual, p, channel);',
-    'branch.residual, pixelOf(places[0]), channel);',
-  ],
+  'the bias of another channel': [octConv, 'branch.bias[channel + c] : 0', 'branch.bias[channel] : 0'],
+  'the residual of another pixel': [octConv, 'branch.residual, p, channel);', 'branch.residual, pixelOf(0), channel);'],
   'the residual of another channel in bf16 and f16': [
     octConv,
     'unpacked(x.dtype, words->word[i / 2]',
@@ -114,15 +111,52 @@ const mutants = {
     'packed(y.dtype, v[2], v[3])}',
     'packed(y.dtype, v[0], v[1])}',
   ],
-  'f16 is multiplied as bf16': [octConv, 'multiplyF16(d, a, b);', 'multiplyBf16(d, a, b);'],
+  'f16 is multiplied as bf16': [products, 'multiplyF16(d, a, b);', 'multiplyBf16(d, a, b);'],
   'f16 is stored as bf16': [tensor, 'dtype == DType::f16 ? packF16(low, high) :', ''],
   'f16 is read as bf16': [tensor, 'dtype == DType::f16 ? floatOfF16(static_cast<uint16_t>(word)) :', ''],
-  'groups read the first inputs': [octConv, 'channel / (branch.channels / a.groups) * inputs;', '0;'],
-  'a gate of the first image': [
+
+  // Groups
+  'groups read the first inputs': [octConv, 'return group * s.inputs * bytes / 16;', 'return 0 * group;'],
+  'groups read a piece less': [octConv, 'bytes = s.window;', 'bytes = s.window - 16;'],
+  'the second unit of columns reads as the first': [
     octConv,
-    'static_cast<int64_t>(p.frame / a.branch.size.t) * a.gate.pitch',
-    'static_cast<int64_t>(0)',
+    'firstGroup(branch, columnTile * Of::columns)',
+    'firstGroup(branch, 0)',
   ],
+  'sums of groups stay NaN': [octConv, 'if (grouped && branch.groups > 1) mend', 'if (false) mend'],
+  'sums of splits of groups stay NaN': [octConv, 'if (tile == groupedTile && branch.groups > 1)', 'if (false)'],
+  'sums that are mended have the weights of the first chunk': [
+    octConv,
+    'weights + byte / chunkBytes * unitBytes',
+    'weights',
+  ],
+  'sums that are mended have inputs of the first group': [octConv, 'int i = group * s.inputs; i <', 'int i = 0; i <'],
+  'sums that are mended are not upsampled': [
+    octConv,
+    's.upsample ? Pixel{p.frame, p.y / 2, p.x / 2} : p;\n    const int bytes',
+    'p;\n    const int bytes',
+  ],
+
+  // Depthwise
+  'no barrier before depthwise sums are read': [octConv, '  synchronize();\n  // Neighbouring', '  // Neighbouring'],
+  'depthwise: a column left of the image': [
+    octConv,
+    'static_cast<unsigned>(at) < static_cast<unsigned>(s.x.size.w)',
+    'at < s.x.size.w',
+  ],
+  'depthwise: a row above the image': [octConv, 'frame < 0 || y < 0 ||', 'frame < 0 ||'],
+  'depthwise: a frame that is not there': [octConv, 'frame < 0 || y < 0', 'y < 0'],
+  'depthwise: both rows have the inputs of the first': [
+    octConv,
+    '(low.y * 2 + i) * s.stride.h',
+    'low.y * 2 * s.stride.h',
+  ],
+  'depthwise: three taps of stride 2 as of stride 1': [octConv, 'j - column * stride', 'j - column'],
+  'depthwise: three taps of stride 3 as of stride 2': [octConv, ' && s.stride.w <= 2 ? 3 : 1', ' ? 3 : 1'],
+  'depthwise: dilated taps lie next to each other': [octConv, '>= 3 && s.dilation.w == 1', '>= 3'],
+  'depthwise: all taps of a row have the first weights': [octConv, 'weights + kx * tapPieces', 'weights'],
+  'depthwise: channels behind the first four': [octConv, 'item.channel + four * 4', 'item.channel'],
+  'a gate of the first image': [octConv, '{low.frame / branch.size.t, 0, 0}', '{0, 0, 0}'],
 
   // Attention
   'attention waits for one group of copies less': [

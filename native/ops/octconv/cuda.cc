@@ -14,18 +14,35 @@
 namespace octconv::cuda {
 namespace {
 
+// A source as the kernel on tensor cores sees it.
+struct Taps {
+  // Few channels, such as those of a picture: those of all taps of a row of the kernel, which lie one after the other
+  // if a pixel fills a piece, are the channels of one tap. Zeros are put around them: a few columns. (With two pixels
+  // to a piece 7 x 7 taps of stride 2 take half the steps, but multiply the pixel behind a window by 0, which is wrong
+  // if that is NaN.)
+  bool rows;
+  int64_t together;         // taps over time whose channels lie in one pixel: 1, or with `rows` those of the kernel
+  int64_t pixel;            // channels that are read: whole pieces
+  int64_t count, channels;  // of a tap: whole pixels
+  int64_t chunks;           // of a tap
+
+  int64_t steps() const { return count * chunks; }
+  bool operator==(const Taps&) const = default;
+};
+
 struct CudaBranch : Packed {
   struct Reader {
-    int64_t channels;  // of a group
+    int64_t inputs;  // of a group
     Size3 kernel;
-    bool rows, upsample;  // Taps::rows
+    bool upsample;
+    Taps taps;
   };
   struct ScaleShift {
     int64_t channels = 0;
     size_t scale = 0, shift = 0;  // offsets in the memory
   };
   Compute compute;
-  bool plain;        // for octConvPlain
+  bool depthwise;    // for octConvDepthwise
   int64_t channels;  // 0 of a gated branch, which fits any
   int64_t groups;
   std::vector<Reader> readers;  // sources as the branch has them
@@ -35,11 +52,11 @@ struct CudaBranch : Packed {
   size_t bytes() const override { return memory.size(); }
 };
 
-// Sources in the kernel's order: those that are upsampled come first.
-std::vector<const Source*> orderOf(const Branch& branch) {
-  std::vector<const Source*> sources;
-  branch.eachSource([&](const Source& s) { sources.push_back(&s); });
-  std::stable_partition(sources.begin(), sources.end(), [](const Source* s) { return s->upsample; });
+// Sources in the kernel's order, in which those that are upsampled come first; and their positions in the branch.
+std::vector<std::pair<const Source*, size_t>> orderOf(const Branch& branch) {
+  std::vector<std::pair<const Source*, size_t>> sources;
+  branch.eachSource([&](const Source& s) { sources.emplace_back(&s, sources.size()); });
+  std::stable_partition(sources.begin(), sources.end(), [](const auto& each) { return each.first->upsample; });
   return sources;
 }
 
@@ -50,23 +67,28 @@ const char* kernelFor(Compute compute) {
 int64_t pieceChannels(Compute compute) { return 16 / bytesOf(compute); }
 int64_t roundUp(int64_t x, int64_t step) { return (x + step - 1) / step * step; }
 
-// A source as the kernel on tensor cores sees it.
-struct Taps {
-  // Few channels, such as those of a picture: those of all taps of a row of the kernel, which lie one after the other
-  // if a pixel fills a piece, are the channels of one tap. Zeros are put around them: a few columns. (With two pixels
-  // to a piece 7 x 7 taps of stride 2 take half the steps, but multiply the pixel behind a window by 0, which is wrong
-  // if that is NaN.)
-  bool rows;
-  int64_t together;         // taps over time whose channels lie in one pixel: 1, or with `rows` those of the kernel
-  int64_t pixel;            // channels: whole pieces
-  int64_t count, channels;  // of a tap: whole pixels
-  int64_t chunks;           // of a tap
+// Where the inputs begin that a unit of columns reads, the first of which this is; of `inputs` and `outputs` of a
+// group.
+int64_t windowAt(int64_t column, int64_t inputs, int64_t outputs, Compute compute) {
+  const int64_t channel = column / outputs * inputs;
+  return channel - channel % pieceChannels(compute);
+}
+// The most channels that a unit reads.
+int64_t windowOf(int64_t groups, int64_t inputs, int64_t outputs, Compute compute) {
+  if (groups == 1) return inputs;
+  int64_t most = 0;
+  for (int64_t first = 0; first < groups * outputs; first += unitColumns) {
+    const int64_t last = std::min(first + unitColumns, groups * outputs) - 1;
+    most = std::max(most, (last / outputs + 1) * inputs - windowAt(first, inputs, outputs, compute));
+  }
+  return most;
+}
 
-  int64_t steps() const { return count * chunks; }
-};
-Taps tapsOf(const Source& s, int64_t channels, Compute compute) {
+Taps tapsOf(const Source& s, int64_t inputs, int64_t outputs, Compute compute) {
   const int64_t piece = pieceChannels(compute), chunk = chunkBytes / bytesOf(compute);
-  const bool rows = channels <= piece && s.kernel.w > 1 && s.dilation.w == 1 && s.padding.w < s.kernel.w;
+  const int64_t channels = windowOf(s.groups, inputs, outputs, compute);
+  const bool few = s.groups == 1 && channels <= piece;
+  const bool rows = few && s.kernel.w > 1 && s.dilation.w == 1 && s.padding.w < s.kernel.w;
   const auto with = [&](int64_t together) -> Taps {
     const int64_t pixel = roundUp(together * channels, piece), padded = rows ? s.kernel.w * pixel : pixel;
     const int64_t count = s.taps() / together / (rows ? s.kernel.w : 1);
@@ -99,8 +121,13 @@ void checkType(const Gpu& gpu, DType type) {
   fail("octConv: no kernel for ", nameOf(type), " on ", gpu.about(), ", wanted ", known);
 }
 
-// Tensor cores multiply all inputs with all outputs.
-bool isPlain(const Branch& branch) { return branch.gated || branch.groups() > 1; }
+// Whether each output channel is made of one input channel of the same number; a gate is such a weight.
+bool isDepthwise(const Branch& branch, const Params& params, int64_t channels) {
+  bool depthwise = branch.gated || branch.groups() == channels;
+  branch.eachSource(
+      [&](const Source& s) { depthwise = depthwise && channels > 1 && inputsOf(s, params) == 1 && !s.upsample; });
+  return depthwise;
+}
 
 uint32_t bitsOf(float x) {
   uint32_t bits;
@@ -112,30 +139,34 @@ uint32_t tf32Of(float x) { return x != x ? bitsOf(x) : (bitsOf(x) + 0x1000) & ~u
 
 // The weights of one source for one unit of columns, [tap][chunk][column][64 bytes], at `to`, which goes on behind
 // them.
-void putSource(const CudaBranch& packed, const Source& source, const Params& params, const Affine& affine,
-               int64_t first, char*& to) {
-  const int64_t some = std::min<int64_t>(unitColumns, packed.channels - first), inputs = inputsOf(source, params);
-  const Taps taps = tapsOf(source, inputs, packed.compute);
+void putSource(const CudaBranch& packed, const Source& source, const Taps& taps, const Params& params,
+               const Affine& affine, int64_t first, char*& to) {
+  const int64_t some = std::min<int64_t>(unitColumns, packed.channels - first), inputs = inputsOf(source, params),
+                outputs = packed.channels / packed.groups;
+  const int64_t window = windowAt(first, inputs, outputs, packed.compute),
+                frame = taps.together > 1 ? inputs : taps.pixel;  // channels of it in a pixel
   const TensorType type{operandType(packed.compute), {}};
   const std::vector<float> w =
       weightOf(source, params, packed.channels).floats(first * inputs * source.taps(), some * inputs * source.taps());
   const std::vector<float> scales = weightScalesOf(source, params, packed.channels);
   for (int64_t tap = 0; tap < taps.count; tap++) {
     for (int64_t i = 0; i < taps.channels; i++) {
-      const int64_t column = i / taps.pixel, time = i % taps.pixel / inputs, channel = i % taps.pixel % inputs;
+      const int64_t column = i / taps.pixel, time = i % taps.pixel / frame, at = i % taps.pixel % frame;
       if (time >= taps.together) continue;
       const int64_t of = taps.rows ? (time * source.kernel.h + tap) * source.kernel.w + column : tap;
       const int64_t byte = i * bytesOf(packed.compute), chunk = byte / chunkBytes;
       for (int64_t o = 0; o < some; o++) {
+        const int64_t input = window + at - (first + o) / outputs * inputs;  // of its group
+        if (input < 0 || input >= inputs) continue;
         const auto factor = static_cast<float>(affine.scale[first + o] * scales[first + o]);
-        const float x = w[(o * inputs + channel) * source.taps() + of] * factor;
+        const float weight = w[(o * inputs + input) * source.taps() + of] * factor;
         char* const element = to + chunk * unitBytes +
                               swizzled(static_cast<int>(o), static_cast<int>(byte % chunkBytes / 16)) + byte % 16;
         if (packed.compute == Compute::f32) {
-          const uint32_t bits = tf32Of(x);
+          const uint32_t bits = tf32Of(weight);
           std::memcpy(element, &bits, 4);
         } else {
-          setValue(element, type, 0, x);
+          setValue(element, type, 0, weight);
         }
       }
     }
@@ -143,35 +174,35 @@ void putSource(const CudaBranch& packed, const Source& source, const Params& par
   }
 }
 
-// The same for octConvPlain: f32 [tap][input of a group][channel].
-void putPlainSource(const CudaBranch& packed, const Source& source, const Params& params, const Affine& affine,
-                    float*& to) {
-  const int64_t inputs = inputsOf(source, params), taps = source.taps(), channels = packed.channels;
-  const std::vector<float> w = weightOf(source, params, channels).floats();
-  const std::vector<float> scales = weightScalesOf(source, params, channels);
-  for (int64_t tap = 0; tap < taps; tap++)
-    for (int64_t i = 0; i < inputs; i++)
-      for (int64_t o = 0; o < channels; o++) {
-        const float x = w[(o * inputs + i) * taps + tap] * static_cast<float>(affine.scale[o] * scales[o]);
-        *to++ = roundedTo(operandType(packed.compute), x);
-      }
+// The same for octConvDepthwise: [tap][channel], whole pieces of channels.
+void putDepthwise(const CudaBranch& packed, const Source& source, const Params& params, const Affine& affine,
+                  char*& to) {
+  const TensorType type{operandType(packed.compute), {}};
+  const std::vector<float> w = weightOf(source, params, packed.channels).floats();
+  const std::vector<float> scales = weightScalesOf(source, params, packed.channels);
+  for (int64_t tap = 0; tap < source.taps(); tap++) {
+    for (int64_t c = 0; c < packed.channels; c++)
+      setValue(to, type, c, w[c * source.taps() + tap] * static_cast<float>(affine.scale[c] * scales[c]));
+    to += roundUp(packed.channels, pieceChannels(packed.compute)) * bytesOf(packed.compute);
+  }
 }
 
 std::shared_ptr<const Packed> pack(Gpu& gpu, const Attr& attrs, const Params& params, Crew& crew) {
   const Branch branch = oneBranchOf(attrs);
   checkForm(branch);
-  if (!isPlain(branch)) checkType(gpu, operandType(branch.compute));
   const int64_t channels = outputChannels(branch, params);
   auto packed = std::make_shared<CudaBranch>();
-  packed->compute = branch.compute, packed->plain = isPlain(branch);
+  packed->compute = branch.compute, packed->depthwise = isDepthwise(branch, params, channels);
   packed->channels = channels, packed->groups = branch.groups();
+  if (!packed->depthwise) checkType(gpu, operandType(branch.compute));
   const int64_t units = roundUp(channels, unitColumns) / unitColumns;
 
   std::vector<Affine> affines;
-  std::map<const Source*, const Affine*> affineOfSource;
-  for (const Term& term : branch.terms) affines.push_back(affineOf(term, params, channels));
-  for (size_t t = 0; t < affines.size(); t++)
-    for (const Source& s : branch.terms[t].sources) affineOfSource[&s] = &affines[t];
+  std::vector<size_t> termOf;  // of each source
+  for (const Term& term : branch.terms) {
+    termOf.insert(termOf.end(), term.sources.size(), affines.size());
+    affines.push_back(affineOf(term, params, channels));
+  }
 
   Layout layout;
   std::vector<std::pair<std::vector<float>, size_t>> vectors;  // what lies where
@@ -191,35 +222,36 @@ std::shared_ptr<const Packed> pack(Gpu& gpu, const Attr& attrs, const Params& pa
   for (const Affine& affine : affines)
     for (int64_t o = 0; o < channels; o++) bias[o] += affine.shift[o];
   packed->bias = place(bias, units * unitColumns);
-  int64_t steps = 0, each = 0;  // of a unit; weights of a channel
+  int64_t steps = 0, count = 0;  // of a unit; taps
   branch.eachSource([&](const Source& s) {
-    const Taps taps = tapsOf(s, inputsOf(s, params), branch.compute);
-    packed->readers.push_back({inputsOf(s, params), s.kernel, taps.rows, s.upsample});
+    const int64_t inputs = inputsOf(s, params);
+    const Taps taps = tapsOf(s, inputs, channels / s.groups, branch.compute);
+    packed->readers.push_back({inputs, s.kernel, s.upsample, taps});
     packed->prologues.push_back(placeAffine(affineOf(s.prologue, params)));
-    steps += taps.steps();
-    each += s.taps() * inputsOf(s, params);
+    steps += taps.steps(), count += s.taps();
   });
   for (const Store& store : branch.stores) packed->stores.push_back(placeAffine(affineOf(store.activation, params)));
   const int64_t stepsBytes = product(steps, unitBytes);
-  const int64_t bytes = packed->plain ? product(each, channels, sizeof(float)) : product(stepsBytes, units);
-  packed->weights = layout.add(static_cast<size_t>(bytes));
+  const int64_t tapBytes = roundUp(channels, pieceChannels(branch.compute)) * bytesOf(branch.compute);
+  packed->weights =
+      layout.add(static_cast<size_t>(packed->depthwise ? product(count, tapBytes) : product(stepsBytes, units)));
   if (layout.size() == 0) return packed;  // a gate alone
 
   const Block pinned(gpu, layout.size(), Block::Where::pinned);
   char* const host = pinned.host();
   std::fill_n(host, pinned.size(), 0);
   for (const auto& [floats, at] : vectors) std::ranges::copy(floats, reinterpret_cast<float*>(host + at));
-  const std::vector<const Source*> order = orderOf(branch);
-  if (packed->plain) {
-    auto* to = reinterpret_cast<float*>(host + packed->weights);
-    for (const Source* s : order) putPlainSource(*packed, *s, params, *affineOfSource.at(s), to);
-    packed->memory = uploaded(gpu, pinned);
-    return packed;
+  const auto order = orderOf(branch);
+  if (packed->depthwise) {
+    char* to = host + packed->weights;
+    for (const auto& [s, i] : order) putDepthwise(*packed, *s, params, affines[termOf[i]], to);
+  } else {
+    crew.parallel(units, [&](int64_t unit, int) {
+      char* to = host + packed->weights + unit * stepsBytes;
+      for (const auto& [s, i] : order)
+        putSource(*packed, *s, packed->readers[i].taps, params, affines[termOf[i]], unit * unitColumns, to);
+    });
   }
-  crew.parallel(units, [&](int64_t unit, int) {
-    char* to = host + packed->weights + unit * stepsBytes;
-    for (const Source* s : order) putSource(*packed, *s, params, *affineOfSource.at(s), unit * unitColumns, to);
-  });
   packed->memory = uploaded(gpu, pinned);
   return packed;
 }
@@ -241,10 +273,10 @@ void checkWeights(const Node& node, const Branch& branch, const CudaBranch& pack
               packed.groups == branch.groups() && packed.stores.size() == branch.stores.size();
   size_t i = 0;
   branch.eachSource([&](const Source& s) {
-    const int64_t channels = node.in(s.input).c;
-    fits = fits && i < packed.readers.size() && packed.readers[i].channels == channels / s.groups &&
+    const int64_t channels = node.in(s.input).c, inputs = channels / s.groups;
+    fits = fits && i < packed.readers.size() && packed.readers[i].inputs == inputs &&
            packed.readers[i].kernel == s.kernel && packed.readers[i].upsample == s.upsample &&
-           packed.readers[i].rows == tapsOf(s, channels / s.groups, branch.compute).rows &&
+           packed.readers[i].taps == tapsOf(s, inputs, outputs / s.groups, branch.compute) &&
            packed.prologues[i].channels == (s.prologue.batchNorm.empty() ? 0 : channels);
     i++;
   });
@@ -303,8 +335,10 @@ TensorArgs prepare(Making& making, const Branch& branch, const Source& s, const 
   return args.y;
 }
 
-SourceArgs sourceOf(Making& making, const Branch& branch, const Source& s, const CudaBranch& packed,
-                    const CudaBranch::ScaleShift& prologue, const Shape& y) {
+SourceArgs sourceOf(Making& making, const Branch& branch, const Source& s, const CudaBranch& packed, size_t position,
+                    const Shape& y) {
+  const CudaBranch::Reader& reader = packed.readers[position];
+  const Taps& taps = reader.taps;
   const TensorType& type = making.placed.node.inputs[s.input];
   const int64_t at = making.placed.inputs[s.input];
   const bool asIs = s.prologue.isIdentity() && s.pool == 0;
@@ -312,18 +346,16 @@ SourceArgs sourceOf(Making& making, const Branch& branch, const Source& s, const
   args.kernel = extentOf(s.kernel), args.stride = extentOf(s.stride);
   args.padding = extentOf(s.padding), args.dilation = extentOf(s.dilation);
   args.upsample = s.upsample;
-  if (packed.plain) {
-    args.x = asIs ? tensorOf(type, at) : prepare(making, branch, s, packed, prologue, {.together = 1}, y);
-    return args;
-  }
-  const Taps taps = tapsOf(s, type.shape.c, branch.compute);
   const bool direct = asIs && !taps.rows && type.dtype == operandType(branch.compute) && hasWholePieces(type, at);
-  args.x = direct ? tensorOf(type, at) : prepare(making, branch, s, packed, prologue, taps, y);
+  args.x = direct ? tensorOf(type, at) : prepare(making, branch, s, packed, packed.prologues[position], taps, y);
   const Extent& size = args.x.size;
   const int64_t pixels = product(type.shape.n, size.t, size.h, size.w);
   atMost(int64_t{UINT32_MAX}, (args.x.at + product(pixels, args.x.pitch, bytesOf(branch.compute))) / 16,
          "pieces of 16 bytes of a run's memory");
-  args.x.channels = static_cast<int>(taps.channels);
+  args.x.channels =
+      static_cast<int>(s.groups > 1 ? roundUp(type.shape.c, pieceChannels(branch.compute)) : taps.channels);
+  args.inputs = static_cast<int>(reader.inputs);
+  args.window = static_cast<int>(taps.channels * bytesOf(branch.compute));
   args.chunks = static_cast<int>(taps.chunks);
   if (taps.rows) args.kernel.w = 1, args.padding.w = 0;
   if (taps.together > 1) args.kernel.t = args.stride.t = 1, args.padding.t = 0;
@@ -337,17 +369,21 @@ BranchArgs argumentsOf(Making& making, const Branch& branch, const CudaBranch& p
   args.n = intOf(y.n, "images");
   args.size = extentOf({y.t, y.h, y.w});
   args.channels = static_cast<int>(y.c);
+  args.groups = packed.depthwise ? 1 : static_cast<int>(packed.groups);
   args.weights = reinterpret_cast<const char*>(packed.memory.device() + packed.weights);
-  if (!branch.gated) args.bias = reinterpret_cast<const float*>(packed.memory.device() + packed.bias);
+  if (branch.gated) {
+    args.gated = true, args.sources = 1;
+    args.source[0].x = placed.input(branch.gated->input), args.gate = placed.input(branch.gated->gate);
+  } else {
+    args.bias = reinterpret_cast<const float*>(packed.memory.device() + packed.bias);
+  }
   if (branch.residual) {
     args.hasResidual = true;
     args.residual = placed.input(*branch.residual);
   }
-  std::map<const Source*, size_t> positions;
-  branch.eachSource([&](const Source& s) { positions.emplace(&s, positions.size()); });
-  for (const Source* s : orderOf(branch)) {
+  for (const auto& [s, position] : orderOf(branch)) {
     args.phased = args.phased || s->upsample;
-    args.source[args.sources++] = sourceOf(making, branch, *s, packed, packed.prologues[positions.at(s)], y);
+    args.source[args.sources++] = sourceOf(making, branch, *s, packed, position, y);
   }
   for (size_t k = 0; k < branch.stores.size(); k++) {
     const Store& store = branch.stores[k];
@@ -420,8 +456,9 @@ int64_t clocksOf(std::span<const BranchArgs> branches, std::span<const Share> sh
 }
 
 // The tiles that the branches of a launch may have, larger ones first: all the largest one, for which sm_75 has neither
-// room nor a kernel, or any of the others.
-std::vector<std::array<int, mostBranches>> pairsOfTiles(const Gpu& gpu) {
+// room nor a kernel, or any of the others; or all that of groups.
+std::vector<std::array<int, mostBranches>> pairsOfTiles(const Gpu& gpu, bool grouped) {
+  if (grouped) return {{groupedTile, groupedTile}};
   std::vector<std::array<int, mostBranches>> pairs{{largestTile, largestTile}};
   for (int a = largestTile - 1; a >= 0; a--)
     for (int b = largestTile - 1; b >= 0; b--) pairs.push_back({a, b});
@@ -434,9 +471,9 @@ std::vector<std::array<int, mostBranches>> pairsOfTiles(const Gpu& gpu) {
 }
 
 // Chooses tiles, and how many blocks share one, for the branches of a launch.
-void chooseTiles(Making& making, std::span<BranchArgs> branches) {
+void chooseTiles(Making& making, std::span<BranchArgs> branches, bool grouped) {
   const Gpu& gpu = making.placed.gpu;
-  const auto pairs = pairsOfTiles(gpu);
+  const auto pairs = pairsOfTiles(gpu, grouped);
   int64_t least = INT64_MAX;
   std::vector<Share> chosen;
   for (const int64_t splits : {1, 2, 3, 4, 6, 8, 12, 16, 24, 32})
@@ -458,12 +495,13 @@ void chooseTiles(Making& making, std::span<BranchArgs> branches) {
   }
 }
 
-Launch plainLaunch(const PlacedNode& placed, const Branch& branch, const BranchArgs& args) {
-  PlainArgs plain{args, static_cast<int>(branch.groups()), operandType(branch.compute), branch.gated.has_value(), {},
-                  {}};
-  if (branch.gated) plain.x = placed.input(branch.gated->input), plain.gate = placed.input(branch.gated->gate);
-  const Shape y = shapeOf(branch, placed.node);
-  return launchItems("octConvPlain", args.phased ? halved(y).elements() : y.elements(), plain);
+// Of octConvDepthwise for a branch.
+int depthwiseBlocks(const BranchArgs& branch, Compute compute) {
+  const Extent& size = branch.size;
+  const int64_t pieces = roundUp(branch.storedChannels, pieceChannels(compute)) / pieceChannels(compute);
+  const int64_t items = product(branch.n, size.t, half(size.h), half(size.w), pieces);
+  atMost(int64_t{UINT32_MAX}, items, "pieces of 16 bytes of a value");
+  return static_cast<int>(roundUp(items, depthwiseThreads) / depthwiseThreads);
 }
 
 // Adds what the blocks of a branch multiply and copy.
@@ -482,51 +520,69 @@ void count(const BranchArgs& branch, Compute compute, LaunchInfo& launch) {
   }
 }
 
+OctConvArgs together(std::span<const BranchArgs> branches) {
+  OctConvArgs args{};
+  std::ranges::copy(branches, args.branch);
+  return args;
+}
+
+void launchDepthwise(Made& made, std::span<const BranchArgs> branches) {
+  int blocks = 0;
+  for (const BranchArgs& branch : branches) blocks = intOf(int64_t{blocks} + branch.blocks, "blocks");
+  made.algorithm = "octConvDepthwise, " + std::to_string(blocks) + " blocks";
+  made.launches.push_back(launchOf("octConvDepthwise", static_cast<unsigned>(blocks), depthwiseThreads,
+                                   depthwiseSharedBytes, together(branches)));
+}
+
+void launchTiles(Making& making, std::span<BranchArgs> branches, Compute compute) {
+  Made& made = making.made;
+  const bool grouped = std::ranges::any_of(branches, [](const BranchArgs& branch) { return branch.groups > 1; });
+  chooseTiles(making, branches, grouped);
+  bool large = false;
+  int shared = 0, places = 0, blocks = 0, sumBlocks = 0;
+  for (const BranchArgs& branch : branches) {
+    const Tile& tile = tiles[branch.tile];
+    large = large || branch.tile == largestTile;
+    shared = std::max(shared, sharedBytes(tile)), places = std::max(places, placesBytes(tile));
+    blocks = intOf(int64_t{blocks} + branch.blocks, "blocks"), sumBlocks += branch.sumBlocks;
+  }
+  const OctConvArgs args = together(branches);
+  const std::string kernel = std::string(kernelFor(compute)) + (grouped ? "Grouped" : large ? "Large" : "");
+  made.algorithm += (made.algorithm.empty() ? "" : " and ") + kernel + ", " + std::to_string(blocks) + " blocks";
+  made.launches.push_back(launchOf(kernel, static_cast<unsigned>(blocks), blockThreads, shared, args));
+  for (const BranchArgs& branch : branches) count(branch, compute, made.launches.back());
+  if (sumBlocks > 0)
+    made.launches.push_back(launchOf("octConvSums", static_cast<unsigned>(sumBlocks), blockThreads, places, args));
+}
+
 Made make(const PlacedNode& placed) {
   const std::vector<Branch> branches = branchesOf(placed.node.attrs);
   if (branches.size() > mostBranches) fail("octConv: no kernel for ", branches.size(), " branches on cuda");
   Making making{placed, {}, {}, {}};
-  Made& made = making.made;
-  OctConvArgs args{};
-  int together = 0;  // branches of the launch on tensor cores
-  Compute compute{};
+  std::vector<BranchArgs> tiled, depthwise;
+  Compute compute{};  // of those in tiles
   for (size_t b = 0; b < branches.size(); b++) {
     const Branch& branch = branches[b];
     const auto& packed = placed.node.weights<CudaBranch>(b);
     checkForm(branch);
     checkWeights(placed.node, branch, packed);
-    const BranchArgs branchArgs = argumentsOf(making, branch, packed);
-    if (packed.plain) {
-      made.launches.push_back(plainLaunch(placed, branch, branchArgs));
-      made.algorithm = "octConvPlain";
+    const BranchArgs args = argumentsOf(making, branch, packed);
+    if (packed.depthwise) {
+      depthwise.push_back(args);
+      depthwise.back().blocks = depthwiseBlocks(args, branch.compute);
       continue;
     }
-    if (together > 0 && branch.compute != compute) fail("octConv: no kernel for branches of two types on cuda");
+    if (!tiled.empty() && branch.compute != compute) fail("octConv: no kernel for branches of two types on cuda");
     compute = branch.compute;
-    atMost(UINT16_MAX, branchArgs.size.h, "rows"), atMost(UINT16_MAX, branchArgs.size.w, "columns");  // see Place
-    args.branch[together++] = branchArgs;
+    atMost(UINT16_MAX, args.size.h, "rows"), atMost(UINT16_MAX, args.size.w, "columns");  // see Place
+    tiled.push_back(args);
   }
-  if (together > 0) {
-    const std::span<BranchArgs> some(args.branch, together);
-    chooseTiles(making, some);
-    bool large = false;
-    int shared = 0, places = 0, blocks = 0, sumBlocks = 0;
-    for (const BranchArgs& branch : some) {
-      const Tile& tile = tiles[branch.tile];
-      large = large || branch.tile == largestTile;
-      shared = std::max(shared, sharedBytes(tile)), places = std::max(places, placesBytes(tile));
-      blocks = intOf(int64_t{blocks} + branch.blocks, "blocks"), sumBlocks += branch.sumBlocks;
-    }
-    const std::string kernel = std::string(kernelFor(compute)) + (large ? "Large" : "");
-    made.algorithm += (made.algorithm.empty() ? "" : " and ") + kernel + ", " + std::to_string(blocks) + " blocks";
-    made.launches.push_back(launchOf(kernel, static_cast<unsigned>(blocks), blockThreads, shared, args));
-    for (const BranchArgs& branch : some) count(branch, compute, made.launches.back());
-    if (sumBlocks > 0)
-      made.launches.push_back(launchOf("octConvSums", static_cast<unsigned>(sumBlocks), blockThreads, places, args));
-  }
+  if (!depthwise.empty()) launchDepthwise(making.made, depthwise);
+  if (!tiled.empty()) launchTiles(making, tiled, compute);
+  Made& made = making.made;
   for (const Means& m : making.means) made.launches.push_back(meansOf(m.type, m.at, placed.outputs[m.output]));
   made.scratchBytes = making.scratch.size();
-  made.writesPads = together == static_cast<int>(branches.size());
+  made.writesPads = true;
   return made;
 }
 

@@ -5,6 +5,13 @@
 // (row parity, column parity). The four pixels of a low pixel are then the same element of four accumulators of one
 // thread: the low product is their start value, P of the result is their mean.
 //
+// Groups of channels: a tile of 32 columns reads only the inputs of the groups that its columns belong to, and
+// multiplies all of them with all of its columns. Weights between different groups are 0. With groups of 4 in 16 bits
+// seven of eight products are with such zeros; tensor cores still take no longer than the copies do.
+//
+// Depthwise convolutions, of which 31 of 32 products would be with zeros, and gates have a kernel without tensor cores,
+// octConvDepthwise.
+//
 // High and low branch are blocks of one launch; no block waits for another. The input channels of a tap come in chunks
 // of 64 bytes, which are copied two steps ahead. Where there are fewer tiles than the GPU has room for, blocks share
 // the steps of a tile: they write their sums, which a second launch adds up, always in the same order.
@@ -41,6 +48,16 @@ struct alignas(8) Place {
   uint32_t yx;
 };
 
+// Low pixel `index`, and its phases.
+OCTCONV_DEVICE Pixel lowPixel(const BranchArgs& branch, unsigned index) {
+  const Extent& size = branch.size;
+  return pixelAt(index, branch.n, {size.t, (size.h + 1) / 2, (size.w + 1) / 2});
+}
+OCTCONV_DEVICE Pixel phaseOf(const BranchArgs& branch, const Pixel& low, int phase) {
+  const Pixel p{low.frame, low.y * 2 + phase / 2, low.x * 2 + phase % 2};
+  return {p.y < branch.size.h && p.x < branch.size.w ? p.frame : -1, p.y, p.x};
+}
+
 // In the main kernels: behind the slots.
 template <int tile>
 OCTCONV_DEVICE Place* placesOf() {
@@ -50,6 +67,13 @@ OCTCONV_DEVICE Pixel pixelOf(const Place& place) {
   return {place.frame, static_cast<int>(place.yx >> 16), static_cast<int>(place.yx & 0xffff)};
 }
 
+// Pixels of a tile that lie a group apart.
+template <int tile>
+struct PlacesOf {
+  const Place* first;
+  OCTCONV_DEVICE Pixel operator()(int group) const { return pixelOf(first[group * Shape<tile>::lows]); }
+};
+
 // Row `group` * lows + `low` of a tile.
 template <int tile, bool phased>
 OCTCONV_DEVICE Pixel outputPixel(const BranchArgs& branch, int rowTile, int group, int low) {
@@ -57,11 +81,7 @@ OCTCONV_DEVICE Pixel outputPixel(const BranchArgs& branch, int rowTile, int grou
   if constexpr (!phased) {
     return pixelAt(static_cast<unsigned>(rowTile) * 4 * lows + group * lows + low, branch.n, branch.size);
   } else {
-    Pixel p =
-        pixelAt(rowTile * lows + low, branch.n, {branch.size.t, (branch.size.h + 1) / 2, (branch.size.w + 1) / 2});
-    p.y = p.y * 2 + group / 2, p.x = p.x * 2 + group % 2;
-    if (p.y >= branch.size.h || p.x >= branch.size.w) p.frame = -1;
-    return p;
+    return phaseOf(branch, lowPixel(branch, rowTile * lows + low), group);
   }
 }
 
@@ -80,13 +100,20 @@ OCTCONV_DEVICE Pixel tapPixel(const SourceArgs& s, const Pixel& p, int frames, i
   return {inside ? tap.frame : -1, tap.y, tap.x};
 }
 
+// The first group that has columns in the unit of this one.
+OCTCONV_DEVICE int firstGroup(const BranchArgs& branch, int column) {
+  return column / unitColumns * unitColumns / (branch.channels / branch.groups);
+}
+// Where the inputs begin that such a unit reads: a whole piece, in pieces from the pixel's begin.
+OCTCONV_DEVICE int windowAt(const SourceArgs& s, int group, int bytes) { return group * s.inputs * bytes / 16; }
+
 // --- The main loop ---------------------------------------------------------------------------------------------------
 
 OCTCONV_DEVICE int stepsOf(const SourceArgs& s) { return s.kernel.t * s.kernel.h * s.kernel.w * s.chunks; }
 
 // Brings the inputs and weights of one step after the other into shared memory. The steps of a tile are sources, their
 // taps, their chunks. What a thread copies: a piece of rows that are lows apart, and pieces of weights.
-template <class Type, int tile, bool phased>
+template <class Type, int tile, bool phased, bool grouped>
 struct Loader {
   using Of = Shape<tile>;
   static constexpr int rowsTogether = blockThreads / 4;  // that all threads copy at once
@@ -98,14 +125,18 @@ struct Loader {
   int left;                   // steps before the tap changes
   uint32_t rows[Of::copies];  // pieces of 16 bytes from the arena's begin
   unsigned valid;             // a bit of each
-  int bytes = 0;              // of the pixels that are left, from this piece on
+  int bytes = 0;              // of the pixels that are left, or of what is read of them, from this piece on
+  int group;                  // the first one of the tile
   const char* weights;
   int64_t unitStride;
   int units;  // that have weights
   Copy16 rowCopies[Of::copies], weightCopies[Of::weightCopies];
 
   OCTCONV_DEVICE Loader(const BranchArgs& branch, char* arena, int columnTile, int steps, int first)
-      : branch(branch), arena(arena), unitStride(static_cast<int64_t>(steps) * unitBytes) {
+      : branch(branch),
+        arena(arena),
+        group(grouped ? firstGroup(branch, columnTile * Of::columns) : 0),
+        unitStride(static_cast<int64_t>(steps) * unitBytes) {
     constexpr int tileUnits = Of::columns / unitColumns;
     units = (branch.channels + unitColumns - 1) / unitColumns - columnTile * tileUnits;
     weights = branch.weights + (columnTile * tileUnits + threadIndex() / unitPieces) * unitStride +
@@ -163,7 +194,10 @@ struct Loader {
     const SourceArgs& s = branch.source[source];
     const int piece = threadIndex() % 4, row = threadIndex() / 4;
     left = s.chunks - chunk;
-    bytes = s.x.channels * Type::bytes - chunk * chunkBytes - piece * 16;
+    const int window = grouped ? windowAt(s, group, Type::bytes) : 0;
+    bytes = s.x.channels * Type::bytes - window * 16;
+    if (grouped && s.window < bytes) bytes = s.window;
+    bytes -= chunk * chunkBytes + piece * 16;
 #pragma unroll
     for (int i = 0; i < Of::copies; i++) {
       rows[i] = 0;
@@ -174,7 +208,7 @@ struct Loader {
       if (tap.frame < 0) continue;
       valid |= 1u << i;
       const int64_t pixel = s.x.at + elementAt(s.x, tap, 0) * Type::bytes;
-      rows[i] = static_cast<uint32_t>(pixel / 16) + chunk * (chunkBytes / 16) + piece;
+      rows[i] = static_cast<uint32_t>(pixel / 16) + window + chunk * (chunkBytes / 16) + piece;
     }
   }
 };
@@ -218,9 +252,9 @@ struct Ring {
   }
 };
 
-template <class Type, int tile, int groups, bool phased>
-OCTCONV_DEVICE void multiplySteps(float (&acc)[4][Shape<tile>::fragments][4], int steps,
-                                  Loader<Type, tile, phased>& loader, Ring<tile>& ring) {
+template <class Type, int tile, int groups, class TileLoader>
+OCTCONV_DEVICE void multiplySteps(float (&acc)[4][Shape<tile>::fragments][4], int steps, TileLoader& loader,
+                                  Ring<tile>& ring) {
 #pragma unroll 1
   while (steps > 0) {
     int some = loader.left < steps ? loader.left : steps;
@@ -290,22 +324,64 @@ OCTCONV_DEVICE void storeFour(char* arena, const TensorArgs& y, const Pixel& p, 
     if (i < count) setElement(arena, y, at + i, v[i]);
 }
 
-// Four pixels of a tile, one of each group, and four channels: `places` of the first pixel, `sums` of products with the
-// groups `stride` floats apart.
-template <int tile, bool phased>
-OCTCONV_DEVICE void finish(const BranchArgs& branch, char* arena, const Place* places, int channel, float* sums,
+// One sum, of the inputs of its group alone.
+OCTCONV_DEVICE float productsAt(const BranchArgs& branch, const char* arena, const Pixel& p, int channel) {
+  int steps = 0;
+  for (int k = 0; k < branch.sources; k++) steps += stepsOf(branch.source[k]);
+  const char* weights = branch.weights + static_cast<int64_t>(channel / unitColumns) * steps * unitBytes;
+  const int group = channel / (branch.channels / branch.groups), column = channel % unitColumns;
+  float sum = 0;
+#pragma unroll 1
+  for (int k = 0; k < branch.sources; k++) {
+    const SourceArgs& s = branch.source[k];
+    const Pixel from = s.upsample ? Pixel{p.frame, p.y / 2, p.x / 2} : p;
+    const int bytes = s.x.dtype == DType::f32 ? 4 : 2, window = windowAt(s, firstGroup(branch, channel), bytes);
+#pragma unroll 1
+    for (int tap = 0; tap < s.kernel.t * s.kernel.h * s.kernel.w; tap++, weights += s.chunks * unitBytes) {
+      const int row = tap / s.kernel.w;
+      const Pixel x = tapPixel(s, from, branch.size.t, row / s.kernel.h, row % s.kernel.h, tap % s.kernel.w);
+      if (x.frame < 0) continue;
+#pragma unroll 1
+      for (int i = group * s.inputs; i < (group + 1) * s.inputs; i++) {
+        const int byte = i * bytes - window * 16;
+        TensorArgs weight{swizzled(column, byte % chunkBytes / 16) + byte % 16, {}, 1, 0, 1, s.x.dtype};
+        sum +=
+            elementOf(arena, s.x, elementAt(s.x, x, i)) * elementOf(weights + byte / chunkBytes * unitBytes, weight, 0);
+      }
+    }
+  }
+  return sum;
+}
+
+// Computes sums that are not finite again, from the inputs of their group alone: the main loop also multiplied inputs
+// of other groups by 0, and NaN or infinity times 0 is NaN. Arguments as of finish().
+template <class PixelOf>
+OCTCONV_DEVICE void mend(const BranchArgs& branch, const char* arena, const PixelOf& pixelOf, int channel, float* sums,
+                         int stride) {
+#pragma unroll 1
+  for (int i = 0; i < 16; i++) {
+    float& sum = sums[i / 4 * stride + i % 4];
+    const Pixel p = pixelOf(i / 4);
+    if ((bitsOfFloat(sum) & 0x7f800000) == 0x7f800000 && p.frame >= 0 && channel + i % 4 < branch.channels)
+      sum = productsAt(branch, arena, p, channel + i % 4);
+  }
+}
+
+// Four pixels and four channels: `pixelOf` says where the pixels lie, the phases of a low pixel if `phased`; `sums` of
+// their products lie `stride` floats apart.
+template <bool phased, class PixelOf>
+OCTCONV_DEVICE void finish(const BranchArgs& branch, char* arena, const PixelOf& pixelOf, int channel, float* sums,
                            int stride) {
   using Four = Words<4>;
-  constexpr int lows = Shape<tile>::lows;
 #pragma unroll 1
   for (int i = 0; i < 4; i++) {
-    const Pixel p = pixelOf(places[i * lows]);
+    const Pixel p = pixelOf(i);
     float residual[4] = {};
     if (branch.hasResidual && p.frame >= 0) loadFour(residual, arena, branch.residual, p, channel);
     Four y = *reinterpret_cast<const Four*>(sums + i * stride);
 #pragma unroll
     for (int c = 0; c < 4; c++)
-      y.word[c] = bitsOfFloat(floatOfBits(y.word[c]) + branch.bias[channel + c] + residual[c]);
+      y.word[c] = bitsOfFloat(floatOfBits(y.word[c]) + (branch.bias ? branch.bias[channel + c] : 0) + residual[c]);
     *reinterpret_cast<Four*>(sums + i * stride) = y;
   }
 #pragma unroll 1
@@ -314,7 +390,7 @@ OCTCONV_DEVICE void finish(const BranchArgs& branch, char* arena, const Place* p
     float mean[4] = {}, count = 0;
 #pragma unroll 1
     for (int i = 0; i < 4; i++) {
-      const Pixel p = pixelOf(places[i * lows]);
+      const Pixel p = pixelOf(i);
       if (p.frame < 0) continue;
       const Four y = *reinterpret_cast<const Four*>(sums + i * stride);
       float v[4];
@@ -333,7 +409,7 @@ OCTCONV_DEVICE void finish(const BranchArgs& branch, char* arena, const Place* p
       if (store.pool == 0 || count == 0) continue;
 #pragma unroll
       for (int c = 0; c < 4; c++) mean[c] /= count;
-      const Pixel first = pixelOf(places[0]);
+      const Pixel first = pixelOf(0);
       storeFour(arena, store.y, {first.frame, first.y / 2, first.x / 2}, channel, mean);
     }
   }
@@ -349,7 +425,7 @@ OCTCONV_DEVICE void findPlaces(const BranchArgs& branch, int rowTile, Place* pla
   synchronize();
 }
 
-template <class Type, int tile, bool phased>
+template <class Type, int tile, bool phased, bool grouped>
 OCTCONV_DEVICE void computeTile(const BranchArgs& branch, char* arena, int block) {
   using Of = Shape<tile>;
   const int split = block % branch.splits, tileIndex = block / branch.splits;
@@ -366,7 +442,7 @@ OCTCONV_DEVICE void computeTile(const BranchArgs& branch, char* arena, int block
   const int low = lowSteps <= first ? 0 : (lowSteps < last ? lowSteps : last) - first;
 
   float acc[4][Of::fragments][4] = {};
-  Loader<Type, tile, phased> loader(branch, arena, columnTile, steps, first);
+  Loader<Type, tile, phased, grouped> loader(branch, arena, columnTile, steps, first);
   Ring<tile> ring;
 #pragma unroll 1
   for (int slot = 0; slot < slots - 1; slot++) {
@@ -376,7 +452,7 @@ OCTCONV_DEVICE void computeTile(const BranchArgs& branch, char* arena, int block
     if (--loader.left == 0) loader.nextTap();
   }
   if (phased) {
-    multiplySteps<Type, tile, 1, phased>(acc, low, loader, ring);
+    multiplySteps<Type, tile, 1>(acc, low, loader, ring);
 #pragma unroll
     for (int i = 1; i < 4; i++)
 #pragma unroll
@@ -384,7 +460,7 @@ OCTCONV_DEVICE void computeTile(const BranchArgs& branch, char* arena, int block
 #pragma unroll
         for (int k = 0; k < 4; k++) acc[i][j][k] = acc[0][j][k];
   }
-  multiplySteps<Type, tile, 4, phased>(acc, last - first - low, loader, ring);
+  multiplySteps<Type, tile, 4>(acc, last - first - low, loader, ring);
   waitForCopies<0>();
 
   const int lane = threadIndex() % 32, warpRow = threadIndex() / 32 % Of::warpRows,
@@ -417,9 +493,11 @@ OCTCONV_DEVICE void computeTile(const BranchArgs& branch, char* arena, int block
     for (int item = threadIndex(); item < Of::lows * half / 4; item += blockThreads) {
       const int low = item / (half / 4), column = item % (half / 4) * 4;
       const int channel = columnTile * Of::columns + side * half + column;
-      if (channel < branch.storedChannels)
-        finish<tile, phased>(branch, arena, placesOf<tile>() + low, channel, sums + low * pitch + column,
-                             Of::lows * pitch);
+      if (channel >= branch.storedChannels) continue;
+      const PlacesOf<tile> pixels{placesOf<tile>() + low};
+      float* const own = sums + low * pitch + column;
+      if (grouped && branch.groups > 1) mend(branch, arena, pixels, channel, own, Of::lows * pitch);
+      finish<phased>(branch, arena, pixels, channel, own, Of::lows * pitch);
     }
   }
 }
@@ -448,7 +526,9 @@ OCTCONV_DEVICE void addSplits(const BranchArgs& branch, char* arena, int block) 
     }
     *at = {bitsOfFloat(sum[0]), bitsOfFloat(sum[1]), bitsOfFloat(sum[2]), bitsOfFloat(sum[3])};
   }
-  finish<tile, phased>(branch, arena, places + low, channel, own, Of::lows * Of::columns);
+  const PlacesOf<tile> pixels{places + low};
+  if (tile == groupedTile && branch.groups > 1) mend(branch, arena, pixels, channel, own, Of::lows * Of::columns);
+  finish<phased>(branch, arena, pixels, channel, own, Of::lows * Of::columns);
 }
 
 // The branch that a block is of, of which there are `blocksOf`; `block` becomes its number in it.
@@ -459,29 +539,35 @@ OCTCONV_DEVICE const BranchArgs& branchOf(const OctConvArgs& args, int& block, B
   return args.branch[b];
 }
 
-template <class Type, int tile>
+template <class Type, int tile, bool grouped = false>
 OCTCONV_DEVICE void computeTile(const BranchArgs& branch, char* arena, int block) {
-  branch.phased ? computeTile<Type, tile, true>(branch, arena, block)
-                : computeTile<Type, tile, false>(branch, arena, block);
+  branch.phased ? computeTile<Type, tile, true, grouped>(branch, arena, block)
+                : computeTile<Type, tile, false, grouped>(branch, arena, block);
 }
-template <class Type, bool large>
+OCTCONV_DEVICE const BranchArgs& branchOf(const OctConvArgs& args, int& block) {
+  return branchOf(args, block, [](const BranchArgs& b) { return b.blocks; });
+}
+template <class Type>
 OCTCONV_DEVICE void compute(const OctConvArgs& args, char* arena) {
   int block = blockIndex();
-  const BranchArgs& branch = branchOf(args, block, [](const BranchArgs& b) { return b.blocks; });
-  if constexpr (large) {
-    computeTile<Type, largestTile>(branch, arena, block);
-  } else {
-    switch (branch.tile) {
-      case 0:
-        return computeTile<Type, 0>(branch, arena, block);
-      case 1:
-        return computeTile<Type, 1>(branch, arena, block);
-      case 2:
-        return computeTile<Type, 2>(branch, arena, block);
-      case 3:
-        return computeTile<Type, 3>(branch, arena, block);
-    }
+  const BranchArgs& branch = branchOf(args, block);
+  switch (branch.tile) {
+    case 0:
+      return computeTile<Type, 0>(branch, arena, block);
+    case 1:
+      return computeTile<Type, 1>(branch, arena, block);
+    case 2:
+      return computeTile<Type, 2>(branch, arena, block);
+    case 3:
+      return computeTile<Type, 3>(branch, arena, block);
   }
+}
+// With one tile alone.
+template <class Type, int tile>
+OCTCONV_DEVICE void computeAll(const OctConvArgs& args, char* arena) {
+  int block = blockIndex();
+  const BranchArgs& branch = branchOf(args, block);
+  computeTile<Type, tile, tile == groupedTile>(branch, arena, block);
 }
 
 template <int tile>
@@ -489,37 +575,144 @@ OCTCONV_DEVICE void addSplits(const BranchArgs& branch, char* arena, int block) 
   branch.phased ? addSplits<tile, true>(branch, arena, block) : addSplits<tile, false>(branch, arena, block);
 }
 
-// --- Without tensor cores --------------------------------------------------------------------------------------------
+// --- Depthwise -------------------------------------------------------------------------------------------------------
 
-// The products of one output: few of them, where channels form groups.
-OCTCONV_DEVICE float productsAt(const PlainArgs& a, const char* arena, const Pixel& p, int channel) {
-  const BranchArgs& branch = a.branch;
-  const auto* weight = reinterpret_cast<const float*>(branch.weights) + channel;
-  float sum = 0;
+// 16 bytes of a pixel's channels.
+using Piece = Words<4>;
+template <DType type>
+inline constexpr int pieceChannels = type == DType::f32 ? 4 : 8;
+
+template <DType type>
+OCTCONV_DEVICE float elementOf(const Piece& piece, int i) {
+  return type == DType::f32 ? floatOfBits(piece.word[i]) : unpacked(type, piece.word[i / 2] >> i % 2 * 16);
+}
+
+// Adds to the sums of two pixels of a row the products of `taps` weights that lie next to each other in a row of the
+// kernel. `row`: of inputs, which has so many columns; `x`: the column that the first pixel's first tap reads. Three
+// taps of stride 1 read four inputs for both pixels, of stride 2 five.
+template <DType type, int taps, int stride>
+OCTCONV_DEVICE void addTaps(float (&sums)[2][pieceChannels<type>], const SourceArgs& s, const Piece* row, int x,
+                            const Piece* weights, int tapPieces) {
+  constexpr int channels = pieceChannels<type>, inputs = taps > 1 ? taps + stride : 2;
+  const int step = taps > 1 ? 1 : s.stride.w, pixelPieces = s.x.pitch / channels;
+  Piece w[taps], v[inputs];
+#pragma unroll
+  for (int j = 0; j < inputs; j++) {
+    const int at = x + j * step;
+    v[j] = static_cast<unsigned>(at) < static_cast<unsigned>(s.x.size.w) ? row[int64_t{at} * pixelPieces] : Piece{};
+  }
+#pragma unroll
+  for (int k = 0; k < taps; k++) w[k] = weights[k * tapPieces];
+#pragma unroll
+  for (int j = 0; j < inputs; j++)
+#pragma unroll
+    for (int column = 0; column < 2; column++) {
+      const int k = taps > 1 ? j - column * stride : j == column ? 0 : -1;
+      if (k < 0 || k >= taps) continue;
+#pragma unroll
+      for (int c = 0; c < channels; c++) sums[column][c] += elementOf<type>(v[j], c) * elementOf<type>(w[k], c);
+    }
+}
+
+template <DType type>
+OCTCONV_DEVICE void addSources(float (&sums)[2][2][pieceChannels<type>], const BranchArgs& branch, const char* arena,
+                               const Pixel& low, int channel) {
+  constexpr int channels = pieceChannels<type>;
+  const int tapPieces = (branch.channels + channels - 1) / channels;
+  const Piece* weights = reinterpret_cast<const Piece*>(branch.weights) + channel / channels;
 #pragma unroll 1
   for (int k = 0; k < branch.sources; k++) {
     const SourceArgs& s = branch.source[k];
-    const Pixel from = s.upsample ? Pixel{p.frame, p.y / 2, p.x / 2} : p;
-    const int inputs = s.x.channels / a.groups, first = channel / (branch.channels / a.groups) * inputs;
+    const int x = low.x * 2 * s.stride.w - s.padding.w;
 #pragma unroll 1
-    for (int kt = 0; kt < s.kernel.t; kt++)
+    for (int kt = 0; kt < s.kernel.t; kt++) {
+      const int frame = tapFrame(s, low.frame, branch.size.t, kt);
 #pragma unroll 1
-      for (int ky = 0; ky < s.kernel.h; ky++)
+      for (int ky = 0; ky < s.kernel.h; ky++, weights += s.kernel.w * tapPieces) {
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+          const int y = (low.y * 2 + i) * s.stride.h - s.padding.h + ky * s.dilation.h;
+          if (frame < 0 || y < 0 || y >= s.x.size.h) continue;
+          const auto* const row =
+              reinterpret_cast<const Piece*>(arena + s.x.at) + elementAt(s.x, {frame, y, 0}, channel) / channels;
+          int taps = 0;
 #pragma unroll 1
-        for (int kx = 0; kx < s.kernel.w; kx++) {
-          const Pixel tap = tapPixel(s, from, branch.size.t, kt, ky, kx);
-#pragma unroll 1
-          for (int i = 0; i < inputs; i++, weight += branch.channels)
-            if (tap.frame >= 0)
-              sum += roundedTo(a.dtype, elementOf(arena, s.x, elementAt(s.x, tap, first + i))) * *weight;
+          for (int kx = 0; kx < s.kernel.w; kx += taps) {
+            const int first = x + kx * s.dilation.w;
+            const Piece* const w = weights + kx * tapPieces;
+            taps = s.kernel.w - kx >= 3 && s.dilation.w == 1 && s.stride.w <= 2 ? 3 : 1;
+            if (taps == 1) {
+              addTaps<type, 1, 0>(sums[i], s, row, first, w, tapPieces);
+            } else if (s.stride.w == 1) {
+              addTaps<type, 3, 1>(sums[i], s, row, first, w, tapPieces);
+            } else {
+              addTaps<type, 3, 2>(sums[i], s, row, first, w, tapPieces);
+            }
+          }
         }
+      }
+    }
   }
-  return sum;
 }
 
-OCTCONV_DEVICE float gatedAt(const PlainArgs& a, const char* arena, const Pixel& p, int channel) {
-  const int64_t gate = static_cast<int64_t>(p.frame / a.branch.size.t) * a.gate.pitch + channel;
-  return elementOf(arena, a.x, elementAt(a.x, p, channel)) * elementOf(arena, a.gate, gate);
+OCTCONV_DEVICE void gate(float (&sums)[2][2][4], const BranchArgs& branch, const char* arena, const Pixel& low,
+                         int channel) {
+  float factors[4];
+  loadFour(factors, arena, branch.gate, {low.frame / branch.size.t, 0, 0}, channel);
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    const Pixel p = phaseOf(branch, low, i);
+    if (p.frame < 0) continue;
+    loadFour(sums[i / 2][i % 2], arena, branch.source[0].x, p, channel);
+#pragma unroll
+    for (int c = 0; c < 4; c++) sums[i / 2][i % 2][c] *= factors[c];
+  }
+}
+
+// A low pixel and a piece of channels.
+struct Item {
+  Pixel low;
+  int channel;
+};
+OCTCONV_DEVICE Item itemAt(const BranchArgs& branch, unsigned index, int channels) {
+  const unsigned pieces = (branch.storedChannels + channels - 1) / channels, low = index / pieces;
+  return {lowPixel(branch, low), static_cast<int>(index - low * pieces) * channels};
+}
+
+template <DType type, bool gated>
+OCTCONV_DEVICE void computeDepthwise(const BranchArgs& branch, char* arena, int block) {
+  constexpr int channels = pieceChannels<type>, fours = channels / 4, stride = fours * depthwiseThreads * 4;
+  auto* const shared = reinterpret_cast<float*>(sharedMemory());  // [pixel][four][thread]
+  const unsigned first = static_cast<unsigned>(block) * depthwiseThreads;
+  const Item own = itemAt(branch, first + threadIndex(), channels);
+  float sums[2][2][channels] = {};
+  if (own.low.frame >= 0 && own.channel < branch.channels) {
+    if constexpr (gated) {
+      gate(sums, branch, arena, own.low, own.channel);
+    } else {
+      addSources<type>(sums, branch, arena, own.low, own.channel);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 4; i++)
+#pragma unroll
+    for (int c = 0; c < channels; c += 4) {
+      const float* const four = sums[i / 2][i % 2] + c;
+      *reinterpret_cast<Words<4>*>(shared + i * stride + c * depthwiseThreads + threadIndex() * 4) = {
+          bitsOfFloat(four[0]), bitsOfFloat(four[1]), bitsOfFloat(four[2]), bitsOfFloat(four[3])};
+    }
+  synchronize();
+  // Neighbouring threads store neighbouring fours.
+#pragma unroll 1
+  for (int i = threadIndex(); i < fours * depthwiseThreads; i += depthwiseThreads) {
+    const int owner = i / fours, four = i % fours;
+    const Item item = itemAt(branch, first + owner, channels);
+    const int channel = item.channel + four * 4;
+    if (item.low.frame < 0 || channel >= branch.storedChannels) continue;
+    finish<true>(
+        branch, arena, [&](int phase) { return phaseOf(branch, item.low, phase); }, channel,
+        shared + (four * depthwiseThreads + owner) * 4, stride);
+  }
 }
 
 // --- What cannot be read as it lies ----------------------------------------------------------------------------------
@@ -551,40 +744,21 @@ OCTCONV_DEVICE float preparedAt(const PrepareArgs& a, const char* arena, const P
 
 }  // namespace
 
-// One channel of an output pixel, or of the four of a low pixel: a plain loop, for branches that have next to nothing
-// to multiply. Groups of many channels are computed right here, not fast.
-OCTCONV_KERNEL void __launch_bounds__(itemThreads, 4) octConvPlain(const __grid_constant__ PlainArgs a, char* arena) {
-  const BranchArgs& branch = a.branch;
-  const int64_t item = itemIndex(), index = item / branch.channels;
-  const int channel = static_cast<int>(item - index * branch.channels);
-  const Extent& size = branch.size;
-  const Extent half{size.t, (size.h + 1) / 2, (size.w + 1) / 2};
-  const Pixel low = pixelAt(static_cast<unsigned>(index), branch.n, branch.phased ? half : size);
-  if (low.frame < 0) return;
-  float means[mostStores] = {}, count = 0;
-#pragma unroll 1
-  for (int i = 0; i < (branch.phased ? 4 : 1); i++) {
-    const Pixel p = branch.phased ? Pixel{low.frame, low.y * 2 + i / 2, low.x * 2 + i % 2} : low;
-    if (p.y >= size.h || p.x >= size.w) continue;
-    count++;
-    float y = a.gated ? gatedAt(a, arena, p, channel) : productsAt(a, arena, p, channel) + branch.bias[channel];
-    if (branch.hasResidual) y += elementOf(arena, branch.residual, elementAt(branch.residual, p, channel));
-#pragma unroll
-    for (int k = 0; k < mostStores; k++) {
-      if (k >= branch.stores) continue;
-      const StoreArgs& store = branch.store[k];
-      const float v = activated(store.activation, y, channel);
-      if (store.pool == 0) {
-        setElement(arena, store.y, elementAt(store.y, p, channel), v);
-      } else {
-        means[k] += roundedTo(store.y.dtype, v);
-      }
-    }
+// Depthwise branches: an output channel is made of the input channel of the same number. Bound by memory. Five blocks
+// at a time, or both rows of pixels in one step, spill.
+OCTCONV_KERNEL void __launch_bounds__(depthwiseThreads, 4)
+    octConvDepthwise(const __grid_constant__ OctConvArgs args, char* arena) {
+  int block = blockIndex();
+  const BranchArgs& branch = branchOf(args, block);
+  if (branch.gated) return computeDepthwise<DType::f32, true>(branch, arena, block);
+  switch (branch.source[0].x.dtype) {
+    case DType::f16:
+      return computeDepthwise<DType::f16, false>(branch, arena, block);
+    case DType::bf16:
+      return computeDepthwise<DType::bf16, false>(branch, arena, block);
+    default:
+      return computeDepthwise<DType::f32, false>(branch, arena, block);
   }
-#pragma unroll
-  for (int k = 0; k < mostStores; k++)
-    if (k < branch.stores && branch.store[k].pool > 0)
-      setElement(arena, branch.store[k].y, elementAt(branch.store[k].y, low, channel), means[k] / count);
 }
 
 // 16 bytes of a pixel. What is left of its channels, and columns of zeros, hold zeros.
@@ -615,26 +789,39 @@ OCTCONV_KERNEL void __launch_bounds__(itemThreads, 4)
 // With tiles of 128 pixels x 128 channels and smaller ones: two blocks fit on a multiprocessor, one before sm_80.
 OCTCONV_KERNEL void __launch_bounds__(blockThreads, OCTCONV_SM80 ? 2 : 1)
     octConvF16(const __grid_constant__ OctConvArgs args, char* arena) {
-  compute<F16, false>(args, arena);
+  compute<F16>(args, arena);
+}
+// For several groups, with the tile of 256 x 32. In the kernels above mend() spills on sm_120.
+OCTCONV_KERNEL void __launch_bounds__(blockThreads, OCTCONV_SM80 ? 2 : 1)
+    octConvF16Grouped(const __grid_constant__ OctConvArgs args, char* arena) {
+  computeAll<F16, groupedTile>(args, arena);
 }
 #if OCTCONV_SM80
 OCTCONV_KERNEL void __launch_bounds__(blockThreads, 2)
+    octConvBf16Grouped(const __grid_constant__ OctConvArgs args, char* arena) {
+  computeAll<Bf16, groupedTile>(args, arena);
+}
+OCTCONV_KERNEL void __launch_bounds__(blockThreads, 2)
+    octConvTf32Grouped(const __grid_constant__ OctConvArgs args, char* arena) {
+  computeAll<Tf32, groupedTile>(args, arena);
+}
+OCTCONV_KERNEL void __launch_bounds__(blockThreads, 2)
     octConvBf16(const __grid_constant__ OctConvArgs args, char* arena) {
-  compute<Bf16, false>(args, arena);
+  compute<Bf16>(args, arena);
 }
 OCTCONV_KERNEL void __launch_bounds__(blockThreads, 2)
     octConvTf32(const __grid_constant__ OctConvArgs args, char* arena) {
-  compute<Tf32, false>(args, arena);
+  compute<Tf32>(args, arena);
 }
 // With tiles of 256 x 128: a quarter less to read for the same product. Left alone, nvcc takes 233 registers for sm_90.
 OCTCONV_KERNEL void __maxnreg__(224) octConvF16Large(const __grid_constant__ OctConvArgs args, char* arena) {
-  compute<F16, true>(args, arena);
+  computeAll<F16, largestTile>(args, arena);
 }
 OCTCONV_KERNEL void __maxnreg__(224) octConvBf16Large(const __grid_constant__ OctConvArgs args, char* arena) {
-  compute<Bf16, true>(args, arena);
+  computeAll<Bf16, largestTile>(args, arena);
 }
 OCTCONV_KERNEL void __maxnreg__(224) octConvTf32Large(const __grid_constant__ OctConvArgs args, char* arena) {
-  compute<Tf32, true>(args, arena);
+  computeAll<Tf32, largestTile>(args, arena);
 }
 #endif
 

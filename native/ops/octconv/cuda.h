@@ -18,6 +18,9 @@ struct Tile {
 inline constexpr Tile tiles[] = {{32, 64}, {64, 32}, {64, 64}, {32, 128}, {64, 128}};
 // The last one leaves no room for a second block on a multiprocessor: it has a kernel of its own.
 inline constexpr int largestTile = 4;
+// With several groups of channels: one unit of columns, whose groups have the fewest inputs.
+inline constexpr int groupedTile = 1;
+static_assert(tiles[groupedTile].columns == unitColumns);
 
 OCTCONV_BOTH constexpr int slotBytes(const Tile& tile) { return (4 * tile.lows + tile.columns) * chunkBytes; }
 // Slots, and where each output pixel lies.
@@ -26,6 +29,10 @@ constexpr int sharedBytes(const Tile& tile) { return slots * slotBytes(tile) + p
 
 // Blocks of octConvSums that add up a tile, a thread four columns of four pixels.
 OCTCONV_BOTH constexpr int partsOf(const Tile& tile) { return tile.lows * tile.columns / 4 / blockThreads; }
+
+// A thread of octConvDepthwise computes four output pixels of a piece of channels; their sums go through shared memory.
+inline constexpr int depthwiseThreads = 128;
+inline constexpr int depthwiseSharedBytes = depthwiseThreads * 4 * 8 * 4;  // of 8 channels in 16 bits
 
 struct ActivationArgs {
   const float *scale, *shift;  // of batch normalisation, per channel; null without
@@ -37,6 +44,8 @@ struct ActivationArgs {
 struct SourceArgs {
   TensorArgs x;
   Extent kernel, stride, padding, dilation;
+  int inputs;     // of a group
+  int window;     // bytes of a pixel that a unit of columns reads: the inputs of its groups
   int chunks;     // of a tap
   bool upsample;  // the product, by 2
 };
@@ -53,14 +62,17 @@ struct BranchArgs {
   Extent size;                   // of y
   int channels, storedChannels;  // the latter with the zeros that stores put behind them
   bool phased;  // the groups of a tile are the four phases of its low pixels, otherwise pixels in order
+  int groups;   // of channels; 1 of a depthwise branch, whose kernel takes it for granted
   int tile;     // of `tiles`
   int columnTiles;
   int splits;             // blocks that share the steps of a tile
-  int blocks, sumBlocks;  // of octConv and of octConvSums
+  int blocks, sumBlocks;  // of octConv or octConvDepthwise, and of octConvSums
   int sources, stores;
-  const char* weights;  // [unit of columns][source][tap][chunk][column][64 bytes], see packing in cuda.cc
+  const char* weights;  // as octConv or octConvDepthwise reads them, see packing in cuda.cc
   const float* bias;    // of all columns; null of a gated branch
   int64_t partials;     // f32 [tile][split][row][column], bytes from the arena's begin
+  bool gated;           // source[0].x times `gate`, in place of products with weights
+  TensorArgs gate;
   bool hasResidual;
   TensorArgs residual;
   SourceArgs source[mostSources];
@@ -69,15 +81,6 @@ struct BranchArgs {
 
 struct OctConvArgs {
   BranchArgs branch[mostBranches];
-};
-
-// A branch that is computed without tensor cores: one of several groups, or a gated one.
-struct PlainArgs {
-  BranchArgs branch;  // its weights: f32 [source][tap][input of a group][channel]
-  int groups;
-  DType dtype;  // that is multiplied
-  bool gated;
-  TensorArgs x, gate;
 };
 
 // What the kernels read where they cannot read a value as it lies: y = P^pool(clamp(batchNorm(x))) in the type that is
