@@ -79,7 +79,7 @@ function build() {
   code.push('-gencode', `arch=compute_${portable},code=compute_${portable}`);
   const keep = ['--keep', '--keep-dir', intermediate, '-Xptxas', '-v'];
   const fatbin = join(root, 'build', 'Release', 'octconv.fatbin');
-  const packed = ['-Xfatbin', '-compress-all']; // 2.2 MB instead of 22
+  const packed = ['-Xfatbin', '-compress-all']; // a tenth of the size
   const nvcc = [...options, ...keep, ...packed, '--threads', '2', '--fatbin', ...code, source, '-o', fatbin];
   console.log(
     `cuda: nvcc compiles for ${architectures.map((sm) => `sm_${sm}`).join(', ')}: some 4 minutes on two cores`,
