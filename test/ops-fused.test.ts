@@ -4,6 +4,7 @@ import { targetOf } from '../lib/devices.js';
 import { fuse, joiningEpilogues, passThrough, short } from '../lib/graph/fuse.js';
 import { Graph, type Value } from '../lib/graph/graph.js';
 import { lower, sourcesOf } from '../lib/graph/lower.js';
+import { Octave } from '../lib/octave.js';
 import * as ops from '../lib/ops.js';
 import { stepsFor } from '../lib/targets.js';
 import { atOnce } from '../lib/turns.js';
@@ -131,6 +132,50 @@ describe('ops: fused forms', () => {
   it('60 more @slow', async function () {
     this.timeout(60_000);
     await checkPreactivation(21, 80);
+  });
+
+  it('P(y) by the tiles where nobody wants y', async function () {
+    this.timeout(600_000);
+    const sizes = [
+      [1, 2, 2],
+      [2, 4, 6],
+      [1, 14, 12],
+      [1, 30, 28],
+      [1, 5, 6],
+      [1, 6, 5],
+    ] as const;
+    for (const [i, outputs] of [1, 4, 15, 16, 17, 31, 33, 48, 49, 64, 65, 130].entries())
+      for (const [n, h, w] of sizes)
+        for (const low of [0, 7]) {
+          const graph = new Graph();
+          const kernel = i % 2 ? 1 : 3;
+          const weight = (name: string, inputs: number, k = kernel) =>
+            graph.parameter(`${name}.weight`, [outputs, inputs, k, k]) as never;
+          const half = [n, Math.ceil(h / 2), Math.ceil(w / 2), low];
+          const shapes = [[n, h, w, 3 + i], ...(low ? [half] : [])];
+          const [high, second] = shapes.map((shape) => graph.input('f32', shape) as Value);
+          const sums = ops.octConv(new Octave(high as never, second as never), {
+            h2h: weight('p1', 3 + i),
+            l2h: low ? weight('p2', low) : undefined,
+          });
+          const y = ops.relu6((sums as unknown as Octave<Value>).high as never) as never;
+          if (i % 3 === 0) {
+            // P(P(y)) too, which are made of P(y).
+            const params = { h2h: weight('p3', outputs), h2l: weight('p4', outputs) };
+            const next = ops.octConv(new Octave(y), params, { stride: 2 }) as unknown as Octave<Value>;
+            graph.outputs.push(next.high.id, next.low?.id as number);
+          } else {
+            const window = { kernel: 2, stride: 2, ceilMode: true, countIncludePad: false };
+            graph.outputs.push((ops.avgPool(y, window) as unknown as Value).id);
+          }
+          const what = `${outputs} channels, ${[n, h, w]}, low ${low}`;
+          const algorithms = await naming(
+            what,
+            checkGraph(graph, inputsOf({ inputs: shapes }), 200, parameters(graph)),
+          );
+          const pools = algorithms.some((text) => text.includes('pooled tile'));
+          expect(pools, what).to.equal(h % 2 === 0 && w % 2 === 0);
+        }
   });
 
   it('stores of one activation twice, in one type or two', async () => {

@@ -291,6 +291,23 @@ OCTCONV_INLINE void finish(const Tile& t, const Sum (&acc)[M][V]) {
   finishAny(t, &copy[0][0], M, V);
 }
 
+// Stores the means of windows of four pixels.
+template <class Type, int M, int V>
+OCTCONV_INLINE void finishPooled(const Tile& t, const Vec (&acc)[M][V]) {
+  using Element = typename Type::Element;
+  const Vec least = splat(t.least), most = splat(t.most);
+  const ptrdiff_t last = t.channels - (V - 1) * lanes;  // channels of the last vector
+#pragma GCC unroll 2
+  for (int w = 0; w < M / 4; w++)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) {
+      const auto value = [&](int m) { return rounded<Element>(clamp(acc[4 * w + m][v], least, most)); };
+      const Vec mean = ((value(0) + value(1)) + (value(2) + value(3))) * splat(.25f);
+      Element* to = static_cast<Element*>(t.out.data) + w * t.pitch + v * lanes;
+      v < V - 1 || last == lanes ? store(to, mean) : store(to, mean, static_cast<int>(last));
+    }
+}
+
 // Residual and output come into the cache while the sum is computed.
 template <class Type, int M, int V>
 OCTCONV_INLINE void fetchEnds(const Tile& t) {
@@ -307,20 +324,20 @@ OCTCONV_INLINE void fetchEnds(const Tile& t) {
 
 // --- The tiles --------------------------------------------------------------------------------------------------
 
-// Goes on to the next tile of M pixels.
-template <int M>
+// Goes on to the next tile: behind M pixels, of which `outputs` are stored.
+template <int M, int outputs = M>
 OCTCONV_INLINE void advance(Tile& t) {
   t.indirection += M;
   if (t.start) t.start += M;
   if (t.residual.data) t.residual.data = static_cast<char*>(t.residual.data) + M * t.residualBytes;
-  t.out.data = static_cast<char*>(t.out.data) + M * t.outBytes;
+  t.out.data = static_cast<char*>(t.out.data) + outputs * t.outBytes;
 }
 
-template <class Type, int M, int V>
+template <class Type, int M, int V, bool pooled>
 OCTCONV_INLINE void oneTile(Tile& t) {
   typename Type::Sum acc[M][V];
   begin<typename Type::Sum, M, V>(t, acc);
-  if (!t.raw) fetchEnds<Type, M, V>(t);
+  if (!t.raw) fetchEnds<Type, pooled ? M / 4 : M, V>(t);
   constexpr int step = V * lanes * Type::wordBytes;
   const char *w = t.weights, *ahead = t.ahead;
   const char* const* inputs = t.indirection;
@@ -337,12 +354,15 @@ OCTCONV_INLINE void oneTile(Tile& t) {
     }
   }
   t.ahead = ahead;
-  finish<Type, typename Type::Sum, M, V>(t, acc);
+  if constexpr (pooled)
+    finishPooled<Type, M, V>(t, acc);
+  else
+    finish<Type, typename Type::Sum, M, V>(t, acc);
 }
 
-template <class Type, int M, int V>
+template <class Type, int M, int V, bool pooled>
 static void tile(Tile& t, int64_t count) {
-  for (; count > 0; count--, advance<M>(t)) oneTile<Type, M, V>(t);
+  for (; count > 0; count--, advance < M, pooled ? M / 4 : M > (t)) oneTile<Type, M, V, pooled>(t);
 }
 
 // Loads each input that M neighbours in a row of pixels read through a row of 3 taps once: body(input, m, k) where
@@ -503,7 +523,8 @@ static constexpr void fill(TileSet& set) {
   if constexpr (V > 0 && M == 0) {
     fill<Type, V - 1, Type::shape.maxPixels[V - 1]>(set);
   } else if constexpr (V > 0) {
-    set.tiles[V][M] = tile<Type, M, V>;
+    set.tiles[V][M] = tile<Type, M, V, false>;
+    if constexpr (M % 4 == 0 && __is_same(typename Type::Sum, Vec)) set.pooled[V][M / 4] = tile<Type, M, V, true>;
     fill<Type, V, M - 1>(set);
   }
 }
@@ -515,6 +536,7 @@ static constexpr TileSet setOf() {
               Type::words == Words::u8 && I8::saturates,
               lanes,
               shape,
+              {},
               {},
               mostDepthwise,
               permutes ? mostGrouped : 0,

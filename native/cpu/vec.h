@@ -90,6 +90,14 @@ OCTCONV_INLINE Bytes bytes(Vec x) {
 #endif
 }
 
+// What is read back of a vector that is stored in elements.
+template <class T>
+OCTCONV_INLINE Vec rounded(Vec x) {
+  if constexpr (sizeof(T) == 4) return x;
+  const Halves all = halves(x);
+  return load((const BFloat16*)&all);
+}
+
 OCTCONV_INLINE void store(float* to, Vec x) { reinterpret_cast<Anywhere<Vec>*>(to)->value = x; }
 OCTCONV_INLINE void store(BFloat16* to, Vec x) { reinterpret_cast<Anywhere<Halves>*>(to)->value = halves(x); }
 OCTCONV_INLINE void store(uint8_t* to, Vec x) { reinterpret_cast<Anywhere<Bytes>*>(to)->value = bytes(x); }

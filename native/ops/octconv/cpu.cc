@@ -5,6 +5,7 @@
 //   1. conv(xL; Wlh) of the low pixels under the block goes into T, a few KB that stay in the L1 cache;
 //   2. the register tiles of the block START from their T (upsampling costs a load), add up all other sources,
 //      add the residual, clamp and store.
+// Where nobody wants y but P(y), tiles go over windows of 2 x 2 pixels and store their means.
 // In the end the other stores, batch normalised, clamped, pooled or otherwise activated, are made of the rows just
 // stored; sums of their rows become means when all tasks have ended. A gate is one pass in place of 1 and 2.
 // Tasks share no element, and rows are summed in their order, so neither blocks nor the thread count can change a bit.
@@ -240,7 +241,7 @@ size_t layOutStores(BranchPlan& b, size_t from, Layout& shared) {
   const Shape y = b.main.grid;
   for (StoreGroup& group : b.stores) {
     if (group.mean) group.rowSums = shared.add(product(y.rows(), y.c, sizeof(double)));
-    for (int k = 0; k < group.levels; k++) {
+    for (int k = b.pools; k < group.levels; k++) {
       const Shape level = halved(y, k);
       const int64_t rows = product(b.planes, std::min(level.h, (b.rows >> k) + 1));
       if (!group.outputs[k]) group.scratch[k] = layout.add(product(rows, level.w, level.c, bytesOf(group.type.dtype)));
@@ -313,7 +314,8 @@ void runStores(const BranchPlan& b, const Block& block, const Run& run, char* me
       for (int64_t i = 0; i < stretch.count; i++)
         activateValues(group, elements(written, i, 0), written.pitches[0], elements(group, i, 0), panels,
                        stretch.pixels);
-    for (int k = 1; k < group.levels; k++) halveLevel(b, group, k, block, panels, at(group, k - 1), at(group, k));
+    for (int k = 1 + b.pools; k < group.levels; k++)
+      halveLevel(b, group, k, block, panels, at(group, k - 1), at(group, k));
     if (!group.mean) continue;
     for (int64_t plane = block.plane; plane < block.planeEnd; plane++) {
       auto* sums =
@@ -432,7 +434,7 @@ void runTask(const Node& node, const BranchPlan& b, int64_t task, const Run& run
     for (const TileSource& source : sum->sources)
       if (source.prepared)
         prepareRows(source, node, b.spec.compute, preparedOf(b, node, *sum, source, block), run, memory);
-  algorithmOf(b.spec).run(node, b, block, run, memory, levelAt(b, b.stores[0], 0, block, run, memory));
+  algorithmOf(b.spec).run(node, b, block, run, memory, levelAt(b, b.stores[0], b.pools, block, run, memory));
   runStores(b, block, run, memory);
 }
 
@@ -467,7 +469,7 @@ Cost costOf(const BranchPlan& b) {
       cost.prepares = cost.prepares || s.prepared;
     }
   // What tiles have written is read again while it is in the cache.
-  const bool again = b.stores.size() > 1 || b.stores[0].levels > 1 || b.stores[0].mean;
+  const bool again = b.stores.size() > 1 || b.stores[0].levels > 1 + b.pools || b.stores[0].mean;
   if (again) cost.inputBytes += y.c * static_cast<int64_t>(bytesOf(b.stores[0].type.dtype));
   return cost;
 }
@@ -561,6 +563,16 @@ void checkPacked(const Node& node, const Branch& branch, const PackedBranch& pac
   if (!fits) fail("octConv: the weights given to '", node.name, "' were packed for another layer");
 }
 
+// Whether tiles can write P(y): nobody wants y, there is no residual, all windows are whole, and no kernel needs the
+// pixels of a row one after the other.
+bool canPool(const BranchPlan& b) {
+  const StoreGroup& store = b.stores[0];
+  const Shape& y = b.main.grid;
+  const bool tiles = !b.spec.gated && !b.spec.winograd && b.packed->acrossGroups == 0 && b.spec.compute != Compute::i8;
+  return tiles && b.stores.size() == 1 && store.levels > 1 && !store.outputs[0] && !store.mean && !b.spec.residual &&
+         store.type.dtype == operandType(b.spec.compute) && y.h % 2 == 0 && y.w % 2 == 0;
+}
+
 BranchPlan planOf(const Node& node, const Branch& branch, const PackedBranch& packed, int threads) {
   const Shape y = shapeOf(branch, node);
   checkPacked(node, branch, packed, y);
@@ -569,6 +581,7 @@ BranchPlan planOf(const Node& node, const Branch& branch, const PackedBranch& pa
   if (branch.winograd) branch.overTime ? checkOverTime(branch) : checkWinograd(branch), checkWinogradTypes(node, b);
   b.main = sumOf(node, b, y, false);
   b.low = sumOf(node, b, y, true);
+  b.pools = canPool(b);
   split(b, threads);
   return b;
 }
@@ -583,6 +596,7 @@ std::string describe(const BranchPlan& b) {
     text << "winograd " << b.spec.winograd << 'x' << b.spec.winograd << ", ";
   text << (b.packed->depthwise      ? "depthwise "
            : b.packed->acrossGroups ? "groups "
+           : b.pools                ? "pooled tile "
                                     : "tile ")
        << tilesOf(*b.packed, b.packed->panels[0]).most << 'x'
        << (b.packed->acrossGroups ? b.packed->acrossGroups : vectors * b.packed->set->lanes) << ' ' << b.blocks
@@ -652,7 +666,7 @@ Epilogue epilogueOf(const Node& node, const BranchPlan& b, const Run& run, const
           residual,
           residualSteps,
           y,
-          store.pitches[0],
+          store.pitches[b.pools],
           type ? type->pitch() : 0,
           panel.channels,
           bytes ? std::clamp(least, 0.f, 255.f) : least,

@@ -141,6 +141,7 @@ struct BranchPlan {
   const PackedBranch* packed;  // kept alive by the node
   Sum main, low;
   std::vector<StoreGroup> stores;  // the first is what tiles write, the others are made of it
+  bool pools = false;              // tiles write its P(y): nobody wants y
   // A block is `rows` rows of `planes` planes (a plane is an image's frame); of several planes it has whole ones, or
   // the same rows of frames of one image. A task is a block and a panel group.
   int64_t rows = 0, planes = 1, rowBlocks = 1, blocks = 1, panelGroups = 1;
@@ -238,7 +239,7 @@ struct Pointers {
   int64_t count, lowCount, lowPitch;
 };
 struct PointerPlaces {  // offsets in a task's scratch
-  size_t main, low, start, sums, tiles;
+  size_t main, low, start, sums, tiles, rows;
 };
 PointerPlaces layOutPointers(const BranchPlan& b, Layout& layout);
 // All but those to inputs are filled.

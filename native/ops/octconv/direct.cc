@@ -106,6 +106,7 @@ PointerPlaces layOutPointers(const BranchPlan& b, Layout& layout) {
   places.low = layout.add(product(lowPixels, b.low.taps, sizeof(void*)));
   places.start = layout.add(b.low.taps ? product(pixels, sizeof(void*)) : 0);
   places.sums = layout.add(product(lowPixels, b.packed->set->shape.maxVectors, b.packed->set->lanes, 4));
+  places.rows = layout.add(b.pools ? product(2, y.w, sizeof(void*)) : 0);
   places.tiles = layout.add(b.packed->depthwise ? product(b.packed->panels.size(), sizeof(Tile)) : 0);
   return places;
 }
@@ -131,6 +132,15 @@ Pointers pointersAt(const BranchPlan& b, const Block& block, const PointerPlaces
     for (int64_t x = 0; x < width; x++) *start++ = p.sums + (lowRow * lowWidth + x / 2) * p.lowPitch * 4;
   }
   return p;
+}
+
+// Pixels of pairs of rows, as windows of 2 x 2; `rows` is room for two rows.
+static void toWindows(const char** pixels, int64_t count, int64_t width, const char** rows) {
+  for (const char** end = pixels + count; pixels < end;) {
+    std::copy_n(pixels, 2 * width, rows);
+    for (int64_t x = 0; x < width; x += 2, pixels += 4)
+      pixels[0] = rows[x], pixels[1] = rows[x + 1], pixels[2] = rows[width + x], pixels[3] = rows[width + x + 1];
+  }
 }
 
 static void setTapRuns(Tile& tile, const std::vector<TapRun>& runs) {
@@ -173,8 +183,13 @@ static void readMain(const BranchPlan& b, const Panel& panel, const Pointers& po
 void runMain(const BranchPlan& b, const Panel& panel, const Pointers& pointers, const char* weights, Tile tile,
              int64_t first, int64_t count) {
   readMain(b, panel, pointers, weights, first, tile);
+  const TileSet& set = *b.packed->set;
+  if (b.pools) {
+    const PanelTiles pooled{set.pooled[panel.vectors], set.shape.maxPixels[panel.vectors] / 4};
+    return runTiles(set, tile, panel, pooled, 1, count / 4);
+  }
   const int64_t row = rowOf(b.main, tile, count);
-  runTiles(*b.packed->set, tile, panel, tilesOf(*b.packed, panel), count / row, row);
+  runTiles(set, tile, panel, tilesOf(*b.packed, panel), count / row, row);
 }
 
 // Row by row, of each all panels: panel by panel, pixels of 512 channels share two sets of the L1 cache, and 14 x 14 of
@@ -209,6 +224,11 @@ void runDirect(const Node& node, const BranchPlan& b, const Block& block, const 
     const Window at = pointsOf(b, *sum, block);
     pointTo(*sum, sizeOf(b.spec.compute), at, to,
             [&](const TileSource& source) { return heldOf(source, sum->points, at, run, memory); });
+  }
+  if (b.pools) {
+    auto* const rows = reinterpret_cast<const char**>(memory + places.rows);
+    toWindows(pointers.main, pointers.count * b.main.taps, y.w, rows);
+    if (pointers.start) toWindows(pointers.start, pointers.count, y.w, rows);
   }
   const Stretch stretch = stretchesOf(y, block);
   const char* packed = b.packed->memory.data();
