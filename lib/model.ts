@@ -490,7 +490,7 @@ async function openUnchecked(
     const source = withParameterNames(file, name);
     await turn();
     const network = buildNetwork(name, options);
-    const input = folder?.config.input ?? defaultInputOf(name, options, source !== file);
+    const input = folder?.config.input ?? defaultInputOf(name, options, source !== file); // records have other names
     return { name, options, network, source, input, labels: folder?.labels, notes: source.notes };
   } catch (error) {
     await file.close();

@@ -310,7 +310,7 @@ const convs: Case[] = [
   conv({ x: [1, 9, 10, 17], to: 17, kernel: [5, 5], options: { padding: 2, groups: 17, stride: [3, 2] } }),
   {
     op: 'conv',
-    title: 'two depthwise ones in one sum, {"groups":13}',
+    title: 'two depthwise ones in one sum',
     inputs: [[2, 6, 5, 13]],
     terms: 34,
     record: ([x]) => {

@@ -662,6 +662,10 @@ describe('command line', function () {
     });
 
     it('every option of a network has a flag', () => {
+      const { stdout: help } = octconv('info', '--help');
+      const keys = new Set(networkNames.flatMap((name) => Object.keys(resolveNetworkOptions(name, {}))));
+      expect(keys.size).to.be.above(9);
+      for (const key of keys) expect(help).to.include(`--${key.replace(/[A-Z]/g, (c) => `-${c.toLowerCase()}`)} `);
       const options = (args: string) => JSON.parse(octconv('info', ...words(args), '--json').stdout).options;
       expect(
         options('oct-resnet-v1f --stem-widths 4,8,16 --width 8 --blocks 1,1,1,1 --classes 3 --channels 1'),

@@ -45,6 +45,7 @@ function picture(shape: readonly number[], seed = 1): Floats {
 }
 
 const messageOf = (error: unknown) => (error instanceof OctconvError ? error.message : `not ours: ${error}`);
+const messageOfNative = ({ message }: Error) => message;
 const refusal = async (f: () => unknown) => {
   try {
     await f();
@@ -154,6 +155,24 @@ const tasks = {
     for (const dtype of ['f32', 'bf16'] as const) said.push(await refusal(() => small({ dtype })));
     said.push(await refusal(() => ops.conv(x, { weight: Tensor.zeros('f32', [1, 3, 1, 1]) } as never, { device })));
     said.push(await refusal(() => ops.relu(x, { device })), await refusal(() => small({ dtype: 'i8' })));
+    return said;
+  },
+
+  /** What packing the weights of a 1x1 with these fields says, of its source. */
+  async packing(sources: object[]) {
+    const params = Object.fromEntries(
+      ['w', 'n.weight', 'n.bias', 'n.running_mean', 'n.running_var'].map((name) => {
+        const shape = name === 'w' ? [1, 1, 1, 1] : [1];
+        return [name, { dtype: 'f32', shape, data: Float32Array.of(1) } as const];
+      }),
+    );
+    const packed = (more: object) => {
+      const source = { input: 0, weight: 'w', kernel: [1, 1, 1], padding: [0, 0, 0], ...more };
+      const attrs = { branches: [{ terms: [{ sources: [source] }], stores: [{ output: 0 }] }] };
+      return native.pack(device, 'octConv', attrs as never, params);
+    };
+    const said = [];
+    for (const more of sources) said.push(await packed(more).then(() => 'nothing was refused', messageOfNative));
     return said;
   },
 

@@ -47,10 +47,10 @@ class Recorder {
   one(op: string, inputs: Value[], attrs = {}, params = {}): Value {
     return this.graph.add(op, inputs, attrs, params, [f32(...(inputs[0] as Value).shape)])[0] as Value;
   }
-  conv(x: Value) {
+  conv(x: Value, { groups = 1, ...more }: { groups?: number; kernel?: number[]; padding?: number[] } = {}) {
     const name = `conv${this.#count++}`;
-    const sizes = { kernel: [1, 1, 1], stride: [1, 1, 1], padding: [0, 0, 0], dilation: [1, 1, 1], groups: 1 };
-    return this.one('conv', [x], sizes, { weight: this.graph.parameter(`${name}.weight`, [4, 4, 1, 1]) });
+    const sizes = { kernel: [1, 1, 1], stride: [1, 1, 1], padding: [0, 0, 0], dilation: [1, 1, 1], groups, ...more };
+    return this.one('conv', [x], sizes, { weight: this.graph.parameter(`${name}.weight`, [4, 4 / groups, 1, 1]) });
   }
   batchNorm(x: Value) {
     const name = `bn${this.#count++}`;
@@ -237,11 +237,12 @@ describe('graph: fusion', () => {
     }
   });
 
-  it('folds a normalisation without a clamp into a 1x1 that is of floats and without padding', () => {
+  it('folds a normalisation without a clamp into a 1x1 of floats, without padding and groups', () => {
     const r = new Recorder();
     const x = r.relu(r.input());
     const [high, low] = r.octConv(r.batchNorm(x)); // 3x3
-    const fused = joinPrologues(r.steps(r.conv(r.batchNorm(x)), r.conv(r.relu(r.batchNorm(x))), high, low));
+    const others = [r.conv(r.batchNorm(x), { groups: 2 }), r.conv(r.batchNorm(x), { padding: [0, 1, 1] })];
+    const fused = joinPrologues(r.steps(r.conv(r.batchNorm(x)), r.conv(r.relu(r.batchNorm(x))), high, low, ...others));
     const normsIn = (steps: Steps) =>
       steps.steps.flatMap(({ branches = [] }) =>
         branches.flatMap(({ terms }) =>
@@ -252,8 +253,10 @@ describe('graph: fusion', () => {
       [
         [undefined, 'bn0.weight'],
         [undefined, 'bn0.weight'],
+        [undefined, 'bn2.weight'],
         [undefined, 'bn4.weight'],
-        ['bn2.weight', undefined],
+        ['bn6.weight', undefined],
+        [undefined, 'bn8.weight'],
       ].sort(),
     );
     const integers = fused.steps.map((step) =>

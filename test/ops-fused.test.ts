@@ -144,13 +144,14 @@ describe('ops: fused forms', () => {
       [1, 5, 6],
       [1, 6, 5],
     ] as const;
-    for (const [i, outputs] of [1, 4, 15, 16, 17, 31, 33, 48, 49, 64, 65, 130].entries())
+    for (const [i, outputs] of [1, 4, 15, 16, 17, 31, 33, 48, 49, 64, 65, 130].entries()) {
+      if (i % oneIn) continue;
       for (const [n, h, w] of sizes)
         for (const low of [0, 7]) {
           const graph = new Graph();
           const kernel = i % 2 ? 1 : 3;
-          const weight = (name: string, inputs: number, k = kernel) =>
-            graph.parameter(`${name}.weight`, [outputs, inputs, k, k]) as never;
+          const weight = (name: string, inputs: number) =>
+            graph.parameter(`${name}.weight`, [outputs, inputs, kernel, kernel]) as never;
           const half = [n, Math.ceil(h / 2), Math.ceil(w / 2), low];
           const shapes = [[n, h, w, 3 + i], ...(low ? [half] : [])];
           const [high, second] = shapes.map((shape) => graph.input('f32', shape) as Value);
@@ -176,6 +177,7 @@ describe('ops: fused forms', () => {
           const pools = algorithms.some((text) => text.includes('pooled tile'));
           expect(pools, what).to.equal(h % 2 === 0 && w % 2 === 0);
         }
+    }
   });
 
   it('stores of one activation twice, in one type or two', async () => {

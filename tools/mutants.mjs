@@ -116,12 +116,12 @@ const mutants = {
   'f16 is read as bf16': [tensor, 'dtype == DType::f16 ? floatOfF16(static_cast<uint16_t>(word)) :', ''],
 
   // Groups
-  'groups read the first inputs': [octConv, 'return group * s.inputs * bytes / 16;', 'return 0 * group;'],
+  'groups read the first inputs': [octConv, 'grouped ? firstPiece<int>(group, s.inputs, Type::bytes) : 0', '0'],
   'groups read a piece less': [octConv, 'bytes = s.window;', 'bytes = s.window - 16;'],
   'the second unit of columns reads as the first': [
     octConv,
-    'firstGroup(branch, columnTile * Of::columns)',
-    'firstGroup(branch, 0)',
+    'firstGroupOf(branch, columnTile * Of::columns)',
+    'firstGroupOf(branch, 0)',
   ],
   'sums of groups stay NaN': [octConv, 'if (grouped && branch.groups > 1) mend', 'if (false) mend'],
   'sums of splits of groups stay NaN': [octConv, 'if (tile == groupedTile && branch.groups > 1)', 'if (false)'],

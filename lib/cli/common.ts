@@ -57,9 +57,9 @@ export function perChannel(positive = false) {
   };
 }
 
-/** A comma, or what is given, between each two. */
-export function listOf<T>(one: (text: string) => T, comma = ',') {
-  return (text: string): T[] => text.split(comma).map(one);
+/** Parts with the separator between each two. */
+export function listOf<T>(one: (text: string) => T, separator = ',') {
+  return (text: string): T[] => text.split(separator).map(one);
 }
 
 export interface DeviceOptions {

@@ -1,6 +1,6 @@
 import { stat } from 'node:fs/promises';
 import type { Command } from 'commander';
-import { hanging, table, terminalWidth } from '../bench/table.js';
+import { table, terminalWidth } from '../bench/table.js';
 import { costsOf, type StepCost } from '../costs.js';
 import { arrayFor, type TypedArray } from '../dtype.js';
 import { OctconvError } from '../error.js';
@@ -31,7 +31,7 @@ import {
   withShape,
 } from './common.js';
 import { printCosts, printNetworks } from './networks.js';
-import { count, print, printJson, style, textWidth, UsageError } from './output.js';
+import { count, paragraph, print, printJson, style, UsageError } from './output.js';
 
 export function infoCommand(program: Command): void {
   withShape(program.command('info [network]'))
@@ -104,7 +104,7 @@ async function run(network: string | undefined, options: Options): Promise<void>
   const given = Object.entries(model.options ?? {}).map(
     ([key, value]) => `${key} ${Array.isArray(value) ? JSON.stringify(value) : value}`,
   );
-  print(style('bold', hanging('', `${model.name} ${given.join(', ')}`.trim(), 2, textWidth())));
+  print(style('bold', paragraph('', `${model.name} ${given.join(', ')}`.trim(), 2)));
   const facts = {
     input: `[${input.join(', ')}]`,
     ...(model.input &&
@@ -124,7 +124,7 @@ async function run(network: string | undefined, options: Options): Promise<void>
     device: deviceLine(model),
     'memory of a run': `${mebi(memory.activations)} of activations, ${mebi(memory.run)} with scratch`,
   };
-  for (const [key, value] of Object.entries(facts)) print(hanging(`  ${key.padEnd(20)}`, value, 22, textWidth()));
+  for (const [key, value] of Object.entries(facts)) print(paragraph(`  ${key.padEnd(20)}`, value, 22));
   if (options.graph) {
     show('recorded', shapesTable(recorded));
     show('after fusion', shapesTable(fused));
@@ -133,7 +133,7 @@ async function run(network: string | undefined, options: Options): Promise<void>
   if (options.plan) {
     show('plan', fused.some(({ launches }) => launches.length > 0) ? launchTable(fused) : planTable(fused));
     const weights = fused.reduce((sum, { bytes }) => sum + bytes.weights, 0);
-    print(hanging('  ', `${mebi(weights)} of weights; a run has ${facts['memory of a run']}`, 2, textWidth()));
+    print(paragraph('  ', `${mebi(weights)} of weights; a run has ${facts['memory of a run']}`, 2));
   }
 }
 

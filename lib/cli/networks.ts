@@ -1,6 +1,6 @@
 /** `info --networks` and `info --table`: every network that comes with the package, its options, and what it costs. */
 import { published } from '../bench/paper.js';
-import { hanging, table } from '../bench/table.js';
+import { table } from '../bench/table.js';
 import { countFlops } from '../flops.js';
 import { record } from '../model.js';
 import {
@@ -11,11 +11,11 @@ import {
   octaveForm,
   resolveNetworkOptions,
 } from '../models/index.js';
-import { print, printJson, textWidth } from './output.js';
+import { paragraph, print, printJson } from './output.js';
 
 const plainNames = networkNames.filter((name) => octaveForm(name) !== undefined);
 
-/** Names, and the options of each with what they are when they are left out. */
+/** Names, and the options of each; in JSON also what these are when they are left out. */
 export function printNetworks(json: boolean | undefined): void {
   if (json) {
     printJson(networkNames.map((network) => ({ network, options: resolveNetworkOptions(network, {}) })));
@@ -28,10 +28,10 @@ export function printNetworks(json: boolean | undefined): void {
     byOptions.set(key, [...(byOptions.get(key) ?? []), name]);
   }
   for (const [options, names] of byOptions) {
-    print(hanging('', names.join(', '), 2, textWidth()));
-    print(hanging('  ', `options ${options}`, 4, textWidth()));
+    print(paragraph('', names.join(', '), 2));
+    print(paragraph('  ', `options ${options}`, 4));
   }
-  print(hanging('', 'oct- in front of a name is its octave form, which has alpha too.', 2));
+  print(paragraph('', 'oct- in front of a name is its octave form, which has alpha too.', 2));
 }
 
 interface Row {
@@ -86,5 +86,5 @@ export function printCosts(json: boolean | undefined): void {
   const legend =
     "Of an image of 224 x 224 pixels, or 8 frames. authors' G: as the authors count, with pooling and ReLU; " +
     'published: the same in the paper, of MobileNets and 152 without ReLU; off: how far the counts are apart.';
-  print(hanging('', legend, 2, textWidth()));
+  print(paragraph('', legend, 2));
 }

@@ -20,8 +20,9 @@ export function say(text: string): void {
   print(hanging('', text, 2));
 }
 
-/** Of text that is longer than a line: 80 characters, or fewer on a narrow terminal. */
-export const textWidth = (): number => Math.min(terminalWidth(), 80);
+/** A text behind its head, in lines of 80 characters, or fewer on a narrow terminal, but the first one indented. */
+export const paragraph = (head: string, text: string, indent: number): string =>
+  hanging(head, text, indent, Math.min(terminalWidth(), 80));
 
 const safe = (text: string): string =>
   text.replace(/\p{Cc}\[\d+m|\p{Cc}/gu, (found) =>

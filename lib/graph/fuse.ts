@@ -389,7 +389,9 @@ export function* joinPrologues(given: Steps): Work<Steps> {
 
 /**
  * A batch normalisation without a clamp, in front of a 1x1 without padding: native code folds it into weight and bias.
- * P and U are the same on both sides of it. Weights of i8 stay as they are.
+ * P and U are the same on both sides of it. Products of i8 stay as they are, and no term is `scaleOnly` here. The type
+ * that is multiplied rounds x in place of x - mean: where |mean| is far above the deviation, log2 of their ratio is the
+ * number of bits that this costs.
  */
 export function foldPrologues(given: Steps): Steps {
   const folded = (source: Source): Source => {

@@ -29,6 +29,7 @@ const beforeMerge = /^features\.([1-9]|1[0-3])\.conv[12]\./;
 const names = withOctave(['mobilenet-v2']);
 
 const last = 1280; // channels of the tail, also at multipliers below 1
+
 /** The plain network's widths are multiples of 8, by the rule of the TensorFlow models; the octave one's are cut off. */
 const widthsOf = (octave: boolean) => (multiplier: number, usual: number) => {
   const exact = (usual === last ? Math.max(1, multiplier) : multiplier) * usual;

@@ -12,8 +12,8 @@ static Device& open(int) {
     traits.isa = levelNames[static_cast<int>(level())];
     traits.threads = threads::hardware();
     traits.channelAlign = 4;  // words, which products of bf16 and i8 read
-    // Layer1's conv3 of Oct-I3D-50, alpha .1: 15.5 -> 10.6 ms, 231 channels as 232. Whole vectors where they are an
-    // eighth more gained MobileNet V2 2 % at most, before what the pads cost.
+    // Layer1's conv3 of Oct-I3D-50, alpha .1: 15.5 -> 10.6 ms, 231 channels as 232. Pads of up to an eighth, to whole
+    // vectors, gained MobileNet V2 2 % at most, and cost more.
     traits.pitchAlign = 32;
     traits.fuses = Fuses::all;
     traits.computes = {DType::f32, DType::bf16, DType::i8};

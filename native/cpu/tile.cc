@@ -291,7 +291,7 @@ OCTCONV_INLINE void finish(const Tile& t, const Sum (&acc)[M][V]) {
   finishAny(t, &copy[0][0], M, V);
 }
 
-// Stores the means of windows of four pixels.
+// Stores the mean of each window of four pixels.
 template <class Type, int M, int V>
 OCTCONV_INLINE void finishPooled(const Tile& t, const Vec (&acc)[M][V]) {
   using Element = typename Type::Element;
@@ -324,13 +324,13 @@ OCTCONV_INLINE void fetchEnds(const Tile& t) {
 
 // --- The tiles --------------------------------------------------------------------------------------------------
 
-// Goes on to the next tile: behind M pixels, of which `outputs` are stored.
-template <int M, int outputs = M>
+// Goes on to the next tile: behind M pixels, for which so many are stored.
+template <int M, int stored = M>
 OCTCONV_INLINE void advance(Tile& t) {
   t.indirection += M;
   if (t.start) t.start += M;
   if (t.residual.data) t.residual.data = static_cast<char*>(t.residual.data) + M * t.residualBytes;
-  t.out.data = static_cast<char*>(t.out.data) + outputs * t.outBytes;
+  t.out.data = static_cast<char*>(t.out.data) + stored * t.outBytes;
 }
 
 template <class Type, int M, int V, bool pooled>
@@ -362,7 +362,8 @@ OCTCONV_INLINE void oneTile(Tile& t) {
 
 template <class Type, int M, int V, bool pooled>
 static void tile(Tile& t, int64_t count) {
-  for (; count > 0; count--, advance < M, pooled ? M / 4 : M > (t)) oneTile<Type, M, V, pooled>(t);
+  constexpr int stored = pooled ? M / 4 : M;
+  for (; count > 0; count--, advance<M, stored>(t)) oneTile<Type, M, V, pooled>(t);
 }
 
 // Loads each input that M neighbours in a row of pixels read through a row of 3 taps once: body(input, m, k) where

@@ -66,8 +66,8 @@ struct TileSet {
   int lanes;
   TileShape shape;
   TileFunction tiles[5][9];  // [vectors][pixels]
-  // [vectors][windows]: pixels are windows of 2 x 2, four by four, and the means of their values are stored, in the
-  // set's own type. None of integers.
+  // [vectors][windows]: the pixels of a window of 2 x 2 follow each other, and the mean of their values is stored, in
+  // the set's own type. None of integers.
   TileFunction pooled[5][3];
   // A vector of channels of several groups, [pixels]: each reads an element (depthwise), or as many as its group has,
   // which lie within two vectors.

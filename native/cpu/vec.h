@@ -90,10 +90,11 @@ OCTCONV_INLINE Bytes bytes(Vec x) {
 #endif
 }
 
-// What is read back of a vector that is stored in elements.
+// What is read back of a vector that is stored as f32 or bf16.
 template <class T>
 OCTCONV_INLINE Vec rounded(Vec x) {
   if constexpr (sizeof(T) == 4) return x;
+  static_assert(sizeof(T) >= 2);
   const Halves all = halves(x);
   return load((const BFloat16*)&all);
 }

@@ -20,8 +20,8 @@
 //   terms:   list of { sources, bias?, batchNorm?, eps?, scaleOnly? }; empty if there is `gated`. scaleOnly: the factor
 //            of batchNorm without its shift, for parts of one normalized sum that different steps compute; no bias
 //   sources: list of { input, weight, kernel, stride?, padding?, dilation?, groups?, pool?, upsample?, prologue?,
-//            batchNorm?, eps?, scale?, zero? }. batchNorm: as that of a prologue, in front of a 1x1 of floats without
-//            padding and groups, so that it is packed as part of the weight and the bias
+//            batchNorm?, eps?, scale?, zero? }. batchNorm: as that of a prologue, packed as part of weight and bias;
+//            of a 1x1 of floats without padding, groups or a prologue, in a term that is not scaleOnly
 //   gated:   { input, gate }
 //   stores:  list of { output, pool?, mean?, activation? }
 //   prologue, activation: { batchNorm?, eps?, function?, slope?, least?, most? }, `function` in stores only
@@ -344,12 +344,22 @@ static Affine normalized(const std::string& role, double eps, const std::vector<
   return affine;
 }
 
+static const Param& checkedWeight(const Source& source, const Params& params, int64_t outputs) {
+  const Param& param = paramOf(params, source.weight);
+  const auto& shape = param.shape;
+  const bool fits = shape.size() >= 2 && shape[0] == outputs && shape[1] > 0 &&
+                    param.elements() == product(outputs, shape[1], source.taps());
+  if (!fits)
+    fail("octConv: ", source.weight, " does not have ", outputs, " output channels and ", source.taps(), " taps");
+  return param;
+}
+
 // weight * shift of the source's batch normalisation goes into the bias.
 static void addShift(std::vector<double>& bias, const Source& s, const Params& params) {
   if (s.batchNorm.empty()) return;
   const auto outputs = static_cast<int64_t>(bias.size()), inputs = inputsOf(s, params);
   const std::vector<double> shift = normalized(s.batchNorm, s.eps, {}, params, inputs).shift;
-  const std::vector<float> w = weightOf(s, params, outputs).param.floats();
+  const std::vector<float> w = checkedWeight(s, params, outputs).floats();  // its factors are of x
   const std::vector<float> scales = weightScalesOf(s, params, outputs);
   for (int64_t o = 0; o < outputs; o++)
     for (int64_t i = 0; i < inputs; i++) bias[o] += shift[i] * w[o * inputs + i] * scales[o];
@@ -371,14 +381,9 @@ Affine affineOf(const Activation& activation, const Params& params) {
 }
 
 Weight weightOf(const Source& source, const Params& params, int64_t outputs) {
-  const Param& param = paramOf(params, source.weight);
-  const auto& shape = param.shape;
-  const bool fits = shape.size() >= 2 && shape[0] == outputs && shape[1] > 0 &&
-                    param.elements() == product(outputs, shape[1], source.taps());
-  if (!fits)
-    fail("octConv: ", source.weight, " does not have ", outputs, " output channels and ", source.taps(), " taps");
+  const Param& param = checkedWeight(source, params, outputs);
   if (source.batchNorm.empty()) return {param, {}};
-  return {param, normalized(source.batchNorm, source.eps, {}, params, shape[1]).scale};
+  return {param, normalized(source.batchNorm, source.eps, {}, params, param.shape[1]).scale};
 }
 
 std::vector<float> Weight::floats(int64_t first, int64_t count) const {

@@ -106,11 +106,16 @@ Affine affineOf(const Activation& activation, const Params& params);        // e
 
 // A source's weight, shape checked, [O, I / groups, taps]: numbers, or integers; either way times a scale per output,
 // and with the factors of the source's batch normalisation.
-struct Weight {
-  const Param& param;
-  std::vector<double> factors;  // of the inputs of a 1x1; none without batch normalisation
+class Weight {
+ public:
+  // factors: of the inputs of a 1x1; none without batch normalisation
+  Weight(const Param& param, std::vector<double> factors) : param(param), factors(std::move(factors)) {}
   std::vector<float> floats() const { return floats(0, param.elements()); }
   std::vector<float> floats(int64_t first, int64_t count) const;  // some of them, from a multiple of I / groups on
+
+ private:
+  const Param& param;
+  std::vector<double> factors;
 };
 Weight weightOf(const Source& source, const Params& params, int64_t outputs);
 std::vector<float> weightScalesOf(const Source& source, const Params& params, int64_t outputs);

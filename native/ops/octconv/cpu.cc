@@ -241,7 +241,7 @@ size_t layOutStores(BranchPlan& b, size_t from, Layout& shared) {
   const Shape y = b.main.grid;
   for (StoreGroup& group : b.stores) {
     if (group.mean) group.rowSums = shared.add(product(y.rows(), y.c, sizeof(double)));
-    for (int k = b.pools; k < group.levels; k++) {
+    for (int k = b.written; k < group.levels; k++) {
       const Shape level = halved(y, k);
       const int64_t rows = product(b.planes, std::min(level.h, (b.rows >> k) + 1));
       if (!group.outputs[k]) group.scratch[k] = layout.add(product(rows, level.w, level.c, bytesOf(group.type.dtype)));
@@ -314,7 +314,7 @@ void runStores(const BranchPlan& b, const Block& block, const Run& run, char* me
       for (int64_t i = 0; i < stretch.count; i++)
         activateValues(group, elements(written, i, 0), written.pitches[0], elements(group, i, 0), panels,
                        stretch.pixels);
-    for (int k = 1 + b.pools; k < group.levels; k++)
+    for (int k = b.written + 1; k < group.levels; k++)
       halveLevel(b, group, k, block, panels, at(group, k - 1), at(group, k));
     if (!group.mean) continue;
     for (int64_t plane = block.plane; plane < block.planeEnd; plane++) {
@@ -434,7 +434,7 @@ void runTask(const Node& node, const BranchPlan& b, int64_t task, const Run& run
     for (const TileSource& source : sum->sources)
       if (source.prepared)
         prepareRows(source, node, b.spec.compute, preparedOf(b, node, *sum, source, block), run, memory);
-  algorithmOf(b.spec).run(node, b, block, run, memory, levelAt(b, b.stores[0], b.pools, block, run, memory));
+  algorithmOf(b.spec).run(node, b, block, run, memory, levelAt(b, b.stores[0], b.written, block, run, memory));
   runStores(b, block, run, memory);
 }
 
@@ -469,7 +469,7 @@ Cost costOf(const BranchPlan& b) {
       cost.prepares = cost.prepares || s.prepared;
     }
   // What tiles have written is read again while it is in the cache.
-  const bool again = b.stores.size() > 1 || b.stores[0].levels > 1 + b.pools || b.stores[0].mean;
+  const bool again = b.stores.size() > 1 || b.stores[0].levels > b.written + 1 || b.stores[0].mean;
   if (again) cost.inputBytes += y.c * static_cast<int64_t>(bytesOf(b.stores[0].type.dtype));
   return cost;
 }
@@ -581,7 +581,7 @@ BranchPlan planOf(const Node& node, const Branch& branch, const PackedBranch& pa
   if (branch.winograd) branch.overTime ? checkOverTime(branch) : checkWinograd(branch), checkWinogradTypes(node, b);
   b.main = sumOf(node, b, y, false);
   b.low = sumOf(node, b, y, true);
-  b.pools = canPool(b);
+  b.written = canPool(b) ? 1 : 0;
   split(b, threads);
   return b;
 }
@@ -594,11 +594,12 @@ std::string describe(const BranchPlan& b) {
     text << "winograd " << b.spec.winograd << " over time, ";
   else if (b.spec.winograd)
     text << "winograd " << b.spec.winograd << 'x' << b.spec.winograd << ", ";
+  const PanelTiles tiles = tilesOf(b, b.packed->panels[0]);
   text << (b.packed->depthwise      ? "depthwise "
            : b.packed->acrossGroups ? "groups "
-           : b.pools                ? "pooled tile "
+           : b.written == 1         ? "pooled tile "
                                     : "tile ")
-       << tilesOf(*b.packed, b.packed->panels[0]).most << 'x'
+       << tiles.most * tiles.pixels << 'x'
        << (b.packed->acrossGroups ? b.packed->acrossGroups : vectors * b.packed->set->lanes) << ' ' << b.blocks
        << " blocks x " << b.panelGroups;
   return text.str();
@@ -666,7 +667,7 @@ Epilogue epilogueOf(const Node& node, const BranchPlan& b, const Run& run, const
           residual,
           residualSteps,
           y,
-          store.pitches[b.pools],
+          store.pitches[b.written],
           type ? type->pitch() : 0,
           panel.channels,
           bytes ? std::clamp(least, 0.f, 255.f) : least,

@@ -141,7 +141,7 @@ struct BranchPlan {
   const PackedBranch* packed;  // kept alive by the node
   Sum main, low;
   std::vector<StoreGroup> stores;  // the first is what tiles write, the others are made of it
-  bool pools = false;              // tiles write its P(y): nobody wants y
+  int written = 0;                 // its level that they write; 1: pixels go window by window
   // A block is `rows` rows of `planes` planes (a plane is an image's frame); of several planes it has whole ones, or
   // the same rows of frames of one image. A task is a block and a panel group.
   int64_t rows = 0, planes = 1, rowBlocks = 1, blocks = 1, panelGroups = 1;
@@ -202,10 +202,10 @@ void pointTo(const Sum& sum, int64_t bytes, const Window& at, const char** to, c
     to += source.taps() * at.rows() * sum.points.w;
   }
 }
-// Functions by pixels, and the most of these.
+// Functions by pixels, or by windows of 4 pixels, and the most of these.
 struct PanelTiles {
   const TileFunction* functions;
-  int64_t most;
+  int64_t most, pixels = 1;  // of each
 };
 inline PanelTiles tilesOf(const TileSet& set, const Panel& panel) {
   return {set.tiles[panel.vectors], set.shape.maxPixels[panel.vectors]};
@@ -213,6 +213,12 @@ inline PanelTiles tilesOf(const TileSet& set, const Panel& panel) {
 inline PanelTiles tilesOf(const PackedBranch& packed, const Panel& panel) {
   if (packed.depthwise) return {packed.set->depthwise, packed.set->mostDepthwise};
   return packed.acrossGroups ? PanelTiles{packed.set->grouped, packed.set->mostGrouped} : tilesOf(*packed.set, panel);
+}
+// Those of a branch's main sum.
+inline PanelTiles tilesOf(const BranchPlan& b, const Panel& panel) {
+  const TileSet& set = *b.packed->set;
+  if (b.written == 0) return tilesOf(*b.packed, panel);
+  return {set.pooled[panel.vectors], set.shape.maxPixels[panel.vectors] / 4, 4};
 }
 // Runs one panel's tiles over rows of so many pixels, each in tiles of nearly equal size.
 void runTiles(const TileSet& set, Tile tile, const Panel& panel, const PanelTiles& tiles, int64_t rows, int64_t pixels);

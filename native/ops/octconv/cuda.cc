@@ -67,11 +67,9 @@ const char* kernelFor(Compute compute) {
 int64_t pieceChannels(Compute compute) { return 16 / bytesOf(compute); }
 int64_t roundUp(int64_t x, int64_t step) { return (x + step - 1) / step * step; }
 
-// Where the inputs begin that a unit of columns reads, the first of which this is; of `inputs` and `outputs` of a
-// group.
+// The first channel that the unit of a column reads; of `inputs` and `outputs` of a group.
 int64_t windowAt(int64_t column, int64_t inputs, int64_t outputs, Compute compute) {
-  const int64_t channel = column / outputs * inputs;
-  return channel - channel % pieceChannels(compute);
+  return firstPiece<int64_t>(firstGroup(column, outputs), inputs, bytesOf(compute)) * pieceChannels(compute);
 }
 // The most channels that a unit reads.
 int64_t windowOf(int64_t groups, int64_t inputs, int64_t outputs, Compute compute) {
@@ -123,9 +121,8 @@ void checkType(const Gpu& gpu, DType type) {
 
 // Whether each output channel is made of one input channel of the same number; a gate is such a weight.
 bool isDepthwise(const Branch& branch, const Params& params, int64_t channels) {
-  bool depthwise = branch.gated || branch.groups() == channels;
-  branch.eachSource(
-      [&](const Source& s) { depthwise = depthwise && channels > 1 && inputsOf(s, params) == 1 && !s.upsample; });
+  bool depthwise = branch.gated || (branch.groups() > 1 && branch.groups() == channels);
+  branch.eachSource([&](const Source& s) { depthwise = depthwise && inputsOf(s, params) == 1 && !s.upsample; });
   return depthwise;
 }
 

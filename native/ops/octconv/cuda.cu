@@ -100,12 +100,9 @@ OCTCONV_DEVICE Pixel tapPixel(const SourceArgs& s, const Pixel& p, int frames, i
   return {inside ? tap.frame : -1, tap.y, tap.x};
 }
 
-// The first group that has columns in the unit of this one.
-OCTCONV_DEVICE int firstGroup(const BranchArgs& branch, int column) {
-  return column / unitColumns * unitColumns / (branch.channels / branch.groups);
+OCTCONV_DEVICE int firstGroupOf(const BranchArgs& branch, int column) {
+  return firstGroup(column, branch.channels / branch.groups);
 }
-// Where the inputs begin that such a unit reads: a whole piece, in pieces from the pixel's begin.
-OCTCONV_DEVICE int windowAt(const SourceArgs& s, int group, int bytes) { return group * s.inputs * bytes / 16; }
 
 // --- The main loop ---------------------------------------------------------------------------------------------------
 
@@ -135,7 +132,7 @@ struct Loader {
   OCTCONV_DEVICE Loader(const BranchArgs& branch, char* arena, int columnTile, int steps, int first)
       : branch(branch),
         arena(arena),
-        group(grouped ? firstGroup(branch, columnTile * Of::columns) : 0),
+        group(grouped ? firstGroupOf(branch, columnTile * Of::columns) : 0),
         unitStride(static_cast<int64_t>(steps) * unitBytes) {
     constexpr int tileUnits = Of::columns / unitColumns;
     units = (branch.channels + unitColumns - 1) / unitColumns - columnTile * tileUnits;
@@ -194,7 +191,7 @@ struct Loader {
     const SourceArgs& s = branch.source[source];
     const int piece = threadIndex() % 4, row = threadIndex() / 4;
     left = s.chunks - chunk;
-    const int window = grouped ? windowAt(s, group, Type::bytes) : 0;
+    const int window = grouped ? firstPiece<int>(group, s.inputs, Type::bytes) : 0;
     bytes = s.x.channels * Type::bytes - window * 16;
     if (grouped && s.window < bytes) bytes = s.window;
     bytes -= chunk * chunkBytes + piece * 16;
@@ -335,7 +332,8 @@ OCTCONV_DEVICE float productsAt(const BranchArgs& branch, const char* arena, con
   for (int k = 0; k < branch.sources; k++) {
     const SourceArgs& s = branch.source[k];
     const Pixel from = s.upsample ? Pixel{p.frame, p.y / 2, p.x / 2} : p;
-    const int bytes = s.x.dtype == DType::f32 ? 4 : 2, window = windowAt(s, firstGroup(branch, channel), bytes);
+    const int bytes = s.x.dtype == DType::f32 ? 4 : 2,
+              window = firstPiece(firstGroupOf(branch, channel), s.inputs, bytes);
 #pragma unroll 1
     for (int tap = 0; tap < s.kernel.t * s.kernel.h * s.kernel.w; tap++, weights += s.chunks * unitBytes) {
       const int row = tap / s.kernel.w;

@@ -18,9 +18,19 @@ struct Tile {
 inline constexpr Tile tiles[] = {{32, 64}, {64, 32}, {64, 64}, {32, 128}, {64, 128}};
 // The last one leaves no room for a second block on a multiprocessor: it has a kernel of its own.
 inline constexpr int largestTile = 4;
-// With several groups of channels: one unit of columns, whose groups have the fewest inputs.
+// That of branches with several groups: as narrow as a unit of columns, so that it reads the inputs of few groups.
 inline constexpr int groupedTile = 1;
 static_assert(tiles[groupedTile].columns == unitColumns);
+// The first group, of so many outputs, that has columns in the unit of this one.
+template <class Int>
+OCTCONV_BOTH constexpr Int firstGroup(Int column, Int outputs) {
+  return column / unitColumns * unitColumns / outputs;
+}
+// The first piece of 16 bytes of a pixel that such a unit reads.
+template <class Int>
+OCTCONV_BOTH constexpr Int firstPiece(Int group, Int inputs, Int bytes) {
+  return group * inputs * bytes / 16;
+}
 
 OCTCONV_BOTH constexpr int slotBytes(const Tile& tile) { return (4 * tile.lows + tile.columns) * chunkBytes; }
 // Slots, and where each output pixel lies.
@@ -45,7 +55,7 @@ struct SourceArgs {
   TensorArgs x;
   Extent kernel, stride, padding, dilation;
   int inputs;     // of a group
-  int window;     // bytes of a pixel that a unit of columns reads: the inputs of its groups
+  int window;     // the most bytes of a pixel that a unit of columns reads: the inputs of its groups
   int chunks;     // of a tap
   bool upsample;  // the product, by 2
 };

@@ -30,7 +30,8 @@ const Source& onlySource(const Branch& branch) {
   if (branch.compute == Compute::i8) refuse("i8");
   if (branch.terms.size() != 1 || branch.terms[0].sources.size() != 1) refuse("several sources");
   const Source& source = branch.terms[0].sources[0];
-  if (source.pool || source.upsample || !source.prologue.isIdentity()) refuse("a source with pooling or a prologue");
+  if (source.pool || source.upsample || !source.prologue.isIdentity() || !source.batchNorm.empty())
+    refuse("a source with pooling, a prologue or a batchNorm");
   if (branch.stores.size() != 1 || branch.stores[0].pool || branch.stores[0].mean) refuse("stores of other values");
   Activation relu;
   relu.least = 0;

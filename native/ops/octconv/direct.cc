@@ -106,7 +106,7 @@ PointerPlaces layOutPointers(const BranchPlan& b, Layout& layout) {
   places.low = layout.add(product(lowPixels, b.low.taps, sizeof(void*)));
   places.start = layout.add(b.low.taps ? product(pixels, sizeof(void*)) : 0);
   places.sums = layout.add(product(lowPixels, b.packed->set->shape.maxVectors, b.packed->set->lanes, 4));
-  places.rows = layout.add(b.pools ? product(2, y.w, sizeof(void*)) : 0);
+  places.rows = layout.add(b.written == 1 ? product(2, y.w, sizeof(void*)) : 0);
   places.tiles = layout.add(b.packed->depthwise ? product(b.packed->panels.size(), sizeof(Tile)) : 0);
   return places;
 }
@@ -183,13 +183,9 @@ static void readMain(const BranchPlan& b, const Panel& panel, const Pointers& po
 void runMain(const BranchPlan& b, const Panel& panel, const Pointers& pointers, const char* weights, Tile tile,
              int64_t first, int64_t count) {
   readMain(b, panel, pointers, weights, first, tile);
-  const TileSet& set = *b.packed->set;
-  if (b.pools) {
-    const PanelTiles pooled{set.pooled[panel.vectors], set.shape.maxPixels[panel.vectors] / 4};
-    return runTiles(set, tile, panel, pooled, 1, count / 4);
-  }
+  const PanelTiles tiles = tilesOf(b, panel);
   const int64_t row = rowOf(b.main, tile, count);
-  runTiles(set, tile, panel, tilesOf(*b.packed, panel), count / row, row);
+  runTiles(*b.packed->set, tile, panel, tiles, count / row, row / tiles.pixels);
 }
 
 // Row by row, of each all panels: panel by panel, pixels of 512 channels share two sets of the L1 cache, and 14 x 14 of
@@ -225,7 +221,7 @@ void runDirect(const Node& node, const BranchPlan& b, const Block& block, const 
     pointTo(*sum, sizeOf(b.spec.compute), at, to,
             [&](const TileSource& source) { return heldOf(source, sum->points, at, run, memory); });
   }
-  if (b.pools) {
+  if (b.written == 1) {
     auto* const rows = reinterpret_cast<const char**>(memory + places.rows);
     toWindows(pointers.main, pointers.count * b.main.taps, y.w, rows);
     if (pointers.start) toWindows(pointers.start, pointers.count, y.w, rows);
