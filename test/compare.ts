@@ -60,7 +60,6 @@ export async function magnitudes(
           ...term,
           sources: sources.map(({ weightScale, scale: _, zero: __, prologue, ...source }) => {
             if (weightScale) scales.set(source.weight, weightScale);
-            norm(source.batchNorm);
             return { ...source, ...(prologue && { prologue: open(prologue) }) };
           }),
         };

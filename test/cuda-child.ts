@@ -160,12 +160,7 @@ const tasks = {
 
   /** What packing the weights of a 1x1 with these fields says, of its source. */
   async packing(sources: object[]) {
-    const params = Object.fromEntries(
-      ['w', 'n.weight', 'n.bias', 'n.running_mean', 'n.running_var'].map((name) => {
-        const shape = name === 'w' ? [1, 1, 1, 1] : [1];
-        return [name, { dtype: 'f32', shape, data: Float32Array.of(1) } as const];
-      }),
-    );
+    const params = { w: { dtype: 'f32', shape: [1, 1, 1, 1], data: Float32Array.of(1) } } as const;
     const packed = (more: object) => {
       const source = { input: 0, weight: 'w', kernel: [1, 1, 1], padding: [0, 0, 0], ...more };
       const attrs = { branches: [{ terms: [{ sources: [source] }], stores: [{ output: 0 }] }] };

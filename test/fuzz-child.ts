@@ -80,10 +80,6 @@ const layers: Record<string, () => Layer> = {
     }),
     params: { w: param(4, 4, 3, 3), ...norm('n', 4), ...norm('s', 4) },
   }),
-  normalized: () => ({
-    attrs: convolution([source({ kernel: [1, 1, 1], padding: [0, 0, 0], batchNorm: 'n', eps: 1e-5 })]),
-    params: { w: param(4, 4, 1, 1), ...norm('n', 4) },
-  }),
   depthwise: () => ({ attrs: convolution([source({ groups: 4 })]), params: { w: param(4, 1, 3, 3) } }),
   grouped: () => ({
     attrs: convolution([source({ groups: 2, stride: [1, 2, 2], dilation: [1, 2, 2] })]),

@@ -3,7 +3,7 @@ import { bytesPerElement } from '../lib/dtype.js';
 import * as algorithm from '../lib/graph/algorithm.js';
 import * as fusion from '../lib/graph/fuse.js';
 import { Graph, toNTHWC, type Value } from '../lib/graph/graph.js';
-import { convStep, lower, sourcesOf, type Steps } from '../lib/graph/lower.js';
+import { convStep, lower, type Steps } from '../lib/graph/lower.js';
 import * as memory from '../lib/graph/memory.js';
 import { padChannels, padOf, pitchOf } from '../lib/graph/pads.js';
 import { sliceConcats, sliceOf } from '../lib/graph/slices.js';
@@ -33,7 +33,7 @@ const splitSources = inOneTurn(fusion.splitSources);
 const joinRelu = inOneTurn(fusion.joinRelu);
 const chooseAlgorithms = inOneTurn(algorithm.chooseAlgorithms);
 const planMemory = inOneTurn(memory.planMemory);
-const { fuse, openGates, foldPrologues } = fusion;
+const { fuse, openGates } = fusion;
 
 const f32 = (...shape: number[]) => ({ dtype: 'f32', shape }) as const;
 
@@ -47,10 +47,10 @@ class Recorder {
   one(op: string, inputs: Value[], attrs = {}, params = {}): Value {
     return this.graph.add(op, inputs, attrs, params, [f32(...(inputs[0] as Value).shape)])[0] as Value;
   }
-  conv(x: Value, { groups = 1, ...more }: { groups?: number; kernel?: number[]; padding?: number[] } = {}) {
+  conv(x: Value) {
     const name = `conv${this.#count++}`;
-    const sizes = { kernel: [1, 1, 1], stride: [1, 1, 1], padding: [0, 0, 0], dilation: [1, 1, 1], groups, ...more };
-    return this.one('conv', [x], sizes, { weight: this.graph.parameter(`${name}.weight`, [4, 4 / groups, 1, 1]) });
+    const sizes = { kernel: [1, 1, 1], stride: [1, 1, 1], padding: [0, 0, 0], dilation: [1, 1, 1], groups: 1 };
+    return this.one('conv', [x], sizes, { weight: this.graph.parameter(`${name}.weight`, [4, 4, 1, 1]) });
   }
   batchNorm(x: Value) {
     const name = `bn${this.#count++}`;
@@ -235,48 +235,6 @@ describe('graph: fusion', () => {
         0,
       ]);
     }
-  });
-
-  it('folds a normalisation without a clamp into a 1x1 of floats, without padding and groups', () => {
-    const r = new Recorder();
-    const x = r.relu(r.input());
-    const [high, low] = r.octConv(r.batchNorm(x)); // 3x3
-    const others = [r.conv(r.batchNorm(x), { groups: 2 }), r.conv(r.batchNorm(x), { padding: [0, 1, 1] })];
-    const fused = joinPrologues(r.steps(r.conv(r.batchNorm(x)), r.conv(r.relu(r.batchNorm(x))), high, low, ...others));
-    const normsIn = (steps: Steps) =>
-      steps.steps.flatMap(({ branches = [] }) =>
-        branches.flatMap(({ terms }) =>
-          terms.flatMap(({ sources }) => sources.map((s) => [s.batchNorm?.weight, s.prologue?.batchNorm?.weight])),
-        ),
-      );
-    expect(normsIn(foldPrologues(fused)).sort()).to.deep.equal(
-      [
-        [undefined, 'bn0.weight'],
-        [undefined, 'bn0.weight'],
-        [undefined, 'bn2.weight'],
-        [undefined, 'bn4.weight'],
-        ['bn6.weight', undefined],
-        [undefined, 'bn8.weight'],
-      ].sort(),
-    );
-    const integers = fused.steps.map((step) =>
-      step.branches
-        ? convStep(
-            step.name,
-            step.branches.map((b) => ({ ...b, compute: 'i8' as const })),
-          )
-        : step,
-    );
-    const given = { ...fused, steps: integers };
-    expect(normsIn(foldPrologues(given))).to.deep.equal(normsIn(given));
-  });
-
-  it('of SE-ResNet v1e has no convolution that normalises what it reads, and pools in front of what it reads', () => {
-    const network = buildNetwork('oct-se-resnet-v1e', { alpha: 0.25, width: 16, blocks: [2, 2, 1, 1], classes: 3 });
-    const steps = fuse(lower(record(network, [1, 64, 64, 3])));
-    const sources = steps.steps.flatMap(({ branches = [] }) => branches.flatMap(sourcesOf));
-    expect(sources.filter(({ prologue, pool }) => prologue || pool > 0)).to.deep.equal([]);
-    expect(sources.filter(({ batchNorm }) => batchNorm)).to.have.length.above(10);
   });
 
   it('leaves a normalisation alone that something else than a convolution reads', () => {
@@ -874,16 +832,7 @@ function* stagesOf(graph: Graph, seed: number): Generator<[title: string, steps:
     const sub = (given: Steps) => subBatch(given, threads, () => bytes);
     const slice = (given: Steps) => sliceConcats(given, traits);
     const pad = (given: Steps) => padChannels(given, { ...traits, channelAlign: pick(1, 4, 16), pitchAlign: 1 });
-    for (const [name, pass] of Object.entries({
-      ...passes,
-      types,
-      foldPrologues,
-      sinkPooling,
-      slice,
-      pad,
-      sub,
-      choose,
-    })) {
+    for (const [name, pass] of Object.entries({ ...passes, types, sinkPooling, slice, pad, sub, choose })) {
       steps = pass(steps);
       yield [`${compute} after ${name}`, steps];
     }
@@ -1058,7 +1007,6 @@ describe('graph: properties of the passes, on random graphs', function () {
         if (branch.stores.some(({ activation }) => activation)) found.add('activation');
         if (branch.stores.some(({ pool }) => pool > 0)) found.add('pooled');
         if (branch.terms.some(({ sources }) => sources.some(({ prologue }) => prologue))) found.add('prologue');
-        if (branch.terms.some(({ sources }) => sources.some(({ batchNorm }) => batchNorm))) found.add('folded');
         if (branch.terms.length > 1) found.add('shortcut');
         if (branch.terms.some(({ batchNorm }) => batchNorm)) found.add('batchNorm');
       }
@@ -1071,7 +1019,6 @@ describe('graph: properties of the passes, on random graphs', function () {
       'activation',
       'batchNorm',
       'bf16',
-      'folded',
       'padded slices',
       'pads',
       'pooled',

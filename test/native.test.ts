@@ -160,7 +160,6 @@ describe('ops: native code trusts no plan', () => {
     const stores = (...list: object[]) => branches({}, { stores: list });
     const half = [1, 1, 3, 3, 4];
     const gated = { terms: [], gated: { input: 0, gate: 0 }, stores: [{ output: 0 }] };
-    const normalized = { kernel: [1, 1, 1], padding: [0, 0, 0], batchNorm: 'n' };
     const table: [wanted: string, refused: Promise<string[]>][] = [
       ["octConv: 'a.b' has a branch without stores", refusal('octConv', [x], [x], stores(), packed)],
       [
@@ -199,21 +198,6 @@ describe('ops: native code trusts no plan', () => {
         'octConv: a prologue with silu, wanted a clamp',
         refusal('octConv', [x], [x], branches({ prologue: { function: 'silu' } }), packed),
       ],
-      ...[
-        [{ padding: [0, 1, 1] }],
-        [{ groups: 2 }],
-        [{ kernel: [1, 3, 3] }],
-        [{ prologue: { least: 0 } }],
-        [{}, { compute: 'i8' }],
-        [{}, { terms: [{ sources: [{ ...source, ...normalized }], scaleOnly: true }] }],
-      ].map(([more, branch]): [string, Promise<string[]>] => [
-        'octConv: w has a batchNorm of its input, wanted one of a 1x1 in floats alone, without padding, groups, a prologue or scaleOnly',
-        refusal('octConv', [x], [x], branches({ ...normalized, ...more }, branch), packed),
-      ]),
-      ...[-1, Number.NaN].map((eps): [string, Promise<string[]>] => [
-        `octConv: eps ${Number.isNaN(eps) ? 'nan' : eps}, wanted at least 0`,
-        refusal('octConv', [x], [x], branches({ ...normalized, eps }), packed),
-      ]),
       ["octConv: 'a.b' leaves an output unwritten", refusal('octConv', [x], [x, x], stores({ output: 0 }), packed)],
       [
         "octConv: a store of 'a.b' is [1,1,5,6,4], wanted [1,1,3,3,4]",

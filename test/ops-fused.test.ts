@@ -3,7 +3,7 @@ import { expect } from 'chai';
 import { targetOf } from '../lib/devices.js';
 import { fuse, joiningEpilogues, passThrough, short } from '../lib/graph/fuse.js';
 import { Graph, type Value } from '../lib/graph/graph.js';
-import { lower, sourcesOf } from '../lib/graph/lower.js';
+import { lower } from '../lib/graph/lower.js';
 import { Octave } from '../lib/octave.js';
 import * as ops from '../lib/ops.js';
 import { stepsFor } from '../lib/targets.js';
@@ -106,7 +106,6 @@ describe('ops: fused forms', () => {
   });
 
   async function checkPreactivation(first: number, last: number): Promise<void> {
-    let folded = 0;
     for (let seed = first; seed <= last; seed += oneIn) {
       const graph = preactivation(seed);
       const fused = fuse(lower(graph));
@@ -115,13 +114,10 @@ describe('ops: fused forms', () => {
         steps.filter(({ op }) => op !== 'octConv' && op !== 'concat').map(({ op }) => op),
         `seed ${seed}`,
       ).to.deep.equal([]);
-      const sources = steps.flatMap(({ branches = [] }) => branches.flatMap(sourcesOf));
-      folded += Number(sources.some(({ batchNorm }) => batchNorm));
       const inputs = inputsOf({ inputs: graph.inputs.map((id) => graph.values[id]?.shape ?? []) });
       if (seed % 3 === 0) await naming(`seed ${seed}`, checkSteps(fused, inputs, parameters(graph)));
       await naming(`seed ${seed}`, checkGraph(graph, inputs, 20_000, parameters(graph)));
     }
-    expect(folded).to.be.above(0);
   }
 
   it('20 random pre-activation and dense blocks: stores and prologues', async function () {

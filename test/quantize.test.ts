@@ -37,7 +37,6 @@ import { toFloats } from '../lib/weights/floats.js';
 import { readModelFolder, writeModelFolder } from '../lib/weights/folder.js';
 import { type MemoryTensor, memoryWeights } from '../lib/weights/memory.js';
 import { numbers } from './cases.js';
-import { error } from './expect.js';
 
 /** The values over and over. */
 function image(shape: readonly number[], values: readonly number[]): Tensor<'f32'> {
@@ -270,18 +269,6 @@ describe('quantize', () => {
     const q = await quantize(network, weights, [x]);
     expect(q.tensors.get('conv.weight')?.dtype).to.equal('i8');
     expect(await cosine(network, weights, q, x)).to.be.above(0.999);
-  });
-
-  it('normalisations are folded into weights of i8 where floats are multiplied', async () => {
-    const options = { alpha: 0.5, width: 16, blocks: [1, 1, 1, 1], classes: 5 };
-    const network = buildNetwork('oct-se-resnet-v1e', options);
-    const x = image([1, 45, 61, 3], [-1, 2, 0.5, 1, 0.25]);
-    const q = await quantize(network, initialize(network), [x]);
-    expect(q.tensors.get('layer1.0.conv1.conv.conv_h2h.weight')?.dtype).to.equal('i8');
-    using reference = new Model(network, q, { device: 'reference', dtype: 'f32' });
-    using cpu = new Model(network, q, { device: 'cpu', dtype: 'f32' });
-    const wanted = (await reference.run(x)).data;
-    expect(error((await cpu.run(x)).data, wanted)).to.be.below(1e-5);
   });
 
   it('an input that is not finite is an error where a byte would hide it', async () => {

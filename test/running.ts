@@ -340,7 +340,7 @@ export function preactivation(seed: number): Graph {
       pick(1, 3),
       2,
     ),
-    // No clamp: part of the weights.
+    // No clamp.
     b.conv(
       all.map((v) => b.norm(v)),
       [4, 2],

@@ -38,9 +38,6 @@ export interface Source {
   readonly groups: number;
   /** Of the input, before it is pooled. */
   readonly prologue?: Activation;
-  /** The same of a normalisation alone, which native code folds into the weight of a 1x1 and the bias. */
-  readonly batchNorm?: BatchNormParams;
-  readonly eps?: number;
   /** How often P (2x2 average pooling) is applied to the input. */
   readonly pool: number;
   /** Whether U (2x nearest upsampling) is applied to the product. */
@@ -216,13 +213,7 @@ function nativeForm(branch: Branch, inputs: readonly number[], outputs: readonly
       sources: term.sources.map(({ weightScale, prologue, ...source }) => {
         const weight = role('w', source.weight);
         if (weightScale !== undefined) params[`${weight}.scale`] = weightScale;
-        return {
-          ...source,
-          prologue: prologue && activation(prologue),
-          batchNorm: source.batchNorm && norm(source.batchNorm),
-          input: inputs.indexOf(source.input),
-          weight,
-        };
+        return { ...source, prologue: prologue && activation(prologue), input: inputs.indexOf(source.input), weight };
       }),
     })),
     stores: branch.stores.map(({ value, pool, mean, activation: given }) => ({

@@ -20,8 +20,7 @@
 //   terms:   list of { sources, bias?, batchNorm?, eps?, scaleOnly? }; empty if there is `gated`. scaleOnly: the factor
 //            of batchNorm without its shift, for parts of one normalized sum that different steps compute; no bias
 //   sources: list of { input, weight, kernel, stride?, padding?, dilation?, groups?, pool?, upsample?, prologue?,
-//            batchNorm?, eps?, scale?, zero? }. batchNorm: as that of a prologue, packed as part of weight and bias;
-//            of a 1x1 of floats without padding, groups or a prologue, in a term that is not scaleOnly
+//            scale?, zero? }
 //   gated:   { input, gate }
 //   stores:  list of { output, pool?, mean?, activation? }
 //   prologue, activation: { batchNorm?, eps?, function?, slope?, least?, most? }, `function` in stores only
@@ -117,23 +116,11 @@ static Source sourceOf(const Attr& s) {
                 s.integer("pool", 0),
                 s.flag("upsample"),
                 static_cast<float>(s.number("scale", 1)),
-                static_cast<int>(std::clamp<int64_t>(s.integer("zero", 0), -1, 256)),
-                textOf(s, "batchNorm"),
-                s.number("eps", 1e-5)};
+                static_cast<int>(std::clamp<int64_t>(s.integer("zero", 0), -1, 256))};
   checkSizes(source);
   checkActivation(source.prologue);
   if (source.prologue.function) fail("octConv: a prologue with ", source.prologue.function->name, ", wanted a clamp");
   return source;
-}
-
-// Zeros of padding are not normalized.
-static void checkFolded(const Source& s, Compute compute, const Term& term) {
-  if (s.batchNorm.empty()) return;
-  const bool padded = std::max({s.padding.t, s.padding.h, s.padding.w}) > 0;
-  if (s.taps() != 1 || padded || s.groups != 1 || !s.prologue.isIdentity() || compute == Compute::i8 || term.scaleOnly)
-    fail("octConv: ", s.weight, " has a batchNorm of its input, wanted one of a 1x1 in floats alone, without padding, ",
-         "groups, a prologue or scaleOnly");
-  if (!(s.eps >= 0 && s.eps < INFINITY)) fail("octConv: eps ", s.eps, ", wanted at least 0");
 }
 
 static Store storeOf(const Attr& s) {
@@ -158,7 +145,6 @@ static Branch branchOf(const Attr& b) {
     Term term{{}, textOf(t, "bias"), textOf(t, "batchNorm"), t.number("eps", 1e-5), t.flag("scaleOnly")};
     if (term.scaleOnly && !term.bias.empty()) fail("octConv: a term with a bias and a scale alone");
     for (const Attr& s : t["sources"].list()) term.sources.push_back(sourceOf(s));
-    for (const Source& s : term.sources) checkFolded(s, branch.compute, term);
     if (term.sources.empty()) fail("octConv: a term has no sources");
     branch.terms.push_back(std::move(term));
   }
@@ -286,8 +272,6 @@ std::string formatOf(const Attr& attrs) {
       out << " source " << s.weight << ' ' << s.upsample << ' ' << s.scale << ' ' << s.zero << ' ';
       write(out, s.kernel);
       norm(s.prologue.batchNorm, s.prologue.eps);
-      if (!s.batchNorm.empty()) out << " folded";
-      norm(s.batchNorm, s.eps);
     }
   }
   for (const Store& store : branch.stores) {
@@ -329,7 +313,7 @@ int64_t inputsOf(const Source& source, const Params& params) {
 }
 
 // batchNorm(x + bias) as an affine function; `bias` may be empty.
-static Affine normalized(const std::string& role, double eps, const std::vector<double>& bias, const Params& params,
+static Affine normalized(const std::string& role, double eps, const std::vector<float>& bias, const Params& params,
                          int64_t channels) {
   Affine affine{std::vector<double>(channels, 1), std::vector<double>(channels, 0)};
   std::copy(bias.begin(), bias.end(), affine.shift.begin());
@@ -344,31 +328,8 @@ static Affine normalized(const std::string& role, double eps, const std::vector<
   return affine;
 }
 
-static const Param& checkedWeight(const Source& source, const Params& params, int64_t outputs) {
-  const Param& param = paramOf(params, source.weight);
-  const auto& shape = param.shape;
-  const bool fits = shape.size() >= 2 && shape[0] == outputs && shape[1] > 0 &&
-                    param.elements() == product(outputs, shape[1], source.taps());
-  if (!fits)
-    fail("octConv: ", source.weight, " does not have ", outputs, " output channels and ", source.taps(), " taps");
-  return param;
-}
-
-// weight * shift of the source's batch normalisation goes into the bias.
-static void addShift(std::vector<double>& bias, const Source& s, const Params& params) {
-  if (s.batchNorm.empty()) return;
-  const auto outputs = static_cast<int64_t>(bias.size()), inputs = inputsOf(s, params);
-  const std::vector<double> shift = normalized(s.batchNorm, s.eps, {}, params, inputs).shift;
-  const std::vector<float> w = checkedWeight(s, params, outputs).floats();  // its factors are of x
-  const std::vector<float> scales = weightScalesOf(s, params, outputs);
-  for (int64_t o = 0; o < outputs; o++)
-    for (int64_t i = 0; i < inputs; i++) bias[o] += shift[i] * w[o * inputs + i] * scales[o];
-}
-
 Affine affineOf(const Term& term, const Params& params, int64_t channels) {
-  std::vector<double> bias(channels, 0);
-  if (!term.bias.empty()) std::ranges::copy(vectorOf(params, term.bias, channels), bias.begin());
-  for (const Source& source : term.sources) addShift(bias, source, params);
+  const auto bias = term.bias.empty() ? std::vector<float>() : vectorOf(params, term.bias, channels);
   Affine affine = normalized(term.batchNorm, term.eps, bias, params, channels);
   if (term.scaleOnly) std::fill(affine.shift.begin(), affine.shift.end(), 0);
   return affine;
@@ -380,16 +341,14 @@ Affine affineOf(const Activation& activation, const Params& params) {
   return normalized(activation.batchNorm, activation.eps, {}, params, channels);
 }
 
-Weight weightOf(const Source& source, const Params& params, int64_t outputs) {
-  const Param& param = checkedWeight(source, params, outputs);
-  if (source.batchNorm.empty()) return {param, {}};
-  return {param, normalized(source.batchNorm, source.eps, {}, params, param.shape[1]).scale};
-}
-
-std::vector<float> Weight::floats(int64_t first, int64_t count) const {
-  std::vector<float> w = param.floats(first, count);
-  for (size_t i = 0; !factors.empty() && i < w.size(); i++) w[i] *= static_cast<float>(factors[i % factors.size()]);
-  return w;
+const Param& weightOf(const Source& source, const Params& params, int64_t outputs) {
+  const Param& param = paramOf(params, source.weight);
+  const auto& shape = param.shape;
+  const bool fits = shape.size() >= 2 && shape[0] == outputs && shape[1] > 0 &&
+                    param.elements() == product(outputs, shape[1], source.taps());
+  if (!fits)
+    fail("octConv: ", source.weight, " does not have ", outputs, " output channels and ", source.taps(), " taps");
+  return param;
 }
 
 std::vector<float> weightScalesOf(const Source& source, const Params& params, int64_t outputs) {

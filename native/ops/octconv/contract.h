@@ -29,8 +29,6 @@ struct Source {
   bool upsample;        // U is applied to the product
   float scale;          // i8: the input as u8
   int zero;
-  std::string batchNorm;  // of what a 1x1 reads: part of its weight and of the term's bias
-  double eps;
   int64_t taps() const { return kernel.product(); }
 };
 
@@ -101,23 +99,11 @@ int64_t inputsOf(const Source& source, const Params& params);        // channels
 struct Affine {
   std::vector<double> scale, shift;
 };
-Affine affineOf(const Term& term, const Params& params, int64_t channels);  // with its bias and its sources' shifts
+Affine affineOf(const Term& term, const Params& params, int64_t channels);  // the term's bias included
 Affine affineOf(const Activation& activation, const Params& params);        // empty without batch normalisation
 
-// A source's weight, shape checked, [O, I / groups, taps]: numbers, or integers; either way times a scale per output,
-// and with the factors of the source's batch normalisation.
-class Weight {
- public:
-  // factors: of the inputs of a 1x1; none without batch normalisation
-  Weight(const Param& param, std::vector<double> factors) : param(param), factors(std::move(factors)) {}
-  std::vector<float> floats() const { return floats(0, param.elements()); }
-  std::vector<float> floats(int64_t first, int64_t count) const;  // some of them, from a multiple of I / groups on
-
- private:
-  const Param& param;
-  std::vector<double> factors;
-};
-Weight weightOf(const Source& source, const Params& params, int64_t outputs);
+// A source's weight, shape checked, [O, I / groups, taps]: numbers, or integers; either way times a scale per output.
+const Param& weightOf(const Source& source, const Params& params, int64_t outputs);
 std::vector<float> weightScalesOf(const Source& source, const Params& params, int64_t outputs);
 
 }  // namespace octconv

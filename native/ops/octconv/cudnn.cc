@@ -30,8 +30,7 @@ const Source& onlySource(const Branch& branch) {
   if (branch.compute == Compute::i8) refuse("i8");
   if (branch.terms.size() != 1 || branch.terms[0].sources.size() != 1) refuse("several sources");
   const Source& source = branch.terms[0].sources[0];
-  if (source.pool || source.upsample || !source.prologue.isIdentity() || !source.batchNorm.empty())
-    refuse("a source with pooling, a prologue or a batchNorm");
+  if (source.pool || source.upsample || !source.prologue.isIdentity()) refuse("a source with pooling or a prologue");
   if (branch.stores.size() != 1 || branch.stores[0].pool || branch.stores[0].mean) refuse("stores of other values");
   Activation relu;
   relu.least = 0;
@@ -51,7 +50,7 @@ std::shared_ptr<const Packed> pack(Gpu& gpu, const Attr& attrs, const Params& pa
   packed->inputs = inputsOf(source, params), packed->taps = source.taps();
   packed->hasBias = !term.bias.empty() || (!term.batchNorm.empty() && !term.scaleOnly);
   const Affine affine = affineOf(term, params, packed->outputs);
-  const Weight weight = weightOf(source, params, packed->outputs);
+  const Param& weight = weightOf(source, params, packed->outputs);
   const std::vector<float> scales = weightScalesOf(source, params, packed->outputs);
 
   const int64_t inputs = packed->inputs, taps = packed->taps, each = product(inputs, taps);
