@@ -3,8 +3,12 @@
 #include "core/threads.h"
 
 #include <unistd.h>
+#if defined(__linux__)
+#include <sched.h>
+#endif
 
 #include <atomic>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
@@ -241,6 +245,31 @@ void surplusWorkersEnd() {
   }).wait();
 }
 
+// They are kept from their leader's core while they wake up.
+void helpersMayRunAnywhere() {
+#if defined(__linux__)
+  const auto allowed = [] {
+    cpu_set_t set;
+    CHECK(sched_getaffinity(0, sizeof set, &set) == 0);
+    return set;
+  };
+  const cpu_set_t all = allowed();
+  const int count = workers(2);
+  for (int i = 0; i < 20; i++) {
+    start(count, [&](Crew& crew) {
+      std::atomic<int> inside{0};
+      crew.parallel(count, [&](int64_t, int) {
+        const cpu_set_t mine = allowed();
+        CHECK(CPU_EQUAL(&mine, &all));
+        inside++;
+        until([&] { return inside == count; });  // so that each task has a thread of its own
+      });
+    }).wait();
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));  // they fall asleep
+  }
+#endif
+}
+
 void regionsAllocateNothing() {
   start(4, [](Crew& crew) {
     std::atomic<int64_t> sum{0};
@@ -321,6 +350,7 @@ const std::map<std::string, void (*)()> tests = {
     {"runs go on together", runsGoOnTogether},
     {"runs and background work begin in turn", takesTurns},
     {"threads beyond the hardware's end", surplusWorkersEnd},
+    {"helpers may run on all cores of the process", helpersMayRunAnywhere},
     {"regions allocate nothing", regionsAllocateNothing},
     {"every task runs once under stress", stress},
 };
