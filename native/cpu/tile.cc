@@ -326,8 +326,8 @@ OCTCONV_INLINE void fetchEnds(const Tile& t) {
 
 // Goes on to the next tile: behind M pixels, for which so many are stored.
 template <int M, int stored = M>
-OCTCONV_INLINE void advance(Tile& t) {
-  t.indirection += M;
+OCTCONV_INLINE void advance(Tile& t, ptrdiff_t step = 1) {
+  t.indirection += M * step;
   if (t.start) t.start += M;
   if (t.residual.data) t.residual.data = static_cast<char*>(t.residual.data) + M * t.residualBytes;
   t.out.data = static_cast<char*>(t.out.data) + stored * t.outBytes;
@@ -368,19 +368,24 @@ static void tile(Tile& t, int64_t count) {
 
 // Loads each input that M neighbours in a row of pixels read through a row of 3 taps once: body(input, m, k) where
 // pixel m reads it through tap k.
-template <int M, class Load, class Body>
-OCTCONV_INLINE void slide(const char* const* inputs, ptrdiff_t tapStride, Load&& load, Body&& body) {
-#pragma GCC unroll 16
-  for (int j = 0; j < M + 2; j++) {
-    const Vec x = load(j < M ? inputs[j] : inputs[(j - M + 1) * tapStride + M - 1]);
+template <int M, int stride, class Load, class Body>
+OCTCONV_INLINE void slide(const char* const* inputs, Load&& load, Body&& body) {
+#pragma GCC unroll 32
+  for (int j = 0; j < stride * (M - 1) + 3; j++) {
+    const Vec x = load(inputs[j]);
 #pragma GCC unroll 3
     for (int k = 0; k < 3; k++)
-      if (j >= k && j - k < M) body(x, j - k, k);
+      if (j >= k && (j - k) % stride == 0 && (j - k) / stride < M) body(x, (j - k) / stride, k);
   }
 }
 
+// The pointers of a run of taps, where the tile's slide.
+OCTCONV_INLINE const char* const* rowsOf(const Tile& t, const TapRun& s) {
+  return t.indirection + (&s - t.tapRuns) * t.runStride;
+}
+
 // Every channel is its own group: input vectors instead of splats. Sums are f32, exact for u8 (25 taps are 20 bits).
-template <class Type, int M, bool whole>
+template <class Type, int M, int stride, bool whole>
 OCTCONV_INLINE void addDepthwise(const Tile& t, Vec (&acc)[M][1]) {
   using Element = typename Type::Element;
   const auto* w = reinterpret_cast<const float*>(t.weights);
@@ -390,11 +395,12 @@ OCTCONV_INLINE void addDepthwise(const Tile& t, Vec (&acc)[M][1]) {
       const auto* a = reinterpret_cast<const Element*>(from + s->offset);
       return whole ? load(a) : load(a, static_cast<int>(t.channels));
     };
-    if (s->slides) {
-      for (int64_t row = 0; row < s->taps; row += 3, inputs += 3 * t.tapStride, w += 3 * lanes) {
+    if constexpr (stride > 0) {
+      inputs = rowsOf(t, *s);
+      for (int64_t tap = 0; tap < s->taps; tap += 3, inputs += t.tapStride, w += 3 * lanes) {
         const Vec weights[3] = {load(w), load(w + lanes), load(w + 2 * lanes)};
-        slide<M>(inputs, t.tapStride, loadAt,
-                 [&](Vec x, int m, int k) { acc[m][0] = multiplyAdd(x, weights[k], acc[m][0]); });
+        slide<M, stride>(inputs, loadAt,
+                         [&](Vec x, int m, int k) { acc[m][0] = multiplyAdd(x, weights[k], acc[m][0]); });
       }
     } else {
       for (int64_t tap = 0; tap < s->taps; tap++, inputs += t.tapStride, w += lanes)
@@ -404,11 +410,11 @@ OCTCONV_INLINE void addDepthwise(const Tile& t, Vec (&acc)[M][1]) {
   }
 }
 
-template <class Type, int M>
+template <class Type, int M, int stride>
 OCTCONV_INLINE void oneDepthwise(const Tile& t) {
   Vec acc[M][1];
   begin<Vec, M, 1>(t, acc);
-  t.channels >= lanes ? addDepthwise<Type, M, true>(t, acc) : addDepthwise<Type, M, false>(t, acc);
+  t.channels >= lanes ? addDepthwise<Type, M, stride, true>(t, acc) : addDepthwise<Type, M, stride, false>(t, acc);
   finish<Type, Vec, M, 1>(t, acc);
 }
 
@@ -448,7 +454,7 @@ OCTCONV_INLINE Vec loadSome(const Element* from, int64_t there) {
 // Several channels to a group, several groups to a vector: each lane takes the inputs of its group, one after the
 // other, from those of a pixel, which lie in one vector or in two. Sums are f32, exact for u8 up to 512 products (24
 // bits).
-template <class Type, int M, bool two, bool whole>
+template <class Type, int M, int stride, bool two, bool whole>
 OCTCONV_INLINE void addGrouped(const Tile& t, const TapRun& s, const char* const* inputs, const float*& w,
                                Vec (&acc)[M][1]) {
   using Element = typename Type::Element;
@@ -462,12 +468,12 @@ OCTCONV_INLINE void addGrouped(const Tile& t, const TapRun& s, const char* const
   const ptrdiff_t tapWeights = s.inputs * lanes;
   for (int64_t tap = 0; tap < s.taps;) {
     IntVec order = first;
-    const int64_t taps = s.slides ? 3 : 1;
+    constexpr int64_t taps = stride ? 3 : 1;
     for (int64_t i = 0; i < s.inputs; i++, order += 1, w += lanes) {
-      if (s.slides) {
+      if constexpr (stride > 0) {
         const Vec weights[3] = {load(w), load(w + tapWeights), load(w + 2 * tapWeights)};
-        slide<M>(
-            inputs, t.tapStride, [&](const char* from) { return loadAt(from, order); },
+        slide<M, stride>(
+            inputs, [&](const char* from) { return loadAt(from, order); },
             [&](Vec x, int m, int k) { acc[m][0] = multiplyAdd(x, weights[k], acc[m][0]); });
       } else {
         const Vec weights = load(w);
@@ -476,11 +482,11 @@ OCTCONV_INLINE void addGrouped(const Tile& t, const TapRun& s, const char* const
       }
     }
     w += (taps - 1) * tapWeights;
-    tap += taps, inputs += taps * t.tapStride;
+    tap += taps, inputs += t.tapStride;
   }
 }
 
-template <class Type, int M>
+template <class Type, int M, int stride>
 OCTCONV_INLINE void oneGrouped(const Tile& t) {
   Vec acc[M][1];
   begin<Vec, M, 1>(t, acc);
@@ -489,25 +495,38 @@ OCTCONV_INLINE void oneGrouped(const Tile& t) {
   for (const TapRun* s = t.tapRuns; s < t.tapRuns + t.tapRunCount; s++) {
     const bool two = s->at[lanes - 1] - s->at[0] + s->inputs > lanes;
     const bool whole = s->left >= (two ? 2 * lanes : lanes);
+    if (stride > 0) inputs = rowsOf(t, *s);
     if (two)
-      whole ? addGrouped<Type, M, true, true>(t, *s, inputs, w, acc)
-            : addGrouped<Type, M, true, false>(t, *s, inputs, w, acc);
+      whole ? addGrouped<Type, M, stride, true, true>(t, *s, inputs, w, acc)
+            : addGrouped<Type, M, stride, true, false>(t, *s, inputs, w, acc);
     else
-      whole ? addGrouped<Type, M, false, true>(t, *s, inputs, w, acc)
-            : addGrouped<Type, M, false, false>(t, *s, inputs, w, acc);
+      whole ? addGrouped<Type, M, stride, false, true>(t, *s, inputs, w, acc)
+            : addGrouped<Type, M, stride, false, false>(t, *s, inputs, w, acc);
     inputs += s->taps * t.tapStride;
   }
   finish<Type, Vec, M, 1>(t, acc);
 }
 
+template <int>
+struct Stride {};
+// Calls of() for the tile's stride.
+template <class F>
+OCTCONV_INLINE void byStride(const Tile& t, F&& of) {
+  t.slides == 0 ? of(Stride<0>{}) : t.slides == 1 ? of(Stride<1>{}) : of(Stride<2>{});
+}
+
 template <class Type, int M>
 static void depthwise(Tile& t, int64_t count) {
-  for (; count > 0; count--, advance<M>(t)) oneDepthwise<Type, M>(t);
+  byStride(t, [&]<int stride>(Stride<stride>) {
+    for (; count > 0; count--, advance<M>(t, stride ? stride : 1)) oneDepthwise<Type, M, stride>(t);
+  });
 }
 
 template <class Type, int M>
 static void grouped(Tile& t, int64_t count) {
-  for (; count > 0; count--, advance<M>(t)) oneGrouped<Type, M>(t);
+  byStride(t, [&]<int stride>(Stride<stride>) {
+    for (; count > 0; count--, advance<M>(t, stride ? stride : 1)) oneGrouped<Type, M, stride>(t);
+  });
 }
 
 inline constexpr int mostDepthwise = 8, mostGrouped = manyRegisters ? 8 : 4;

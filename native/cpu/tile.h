@@ -25,12 +25,15 @@ struct TapRun {
   // many the pixel has from the panel's first one on.
   const int32_t* at = nullptr;
   int64_t inputs = 1, left = 0;
-  bool slides = false;  // taps are rows of 3; tap k of a pixel reads what tap k - 1 of the next one in its row does
 };
 
 struct Tile : Epilogue {           // bias and scale of V * lanes channels, of which `channels` are stored
   const char* const* indirection;  // [tap][pixel], `tapStride` pointers from tap to tap
   ptrdiff_t tapStride;
+  // Across groups: the stride of a sum whose taps are rows of 3 neighbours, or 0. Tap k of pixel m reads what pointer
+  // m * slides + k of a row says; `tapStride` goes from row to row of taps, `runStride` from run to run.
+  int slides;
+  ptrdiff_t runStride;
   const TapRun* tapRuns;
   size_t tapRunCount;
   const char* weights;  // packed: [tap][word][V * lanes]; across groups: f32 [tap][input][lanes]

@@ -160,7 +160,7 @@ void multiplyPanel(const TileSet& set, const Panels& panels, int64_t panel, cons
   tile.channels = panels.vectors(panel) * panels.lanes;
   Panel shape{};
   shape.vectors = panels.vectors(panel);
-  runTiles(set, tile, shape, tilesOf(set, shape), 1, queries);
+  runTiles(set, tile, shape, tilesOf(set, shape), queries);
 }
 
 // f32 on one AVX2 thread: 3,136 queries, 784 keys and 256 channels take 28.5 ms (24.2 at the peak of multiply-adds),

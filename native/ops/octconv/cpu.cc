@@ -43,8 +43,13 @@ Prepared prepare(const Shape& x, int64_t groups, const Size3& padding, const Bra
   return {groups, padding, padded};
 }
 
-// Whether neighbours in a row of pixels read the same inputs, one tap apart.
-bool slides(const Source& s) { return s.kernel.w == 3 && s.stride.w == 1 && s.dilation.w == 1; }
+// The stride of a source whose taps are rows of 3 neighbours, or 0.
+int slideOf(const Source& s) {
+  const bool rows = s.kernel.w == 3 && s.kernel.t == 1 && s.dilation.h == 1 && s.dilation.w == 1;
+  return rows && s.stride.t == 1 && s.padding.t == 0 && s.stride.h == s.stride.w && s.stride.w <= 2
+             ? static_cast<int>(s.stride.w)
+             : 0;
+}
 
 // The sum over a branch's main sources, or over its upsampled ones (`low`).
 Sum sumOf(const Node& node, const BranchPlan& b, const Shape& y, bool low) {
@@ -99,7 +104,7 @@ Sum sumOf(const Node& node, const BranchPlan& b, const Shape& y, bool low) {
       source.at = std::make_shared<const std::vector<int32_t>>(std::move(first));
       for (size_t i = 0; i < sum.tapRuns.size(); i++) {
         const int32_t* at = source.at->data() + i * b.packed->set->lanes;
-        sum.tapRuns[i].push_back({source.taps(), 0, *at * bytes, at, inGroup, source.shape.c - *at, slides(s)});
+        sum.tapRuns[i].push_back({source.taps(), 0, *at * bytes, at, inGroup, source.shape.c - *at});
       }
     } else {
       for (int64_t g = 0; g < branch.groups(); g++)
@@ -108,6 +113,8 @@ Sum sumOf(const Node& node, const BranchPlan& b, const Shape& y, bool low) {
     source.zeros.assign(static_cast<size_t>(rowTaps ? product(s.kernel.w, all) : all),
                         static_cast<char>(branch.compute == Compute::i8 ? s.zero : 0));
     sum.taps += source.taps();
+    const int slide = across ? slideOf(s) : 0;
+    sum.slides = sum.sources.empty() || sum.slides == slide ? slide : 0;
     sum.sources.push_back(std::move(source));
   });
   return sum;

@@ -119,6 +119,17 @@ struct Sum {
   Shape points;                              // what the indirection buffer is for: pixels, or Winograd's tiles
   std::vector<std::vector<TapRun>> tapRuns;  // by group
   int64_t taps = 0;
+  // Across groups: the stride, where all taps are rows of 3 neighbours (`Tile::slides`), or 0. Pointers are then those
+  // of input rows, of all sources one behind the other, which taps and rows of points share. Else each tap of a point
+  // has one.
+  int slides = 0;
+  // Pointers of an input row of a source, and how many such rows there are for so many rows of points.
+  int64_t rowPointers() const { return slides * (points.w - 1) + 3; }
+  int64_t inputRows(int64_t rows) const;
+  int64_t pointers(int64_t planes, int64_t rows) const {
+    if (!slides) return product(planes, rows, points.w, taps);
+    return product(planes, inputRows(rows), sources.size(), rowPointers());
+  }
 };
 
 // Stores of one activation: level k is P^k of level 0. A level that nobody wants lies in the task's scratch.
@@ -194,9 +205,21 @@ Held heldOf(const TileSource& source, const Shape& points, const Window& at, con
 // The indirection buffer of some points of a source: to[tap * count + point].
 void pointTo(const TileSource& source, const Shape& points, const Held& held, int64_t bytes, const Window& at,
              const char** to);
+// The pointers to an input row of a plane, counted from the one that the first row of points reads first.
+void pointToRow(const Sum& sum, const TileSource& source, const Held& held, int64_t bytes, const Window& at,
+                int64_t plane, int64_t row, const char** to);
 // That of all sources of a sum, one behind the other.
 template <class HeldOf>
 void pointTo(const Sum& sum, int64_t bytes, const Window& at, const char** to, const HeldOf& held) {
+  if (sum.slides) {
+    for (int64_t plane = at.plane; plane < at.planeEnd; plane++)
+      for (int64_t row = 0; row < sum.inputRows(at.rowEnd - at.row); row++)
+        for (const TileSource& source : sum.sources) {
+          pointToRow(sum, source, held(source), bytes, at, plane, row, to);
+          to += sum.rowPointers();
+        }
+    return;
+  }
   for (const TileSource& source : sum.sources) {
     pointTo(source, sum.points, held(source), bytes, at, to);
     to += source.taps() * at.rows() * sum.points.w;
@@ -220,8 +243,8 @@ inline PanelTiles tilesOf(const BranchPlan& b, const Panel& panel) {
   if (b.written == 0) return tilesOf(*b.packed, panel);
   return {set.pooled[panel.vectors], set.shape.maxPixels[panel.vectors] / 4, 4};
 }
-// Runs one panel's tiles over rows of so many pixels, each in tiles of nearly equal size.
-void runTiles(const TileSet& set, Tile tile, const Panel& panel, const PanelTiles& tiles, int64_t rows, int64_t pixels);
+// Runs one panel's tiles, of nearly equal size, over so many pixels, or windows.
+void runTiles(const TileSet& set, Tile tile, const Panel& panel, const PanelTiles& tiles, int64_t pixels);
 
 // Where a block's values of y in a plane go.
 struct Destination {
@@ -243,6 +266,7 @@ struct Pointers {
   const char **main, **low, **start;
   char* sums;  // T of a panel
   int64_t count, lowCount, lowPitch;
+  int64_t rows, lowRows;  // of a plane
 };
 struct PointerPlaces {  // offsets in a task's scratch
   size_t main, low, start, sums, tiles, rows;

@@ -69,6 +69,27 @@ void pointTo(const TileSource& source, const Shape& grid, const Held& held, int6
   }
 }
 
+int64_t Sum::inputRows(int64_t rows) const {
+  int64_t taps = 0;
+  for (const TileSource& source : sources) taps = std::max(taps, source.conv.kernel.h);
+  return slides * (rows - 1) + taps;
+}
+
+void pointToRow(const Sum& sum, const TileSource& source, const Held& held, int64_t bytes, const Window& at,
+                int64_t plane, int64_t row, const char** to) {
+  const Source& s = source.conv;
+  const Shape& x = source.shape;
+  const Window& w = held.window;
+  const int64_t count = sum.rowPointers(), pitch = source.pitch * bytes, y = at.row * s.stride.h - s.padding.h + row;
+  const bool inside = y >= w.row && y < w.rowEnd;
+  const int64_t begin = inside ? std::min(s.padding.w, count) : count,
+                end = std::clamp(x.w + s.padding.w, begin, count);
+  std::fill(to, to + begin, held.zeros);
+  const char* input = held.memory + ((plane - w.plane) * (w.rowEnd - w.row) + y - w.row) * x.w * pitch;
+  for (int64_t i = begin; i < end; i++, input += pitch) to[i] = input;
+  std::fill(to + end, to + count, held.zeros);
+}
+
 static int64_t partsOf(int64_t pixels, const PanelTiles& tiles) { return (pixels + tiles.most - 1) / tiles.most; }
 
 // Runs tiles of nearly equal size over pixels from the tile's own on, and leaves it behind them.
@@ -83,16 +104,15 @@ static void setSteps(Tile& tile) {
   tile.residualBytes = tile.residualPitch * static_cast<int64_t>(bytesOf(tile.residual.dtype));
 }
 
-void runTiles(const TileSet& set, Tile tile, const Panel& panel, const PanelTiles& tiles, int64_t rows,
-              int64_t pixels) {
+void runTiles(const TileSet& set, Tile tile, const Panel& panel, const PanelTiles& tiles, int64_t pixels) {
   setSteps(tile);
   // While these weights are used again and again, those behind them, which are next, come from memory.
   const int64_t wordBytes = panel.vectors * set.lanes * packedBytes(set.words);
   int64_t words = 0;
   for (size_t s = 0; s < tile.tapRunCount; s++) words += tile.tapRuns[s].taps * tile.tapRuns[s].bytes / 4;
   tile.ahead = tile.weights + words * wordBytes;
-  tile.aheadStep = wordBytes / (rows * partsOf(pixels, tiles));
-  for (; rows > 0; rows--) goOver(pixels, tiles, tile);
+  tile.aheadStep = wordBytes / partsOf(pixels, tiles);
+  goOver(pixels, tiles, tile);
 }
 
 // --- Pointers, and what is multiplied ---------------------------------------------------------------------------
@@ -102,8 +122,8 @@ PointerPlaces layOutPointers(const BranchPlan& b, Layout& layout) {
   const int64_t planes = b.spec.overTime ? 1 : b.planes, pixels = product(planes, b.rows, y.w),
                 lowPixels = b.low.taps ? product(planes, half(b.rows), half(y.w)) : 0;
   PointerPlaces places{};
-  places.main = layout.add(product(pixels, b.main.taps, sizeof(void*)));
-  places.low = layout.add(product(lowPixels, b.low.taps, sizeof(void*)));
+  places.main = layout.add(product(b.main.pointers(planes, b.rows), sizeof(void*)));
+  places.low = layout.add(b.low.taps ? product(b.low.pointers(planes, half(b.rows)), sizeof(void*)) : 0);
   places.start = layout.add(b.low.taps ? product(pixels, sizeof(void*)) : 0);
   places.sums = layout.add(product(lowPixels, b.packed->set->shape.maxVectors, b.packed->set->lanes, 4));
   places.rows = layout.add(b.written == 1 ? product(2, y.w, sizeof(void*)) : 0);
@@ -122,7 +142,9 @@ Pointers pointersAt(const BranchPlan& b, const Block& block, const PointerPlaces
              memory + places.sums,
              main.rows() * width,
              0,
-             b.packed->set->shape.maxVectors * b.packed->set->lanes};
+             b.packed->set->shape.maxVectors * b.packed->set->lanes,
+             rows,
+             lowRows};
   if (b.low.taps == 0) return p;
   p.start = at(places.start);
   p.lowCount = low.rows() * lowWidth;
@@ -143,49 +165,53 @@ static void toWindows(const char** pixels, int64_t count, int64_t width, const c
   }
 }
 
-static void setTapRuns(Tile& tile, const std::vector<TapRun>& runs) {
+// What a tile of a panel reads from the indirection buffer of `count` points.
+static void read(const Sum& sum, const Panel& panel, const char* weights, int64_t count, Tile& tile) {
+  const std::vector<TapRun>& runs = sum.tapRuns[panel.tapRuns];
   tile.tapRuns = runs.data();
   tile.tapRunCount = runs.size();
+  tile.weights = weights;
+  tile.slides = sum.slides;
+  tile.runStride = sum.rowPointers();
+  tile.tapStride = sum.slides ? static_cast<int64_t>(runs.size()) * tile.runStride : count;
 }
 
-// Pixels that lie one behind the other for tiles: those of a row, if they must be neighbours.
-static int64_t rowOf(const Sum& sum, const Tile& tile, int64_t count) {
-  const bool slides =
-      std::any_of(tile.tapRuns, tile.tapRuns + tile.tapRunCount, [](const TapRun& s) { return s.slides; });
-  return slides ? sum.grid.w : count;
+// The pointers of a row of a block's points; a plane has `rows` of them.
+static const char* const* pointersOf(const Sum& sum, const char* const* first, int64_t rows, int64_t row) {
+  if (!sum.slides) return first + row * sum.points.w;
+  const int64_t inputRow = row / rows * sum.inputRows(rows) + row % rows * sum.slides;
+  return first + inputRow * static_cast<int64_t>(sum.sources.size()) * sum.rowPointers();
+}
+
+// The tiles of a panel over `count` points from `first` on: row by row, where they slide.
+static void runRows(const BranchPlan& b, const Sum& sum, const Panel& panel, const PanelTiles& tiles,
+                    const char* const* pointers, int64_t rows, int64_t first, int64_t count, Tile& tile) {
+  const int64_t width = sum.points.w;
+  tile.indirection = pointersOf(sum, pointers, rows, first / width);
+  if (!sum.slides) return runTiles(*b.packed->set, tile, panel, tiles, count / tiles.pixels);
+  setSteps(tile);
+  for (int64_t row = first / width; row < (first + count) / width; row++) {
+    tile.indirection = pointersOf(sum, pointers, rows, row);
+    goOver(width, tiles, tile);
+  }
 }
 
 void runLow(const BranchPlan& b, const Panel& panel, const Pointers& pointers, const char* weights) {
   if (b.low.taps == 0) return;
   Tile tile{};
-  setTapRuns(tile, b.low.tapRuns[panel.tapRuns]);
-  tile.indirection = pointers.low;
-  tile.tapStride = pointers.lowCount;
-  tile.weights = weights;
+  read(b.low, panel, weights, pointers.lowCount, tile);
   tile.raw = true;
   tile.out.data = pointers.sums;
   tile.pitch = pointers.lowPitch;
   tile.channels = panel.channels;
-  const int64_t row = rowOf(b.low, tile, pointers.lowCount);
-  runTiles(*b.packed->set, tile, panel, tilesOf(*b.packed, panel), pointers.lowCount / row, row);
-}
-
-// What a tile of the main sum reads, from a pixel on.
-static void readMain(const BranchPlan& b, const Panel& panel, const Pointers& pointers, const char* weights,
-                     int64_t first, Tile& tile) {
-  setTapRuns(tile, b.main.tapRuns[panel.tapRuns]);
-  tile.indirection = pointers.main + first;
-  tile.tapStride = pointers.count;
-  tile.weights = weights;
-  tile.start = pointers.start ? pointers.start + first : nullptr;
+  runRows(b, b.low, panel, tilesOf(*b.packed, panel), pointers.low, pointers.lowRows, 0, pointers.lowCount, tile);
 }
 
 void runMain(const BranchPlan& b, const Panel& panel, const Pointers& pointers, const char* weights, Tile tile,
              int64_t first, int64_t count) {
-  readMain(b, panel, pointers, weights, first, tile);
-  const PanelTiles tiles = tilesOf(b, panel);
-  const int64_t row = rowOf(b.main, tile, count);
-  runTiles(*b.packed->set, tile, panel, tiles, count / row, row / tiles.pixels);
+  read(b.main, panel, weights, pointers.count, tile);
+  tile.start = pointers.start ? pointers.start + first : nullptr;
+  runRows(b, b.main, panel, tilesOf(b, panel), pointers.main, pointers.rows, first, count, tile);
 }
 
 // Row by row, of each all panels: panel by panel, pixels of 512 channels share two sets of the L1 cache, and 14 x 14 of
@@ -197,11 +223,16 @@ static void runDepthwise(const BranchPlan& b, const Block& block, const Pointers
   for (int64_t i = block.panelBegin; i < block.panelEnd; i++) {
     tiles[i] = tileOf(panels[i], stretch);
     setSteps(tiles[i]);
-    readMain(b, panels[i], pointers, b.packed->memory.data() + panels[i].weights, stretch * pixels, tiles[i]);
+    read(b.main, panels[i], b.packed->memory.data() + panels[i].weights, pointers.count, tiles[i]);
   }
-  const int64_t width = b.main.grid.w;
-  for (int64_t row = 0; row < pixels / width; row++)
-    for (int64_t i = block.panelBegin; i < block.panelEnd; i++) goOver(width, tilesOf(*b.packed, panels[i]), tiles[i]);
+  const int64_t width = b.main.grid.w, first = stretch * pixels / width;
+  for (int64_t row = first; row < first + pixels / width; row++) {
+    const char* const* indirection = pointersOf(b.main, pointers.main, pointers.rows, row);
+    for (int64_t i = block.panelBegin; i < block.panelEnd; i++) {
+      tiles[i].indirection = indirection;
+      goOver(width, tilesOf(*b.packed, panels[i]), tiles[i]);
+    }
+  }
 }
 
 size_t directScratch(const BranchPlan& b) {

@@ -93,7 +93,7 @@ struct Transform {
         const Panel& panel = b.packed->panels[i];
         tile.weights = b.packed->memory.data() + (low ? panel.low : panel.weights) + p * bytes * b.packed->widths;
         tile.out.data = to;
-        runTiles(*b.packed->set, tile, panel, tilesOf(*b.packed->set, panel), 1, count);
+        runTiles(*b.packed->set, tile, panel, tilesOf(*b.packed->set, panel), count);
         to += panel.vectors * b.packed->set->lanes * 4;
       }
     }
