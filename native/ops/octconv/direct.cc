@@ -60,8 +60,8 @@ void pointTo(const TileSource& source, const Shape& grid, const Held& held, int6
           const int64_t begin = inside && first < 0 ? reach(0) : inside ? 0 : grid.w;
           const int64_t end = inside && first + grid.w * s.stride.w > x.w ? std::max(begin, reach(x.w)) : grid.w;
           std::fill(line, line + begin, zeros);
-          const int64_t inputAt = (heldRow * x.w + first) * pitch;
-          for (int64_t i = begin; i < end; i++) line[i] = held.memory + inputAt + i * step;
+          const char* const input = held.memory + (heldRow * x.w + first) * pitch;
+          for (int64_t i = begin; i < end; i++) line[i] = input + i * step;
           std::fill(line + end, line + grid.w, zeros);
         }
       }
