@@ -216,6 +216,9 @@ void runMain(const BranchPlan& b, const Panel& panel, const Pointers& pointers, 
 
 // Row by row, of each all panels: panel by panel, pixels of 512 channels share two sets of the L1 cache, and 14 x 14 of
 // them take .043 ms in place of .030 on Zen 5 (.020 with 528 channels, which take .019 panel by panel).
+//
+// Not fused with the convolution in front of it or behind it: of Oct-MobileNet V2 at 96 px, where what is between them
+// fits into the L2 cache, the first 12 steps take 3 % less time per pixel than at 224 px.
 template <class TileOf>
 static void runDepthwise(const BranchPlan& b, const Block& block, const Pointers& pointers, int64_t stretch,
                          int64_t pixels, const TileOf& tileOf, Tile* tiles) {
