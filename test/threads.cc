@@ -18,6 +18,7 @@
 #include <memory>
 #include <new>
 #include <random>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -145,17 +146,41 @@ void stops() {
 // More tasks than one region counts.
 void manyTasks() {
   start(2, [](Crew& crew) {
+    std::vector<std::atomic<int>> times(100'003);
+    crew.parallel(100'003, [&](int64_t task, int) { times[static_cast<size_t>(task)]++; });
+    for (const auto& count : times) CHECK(count == 1);
+
     std::atomic<bool> stop{false};
-    std::vector<std::atomic<int>> seen(100'000);
+    std::vector<int64_t> seen[2];
     std::atomic<int64_t> begun{0};
     crew.stop = &stop;
-    crew.parallel((int64_t{1} << 31) + 5, [&](int64_t task, int) {
-      if (task < 100'000) seen[static_cast<size_t>(task)]++;
+    constexpr int64_t tasks = (int64_t{1} << 31) + 5;
+    crew.parallel(tasks, [&](int64_t task, int slot) {
+      seen[slot].push_back(task);
       if (++begun == 50'000) stop = true;
     });
-    int64_t sum = 0;
-    for (const auto& count : seen) CHECK(count <= 1), sum += count;
-    CHECK(sum == begun);
+    std::set<int64_t> all;
+    for (const auto& part : seen) all.insert(part.begin(), part.end());
+    CHECK(static_cast<int64_t>(all.size()) == begun);
+    CHECK(*all.begin() >= 0 && *all.rbegin() < tasks);
+  }).wait();
+}
+
+// The leader stays in its first task until the helper has done all others.
+void helperBeginsAtTheEnd() {
+  start(2, [](Crew& crew) {
+    std::vector<int64_t> helpers;
+    std::atomic<int> done{0};
+    crew.parallel(10, 6, [&](int64_t task, int slot) {
+      if (slot == 0) {
+        CHECK(task == 0);
+        until([&] { return done == 9; });
+      } else {
+        helpers.push_back(task);
+        done++;
+      }
+    });
+    CHECK((helpers == std::vector<int64_t>{5, 4, 3, 2, 1, 6, 7, 8, 9}));
   }).wait();
 }
 
@@ -304,11 +329,11 @@ void stress() {
             crew.stop = stop.get();
             std::vector<std::atomic<int>> seen(200);
             for (int region = 0; region < 20; region++) {
-              const int64_t tasks = random() % 200, bad = random() % 800;
+              const int64_t tasks = random() % 200, bad = random() % 800, neighbours = random() % (tasks + 1);
               for (auto& count : seen) count = 0;
               bool threw = false;
               try {
-                crew.parallel(tasks, [&](int64_t task, int) {
+                crew.parallel(tasks, neighbours, [&](int64_t task, int) {
                   seen[static_cast<size_t>(task)]++;
                   if (task == bad) throw std::runtime_error("stress");
                 });
@@ -350,6 +375,7 @@ const std::map<std::string, void (*)()> tests = {
     {"runs go on together", runsGoOnTogether},
     {"runs and background work begin in turn", takesTurns},
     {"threads beyond the hardware's end", surplusWorkersEnd},
+    {"a helper begins at the last of the neighbours", helperBeginsAtTheEnd},
     {"helpers may run on all cores of the process", helpersMayRunAnywhere},
     {"regions allocate nothing", regionsAllocateNothing},
     {"every task runs once under stress", stress},

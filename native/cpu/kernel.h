@@ -29,7 +29,8 @@ class Run {
   // Calls body(task, scratch) for task = 0 .. tasks-1 on this run's threads; scratch has Kernel::threadBytes bytes.
   // Which thread takes which task is open, so a result must not depend on it.
   using Body = FunctionRef<void(int64_t task, char* scratch)>;
-  void parallel(int64_t tasks, Body body);
+  void parallel(int64_t tasks, Body body) { parallel(tasks, tasks, body); }
+  void parallel(int64_t tasks, int64_t neighbours, Body body);
 
  private:
   friend class HostProgram;

@@ -615,7 +615,7 @@ std::string describe(const BranchPlan& b) {
 void runStep(const std::vector<BranchPlan>& branches, const Node& node, Run& run) {
   int64_t tasks = 0;
   for (const BranchPlan& b : branches) tasks += b.tasks();
-  run.parallel(tasks, [&](int64_t task, char* scratch) {
+  run.parallel(tasks, branches[0].tasks(), [&](int64_t task, char* scratch) {
     for (const BranchPlan& b : branches) {
       if (task < b.tasks()) return runTask(node, b, task, run, scratch);
       task -= b.tasks();
