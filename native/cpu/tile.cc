@@ -451,13 +451,27 @@ OCTCONV_INLINE Vec loadSome(const Element* from, int64_t there) {
   return there >= lanes ? load(from) : there > 0 ? load(from, static_cast<int>(there)) : Vec{};
 }
 
-// Several channels to a group, several groups to a vector: each lane takes the inputs of its group, one after the
-// other, from those of a pixel, which lie in one vector or in two. Sums are f32, exact for u8 up to 512 products (24
-// bits).
-template <class Type, int M, int stride, bool two, bool whole>
-OCTCONV_INLINE void addGrouped(const Tile& t, const TapRun& s, const char* const* inputs, const float*& w,
-                               Vec (&acc)[M][1]) {
+// What a lane takes at once. Elements: sums are f32, exact for u8 up to 512 products (24 bits).
+template <class Type>
+struct ByElement {
+  using Sum = Vec;
   using Element = typename Type::Element;
+  OCTCONV_INLINE Sum add(Sum sum, Vec x, Vec w) { return multiplyAdd(x, w, sum); }
+};
+// Words, moved as if they were f32.
+template <class Type>
+struct ByWord {
+  using Sum = typename Type::Sum;
+  using Element = float;
+  OCTCONV_INLINE Sum add(Sum sum, Vec x, Vec w) { return Type::dot(sum, (Bits)x, (Bits)w); }
+};
+
+// Several channels to a group, several groups to a vector: each lane takes the inputs of its group, one after the
+// other, from those of a pixel, which lie in one vector or in two.
+template <class By, int M, int stride, bool two, bool whole>
+OCTCONV_INLINE void addGrouped(const Tile& t, const TapRun& s, const char* const* inputs, const float*& w,
+                               typename By::Sum (&acc)[M][1]) {
+  using Element = typename By::Element;
   const IntVec first = reinterpret_cast<const Anywhere<IntVec>*>(s.at)->value - s.at[0];
   const auto loadAt = [&](const char* from, IntVec order) {
     const auto* a = reinterpret_cast<const Element*>(from + s.offset);
@@ -474,11 +488,11 @@ OCTCONV_INLINE void addGrouped(const Tile& t, const TapRun& s, const char* const
         const Vec weights[3] = {load(w), load(w + tapWeights), load(w + 2 * tapWeights)};
         slide<M, stride>(
             inputs, [&](const char* from) { return loadAt(from, order); },
-            [&](Vec x, int m, int k) { acc[m][0] = multiplyAdd(x, weights[k], acc[m][0]); });
+            [&](Vec x, int m, int k) { acc[m][0] = By::add(acc[m][0], x, weights[k]); });
       } else {
         const Vec weights = load(w);
 #pragma GCC unroll 16
-        for (int m = 0; m < M; m++) acc[m][0] = multiplyAdd(loadAt(inputs[m], order), weights, acc[m][0]);
+        for (int m = 0; m < M; m++) acc[m][0] = By::add(acc[m][0], loadAt(inputs[m], order), weights);
       }
     }
     w += (taps - 1) * tapWeights;
@@ -486,10 +500,11 @@ OCTCONV_INLINE void addGrouped(const Tile& t, const TapRun& s, const char* const
   }
 }
 
-template <class Type, int M, int stride>
+template <class Type, class By, int M, int stride>
 OCTCONV_INLINE void oneGrouped(const Tile& t) {
-  Vec acc[M][1];
-  begin<Vec, M, 1>(t, acc);
+  using Sum = typename By::Sum;
+  Sum acc[M][1];
+  begin<Sum, M, 1>(t, acc);
   const auto* w = reinterpret_cast<const float*>(t.weights);
   const char* const* inputs = t.indirection;
   for (const TapRun* s = t.tapRuns; s < t.tapRuns + t.tapRunCount; s++) {
@@ -497,14 +512,14 @@ OCTCONV_INLINE void oneGrouped(const Tile& t) {
     const bool whole = s->left >= (two ? 2 * lanes : lanes);
     if (stride > 0) inputs = rowsOf(t, *s);
     if (two)
-      whole ? addGrouped<Type, M, stride, true, true>(t, *s, inputs, w, acc)
-            : addGrouped<Type, M, stride, true, false>(t, *s, inputs, w, acc);
+      whole ? addGrouped<By, M, stride, true, true>(t, *s, inputs, w, acc)
+            : addGrouped<By, M, stride, true, false>(t, *s, inputs, w, acc);
     else
-      whole ? addGrouped<Type, M, stride, false, true>(t, *s, inputs, w, acc)
-            : addGrouped<Type, M, stride, false, false>(t, *s, inputs, w, acc);
+      whole ? addGrouped<By, M, stride, false, true>(t, *s, inputs, w, acc)
+            : addGrouped<By, M, stride, false, false>(t, *s, inputs, w, acc);
     inputs += s->taps * t.tapStride;
   }
-  finish<Type, Vec, M, 1>(t, acc);
+  finish<Type, Sum, M, 1>(t, acc);
 }
 
 template <int>
@@ -522,10 +537,10 @@ static void depthwise(Tile& t, int64_t count) {
   });
 }
 
-template <class Type, int M>
+template <class Type, class By, int M>
 static void grouped(Tile& t, int64_t count) {
   byStride(t, [&]<int stride>(Stride<stride>) {
-    for (; count > 0; count--, advance<M>(t, stride ? stride : 1)) oneGrouped<Type, M, stride>(t);
+    for (; count > 0; count--, advance<M>(t, stride ? stride : 1)) oneGrouped<Type, By, M, stride>(t);
   });
 }
 
@@ -534,7 +549,11 @@ inline constexpr int mostDepthwise = 8, mostGrouped = manyRegisters ? 8 : 4;
 template <class Type, int M>
 static constexpr void fillAcross(TileSet& set) {
   set.depthwise[M] = depthwise<Type, M>;
-  if constexpr (permutes && M <= mostGrouped) set.grouped[M] = grouped<Type, M>;
+  if constexpr (permutes && M <= mostGrouped) {
+    set.grouped[M] = grouped<Type, ByElement<Type>, M>;
+    if constexpr (Type::dtype != DType::f32 && requires { &Type::dot; })
+      set.groupedWords[M] = grouped<Type, ByWord<Type>, M>;
+  }
   if constexpr (M > 1) fillAcross<Type, M - 1>(set);
 }
 
@@ -560,6 +579,7 @@ static constexpr TileSet setOf() {
               {},
               mostDepthwise,
               permutes ? mostGrouped : 0,
+              {},
               {},
               {}};
   fill<Type, shape.maxVectors, shape.maxPixels[shape.maxVectors]>(set);

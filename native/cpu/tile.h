@@ -22,7 +22,7 @@ struct TapRun {
   ptrdiff_t bytes;   // whole words of channels a tap multiplies; across groups: not used
   ptrdiff_t offset;  // of the group's first channel, in bytes; across groups: of the panel's first input
   // Across groups: the first input of each output channel of the panel, as many as lanes, how many each has, and how
-  // many the pixel has from the panel's first one on.
+  // many the pixel has from the panel's first one on; of words where tiles take words.
   const int32_t* at = nullptr;
   int64_t inputs = 1, left = 0;
 };
@@ -73,9 +73,9 @@ struct TileSet {
   // the set's own type. None of integers.
   TileFunction pooled[5][3];
   // A vector of channels of several groups, [pixels]: each reads an element (depthwise), or as many as its group has,
-  // which lie within two vectors.
-  int mostDepthwise, mostGrouped;  // pixels; 0: there is no instruction for it
-  TileFunction depthwise[9], grouped[9];
+  // or so many words, which lie within two vectors.
+  int mostDepthwise, mostGrouped;                          // pixels; 0: there is no instruction for it
+  TileFunction depthwise[9], grouped[9], groupedWords[9];  // groupedWords: null where words have no dot product
 };
 
 }  // namespace octconv

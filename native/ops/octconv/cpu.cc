@@ -96,15 +96,15 @@ Sum sumOf(const Node& node, const BranchPlan& b, const Shape& y, bool low) {
     const int64_t all = source.shape.c * bytes, channels = all / s.groups;
     if (across) {
       // Panels read the inputs from that of their first channel on.
-      const int64_t outputs = b.packed->channels / s.groups;
+      const int64_t outputs = b.packed->channels / s.groups, taken = b.packed->taken, words = inGroup / taken;
       std::vector<int32_t> first;
       for (const Panel& panel : b.packed->panels)
         for (int64_t c = panel.begin; c < panel.begin + b.packed->set->lanes; c++)
-          first.push_back(static_cast<int32_t>(std::min(c, panel.begin + panel.channels - 1) / outputs * inGroup));
+          first.push_back(static_cast<int32_t>(std::min(c, panel.begin + panel.channels - 1) / outputs * words));
       source.at = std::make_shared<const std::vector<int32_t>>(std::move(first));
       for (size_t i = 0; i < sum.tapRuns.size(); i++) {
         const int32_t* at = source.at->data() + i * b.packed->set->lanes;
-        sum.tapRuns[i].push_back({source.taps(), 0, *at * bytes, at, inGroup, source.shape.c - *at});
+        sum.tapRuns[i].push_back({source.taps(), 0, *at * taken * bytes, at, words, source.shape.c / taken - *at});
       }
     } else {
       for (int64_t g = 0; g < branch.groups(); g++)
@@ -603,6 +603,7 @@ std::string describe(const BranchPlan& b) {
     text << "winograd " << b.spec.winograd << 'x' << b.spec.winograd << ", ";
   const PanelTiles tiles = tilesOf(b, b.packed->panels[0]);
   text << (b.packed->depthwise      ? "depthwise "
+           : b.packed->taken > 1    ? "groups of words "
            : b.packed->acrossGroups ? "groups "
            : b.written == 1         ? "pooled tile "
                                     : "tile ")

@@ -39,6 +39,7 @@ struct PackedBranch : Packed {
   // Channels of a panel that spans groups, which is one vector; 0: panels are of one group. Depthwise is such a one,
   // each channel of which reads one element.
   int64_t acrossGroups = 0;
+  int64_t taken = 1;  // elements that a lane of such a panel takes at once
   bool depthwise;
   std::vector<Panel> panels;
   int64_t mainWords = 0, lowWords = 0;        // per output channel
@@ -235,7 +236,8 @@ inline PanelTiles tilesOf(const TileSet& set, const Panel& panel) {
 }
 inline PanelTiles tilesOf(const PackedBranch& packed, const Panel& panel) {
   if (packed.depthwise) return {packed.set->depthwise, packed.set->mostDepthwise};
-  return packed.acrossGroups ? PanelTiles{packed.set->grouped, packed.set->mostGrouped} : tilesOf(*packed.set, panel);
+  if (packed.acrossGroups == 0) return tilesOf(*packed.set, panel);
+  return {packed.taken > 1 ? packed.set->groupedWords : packed.set->grouped, packed.set->mostGrouped};
 }
 // Those of a branch's main sum.
 inline PanelTiles tilesOf(const BranchPlan& b, const Panel& panel) {

@@ -54,18 +54,27 @@ std::vector<Panel> panelsOf(const PackedBranch& packed) {
 // So many products of bytes fit into the 24 bits of f32 whatever they are.
 constexpr int64_t mostExact = 512;
 
+// Elements that a lane takes at once of the inputs of its group: words, where these are whole and have a dot product.
+int64_t takenOf(const Branch& branch, const Params& params, const TileSet& set) {
+  const int64_t word = perPackedWord(branch);
+  bool whole = set.groupedWords[1] != nullptr;
+  branch.eachSource([&](const Source& s) { whole = whole && inputsOf(s, params) % word == 0; });
+  return whole ? word : 1;
+}
+
 // How many channels of several groups a vector has where those of one fill half of it or less: so many that what they
 // read lies within two vectors. 0: those of one are better.
-int64_t acrossGroupsOf(const Branch& branch, const Params& params, const TileSet& set, int64_t channels) {
+int64_t acrossGroupsOf(const Branch& branch, const Params& params, const TileSet& set, int64_t channels,
+                       int64_t taken) {
   const int64_t groups = branch.groups(), outputs = channels / groups;
   if (groups == 1 || branch.winograd || set.mostGrouped == 0) return 0;
   int64_t products = 0;
   branch.eachSource([&](const Source& s) { products += inputsOf(s, params) * s.taps(); });
-  if (branch.compute == Compute::i8 && products > mostExact) return 0;
+  if (branch.compute == Compute::i8 && taken == 1 && products > mostExact) return 0;
   for (int64_t each = set.lanes; each >= 2 * outputs; each /= 2) {
     const int64_t spanned = each % outputs == 0 ? each / outputs : (each - 1) / outputs + 2;
     bool fits = true;
-    branch.eachSource([&](const Source& s) { fits = fits && spanned * inputsOf(s, params) <= 2 * set.lanes; });
+    branch.eachSource([&](const Source& s) { fits = fits && spanned * inputsOf(s, params) / taken <= 2 * set.lanes; });
     if (fits) return each;
   }
   return 0;
@@ -90,10 +99,10 @@ bool needsShorts(const Branch& branch, const Params& params, const std::vector<A
   return false;
 }
 
-// Words of weights of a tap and an output channel; across groups one of each input.
+// Words of weights of a tap and an output channel; across groups one of what a lane takes.
 int64_t tapWordsOf(const Branch& branch, const PackedBranch& packed, const Source& source, const Params& params) {
   const int64_t inputs = inputsOf(source, params);
-  return packed.acrossGroups ? inputs : filled(inputs, branch) / perPackedWord(branch);
+  return packed.acrossGroups ? inputs / packed.taken : filled(inputs, branch) / perPackedWord(branch);
 }
 
 const TileSet& tileSetOf(const Branch& branch, const Params& params, const std::vector<Affine>& affines) {
@@ -190,11 +199,11 @@ void addIntegers(Units& units, const Source& source, const Panel& panel, const P
 // Writes one source's weights at `at`, which goes on to the next source's.
 void putSource(const Branch& branch, const PackedBranch& packed, const Panel& panel, const Source& source,
                const Params& params, std::vector<float> w, char* memory, size_t& at) {
-  const bool across = packed.acrossGroups > 0;  // f32 whatever it computes in
-  const Words format = !across ? packed.set->words : branch.compute == Compute::bf16 ? Words::bf16AsF32 : Words::f32;
+  const bool across = packed.acrossGroups > 0, elements = across && packed.taken == 1;  // elements: as f32
+  const Words format = !elements ? packed.set->words : branch.compute == Compute::bf16 ? Words::bf16AsF32 : Words::f32;
   const int64_t width = panel.vectors * packed.set->lanes, inputs = inputsOf(source, params);
   const int64_t wordBytes = width * (across ? 4 : packedBytes(packed.set->words));
-  const int64_t taps = packedTaps(branch, source), each = across ? 1 : perPackedWord(branch),
+  const int64_t taps = packedTaps(branch, source), each = across ? packed.taken : perPackedWord(branch),
                 tapWords = tapWordsOf(branch, packed, source, params);
   if (branch.winograd && branch.compute == Compute::bf16)
     for (float& x : w) x = floatOf(bfloat16Of(x));
@@ -254,8 +263,10 @@ std::shared_ptr<const Packed> packBranch(const Attr& attrs, const Params& params
     packed->readers.push_back({inputsOf(s, params), s.taps(), s.upsample});
     packed->depthwise = packed->depthwise && inputsOf(s, params) == 1 && !s.upsample;
   });
+  const int64_t taken = packed->depthwise ? 1 : takenOf(branch, params, *packed->set);
   packed->acrossGroups =
-      packed->depthwise ? packed->set->lanes : acrossGroupsOf(branch, params, *packed->set, channels);
+      packed->depthwise ? packed->set->lanes : acrossGroupsOf(branch, params, *packed->set, channels, taken);
+  if (packed->acrossGroups) packed->taken = taken;
   packed->panels = panelsOf(*packed);
   branch.eachSource([&](const Source& s) {
     (s.upsample ? packed->lowWords : packed->mainWords) +=
