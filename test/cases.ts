@@ -308,17 +308,31 @@ const convs: Case[] = [
   ].map((kernel) => conv({ x: [1, 9, 10, 17], to: 17, kernel, options: { padding: 2, groups: 17 }, bias: true })),
   conv({ x: [1, 9, 10, 17], to: 17, kernel: [3, 3], options: { padding: 2, groups: 17, dilation: [2, 3] } }),
   conv({ x: [1, 9, 10, 17], to: 17, kernel: [5, 5], options: { padding: 2, groups: 17, stride: [3, 2] } }),
-  {
+  // rows of 3 taps that do not share their inputs, and some that do
+  conv({ x: [1, 9, 10, 17], to: 17, kernel: [3, 3], options: { padding: 2, groups: 17, dilation: [2, 1] } }),
+  conv({ x: [1, 9, 10, 17], to: 17, kernel: [3, 3], options: { padding: 1, groups: 17, stride: [2, 1] } }),
+  conv({ x: [2, 5, 6, 7, 9], to: 9, kernel: [1, 3, 3], options: { padding: [0, 1, 1], stride: [2, 1, 1], groups: 9 } }),
+  conv({ x: [2, 4, 6, 7, 9], to: 9, kernel: [1, 3, 3], options: { padding: [1, 1, 1], groups: 9 } }),
+  conv({ x: [2, 4, 6, 7, 9], to: 9, kernel: [1, 3, 3], options: { padding: [0, 1, 1], groups: 9 } }),
+  ...(
+    [
+      [[3, 3], [5, 5], 1],
+      [[3, 3], [1, 3], 1],
+      [[1, 3], [5, 3], 2],
+    ] as const
+  ).map(([a, b, stride]): Case => ({
     op: 'conv',
-    title: 'two depthwise ones in one sum',
+    title: `two depthwise ones in one sum, ${a} and ${b}, stride ${stride}`,
     inputs: [[2, 6, 5, 13]],
     terms: 34,
     record: ([x]) => {
-      const of = (kernel: number) =>
-        ops.conv(x, { weight: weight(13, 1, kernel, kernel) }, { padding: (kernel - 1) / 2, groups: 13 }) as never;
-      return ops.add(of(3), of(5));
+      const of = (kernel: readonly number[]) => {
+        const padding = kernel.map((size) => (size - 1) / 2);
+        return ops.conv(x, { weight: weight(13, 1, ...kernel) }, { padding, stride, groups: 13 }) as never;
+      };
+      return ops.add(of(a), of(b));
     },
-  },
+  })),
   conv({ x: [1, 4, 6, 5, 10], to: 19, kernel: [3, 1, 1], options: { padding: 1 } }),
   conv({ x: [2, 5, 6, 7, 3], to: 8, kernel: [5, 7, 7], options: { padding: 3, stride: 2 } }),
   conv({

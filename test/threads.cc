@@ -101,6 +101,28 @@ void helperThrows() {
   }).wait();
 }
 
+// Also within the blocks that stand for tasks there.
+void throwsAmongMany() {
+  start(2, [](Crew& crew) {
+    std::atomic<bool> thrown{false};
+    std::atomic<int64_t> after{0};
+    bool caught = false;
+    try {
+      crew.parallel(100'000'000, [&](int64_t, int slot) {
+        if (thrown) {
+          after++;
+          std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        } else if (slot != 0) {
+          thrown = true;
+          throw std::runtime_error("of a helper");
+        }
+      });
+    } catch (const std::runtime_error&) { caught = true; }
+    CHECK(caught);
+    CHECK(after < 1000);
+  }).wait();
+}
+
 void leaderThrows() {
   start(4, [](Crew& crew) {
     std::atomic<int> inBody{0};
@@ -166,16 +188,19 @@ void manyTasks() {
   }).wait();
 }
 
-// The leader stays in its first task until the helper has done all others.
+// The leader is in its first task while the helper does all others.
 void helperBeginsAtTheEnd() {
   start(2, [](Crew& crew) {
     std::vector<int64_t> helpers;
+    std::atomic<bool> led{false};
     std::atomic<int> done{0};
     crew.parallel(10, 6, [&](int64_t task, int slot) {
       if (slot == 0) {
         CHECK(task == 0);
+        led = true;
         until([&] { return done == 9; });
       } else {
+        until([&] { return led.load(); });
         helpers.push_back(task);
         done++;
       }
@@ -270,7 +295,7 @@ void surplusWorkersEnd() {
   }).wait();
 }
 
-// They are kept from their leader's core while they wake up.
+// They are kept from their leader's core while they wake up; where they wake is the kernel's affair.
 void helpersMayRunAnywhere() {
 #if defined(__linux__)
   const auto allowed = [] {
@@ -375,7 +400,8 @@ const std::map<std::string, void (*)()> tests = {
     {"runs go on together", runsGoOnTogether},
     {"runs and background work begin in turn", takesTurns},
     {"threads beyond the hardware's end", surplusWorkersEnd},
-    {"a helper begins at the last of the neighbours", helperBeginsAtTheEnd},
+    {"a helper begins at the last of the adjacent tasks", helperBeginsAtTheEnd},
+    {"a task that throws ends a region of very many", throwsAmongMany},
     {"helpers may run on all cores of the process", helpersMayRunAnywhere},
     {"regions allocate nothing", regionsAllocateNothing},
     {"every task runs once under stress", stress},

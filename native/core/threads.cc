@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cmath>
 #include <condition_variable>
+#include <cstring>
 #include <deque>
 #include <fstream>
 #include <list>
@@ -41,9 +42,10 @@ class Sleeper {
   // As call(), but the kernel wakes it on another core than the caller's. Without that it does not in a virtual
   // machine: an idle core that the hypervisor has stopped counts as taken there, so a helper waits in the queue of its
   // leader's core, where it is found some milliseconds later. One run on two threads, without and with it:
-  // Oct-ResNeXt-50 after a rest of 60 ms 18.1 and 14.0 ms, Oct-MobileNet V1 after 20 ms 3.9 and 2.8.
+  // Oct-ResNeXt-50 after a rest of 60 ms 18.1 and 14.0 ms, Oct-MobileNet V1 after 20 ms 3.9 and 2.8. It costs the
+  // caller a microsecond. A leader needs none of it: whoever submits a job sleeps next, or gained nothing from it.
   void callElsewhere();
-  void awake();  // what the worker itself does then
+  void awake();  // the worker may run where it might before
 
   std::condition_variable wake;
   bool called = false;
@@ -51,7 +53,7 @@ class Sleeper {
  private:
 #if defined(__linux__)
   const pid_t thread = gettid();
-  cpu_set_t allowed;  // cores that it may run on, while it is kept from one of them
+  cpu_set_t allowed;  // cores that it might run on before it was kept from one of them
   bool kept = false;
 #endif
 };
@@ -69,7 +71,13 @@ void Sleeper::callElsewhere() {
 
 void Sleeper::awake() {
 #if defined(__linux__)
-  if (kept) sched_setaffinity(0, sizeof allowed, &allowed);
+  if (!kept) return;
+  // All cores where that means the same: a mask of its own would keep a thread from cores that its cpuset gets later.
+  cpu_set_t every, now;
+  std::memset(&every, -1, sizeof every);
+  const bool same = sched_setaffinity(0, sizeof every, &every) == 0 && sched_getaffinity(0, sizeof now, &now) == 0 &&
+                    CPU_EQUAL(&now, &allowed);
+  if (!same) sched_setaffinity(0, sizeof allowed, &allowed);
 #endif
 }
 
@@ -144,7 +152,7 @@ bool Crew::work(int slot) {
     word = ticket.fetch_add(one, std::memory_order_acq_rel);
     if (tasksLeft(word) == 0) break;
     const uint64_t fromFront = word >> bits & mask, fromBack = word & mask, taken = fromFront + fromBack;
-    const uint64_t task = taken >= neighbours ? taken : back ? neighbours - 1 - fromBack : fromFront;
+    const uint64_t task = taken >= adjacentTasks ? taken : back ? adjacentTasks - 1 - fromBack : fromFront;
     claimed++, word += one;
     if (stopped() || failed.load(std::memory_order_relaxed)) {
       claimed += claimRest();
@@ -172,13 +180,14 @@ bool Crew::help(int slot) {
   return true;
 }
 
-void Crew::parallel(int64_t tasks, Body run) { parallel(tasks, tasks, run); }
-
-void Crew::parallel(int64_t tasks, int64_t inOrder, Body run) {
-  constexpr int64_t most = int64_t{1} << (bits - 1), block = 64;  // room for claims that find no task left
+void Crew::parallel(int64_t tasks, int64_t adjacent, Body run) {
+  constexpr int64_t most = int64_t{1} << (bits - 1), block = 64;
+  static_assert(most + threads::most <= static_cast<int64_t>(mask));  // claims that find no task left
   if (tasks > most)
     return parallel((tasks + block - 1) / block, [&](int64_t first, int slot) {
-      for (int64_t i = first * block; i < std::min(tasks, (first + 1) * block) && !stopped(); i++) run(i, slot);
+      for (int64_t i = first * block;
+           i < std::min(tasks, (first + 1) * block) && !stopped() && !failed.load(std::memory_order_relaxed); i++)
+        run(i, slot);
     });
   if (threads == 1 || tasks < 2) {
     for (int64_t i = 0; i < tasks && !stopped(); i++) run(i, 0);
@@ -186,7 +195,7 @@ void Crew::parallel(int64_t tasks, int64_t inOrder, Body run) {
   }
   if (stopped()) return;
   body = &run;
-  neighbours = static_cast<uint64_t>(inOrder);
+  adjacentTasks = static_cast<uint64_t>(std::min(adjacent, tasks));
   done.store(0, std::memory_order_relaxed);
   // Sequentially consistent, as are the loads below and a worker's stores to `helpers` and `idle` before it looks for
   // tasks and sleeps: either this thread sees that it is to be called, or the worker sees the region.
@@ -326,7 +335,9 @@ bool Pool::sleep(Lock& lock) {
     }
     self.wake.wait_until(lock, lastWide + patience);
   }
+  lock.unlock();
   self.awake();
+  lock.lock();
   return true;
 }
 

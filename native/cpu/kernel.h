@@ -30,7 +30,7 @@ class Run {
   // Which thread takes which task is open, so a result must not depend on it.
   using Body = FunctionRef<void(int64_t task, char* scratch)>;
   void parallel(int64_t tasks, Body body) { parallel(tasks, tasks, body); }
-  void parallel(int64_t tasks, int64_t neighbours, Body body);
+  void parallel(int64_t tasks, int64_t adjacent, Body body);  // as Crew's
 
  private:
   friend class HostProgram;

@@ -6,8 +6,8 @@
 
 namespace octconv {
 
-void Run::parallel(int64_t tasks, int64_t neighbours, Body body) {
-  crew->parallel(tasks, neighbours,
+void Run::parallel(int64_t tasks, int64_t adjacent, Body body) {
+  crew->parallel(tasks, adjacent,
                  [&](int64_t task, int slot) { body(task, scratch + static_cast<size_t>(slot) * scratchStride); });
 }
 

@@ -379,11 +379,6 @@ OCTCONV_INLINE void slide(const char* const* inputs, Load&& load, Body&& body) {
   }
 }
 
-// The pointers of a run of taps, where the tile's slide.
-OCTCONV_INLINE const char* const* rowsOf(const Tile& t, const TapRun& s) {
-  return t.indirection + (&s - t.tapRuns) * t.runStride;
-}
-
 // Every channel is its own group: input vectors instead of splats. Sums are f32, exact for u8 (25 taps are 20 bits).
 template <class Type, int M, int stride, bool whole>
 OCTCONV_INLINE void addDepthwise(const Tile& t, Vec (&acc)[M][1]) {
@@ -396,12 +391,12 @@ OCTCONV_INLINE void addDepthwise(const Tile& t, Vec (&acc)[M][1]) {
       return whole ? load(a) : load(a, static_cast<int>(t.channels));
     };
     if constexpr (stride > 0) {
-      inputs = rowsOf(t, *s);
-      for (int64_t tap = 0; tap < s->taps; tap += 3, inputs += t.tapStride, w += 3 * lanes) {
+      const char* const* row = inputs;
+      for (int64_t tap = 0; tap < s->taps; tap += 3, row += t.tapStride, w += 3 * lanes) {
         const Vec weights[3] = {load(w), load(w + lanes), load(w + 2 * lanes)};
-        slide<M, stride>(inputs, loadAt,
-                         [&](Vec x, int m, int k) { acc[m][0] = multiplyAdd(x, weights[k], acc[m][0]); });
+        slide<M, stride>(row, loadAt, [&](Vec x, int m, int k) { acc[m][0] = multiplyAdd(x, weights[k], acc[m][0]); });
       }
+      inputs += t.runStride;
     } else {
       for (int64_t tap = 0; tap < s->taps; tap++, inputs += t.tapStride, w += lanes)
 #pragma GCC unroll 16
@@ -510,14 +505,13 @@ OCTCONV_INLINE void oneGrouped(const Tile& t) {
   for (const TapRun* s = t.tapRuns; s < t.tapRuns + t.tapRunCount; s++) {
     const bool two = s->at[lanes - 1] - s->at[0] + s->inputs > lanes;
     const bool whole = s->left >= (two ? 2 * lanes : lanes);
-    if (stride > 0) inputs = rowsOf(t, *s);
     if (two)
       whole ? addGrouped<By, M, stride, true, true>(t, *s, inputs, w, acc)
             : addGrouped<By, M, stride, true, false>(t, *s, inputs, w, acc);
     else
       whole ? addGrouped<By, M, stride, false, true>(t, *s, inputs, w, acc)
             : addGrouped<By, M, stride, false, false>(t, *s, inputs, w, acc);
-    inputs += s->taps * t.tapStride;
+    inputs += stride ? t.runStride : s->taps * t.tapStride;
   }
   finish<Type, Sum, M, 1>(t, acc);
 }

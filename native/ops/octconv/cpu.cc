@@ -43,7 +43,7 @@ Prepared prepare(const Shape& x, int64_t groups, const Size3& padding, const Bra
   return {groups, padding, padded};
 }
 
-// The stride of a source whose taps are rows of 3 neighbours, or 0.
+// The stride of a source whose taps are rows of 3 neighbours, or 0: others have a pointer per tap.
 int slideOf(const Source& s) {
   const bool rows = s.kernel.w == 3 && s.kernel.t == 1 && s.dilation.h == 1 && s.dilation.w == 1;
   return rows && s.stride.t == 1 && s.padding.t == 0 && s.stride.h == s.stride.w && s.stride.w <= 2
@@ -616,6 +616,7 @@ std::string describe(const BranchPlan& b) {
 void runStep(const std::vector<BranchPlan>& branches, const Node& node, Run& run) {
   int64_t tasks = 0;
   for (const BranchPlan& b : branches) tasks += b.tasks();
+  // The other branches are smaller: their tasks come last, whoever is free.
   run.parallel(tasks, branches[0].tasks(), [&](int64_t task, char* scratch) {
     for (const BranchPlan& b : branches) {
       if (task < b.tasks()) return runTask(node, b, task, run, scratch);

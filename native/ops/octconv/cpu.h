@@ -121,10 +121,9 @@ struct Sum {
   std::vector<std::vector<TapRun>> tapRuns;  // by group
   int64_t taps = 0;
   // Across groups: the stride, where all taps are rows of 3 neighbours (`Tile::slides`), or 0. Pointers are then those
-  // of input rows, of all sources one behind the other, which taps and rows of points share. Else each tap of a point
-  // has one.
+  // of input rows, [plane][row][source][column], which taps and rows of points share. Else each tap of a point has one.
   int slides = 0;
-  // Pointers of an input row of a source, and how many such rows there are for so many rows of points.
+  // Pointers to an input row of a source, and how many such rows there are for so many rows of points.
   int64_t rowPointers() const { return slides * (points.w - 1) + 3; }
   int64_t inputRows(int64_t rows) const;
   int64_t pointers(int64_t planes, int64_t rows) const {
@@ -206,25 +205,20 @@ Held heldOf(const TileSource& source, const Shape& points, const Window& at, con
 // The indirection buffer of some points of a source: to[tap * count + point].
 void pointTo(const TileSource& source, const Shape& points, const Held& held, int64_t bytes, const Window& at,
              const char** to);
-// The pointers to an input row of a plane, counted from the one that the first row of points reads first.
-void pointToRow(const Sum& sum, const TileSource& source, const Held& held, int64_t bytes, const Window& at,
-                int64_t plane, int64_t row, const char** to);
-// That of all sources of a sum, one behind the other.
+// Where they slide: the pointers to the input rows of a source.
+void pointToRows(const Sum& sum, const TileSource& source, const Held& held, int64_t bytes, const Window& at,
+                 const char** to);
+// That of all sources of a sum.
 template <class HeldOf>
 void pointTo(const Sum& sum, int64_t bytes, const Window& at, const char** to, const HeldOf& held) {
-  if (sum.slides) {
-    for (int64_t plane = at.plane; plane < at.planeEnd; plane++)
-      for (int64_t row = 0; row < sum.inputRows(at.rowEnd - at.row); row++)
-        for (const TileSource& source : sum.sources) {
-          pointToRow(sum, source, held(source), bytes, at, plane, row, to);
-          to += sum.rowPointers();
-        }
-    return;
-  }
-  for (const TileSource& source : sum.sources) {
-    pointTo(source, sum.points, held(source), bytes, at, to);
-    to += source.taps() * at.rows() * sum.points.w;
-  }
+  for (const TileSource& source : sum.sources)
+    if (sum.slides) {
+      pointToRows(sum, source, held(source), bytes, at, to);
+      to += sum.rowPointers();
+    } else {
+      pointTo(source, sum.points, held(source), bytes, at, to);
+      to += source.taps() * at.rows() * sum.points.w;
+    }
 }
 // Functions by pixels, or by windows of 4 pixels, and the most of these.
 struct PanelTiles {
