@@ -46,7 +46,7 @@ describe('arguments that are none', () => {
     ['layers: Conv: kernel "3", wanted a number, [h,w] or [t,h,w]', () => new layers.Conv(4, 8, { kernel: '3' })],
     ['layers: Conv: stride "2" for kernel 3, wanted', () => new layers.Conv(4, 8, { kernel: 3, stride: '2' })],
     [
-      'layers: Conv: 4 to 8 channels, wanted multiples of 3 groups',
+      'layers: Conv: 4 to 8 channels, wanted multiples of 3, its groups',
       () => new layers.Conv(4, 8, { kernel: 3, groups: 3 }),
     ],
     ["layers: OctConv: option 'kernel' is missing", () => new layers.OctConvNorm(1, 8, { alphaOut: 0.5 })],

@@ -320,19 +320,21 @@ const convs: Case[] = [
       [[3, 3], [1, 3], 1],
       [[1, 3], [5, 3], 2],
     ] as const
-  ).map(([a, b, stride]): Case => ({
-    op: 'conv',
-    title: `two depthwise ones in one sum, ${a} and ${b}, stride ${stride}`,
-    inputs: [[2, 6, 5, 13]],
-    terms: 34,
-    record: ([x]) => {
-      const of = (kernel: readonly number[]) => {
-        const padding = kernel.map((size) => (size - 1) / 2);
-        return ops.conv(x, { weight: weight(13, 1, ...kernel) }, { padding, stride, groups: 13 }) as never;
-      };
-      return ops.add(of(a), of(b));
-    },
-  })),
+  ).map(
+    ([a, b, stride]): Case => ({
+      op: 'conv',
+      title: `two depthwise ones in one sum, ${a} and ${b}, stride ${stride}`,
+      inputs: [[2, 6, 5, 13]],
+      terms: 34,
+      record: ([x]) => {
+        const of = ([h, w]: readonly [number, number]) => {
+          const padding = [(h - 1) / 2, (w - 1) / 2] as const;
+          return ops.conv(x, { weight: weight(13, 1, h, w) }, { padding, stride, groups: 13 }) as never;
+        };
+        return ops.add(of(a), of(b));
+      },
+    }),
+  ),
   conv({ x: [1, 4, 6, 5, 10], to: 19, kernel: [3, 1, 1], options: { padding: 1 } }),
   conv({ x: [2, 5, 6, 7, 3], to: 8, kernel: [5, 7, 7], options: { padding: 3, stride: 2 } }),
   conv({

@@ -468,7 +468,7 @@ describe('command line', function () {
       expectError(
         octconv('info', 'oct-resnet50'),
         1,
-        'oct-resnet50: no such file, and no network (did you mean "oct-resnet-50"?): those are resnet-18, ',
+        'oct-resnet50: no such file, and no network (did you mean "oct-resnet-50"?); info --networks lists those',
       );
     });
 

@@ -349,9 +349,9 @@ describe('models: structure', () => {
       [
         'oct-resnext-v2-50',
         { alpha: 0.125 },
-        'layer1.0.conv2: 112 high and 16 low channels, wanted multiples of 32 groups',
+        'layer1.0.conv2: 112 high and 16 low channels, wanted multiples of 32, its groups',
       ],
-      ['resnext-101', { width: 6 }, 'layer1.0.conv2: 24 channels, wanted multiples of 32 groups'],
+      ['resnext-101', { width: 6 }, 'layer1.0.conv2: 24 channels, wanted multiples of 32, its groups'],
       ['mobilenet-v2', { multiplier: 0 }, 'mobilenet-v2: multiplier 0, wanted a number from 1/16 to 16'],
       [
         'oct-mobilenet-v1',

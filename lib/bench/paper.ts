@@ -35,10 +35,14 @@ export const published: readonly Published[] = [
   { network: 'oct-se-resnet-152-v1e', options: { alpha: 0.125 }, flops: 10.9, parameters: 66.8 },
 ];
 
-/** Shares of the low branch at which the paper has a plain network's octave form; of others those of its ResNets. */
+/**
+ * Shares of the low branch at which the paper has a plain network's octave form; of others those of its ResNets or, as
+ * groups must divide both branches, of its ResNeXts.
+ */
 export function alphasOf(plain: string): readonly number[] {
   const alphas = published.flatMap(({ network, options }) =>
     network === `oct-${plain}` ? (options?.alpha ?? []) : [],
   );
-  return alphas.length > 0 ? alphas : [0.125, 0.25, 0.5, 0.75];
+  if (alphas.length > 0) return alphas;
+  return plain.startsWith('resnext') ? [0.25, 0.5, 0.75] : [0.125, 0.25, 0.5, 0.75];
 }

@@ -170,6 +170,9 @@ export function withNetwork(command: Command): Command {
 const shapeOf = (flags: NetworkFlags): NetworkOptions =>
   Object.fromEntries(shapeKeys.flatMap((key) => (flags[key] === undefined ? [] : [[key, flags[key]]])));
 
+/** Whether there is a flag of a network's shape. */
+export const isShaped = (flags: NetworkFlags): boolean => Object.keys(shapeOf(flags)).length > 0;
+
 const flagOf = (key: string): string => `--${key.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)}`;
 
 /** What must agree with a weight file. */
@@ -179,7 +182,7 @@ const givenTo = (flags: NetworkFlags): Partial<ResolvedOptions> =>
 function checkFlags(flags: NetworkFlags): void {
   const { network, weights, model } = flags;
   if (!network && !weights && !model) throw new UsageError('one of --network, --weights and --model is needed');
-  if (model && (network || weights || Object.keys(shapeOf(flags)).length)) {
+  if (model && (network || weights || isShaped(flags))) {
     const others = ['network', 'weights', ...shapeKeys].map(flagOf).join(', ');
     throw new UsageError(`--model says it all: no ${others} beside it`);
   }

@@ -24,6 +24,7 @@ import {
   type DeviceOptions,
   dtypeOption,
   integer,
+  isShaped,
   modelFrom,
   type NetworkFlags,
   networkFrom,
@@ -71,6 +72,8 @@ interface Options extends NetworkFlags {
 
 async function run(network: string | undefined, options: Options): Promise<void> {
   const { size, frames, batch, json } = options;
+  if ((options.networks || options.table) && (network !== undefined || isShaped(options)))
+    throw new UsageError('--networks and --table list all networks: only --json beside them');
   if (options.networks) return printNetworks(json);
   if (options.table) return printCosts(json);
   using model = await open(network, options);
@@ -281,7 +284,7 @@ async function open(network: string | undefined, flags: Options): Promise<Model>
   const found = await stat(network).catch(() => undefined);
   if (!found) {
     const near = didYouMean(network, networkNames);
-    throw new OctconvError(`${network}: no such file, and no network${near}: those are ${networkNames.join(', ')}`);
+    throw new OctconvError(`${network}: no such file, and no network${near}; info --networks lists those`);
   }
   return modelFrom({ ...flags, ...(found.isDirectory() ? { model: network } : { weights: network }) }, options);
 }

@@ -48,7 +48,7 @@ export class Conv extends Module {
     const { kernel, stride = 1, padding, dilation = 1, groups = 1, bias = false } = given(where, options, convOptions);
     checkCounts(where, { from, to, groups });
     const fine = from % groups === 0 && to % groups === 0;
-    check(where, fine, `${from} to ${to} channels, wanted multiples of ${groups} groups`);
+    check(where, fine, `${from} to ${to} channels, wanted multiples of ${groups}, its groups`);
     const axes = typeof kernel === 'number' ? 2 : Array.isArray(kernel) ? kernel.length : 0;
     check(where, axes === 2 || axes === 3, `kernel ${show(kernel)}, wanted a number, [h,w] or [t,h,w]`);
     const window = perAxis(where, 'kernel', kernel, axes, 1);

@@ -99,7 +99,7 @@ export const groupsOption: Option<number> = size(32);
 export function checkGroups(layer: string, { high, low = 0 }: Octave<number>, groups: number): void {
   if (high % groups === 0 && low % groups === 0) return;
   const found = low === 0 ? `${high}` : `${high} high and ${low} low`;
-  throw new OctconvError(`${layer}: ${found} channels, wanted multiples of ${groups} groups`);
+  throw new OctconvError(`${layer}: ${found} channels, wanted multiples of ${groups}, its groups`);
 }
 
 export const multiplierOption: Option<number> = {

@@ -63,7 +63,7 @@ export async function readParams(file: RandomFile, begin = 0, end = file.size): 
     const fields = await view(at, Math.min(recordHead, end - at));
     const { place, length } = parseRecord(fields, at, (what) => wrong(`record ${i} ${what}`));
     at += length;
-    if (at > end) throw cut();
+    if (at > end) throw wrong(`truncated at ${end - begin} bytes, wanted ${at - begin} for record ${i} of ${count}`);
     places.push(place);
   }
 

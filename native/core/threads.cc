@@ -53,7 +53,8 @@ class Sleeper {
  private:
 #if defined(__linux__)
   const pid_t thread = gettid();
-  cpu_set_t allowed;  // cores that it might run on before it was kept from one of them
+  pid_t caller;
+  cpu_set_t allowed, others;  // cores that it might run on before it was kept from one of them, and those without it
   bool kept = false;
 #endif
 };
@@ -61,7 +62,8 @@ class Sleeper {
 void Sleeper::callElsewhere() {
 #if defined(__linux__)
   if (sched_getaffinity(thread, sizeof allowed, &allowed) == 0) {
-    cpu_set_t others = allowed;
+    caller = gettid();
+    others = allowed;
     CPU_CLR(static_cast<size_t>(sched_getcpu()), &others);
     kept = CPU_COUNT(&others) > 0 && sched_setaffinity(thread, sizeof others, &others) == 0;
   }
@@ -69,15 +71,24 @@ void Sleeper::callElsewhere() {
   call();
 }
 
+// A mask that somebody else has set meanwhile stays: it is another one, or the caller has it too. All cores of the
+// cpuset are set as all that there are: a thread with a mask of its own would not get those that are added to the
+// cpuset later.
 void Sleeper::awake() {
 #if defined(__linux__)
-  if (!kept) return;
-  // All cores where that means the same: a mask of its own would keep a thread from cores that its cpuset gets later.
-  cpu_set_t every, now;
+  const auto get = [](cpu_set_t& cores, pid_t of = 0) { return sched_getaffinity(of, sizeof cores, &cores) == 0; };
+  cpu_set_t wanted, callers, every, cpuset;
+  if (!kept || !get(wanted)) return;
+  if (!CPU_EQUAL(&wanted, &others)) {
+    // It may be what a smaller cpuset has left of `others`: that may have the core that the worker was kept from.
+    CPU_XOR(&others, &allowed, &others);
+    CPU_OR(&others, &others, &wanted);
+  } else if (!get(callers, caller) || !CPU_EQUAL(&callers, &others)) {
+    wanted = others = allowed;
+  }
   std::memset(&every, -1, sizeof every);
-  const bool same = sched_setaffinity(0, sizeof every, &every) == 0 && sched_getaffinity(0, sizeof now, &now) == 0 &&
-                    CPU_EQUAL(&now, &allowed);
-  if (!same) sched_setaffinity(0, sizeof allowed, &allowed);
+  if (sched_setaffinity(0, sizeof every, &every) != 0 || !get(cpuset)) return;
+  if (!CPU_EQUAL(&wanted, &cpuset) && !CPU_EQUAL(&others, &cpuset)) sched_setaffinity(0, sizeof wanted, &wanted);
 #endif
 }
 
