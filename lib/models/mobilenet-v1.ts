@@ -6,7 +6,7 @@ import { Linear, Module } from '../layers/index.js';
 import { splitChannels } from '../octave.js';
 import { relu } from '../ops.js';
 import { type Family, splitName, withOctave } from './family.js';
-import { each, featureOf, inferMultiplier, MobileNet, mobileNets, OctUnit, PlainUnit } from './mobilenet.js';
+import { channelsOf, featureOf, inferMultiplier, MobileNet, mobileNets, OctUnit, PlainUnit } from './mobilenet.js';
 import type { Pair, Part, Widths } from './preactivation.js';
 import { inferAlpha, shapeOf } from './shapes.js';
 
@@ -36,7 +36,7 @@ class Block extends Module<Pair, Pair> {
 
   constructor(unit: typeof PlainUnit | typeof OctUnit, from: Widths, to: Widths, stride: number) {
     super();
-    this[0] = new unit(from, from, { kernel: 3, stride, groups: each(from), activation: relu });
+    this[0] = new unit(from, from, { kernel: 3, stride, groups: channelsOf(from), activation: relu });
     this[1] = new unit(from, to, { kernel: 1, activation: relu });
   }
 

@@ -7,7 +7,7 @@ import { BatchNorm, Conv, ConvNorm, type Feature, Linear, Module } from '../laye
 import { Octave, splitChannels } from '../octave.js';
 import { add, relu6 } from '../ops.js';
 import { type Family, splitName, withOctave } from './family.js';
-import { each, featureOf, inferMultiplier, MobileNet, mobileNets, OctUnit, PlainUnit } from './mobilenet.js';
+import { channelsOf, featureOf, inferMultiplier, MobileNet, mobileNets, OctUnit, PlainUnit } from './mobilenet.js';
 import type { Pair, Part } from './preactivation.js';
 import { inferAlpha, shapeOf } from './shapes.js';
 
@@ -27,7 +27,6 @@ const stages = [2, 2, 3, 7, 4];
 const octaves = 13; // blocks with two branches inside
 const beforeMerge = /^features\.([1-9]|1[0-3])\.conv[12]\./;
 const names = withOctave(['mobilenet-v2']);
-
 const last = 1280; // channels of the tail, also at multipliers below 1
 
 /** The plain network's widths are multiples of 8, by the rule of the TensorFlow models; the octave one's are cut off. */
@@ -81,7 +80,7 @@ class OctBlock extends Module<Pair, Pair> {
     super();
     const inner = splitChannels(channels, alpha);
     this.conv1 = new OctUnit(new Octave(from), inner, { kernel: 1, activation: relu6 });
-    this.conv2 = new OctUnit(inner, inner, { kernel: 3, stride, groups: each(inner), activation: relu6 });
+    this.conv2 = new OctUnit(inner, inner, { kernel: 3, stride, groups: channelsOf(inner), activation: relu6 });
     this.conv3 = new OctUnit(inner, new Octave(to), { kernel: 1 });
     this.#adds = adds;
   }

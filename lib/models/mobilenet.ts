@@ -61,8 +61,8 @@ export class OctUnit extends OctConvNorm {
   }
 }
 
-/** The groups of a depthwise convolution. */
-export const each = (widths: Widths): number => widths.merge((high, low) => high + low);
+/** All channels: the groups of a depthwise convolution. */
+export const channelsOf = (widths: Widths): number => widths.merge((high, low) => high + low);
 
 /** [N, H, W, channels] -> logits [N, classes] */
 export abstract class MobileNet extends DeepModule<Feature, Logits> {
