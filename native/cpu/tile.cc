@@ -446,9 +446,13 @@ OCTCONV_INLINE Vec loadSome(const Element* from, int64_t there) {
   return there >= lanes ? load(from) : there > 0 ? load(from, static_cast<int>(there)) : Vec{};
 }
 
+// Whether lanes can take words of several elements.
+template <class Type>
+constexpr bool hasWords = __is_base_of(ByWords<Type>, Type) && Type::dtype != DType::f32;
 // What a lane takes at once. Elements: sums are f32, exact for u8 up to 512 products (24 bits).
 template <class Type>
 struct ByElement {
+  static constexpr bool common = !hasWords<Type> && Type::dtype != DType::u8;
   using Sum = Vec;
   using Element = typename Type::Element;
   OCTCONV_INLINE Sum add(Sum sum, Vec x, Vec w) { return multiplyAdd(x, w, sum); }
@@ -456,6 +460,7 @@ struct ByElement {
 // Words, moved as if they were f32.
 template <class Type>
 struct ByWord {
+  static constexpr bool common = true;
   using Sum = typename Type::Sum;
   using Element = float;
   OCTCONV_INLINE Sum add(Sum sum, Vec x, Vec w) { return Type::dot(sum, (Bits)x, (Bits)w); }
@@ -505,7 +510,9 @@ OCTCONV_INLINE void oneGrouped(const Tile& t) {
   for (const TapRun* s = t.tapRuns; s < t.tapRuns + t.tapRunCount; s++) {
     const bool two = s->at[lanes - 1] - s->at[0] + s->inputs > lanes;
     const bool whole = s->left >= (two ? 2 * lanes : lanes);
-    if (two)
+    if constexpr (stride == 0 || !By::common)
+      addGrouped<By, M, stride, true, false>(t, *s, inputs, w, acc);  // right for all: half as many to compile
+    else if (two)
       whole ? addGrouped<By, M, stride, true, true>(t, *s, inputs, w, acc)
             : addGrouped<By, M, stride, true, false>(t, *s, inputs, w, acc);
     else
@@ -545,8 +552,7 @@ static constexpr void fillAcross(TileSet& set) {
   set.depthwise[M] = depthwise<Type, M>;
   if constexpr (permutes && M <= mostGrouped) {
     set.grouped[M] = grouped<Type, ByElement<Type>, M>;
-    if constexpr (Type::dtype != DType::f32 && requires { &Type::dot; })
-      set.groupedWords[M] = grouped<Type, ByWord<Type>, M>;
+    if constexpr (hasWords<Type>) set.groupedWords[M] = grouped<Type, ByWord<Type>, M>;
   }
   if constexpr (M > 1) fillAcross<Type, M - 1>(set);
 }
