@@ -22,11 +22,12 @@ import { benchLoop, loopTable } from '../lib/bench/loop.js';
 import { benchMemory, memoryTable } from '../lib/bench/memory.js';
 import { benchModels, type ModelRow, modelsTable } from '../lib/bench/models.js';
 import { benchOps, opsTable } from '../lib/bench/ops.js';
+import { alphasOf } from '../lib/bench/paper.js';
 import { costsOf } from '../lib/costs.js';
 import { countFlops } from '../lib/flops.js';
 import { Graph } from '../lib/graph/graph.js';
 import { record } from '../lib/model.js';
-import { buildNetwork } from '../lib/models/index.js';
+import { buildNetwork, networkNames, octaveForm } from '../lib/models/index.js';
 import { targetOf } from '../lib/devices.js';
 import * as ops from '../lib/ops.js';
 import { stepsFor } from '../lib/targets.js';
@@ -129,6 +130,13 @@ describe('bench', () => {
     threads: 1,
     rounds: 1,
   };
+
+  it('models: the alphas that are taken unless others are given are possible ones', () => {
+    for (const name of networkNames) {
+      const octave = octaveForm(name);
+      for (const alpha of octave === undefined ? [] : alphasOf(name)) buildNetwork(octave as string, { alpha });
+    }
+  });
 
   it('models: several networks in one table and one chart, at the alphas of the paper', async function () {
     this.timeout(60_000);

@@ -644,6 +644,8 @@ describe('command line', function () {
         expect(flops.parameters / 1e6 / (published.parameters as number), network).to.be.closeTo(1, 0.015);
       }
       expect(octconv('info', '--table').stdout).to.match(/\noct-resnet-v2-50 +0\.125 +3\.565 +3\.587 +3\.587 +0\.0 % /);
+      for (const beside of [['oct-resnet-50'], ['--alpha', '.25']])
+        expectError(octconv('info', '--table', ...beside), 2, '--networks and --table are of all networks');
     });
 
     it('info --networks has every name, with its options', () => {

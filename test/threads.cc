@@ -354,11 +354,11 @@ void stress() {
             crew.stop = stop.get();
             std::vector<std::atomic<int>> seen(200);
             for (int region = 0; region < 20; region++) {
-              const int64_t tasks = random() % 200, bad = random() % 800, neighbours = random() % (tasks + 1);
+              const int64_t tasks = random() % 200, bad = random() % 800, adjacent = random() % (tasks + 1);
               for (auto& count : seen) count = 0;
               bool threw = false;
               try {
-                crew.parallel(tasks, neighbours, [&](int64_t task, int) {
+                crew.parallel(tasks, adjacent, [&](int64_t task, int) {
                   seen[static_cast<size_t>(task)]++;
                   if (task == bad) throw std::runtime_error("stress");
                 });

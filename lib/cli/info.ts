@@ -73,7 +73,7 @@ interface Options extends NetworkFlags {
 async function run(network: string | undefined, options: Options): Promise<void> {
   const { size, frames, batch, json } = options;
   if ((options.networks || options.table) && (network !== undefined || isShaped(options)))
-    throw new UsageError('--networks and --table list all networks: only --json beside them');
+    throw new UsageError('--networks and --table are of all networks: no network beside them, and no option of one');
   if (options.networks) return printNetworks(json);
   if (options.table) return printCosts(json);
   using model = await open(network, options);

@@ -616,7 +616,7 @@ std::string describe(const BranchPlan& b) {
 void runStep(const std::vector<BranchPlan>& branches, const Node& node, Run& run) {
   int64_t tasks = 0;
   for (const BranchPlan& b : branches) tasks += b.tasks();
-  // The other branches are smaller: their tasks come last, whoever is free.
+  // Those of the low branch come last, whoever is free: both branches from both ends cost Oct-ResNet-50 2 %.
   run.parallel(tasks, branches[0].tasks(), [&](int64_t task, char* scratch) {
     for (const BranchPlan& b : branches) {
       if (task < b.tasks()) return runTask(node, b, task, run, scratch);
