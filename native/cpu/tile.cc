@@ -545,13 +545,25 @@ static void grouped(Tile& t, int64_t count) {
   });
 }
 
+// By element a type of words is as good as another: fewer to compile.
+template <class T>
+struct OfElements {
+  using Type = T;
+};
+template <>
+struct OfElements<I8Wide> {
+  using Type = I8;
+};
+
 inline constexpr int mostDepthwise = 8, mostGrouped = manyRegisters ? 8 : 4;
 
+// Of so many pixels and less.
 template <class Type, int M>
 static constexpr void fillAcross(TileSet& set) {
-  set.depthwise[M] = depthwise<Type, M>;
+  using Elements = typename OfElements<Type>::Type;
+  set.depthwise[M] = depthwise<Elements, M>;
   if constexpr (permutes && M <= mostGrouped) {
-    set.grouped[M] = grouped<Type, ByElement<Type>, M>;
+    set.grouped[M] = grouped<Elements, ByElement<Elements>, M>;
     if constexpr (hasWords<Type>) set.groupedWords[M] = grouped<Type, ByWord<Type>, M>;
   }
   if constexpr (M > 1) fillAcross<Type, M - 1>(set);
@@ -587,7 +599,17 @@ static constexpr TileSet setOf() {
   return set;
 }
 
-extern const TileSet tileSets[5];
-constinit const TileSet tileSets[5] = {setOf<F32>(), setOf<BF16>(), setOf<I8>(), setOf<I8Wide>(), setOf<I16>()};
+#if defined(__AVX512BF16__) || defined(OCTCONV_EMULATE_BF16)
+constinit const TileSet bf16Tiles = setOf<BF16>();
+constinit const TileSets tileSets{avx512::f32Tiles, bf16Tiles, avx512vnni::i8Tiles, avx512::i8WideTiles,
+                                  avx512vnni::i16Tiles};
+#elif defined(__AVX512VNNI__) || defined(OCTCONV_EMULATE_VNNI)
+constinit const TileSet i8Tiles = setOf<I8>(), i16Tiles = setOf<I16>();
+constinit const TileSets tileSets{avx512::f32Tiles, avx512::bf16Tiles, i8Tiles, avx512::i8WideTiles, i16Tiles};
+#else
+constinit const TileSet f32Tiles = setOf<F32>(), bf16Tiles = setOf<BF16>(), i8Tiles = setOf<I8>(),
+                        i8WideTiles = setOf<I8Wide>(), i16Tiles = setOf<I16>();
+constinit const TileSets tileSets{f32Tiles, bf16Tiles, i8Tiles, i8WideTiles, i16Tiles};
+#endif
 
 }  // namespace octconv::OCTCONV_LEVEL

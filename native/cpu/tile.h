@@ -78,8 +78,15 @@ struct TileSet {
   TileFunction depthwise[9], grouped[9], groupedWords[9];  // groupedWords: null where words have no dot product
 };
 
+// Those of a level.
+struct TileSets {
+  const TileSet &f32, &bf16, &i8;
+  const TileSet& i8Wide;  // for weights that do not do as i8, or with which that would saturate
+  const TileSet& i16;     // both sides; for Winograd's transforms of i8
+};
+
 }  // namespace octconv
 
-// f32, bf16, i8, i8 for weights that do not do as i8 or with which that would saturate, and i16 (both sides; for
-// Winograd's transforms of i8).
-OCTCONV_DECLARE(extern const TileSet tileSets[5])
+// A level defines the sets in which it differs from the one below it.
+OCTCONV_DECLARE(extern const TileSet f32Tiles, bf16Tiles, i8Tiles, i8WideTiles, i16Tiles)
+OCTCONV_DECLARE(extern const TileSets tileSets)

@@ -172,7 +172,7 @@ constexpr int64_t queriesAtOnce = 96, keysAtOnce = 256;  // keysAtOnce: whole pa
 Kernel fast(const Node& node, int) {
   const Shape q = node.in(0), k = node.in(1), v = node.in(2);
   const int64_t queries = positions(q), keys = positions(k), blocks = (queries + queriesAtOnce - 1) / queriesAtOnce;
-  const TileSet& set = (*OCTCONV_PICK(tileSets))[0];
+  const TileSet& set = OCTCONV_PICK(tileSets)->f32;
   const Panels kPanels(q.c, keys, set), vPanels(keys, v.c, set);
   const int64_t scorePitch = std::min(keysAtOnce, kPanels.width());
   Layout shared;  // of one n

@@ -106,9 +106,10 @@ int64_t tapWordsOf(const Branch& branch, const PackedBranch& packed, const Sourc
 }
 
 const TileSet& tileSetOf(const Branch& branch, const Params& params, const std::vector<Affine>& affines) {
-  const auto& sets = *OCTCONV_PICK(tileSets);
-  if (branch.compute != Compute::i8) return sets[branch.winograd ? 0 : static_cast<int>(branch.compute)];
-  return sets[branch.winograd ? 4 : needsShorts(branch, params, affines, sets[2].saturates) ? 3 : 2];
+  const TileSets& sets = *OCTCONV_PICK(tileSets);
+  if (branch.compute != Compute::i8) return branch.winograd || branch.compute == Compute::f32 ? sets.f32 : sets.bf16;
+  if (branch.winograd) return sets.i16;
+  return needsShorts(branch, params, affines, sets.i8.saturates) ? sets.i8Wide : sets.i8;
 }
 
 // Where the panels' numbers go: panel by panel, in the order of their use.
