@@ -1,6 +1,4 @@
 // Tests of blocks of memory: `pages-test NAME` runs one, without a name it lists them, see test/pages.test.ts.
-#include "core/memory.h"
-
 #include <unistd.h>
 
 #include <algorithm>
@@ -14,6 +12,8 @@
 #include <string>
 #include <thread>
 #include <vector>
+
+#include "core/memory.h"
 
 using namespace octconv;
 

@@ -12,7 +12,8 @@ namespace octconv::pages {
 namespace {
 
 constexpr size_t page = size_t{4} << 10, hugePage = size_t{2} << 20;
-constexpr size_t mappingBytes = size_t{64} << 20;  // of a mapping at least; pages that nobody has written take no memory
+constexpr size_t mappingBytes = size_t{64}
+                                << 20;  // of a mapping at least; pages that nobody has written take no memory
 
 size_t upTo(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
 
