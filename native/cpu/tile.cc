@@ -466,38 +466,74 @@ struct ByWord {
   OCTCONV_INLINE Sum add(Sum sum, Vec x, Vec w) { return Type::dot(sum, (Bits)x, (Bits)w); }
 };
 
+// Input i of each lane's group, of which a vector has four or two: one cycle on Zen 1, where permuted() takes four.
+#if defined(__AVX2__) && !defined(__AVX512F__) && !defined(OCTCONV_EMULATE_AVX512)
+template <class By>
+constexpr bool hasOwnGroups = __is_same(By, ByElement<F32>);
+template <int inputs>
+OCTCONV_INLINE Vec ofOwnGroup(Vec x, int64_t i) {
+  const auto y = (__m256)x;
+  if (inputs == 2) return (Vec)(i == 0 ? _mm256_moveldup_ps(y) : _mm256_movehdup_ps(y));
+  return (Vec)(i == 0   ? _mm256_permute_ps(y, 0x00)
+               : i == 1 ? _mm256_permute_ps(y, 0x55)
+               : i == 2 ? _mm256_permute_ps(y, 0xaa)
+                        : _mm256_permute_ps(y, 0xff));
+}
+#else
+template <class By>
+constexpr bool hasOwnGroups = false;
+template <int inputs>
+OCTCONV_INLINE Vec ofOwnGroup(Vec x, int64_t) {
+  return x;  // not called
+}
+#endif
+
 // Several channels to a group, several groups to a vector: each lane takes the inputs of its group, one after the
-// other, from those of a pixel, which lie in one vector or in two.
-template <class By, int M, int stride, bool two, bool whole>
+// other, from those of a pixel, which lie in one vector or in two. `own`: so many, where all groups have as many
+// outputs.
+template <class By, int M, int stride, bool two, bool whole, int own = 0>
 OCTCONV_INLINE void addGrouped(const Tile& t, const TapRun& s, const char* const* inputs, const float*& w,
                                typename By::Sum (&acc)[M][1]) {
   using Element = typename By::Element;
   const IntVec first = reinterpret_cast<const Anywhere<IntVec>*>(s.at)->value - s.at[0];
-  const auto loadAt = [&](const char* from, IntVec order) {
+  const auto loadAt = [&](const char* from, int64_t i, IntVec order) {
     const auto* a = reinterpret_cast<const Element*>(from + s.offset);
     const Vec x = whole ? load(a) : loadSome(a, s.left);
+    if constexpr (own > 0) return ofOwnGroup<own>(x, i);
     if (!two) return permuted(x, order);
     return permuted(x, whole ? load(a + lanes) : loadSome(a + lanes, s.left - lanes), order);
   };
   const ptrdiff_t tapWeights = s.inputs * lanes;
-  for (int64_t tap = 0; tap < s.taps;) {
+  constexpr int64_t taps = stride ? 3 : 1;
+  for (int64_t tap = 0; tap < s.taps; tap += taps, inputs += t.tapStride, w += (taps - 1) * tapWeights) {
     IntVec order = first;
-    constexpr int64_t taps = stride ? 3 : 1;
-    for (int64_t i = 0; i < s.inputs; i++, order += 1, w += lanes) {
+    const auto add = [&](int64_t i) {
       if constexpr (stride > 0) {
         const Vec weights[3] = {load(w), load(w + tapWeights), load(w + 2 * tapWeights)};
         slide<M, stride>(
-            inputs, [&](const char* from) { return loadAt(from, order); },
+            inputs, [&](const char* from) { return loadAt(from, i, order); },
             [&](Vec x, int m, int k) { acc[m][0] = By::add(acc[m][0], x, weights[k]); });
       } else {
         const Vec weights = load(w);
 #pragma GCC unroll 16
-        for (int m = 0; m < M; m++) acc[m][0] = By::add(acc[m][0], loadAt(inputs[m], order), weights);
+        for (int m = 0; m < M; m++) acc[m][0] = By::add(acc[m][0], loadAt(inputs[m], i, order), weights);
       }
+      order += 1, w += lanes;
+    };
+    if constexpr (own > 0) {
+#pragma GCC unroll 4
+      for (int64_t i = 0; i < own; i++) add(i);
+    } else {
+      for (int64_t i = 0; i < s.inputs; i++) add(i);
     }
-    w += (taps - 1) * tapWeights;
-    tap += taps, inputs += t.tapStride;
   }
+}
+
+// Whether groups have two or four inputs and as many outputs, the first of them in the first lane.
+OCTCONV_INLINE bool takesOwnGroups(const TapRun& s) {
+  bool own = s.inputs == 2 || s.inputs == 4;
+  for (int lane = 0; own && lane < lanes; lane++) own = s.at[lane] - s.at[0] == (lane & -s.inputs);
+  return own;
 }
 
 template <class Type, class By, int M, int stride>
@@ -507,9 +543,16 @@ OCTCONV_INLINE void oneGrouped(const Tile& t) {
   begin<Sum, M, 1>(t, acc);
   const auto* w = reinterpret_cast<const float*>(t.weights);
   const char* const* inputs = t.indirection;
-  for (const TapRun* s = t.tapRuns; s < t.tapRuns + t.tapRunCount; s++) {
+  for (const TapRun* s = t.tapRuns; s < t.tapRuns + t.tapRunCount;
+       inputs += stride ? t.runStride : s->taps * t.tapStride, s++) {
     const bool two = s->at[lanes - 1] - s->at[0] + s->inputs > lanes;
     const bool whole = s->left >= (two ? 2 * lanes : lanes);
+    if constexpr (hasOwnGroups<By> && stride > 0)
+      if (whole && takesOwnGroups(*s)) {
+        s->inputs == 2 ? addGrouped<By, M, stride, false, true, 2>(t, *s, inputs, w, acc)
+                       : addGrouped<By, M, stride, false, true, 4>(t, *s, inputs, w, acc);
+        continue;
+      }
     if constexpr (stride == 0 || !By::common)
       addGrouped<By, M, stride, true, false>(t, *s, inputs, w, acc);  // right for all: half as many to compile
     else if (two)
@@ -518,7 +561,6 @@ OCTCONV_INLINE void oneGrouped(const Tile& t) {
     else
       whole ? addGrouped<By, M, stride, false, true>(t, *s, inputs, w, acc)
             : addGrouped<By, M, stride, false, false>(t, *s, inputs, w, acc);
-    inputs += stride ? t.runStride : s->taps * t.tapStride;
   }
   finish<Type, Sum, M, 1>(t, acc);
 }
