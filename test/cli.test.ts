@@ -9,7 +9,8 @@ import { fileURLToPath } from 'node:url';
 import { expect } from 'chai';
 import sharp, { type Sharp } from 'sharp';
 import { angularError, quantizeOnNoise, relativeError } from '../lib/bench/measure.js';
-import { loadModel, Model } from '../lib/model.js';
+import { countFlops } from '../lib/flops.js';
+import { loadModel, Model, record } from '../lib/model.js';
 import { buildNetwork, networkNames, resolveNetworkOptions } from '../lib/models/index.js';
 import { readNpy, writeNpy } from '../lib/npy.js';
 import { Tensor } from '../lib/tensor.js';
@@ -946,6 +947,35 @@ describe('command line', function () {
       const ops = octconv('bench', 'ops', '--network', 'oct-resnet-26', '--json', ...common);
       expect([ops.code, ops.stderr]).to.deep.equal([0, '']);
       expect(JSON.parse(ops.stdout).steps.length).to.equal(27);
+    });
+
+    it('bench takes the options of a network: those of each form are the same', function () {
+      this.timeout(120_000);
+      const flags = words('--multiplier .25 --channels 1 --size 48 --rounds 1 --threads 1 --device cpu');
+      const models = octconv(
+        'bench',
+        'models',
+        '--network',
+        'mobilenet-v1',
+        '--alphas',
+        '.5',
+        '--out',
+        'm.json',
+        ...flags,
+      );
+      expect([models.code, models.stderr]).to.deep.equal([0, '']);
+      expect(models.stdout.split('\n')[1]).to.match(/^48 x 48, channels 1, multiplier 0.25, 1 interleaved rounds, /);
+      const { options, rows } = JSON.parse(readFileSync(inFolder('m.json'), 'utf8'));
+      expect(options).to.deep.equal({ channels: 1, multiplier: 0.25 });
+      const wanted = [{}, { alpha: 0.5 }].map((alpha) => {
+        const name = 'alpha' in alpha ? 'oct-mobilenet-v1' : 'mobilenet-v1';
+        return countFlops(record(buildNetwork(name, { ...options, ...alpha }), [1, 48, 48, 1])).multiplyAdds / 1e9;
+      });
+      expect(rows.map(({ gmadds }: { gmadds: number }) => gmadds)).to.deep.equal(wanted);
+      const ops = octconv('bench', 'ops', '--network', 'oct-mobilenet-v1', ...flags);
+      expect([ops.code, ops.stderr]).to.deep.equal([0, '']);
+      expect(ops.stdout.split('\n')[1]).to.match(/^oct-mobilenet-v1, channels 1, multiplier 0.25, f32, 48 x 48, /);
+      expectError(octconv('bench', 'models', ...words('--network resnet-18 --multiplier 2')), 1, 'multiplier');
     });
 
     it('bench memory: ours and theirs in fresh processes', function () {

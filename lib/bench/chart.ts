@@ -5,7 +5,7 @@
 import type { ComputeType } from '../graph/graph.js';
 import { splitName } from '../models/family.js';
 import type { ModelRow, ModelsResult } from './models.js';
-import { kindOf, sizeOf, threadsOf } from './table.js';
+import { kindOf, optionsIn, sizeOf, threadsOf } from './table.js';
 
 const [width, height] = [800, 460];
 const plot = { left: 64, right: width - 190, top: 60, bottom: height - 56 };
@@ -84,13 +84,13 @@ export function chart(result: ModelsResult): string {
       ...(plain ? [square(x(plain.gmadds), y(plain.ms), style)] : []),
     ];
   });
-  const { size, frames, nonLocal } = result;
+  const { size, frames, options } = result;
   const kind = kindOf(frames);
   const extent = frames === undefined ? `${size} px` : sizeOf({ size, frames });
   const [network = ''] = networks;
   const name = network.replace('resnet', 'ResNet').replace(/^(i3d|c2d)/, (video) => video.toUpperCase());
   const what = several ? `Plain networks and their octave forms in ${dtype}` : `${name} and octave ${name}`;
-  const title = `${what}${nonLocal ? ' with non-local blocks' : ''}, ${extent}, batch ${batch}, ${threadsOf(threads)}`;
+  const title = `${what}, ${optionsIn(options)}${extent}, batch ${batch}, ${threadsOf(threads)}`;
   return [
     `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} ${height}" font-family="sans-serif" font-size="13">`,
     `<title>${title}</title>`,

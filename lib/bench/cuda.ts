@@ -3,13 +3,13 @@ import { targetOf } from '../devices.js';
 import { OctconvError } from '../error.js';
 import type { ComputeType } from '../graph/graph.js';
 import { createModel, Model } from '../model.js';
-import { inputShape, type NetworkOptions, octaveForm } from '../models/index.js';
+import { inputShape, narrowed, type NetworkOptions, octaveForm } from '../models/index.js';
 import { calling, type Device, native } from '../native.js';
 import type { Plan } from '../plan.js';
 import { type Shape, Tensor } from '../tensor.js';
 import { fill, type Machine, machine, median, pairedRatio, relativeError, type Times, timesOf } from './measure.js';
-import { Net } from './models.js';
-import { framesOf, sizeOf, table } from './table.js';
+import { givenOf, Net } from './models.js';
+import { framesOf, optionsIn, sizeOf, table } from './table.js';
 
 export interface BenchCudaOptions {
   /** `cuda`, or of several GPUs one by its number. */
@@ -58,8 +58,8 @@ export interface CudaResult {
   readonly bench: 'cuda';
   readonly machine: Machine;
   readonly gpu: string;
-  /** Whether video networks have their non-local blocks. */
-  readonly nonLocal?: true | undefined;
+  /** Those that were given, of all networks; absent where none was. */
+  readonly options?: NetworkOptions | undefined;
   readonly size: number;
   /** Of a clip; absent of images. */
   readonly frames?: number | undefined;
@@ -114,7 +114,7 @@ export async function benchCuda(options: BenchCudaOptions): Promise<CudaResult> 
     bench: 'cuda',
     machine: machine(),
     gpu,
-    nonLocal: networkOptions.nonLocal || undefined,
+    options: givenOf(networkOptions),
     size,
     frames: framesOf(shape),
     rounds,
@@ -155,7 +155,7 @@ const convolutions = (model: Model, shape: readonly number[]) =>
 async function checkAgainstReference({ net: { name, options }, device }: Form, dtype: ComputeType): Promise<void> {
   const [height, width, frames] = [61, 45, framesOf(inputShape({ name, options })) && 3];
   const x = fill(Tensor.zeros('f32', inputShape({ name, options }, { height, width, frames })));
-  const narrow = { ...options, width: 16 };
+  const narrow = { ...options, ...narrowed(name, 16) };
   using model = createModel(name, narrow, { device, dtype });
   using reference = createModel(name, narrow, { device: 'reference' });
   const limit = boundOf(dtype, convolutions(reference, x.shape));
@@ -258,7 +258,7 @@ async function burst(plan: Plan, x: Tensor<'f32'>): Promise<{ kernels: number; w
 // --- Output ---------------------------------------------------------------------------------------------------------
 
 export function cudaTable(result: CudaResult): string {
-  const { machine, gpu, nonLocal, rounds, before, after, rows } = result;
+  const { machine, gpu, options, rounds, before, after, rows } = result;
   const head = ['network', 'alpha', 'by', 'graph', 'dtype', 'batch', 'min', 'median', 'whole min', 'whole median'];
   head.push('/cuDNN plain', '/our plain');
   const lines = rows.map(({ network, alpha, by, cudaGraphs, dtype, batch, kernels, whole, toCudnn, toOurPlain }) => [
@@ -274,7 +274,7 @@ export function cudaTable(result: CudaResult): string {
   return [
     `${gpu}; ${machine.cpu}`,
     `before: ${told(before)}; after: ${told(after)}`,
-    `${sizeOf(result)}, ${nonLocal ? 'non-local blocks, ' : ''}random weights, ${rounds} interleaved rounds of at least ${leastMilliseconds} ms, L2 warm`,
+    `${sizeOf(result)}, ${optionsIn(options)}random weights, ${rounds} interleaved rounds of at least ${leastMilliseconds} ms, L2 warm`,
     'ms of a run: kernels by events, and the whole from call to result with copies; ratios of kernels are paired medians',
     '',
     table(head, lines, { drop: ['whole median', 'median', '/our plain', 'whole min'] }),

@@ -9,7 +9,8 @@ import type { Launch } from '../native.js';
 import type { Plan } from '../plan.js';
 import { initialize } from '../weights/random.js';
 import { type Gpu, type GpuName, gpus } from './gpus.js';
-import { framesOf, share, sizeOf, table } from './table.js';
+import { givenOf } from './models.js';
+import { framesOf, optionsIn, share, sizeOf, table } from './table.js';
 
 export interface EstimateOptions {
   readonly gpu: GpuName;
@@ -70,8 +71,8 @@ export interface EstimateRow extends Time {
 export interface EstimateResult {
   readonly bench: 'cuda estimate';
   readonly gpu: Gpu;
-  /** Whether video networks have their non-local blocks. */
-  readonly nonLocal?: true | undefined;
+  /** Those that were given, of all networks; absent where none was. */
+  readonly options?: NetworkOptions | undefined;
   readonly size: number;
   /** Of a clip; absent of images. */
   readonly frames?: number | undefined;
@@ -226,7 +227,12 @@ export async function estimate(options: EstimateOptions): Promise<EstimateResult
     }
   const complete = rows.map((row): EstimateRow => {
     const plain = cudnn.get(`${row.dtype} ${row.batch}`) ?? NaN;
-    const aimed = network === 'resnet-50' && size === 224 && row.dtype === 'bf16' && row.alpha !== undefined;
+    const aimed =
+      network === 'resnet-50' &&
+      !givenOf(networkOptions) &&
+      size === 224 &&
+      row.dtype === 'bf16' &&
+      row.alpha !== undefined;
     const goal = { 1: 1, 32: goals[options.gpu]?.[row.alpha ?? 0] }[row.batch];
     const speedups = { speedup: plain / row.total, losslessSpeedup: plain / row.lossless };
     return { ...row, cudnn: plain, ...speedups, goal: aimed ? goal : undefined };
@@ -234,7 +240,7 @@ export async function estimate(options: EstimateOptions): Promise<EstimateResult
   return {
     bench: 'cuda estimate',
     gpu,
-    nonLocal: networkOptions.nonLocal || undefined,
+    options: givenOf(networkOptions),
     size,
     frames: framesOf(shape),
     assumptions,
@@ -243,7 +249,7 @@ export async function estimate(options: EstimateOptions): Promise<EstimateResult
 }
 
 export function estimateTable(result: EstimateResult): string {
-  const { gpu, nonLocal, assumptions, rows } = result;
+  const { gpu, options, assumptions, rows } = result;
   const { efficiency, launchMicroseconds, bytesPerClock, mmaShare } = assumptions;
   const mma = mmaShare[gpu.architecture] ?? 1;
   const { f16, bf16, f32 } = gpu.teraflops;
@@ -257,7 +263,7 @@ export function estimateTable(result: EstimateResult): string {
   ]);
   return [
     'ESTIMATE, nothing here was measured: the roofline of the kernels as they are planned, ms of a run',
-    `${gpu.name}, ${sizeOf(result)}${nonLocal ? ', non-local blocks' : ''}; data sheet: ${gpu.multiprocessors} multiprocessors, ${gpu.bandwidth} TB/s, dense ` +
+    `${gpu.name}, ${optionsIn(options)}${sizeOf(result)}; data sheet: ${gpu.multiprocessors} multiprocessors, ${gpu.bandwidth} TB/s, dense ` +
       `TFLOP/s ${[f16 && `f16 ${f16}`, bf16 && `bf16 ${bf16}`, f32 && `tf32 ${f32}`].filter(Boolean).join(', ')}`,
     'assumed:',
     `- ${share(efficiency)} of the bandwidth of memory and of the peak, by cuDNN and by these kernels`,

@@ -99,9 +99,9 @@ const peaks: { readonly [dtype in ComputeType]?: number } = { f32: 260, bf16: 15
 /** Of Oct-ResNet-50, alpha .5, and of I3D-50 in any form. @param shape of one input */
 export function memoryGoalOf(
   shape: Shape,
-  { network, dtype, alpha, width }: { network: string; dtype: ComputeType; alpha: number; width: number },
+  { network, dtype, alpha }: { network: string; dtype: ComputeType; alpha: number },
 ): MemoryGoal | undefined {
-  if (width !== 64 || !fits(network, shape)) return undefined;
+  if (!fits(network, shape)) return undefined;
   if (isVideo(network)) return dtype === 'f32' ? { peak: 350 } : undefined;
   const peak = network === 'oct-resnet-50' && alpha === 0.5 ? peaks[dtype] : undefined;
   return peak === undefined ? undefined : { peak, milliseconds: 400, goalIsa: forImages };

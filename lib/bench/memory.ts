@@ -16,7 +16,7 @@ import { elsewhere, type MemoryGoal, memoryGoalOf } from './goals.js';
 import { type Machine, machine, type Times, timesOf } from './measure.js';
 import { Net, peerDTypes } from './models.js';
 import { peerVersion, sessionOptions } from './peer.js';
-import { sizeOf, table, threadsOf } from './table.js';
+import { optionsIn, sizeOf, table, threadsOf } from './table.js';
 
 export interface BenchMemoryOptions {
   readonly network: string;
@@ -65,7 +65,9 @@ export interface MemoryResult {
 export async function benchMemory(given: BenchMemoryOptions): Promise<MemoryResult> {
   const { network, size, dtypes, threads, rounds, progress } = given;
   const peer = await peerVersion();
-  const options = resolveNetworkOptions(network, given.options);
+  const { alpha } = resolveNetworkOptions(network, given.options);
+  const options = { ...given.options, alpha };
+  const isUsual = Object.keys(options).length === 1;
   const net = new Net(network, given.options, size, given.frames);
   const { shape, frames } = net;
   const rows = await inFolder(async (folder) => {
@@ -88,8 +90,7 @@ export async function benchMemory(given: BenchMemoryOptions): Promise<MemoryResu
     }
     return dtypes.map((dtype, i): MemoryRow => {
       const [ours, theirs] = seen.slice(2 * i).map(processOf) as [Process, Process];
-      const { alpha, width, nonLocal } = options;
-      const goal = nonLocal ? undefined : memoryGoalOf(shape, { network, dtype, alpha, width });
+      const goal = isUsual ? memoryGoalOf(shape, { network, dtype, alpha }) : undefined;
       return { dtype, peerDType: peerDTypes[dtype], ours, theirs, goal };
     });
   });
@@ -158,7 +159,7 @@ export function memoryTable({
   const head = ['in a fresh process', 'MiB before', 'peak min', 'median', ...goalOf, 'ms min', 'median', ...goalOf];
   return [
     `${machine.cpu}, ${machine.isa}, ${threadsOf(threads)}; onnxruntime-node ${peer}`,
-    `${network}, alpha ${options.alpha}, ${options.nonLocal ? 'non-local blocks, ' : ''}${sizeOf({ size, frames })}, ${rounds} rounds, random weights; ms from opening the file, which is in the page`,
+    `${network}, ${optionsIn(options)}${sizeOf({ size, frames })}, ${rounds} rounds, random weights; ms from opening the file, which is in the page`,
     'cache, to the first result; before: Node.js and the code of the engine, without a network',
     ...elsewhere(
       machine,

@@ -34,7 +34,7 @@ import {
 } from './measure.js';
 import { alphasOf } from './paper.js';
 import { openPeer, type Peer, peerVersion, probe } from './peer.js';
-import { framesOf, kindOf, share, sizeOf, table, threadsOf } from './table.js';
+import { framesOf, kindOf, optionsIn, share, sizeOf, table, threadsOf } from './table.js';
 
 export interface BenchModelsOptions {
   /** Plain networks, all of pictures or all of videos; their `oct-` namesakes at these alphas are added. */
@@ -86,8 +86,8 @@ export interface ModelsResult {
   readonly machine: Machine;
   /** Version of onnxruntime-node. */
   readonly peer: string;
-  /** Whether video networks have their non-local blocks. */
-  readonly nonLocal?: true | undefined;
+  /** Those that were given, of all networks; absent where none was. */
+  readonly options?: NetworkOptions | undefined;
   readonly size: number;
   /** Absent for images. */
   readonly frames?: number | undefined;
@@ -120,14 +120,18 @@ export async function benchModels(options: BenchModelsOptions): Promise<ModelsRe
   const peak: Record<number, number> = {};
   const rows: Omit<ModelRow, 'ofPeak'>[] = [];
   for (const nets of families) rows.push(...(await benchFamily(nets, options, peak)));
-  const nonLocal = options.options?.nonLocal || undefined;
+  const given = givenOf(options.options);
   const complete = rows.map((row) => ({
     ...row,
     ofPeak: row.gflops / (peak[row.threads] ?? NaN),
-    ...(nonLocal ? {} : goalOf(shape, row)),
+    ...(given ? {} : goalOf(shape, row)),
   }));
-  return { bench: 'models', machine: machine(), peer, nonLocal, size, frames, rounds, peak, rows: complete };
+  return { bench: 'models', machine: machine(), peer, options: given, size, frames, rounds, peak, rows: complete };
 }
+
+/** Options of a network; undefined where there are none. */
+export const givenOf = (options: NetworkOptions = {}): NetworkOptions | undefined =>
+  Object.keys(options).length > 0 ? options : undefined;
 
 /** A plain network, and its octave forms. */
 type Nets = readonly [plain: Net, ...octave: Net[]];
@@ -278,7 +282,8 @@ function rowOf(subjects: readonly Subject[], i: number, times: Times[], group: G
 
 /** At a size that the slow loops can do, odd so that all borders are met. */
 async function checkAgainstReference({ name, options, title, frames }: Net, modelOptions: ModelOptions): Promise<void> {
-  const x = fill(Tensor.zeros('f32', [1, ...(frames ? [5] : []), 61, 45, 3]));
+  const size = { height: 61, width: 45, frames: frames && 5 };
+  const x = fill(Tensor.zeros('f32', inputShape({ name, options }, size)));
   const narrow = { ...options, ...narrowed(name, 16) };
   using model = createModel(name, narrow, modelOptions);
   using reference = createModel(name, narrow, { device: 'reference' });
@@ -308,7 +313,7 @@ function expectEqual(what: string, dtype: ComputeType, got: Tensor<'f32'>, wante
   if (!(error < limit)) throw new OctconvError(`bench: ${what} differ by ${error}, wanted less than ${limit}`);
 }
 
-export function modelsTable({ rows, peak, machine, peer, nonLocal, size, frames, rounds }: ModelsResult): string {
+export function modelsTable({ rows, peak, machine, peer, options, size, frames, rounds }: ModelsResult): string {
   const goals = rows.some(({ goal }) => goal !== undefined);
   const most = rows.some(({ ofOurPlain }) => ofOurPlain !== undefined);
   const head = ['network', 'alpha', 'batch', 'thr', 'dtype', 'GMAdd', 'ours min', 'ours median', 'GFLOP/s', 'of peak'];
@@ -349,7 +354,8 @@ export function modelsTable({ rows, peak, machine, peer, nonLocal, size, frames,
   const peaks = Object.entries(peak).map(([count, gflops]) => `${threadsOf(count)} ${gflops.toFixed(0)}`);
   return [
     `${machine.cpu}, ${machine.isa}; measured peak of f32, GFLOP/s: ${peaks.join(', ')}; ort: onnxruntime-node ${peer}`,
-    `${sizeOf({ size, frames })}, ${nonLocal ? 'non-local blocks, ' : ''}${rounds} interleaved rounds, random weights, ms per ${kind}, ratios (/ort: ours to it) are paired medians`,
+    `${sizeOf({ size, frames })}, ${optionsIn(options)}${rounds} interleaved rounds, random weights, ms per ${kind}, ratios (/ort: ours to it) are paired medians`,
+    ...(goals ? ['floor, goal: what this project wants of /ort plain'] : []),
     ...elsewhere(machine, rows),
     '',
     table(head, lines, { drop }),

@@ -27,8 +27,9 @@ import {
   timesOf,
 } from './measure.js';
 import { type Gpu, type GpuName, gpuCalled, gpus } from './gpus.js';
+import { givenOf } from './models.js';
 import { openPeer, peerVersion } from './peer.js';
-import { framesOf, share, sizeOf, table, threadsOf } from './table.js';
+import { framesOf, optionsIn, share, sizeOf, table, threadsOf } from './table.js';
 
 export interface BenchOpsOptions {
   readonly network: string;
@@ -81,8 +82,8 @@ export interface OpsResult {
   readonly gpu?: { readonly about: string; readonly sheet: string } | undefined;
   readonly network: string;
   readonly alpha?: number | undefined;
-  /** Whether a video network has its non-local blocks. */
-  readonly nonLocal?: true | undefined;
+  /** The others that were given; absent where none was. */
+  readonly options?: NetworkOptions | undefined;
   readonly size: number;
   /** Absent for images. */
   readonly frames?: number | undefined;
@@ -131,9 +132,8 @@ export async function benchOps(options: BenchOpsOptions): Promise<OpsResult> {
   const steps = await timeSteps(await model.plan(x.shape), x, rounds, roof);
   const single = dtype === 'i8' || onGpu ? [] : singleOps(model.record(x.shape));
   const ops = await timeOps(single, threads, rounds, model.device, { dtype, progress });
-  const { alpha } = networkOptions;
-  const nonLocal = networkOptions.nonLocal || undefined;
-  const setting = { network: name, alpha, nonLocal, size, frames, dtype, batch, threads, rounds };
+  const { alpha, ...others } = networkOptions;
+  const setting = { network: name, alpha, options: givenOf(others), size, frames, dtype, batch, threads, rounds };
   return { bench: 'ops', machine: machine(), peer, gpu, ...setting, ...roof, steps, ops };
 }
 
@@ -285,7 +285,7 @@ export function opsTable(result: OpsResult): string {
     gpu,
     network,
     alpha,
-    nonLocal,
+    options,
     size,
     frames,
     dtype,
@@ -298,7 +298,6 @@ export function opsTable(result: OpsResult): string {
     ops,
   } = result;
   const name = alpha === undefined ? network : `${network} alpha ${alpha}`;
-  const blocks = nonLocal ? ', non-local blocks' : '';
   const measured = `measured ${peaks.f32.toFixed(0)} GFLOP/s of f32 and ${bandwidth.toFixed(0)} GB/s`;
   const times = (peaks[dtype] / peaks.f32).toFixed(0);
   const taken = `; ${dtype} is taken for ${times} x f32, as many as an instruction of ${machine.isa} multiplies`;
@@ -312,7 +311,7 @@ export function opsTable(result: OpsResult): string {
   const onCpu = `${machine.cpu}, ${machine.isa}, ${threadsOf(threads)}; ${measured}${dtype === 'f32' ? '' : taken}`;
   return [
     gpu ? onGpu : onCpu,
-    `${name}${blocks}, ${dtype}, ${sizeOf({ size, frames })}, batch ${batch}, random weights, ${rounds} rounds, ms`,
+    `${name}, ${optionsIn(options)}${dtype}, ${sizeOf({ size, frames })}, batch ${batch}, random weights, ${rounds} rounds, ms`,
     '',
     'Steps of the fused network; bound: their FLOPs at that peak (Winograd has fewer), or their bytes from memory',
     stepLines(steps),

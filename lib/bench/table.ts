@@ -1,4 +1,5 @@
 import { stripVTControlCharacters } from 'node:util';
+import type { NetworkOptions } from '../models/options.js';
 import type { Shape } from '../tensor.js';
 
 export interface TableOptions {
@@ -88,6 +89,13 @@ export const kindOf = (frames: number | undefined): string => (frames === undefi
 export const share = (part: number): string => `${(100 * part).toFixed(0)} %`;
 
 export const threadsOf = (count: number | string): string => `${count} thread${Number(count) === 1 ? '' : 's'}`;
+
+/** The options of a network in words, each with a comma behind it. */
+export const optionsIn = ({ alpha, ...others }: NetworkOptions = {}): string =>
+  Object.entries({ ...(alpha !== undefined && { alpha }), ...others })
+    .map(([name, value]) => (name === 'nonLocal' ? 'non-local blocks, ' : `${name} ${wordOf(value)}, `))
+    .join('');
+const wordOf = (value: unknown) => (Array.isArray(value) ? JSON.stringify(value) : String(value));
 
 /** Of an input; undefined of images. */
 export const framesOf = ({ length, 1: frames }: Shape) => (length === 5 ? frames : undefined);

@@ -5,13 +5,23 @@ import { OctconvError } from '../error.js';
 import { checkOutput, writeWhole } from '../files/write.js';
 import type { ComputeType } from '../graph/graph.js';
 import type { NetworkOptions } from '../models/index.js';
-import { type DeviceOptions, deviceOption, dtype, dtypeOption, integer, listOf, number } from './common.js';
+import {
+  type DeviceOptions,
+  deviceOption,
+  dtype,
+  dtypeOption,
+  integer,
+  listOf,
+  number,
+  shapeOf,
+  withVariant,
+} from './common.js';
 import { print, printJson } from './output.js';
 import { Progress } from './progress.js';
 
 export function benchCommand(program: Command): void {
   const bench = program.command('bench').description('timed against onnxruntime-node, round by round, checked first');
-  ofClips(common(bench.command('models'), 20))
+  ofNetworks(common(bench.command('models'), 20))
     .description('whole networks, plain and octave at several alphas')
     .option('--network <list>', 'plain networks; their octave forms are added', listOf(String), ['resnet-50'])
     .option('--alphas <list>', 'shares of the low branch (default: those of the paper)', listOf(number))
@@ -21,7 +31,7 @@ export function benchCommand(program: Command): void {
     .addOption(deviceOption())
     .option('--chart <file>', 'SVG of milliseconds over FLOPs')
     .action(models);
-  ofClips(common(bench.command('ops'), 20))
+  ofNetworks(common(bench.command('ops'), 20))
     .description('every step of a network beside its bound, its ops one by one beside onnxruntime')
     .option('--network <name>', 'a registered network', 'oct-resnet-50')
     .option('--alpha <share>', 'share of the low branch', number)
@@ -31,7 +41,7 @@ export function benchCommand(program: Command): void {
     .addOption(deviceOption())
     .addOption(gpuOption('--gpu <name>', 'whose data sheet the bounds on a GPU are from (default: by its name)'))
     .action(ops);
-  ofClips(common(bench.command('cuda'), 20))
+  ofNetworks(common(bench.command('cuda'), 20))
     .description('networks on an NVIDIA GPU: by cuDNN, and by our kernels')
     .option('--network <name>', 'the plain network; its octave forms are added', 'resnet-50')
     .option('--alphas <list>', 'shares of the low branch', listOf(number), [0.125, 0.25, 0.5])
@@ -49,7 +59,7 @@ export function benchCommand(program: Command): void {
       ).conflicts(['device', 'rounds']),
     )
     .action(cuda);
-  ofClips(common(bench.command('memory'), 5))
+  ofNetworks(common(bench.command('memory'), 5))
     .description('peak memory of a fresh process, and milliseconds from opening a model folder to its first result')
     .option('--network <name>', 'a registered network', 'oct-resnet-50')
     .option('--alpha <share>', 'share of the low branch', number)
@@ -97,12 +107,11 @@ function common(command: Command, rounds: number): Command {
     .option('--json', 'print one JSON object');
 }
 
-/** Of a bench that takes video networks. */
-function ofClips(command: Command): Command {
-  return command
-    .option('--frames <n>', 'frames of a clip, of a video network (default: as it is made for)', integer(1))
-    .option('--non-local', 'with non-local blocks, of a video network');
-}
+/** Of a bench that takes any network. */
+const ofNetworks = (command: Command): Command =>
+  withVariant(
+    command.option('--frames <n>', 'frames of a clip, of a video network (default: as it is made for)', integer(1)),
+  );
 
 interface Common {
   size: number;
@@ -111,9 +120,8 @@ interface Common {
   json?: boolean;
 }
 
-interface ModelsOptions extends Common {
+interface ModelsOptions extends Common, NetworkOptions {
   frames?: number;
-  nonLocal?: true;
   network: string[];
   alphas?: number[];
   dtypes: ComputeType[];
@@ -123,7 +131,7 @@ interface ModelsOptions extends Common {
   chart?: string;
 }
 
-async function models({ nonLocal, ...options }: ModelsOptions): Promise<void> {
+async function models(options: ModelsOptions): Promise<void> {
   await prepare(options.out, options.chart);
   const { benchModels, modelsTable } = await import('../bench/models.js');
   const line = await progress();
@@ -131,7 +139,7 @@ async function models({ nonLocal, ...options }: ModelsOptions): Promise<void> {
   const result = await benchModels({
     ...options,
     networks: options.network,
-    options: optionsOf({ nonLocal }),
+    options: shapeOf(options),
     batches: options.batch,
     threads,
     progress: line.show,
@@ -141,11 +149,9 @@ async function models({ nonLocal, ...options }: ModelsOptions): Promise<void> {
   await report(options, result, modelsTable(result));
 }
 
-interface OpsOptions extends Common {
+interface OpsOptions extends Common, NetworkOptions {
   frames?: number;
-  nonLocal?: true;
   network: string;
-  alpha?: number;
   dtype?: ComputeType;
   device: DeviceOptions['device'];
   batch: number;
@@ -153,35 +159,34 @@ interface OpsOptions extends Common {
   gpu?: GpuName;
 }
 
-async function ops({ alpha, nonLocal, ...options }: OpsOptions): Promise<void> {
+async function ops(options: OpsOptions): Promise<void> {
   if (options.gpu && !targetOf(options.device).traits.ownMemory)
     throw new OctconvError(`bench: --gpu ${options.gpu} wants a GPU as --device, as cuda`);
   await prepare(options.out);
   const { benchOps, opsTable } = await import('../bench/ops.js');
   const line = await progress();
-  const result = await benchOps({ ...options, options: optionsOf({ alpha, nonLocal }), progress: line.show });
+  const result = await benchOps({ ...options, options: shapeOf(options), progress: line.show });
   line.stop();
   await report(options, result, opsTable(result));
 }
 
-interface CudaOptions extends Common {
+interface CudaOptions extends Common, NetworkOptions {
   network: string;
   alphas: number[];
   dtypes?: ComputeType[];
   frames?: number;
-  nonLocal?: true;
   batch: number[];
   device: string;
   estimate?: GpuName;
 }
 
-async function cuda({ batch: batches, estimate: gpu, nonLocal, ...options }: CudaOptions): Promise<void> {
+async function cuda({ batch: batches, estimate: gpu, ...options }: CudaOptions): Promise<void> {
   await prepare(options.out);
   const line = await progress();
   try {
     const { computes } = targetOf(gpu ? `cuda:${gpus[gpu].architecture}` : options.device).traits;
     const { dtypes = computes.includes('bf16') ? (['f32', 'bf16'] as const) : computes } = options;
-    const given = { ...options, options: optionsOf({ nonLocal }), dtypes, batches, progress: line.show };
+    const given = { ...options, options: shapeOf(options), dtypes, batches, progress: line.show };
     if (gpu) {
       const { estimate, estimateTable } = await import('../bench/estimate.js');
       const result = await estimate({ ...given, gpu });
@@ -200,23 +205,21 @@ async function cuda({ batch: batches, estimate: gpu, nonLocal, ...options }: Cud
   }
 }
 
-interface MemoryOptions extends Common {
+interface MemoryOptions extends Common, NetworkOptions {
   frames?: number;
-  nonLocal?: true;
   network: string;
-  alpha?: number;
   dtypes: ComputeType[];
   threads?: number;
 }
 
-async function memory({ alpha, nonLocal, threads = devices().threads, ...options }: MemoryOptions): Promise<void> {
+async function memory({ threads = devices().threads, ...options }: MemoryOptions): Promise<void> {
   await prepare(options.out);
   const { benchMemory, memoryTable } = await import('../bench/memory.js');
   const line = await progress();
   const result = await benchMemory({
     ...options,
     threads,
-    options: optionsOf({ alpha, nonLocal }),
+    options: shapeOf(options),
     progress: line.show,
   });
   line.stop();
@@ -249,12 +252,12 @@ interface ServeOptions extends Pick<Common, 'size' | 'out' | 'json'> {
   peers: boolean;
 }
 
-async function serve({ alpha, ...options }: ServeOptions): Promise<void> {
+async function serve(options: ServeOptions): Promise<void> {
   await prepare(options.out);
   const { benchServe, serveTable } = await import('../bench/serve.js');
   const line = await progress();
   try {
-    const result = await benchServe({ ...options, options: optionsOf({ alpha }), progress: line.show });
+    const result = await benchServe({ ...options, options: shapeOf({ alpha: options.alpha }), progress: line.show });
     line.stop();
     await report(options, result, serveTable(result));
   } finally {
@@ -267,10 +270,6 @@ async function progress(): Promise<Progress> {
   await line.start();
   return line;
 }
-
-/** Those that were given. */
-const optionsOf = (options: NetworkOptions): NetworkOptions =>
-  Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined));
 
 async function report({ out, json }: Pick<Common, 'out' | 'json'>, result: object, table: string): Promise<void> {
   if (out) await writeWhole(out, [`${JSON.stringify(result, null, 1)}\n`]);

@@ -140,9 +140,12 @@ export interface NetworkFlags extends NetworkOptions {
   seed?: number;
 }
 
-export function withShape(command: Command): Command {
+export const withShape = (command: Command): Command =>
+  withVariant(command.option('--alpha <share>', 'share of the low branch, 0 <= alpha < 1', number));
+
+/** The options of a network beside alpha. */
+export function withVariant(command: Command): Command {
   return command
-    .option('--alpha <share>', 'share of the low branch, 0 <= alpha < 1', number)
     .option('--width <channels>', 'channels of the stem', integer(1))
     .option('--classes <n>', 'number of classes', integer(1))
     .addOption(new Option('--stem <kind>', 'imagenet: 7x7 and max-pool; cifar: 3x3').choices(['imagenet', 'cifar']))
@@ -167,7 +170,8 @@ export function withNetwork(command: Command): Command {
     .option('--seed <n>', 'of random weights, where there are no others (default: 0)', integer(0));
 }
 
-const shapeOf = (flags: NetworkFlags): NetworkOptions =>
+/** The options of a network that were given. */
+export const shapeOf = (flags: NetworkOptions): NetworkOptions =>
   Object.fromEntries(shapeKeys.flatMap((key) => (flags[key] === undefined ? [] : [[key, flags[key]]])));
 
 /** Whether there is a flag of a network's shape. */
