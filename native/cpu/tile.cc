@@ -284,7 +284,7 @@ OCTCONV_INLINE void finish(const Tile& t, const Sum (&acc)[M][V]) {
                                        v < V - 1 ? lanes : count);
   };
   if (own && last == lanes) return finishOwn(lanes);
-  if constexpr (hasMasks<Element>)
+  if constexpr (hasParts<Element>)
     if (own && last > 0 && last < lanes) return finishOwn(static_cast<int>(last));
   Vec copy[M][V];  // whose address is known; y stays in registers
   __builtin_memcpy(copy, y, sizeof y);
@@ -466,7 +466,10 @@ struct ByWord {
   OCTCONV_INLINE Sum add(Sum sum, Vec x, Vec w) { return Type::dot(sum, (Bits)x, (Bits)w); }
 };
 
-// Input i of each lane's group, of which a vector has four or two: one cycle on Zen 1, where permuted() takes four.
+// Input i of each lane's group, where groups of 2 or 4 inputs and outputs fill the vector. On Zen 1 it takes one cycle,
+// permuted() four. Only of f32: other types are rarely computed by element.
+template <int inputs>
+OCTCONV_INLINE Vec ofOwnGroup(Vec x, int64_t i);
 #if defined(__AVX2__) && !defined(__AVX512F__) && !defined(OCTCONV_EMULATE_AVX512)
 template <class By>
 constexpr bool hasOwnGroups = __is_same(By, ByElement<F32>);
@@ -482,15 +485,10 @@ OCTCONV_INLINE Vec ofOwnGroup(Vec x, int64_t i) {
 #else
 template <class By>
 constexpr bool hasOwnGroups = false;
-template <int inputs>
-OCTCONV_INLINE Vec ofOwnGroup(Vec x, int64_t) {
-  return x;  // not called
-}
 #endif
 
 // Several channels to a group, several groups to a vector: each lane takes the inputs of its group, one after the
-// other, from those of a pixel, which lie in one vector or in two. `own`: so many, where all groups have as many
-// outputs.
+// other, from those of a pixel, which lie in one vector or in two. `own`: TapRun::own, if it is known here, or 0.
 template <class By, int M, int stride, bool two, bool whole, int own = 0>
 OCTCONV_INLINE void addGrouped(const Tile& t, const TapRun& s, const char* const* inputs, const float*& w,
                                typename By::Sum (&acc)[M][1]) {
@@ -529,13 +527,6 @@ OCTCONV_INLINE void addGrouped(const Tile& t, const TapRun& s, const char* const
   }
 }
 
-// Whether groups have two or four inputs and as many outputs, the first of them in the first lane.
-OCTCONV_INLINE bool takesOwnGroups(const TapRun& s) {
-  bool own = s.inputs == 2 || s.inputs == 4;
-  for (int lane = 0; own && lane < lanes; lane++) own = s.at[lane] - s.at[0] == (lane & -s.inputs);
-  return own;
-}
-
 template <class Type, class By, int M, int stride>
 OCTCONV_INLINE void oneGrouped(const Tile& t) {
   using Sum = typename By::Sum;
@@ -548,9 +539,9 @@ OCTCONV_INLINE void oneGrouped(const Tile& t) {
     const bool two = s->at[lanes - 1] - s->at[0] + s->inputs > lanes;
     const bool whole = s->left >= (two ? 2 * lanes : lanes);
     if constexpr (hasOwnGroups<By> && stride > 0)
-      if (whole && takesOwnGroups(*s)) {
-        s->inputs == 2 ? addGrouped<By, M, stride, false, true, 2>(t, *s, inputs, w, acc)
-                       : addGrouped<By, M, stride, false, true, 4>(t, *s, inputs, w, acc);
+      if (s->own && whole) {
+        s->own == 2 ? addGrouped<By, M, stride, false, true, 2>(t, *s, inputs, w, acc)
+                    : addGrouped<By, M, stride, false, true, 4>(t, *s, inputs, w, acc);
         continue;
       }
     if constexpr (stride == 0 || !By::common)
@@ -587,7 +578,7 @@ static void grouped(Tile& t, int64_t count) {
   });
 }
 
-// By element a type of words is as good as another: fewer to compile.
+// Tiles that read elements are the same of I8 and I8Wide: compiled once.
 template <class T>
 struct OfElements {
   using Type = T;
@@ -599,7 +590,7 @@ struct OfElements<I8Wide> {
 
 inline constexpr int mostDepthwise = 8, mostGrouped = manyRegisters ? 8 : 4;
 
-// Of so many pixels and less.
+// Tiles of 1 to M pixels.
 template <class Type, int M>
 static constexpr void fillAcross(TileSet& set) {
   using Elements = typename OfElements<Type>::Type;

@@ -25,6 +25,8 @@ struct TapRun {
   // many the pixel has from the panel's first one on; of words where tiles take words.
   const int32_t* at = nullptr;
   int64_t inputs = 1, left = 0;
+  // How many inputs and outputs each group has, if that is 2 or 4 and the panel begins with a group; otherwise 0.
+  int own = 0;
 };
 
 struct Tile : Epilogue {           // bias and scale of V * lanes channels, of which `channels` are stored
@@ -81,12 +83,13 @@ struct TileSet {
 // Those of a level.
 struct TileSets {
   const TileSet &f32, &bf16, &i8;
-  const TileSet& i8Wide;  // for weights that do not do as i8, or with which that would saturate
-  const TileSet& i16;     // both sides; for Winograd's transforms of i8
+  const TileSet& i8Wide;  // for weights that do not fit i8, or whose pairs saturate it
+  const TileSet& i16;     // inputs and weights; for Winograd's transforms of i8
 };
 
 }  // namespace octconv
 
-// A level defines the sets in which it differs from the one below it.
+// A level defines the sets whose products differ from those of the level below, and uses that level's others. (These
+// round f32 to bf16 without the instruction of avx512bf16.)
 OCTCONV_DECLARE(extern const TileSet f32Tiles, bf16Tiles, i8Tiles, i8WideTiles, i16Tiles)
 OCTCONV_DECLARE(extern const TileSets tileSets)

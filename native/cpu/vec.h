@@ -123,16 +123,24 @@ OCTCONV_INLINE void store(uint8_t* to, Vec x, int count) { _mm_mask_storeu_epi8(
 OCTCONV_INLINE __m256i first(int count) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
-// Zen takes masks apart: one for a store is 42 micro-operations on Zen 1 to 3.
+// vmaskmovps is slow on AMD: on Zen 1 a load takes 10 cycles and a store 12.
 OCTCONV_INLINE Vec load(const float* from, int count) {
-  if (count == 4) return (Vec)_mm256_zextps128_ps256(_mm_loadu_ps(from));
+  if (count == lanes / 2) return (Vec)_mm256_zextps128_ps256(_mm_loadu_ps(from));
   return (Vec)_mm256_maskload_ps(from, first(count));
 }
 OCTCONV_INLINE void store(float* to, Vec x, int count) {
   if (count == lanes) return store(to, x);
   __m128 part = _mm256_castps256_ps128((__m256)x);
-  if (count & 4) _mm_storeu_ps(to, part), to += 4, part = _mm256_extractf128_ps((__m256)x, 1);
-  if (count & 2) _mm_storel_pi((__m64*)to, part), to += 2, part = _mm_movehl_ps(part, part);
+  if (count & 4) {
+    _mm_storeu_ps(to, part);
+    to += 4;
+    part = _mm256_extractf128_ps((__m256)x, 1);
+  }
+  if (count & 2) {
+    _mm_storel_pi((__m64*)to, part);
+    to += 2;
+    part = _mm_movehl_ps(part, part);
+  }
   if (count & 1) _mm_store_ss(to, part);
 }
 #endif
@@ -150,14 +158,14 @@ OCTCONV_INLINE void store(T* to, Vec x, int count) {
 }
 #endif
 
-// Whether a part of a vector is loaded and stored by one instruction.
+// Whether a part of a vector is loaded and stored without a copy in memory.
 template <class T>
 #if defined(__AVX512F__)
-inline constexpr bool hasMasks = true;
+inline constexpr bool hasParts = true;
 #elif defined(__AVX2__) && !defined(OCTCONV_EMULATE_AVX512)
-inline constexpr bool hasMasks = sizeof(T) == 4;
+inline constexpr bool hasParts = sizeof(T) == 4;
 #else
-inline constexpr bool hasMasks = false;
+inline constexpr bool hasParts = false;
 #endif
 
 // As many elements as fit into a vector: for sums of a few of them u8 as u16, others as f32.

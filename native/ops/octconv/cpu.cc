@@ -97,6 +97,7 @@ Sum sumOf(const Node& node, const BranchPlan& b, const Shape& y, bool low) {
     if (across) {
       // Panels read the inputs from that of their first channel on.
       const int64_t outputs = b.packed->channels / s.groups, taken = b.packed->taken, words = inGroup / taken;
+      const int own = outputs == words && (words == 2 || words == 4) ? static_cast<int>(words) : 0;  // lanes: multiples
       std::vector<int32_t> first;
       for (const Panel& panel : b.packed->panels)
         for (int64_t c = panel.begin; c < panel.begin + b.packed->set->lanes; c++)
@@ -104,7 +105,7 @@ Sum sumOf(const Node& node, const BranchPlan& b, const Shape& y, bool low) {
       source.at = std::make_shared<const std::vector<int32_t>>(std::move(first));
       for (size_t i = 0; i < sum.tapRuns.size(); i++) {
         const int32_t* at = source.at->data() + i * b.packed->set->lanes;
-        sum.tapRuns[i].push_back({source.taps(), 0, *at * taken * bytes, at, words, source.shape.c / taken - *at});
+        sum.tapRuns[i].push_back({source.taps(), 0, *at * taken * bytes, at, words, source.shape.c / taken - *at, own});
       }
     } else {
       for (int64_t g = 0; g < branch.groups(); g++)

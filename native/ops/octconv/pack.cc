@@ -107,7 +107,8 @@ int64_t tapWordsOf(const Branch& branch, const PackedBranch& packed, const Sourc
 
 const TileSet& tileSetOf(const Branch& branch, const Params& params, const std::vector<Affine>& affines) {
   const TileSets& sets = *OCTCONV_PICK(tileSets);
-  if (branch.compute != Compute::i8) return branch.winograd || branch.compute == Compute::f32 ? sets.f32 : sets.bf16;
+  const bool f32 = branch.winograd || branch.compute == Compute::f32;
+  if (branch.compute != Compute::i8) return f32 ? sets.f32 : sets.bf16;
   if (branch.winograd) return sets.i16;
   return needsShorts(branch, params, affines, sets.i8.saturates) ? sets.i8Wide : sets.i8;
 }
