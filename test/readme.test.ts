@@ -16,6 +16,7 @@ describe('README', function () {
     /cat\.jpg cat 0\.90/,
     /\[ 1, 10 \]/,
     /\[ 8, 1000 \]/,
+    /\[ 1, 1000 \]/,
     /\[ 4, 10 \] 3/,
     /\[ 1, 56, 56, 32 \] \[ 1, 28, 28, 32 \] 1/,
     /^test\/clips\/pan-left\.webp pan left\n0 to 0\.5 s pan left\n/,
