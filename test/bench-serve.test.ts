@@ -133,7 +133,8 @@ describe('bench serve', () => {
 
   it('tensors: the service, Express with the octave and the plain network, half and twice', async function () {
     this.timeout(120_000);
-    const result = await benchServe({ ...base, model, rates: [50, 2000], peers: true });
+    const seconds = 0.1; // Express keeps all 200 of a stage, and answers within 10 s on a slow machine too
+    const result = await benchServe({ ...base, seconds, model, rates: [50, 2000], peers: true });
     const hasMlServer = result.mlserver?.startsWith('MLServer');
     expect(result.servers.map(({ by, network, alpha }) => [by, network, alpha])).to.deep.equal([
       ['octconv', 'oct-resnet-26', 0.5],
@@ -152,7 +153,7 @@ describe('bench serve', () => {
       expect(saturation).to.equal(Math.max(...stages.map(({ goodput }) => goodput)));
       expect([half.rate, beyond.rate]).to.deep.equal([saturation / 2, 2 * saturation]);
       for (const stage of [...stages, half, beyond]) {
-        expectSound(stage, base.seconds);
+        expectSound(stage, seconds);
         expect(stage.failed).to.equal(0);
         const { p50, p99, max } = stage.loop ?? { p50: 0, p99: 0, max: 0 };
         expect(p50).to.be.within(0, p99);
