@@ -16,14 +16,11 @@
 #include <thread>
 #include <vector>
 
+#include "check.h"
 #include "cuda/driver.h"
 
 using namespace octconv::cuda;
 
-#define CHECK(condition)                                                                                      \
-  do {                                                                                                        \
-    if (!(condition)) std::printf("line %d: %s\n", __LINE__, #condition), std::fflush(stdout), std::_Exit(1); \
-  } while (false)
 #define SUCCEED(call) CHECK((call) == 0)
 
 namespace {

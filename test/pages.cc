@@ -15,19 +15,12 @@
 #include <thread>
 #include <vector>
 
+#include "check.h"
 #include "core/memory.h"
 
 using namespace octconv;
 
 namespace {
-
-#define CHECK(condition) check(condition, #condition, __LINE__)
-void check(bool holds, const char* what, int line) {
-  if (holds) return;
-  std::printf("line %d: %s\n", line, what);
-  std::fflush(stdout);
-  std::_Exit(1);
-}
 
 constexpr size_t KiB = 1024, MiB = 1024 * KiB;
 

@@ -24,6 +24,8 @@
 #include <thread>
 #include <vector>
 
+#include "check.h"
+
 using namespace octconv;
 
 static std::atomic<int64_t> allocations{0};
@@ -36,14 +38,6 @@ static std::atomic<int64_t> allocations{0};
 [[gnu::noinline]] void operator delete(void* memory, size_t) noexcept { std::free(memory); }
 
 namespace {
-
-#define CHECK(condition) check(condition, #condition, __LINE__)
-void check(bool holds, const char* what, int line) {
-  if (holds) return;
-  std::printf("line %d: %s\n", line, what);
-  std::fflush(stdout);
-  std::_Exit(1);
-}
 
 template <class Condition>
 void until(Condition condition) {

@@ -8,8 +8,8 @@ import { calling, type Device, native } from '../native.js';
 import type { Plan } from '../plan.js';
 import { type Shape, Tensor } from '../tensor.js';
 import { fill, type Machine, machine, median, pairedRatio, relativeError, type Times, timesOf } from './measure.js';
-import { givenOf, Net } from './models.js';
-import { framesOf, optionsIn, sizeOf, table } from './table.js';
+import { Net } from './models.js';
+import { framesOf, givenOf, optionsIn, sizeOf, table } from './table.js';
 
 export interface BenchCudaOptions {
   /** `cuda`, or of several GPUs one by its number. */

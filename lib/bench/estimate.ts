@@ -9,8 +9,7 @@ import type { Launch } from '../native.js';
 import type { Plan } from '../plan.js';
 import { initialize } from '../weights/random.js';
 import { type Gpu, type GpuName, gpus } from './gpus.js';
-import { givenOf } from './models.js';
-import { framesOf, optionsIn, share, sizeOf, table } from './table.js';
+import { framesOf, givenOf, optionsIn, share, sizeOf, table } from './table.js';
 
 export interface EstimateOptions {
   readonly gpu: GpuName;

@@ -16,7 +16,7 @@ import { elsewhere, type MemoryGoal, memoryGoalOf } from './goals.js';
 import { type Machine, machine, type Times, timesOf } from './measure.js';
 import { Net, peerDTypes } from './models.js';
 import { peerVersion, sessionOptions } from './peer.js';
-import { optionsIn, sizeOf, table, threadsOf } from './table.js';
+import { givenOf, optionsIn, sizeOf, table, threadsOf } from './table.js';
 
 export interface BenchMemoryOptions {
   readonly network: string;
@@ -53,7 +53,9 @@ export interface MemoryResult {
   /** Version of onnxruntime-node. */
   readonly peer: string;
   readonly network: string;
-  readonly options: NetworkOptions;
+  readonly alpha: number;
+  /** The others that were given; absent where none was. */
+  readonly options?: NetworkOptions | undefined;
   readonly size: number;
   /** Absent for images. */
   readonly frames?: number | undefined;
@@ -65,9 +67,8 @@ export interface MemoryResult {
 export async function benchMemory(given: BenchMemoryOptions): Promise<MemoryResult> {
   const { network, size, dtypes, threads, rounds, progress } = given;
   const peer = await peerVersion();
-  const { alpha } = resolveNetworkOptions(network, given.options);
-  const options = { ...given.options, alpha };
-  const isUsual = Object.keys(options).length === 1;
+  const { alpha = resolveNetworkOptions(network, given.options).alpha, ...others } = given.options;
+  const options = givenOf(others);
   const net = new Net(network, given.options, size, given.frames);
   const { shape, frames } = net;
   const rows = await inFolder(async (folder) => {
@@ -90,11 +91,11 @@ export async function benchMemory(given: BenchMemoryOptions): Promise<MemoryResu
     }
     return dtypes.map((dtype, i): MemoryRow => {
       const [ours, theirs] = seen.slice(2 * i).map(processOf) as [Process, Process];
-      const goal = isUsual ? memoryGoalOf(shape, { network, dtype, alpha }) : undefined;
+      const goal = options ? undefined : memoryGoalOf(shape, { network, dtype, alpha });
       return { dtype, peerDType: peerDTypes[dtype], ours, theirs, goal };
     });
   });
-  return { bench: 'memory', machine: machine(), peer, network, options, size, frames, threads, rounds, rows };
+  return { bench: 'memory', machine: machine(), peer, network, alpha, options, size, frames, threads, rounds, rows };
 }
 
 const filesOf = (folder: string, dtype: string) => ({
@@ -138,6 +139,7 @@ export function memoryTable({
   machine,
   peer,
   network,
+  alpha,
   options,
   size,
   frames,
@@ -159,7 +161,7 @@ export function memoryTable({
   const head = ['in a fresh process', 'MiB before', 'peak min', 'median', ...goalOf, 'ms min', 'median', ...goalOf];
   return [
     `${machine.cpu}, ${machine.isa}, ${threadsOf(threads)}; onnxruntime-node ${peer}`,
-    `${network}, ${optionsIn(options)}${sizeOf({ size, frames })}, ${rounds} rounds, random weights; ms from opening the file, which is in the page`,
+    `${network}, alpha ${alpha}, ${optionsIn(options)}${sizeOf({ size, frames })}, ${rounds} rounds, random weights; ms from opening the file, which is in the page`,
     'cache, to the first result; before: Node.js and the code of the engine, without a network',
     ...elsewhere(
       machine,

@@ -34,7 +34,7 @@ import {
 } from './measure.js';
 import { alphasOf } from './paper.js';
 import { openPeer, type Peer, peerVersion, probe } from './peer.js';
-import { framesOf, kindOf, optionsIn, share, sizeOf, table, threadsOf } from './table.js';
+import { framesOf, givenOf, kindOf, optionsIn, share, sizeOf, table, threadsOf } from './table.js';
 
 export interface BenchModelsOptions {
   /** Plain networks, all of pictures or all of videos; their `oct-` namesakes at these alphas are added. */
@@ -128,10 +128,6 @@ export async function benchModels(options: BenchModelsOptions): Promise<ModelsRe
   }));
   return { bench: 'models', machine: machine(), peer, options: given, size, frames, rounds, peak, rows: complete };
 }
-
-/** Options of a network; undefined where there are none. */
-export const givenOf = (options: NetworkOptions = {}): NetworkOptions | undefined =>
-  Object.keys(options).length > 0 ? options : undefined;
 
 /** A plain network, and its octave forms. */
 type Nets = readonly [plain: Net, ...octave: Net[]];

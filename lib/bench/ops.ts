@@ -27,9 +27,8 @@ import {
   timesOf,
 } from './measure.js';
 import { type Gpu, type GpuName, gpuCalled, gpus } from './gpus.js';
-import { givenOf } from './models.js';
 import { openPeer, peerVersion } from './peer.js';
-import { framesOf, optionsIn, share, sizeOf, table, threadsOf } from './table.js';
+import { framesOf, givenOf, optionsIn, share, sizeOf, table, threadsOf } from './table.js';
 
 export interface BenchOpsOptions {
   readonly network: string;

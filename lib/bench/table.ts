@@ -90,12 +90,18 @@ export const share = (part: number): string => `${(100 * part).toFixed(0)} %`;
 
 export const threadsOf = (count: number | string): string => `${count} thread${Number(count) === 1 ? '' : 's'}`;
 
+/** Options of a network; undefined where there are none. */
+export const givenOf = (options: NetworkOptions = {}): NetworkOptions | undefined =>
+  Object.keys(options).length > 0 ? options : undefined;
+
+/** What an option of a network is, in a word. */
+export const wordOf = (value: unknown): string => (Array.isArray(value) ? JSON.stringify(value) : String(value));
+
 /** The options of a network in words, each with a comma behind it. */
-export const optionsIn = ({ alpha, ...others }: NetworkOptions = {}): string =>
-  Object.entries({ ...(alpha !== undefined && { alpha }), ...others })
+export const optionsIn = (options: NetworkOptions = {}): string =>
+  Object.entries(options)
     .map(([name, value]) => (name === 'nonLocal' ? 'non-local blocks, ' : `${name} ${wordOf(value)}, `))
     .join('');
-const wordOf = (value: unknown) => (Array.isArray(value) ? JSON.stringify(value) : String(value));
 
 /** Of an input; undefined of images. */
 export const framesOf = ({ length, 1: frames }: Shape) => (length === 5 ? frames : undefined);

@@ -1,6 +1,6 @@
 import { stat } from 'node:fs/promises';
 import type { Command } from 'commander';
-import { table, terminalWidth } from '../bench/table.js';
+import { table, terminalWidth, wordOf } from '../bench/table.js';
 import { costsOf, type StepCost } from '../costs.js';
 import { arrayFor, type TypedArray } from '../dtype.js';
 import { OctconvError } from '../error.js';
@@ -104,9 +104,7 @@ async function run(network: string | undefined, options: Options): Promise<void>
     printJson({ ...about, steps: plan.steps.length, memory, ...steps, ...(measured && { batching: measured }) });
     return;
   }
-  const given = Object.entries(model.options ?? {}).map(
-    ([key, value]) => `${key} ${Array.isArray(value) ? JSON.stringify(value) : value}`,
-  );
+  const given = Object.entries(model.options ?? {}).map(([key, value]) => `${key} ${wordOf(value)}`);
   print(style('bold', paragraph('', `${model.name} ${given.join(', ')}`.trim(), 2)));
   const facts = {
     input: `[${input.join(', ')}]`,

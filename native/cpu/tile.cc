@@ -488,7 +488,7 @@ constexpr bool hasOwnGroups = false;
 #endif
 
 // Several channels to a group, several groups to a vector: each lane takes the inputs of its group, one after the
-// other, from those of a pixel, which lie in one vector or in two. `own`: TapRun::own, if it is known here, or 0.
+// other, from those of a pixel, which lie in one vector or in two. `own`: where TapRun::own holds its inputs, or 0.
 template <class By, int M, int stride, bool two, bool whole, int own = 0>
 OCTCONV_INLINE void addGrouped(const Tile& t, const TapRun& s, const char* const* inputs, const float*& w,
                                typename By::Sum (&acc)[M][1]) {
@@ -540,8 +540,8 @@ OCTCONV_INLINE void oneGrouped(const Tile& t) {
     const bool whole = s->left >= (two ? 2 * lanes : lanes);
     if constexpr (hasOwnGroups<By> && stride > 0)
       if (s->own && whole) {
-        s->own == 2 ? addGrouped<By, M, stride, false, true, 2>(t, *s, inputs, w, acc)
-                    : addGrouped<By, M, stride, false, true, 4>(t, *s, inputs, w, acc);
+        s->inputs == 2 ? addGrouped<By, M, stride, false, true, 2>(t, *s, inputs, w, acc)
+                       : addGrouped<By, M, stride, false, true, 4>(t, *s, inputs, w, acc);
         continue;
       }
     if constexpr (stride == 0 || !By::common)

@@ -25,8 +25,7 @@ struct TapRun {
   // many the pixel has from the panel's first one on; of words where tiles take words.
   const int32_t* at = nullptr;
   int64_t inputs = 1, left = 0;
-  // How many inputs and outputs each group has, if that is 2 or 4 and the panel begins with a group; otherwise 0.
-  int own = 0;
+  bool own = false;  // each group has 2 or 4 inputs and as many outputs, and the panel begins with a group
 };
 
 struct Tile : Epilogue {           // bias and scale of V * lanes channels, of which `channels` are stored

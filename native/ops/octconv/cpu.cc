@@ -97,7 +97,7 @@ Sum sumOf(const Node& node, const BranchPlan& b, const Shape& y, bool low) {
     if (across) {
       // Panels read the inputs from that of their first channel on.
       const int64_t outputs = b.packed->channels / s.groups, taken = b.packed->taken, words = inGroup / taken;
-      const int own = outputs == words && (words == 2 || words == 4) ? static_cast<int>(words) : 0;  // lanes: multiples
+      const bool own = outputs == words && (words == 2 || words == 4);  // which divide the lanes of a panel
       std::vector<int32_t> first;
       for (const Panel& panel : b.packed->panels)
         for (int64_t c = panel.begin; c < panel.begin + b.packed->set->lanes; c++)
