@@ -43,8 +43,10 @@ class Block {
 };
 
 void fill(const Block& block, size_t value) { std::memset(block.first, static_cast<char>(value), block.size); }
+// Each byte is that of the first: memcmp takes a sanitizer a hundredth of the time of a loop.
 bool isFilled(const Block& block, size_t value) {
-  return std::all_of(block.first, block.first + block.size, [&](char c) { return c == static_cast<char>(value); });
+  if (block.size == 0) return true;
+  return *block.first == static_cast<char>(value) && std::memcmp(block.first, block.first + 1, block.size - 1) == 0;
 }
 
 // Blocks of any sizes come and go. None overlaps another, which would change what it is filled with.

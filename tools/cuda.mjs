@@ -1,7 +1,9 @@
 // The kernels for NVIDIA GPUs; needs no GPU.
 //   node tools/cuda.mjs          build/Release/octconv.fatbin, which lies beside the addon, and octconv.kernels.json,
 //                                the registers of each kernel
-//   node tools/cuda.mjs gates    the same, then what nvcc made of each kernel, against tools/cuda-gates.json
+//   node tools/cuda.mjs gates [80,90]
+//                                the same, then what nvcc made of each kernel, against tools/cuda-gates.json; of these
+//                                architectures alone, which takes less time
 //   node tools/cuda.mjs fetch    nothing but nvcc
 // nvcc is the system's if it is 12.8 or newer and nvdisasm is there too, otherwise 13.0 from PyPI, in build/cuda-toolkit.
 //
@@ -24,8 +26,10 @@ import { kernelsOf, loopsWith } from './sass.mjs';
 import { installPackages, main, outputOf, root, run, ToolError, which } from './system.mjs';
 
 const source = 'native/cuda/kernels.cu';
-/** Machine code for these: those that native/cuda/gpu.cc knows. */
-const architectures = architecturesOf(readFileSync(join(root, 'native', 'cuda', 'gpu.cc'), 'utf8'));
+const [, , command = 'build', only] = process.argv;
+const known = architecturesOf(readFileSync(join(root, 'native', 'cuda', 'gpu.cc'), 'utf8'));
+/** Machine code for these. */
+const architectures = only?.split(',').map(Number) ?? known;
 /** PTX of this one, which the driver compiles for all others from there on. */
 const portable = 80;
 const options = ['-std=c++20', '-O3'];
@@ -71,6 +75,7 @@ function programs() {
 
 /** Compiles all architectures, two at a time: what ptxas says and the machine code lie in build/cuda. */
 function build() {
+  if (!architectures.every((sm) => known.includes(sm))) throw new ToolError(`cuda: '${only}', wanted some of ${known}`);
   const folder = programs();
   rmSync(intermediate, { recursive: true, force: true });
   mkdirSync(intermediate, { recursive: true });
@@ -82,7 +87,7 @@ function build() {
   const packed = ['-Xfatbin', '-compress-all']; // a tenth of the size
   const nvcc = [...options, ...keep, ...packed, '--threads', '2', '--fatbin', ...code, source, '-o', fatbin];
   console.log(
-    `cuda: nvcc compiles for ${architectures.map((sm) => `sm_${sm}`).join(', ')}: some 4 minutes on two cores`,
+    `cuda: nvcc compiles for ${architectures.map((sm) => `sm_${sm}`).join(', ')}: two cores take some 40 s for each`,
   );
   const { status, stderr, error } = spawnSync(`${folder}nvcc`, nvcc, { cwd: root, encoding: 'utf8' });
   if (status !== 0) throw new ToolError(`cuda: nvcc: ${error?.message ?? stderr}`);
@@ -236,7 +241,6 @@ function gates() {
   console.log(`\nall kernels pass: ${architectures.map((sm) => `sm_${sm}`).join(', ')}`);
 }
 
-const [, , command = 'build'] = process.argv;
 main(
   { build, gates, fetch: programs }[command] ??
     (() => {
