@@ -63,7 +63,7 @@ const worlds = {
   // That its kernels are right is seen without an emulator (test/ops.test.ts).
   baseline: { fast: ['golden', 'input', ...ops], only: '(?!input: (colour|files|sources))', oneIn: 32 },
   // Where a test starts a process, that one is of the host: these start none.
-  arm64: { fast: ['golden', ...ops], oneIn: 16 },
+  arm64: { fast: ['golden', ...ops], oneIn: 32 },
 };
 // What does not depend on Node is left out with --fast: kernels, graphs, files of weights, packages, other programs.
 const besideNode =
