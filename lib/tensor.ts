@@ -82,7 +82,13 @@ export class Tensor<D extends DType = DType, S extends Shape = Shape> implements
 
   static zeros<D extends DType, const S extends Shape>(dtype: D, shape: S): Tensor<D, S> {
     checkType(dtype);
-    return new Tensor(dtype, shape, new (arrayFor(dtype))(elementCount(shape)) as TypedArrayOf<D>);
+    const count = elementCount(shape);
+    try {
+      return new Tensor(dtype, shape, new (arrayFor(dtype))(count) as TypedArrayOf<D>);
+    } catch (error) {
+      if (!(error instanceof RangeError)) throw error;
+      throw new OctconvError(`tensor: shape ${show(shape)} of ${dtype}: no memory for ${count} elements`);
+    }
   }
 
   /**
@@ -220,9 +226,9 @@ export function elementCount(shape: Shape): number {
     fine &&= Number.isInteger(size) && size > 0;
     count *= size;
   }
-  if (!fine || !Number.isSafeInteger(count)) {
-    throw new OctconvError(`tensor: shape ${show(shape)}, wanted a list of positive integers`);
-  }
+  if (!fine) throw new OctconvError(`tensor: shape ${show(shape)}, wanted a list of positive integers`);
+  if (!Number.isSafeInteger(count))
+    throw new OctconvError(`tensor: shape ${show(shape)} has ${count} elements, wanted at most 2^53 - 1`);
   return count;
 }
 

@@ -1,10 +1,20 @@
 /** The command line as a user meets it: what it prints, where, and with which exit code. */
 import { spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
-import { copyFileSync, existsSync, linkSync, mkdirSync, mkdtempSync, readFileSync } from 'node:fs';
+import {
+  copyFileSync,
+  existsSync,
+  linkSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmdirSync,
+} from 'node:fs';
 import { rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { expect } from 'chai';
 import sharp, { type Sharp } from 'sharp';
@@ -910,6 +920,23 @@ describe('command line', function () {
       child.kill('SIGINT');
       expect((await ended)[1]).to.equal('SIGINT');
       expect(Buffer.concat(errors).toString()).to.equal('');
+    });
+
+    it('a bench that a signal ends leaves no temporary folder', async () => {
+      for (const [signal, code] of Object.entries({ SIGHUP: 129, SIGINT: 130, SIGTERM: 143 })) {
+        const place = mkdtempSync(join(tmpdir(), 'octconv-signal-'));
+        const options = ['--network', 'oct-resnet-26', '--width', '8', '--classes', '10', '--size', '32'];
+        const child = spawn(process.execPath, [cli, 'bench', 'memory', ...options, '--rounds', '1000'], {
+          stdio: 'ignore',
+          env: { ...process.env, TMPDIR: place },
+        });
+        const ended = once(child, 'exit');
+        while (readdirSync(place).length === 0 && child.exitCode === null) await sleep(20);
+        child.kill(signal as NodeJS.Signals);
+        expect((await ended)[0], signal).to.equal(code);
+        expect(readdirSync(place), signal).to.deep.equal([]);
+        rmdirSync(place);
+      }
     });
 
     it('help and version end with 0, an unknown command with 2', () => {

@@ -1,14 +1,12 @@
 /** How long a network keeps the event loop: in a server nobody else is answered meanwhile. */
 import { readFileSync } from 'node:fs';
-import { mkdtemp, rm } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
 import { type IntervalHistogram, monitorEventLoopDelay } from 'node:perf_hooks';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { loadModel } from '../model.js';
 import { type NetworkOptions, resolveNetworkOptions } from '../models/index.js';
 import { Tensor } from '../tensor.js';
 import { writeModelFolder } from '../weights/folder.js';
+import { inFolder } from './folder.js';
 import { type Machine, machine } from './measure.js';
 import { Net } from './models.js';
 import { table, threadsOf } from './table.js';
@@ -55,7 +53,6 @@ export async function benchLoop({
   progress,
 }: BenchLoopOptions): Promise<LoopResult> {
   const options = resolveNetworkOptions(network, given);
-  const folder = await mkdtemp(join(tmpdir(), 'octconv-'));
   const rows: LoopRow[] = [];
   const whole = monitorEventLoopDelay({ resolution: 1 });
   const phase = async <T>(name: string, work: () => Promise<T>): Promise<T> => {
@@ -79,7 +76,7 @@ export async function benchLoop({
       rows.push(rowOf(name, histogram, cpu));
     }
   };
-  try {
+  await inFolder(async (folder) => {
     progress?.('writing the network');
     const net = new Net(network, given, size);
     const { config, labels } = net.described;
@@ -92,9 +89,7 @@ export async function benchLoop({
       for (let round = 0; round < rounds; round++) for (const x of inputs) await model.run(x);
     });
     await phase('dispose', async () => model.dispose());
-  } finally {
-    await rm(folder, { recursive: true, force: true });
-  }
+  });
   rows.push(rowOf('all', whole, Math.max(...rows.map(({ cpu }) => cpu))));
   return { bench: 'loop', machine: machine(), network, options, size, threads, rounds, rows };
 }

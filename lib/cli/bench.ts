@@ -19,11 +19,14 @@ import {
 import { print, printJson } from './output.js';
 import { Progress } from './progress.js';
 
+/** As in a model folder. */
+const mostPixels = 65536;
+
 export function benchCommand(program: Command): void {
   const bench = program.command('bench').description('timed against onnxruntime-node, round by round, checked first');
   ofNetworks(common(bench.command('models'), 20))
     .description('whole networks, plain and octave at several alphas')
-    .option('--network <list>', 'plain networks; their octave forms are added', listOf(String), ['resnet-50'])
+    .option('--network <list>', 'plain networks; their octave forms are added', listOf(named), ['resnet-50'])
     .option('--alphas <list>', 'shares of the low branch (default: those of the paper)', listOf(number))
     .option('--dtypes <list>', 'what the convolutions multiply: f32, bf16, f16, i8', listOf(dtype), ['f32'])
     .option('--batch <list>', 'images or clips per run', listOf(integer(1)), [1])
@@ -80,7 +83,7 @@ export function benchCommand(program: Command): void {
     .addOption(new Option('--model <dir>', 'a model folder').conflicts(['network', 'alpha', 'size']))
     .option('--network <name>', 'a registered network, with random weights', 'oct-resnet-50')
     .option('--alpha <share>', 'share of the low branch', number)
-    .option('--size <pixels>', 'height and width of the input', integer(1), 224)
+    .option('--size <pixels>', 'height and width of the input', integer(1, mostPixels), 224)
     .option('--seconds <n>', 'of a stage of constant rate', positive, 10)
     .option('--rates <list>', 'pictures per second (default: rising until saturation)', listOf(positive))
     .option('--jpeg [file]', 'JPEGs instead of tensors (default: a made one of 500 x 375)')
@@ -97,11 +100,16 @@ function positive(text: string): number {
   throw new InvalidArgumentError('wanted a positive number.');
 }
 
+function named(text: string): string {
+  if (text !== '') return text;
+  throw new InvalidArgumentError('wanted names with commas between them.');
+}
+
 const gpuOption = (flags: string, text: string) => new Option(flags, text).choices(gpuNames);
 
 function common(command: Command, rounds: number): Command {
   return command
-    .option('--size <pixels>', 'height and width of the input', integer(1), 224)
+    .option('--size <pixels>', 'height and width of the input', integer(1, mostPixels), 224)
     .option('--rounds <n>', 'interleaved rounds', integer(1), rounds)
     .option('--out <file>', 'keep the result as JSON')
     .option('--json', 'print one JSON object');

@@ -1,11 +1,11 @@
 /** What `npm run demo` shows: photographs and clips classified, then the claim of the paper on this machine. */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtemp, readdir, rm } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
+import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import type { Command } from 'commander';
+import { inFolder } from '../bench/folder.js';
 import type { Times } from '../bench/measure.js';
 import { terminalWidth } from '../bench/table.js';
 import { classify } from '../classify.js';
@@ -94,8 +94,7 @@ async function watch(): Promise<void> {
       `An octave network for video, ${model.name} at alpha ${model.options?.alpha}, tells how a camera moves`,
     ),
   );
-  const folder = await mkdtemp(join(tmpdir(), 'octconv-demo-'));
-  try {
+  await inFolder(async (folder) => {
     const size = 160;
     const sources: (string | AsyncIterable<Picture>)[] = [];
     for (const [i, motion] of motions.entries()) {
@@ -119,9 +118,7 @@ async function watch(): Promise<void> {
       print(`  ${truth.padEnd(10)}  is called  ${verdict}  ${style('dim', `${milliseconds.toFixed(2)} ms`)}`);
     }
     print(`\n  ${right} of ${motions.length} right.\n`);
-  } finally {
-    await rm(folder, { recursive: true, force: true });
-  }
+  });
 }
 
 async function* framesOf(frames: readonly Picture[]): AsyncGenerator<Picture> {
