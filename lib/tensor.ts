@@ -228,7 +228,7 @@ export function elementCount(shape: Shape): number {
   }
   if (!fine) throw new OctconvError(`tensor: shape ${show(shape)}, wanted a list of positive integers`);
   if (!Number.isSafeInteger(count))
-    throw new OctconvError(`tensor: shape ${show(shape)} has ${count} elements, wanted at most 2^53 - 1`);
+    throw new OctconvError(`tensor: shape ${show(shape)}, wanted at most 2^53 - 1 elements`);
   return count;
 }
 

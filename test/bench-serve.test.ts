@@ -226,13 +226,14 @@ describe('bench serve', () => {
 
   it('JPEGs: a file, the service alone', async () => {
     const jpeg = pathOf('images/cat.jpg');
-    const result = await benchServe({ ...base, model, jpeg, rates: [30], peers: false });
+    const seconds = 1; // in 0.4 s a slow machine whose other core is busy has no answer
+    const result = await benchServe({ ...base, seconds, model, jpeg, rates: [30], peers: false });
     const { servers, input, bytes, peer } = result;
     expect([servers.length, input, bytes, peer]).to.deep.equal([1, 'jpeg', statSync(jpeg).size, undefined]);
     expect(serveTable({ ...result, goals: [] })).to.match(/\nnot saturated: no goal is judged$/);
     for (const { stages, half, beyond } of servers)
       for (const stage of [...stages, half, beyond]) {
-        expectSound(stage, base.seconds);
+        expectSound(stage, seconds);
         expect(stage.failed).to.equal(0);
       }
   });

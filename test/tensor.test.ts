@@ -71,7 +71,7 @@ describe('tensor', () => {
     );
     expect(await problem(() => tensor('f32', [2, 1.5], new Float32Array(3)))).to.match(/positive integers/);
     expect(await problem(() => Tensor.zeros('u8', [2 ** 31, 2 ** 31]))).to.equal(
-      'tensor: shape [2147483648,2147483648] has 4611686018427388000 elements, wanted at most 2^53 - 1',
+      'tensor: shape [2147483648,2147483648], wanted at most 2^53 - 1 elements',
     );
     expect(await problem(() => Tensor.zeros('f32', [2 ** 20, 2 ** 20]))).to.equal(
       'tensor: shape [1048576,1048576] of f32: no memory for 1099511627776 elements',
