@@ -87,7 +87,7 @@ function build() {
   const packed = ['-Xfatbin', '-compress-all']; // a tenth of the size
   const nvcc = [...options, ...keep, ...packed, '--threads', '2', '--fatbin', ...code, source, '-o', fatbin];
   console.log(
-    `cuda: nvcc compiles for ${architectures.map((sm) => `sm_${sm}`).join(', ')}: two cores take some 40 s for each`,
+    `cuda: nvcc compiles for ${architectures.map((sm) => `sm_${sm}`).join(', ')}: two cores take some 45 s for each`,
   );
   const { status, stderr, error } = spawnSync(`${folder}nvcc`, nvcc, { cwd: root, encoding: 'utf8' });
   if (status !== 0) throw new ToolError(`cuda: nvcc: ${error?.message ?? stderr}`);

@@ -13,14 +13,12 @@ import {
   integer,
   listOf,
   number,
+  pixels,
   shapeOf,
   withVariant,
 } from './common.js';
 import { print, printJson } from './output.js';
 import { Progress } from './progress.js';
-
-/** As in a model folder. */
-const mostPixels = 65536;
 
 export function benchCommand(program: Command): void {
   const bench = program.command('bench').description('timed against onnxruntime-node, round by round, checked first');
@@ -83,7 +81,7 @@ export function benchCommand(program: Command): void {
     .addOption(new Option('--model <dir>', 'a model folder').conflicts(['network', 'alpha', 'size']))
     .option('--network <name>', 'a registered network, with random weights', 'oct-resnet-50')
     .option('--alpha <share>', 'share of the low branch', number)
-    .option('--size <pixels>', 'height and width of the input', integer(1, mostPixels), 224)
+    .option('--size <pixels>', 'height and width of the input', pixels, 224)
     .option('--seconds <n>', 'of a stage of constant rate', positive, 10)
     .option('--rates <list>', 'pictures per second (default: rising until saturation)', listOf(positive))
     .option('--jpeg [file]', 'JPEGs instead of tensors (default: a made one of 500 x 375)')
@@ -109,7 +107,7 @@ const gpuOption = (flags: string, text: string) => new Option(flags, text).choic
 
 function common(command: Command, rounds: number): Command {
   return command
-    .option('--size <pixels>', 'height and width of the input', integer(1, mostPixels), 224)
+    .option('--size <pixels>', 'height and width of the input', pixels, 224)
     .option('--rounds <n>', 'interleaved rounds', integer(1), rounds)
     .option('--out <file>', 'keep the result as JSON')
     .option('--json', 'print one JSON object');

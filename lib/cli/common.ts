@@ -38,6 +38,9 @@ export function integer(least: number, most = Number.MAX_SAFE_INTEGER) {
   };
 }
 
+/** A height or a width, as a model folder takes it too. */
+export const pixels = integer(1, 65536);
+
 export function number(text: string): number {
   const value = Number(text);
   if (text.trim() !== '' && Number.isFinite(value)) return value;
