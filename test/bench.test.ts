@@ -196,6 +196,21 @@ describe('bench', () => {
     );
   });
 
+  it('ops in groups say so', async function () {
+    this.timeout(60_000);
+    const result = await benchOps({
+      ...tiny,
+      network: 'mobilenet-v1',
+      options: { multiplier: 0.25, classes: 5 },
+      batch: 1,
+    });
+    const titles = result.ops.map(({ op, title }) => `${op} ${title}`);
+    expect(titles).to.include.members([
+      'conv 16x16x8 -> 16x16x8, 3x3 s1, 8 groups',
+      'conv 16x16x8 -> 16x16x16, 1x1 s1',
+    ]);
+  });
+
   it('ops in bf16, and the steps in i8', async function () {
     this.timeout(60_000);
     const [bf16, i8] = [

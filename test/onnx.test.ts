@@ -460,6 +460,15 @@ describe('onnx: ops', () => {
       await check(graphOn((x) => ops.avgPool(x, { ...window, countIncludePad })));
   });
 
+  it('parameters that no file holds are refused', async () => {
+    const graph = record(buildNetwork('resnet-18', { width: 4 }), [1, 32, 32, 3]);
+    const [, second] = graph.params.keys();
+    const data = new Float32Array(2 ** 28); // a GiB, of which no byte is touched
+    expect(await toOnnx(graph, async () => ({ dtype: 'f32', shape: [2 ** 28], data })).catch(String)).to.equal(
+      `OctconvError: onnx: the parameters up to '${second}' are 2147483648 bytes, wanted at most 2147483647`,
+    );
+  });
+
   it('pictures of bytes are refused', async () => {
     const bytes = new Graph();
     const options = { height: 4, width: 4, interpolation: 'bilinear' } as const;

@@ -216,11 +216,17 @@ function describe(graph: Graph, { attrs, inputs, outputs }: GraphNode): string {
     typesOf(graph, ids)
       .map(({ shape }) => shape.slice(1).join('x'))
       .join(' + ');
-  const { kernel, stride } = attrs as { kernel: readonly number[]; stride: number | readonly number[] };
+  interface Window {
+    readonly kernel: readonly number[];
+    readonly stride: number | readonly number[];
+    readonly groups?: number; // of a convolution
+  }
+  const { kernel, stride, groups = 1 } = attrs as unknown as Window;
   const [kt, ...window] = kernel;
   const [st, step] = typeof stride === 'number' ? [1, stride] : stride;
   const over = (t: number | undefined, rest: string | number | undefined) => (t === 1 ? rest : `${t}x${rest}`);
-  return `${sizes(inputs)} -> ${sizes(outputs)}, ${over(kt, window.join('x'))} s${over(st, step)}`;
+  const size = `${over(kt, window.join('x'))} s${over(st, step)}`;
+  return `${sizes(inputs)} -> ${sizes(outputs)}, ${size}${groups > 1 ? `, ${groups} groups` : ''}`;
 }
 
 export async function timeOps(

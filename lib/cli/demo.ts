@@ -163,5 +163,5 @@ async function compare(
     print(`  ${name.padEnd(23)} min${least} ms, median${middle} ms  ${bar(median)}`.trimEnd());
   }
   const ratio = style('bold', `${(100 * pairedRatio(b, a)).toFixed(0)} %`);
-  print(`  For ${what} the octave network takes ${ratio} of the plain one's time.`);
+  print(`  For ${what} the octave network takes ${ratio} of the plain one's time (median of the rounds' ratios).`);
 }

@@ -24,6 +24,7 @@ import {
   type DeviceOptions,
   dtypeOption,
   integer,
+  pixels,
   isShaped,
   modelFrom,
   type NetworkFlags,
@@ -38,7 +39,7 @@ export function infoCommand(program: Command): void {
   withShape(program.command('info [network]'))
     .description('layers, parameters, FLOPs, fused steps and memory of a network name, model folder or weight file')
     .option('--model <dir>', 'a model folder, as other commands name it')
-    .option('--size <pixels>', 'height and width of the input (default: what the network was made for)', integer(1))
+    .option('--size <pixels>', 'height and width of the input (default: what the network was made for)', pixels)
     .option('--frames <n>', 'frames of the input, of a video network', integer(1))
     .option('--batch <n>', 'images or clips per run', integer(1), 1)
     .addOption(

@@ -35,7 +35,10 @@ export const readerOf =
     return { dtype, shape, data: await source.read(name) };
   };
 
-/** @throws OctconvError for ops on pictures' bytes. */
+/** What one message of protobuf holds. */
+const mostBytes = 2 ** 31 - 1;
+
+/** @throws OctconvError for ops on pictures' bytes, and for parameters that no file holds: 2 GiB and more. */
 export async function toOnnx(
   graph: Graph,
   weights: ReadParam | Pick<WeightSource, 'tensors' | 'read'>,
@@ -45,9 +48,13 @@ export async function toOnnx(
   const read = typeof weights === 'function' ? weights : readerOf(weights);
   const params = new Map<string, Param>();
   const quantized = new Map<string, Quantization>();
+  let bytes = 0;
   for (const name of graph.params.keys()) {
     const given = graph.constants.get(name);
     const param = given ?? (await read(name));
+    bytes += param.data.byteLength;
+    if (bytes > mostBytes)
+      throw new OctconvError(`onnx: the parameters up to '${name}' are ${bytes} bytes, wanted at most ${mostBytes}`);
     params.set(name, param);
     if (!given && param.dtype === 'i8') quantized.set(name, await quantizationOf(name, read));
   }

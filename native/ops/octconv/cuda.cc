@@ -505,9 +505,9 @@ int depthwiseBlocks(const BranchArgs& branch, Compute compute) {
 void count(const BranchArgs& branch, Compute compute, LaunchInfo& launch) {
   const Tile& tile = tiles[branch.tile];
   std::string about = std::to_string(4 * tile.lows) + "x" + std::to_string(tile.columns);
-  if (branch.splits > 1) about += "/" + std::to_string(branch.splits);
+  if (branch.splits > 1) about.append("/").append(std::to_string(branch.splits));
   if (launch.tile.empty()) launch.tile = about;
-  if (launch.tile != about) launch.tile += "+" + about;
+  if (launch.tile != about) launch.tile.append("+").append(about);
   for (int i = 0; i < branch.sources; i++) {
     const SourceArgs& s = branch.source[i];
     const int64_t steps = product(branch.blocks / branch.splits, s.kernel.t, s.kernel.h, s.kernel.w, s.chunks);
