@@ -503,16 +503,30 @@ describe('batcher', () => {
     });
 
     it('of many thousands takes no time that grows with its square', () => {
-      const count = 50_000;
-      const start = performance.now();
-      const held = new Held({ sizes: [1, 8], queue: 2 * count, timeout: 1e6, priorities: 3 });
-      const all = Array.from({ length: count }, (_, i) => held.add(`${i}`, 2, { priority: 1 + (i % 3) }));
-      for (const request of all) if (request.name.endsWith('7')) held.batcher.remove(request);
-      expect(held.batcher.waitingRequests).to.equal(0.9 * count);
-      expect(held.drains()).to.have.length((2 * 0.9 * count) / 8);
-      for (const request of all) held.batcher.add(request, 1);
-      expect(held.batcher.next(1e7).late).to.have.length(count);
-      expect(performance.now() - start).to.be.below(5000);
+      const milliseconds = (count: number) => {
+        const start = performance.now();
+        const batcher = new Batcher<Named>({ sizes: [1, 8], queue: 2 * count, timeout: 1e6, priorities: 3 });
+        const all = Array.from({ length: count }, (_, i) => ({
+          name: `${i}`,
+          key: 'a',
+          rows: 2,
+          priority: 1 + (i % 3),
+        }));
+        for (const request of all) batcher.add(request, 0);
+        for (const request of all) if (request.name.endsWith('7')) batcher.remove(request);
+        expect(batcher.waitingRequests).to.equal(0.9 * count);
+        let batches = 0;
+        for (let batch = batcher.next(0).batch; batch; batch = batcher.next(0).batch) {
+          batches++;
+          batcher.ended(batch);
+        }
+        expect(batches).to.equal((2 * 0.9 * count) / 8);
+        for (const request of all) batcher.add(request, 1);
+        expect(batcher.next(1e7).late).to.have.length(count);
+        return performance.now() - start;
+      };
+      const fastest = (count: number) => Math.min(...Array.from({ length: 3 }, () => milliseconds(count)));
+      expect(fastest(40_000) / fastest(2_000)).to.be.below(150); // of a square: 400
     });
   });
 

@@ -37,7 +37,7 @@ const inParts = (bytes: Uint8Array) =>
   });
 
 describe('examples: haproxy', function () {
-  this.timeout(60_000);
+  this.timeout(180_000);
   let folder: string;
   let ports: number[];
   let haproxy: ChildProcess;
@@ -80,7 +80,7 @@ describe('examples: haproxy', function () {
   const redispatched = async (proxy?: string) =>
     (await Promise.all(all.map(async (i) => (await told(i, proxy)).redispatched))).reduce((sum, n) => sum + n);
 
-  const untilUp = (i: number, up = true) => until(async () => (await told(i)).isUp === up, 30_000);
+  const untilUp = (i: number, up = true) => until(async () => (await told(i)).isUp === up, 60_000);
 
   before(async function () {
     if (spawnSync('haproxy', ['-v']).status !== 0) skip(this, 'haproxy');
@@ -172,7 +172,7 @@ describe('examples: haproxy', function () {
       await until(async () => {
         const [own = 0, ...others] = await since();
         return own > then + 20 && own > 0.12 * others.reduce((sum, n) => sum + n, own);
-      }, 30_000);
+      }, 60_000);
       await end(1, 'SIGKILL');
       await sleep(1000);
     });

@@ -1,12 +1,13 @@
 /** MLServer around onnxruntime, which `bench serve` loads where OCTCONV_PYTHON names a Python that has both. */
 import { type ChildProcess, execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { copyFile, mkdir, writeFile } from 'node:fs/promises';
+import { copyFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { promisify } from 'node:util';
 import { onExit } from 'signal-exit';
 import { OctconvError } from '../error.js';
+import { makeFolder } from '../files/write.js';
 import type { InputConfig } from '../input/preprocess.js';
 import { freePort } from './port.js';
 
@@ -60,7 +61,7 @@ export class MlServer {
   static async start({ python, onnx, threads, input, folder }: MlServerJob): Promise<MlServer> {
     const { height, width, scale, mean, std } = input;
     const [http_port, grpc_port] = [await freePort(), await freePort()];
-    await mkdir(folder, { recursive: true });
+    await makeFolder(folder);
     await copyFile(runtime, join(folder, 'runtime.py'));
     const write = (name: string, value: object) => writeFile(join(folder, name), JSON.stringify(value));
     // With one worker, a process, as it has by default: with none the network keeps its event loop.

@@ -132,12 +132,16 @@ export async function refuseInput(path: string, input: string, shown = input): P
   );
 }
 
-/** mkdir's own `recursive` never ends where a folder cannot be made in one that is there, as in /proc. */
+/**
+ * mkdir's own `recursive` never ends where a folder cannot be made in one that is there, as in /proc. A folder that is
+ * there is not made: that would bring back one which a signal removes meanwhile.
+ */
 export async function makeFolder(path: string): Promise<void> {
+  if (await isFolder(path)) return;
   try {
     await mkdir(path);
   } catch (error) {
-    if (await isFolder(path)) return;
+    if (await isFolder(path)) return; // another was first
     if ((error as NodeJS.ErrnoException).code !== 'ENOENT' || (await isFolder(dirname(path)))) throw error;
     await makeFolder(dirname(path));
     await makeFolder(path);
