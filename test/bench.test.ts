@@ -222,6 +222,7 @@ describe('bench', () => {
     expect(bytes[0]).to.be.above(bytes[1]);
     expect(opsTable(i8))
       .to.match(/; i8 is taken for \d x f32, /)
+      .and.contain('\n\nNo ops alone in i8: an op by itself has no scales')
       .and.not.contain('onnxruntime');
   });
 
@@ -385,6 +386,9 @@ describe('bench', () => {
   it('what makes no sense is an error', async () => {
     const wrong = (network: string) => benchModels({ ...small, networks: [network] }).catch(String);
     expect(await wrong('oct-resnet-50')).to.match(/bench: network 'oct-resnet-50', wanted the plain one/);
+    expect(
+      await benchModels({ ...small, networks: ['resnext-50'], alphas: [0.25], options: { groups: 64 } }).catch(String),
+    ).to.match(/bench: oct-resnext-50 alpha 0.25: layer1.0.conv2: 96 high and 32 low channels, wanted multiples of 64/);
     expect(await wrong('resnet-51')).to.match(/network 'resnet-51' \(did you mean "resnet-50"\?\), wanted one of/);
   });
 

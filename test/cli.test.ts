@@ -283,7 +283,7 @@ describe('command line', function () {
       expectError(run('--alpha', '.5'), 1, 'alpha 0.5 was asked for, the weights have 0.25');
       expectError(run('--classes', '7'), 1, 'classes 7 was asked for, the weights have 10');
       expectError(run('--network', 'resnet-26'), 1, /network "?resnet-26"? was asked for/);
-      expectError(run('--model', shipped), 2, '--model says it all');
+      expectError(run('--model', shipped), 2, '--model says it all: no --weights beside it');
       expectError(bare('--network', 'oct-resnet-26', '--alpha', '1'), 1, 'alpha 1');
       expectError(bare(), 2, 'one of --network, --weights and --model');
       expectError(run('--layout', 'chwn'), 2, 'Allowed choices are nhwc, nchw');

@@ -9,7 +9,7 @@ import { writeModelFolder } from '../weights/folder.js';
 import { inFolder } from './folder.js';
 import { type Machine, machine } from './measure.js';
 import { Net } from './models.js';
-import { table, threadsOf } from './table.js';
+import { roundsOf, table, threadsOf } from './table.js';
 
 export interface BenchLoopOptions {
   readonly network: string;
@@ -115,7 +115,7 @@ export function loopTable({ machine, network, options, size, threads, rounds, ro
   ]);
   return [
     `${machine.cpu}, ${machine.isa}, ${threadsOf(threads)}`,
-    `${network}, alpha ${options.alpha}, ${size} x ${size}, random weights, ${rounds} rounds of batch ${batches.join(', ')}`,
+    `${network}, alpha ${options.alpha}, ${size} x ${size}, random weights, ${roundsOf(rounds)} of batch ${batches.join(', ')}`,
     'milliseconds between two turns of the event loop, by a timer of 1 ms;',
     'cpu max: CPU time of its thread between two, however busy the machine is;',
     `goal for all: p99 < ${goals.p99}, max < ${goals.max}`,

@@ -16,7 +16,7 @@ import { elsewhere, type MemoryGoal, memoryGoalOf } from './goals.js';
 import { type Machine, machine, type Times, timesOf } from './measure.js';
 import { Net, peerDTypes } from './models.js';
 import { peerVersion, sessionOptions } from './peer.js';
-import { givenOf, optionsIn, sizeOf, table, threadsOf } from './table.js';
+import { givenOf, optionsIn, roundsOf, sizeOf, table, threadsOf } from './table.js';
 
 export interface BenchMemoryOptions {
   readonly network: string;
@@ -161,7 +161,7 @@ export function memoryTable({
   const head = ['in a fresh process', 'MiB before', 'peak min', 'median', ...goalOf, 'ms min', 'median', ...goalOf];
   return [
     `${machine.cpu}, ${machine.isa}, ${threadsOf(threads)}; onnxruntime-node ${peer}`,
-    `${network}, alpha ${alpha}, ${optionsIn(options)}${sizeOf({ size, frames })}, ${rounds} rounds, random weights; ms from opening the file, which is in the page`,
+    `${network}, alpha ${alpha}, ${optionsIn(options)}${sizeOf({ size, frames })}, ${roundsOf(rounds)}, random weights; ms from opening the file, which is in the page`,
     'cache, to the first result; before: Node.js and the code of the engine, without a network',
     ...elsewhere(
       machine,

@@ -34,7 +34,7 @@ import {
 } from './measure.js';
 import { alphasOf } from './paper.js';
 import { openPeer, type Peer, peerVersion, probe } from './peer.js';
-import { framesOf, givenOf, kindOf, optionsIn, share, sizeOf, table, threadsOf } from './table.js';
+import { framesOf, givenOf, kindOf, optionsIn, roundsOf, share, sizeOf, table, threadsOf } from './table.js';
 
 export interface BenchModelsOptions {
   /** Plain networks, all of pictures or all of videos; their `oct-` namesakes at these alphas are added. */
@@ -110,7 +110,7 @@ const tolerances = { f32: 1e-4, bf16: 1e-4, f16: 1e-4, i8: 1e-3 } as const;
 /** @throws OctconvError if a network's results differ from the reference, from our f32, or from onnxruntime. */
 export async function benchModels(options: BenchModelsOptions): Promise<ModelsResult> {
   const { size, rounds } = options;
-  const families = options.networks.map((network) => netsOf(network, options));
+  const families = [...new Set(options.networks)].map((network) => netsOf(network, options));
   const shapes = families.map(([{ shape }]) => shape);
   const [shape = [], ...others] = shapes;
   if (others.some((other) => other.join() !== shape.join()))
@@ -138,7 +138,7 @@ function netsOf(network: string, { alphas, options = {}, size, frames }: BenchMo
   if (octave === undefined) {
     throw new OctconvError(`bench: network '${network}', wanted the plain one, to which its octave forms are added`);
   }
-  const octaves = (alphas ?? alphasOf(network)).map(
+  const octaves = [...new Set(alphas ?? alphasOf(network))].map(
     (alpha) => new Net(octave, { ...options, alpha }, size, plain.frames),
   );
   return [plain, ...octaves];
@@ -202,7 +202,11 @@ export class Net {
     frames?: number,
   ) {
     this.shape = inputShape({ name, options }, { height: size, width: size, frames });
-    this.network = buildNetwork(name, options);
+    try {
+      this.network = buildNetwork(name, options);
+    } catch (error) {
+      throw new OctconvError(`bench: ${this.title}: ${(error as Error).message}`); // a layer does not say of which alpha
+    }
     this.weights = initialize(this.network);
   }
 
@@ -350,7 +354,7 @@ export function modelsTable({ rows, peak, machine, peer, options, size, frames, 
   const peaks = Object.entries(peak).map(([count, gflops]) => `${threadsOf(count)} ${gflops.toFixed(0)}`);
   return [
     `${machine.cpu}, ${machine.isa}; measured peak of f32, GFLOP/s: ${peaks.join(', ')}; ort: onnxruntime-node ${peer}`,
-    `${sizeOf({ size, frames })}, ${optionsIn(options)}${rounds} interleaved rounds, random weights, ms per ${kind}, ratios (/ort: ours to it) are paired medians`,
+    `${sizeOf({ size, frames })}, ${optionsIn(options)}${roundsOf(rounds, 'interleaved ')}, random weights, ms per ${kind}, ratios (/ort: ours to it) are paired medians`,
     ...(goals ? ['floor, goal: what this project wants of /ort plain'] : []),
     ...elsewhere(machine, rows),
     '',

@@ -28,7 +28,7 @@ import {
 } from './measure.js';
 import { type Gpu, type GpuName, gpuCalled, gpus } from './gpus.js';
 import { openPeer, peerVersion } from './peer.js';
-import { framesOf, givenOf, optionsIn, share, sizeOf, table, threadsOf } from './table.js';
+import { framesOf, givenOf, optionsIn, roundsOf, share, sizeOf, table, threadsOf } from './table.js';
 
 export interface BenchOpsOptions {
   readonly network: string;
@@ -316,11 +316,12 @@ export function opsTable(result: OpsResult): string {
   const onCpu = `${machine.cpu}, ${machine.isa}, ${threadsOf(threads)}; ${measured}${dtype === 'f32' ? '' : taken}`;
   return [
     gpu ? onGpu : onCpu,
-    `${name}, ${optionsIn(options)}${dtype}, ${sizeOf({ size, frames })}, batch ${batch}, random weights, ${rounds} rounds, ms`,
+    `${name}, ${optionsIn(options)}${dtype}, ${sizeOf({ size, frames })}, batch ${batch}, random weights, ${roundsOf(rounds)}, ms`,
     '',
     'Steps of the fused network; bound: their FLOPs at that peak (Winograd has fewer), or their bytes from memory',
     stepLines(steps),
     ...(ops.length ? [...single, opLines(ops, peaks[dtype])] : []),
+    ...(dtype === 'i8' && !gpu ? ['', 'No ops alone in i8: an op by itself has no scales'] : []),
   ].join('\n');
 }
 

@@ -88,7 +88,9 @@ export const kindOf = (frames: number | undefined): string => (frames === undefi
 
 export const share = (part: number): string => `${(100 * part).toFixed(0)} %`;
 
-export const threadsOf = (count: number | string): string => `${count} thread${Number(count) === 1 ? '' : 's'}`;
+const counted = (count: number | string, thing: string) => `${count} ${thing}${Number(count) === 1 ? '' : 's'}`;
+export const threadsOf = (count: number | string): string => counted(count, 'thread');
+export const roundsOf = (count: number, kind = ''): string => counted(count, `${kind}round`);
 
 /** Options of a network; undefined where there are none. */
 export const givenOf = (options: NetworkOptions = {}): NetworkOptions | undefined =>

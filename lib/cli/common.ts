@@ -189,10 +189,8 @@ const givenTo = (flags: NetworkFlags): Partial<ResolvedOptions> =>
 function checkFlags(flags: NetworkFlags): void {
   const { network, weights, model } = flags;
   if (!network && !weights && !model) throw new UsageError('one of --network, --weights and --model is needed');
-  if (model && (network || weights || isShaped(flags))) {
-    const others = ['network', 'weights', ...shapeKeys].map(flagOf).join(', ');
-    throw new UsageError(`--model says it all: no ${others} beside it`);
-  }
+  const other = model && (['network', 'weights', ...shapeKeys] as const).find((key) => flags[key] !== undefined);
+  if (other) throw new UsageError(`--model says it all: no ${flagOf(other)} beside it`);
 }
 
 /** The files that they name. */

@@ -105,8 +105,9 @@ async function convert(
       printJson({ folder, network, options, input, tensors, ...(dtype && { dtype }) });
       return;
     }
-    const { alpha, width, multiplier, classes } = options;
-    const wide = multiplier === undefined ? `width ${width}` : `multiplier ${multiplier}`;
+    const { alpha, width, multiplier, groups, classes } = options;
+    const grouped = groups === undefined ? '' : `, ${groups} groups`;
+    const wide = (multiplier === undefined ? `width ${width}` : `multiplier ${multiplier}`) + grouped;
     say(
       `${printable(folder)}: ${network}, alpha ${alpha}, ${wide}, ${classes} classes, ${count(tensors)} tensors${dtype ? `, kernels in ${dtype}` : ''}${kind ? `, inflated from ${opened.name}` : ''}`,
     );
