@@ -133,7 +133,7 @@ describe('bench serve', () => {
 
   it('tensors: the service, Express with the octave and the plain network, half and twice', async function () {
     this.timeout(120_000);
-    const seconds = 0.1; // Express keeps all 200 of a stage, and answers within 10 s on a slow machine too
+    const seconds = 0.05; // Express keeps all 100 of a stage, and answers within 10 s on a slow machine too
     const result = await benchServe({ ...base, seconds, model, rates: [50, 2000], peers: true });
     const hasMlServer = result.mlserver?.startsWith('MLServer');
     expect(result.servers.map(({ by, network, alpha }) => [by, network, alpha])).to.deep.equal([
