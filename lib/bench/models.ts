@@ -334,6 +334,7 @@ export function modelsTable({ rows, peak, machine, peer, options, size, frames, 
   ];
   const ratio = (value: number | undefined) => value?.toFixed(2) ?? '';
   const kind = kindOf(frames);
+  const ms = (value: number) => value.toFixed(value < 1 ? 3 : 2);
   const lines = rows.map((row) => [
     row.network,
     String(row.alpha ?? 'plain'),
@@ -341,13 +342,13 @@ export function modelsTable({ rows, peak, machine, peer, options, size, frames, 
     String(row.threads),
     row.dtype,
     row.gmadds.toFixed(2),
-    row.ours.min.toFixed(2),
-    row.ours.median.toFixed(2),
+    ms(row.ours.min),
+    ms(row.ours.median),
     row.gflops.toFixed(0),
     share(row.ofPeak),
     row.peerDType,
-    row.theirs.min.toFixed(2),
-    row.theirs.median.toFixed(2),
+    ms(row.theirs.min),
+    ms(row.theirs.median),
     ...[row.ratio, row.ratioToPlain, ...(goals ? [row.floor, row.goal] : [])].map(ratio),
     ...[row.ratioToOurPlain, ...(most ? [row.ofOurPlain] : []), row.flopRatio].map(ratio),
   ]);

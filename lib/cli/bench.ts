@@ -30,7 +30,7 @@ export function benchCommand(program: Command): void {
     .option('--batch <list>', 'images or clips per run', listOf(integer(1)), [1])
     .option('--threads <list>', 'threads of a run (default: 1 and all cores)', listOf(integer(1)))
     .addOption(deviceOption())
-    .option('--chart <file>', 'SVG of milliseconds over FLOPs')
+    .option('--chart <file>', 'SVG of milliseconds over FLOPs, at the first batch size and thread count')
     .action(models);
   ofNetworks(common(bench.command('ops'), 20))
     .description('every step of a network beside its bound, its ops one by one beside onnxruntime')
