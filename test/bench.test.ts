@@ -192,7 +192,7 @@ describe('bench', () => {
       'maxPool 3x8x8x16 -> 2x8x8x16, 2x1x1 s2x1',
     ]);
     expect(lines(opsTable(result))[1]).to.equal(
-      'oct-i3d-26 alpha 0.5, width 8, classes 5, f32, 3 x 32 x 32, batch 1, random weights, 1 rounds, ms',
+      'oct-i3d-26 alpha 0.5, width 8, classes 5, f32, 3 x 32 x 32, batch 1, random weights, 1 round, ms',
     );
   });
 
@@ -254,7 +254,7 @@ describe('bench', () => {
     this.timeout(60_000);
     const result = await benchMemory({ ...tiny, network: 'oct-i3d-26', frames: 3, dtypes: ['f32'] });
     expect(lines(memoryTable(result))[1]).to.contain(
-      'oct-i3d-26, alpha 0.5, width 8, classes 5, 3 x 32 x 32, 1 rounds',
+      'oct-i3d-26, alpha 0.5, width 8, classes 5, 3 x 32 x 32, 1 round',
     );
     for (const { peak, before } of result.rows.flatMap(({ ours, theirs }) => [ours, theirs]))
       expect(before.min).to.be.within(20, peak.min);
@@ -355,7 +355,7 @@ describe('bench', () => {
       });
     expect(lines(table('avx2')).slice(0, 4)).to.deep.equal([
       'a CPU, avx2; measured peak of f32, GFLOP/s: 1 thread 50; ort: onnxruntime-node 1.0',
-      '8 x 224 x 224, 1 interleaved rounds, random weights, ms per clip, ratios (/ort: ours to it) are paired medians',
+      '8 x 224 x 224, 1 interleaved round, random weights, ms per clip, ratios (/ort: ours to it) are paired medians',
       'floor, goal: what this project wants of /ort plain',
       '',
     ]);

@@ -973,7 +973,7 @@ describe('command line', function () {
       const forms = words('--network mobilenet-v1 --alphas .5 --out m.json');
       const models = octconv('bench', 'models', ...forms, ...flags);
       expect([models.code, models.stderr]).to.deep.equal([0, '']);
-      expect(models.stdout.split('\n')[1]).to.match(/^48 x 48, channels 1, multiplier 0.25, 1 interleaved rounds, /);
+      expect(models.stdout.split('\n')[1]).to.match(/^48 x 48, channels 1, multiplier 0.25, 1 interleaved round, /);
       const { options, rows } = JSON.parse(readFileSync(inFolder('m.json'), 'utf8'));
       expect(options).to.deep.equal({ channels: 1, multiplier: 0.25 });
       const wanted = ['mobilenet-v1', 'oct-mobilenet-v1'].map(

