@@ -253,7 +253,9 @@ describe('bench', () => {
   it('memory of a clip', async function () {
     this.timeout(60_000);
     const result = await benchMemory({ ...tiny, network: 'oct-i3d-26', frames: 3, dtypes: ['f32'] });
-    expect(lines(memoryTable(result))[1]).to.contain('oct-i3d-26, alpha 0.5, width 8, classes 5, 3 x 32 x 32, 1 round');
+    expect(lines(memoryTable(result))[1]).to.contain(
+      'oct-i3d-26, alpha 0.5, width 8, classes 5, 3 x 32 x 32, 1 round, ',
+    );
     for (const { peak, before } of result.rows.flatMap(({ ours, theirs }) => [ours, theirs]))
       expect(before.min).to.be.within(20, peak.min);
     const of = { network: 'oct-i3d-50', dtype: 'f32', alpha: 0.25 } as const;

@@ -914,7 +914,7 @@ describe('command line', function () {
     });
 
     it('a bench that a signal ends leaves no temporary folder', async () => {
-      for (const [signal, code] of Object.entries({ SIGHUP: 129, SIGINT: 130, SIGTERM: 143 })) {
+      for (const signal of ['SIGHUP', 'SIGINT', 'SIGTERM'] as const) {
         const place = mkdtempSync(join(tmpdir(), 'octconv-signal-'));
         const options = ['--network', 'oct-resnet-26', '--width', '8', '--classes', '10', '--size', '32'];
         const child = spawn(process.execPath, [cli, 'bench', 'memory', ...options, '--rounds', '1000'], {
@@ -923,8 +923,8 @@ describe('command line', function () {
         });
         const ended = once(child, 'exit');
         while (readdirSync(place).length === 0 && child.exitCode === null) await sleep(20);
-        child.kill(signal as NodeJS.Signals);
-        expect((await ended)[0], signal).to.equal(code);
+        child.kill(signal);
+        expect((await ended)[1]).to.equal(signal);
         expect(readdirSync(place), signal).to.deep.equal([]);
         rmdirSync(place);
       }

@@ -9,7 +9,7 @@ import type { Plan } from '../plan.js';
 import { type Shape, Tensor } from '../tensor.js';
 import { fill, type Machine, machine, median, pairedRatio, relativeError, type Times, timesOf } from './measure.js';
 import { Net } from './models.js';
-import { framesOf, givenOf, optionsIn, sizeOf, table } from './table.js';
+import { framesOf, givenOf, optionsIn, roundsOf, sizeOf, table } from './table.js';
 
 export interface BenchCudaOptions {
   /** `cuda`, or of several GPUs one by its number. */
@@ -274,7 +274,7 @@ export function cudaTable(result: CudaResult): string {
   return [
     `${gpu}; ${machine.cpu}`,
     `before: ${told(before)}; after: ${told(after)}`,
-    `${sizeOf(result)}, ${optionsIn(options)}random weights, ${rounds} interleaved rounds of at least ${leastMilliseconds} ms, L2 warm`,
+    `${sizeOf(result)}, ${optionsIn(options)}random weights, ${roundsOf(rounds, 'interleaved ')} of at least ${leastMilliseconds} ms, L2 warm`,
     'ms of a run: kernels by events, and the whole from call to result with copies; ratios of kernels are paired medians',
     '',
     table(head, lines, { drop: ['whole median', 'median', '/our plain', 'whole min'] }),

@@ -1,27 +1,19 @@
-import { mkdtempSync, rmSync } from 'node:fs';
+import { mkdtempSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { onExit } from 'signal-exit';
+import { removeNow } from '../files/write.js';
 
-const signals = ['SIGHUP', 'SIGINT', 'SIGTERM'] as const;
-
-/** A temporary folder, which a signal that ends the process removes too. */
+/** A temporary folder, of which nothing is left when the work, or by a signal the process, ends. */
 export async function inFolder<T>(work: (folder: string) => Promise<T>): Promise<T> {
   let folder: string | undefined;
-  const remove = () => folder && rmSync(folder, { recursive: true, force: true });
-  const end = (_: NodeJS.Signals, number: number) => {
-    try {
-      remove();
-    } catch {
-      remove(); // a thread of libuv has written a file meanwhile: what it was asked for last
-    }
-    process.exit(128 + number);
-  };
-  for (const signal of signals) process.once(signal, end);
+  const remove = () => void (folder && removeNow(folder));
+  const unwatch = onExit(remove, { alwaysLast: true }); // behind those that end processes which write into it
   try {
     folder = mkdtempSync(join(tmpdir(), 'octconv-'));
     return await work(folder);
   } finally {
-    for (const signal of signals) process.off(signal, end);
     remove();
+    unwatch();
   }
 }

@@ -156,8 +156,9 @@ async function benchFamily(
   }
   const [plain] = nets;
   const rows: Omit<ModelRow, 'ofPeak'>[] = [];
-  const groups = dtypes.flatMap((dtype) =>
-    batches.flatMap((batch) => threads.map((count): Group => ({ dtype, batch, threads: count }))),
+  const once = <T>(values: readonly T[]) => [...new Set(values)];
+  const groups = once(dtypes).flatMap((dtype) =>
+    once(batches).flatMap((batch) => once(threads).map((count): Group => ({ dtype, batch, threads: count }))),
   );
   for (const group of groups) {
     const { dtype, batch, threads } = group;
@@ -205,7 +206,8 @@ export class Net {
     try {
       this.network = buildNetwork(name, options);
     } catch (error) {
-      throw new OctconvError(`bench: ${this.title}: ${(error as Error).message}`); // a layer does not say of which alpha
+      if (!(error instanceof OctconvError)) throw error;
+      throw new OctconvError(`bench: ${this.title}: ${error.message}`); // a layer's message names neither network nor alpha
     }
     this.weights = initialize(this.network);
   }

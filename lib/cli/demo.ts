@@ -7,7 +7,7 @@ import { fileURLToPath } from 'node:url';
 import type { Command } from 'commander';
 import { inFolder } from '../bench/folder.js';
 import type { Times } from '../bench/measure.js';
-import { terminalWidth } from '../bench/table.js';
+import { roundsOf, terminalWidth } from '../bench/table.js';
 import { classify } from '../classify.js';
 import { OctconvError } from '../error.js';
 import { ffmpegProgram } from '../input/ffmpeg.js';
@@ -62,7 +62,7 @@ async function run({ rounds }: { rounds: number }): Promise<void> {
     using plain = createModel('resnet-50');
     using octave = createModel('oct-resnet-50', { alpha: 0.5 });
     print(style('bold', 'The claim: octave convolution does the work of a plain one in less time'));
-    print(style('dim', `Random weights, ${deviceLine(plain)}, ${rounds} interleaved rounds.`));
+    print(style('dim', `Random weights, ${deviceLine(plain)}, ${roundsOf(rounds, 'interleaved ')}.`));
     await compare(
       'an image of 224 x 224',
       [1, 224, 224, 3],

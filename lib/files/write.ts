@@ -21,13 +21,21 @@ const sync = promisify(fsync);
 const temporaries = new Set<string>();
 let unwatch: (() => void) | undefined;
 
+/** Removes a file or folder as the process ends. A call that is under way may still add a file to it: once more then. */
+export function removeNow(path: string): void {
+  for (let tries = 0; tries < 2; tries++)
+    try {
+      rmSync(path, { recursive: true, force: true });
+      return;
+    } catch {}
+}
+
 /**
  * Runs `work` with the path of a hidden sibling of `path`, of which nothing is left when the work or the process ends.
  */
 export async function withSibling<T>(path: string, work: (temporary: string) => Promise<T>): Promise<T> {
   const temporary = join(dirname(path), `.${basename(path).slice(0, 200)}.${randomBytes(6).toString('hex')}.tmp`);
-  const remove = (left: string) => rmSync(left, { recursive: true, force: true });
-  unwatch ??= onExit(() => temporaries.forEach(remove)); // does not keep a signal from ending the process
+  unwatch ??= onExit(() => temporaries.forEach(removeNow)); // does not keep a signal from ending the process
   temporaries.add(temporary);
   try {
     return await work(temporary);
@@ -133,8 +141,8 @@ export async function refuseInput(path: string, input: string, shown = input): P
 }
 
 /**
- * mkdir's own `recursive` never ends where a folder cannot be made in one that is there, as in /proc. A folder that is
- * there is not made: that would bring back one which a signal removes meanwhile.
+ * mkdir's own `recursive` never ends where a folder cannot be made in one that is there, as in /proc. For a folder that
+ * is there mkdir is not called: a call under way while a signal removes the folder would make it again.
  */
 export async function makeFolder(path: string): Promise<void> {
   if (await isFolder(path)) return;
