@@ -133,7 +133,7 @@ describe('bench serve', () => {
 
   it('tensors: the service, Express with the octave and the plain network, half and twice', async function () {
     this.timeout(120_000);
-    const seconds = 0.1;
+    const seconds = 0.1; // Express keeps all 200 of a stage, and answers within 10 s on a slow machine too
     const result = await benchServe({ ...base, seconds, model, rates: [50, 2000], peers: true });
     const hasMlServer = result.mlserver?.startsWith('MLServer');
     expect(result.servers.map(({ by, network, alpha }) => [by, network, alpha])).to.deep.equal([
@@ -148,13 +148,13 @@ describe('bench serve', () => {
           ]
         : []),
     ]);
-    for (const { by, stages, saturation, half, beyond } of result.servers) {
+    for (const { stages, saturation, half, beyond } of result.servers) {
       expect(stages.map(({ rate }) => rate)).to.deep.equal([50, 2000].slice(0, stages.length));
       expect(saturation).to.equal(Math.max(...stages.map(({ goodput }) => goodput)));
       expect([half.rate, beyond.rate]).to.deep.equal([saturation / 2, 2 * saturation]);
       for (const stage of [...stages, half, beyond]) {
         expectSound(stage, seconds);
-        if (by === 'octconv') expect(stage.failed).to.equal(0); // Express refuses none: on a slow machine some are late
+        expect(stage.failed).to.equal(0);
         const { p50, p99, max } = stage.loop ?? { p50: 0, p99: 0, max: 0 };
         expect(p50).to.be.within(0, p99);
         expect(p99).to.be.at.most(max);

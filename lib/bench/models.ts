@@ -110,7 +110,7 @@ const tolerances = { f32: 1e-4, bf16: 1e-4, f16: 1e-4, i8: 1e-3 } as const;
 /** @throws OctconvError if a network's results differ from the reference, from our f32, or from onnxruntime. */
 export async function benchModels(options: BenchModelsOptions): Promise<ModelsResult> {
   const { size, rounds } = options;
-  const families = [...new Set(options.networks)].map((network) => netsOf(network, options));
+  const families = once(options.networks).map((network) => netsOf(network, options));
   const shapes = families.map(([{ shape }]) => shape);
   const [shape = [], ...others] = shapes;
   if (others.some((other) => other.join() !== shape.join()))
@@ -129,6 +129,9 @@ export async function benchModels(options: BenchModelsOptions): Promise<ModelsRe
   return { bench: 'models', machine: machine(), peer, options: given, size, frames, rounds, peak, rows: complete };
 }
 
+/** What is given twice is measured once. */
+const once = <T>(values: readonly T[]): T[] => [...new Set(values)];
+
 /** A plain network, and its octave forms. */
 type Nets = readonly [plain: Net, ...octave: Net[]];
 
@@ -138,7 +141,7 @@ function netsOf(network: string, { alphas, options = {}, size, frames }: BenchMo
   if (octave === undefined) {
     throw new OctconvError(`bench: network '${network}', wanted the plain one, to which its octave forms are added`);
   }
-  const octaves = [...new Set(alphas ?? alphasOf(network))].map(
+  const octaves = once(alphas ?? alphasOf(network)).map(
     (alpha) => new Net(octave, { ...options, alpha }, size, plain.frames),
   );
   return [plain, ...octaves];
@@ -156,7 +159,6 @@ async function benchFamily(
   }
   const [plain] = nets;
   const rows: Omit<ModelRow, 'ofPeak'>[] = [];
-  const once = <T>(values: readonly T[]) => [...new Set(values)];
   const groups = once(dtypes).flatMap((dtype) =>
     once(batches).flatMap((batch) => once(threads).map((count): Group => ({ dtype, batch, threads: count }))),
   );

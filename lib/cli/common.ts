@@ -1,6 +1,7 @@
 /** What the commands share: their options, and where a network comes from. */
 import { fileURLToPath } from 'node:url';
 import { type Command, InvalidArgumentError, Option } from 'commander';
+import { threadsOf } from '../bench/table.js';
 import { deviceNames, mayBeDevice, targetOf } from '../devices.js';
 import { oneOf } from '../error.js';
 import { type ComputeType, computeTypes } from '../graph/graph.js';
@@ -248,5 +249,5 @@ export function placeOf(model: Model): { device: string; isa: string; dtype: Com
 /** `cpu avx2, f32, 2 threads` */
 export function deviceLine(model: Model): string {
   const { device, isa, dtype, threads } = placeOf(model);
-  return `${device} ${isa}, ${dtype}, ${threads} thread${threads === 1 ? '' : 's'}`;
+  return `${device} ${isa}, ${dtype}, ${threadsOf(threads)}`;
 }

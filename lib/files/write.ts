@@ -22,7 +22,7 @@ const temporaries = new Set<string>();
 let unwatch: (() => void) | undefined;
 
 /** Removes a file or folder as the process ends. A call that is under way may still add a file to it: once more then. */
-export function removeNow(path: string): void {
+function removeNow(path: string): void {
   for (let tries = 0; tries < 2; tries++)
     try {
       rmSync(path, { recursive: true, force: true });
@@ -35,7 +35,8 @@ export function removeNow(path: string): void {
  */
 export async function withSibling<T>(path: string, work: (temporary: string) => Promise<T>): Promise<T> {
   const temporary = join(dirname(path), `.${basename(path).slice(0, 200)}.${randomBytes(6).toString('hex')}.tmp`);
-  unwatch ??= onExit(() => temporaries.forEach(removeNow)); // does not keep a signal from ending the process
+  // Does not keep a signal from ending the process. Behind those that end processes which write into a folder.
+  unwatch ??= onExit(() => temporaries.forEach(removeNow), { alwaysLast: true });
   temporaries.add(temporary);
   try {
     return await work(temporary);
